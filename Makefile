@@ -1,0 +1,59 @@
+# PYTHON=/path/to/python make ...  picks the interpreter that .venv is made with.
+PYTHON ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# Quick tests: no processes, no GPU, no browser, no cluster.
+UNIT := not slow and not gpu and not browser and not cluster
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test check lint format docs coverage clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed-dev  ## Install everything, development tools too, into .venv
+
+quickstart: $(VENV)/.installed  ## Install what training needs and run the main job on built-in data
+	@$(BIN)/launcher train experiment=quickstart
+
+test: lint  ## Install, check, and run all tests
+	@# .ci/run asks for pytest's own exit code in a file, because make would turn it into 2.
+	@$(BIN)/pytest $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
+
+check: lint  ## Format, lint, types, import contracts and the quick tests
+	@$(BIN)/pytest -q -m "$(UNIT)" -n auto --maxprocesses 8 --dist worksteal
+
+lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
+
+format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+docs: $(VENV)/.installed-dev  ## Write docs/config.md anew from the config classes
+	@$(BIN)/python -m launcher.config.reference
+
+coverage: $(VENV)/.installed-dev  ## Show what the quick tests do not reach
+	@$(BIN)/pytest -q -m "$(UNIT)" --cov --cov-report=term-missing
+
+clean:  ## Remove .venv, builds and caches; runs/ stays
+	rm -rf $(VENV) build dist .coverage .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes the first time ..."
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
+	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data]'
+	@touch $(VENV)/.installed $@
+
+$(BIN)/python:
+	@.ci/make-venv $(VENV) $(PYTHON)

@@ -1,0 +1,95 @@
+"""`launcher VERB ...`: find the verb, run it, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from launcher import __version__, registry
+from launcher.errors import ConfigError, ExitCode, LauncherError
+
+#: verb -> (what --help says, function from the words after the verb to the exit code).
+VERBS = {
+    "train": ("fine-tune: compose, freeze, launch, follow to the end", "launcher.cli.runs:train"),
+    "submit": ("the same, but return at once and print the run id", "launcher.cli.runs:submit"),
+    "plan": ("what would run: batch, steps, memory of a rank", "launcher.cli.configs:plan"),
+    "config": (
+        "print the resolved config, or where a value comes from",
+        "launcher.cli.configs:config",
+    ),
+    "data prepare": ("tokenise into the cache, without a run", "launcher.cli.models:data_prepare"),
+    "data show": ("show in colour what is trained on", "launcher.cli.models:data_show"),
+    "status": ("state of one run, or of all", "launcher.cli.jobs:status"),
+    "logs": ("print or follow the log of a rank", "launcher.cli.jobs:logs"),
+    "cancel": ("stop a run for good, with a checkpoint", "launcher.cli.jobs:cancel"),
+    "resume": ("go on from the last checkpoint, follow to the end", "launcher.cli.runs:resume"),
+    "eval": ("score the tuned model, or the base", "launcher.cli.models:evaluate"),
+    "report": ("write the HTML page of a run", "launcher.cli.models:report"),
+    "export": ("write a Hugging Face folder", "launcher.cli.models:export"),
+    "generate": ("answer a prompt with the tuned model", "launcher.cli.models:generate"),
+    "chat": ("talk to the tuned model", "launcher.cli.models:chat"),
+    "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(words)
+        sys.stdout.flush()
+    except LauncherError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.interrupted)
+    except BrokenPipeError:  # the reader, `head` for one, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.ok)
+    except Exception:
+        import traceback
+
+        traceback.print_exc()
+        print(
+            f"This is a defect of launcher {__version__}: please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return int(ExitCode.internal)
+    return code
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return ExitCode.ok if words else ExitCode.usage
+    if words[0] == "--version":
+        print(f"launcher {__version__}")
+        return ExitCode.ok
+    for count in (2, 1):
+        verb = " ".join(words[:count])
+        if verb in VERBS:
+            return int(registry.load(VERBS[verb][1])(words[count:]))
+    verb = " ".join(words[:2]) if words[0] == "data" else words[0]
+    raise ConfigError(
+        f"there is no verb {verb!r}",
+        where="command line",
+        hint=registry.did_you_mean(verb, VERBS),
+    )
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS)) + 2
+    verbs = "\n".join(f"  {verb:<{width}}{text}" for verb, (text, _) in VERBS.items())
+    return f"""usage: launcher VERB [OVERRIDES | RUN] [options]
+
+Fine-tune language models: `launcher train experiment=quickstart`.
+
+{verbs}
+
+Overrides are GROUP=OPTION or KEY=VALUE; `launcher train --help` lists them.
+`launcher VERB --help` says what a verb takes.
+
+Exit codes: 0 done, 1 internal, 2 usage or config, 3 data, 4 out of memory, 5 diverged, 6 hang,
+7 storage, 75 stopped with a checkpoint (`launcher resume` goes on), 130 ended at once."""

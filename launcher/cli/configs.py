@@ -1,0 +1,77 @@
+"""Verbs about the config alone."""
+
+from __future__ import annotations
+
+from launcher.cli import VERBS, arguments
+from launcher.config import compose
+from launcher.errors import ExitCode
+
+
+def plan(words: list[str]) -> int:
+    """Print the numbers that follow from a config on this machine."""
+    parsed = arguments.overrides("plan", words, arguments.JSON)
+    from launcher.config import create, plan
+
+    config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
+    if parsed.json:
+        print(arguments.as_json(plan.as_dict(made)))
+    else:
+        print(plan.describe(config, made))
+    return ExitCode.ok
+
+
+def config(words: list[str]) -> int:
+    """Print the resolved config, the DeepSpeed dict made of it, or where one key comes from."""
+    parsed = arguments.overrides(
+        "config",
+        words,
+        arguments.JSON,
+        (["--deepspeed"], {"action": "store_true", "help": "print the DeepSpeed dict"}),
+        (["--explain"], {"metavar": "KEY", "help": "which file or override sets KEY"}),
+    )
+    if parsed.explain:
+        print(_explain(parsed.overrides, parsed.explain, parsed.config_dir, parsed.json))
+    elif parsed.deepspeed:
+        from launcher.config import create, deepspeed
+
+        config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
+        print(arguments.as_json(deepspeed.build(config, made)))
+    else:
+        config = compose.compose(parsed.overrides, parsed.config_dir)
+        if parsed.json:
+            print(arguments.as_json(compose.to_dict(config)))
+        else:
+            print(compose.dump(config), end="")
+    return ExitCode.ok
+
+
+def _explain(words: list[str], key: str, config_dirs: list[str], json: bool) -> str:
+    from launcher.config import explain
+
+    sources = explain.explain(words, key, config_dirs)
+    if not json:
+        return explain.text(sources, key)
+    return arguments.as_json([{"place": s.place, "value": s.value} for s in sources])
+
+
+def completion(words: list[str]) -> int:
+    """Print the script for a shell; the scripts come back here with `--words`."""
+    from launcher.config import completion
+
+    if words[:1] == ["--words"]:
+        current, *line = words[1:] or [""]
+        print("\n".join(_completions(line, current)))
+        return ExitCode.ok
+    shell: arguments.Argument = (["shell"], {"choices": completion.SHELLS, "help": "your shell"})
+    print(completion.script(arguments.plain("completion", words, shell).shell), end="")
+    return ExitCode.ok
+
+
+def _completions(line: list[str], current: str) -> list[str]:
+    from launcher.config import completion
+
+    verbs = [verb.split() for verb in VERBS]
+    seconds = [verb[1] for verb in verbs if len(verb) == 2 and verb[:1] == line]
+    if seconds:
+        return [word for word in seconds if word.startswith(current)]
+    return completion.words(list(dict.fromkeys(verb[0] for verb in verbs)), line, current)

@@ -1,0 +1,61 @@
+"""Verbs that look at runs and stop them."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import arguments
+from launcher.errors import ExitCode
+
+
+def status(words: list[str]) -> int:
+    """Print one run in full, or a table of all."""
+    parsed = arguments.existing_run("status", words, arguments.JSON, optional=True)
+    from launcher.jobs import status
+
+    if parsed.run:
+        found = status.details(arguments.find(parsed))
+        print(arguments.as_json(found) if parsed.json else status.text(found))
+        return ExitCode.ok
+    rows = status.listing(parsed.root)
+    if parsed.json:
+        print(arguments.as_json([row.to_json() for row in rows]))
+    elif rows:
+        print(status.table(rows))
+    else:
+        print(f"there are no runs under {parsed.root}/", file=sys.stderr)
+    return ExitCode.ok
+
+
+def logs(words: list[str]) -> int:
+    """Print or follow a log."""
+    parsed = arguments.existing_run(
+        "logs",
+        words,
+        (["--rank"], {"type": int, "metavar": "R", "help": "the log of this rank alone"}),
+        (["--attempt"], {"type": int, "metavar": "N", "help": "default: the last"}),
+        (["-f", "--follow"], {"action": "store_true", "help": "go on until the run ends"}),
+    )
+    from launcher.jobs import logs
+
+    run = arguments.find(parsed)
+    for line in logs.lines(run, rank=parsed.rank, attempt=parsed.attempt, follow=parsed.follow):
+        print(line, flush=parsed.follow)
+    return ExitCode.ok
+
+
+def cancel(words: list[str]) -> int:
+    """Stop a run and write so."""
+    parsed = arguments.existing_run(
+        "cancel",
+        words,
+        (["--now"], {"action": "store_true", "help": "end the ranks without a checkpoint"}),
+        (["--lost"], {"action": "store_true", "help": "only write the state: the host is gone"}),
+    )
+    from launcher.jobs.cancel import cancel
+
+    run = arguments.find(parsed)
+    print(f"{run.name}: stopping", file=sys.stderr)
+    found = cancel(run, now=parsed.now, lost=parsed.lost)
+    print(f"{run.name}: {found.state.value}", file=sys.stderr)
+    return ExitCode.ok

@@ -1,0 +1,1 @@
+"""Typed config: schema, composition, checks, the derived plan and the DeepSpeed dict. No torch here."""

@@ -1,0 +1,202 @@
+"""What cannot work, found before anything starts: ranges, missing values, impossible combinations.
+
+Pure apart from looking for installed packages and a compiler. `check` runs every rule and returns
+all problems, in the order of the config's sections.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from launcher.config import batching, model_checks, ranges, variants
+from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
+from launcher.errors import Problem
+from launcher.registry import did_you_mean
+
+#: DeepSpeed keys that follow from the `batch` section.
+BATCH_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+)
+
+
+def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Problem]:
+    """All problems of `config` on this kind of machine, in a stable order; [] if it can run.
+
+    `world_size` None leaves out the rules that need the number of ranks.
+    """
+    problems = [
+        *ranges.out_of_range(config),
+        *model_checks.check(config, has_gpu),
+        *_data(config),
+        *_objective(config),
+        *_peft(config),
+        *_train(config),
+        *_optim(config, has_gpu),
+        *_schedule(config),
+        *_engine(config, has_gpu),
+        *_checkpoint(config),
+        *_eval(config),
+        *_launch(config),
+    ]
+    if not any(problem.where in batching.KEYS for problem in problems):
+        problems += batching.check(config, world_size)
+    return problems
+
+
+def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem]:
+    """`found` (by compose) and those of `checked` that do not merely follow from them.
+
+    A section with a misspelt key lacks the value that was meant, so rules on that section would
+    blame what is not wrong.
+    """
+    broken = {problem.where.partition(".")[0] for problem in found}
+    words = {part for problem in found for part in re.findall(r"'(\w+)\.", problem.hint)}
+    skip = broken | words
+    kept = [problem for problem in checked if problem.where.partition(".")[0] not in skip]
+    return [*found, *kept]
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    data = config.data
+    for key, value in (("data.train", data.train), ("data.validation", data.validation)):
+        items = value if isinstance(value, list) else [value]
+        if value is not None and not (items and all(isinstance(i, str) and i for i in items)):
+            hint = "give a path, a glob, a folder, a hub name, builtin:NAME, or a list of these"
+            yield Problem(key, f"{value!r} is not a source of data", hint)
+    if data.train is None:
+        hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
+        yield Problem("data.train", "no training data is given", hint)
+    if data.format != "auto" and data.format not in variants.FORMATS:
+        hint = did_you_mean(data.format, ["auto", *variants.FORMATS])
+        yield Problem("data.format", f"unknown format {data.format!r}", hint)
+    if data.system is not None and data.format == "text":
+        hint = "plain text has no turns: leave data.system out"
+        yield Problem("data.system", "a system message with data.format=text", hint)
+
+
+def _objective(config: Config) -> Iterator[Problem]:
+    if config.objective.name == "sft" and config.data.format == "text":
+        hint = "plain text has no answers to learn: use objective=text"
+        yield Problem("objective.name", "sft with data.format=text", hint)
+
+
+def _peft(config: Config) -> Iterator[Problem]:
+    if not isinstance(config.peft, LoraConfig):
+        return
+    targets = config.peft.targets
+    if isinstance(targets, str) and targets != "all-linear":
+        hint = f"write peft.targets=[{targets}], or all-linear"
+        yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+    elif not isinstance(targets, str):
+        names = targets if isinstance(targets, list) else []
+        if not names or not all(isinstance(name, str) and name for name in names):
+            hint = "write all-linear, or a list such as [q_proj, v_proj]"
+            yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+
+
+def _train(config: Config) -> Iterator[Problem]:
+    steps, epochs = config.train.steps, config.train.epochs
+    if (steps is None) == (epochs is None):
+        found = "neither is given" if steps is None else f"steps={steps} and epochs={epochs}"
+        yield Problem("train", f"give steps or epochs, one of them: {found}", "e.g. train.epochs=1")
+
+
+def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    name = config.optim.name
+    if name == "adamw8bit":
+        if not has_gpu:
+            yield Problem(
+                "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
+            )
+        elif not model_checks.installed("bitsandbytes"):
+            hint = "pip install bitsandbytes, or optim=adamw"
+            yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
+        if config.engine.offload_optimizer:
+            hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
+            yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
+    if name == "muon" and not model_checks.compiler():
+        compilers = ", ".join(model_checks.COMPILERS)
+        hint = f"its update is compiled: install one of {compilers}, or optim=adamw"
+        yield Problem("optim.name", "muon needs a C++ compiler; none is found", hint)
+
+
+def _schedule(config: Config) -> Iterator[Problem]:
+    schedule, steps = config.schedule, config.train.steps
+    if schedule.warmup >= 1 and schedule.warmup != int(schedule.warmup):
+        hint = "below 1 it is a share of all steps, from 1 a whole number of steps"
+        yield Problem("schedule.warmup", f"{schedule.warmup} is not a number of steps", hint)
+    elif steps is not None and schedule.warmup >= max(1, steps):
+        hint = "leave steps for training: a smaller schedule.warmup, or more train.steps"
+        yield Problem("schedule.warmup", f"{schedule.warmup:g} of train.steps={steps}", hint)
+    if isinstance(schedule, WsdConfig) and steps is not None:
+        warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
+        if steps > warmup > steps * (1 - schedule.decay):
+            found = (
+                f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
+            )
+            yield Problem("schedule.decay", found, "make one of the two shorter")
+    elif isinstance(schedule, WsdConfig) and schedule.warmup < 1 < schedule.warmup + schedule.decay:
+        found = f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
+        yield Problem("schedule.decay", found, "make one of the two shorter")
+
+
+def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    engine = config.engine
+    if engine.precision is Dtype.fp16 and not has_gpu:
+        yield Problem("engine.precision", "fp16 on CPU", "use engine.precision=fp32 or bf16")
+    if engine.offload_params and engine.zero != 3:
+        hint = "only ZeRO-3 shards parameters: use engine=zero3_offload"
+        yield Problem("engine.offload_params", f"true with engine.zero={engine.zero}", hint)
+    if engine.offload_optimizer and engine.zero == 0:
+        hint = "ZeRO-0 keeps the optimizer with the weights: use engine=zero2_offload"
+        yield Problem("engine.offload_optimizer", "true with engine.zero=0", hint)
+    for key in BATCH_KEYS:
+        if key in engine.extra:
+            hint = "the batch section states it: batch.sequences (global) and batch.micro"
+            yield Problem(f"engine.extra.{key}", f"{engine.extra[key]!r} would not be kept", hint)
+
+
+def _checkpoint(config: Config) -> Iterator[Problem]:
+    if config.checkpoint.keep_best <= 0:
+        return
+    found = f"{config.checkpoint.keep_best} without evaluation during training"
+    if config.eval.every_steps is None or "loss" not in config.eval.metrics:
+        hint = "add eval.every_steps=N with loss among eval.metrics, or checkpoint.keep_best=0"
+        yield Problem("checkpoint.keep_best", found, hint)
+
+
+def _eval(config: Config) -> Iterator[Problem]:
+    metrics = config.eval.metrics
+    if config.eval.name not in ("none", "default"):
+        hint = did_you_mean(config.eval.name, ["none", "default"])
+        yield Problem("eval.name", f"unknown name {config.eval.name!r}", hint)
+    for name in metrics:
+        if name not in variants.METRICS:
+            hint = did_you_mean(name, variants.METRICS)
+            yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
+    if "exact_match" in metrics and "text" in (config.objective.name, config.data.format):
+        hint = "plain text has no prompt to answer: leave exact_match out, e.g. eval=default"
+        yield Problem("eval.metrics", "exact_match with plain text", hint)
+    if metrics and config.data.validation is None and config.data.validation_share == 0:
+        hint = "give data.validation or data.validation_share, or eval=none"
+        yield Problem("eval.metrics", "evaluation without held-out data", hint)
+    if config.eval.every_steps is not None and not metrics and config.eval.name != "none":
+        found = f"{config.eval.every_steps} without eval.metrics"
+        yield Problem("eval.every_steps", found, "use eval=default, or leave it out")
+    pattern = config.eval.answer_pattern
+    if pattern is not None:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            hint = "it is a Python regular expression, e.g. '#### (-?[0-9.,]+)'"
+            yield Problem("eval.answer_pattern", f"{pattern!r}: {error}", hint)
+
+
+def _launch(config: Config) -> Iterator[Problem]:
+    name = config.launch.name
+    if name not in variants.LAUNCHERS:
+        hint = did_you_mean(name, variants.LAUNCHERS)
+        yield Problem("launch.name", f"unknown launcher {name!r}", hint)

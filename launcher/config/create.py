@@ -1,0 +1,150 @@
+"""Make the folder of a new run: config frozen, plan made, environment noted. For both planes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import string
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from launcher import __version__, runtime
+from launcher.config import checks, compose, plan
+from launcher.config.schema import Config
+from launcher.errors import ConfigError, Problem
+from launcher.rundir import RunDir, State, storage_errors, write_atomic, write_json
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "hydra-core", "datasets", "wandb")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
+
+
+def ranks_per_node(config: Config) -> int:
+    """`launch.processes`, or one rank a GPU, or one rank."""
+    return config.launch.processes or runtime.gpu_count() or 1
+
+
+def checked(
+    words: Sequence[str], *, world_size: int | None = None, config_dirs: Iterable[str | Path] = ()
+) -> tuple[Config, plan.Plan]:
+    """Compose and plan a run; `ConfigError` with all that is wrong.
+
+    `world_size` is that of ranks already started; by default it follows from the config.
+    """
+    config, problems = compose.try_compose(words, config_dirs)
+    world_size = world_size or ranks_per_node(config)
+    has_gpu = runtime.gpu_count() > 0
+    problems += checks.check(config, world_size=world_size, has_gpu=has_gpu)
+    problems += _name_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    return config, plan.make(config, world_size=world_size, has_gpu=has_gpu)
+
+
+def create(
+    words: Sequence[str], *, world_size: int | None = None, config_dirs: Iterable[str | Path] = ()
+) -> RunDir:
+    """Make the run folder of a new run in state `preparing`; nothing is left behind on failure.
+
+    Raises `ConfigError` for a wrong config or a name that is taken, `StorageError` if `run.root`
+    cannot be written.
+    """
+    config, made = checked(words, world_size=world_size, config_dirs=config_dirs)
+    config.run.name = config.run.name or _new_name(config, words)
+    run = RunDir(Path(config.run.root, config.run.name))
+    with storage_errors(run.path):
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            run.path.mkdir()
+        except FileExistsError as error:
+            raise ConfigError(
+                f"there is a run of this name already: {run}",
+                where="run.name",
+                hint=f"`launcher resume {config.run.name}` goes on with it; or choose another name",
+            ) from error
+    try:
+        _fill(run, config, made, words)
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)
+        raise
+    return run
+
+
+def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:
+    write_atomic(run.overrides, "".join(f"- {json.dumps(word)}\n" for word in words) or "[]\n")
+    write_json(run.plan, plan.as_dict(made))
+    letters = string.ascii_lowercase + string.digits
+    wandb_id = "".join(secrets.choice(letters) for _ in range(8))
+    write_json(run.tracking, {"wandb": wandb_id})
+    write_json(run.environment, environment())
+    run.set_status(State.preparing)
+    # Last, because a folder is a run from the moment it has a config.
+    compose.save(config, run.config)
+    run.config.chmod(0o444)
+
+
+def _name_problems(config: Config) -> list[Problem]:
+    name = config.run.name
+    if name is None or _NAME.fullmatch(name):
+        return []
+    hint = "use letters, digits and . _ - = , + @; the folder of the runs is `run.root`"
+    return [Problem("run.name", f"{name!r} cannot be the name of a run folder", hint)]
+
+
+def _new_name(config: Config, words: Sequence[str]) -> str:
+    """recipe-or-model, time and four random characters; sorts by time within a recipe."""
+    recipes = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    base = recipes[-1] if recipes else config.model.name or config.model.kind
+    base = re.sub(r"[^A-Za-z0-9._]+", "-", Path(base).name).strip("-.")[:60] or "run"
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return f"{base}-{now}-{secrets.token_hex(2)}"
+
+
+def environment() -> dict[str, Any]:
+    """Where and with what a run starts: folder, revision, versions, host, devices."""
+    return {
+        "launcher": __version__,
+        "cwd": os.getcwd(),
+        "git": _git_revision(),
+        "python": platform.python_version(),
+        "executable": sys.executable,
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": runtime.cpu_count(),
+        "gpus": _gpu_names(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Commit of the current folder, `-dirty` if tracked files differ; None outside a repository."""
+    command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)  # noqa: S603
+        return done.stdout.strip() or None
+    return None
+
+
+def _gpu_names() -> list[str]:
+    names = []
+    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        with contextlib.suppress(OSError):
+            found = re.search(r"Model:\s*(.+)", file.read_text())
+            names.append(found[1].strip() if found else "NVIDIA GPU")
+    return names

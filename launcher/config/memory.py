@@ -1,0 +1,198 @@
+"""What one rank will hold in memory, estimated from the model's shape without loading it.
+
+The estimate is meant to be right within a quarter for Llama-like models, to answer "does it fit?"
+before anything is queued. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import runtime
+from launcher.config.schema import Config, LoraConfig, Quantization, TinyModelConfig
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+#: bytes a parameter of nf4: half a byte, and the scales of its blocks.
+NF4_BYTES = 0.56
+#: bytes a trained parameter that an optimizer keeps (moments).
+MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
+#: target positions whose logits are held at once; the loss is computed in chunks of about this
+#: size.
+LOGIT_CHUNK = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of a decoder."""
+
+    parameters: int
+    vocab: int
+    hidden: int
+    intermediate: int
+    layers: int
+    query_width: int
+    """Heads times head size."""
+    kv_width: int
+    """Key-value heads times head size."""
+
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Linear layers of one block by name -> (inputs, outputs)."""
+        hidden, mlp = self.hidden, self.intermediate
+        return {
+            "q_proj": (hidden, self.query_width),
+            "k_proj": (hidden, self.kv_width),
+            "v_proj": (hidden, self.kv_width),
+            "o_proj": (self.query_width, hidden),
+            "gate_proj": (hidden, mlp),
+            "up_proj": (hidden, mlp),
+            "down_proj": (mlp, hidden),
+        }
+
+
+def model_shape(config: Config) -> Shape | None:
+    """The shape of a tiny model, or of one in a folder or in the hub's local cache, or None."""
+    model = config.model
+    if isinstance(model, TinyModelConfig):
+        head = model.hidden_size // max(1, model.heads)
+        return _shape(
+            {
+                "vocab_size": model.vocab_size,
+                "hidden_size": model.hidden_size,
+                "intermediate_size": model.intermediate_size,
+                "num_hidden_layers": model.layers,
+                "num_attention_heads": model.heads,
+                "num_key_value_heads": model.kv_heads,
+                "head_dim": head,
+                "tie_word_embeddings": model.tie_embeddings,
+            },
+            None,
+        )
+    folder = local_folder(model.name, model.revision) if model.name else None
+    if folder is None:
+        return None
+    try:
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        text = content.get("text_config", content)
+        return _shape({"tie_word_embeddings": content.get("tie_word_embeddings"), **text}, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # an estimate only: the loader reports what is wrong with the folder
+
+
+def local_folder(name: str, revision: str | None) -> Path | None:
+    """The folder of a model that needs no download: itself, or its snapshot in the hub's cache."""
+    folder = Path(name).expanduser()
+    if not (folder / "config.json").is_file():
+        cached = runtime.hub_cache() / f"models--{name.replace('/', '--')}"
+        reference = cached / "refs" / (revision or "main")
+        commit = reference.read_text().strip() if reference.is_file() else (revision or "main")
+        folder = cached / "snapshots" / commit
+    return folder if (folder / "config.json").is_file() else None
+
+
+def _shape(content: dict[str, Any], folder: Path | None) -> Shape:
+    heads = int(content["num_attention_heads"])
+    hidden = int(content["hidden_size"])
+    head = int(content.get("head_dim") or hidden // heads)
+    shape = Shape(
+        parameters=0,
+        vocab=int(content["vocab_size"]),
+        hidden=hidden,
+        intermediate=int(content["intermediate_size"]),
+        layers=int(content["num_hidden_layers"]),
+        query_width=heads * head,
+        kv_width=int(content.get("num_key_value_heads") or heads) * head,
+    )
+    stored = stored_parameters(folder) if folder else None
+    if stored is None:
+        block = sum(a * b for a, b in shape.linears().values()) + 2 * hidden
+        embeddings = 1 if content.get("tie_word_embeddings") else 2
+        stored = shape.layers * block + embeddings * shape.vocab * hidden + hidden
+    return Shape(stored, *(getattr(shape, name) for name in list(Shape.__slots__)[1:]))
+
+
+def stored_parameters(folder: Path) -> int | None:
+    """Number of elements in a folder's safetensors files, by their headers; None without any."""
+    files = sorted(folder.glob("*.safetensors"))
+    total = 0
+    for file in files:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, 100_000_000)))
+        total += sum(
+            math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+        )
+    return total if files else None
+
+
+def trainable(config: Config, shape: Shape) -> int:
+    """Number of trained parameters: all of them, or the adapters of LoRA."""
+    if not isinstance(config.peft, LoraConfig):
+        return shape.parameters
+    linears = shape.linears()
+    if isinstance(config.peft.targets, list):
+        linears = {name: size for name, size in linears.items() if name in config.peft.targets}
+    adapters = sum(config.peft.rank * (inputs + outputs) for inputs, outputs in linears.values())
+    magnitudes = sum(outputs for _, outputs in linears.values()) if config.peft.dora else 0
+    embeddings = {"embed_tokens", "lm_head"} & set(config.peft.modules_to_save)
+    saved = len(embeddings) * shape.vocab * shape.hidden
+    return shape.layers * (adapters + magnitudes) + saved
+
+
+def estimate(
+    config: Config,
+    shape: Shape | None,
+    *,
+    world_size: int,
+    micro_batch: int,
+    precision: str,
+    dtype: str,
+) -> dict[str, int] | None:
+    """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host (offloaded).
+
+    With N parameters, T trained ones, W ranks and b bytes a number:
+    weights N*b, over W from ZeRO 3; gradients T*b, over W from ZeRO 2; optimizer T * (moments + 4
+    for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the weights themselves, without a
+    copy).
+    Activations: a block keeps about 4 vectors of `hidden`, 2 of the query, 2 of the key-value and 4
+    of the MLP width per token; with gradient checkpointing only its input, and one block is alive
+    at a time.
+    Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
+    """
+    if shape is None:
+        return None
+    stage, size = config.engine.zero, BYTES[precision]
+    trained = trainable(config, shape)
+    nf4 = config.model.quantization is Quantization.nf4
+    weights = shape.parameters * (NF4_BYTES if nf4 else BYTES[dtype])
+    weights += trained * size if trained != shape.parameters else 0
+    moments = MOMENT_BYTES[config.optim.name]
+    copy = 0 if stage == 0 and precision == "fp32" else 4
+    optimizer = trained * (moments + copy) / (world_size if stage >= 1 else 1)
+    weights /= world_size if stage == 3 else 1
+    gradients = trained * size / (world_size if stage >= 2 else 1)
+    tokens = micro_batch * config.data.max_length
+    inside = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate
+    if config.model.gradient_checkpointing:
+        activations = tokens * size * (shape.layers * shape.hidden + inside)
+    else:
+        activations = tokens * size * shape.layers * inside
+    logits = min(tokens, LOGIT_CHUNK) * shape.vocab * (size + 8)
+    host = 0.0
+    if config.engine.offload_optimizer:
+        host, optimizer = host + optimizer, 0.0
+    if config.engine.offload_params:
+        host, weights = host + weights, 0.0
+    uses = {
+        "weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "activations": activations,
+        "logits": logits,
+        "host": host,
+    }
+    return {use: int(amount) for use, amount in uses.items()}

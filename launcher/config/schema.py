@@ -1,0 +1,478 @@
+"""The typed config, one dataclass a group. The string under each field is its documentation.
+
+Rules that a test holds: keyword-only, slotted, every field documented, enums with lowercase member
+names, and no derived value in here (those live in `launcher.config.plan.Plan`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Dtype(Enum):
+    """Number format of weights or of computation."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Attention(Enum):
+    """Attention implementation."""
+
+    auto = "auto"
+    varlen = "varlen"
+    flash = "flash"
+    document = "document"
+    sdpa = "sdpa"
+    eager = "eager"
+
+
+class Quantization(Enum):
+    """Storage format of frozen base weights."""
+
+    none = "none"
+    nf4 = "nf4"
+
+
+class Overlong(Enum):
+    """What happens to a record longer than `data.max_length`."""
+
+    truncate = "truncate"
+    split = "split"
+    drop = "drop"
+
+
+class OnBadRecord(Enum):
+    """What happens to a record that cannot be used."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class OnNonFinite(Enum):
+    """What happens when the loss or the gradient norm is NaN or Inf."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class WandbMode(Enum):
+    """How Weights & Biases is used."""
+
+    disabled = "disabled"
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+
+
+@dataclass(kw_only=True, slots=True)
+class RunConfig:
+    """Identity of the run and where its folder lies."""
+
+    name: str | None = None
+    """Folder name of the run under `run.root`; made from the recipe, model and time if not given."""
+    root: str = "runs"
+    """Folder that holds the run folders; on a cluster it must be on the shared file system."""
+    tags: list[str] = field(default_factory=list)
+    """Free labels, shown by `launcher status` and handed to the trackers."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The base model and how it computes."""
+
+    kind: str = "hf"
+    """Loader: `hf` (any causal language model in Hugging Face format) or `tiny` (made on the spot)."""
+    name: str | None = None
+    """Hub name or folder of the base model."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    tokenizer: str | None = None
+    """Hub name or folder of the tokenizer, if it is not the model's own."""
+    chat_template: str | None = None
+    """File with a Jinja chat template that replaces the tokenizer's own."""
+    add_tokens: list[str] = field(default_factory=list)
+    """Special tokens to add; embeddings are resized to fit."""
+    dtype: Dtype = Dtype.auto
+    """Format in which the weights are loaded; `auto` follows `engine.precision`."""
+    attention: Attention = Attention.auto
+    """`auto` picks what isolates packed documents: varlen on CUDA, per-document SDPA on CPU."""
+    quantization: Quantization = Quantization.none
+    """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft` method)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more compute."""
+    compile: bool = False
+    """Compile the model with torch.compile (needs a C++ compiler)."""
+    trust_remote_code: bool = False
+    """Allow Python code that comes with a hub model."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TinyModelConfig(ModelConfig):
+    """A small Llama with a byte-level BPE tokenizer, made and cached at first use; needs no network."""
+
+    kind: str = "tiny"
+    """Loader: always `tiny` here."""
+    vocab_size: int = 512
+    """Tokens of the byte-level BPE, special tokens included."""
+    hidden_size: int = 128
+    """Width of the residual stream."""
+    intermediate_size: int = 256
+    """Width of the gated MLP."""
+    layers: int = 3
+    """Number of decoder layers."""
+    heads: int = 4
+    """Attention heads."""
+    kv_heads: int = 2
+    """Key and value heads (grouped-query attention)."""
+    max_positions: int = 1024
+    """Longest sequence."""
+    tie_embeddings: bool = True
+    """Share the input embedding and the LM head."""
+    recipe: str | None = None
+    """Experiment that pre-trains this model: it runs first, and the base that it exports is cached and
+    used; without it the base is randomly initialised."""
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Training and validation data, and how records become token sequences."""
+
+    format: str = "auto"
+    """Record format: `auto` detects it; or chat, prompt, alpaca, text."""
+    train: Any = None
+    """Training data: a path, a glob, a folder, a list of these, a `datasets` hub name, or `builtin:NAME`."""
+    validation: Any = None
+    """Held-out data, same forms as `data.train`; if not given, a share of the training data is held out."""
+    validation_share: float = 0.05
+    """Share of records held out when `data.validation` is not given, chosen by a seeded hash of each record's
+    content, so that a record never changes sides when the data grows. 0 = no validation."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Rename columns: field that the format wants -> column in the data, e.g. {prompt: question, completion: answer}."""
+    system: str | None = None
+    """System message put before every record that has none."""
+    max_length: int = 1024
+    """Longest sequence in tokens, and the capacity of a pack."""
+    packing: bool = True
+    """Put several whole records into one sequence of `data.max_length`; they never attend to each other."""
+    overlong: Overlong = Overlong.truncate
+    """Records longer than `data.max_length`: truncate at the end, split into pieces, or drop."""
+    bad_records: OnBadRecord = OnBadRecord.stop
+    """Records that cannot be used (broken JSON, no assistant turn): stop with file:line, or skip and count."""
+    limit: int | None = None
+    """Use only the first N records of each split (for trials)."""
+    shuffle: bool = True
+    """Shuffle every epoch by `seed` and epoch; false keeps the order of the files."""
+    workers: int | None = None
+    """Processes that tokenise; default all CPUs."""
+    cache: str | None = None
+    """Folder for prepared data; default is the launcher's cache folder."""
+
+
+@dataclass(kw_only=True, slots=True)
+class BatchConfig:
+    """The global batch of one optimizer step; micro-batch and accumulation are solved from it."""
+
+    tokens: int | None = None
+    """Global batch in tokens: `data.max_length` times the number of packs. Give this or `batch.sequences`."""
+    sequences: int | None = None
+    """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
+    micro: int | None = None
+    """Sequences a rank computes at once; default: the largest that fits and divides the batch."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """How long to train and what to do at each step."""
+
+    steps: int | None = None
+    """Optimizer steps. Give this or `train.epochs`."""
+    epochs: float | None = None
+    """Passes over the training data; the last step is filled up from the next pass."""
+    log_every_steps: int = 10
+    """Write a line of metrics every N steps."""
+    on_nonfinite: OnNonFinite = OnNonFinite.stop
+    """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
+    threads: int | None = None
+    """Compute threads per rank on CPU; default: CPUs divided by the ranks of this host."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What is learned from a sequence."""
+
+    name: str = "sft"
+    """Objective: see the table in docs/config.md."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SftConfig(ObjectiveConfig):
+    """Supervised fine-tuning: cross entropy on the target tokens (assistant turns, completions)."""
+
+    name: str = "sft"
+    """Name of the objective."""
+    label_smoothing: float = 0.0
+    """Share of the target's probability spread evenly over the vocabulary."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TextConfig(ObjectiveConfig):
+    """Continued pre-training: cross entropy on every token."""
+
+    name: str = "text"
+    """Name of the objective."""
+
+
+@dataclass(kw_only=True, slots=True)
+class PeftConfig:
+    """Parameter-efficient method; `none` trains all weights."""
+
+    name: str = "none"
+    """Method: none or lora."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig(PeftConfig):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    name: str = "lora"
+    """Name of the method."""
+    rank: int = 16
+    """Rank of the update."""
+    alpha: float = 32.0
+    """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
+    targets: Any = "all-linear"
+    """`all-linear` (every linear layer but the LM head), or a list of module names such as [q_proj, v_proj]."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained in full beside the adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
+    dora: bool = False
+    """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
+    rslora: bool = False
+    """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimizer and gradient clipping."""
+
+    name: str = "adamw"
+    """Optimizer: adamw, adamw8bit or muon."""
+    lr: float = 2e-5
+    """Peak learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay; not applied to biases and norm weights."""
+    clip_norm: float = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamwConfig(OptimConfig):
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): torch's fused kernel, DeepSpeed's CPU kernel if offloaded."""
+
+    name: str = "adamw"
+    """Name of the optimizer."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.999
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the denominator."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Adamw8bitConfig(AdamwConfig):
+    """AdamW with 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861), through bitsandbytes."""
+
+    name: str = "adamw8bit"
+    """Name of the optimizer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig(OptimConfig):
+    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for the rest, through DeepSpeed."""
+
+    name: str = "muon"
+    """Name of the optimizer."""
+    lr: float = 2e-3
+    """Peak learning rate of the Muon matrices."""
+    momentum: float = 0.95
+    """Momentum of the Muon matrices."""
+    adam_lr: float = 2e-5
+    """Peak learning rate of embeddings, head, norms and biases."""
+    beta1: float = 0.9
+    """Adam's decay of the first moment."""
+    beta2: float = 0.999
+    """Adam's decay of the second moment."""
+    eps: float = 1e-8
+    """Adam's epsilon."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a factor of `optim.lr`."""
+
+    name: str = "cosine"
+    """Schedule: constant, linear, cosine or wsd."""
+    warmup: float = 0.0
+    """Linear warm-up: below 1 a share of all steps, from 1 a number of steps."""
+    min_ratio: float = 0.0
+    """Factor at the end of the decay (not used by constant)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WsdConfig(ScheduleConfig):
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, then linear decay at the end."""
+
+    name: str = "wsd"
+    """Name of the schedule."""
+    decay: float = 0.2
+    """Share of all steps at the end that decay."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EngineConfig:
+    """DeepSpeed ZeRO."""
+
+    zero: int = 2
+    """ZeRO stage: 0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    precision: Dtype = Dtype.auto
+    """Computation: `auto` is bf16 on CUDA and fp32 on CPU."""
+    offload_optimizer: bool = False
+    """Keep optimizer state and its update on the CPU (stages 1 to 3)."""
+    offload_params: bool = False
+    """Keep parameters on the CPU and fetch them when needed (stage 3)."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Any DeepSpeed key, merged last over the dict that `launcher config --deepspeed` prints."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CheckpointConfig:
+    """Saving and keeping state."""
+
+    every_steps: int | None = None
+    """Save every N steps; a checkpoint at the end and at a clean stop is always written."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 0
+    """Checkpoints with the lowest held-out loss to keep besides (needs evaluation)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ExportConfig:
+    """The Hugging Face folder written at the end."""
+
+    at_end: bool = True
+    """Write `export/` when training has finished."""
+    merge: bool = False
+    """Fold adapters into the base weights; false writes the adapter alone."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation on held-out records, of the base and of the tuned model."""
+
+    name: str = "default"
+    """`none` or `default`."""
+    metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
+    """Metrics: loss, perplexity, token_accuracy, exact_match."""
+    every_steps: int | None = None
+    """Evaluate the cheap metrics (no generation) every N steps during training."""
+    base: bool = True
+    """Score the base model too, before training, and compare at the end."""
+    limit: int | None = None
+    """Largest number of validation records for loss metrics."""
+    generate_limit: int | None = 200
+    """Largest number of validation records for metrics that generate text."""
+    max_new_tokens: int = 256
+    """Longest generated answer in tokens."""
+    answer_pattern: str | None = None
+    """Regular expression for exact match: group 1 (or the whole match) of its last match in answer and
+    reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
+    batch_tokens: int = 16384
+    """Tokens of one evaluation batch on a rank."""
+    samples: int = 20
+    """Sample answers kept for the report."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.disabled
+    """disabled, online, offline, or auto: online if there are credentials, else offline."""
+    project: str = "launcher"
+    """Project name."""
+    entity: str | None = None
+    """Team or user."""
+    group: str | None = None
+    """Group of runs."""
+    log_export: bool = False
+    """Upload the exported model as an artifact."""
+
+
+@dataclass(kw_only=True, slots=True)
+class TrackConfig:
+    """Trackers besides metrics.jsonl, which is always written."""
+
+    name: str = "default"
+    """Name of the tracking setup."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    """Weights & Biases."""
+
+
+@dataclass(kw_only=True, slots=True)
+class LaunchConfig:
+    """How the ranks are started."""
+
+    name: str = "local"
+    """Launch back end."""
+    processes: int | None = None
+    """Ranks per node; default: all GPUs, else 1."""
+    join_timeout_s: int = 120
+    """Longest wait for all ranks to join, in seconds."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    """One run, complete."""
+
+    seed: int = 0
+    """Seed of everything random: data order, initialisation, dropout, splits."""
+    run: RunConfig = field(default_factory=RunConfig)
+    """Identity of the run."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Base model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Data."""
+    objective: ObjectiveConfig = field(default_factory=SftConfig)
+    """Objective."""
+    peft: PeftConfig = field(default_factory=PeftConfig)
+    """Parameter-efficient method."""
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    """Global batch."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Length of training and step policies."""
+    optim: OptimConfig = field(default_factory=AdamwConfig)
+    """Optimizer."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """Learning-rate schedule."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    """DeepSpeed."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints."""
+    export: ExportConfig = field(default_factory=ExportConfig)
+    """Export at the end."""
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Evaluation."""
+    track: TrackConfig = field(default_factory=TrackConfig)
+    """Trackers."""
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    """Launch."""

@@ -1,0 +1,56 @@
+"""Plug-in tables: which options class and which implementation a name stands for.
+
+Implementations are strings, so reading a config imports none of them.
+"""
+
+from __future__ import annotations
+
+from launcher.config import schema
+from launcher.registry import Table
+
+#: section of the config -> variant name -> options class; sections not listed have one class.
+OPTIONS: dict[str, dict[str, type]] = {
+    "model": {"hf": schema.ModelConfig, "tiny": schema.TinyModelConfig},
+    "objective": {"sft": schema.SftConfig, "text": schema.TextConfig},
+    "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
+    "optim": {
+        "adamw": schema.AdamwConfig,
+        "adamw8bit": schema.Adamw8bitConfig,
+        "muon": schema.MuonConfig,
+    },
+    "schedule": {
+        "constant": schema.ScheduleConfig,
+        "linear": schema.ScheduleConfig,
+        "cosine": schema.ScheduleConfig,
+        "wsd": schema.WsdConfig,
+    },
+}
+
+#: field that holds the variant's name, where it is not `name`.
+NAME_FIELD = {"model": "kind"}
+
+FORMATS = Table(
+    "data.format",
+    {
+        "chat": "launcher.data.formats.chat:ChatFormat",
+        "prompt": "launcher.data.formats.prompt:PromptFormat",
+        "alpaca": "launcher.data.formats.alpaca:AlpacaFormat",
+        "text": "launcher.data.formats.text:TextFormat",
+    },
+)
+OBJECTIVES = Table(
+    "objective.name",
+    {"sft": "launcher.objectives.sft:Sft", "text": "launcher.objectives.text:Text"},
+)
+PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
+METRICS = Table(
+    "eval.metrics",
+    {
+        "loss": "launcher.evals.loss:Loss",
+        "perplexity": "launcher.evals.perplexity:Perplexity",
+        "token_accuracy": "launcher.evals.token_accuracy:TokenAccuracy",
+        "exact_match": "launcher.evals.exact_match:ExactMatch",
+    },
+)
+TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})
+LAUNCHERS = Table("launch.name", {"local": "launcher.launch.local:LocalBackend"})

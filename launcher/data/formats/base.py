@@ -1,0 +1,69 @@
+"""What a format makes of a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class BadRecord(Exception):
+    """A record that cannot be trained on; the caller knows its file and line."""
+
+    def __init__(self, found: str, hint: str = "") -> None:
+        super().__init__(found, hint)
+        self.found = found
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A conversation for the chat template; what the assistant says is learned."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    context_only: frozenset[int] = frozenset()
+    """Indices of assistant messages with weight 0: shown to the model, not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A prompt and the completion that is learned."""
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document, learned from its first token to its last."""
+
+    text: str
+
+
+Example = Chat | Pair | Text
+
+
+def text_field(record: Mapping[str, Any], name: str) -> str:
+    """Text in field `name`; `BadRecord` if it is absent or no text."""
+    if name not in record:
+        keys = ", ".join(map(repr, record)) or "none"
+        raise BadRecord(
+            f"no field {name!r}; the record has: {keys}",
+            hint=f"map it with data.columns.{name}=COLUMN, or force another data.format",
+        )
+    value = record[name]
+    if not isinstance(value, str):
+        raise BadRecord(
+            f"field {name!r} is {kind(value)}, not text", hint="write the value as a JSON string"
+        )
+    return value
+
+
+def kind(value: object) -> str:
+    """How a person calls the type of a JSON value."""
+    if value is None:
+        return "null"
+    names = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
+    names |= {list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

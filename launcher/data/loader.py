@@ -1,0 +1,122 @@
+"""Rows of packed documents for one rank: a pure function of the optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from launcher.data.cache import TokenCache
+from launcher.data.packing import PackedOrder
+
+
+@dataclass(slots=True)
+class Row:
+    """Documents laid end to end, without padding and without a batch dimension.
+
+    Only what is learned is listed: `target_index` holds the positions whose *next* token is a
+    target. That next token always lies in the same document, so nothing is predicted across a
+    boundary.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [tokens]"""
+    position_ids: torch.Tensor
+    """int64 [tokens]; starts at 0 in every document."""
+    document_starts: torch.Tensor
+    """int32 [documents + 1]: cumulative lengths, as variable-length attention takes them."""
+    target_index: torch.Tensor
+    """int64 [targets]: positions to predict from."""
+    targets: torch.Tensor
+    """int64 [targets]: the token at each position plus one."""
+    records: list[int]
+    """Record ids in the cache, one a document."""
+    packs: list[int]
+    """Indices of the packs in the row, counted over epochs."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
+        """The same row with its tensors on `device`."""
+        return replace(
+            self,
+            **{
+                field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+                for field in fields(self)
+                if isinstance(getattr(self, field.name), torch.Tensor)
+            },
+        )
+
+
+def make_row(
+    cache: TokenCache, records: Sequence[int] | NDArray[np.int64], packs: Sequence[int] = ()
+) -> Row:
+    """One row of the given records, in that order."""
+    chosen = np.asarray(records, np.int64)
+    begins, ends = cache.offsets[chosen], cache.offsets[chosen + 1]
+    spans = [slice(*span) for span in zip(begins.tolist(), ends.tolist(), strict=True)]
+    starts = np.zeros(len(spans) + 1, np.int32)
+    np.cumsum(ends - begins, out=starts[1:])
+    tokens = np.concatenate([cache.tokens[span] for span in spans]).astype(np.int64)
+    flags = np.concatenate([cache.targets[span] for span in spans])
+    flags[starts[:-1]] = 0  # a document's first token has nothing before it to be predicted from
+    positions = np.arange(len(tokens)) - np.repeat(starts[:-1], np.diff(starts))
+    learned = np.flatnonzero(flags)
+    return Row(
+        input_ids=torch.from_numpy(tokens),
+        position_ids=torch.from_numpy(positions),
+        document_starts=torch.from_numpy(starts),
+        target_index=torch.from_numpy(learned - 1),
+        targets=torch.from_numpy(tokens[learned]),
+        records=chosen.tolist(),
+        packs=list(packs),
+    )
+
+
+class Loader:
+    """Cuts the global batch of a step into this rank's micro-batches, purely by the step's number.
+
+    Step `s` trains on packs [s * G, (s + 1) * G), G = global_sequences, whatever the number of
+    ranks. Rank r takes every world_size-th of them, and each micro-batch is the next `micro_batch`
+    of those in one row.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache,
+        order: PackedOrder,
+        *,
+        global_sequences: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if (
+            global_sequences != micro_batch * accumulation * world_size
+            or not 0 <= rank < world_size
+        ):
+            raise ValueError(
+                f"a global batch of {global_sequences} is not {world_size} ranks x {accumulation} "
+                f"micro-batches x {micro_batch} sequences, or rank {rank} is not one of the ranks"
+            )
+        self._cache = cache
+        self._order = order
+        self._global_sequences = global_sequences
+        self._micro_batch = micro_batch
+        self._rank = rank
+        self._world_size = world_size
+
+    def step(self, step: int) -> list[Row]:
+        """This rank's rows of optimizer step `step` (from 0), one a micro-batch."""
+        first = step * self._global_sequences
+        mine = range(first + self._rank, first + self._global_sequences, self._world_size)
+        return [
+            self._row(mine[begin : begin + self._micro_batch])
+            for begin in range(0, len(mine), self._micro_batch)
+        ]
+
+    def _row(self, packs: range) -> Row:
+        records = np.concatenate([self._order.pack(pack) for pack in packs])
+        return make_row(self._cache, records, packs)

@@ -1,0 +1,94 @@
+"""Look at what is trained on: `python -m launcher.data.show RUN_DIR|CACHE_FOLDER [--count 3]`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from launcher import rundir, runtime
+from launcher.config.schema import ModelConfig
+from launcher.data.cache import INDEX, TokenCache
+from launcher.data.split import say, summary
+from launcher.data.tokenizer import hide_torch, load_tokenizer
+from launcher.errors import DataError, ExitCode, LauncherError
+
+#: Control characters but tab and newline: data must not steer the terminal.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_COLORS = ("\x1b[30;42m", "\x1b[0m")
+_BRACKETS = ("[[", "]]")
+
+
+def render(cache: TokenCache, record: int, tokenizer: Any, marks: tuple[str, str]) -> str:
+    """One record as text: a line of origin and numbers, then the tokens, with targets in
+    `marks`."""
+    tokens, targets = cache.record(record)
+    share = float(targets.mean()) if len(targets) else 0.0
+    head = f"{cache.where(record)}  record {record}, {len(tokens):,} tokens, {share:.1%} targets"
+    pieces = []
+    for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
+        shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        # A terminal paints the rest of a line in the colour that a newline leaves open.
+        lines = [marks[0] + line + marks[1] if line else "" for line in shown.split("\n")]
+        if marks == _BRACKETS:
+            lines = [marks[0] + shown + marks[1]]
+        pieces.append("\n".join(lines) if is_target else shown)
+    return f"{head}\n{''.join(pieces)}"
+
+
+def _runs(tokens: list[int], targets: list[int], tokenizer: Any) -> Iterator[tuple[bool, str]]:
+    """Text of each stretch of equal flags. Prefixes are decoded: pieces alone would lose spaces."""
+    begin, before = 0, ""
+    for flag, run in groupby(targets):
+        begin += len(list(run))
+        text = tokenizer.decode(tokens[:begin], clean_up_tokenization_spaces=False)
+        yield bool(flag), text[len(before) :]
+        before = text
+
+
+def _open(path: Path, split: str) -> tuple[TokenCache, ModelConfig]:
+    if (path / INDEX).is_file():
+        cache = TokenCache.open(path)
+        return cache, ModelConfig(name=cache.index.tokenizer)
+    from launcher.config import compose
+
+    run = rundir.RunDir(path).require()
+    folder = rundir.read_json(run.data, {}).get(split)
+    if not folder:
+        raise DataError(
+            f"there is no prepared {split} split",
+            where=str(run),
+            hint="prepare it first: launcher data prepare",
+        )
+    return TokenCache.open(folder), compose.load(run.config).model
+
+
+def main(arguments: list[str]) -> int:
+    """Print samples of a prepared split. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="launcher data show", description=__doc__)
+    parser.add_argument("path", type=Path, help="run folder, or folder of a prepared split")
+    parser.add_argument("--count", type=int, default=3, help="number of records (default: 3)")
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
+    options = parser.parse_args(arguments)
+    hide_torch()
+    marks = _COLORS if runtime.wants_color(sys.stdout) else _BRACKETS
+    try:
+        cache, model = _open(options.path, options.split)
+        tokenizer = load_tokenizer(model)
+        count = min(options.count, len(cache))
+        for i in range(count):
+            print(render(cache, i * len(cache) // count, tokenizer, marks), end="\n\n")
+        print(summary(options.split, cache.folder, packing=True))
+        print(f"What is learned is {'coloured' if marks == _COLORS else 'in [[...]]'}.")
+    except LauncherError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    return ExitCode.ok
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

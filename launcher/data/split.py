@@ -1,0 +1,148 @@
+"""One split while it is being written: its limits, its counts and what must not pass."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.config.schema import OnBadRecord
+from launcher.data.cache import CacheWriter, Counts, Index, TokenCache
+from launcher.data.packing import PackedOrder
+from launcher.data.worker import Batch, Fate
+from launcher.errors import DataError
+
+#: Bad records that are shown one by one when they are skipped.
+SHOWN = 5
+#: After so many records it is certain enough that all tokens are targets.
+TRIAL = 1000
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class SplitWriter:
+    """Takes batches in order and writes what the config lets through."""
+
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        *,
+        files: list[str],
+        limit: int | None,
+        bad_records: OnBadRecord,
+        expect_context: bool,
+        decode: Callable[[Any], str],
+    ) -> None:
+        """`expect_context`: data in which every token is a target is refused."""
+        self.name = name
+        self.counts = Counts()
+        self._cache = CacheWriter(folder)
+        self._files = files
+        self._limit = limit
+        self._stop = bad_records is OnBadRecord.stop
+        self._expect_context = expect_context
+        self._decode = decode
+        self._examples: list[str] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens written so far."""
+        return self._cache.tokens
+
+    @property
+    def full(self) -> bool:
+        """Whether `data.limit` is reached."""
+        return self._limit is not None and self.counts.read >= self._limit
+
+    def close(self) -> None:
+        """Close the files; without `finish` before, what they hold is no cache."""
+        self._cache.close()
+
+    def add(self, file: int, batch: Batch) -> None:
+        """Write a batch of records of one file.
+
+        Raises `DataError` for a bad record, or when every token is learned where that is a mistake.
+        """
+        if self._limit is not None:
+            batch = batch.first(self._limit - self.counts.read)
+        self._report(file, batch)
+        fates = np.bincount(batch.fates, minlength=len(Fate)).tolist()
+        self.counts += Counts(
+            read=len(batch.fates),
+            skipped=fates[Fate.skipped],
+            truncated=fates[Fate.truncated],
+            dropped=fates[Fate.dropped],
+            split=fates[Fate.split],
+        )
+        if len(self._examples) < 2 and len(batch.lengths):
+            where = f"{self._files[file]}:{batch.origins[0, 1]}"
+            text = self._decode(batch.tokens[: min(int(batch.lengths[0]), 60)].tolist())
+            self._examples.append(f"{where}: {text!r}")
+        early = self._cache.records < TRIAL
+        self._cache.append(batch.tokens, batch.targets, batch.lengths, batch.origins)
+        if early and self._cache.records >= TRIAL:
+            self._check_targets()
+
+    def finish(self, index: Index) -> Index:
+        """Check the whole and write index.json. Raises `DataError` when no record is left."""
+        if self._cache.records:
+            self._check_targets()
+        elif self.name == "train" or self.counts.read:
+            raise DataError(
+                f"no record is left of {self.counts.read:,} read: {self.counts.skipped:,} skipped, "
+                f"{self.counts.dropped:,} dropped because nothing to learn is left of them within "
+                f"data.max_length={index.max_length}",
+                where=f"data.{self.name}",
+                hint="raise data.max_length, or mend the records that were named above",
+            )
+        index.counts = self.counts
+        return self._cache.finish(index)
+
+    def _report(self, file: int, batch: Batch) -> None:
+        for number, (_, line, reason) in enumerate(batch.bad, self.counts.skipped):
+            where = f"{self._files[file]}:{line}"
+            if self._stop:
+                raise DataError(reason.found, where=where, hint=reason.hint)
+            if number < SHOWN:
+                say(f"prepare: skipped {where}: {reason.found}")
+            elif number == SHOWN:
+                say("prepare: more records are skipped; the summary counts them")
+
+    def _check_targets(self) -> None:
+        if self._expect_context and self._cache.target_tokens == self._cache.tokens:
+            raise DataError(
+                "every token is a target (100 %), prompts included; for example "
+                + "; ".join(self._examples),
+                where=f"data.{self.name}",
+                hint="check the prompts and the chat template with `launcher data show`; "
+                "to learn every token choose objective=text",
+            )
+
+
+def summary(name: str, folder: Path, *, packing: bool) -> str:
+    """One line about a prepared split."""
+    cache = TokenCache.open(folder)
+    index, counts = cache.index, cache.index.counts
+    share = index.target_tokens / max(1, index.tokens)
+    parts = [
+        f"{index.records:,} sequences of {counts.read:,} records",
+        f"{index.tokens:,} tokens",
+        f"{share:.1%} targets",
+        f"longest {index.longest:,}",
+        *(
+            f"{number:,} {deed}"
+            for deed in ("skipped", "truncated", "split", "dropped")
+            if (number := getattr(counts, deed))
+        ),
+    ]
+    if packing and index.records:
+        order = PackedOrder(cache.lengths, index.max_length, seed=0)
+        parts.append(f"{order.num_packs:,} packs of {index.max_length:,}, {order.fill:.1%} full")
+    return f"{name}: {', '.join(parts)}"

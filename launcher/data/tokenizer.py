@@ -1,0 +1,80 @@
+"""Loading the tokenizer of a model config. transformers is imported on use; torch is not needed."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from launcher import registry
+from launcher.config.schema import ModelConfig, TinyModelConfig
+from launcher.errors import ConfigError
+
+
+def hide_torch() -> None:
+    """Make `import transformers` work without torch in this process: start-up falls from 5 s to 1
+    s.
+
+    transformers takes a module that is None for one that is not installed. Call it before the first
+    import of transformers, in a process that needs no model.
+    """
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    logging.getLogger("transformers").addFilter(
+        lambda record: "PyTorch was not found" not in record.getMessage()
+    )
+
+
+def load_tokenizer(model: ModelConfig) -> Any:
+    """The tokenizer that `model` names, with its template replaced and its tokens added.
+
+    A tiny model is made first if there is none yet. Raises `ConfigError` when there is no tokenizer
+    at that name, or one that cannot tell where in the text a token lies.
+    """
+    source = model.tokenizer or model.name
+    where = "model.tokenizer" if model.tokenizer else "model.name"
+    if isinstance(model, TinyModelConfig) and not model.tokenizer:
+        source = str(registry.load("launcher.model.tiny:ensure")(model))
+    if not source:
+        raise ConfigError("no model given", where=where, hint="give a folder or a hub name")
+    tokenizer = _from_pretrained(source, where, model)
+    if not tokenizer.is_fast:
+        raise ConfigError(
+            f"{source} has only a slow tokenizer, which cannot tell where a token lies",
+            where=where,
+            hint="convert it to tokenizer.json, or give another with model.tokenizer",
+        )
+    if model.chat_template:
+        tokenizer.chat_template = _read_template(model.chat_template)
+    if model.add_tokens:
+        tokenizer.add_tokens(model.add_tokens, special_tokens=True)
+    return tokenizer
+
+
+def _from_pretrained(source: str, where: str, model: ModelConfig) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            Path(source).expanduser() if Path(source).expanduser().is_dir() else source,
+            revision=None if model.tokenizer else model.revision,
+            trust_remote_code=model.trust_remote_code,
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"no tokenizer can be loaded from {source}: {reason[:300]}",
+            where=where,
+            hint="give a folder with tokenizer.json, or a hub name that can be reached from here",
+        ) from error
+
+
+def _read_template(path: str) -> str:
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {error}",
+            where="model.chat_template",
+            hint="give the path of a file with a Jinja chat template",
+        ) from error

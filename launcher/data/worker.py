@@ -1,0 +1,168 @@
+"""What a worker process does to a chunk: parse, read, render, tokenise, cut, and sort into
+splits."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.config.schema import Overlong
+from launcher.config.variants import FORMATS
+from launcher.data.encoding import Encoder, Piece, cut
+from launcher.data.formats import Example, Format, rename
+from launcher.data.formats.base import BadRecord
+from launcher.data.sources import Chunk
+
+#: Splits in the order in which a worker returns them.
+TRAIN, VALIDATION = 0, 1
+
+
+class Fate(IntEnum):
+    """What became of one record."""
+
+    whole = 0
+    skipped = 1
+    truncated = 2
+    dropped = 3
+    split = 4
+
+
+_FATES = {
+    None: Fate.whole,
+    Overlong.truncate: Fate.truncated,
+    Overlong.split: Fate.split,
+    Overlong.drop: Fate.dropped,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What decides how a record becomes tokens."""
+
+    format: str
+    columns: Mapping[str, str]
+    system: str | None
+    max_length: int
+    overlong: Overlong
+    all_targets: bool
+    share: float
+    """Share of records that go to the validation side."""
+    seed: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """One side of a chunk. `pieces` says how many sequences each of the records read has become."""
+
+    tokens: NDArray[np.int32]
+    targets: NDArray[np.uint8]
+    lengths: NDArray[np.int32]
+    origins: NDArray[np.int32]
+    fates: NDArray[np.uint8]
+    pieces: NDArray[np.int32]
+    bad: list[tuple[int, int, BadRecord]] = field(default_factory=list)
+    """Place among the records read, line, and reason."""
+
+    def first(self, records: int) -> Batch:
+        """The batch as if only its first `records` records had been read."""
+        kept = int(self.pieces[:records].sum())
+        tokens = int(self.lengths[:kept].sum())
+        return Batch(
+            self.tokens[:tokens],
+            self.targets[:tokens],
+            self.lengths[:kept],
+            self.origins[:kept],
+            self.fates[:records],
+            self.pieces[:records],
+            [bad for bad in self.bad if bad[0] < records],
+        )
+
+
+class Worker:
+    """Calls with a `Chunk` give its batches: [train], or [train, validation] if a share is held
+    out."""
+
+    def __init__(self, tokenizer: Any, options: Options) -> None:
+        self._options = options
+        self._format: Format = FORMATS.load(options.format)()
+        self._encoder = Encoder(tokenizer, system=options.system, all_targets=options.all_targets)
+
+    def __call__(self, chunk: Chunk) -> list[Batch]:
+        """All records of the chunk. With bad_records=stop, those behind the first bad one are
+        left."""
+        lines: list[int] = []
+        sides: list[int] = []
+        read: list[Example | BadRecord] = []
+        for line, raw in chunk.parse():
+            lines.append(line)
+            sides.append(self._side(raw))
+            read.append(self._read(raw))
+        fit = [i for i, item in enumerate(read) if not isinstance(item, BadRecord)]
+        encoded: list[Any] = list(read)
+        pieces = self._encoder.encode([read[i] for i in fit])  # type: ignore[misc]
+        for i, piece in zip(fit, pieces, strict=True):
+            encoded[i] = piece
+        count = 2 if self._options.share else 1
+        return [
+            self._batch(
+                chunk.file,
+                [(line, e) for line, e, s in zip(lines, encoded, sides, strict=True) if s == side],
+            )
+            for side in range(count)
+        ]
+
+    def _side(self, raw: Any) -> int:
+        if not self._options.share or isinstance(raw, BadRecord):
+            return TRAIN
+        return VALIDATION if unit_hash(raw, self._options.seed) < self._options.share else TRAIN
+
+    def _read(self, raw: Any) -> Example | BadRecord:
+        if isinstance(raw, BadRecord):
+            return raw
+        try:
+            return self._format.read(rename(raw, self._options.columns))
+        except BadRecord as error:
+            return error
+
+    def _batch(self, file: int, records: Sequence[tuple[int, Piece | BadRecord]]) -> Batch:
+        fates = np.zeros(len(records), np.uint8)
+        counts = np.zeros(len(records), np.int32)
+        done: list[Piece] = []
+        lines: list[int] = []
+        bad: list[tuple[int, int, BadRecord]] = []
+        for place, (line, item) in enumerate(records):
+            if isinstance(item, BadRecord):
+                fates[place] = Fate.skipped
+                bad.append((place, line, item))
+                continue
+            pieces, deed = cut(item, self._options.max_length, self._options.overlong)
+            fates[place], counts[place] = _FATES[deed], len(pieces)
+            done += pieces
+            lines += [line] * len(pieces)
+        return Batch(
+            _joined([tokens for tokens, _ in done], np.int32),
+            _joined([targets for _, targets in done], np.uint8),
+            np.array([len(tokens) for tokens, _ in done], np.int32),
+            np.array([(file, line) for line in lines], np.int32).reshape(-1, 2),
+            fates,
+            counts,
+            bad,
+        )
+
+
+def unit_hash(record: Any, seed: int) -> float:
+    """A number in [0, 1) that depends on the record's content and the seed alone."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), default=str)
+    digest = hashlib.blake2b(f"{seed} {text}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _joined(arrays: list[NDArray[Any]], dtype: Any) -> NDArray[Any]:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)

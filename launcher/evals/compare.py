@@ -1,0 +1,173 @@
+"""Paired comparison of two models on the same records: difference, 95 % interval, verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from launcher.errors import DataError
+from launcher.evals.metric import Floats, Metric
+from launcher.evals.records import LossRecord, Results
+from launcher.report.summary import table as table
+
+CONFIDENCE = 0.95
+RESAMPLES = 5000
+#: Fewer records that differ prove nothing: even if all agree, a sign test gives 2 * 0.5**5 > 5 %.
+MIN_DIFFERING = 6
+#: Largest number of resampled counts held at once (float64).
+CHUNK = 4_000_000
+
+
+class Verdict(Enum):
+    """What the data says about the tuned model."""
+
+    better = "better"
+    worse = "worse"
+    no_evidence = "no evidence"
+
+
+def compare(
+    base: Results,
+    tuned: Results,
+    metrics: Sequence[Metric[Any]],
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compare `tuned` with `base`, metric by metric, by a paired bootstrap over records.
+
+    Metrics whose pass was made for neither model are left out. The result is plain JSON: `metrics`
+    maps each name to base, tuned, difference (tuned - base), interval, verdict, records, improved,
+    worsened, higher_is_better, unit, needs; numbers that are not finite are None. Raises `DataError` if
+    the two models were not scored on the same records and the same target tokens or references.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for needs in ("loss", "generation"):
+        chosen = [metric for metric in metrics if metric.needs == needs]
+        if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
+            a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
+            rows.update(_compare_pass(a, b, chosen, seed, resamples))
+    return {
+        "metrics": {metric.name: rows[metric.name] for metric in metrics if metric.name in rows},
+        "confidence": CONFIDENCE,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[Any], list[Any]]:
+    """Both sides by id; `DataError` unless record by record the same thing was measured."""
+    a, b = ({record.id: record for record in side} for side in (base, tuned))
+    if a.keys() != b.keys():
+        only = {"base": sorted(a.keys() - b.keys()), "tuned": sorted(b.keys() - a.keys())}
+        found = "; ".join(
+            f"{len(ids)} scored only for {side} (e.g. {', '.join(map(str, ids[:3]))})"
+            for side, ids in only.items()
+            if ids
+        )
+        raise DataError(
+            f"base and tuned were not scored on the same records: {found}",
+            where=f"{what} records",
+            hint="evaluate both with the same data and the same eval.limit and eval.generate_limit",
+        )
+    ids = sorted(a)
+    changed = [i for i in ids if _task(a[i]) != _task(b[i])]
+    if changed:
+        raise DataError(
+            f"{len(changed)} records had other targets for base than for tuned "
+            f"(e.g. {', '.join(map(str, changed[:3]))})",
+            where=f"{what} records",
+            hint="evaluate both with the same tokenizer, chat template and data",
+        )
+    return [a[i] for i in ids], [b[i] for i in ids]
+
+
+def _task(record: Any) -> object:
+    """What was asked: the number of target tokens, or the reference text."""
+    return record.targets if isinstance(record, LossRecord) else record.reference
+
+
+def _compare_pass(
+    base: list[Any],
+    tuned: list[Any],
+    metrics: Sequence[Metric[Any]],
+    seed: int,
+    resamples: int,
+) -> dict[str, dict[str, Any]]:
+    """Compare metrics of one pass; all of them see the same resampled records."""
+    sides = [metric.values(records) for metric in metrics for records in (base, tuned)]
+    columns = np.stack([column for pair in sides for column in pair], axis=1)
+    sums = _resampled_sums(columns, seed, resamples)
+    rows = {}
+    for index, metric in enumerate(metrics):
+        first, last = 4 * index, 4 * index + 4
+        rows[metric.name] = _row(metric, columns[:, first:last], sums[:, first:last])
+    return rows
+
+
+def _resampled_sums(columns: Floats, seed: int, resamples: int) -> Floats:
+    """Column sums [resamples, K] of `columns` [records, K], records drawn with replacement."""
+    num_records = len(columns)
+    rng = np.random.default_rng(seed)
+    sums = np.empty((resamples, columns.shape[1]))
+    chunk = max(1, CHUNK // num_records)
+    for start in range(0, resamples, chunk):
+        size = min(chunk, resamples - start)
+        drawn = rng.integers(0, num_records, (size, num_records))
+        drawn += np.arange(size)[:, None] * num_records
+        counts = np.bincount(drawn.ravel(), minlength=size * num_records)
+        sums[start : start + size] = counts.reshape(size, num_records).astype(np.float64) @ columns
+    return sums
+
+
+def _row(metric: Metric[Any], columns: Floats, sums: Floats) -> dict[str, Any]:
+    """One metric's comparison; columns: numerator and denominator of base, then of tuned."""
+    base, tuned = (float(metric.scores(*pair)[0]) for pair in _sides(columns.sum(0, keepdims=True)))
+    each_base, each_tuned = (metric.scores(*pair) for pair in _sides(columns))
+    sign = 1.0 if metric.higher_is_better else -1.0
+    with np.errstate(invalid="ignore"):
+        gains = sign * (each_tuned - each_base)
+        differences = np.subtract(*(metric.scores(*pair) for pair in reversed(_sides(sums))))
+    improved, worsened = int((gains > 0).sum()), int((gains < 0).sum())
+    tail = 100 * (1 - CONFIDENCE) / 2
+    interval: list[float | None] = [None, None]
+    if np.isfinite(differences).any():
+        low, high = np.percentile(differences[np.isfinite(differences)], [tail, 100 - tail])
+        interval = [float(low), float(high)]
+    return {
+        "base": _finite(base),
+        "tuned": _finite(tuned),
+        "difference": _finite(tuned - base),
+        "interval": interval,
+        "verdict": _verdict(base, tuned, interval, improved + worsened, sign).value,
+        "records": int((columns[:, 1] > 0).sum()),
+        "improved": improved,
+        "worsened": worsened,
+        "higher_is_better": metric.higher_is_better,
+        "unit": metric.unit,
+        "needs": metric.needs,
+    }
+
+
+def _sides(columns: Floats) -> list[tuple[Floats, Floats]]:
+    """(numerators, denominators) of base and of tuned."""
+    return [(columns[:, 0], columns[:, 1]), (columns[:, 2], columns[:, 3])]
+
+
+def _verdict(
+    base: float, tuned: float, interval: list[float | None], num_differing: int, sign: float
+) -> Verdict:
+    """Better or worse only if the whole interval lies on one side of 0."""
+    if math.isfinite(base) and not math.isfinite(tuned):
+        return Verdict.worse
+    low, high = interval
+    if low is None or high is None or num_differing < MIN_DIFFERING or low <= 0 <= high:
+        return Verdict.no_evidence
+    return Verdict.better if low * sign > 0 else Verdict.worse
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

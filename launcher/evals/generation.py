@@ -1,0 +1,169 @@
+"""Greedy answers to prompts, batched by length, through transformers' `generate`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launcher.evals.records import Generation, Prompt
+from launcher.evals.runner import plan_batches, poll
+
+
+def generate_records(
+    prompts: Sequence[Prompt],
+    model: Any,
+    tokenizer: Any,
+    *,
+    max_new_tokens: int,
+    batch_tokens: int = 16384,
+    rank: int = 0,
+    world_size: int = 1,
+    lockstep: bool = False,
+    stop_tokens: Sequence[int] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[Generation]:
+    """This rank's share of the answers; every rank passes the same `prompts`, then `gather`s.
+
+    `model` is the unwrapped transformers or PEFT model; it is put in evaluation mode meanwhile.
+    Answers end at one of `stop_tokens` (default: `find_stop_tokens`) or after `max_new_tokens`, and
+    are decoded without special tokens. `lockstep` (ZeRO-3): all ranks run the same number of
+    forwards. `should_stop` is asked before each batch, equally often on every rank; raises
+    `EvaluationStopped`.
+    """
+    stops = list(stop_tokens or find_stop_tokens(model, tokenizer))
+    contexts = [_fit(list(prompt[1]), model, max_new_tokens) for prompt in prompts]
+    batches = plan_batches(
+        [len(tokens) for tokens in contexts],
+        batch_tokens=batch_tokens,
+        rank=rank,
+        world_size=world_size,
+        lockstep=lockstep,
+        new_tokens=max_new_tokens,
+    )
+    results: list[Generation] = []
+    with _inference(model):
+        for batch in batches:
+            poll(should_stop)
+            if not batch.positions:
+                continue
+            chosen = [contexts[position] for position in batch.positions]
+            synced = lockstep and world_size > 1
+            answers = _generate(chosen, model, tokenizer, stops, max_new_tokens, synced)
+            if not batch.counted:
+                continue
+            for position, answer in zip(batch.positions, answers, strict=True):
+                record, _, reference, where = prompts[position]
+                results.append(
+                    Generation(
+                        id=record,
+                        where=where,
+                        prompt=_decode(tokenizer, contexts[position]),
+                        reference=reference,
+                        answer=_decode(tokenizer, answer),
+                    )
+                )
+    return results
+
+
+def find_stop_tokens(
+    model: Any, tokenizer: Any, references: Iterable[Sequence[int]] = ()
+) -> list[int]:
+    """Tokens that end an answer: end tokens of tokenizer and model, and those that data teaches.
+
+    `references` are the answers' token ids; a special token that ends one of them (an end-of-turn
+    marker, which differs between chat templates) ends a generated answer too.
+    """
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    stops = set(configured) if isinstance(configured, list) else {configured}
+    stops.add(tokenizer.eos_token_id)
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    stops.update(tokens[-1] for tokens in references if len(tokens) and tokens[-1] in special)
+    return sorted(int(token) for token in stops if token is not None)
+
+
+def _fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
+    """`tokens` without its beginning where prompt and answer would not fit the model's positions.
+
+    Cut by record, never by batch, so that an answer does not depend on what it is batched with.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None or len(tokens) + max_new_tokens <= positions:
+        return tokens
+    return tokens[-max(positions - max_new_tokens, 1) :]
+
+
+def _generate(
+    contexts: Sequence[list[int]],
+    model: Any,
+    tokenizer: Any,
+    stops: list[int],
+    max_new_tokens: int,
+    synced: bool,
+) -> list[list[int]]:
+    """New tokens of each context, up to the first stop token, which is left out."""
+    pad = tokenizer.pad_token_id
+    pad = (stops[0] if stops else 0) if pad is None else pad
+    width = max(map(len, contexts))
+    # Padding on the left: every row's next token is then at the same place.
+    tokens = torch.full((len(contexts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, context in enumerate(contexts):
+        tokens[row, width - len(context) :] = torch.tensor(context)
+        mask[row, width - len(context) :] = 1
+    device = next(model.parameters()).device
+    # Greedy, whatever the model's own generation_config prefers: base and tuned are compared.
+    output: Tensor = model.generate(
+        input_ids=tokens.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=stops or None,
+        synced_gpus=synced,
+    )
+    return [_until(answer, stops) for answer in output[:, width:].tolist()]
+
+
+def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[:end]
+
+
+def _decode(tokenizer: Any, tokens: Sequence[int]) -> str:
+    text: str = tokenizer.decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+@contextlib.contextmanager
+def _inference(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, with an attention that understands padding and a cache.
+
+    Attentions made for packed rows take neither, and transformers would drop the padding mask
+    unasked.
+    """
+    training = model.training
+    attention = model.config._attn_implementation
+    swap = attention not in (None, "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+    model.eval()
+    try:
+        if swap:
+            model.set_attn_implementation("sdpa")
+        with torch.no_grad():
+            yield
+    finally:
+        if swap:
+            model.set_attn_implementation(attention)
+        model.train(training)

@@ -1,0 +1,47 @@
+"""Results of one record: what every metric and every comparison is computed from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class LossRecord:
+    """The loss pass over one record: sums over its target tokens, which add up exactly.
+
+    `loss_sum` is in nats, `correct` counts targets that were the model's first choice.
+    """
+
+    id: int
+    loss_sum: float
+    targets: int
+    correct: int
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """The generated answer to one record's prompt; `where` is the record's file:line."""
+
+    id: int
+    where: str
+    prompt: str
+    reference: str
+    answer: str
+
+
+class Prompt(NamedTuple):
+    """A prompt to be answered: token ids without padding, and the reference answer as text."""
+
+    id: int
+    tokens: list[int]
+    reference: str
+    where: str
+
+
+@dataclass(slots=True)
+class Results:
+    """All results of one model, sorted by record id; the passes may cover different records."""
+
+    losses: list[LossRecord] = field(default_factory=list)
+    generations: list[Generation] = field(default_factory=list)

@@ -1,0 +1,133 @@
+"""Evaluation results on disk: base, tuned, comparison, predictions, and the cache of base results.
+
+Results keep their per-record numbers, so that a comparison can be made again without a model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher import runtime
+from launcher.evals.compare import RESAMPLES, compare
+from launcher.evals.exact_match import ExactMatch
+from launcher.evals.metric import Metric, score_all
+from launcher.evals.records import Generation, LossRecord, Results
+from launcher.rundir import RunDir, read_json, write_atomic, write_json
+
+VERSION = 1
+
+
+def write_results(
+    path: Path, results: Results, metrics: Sequence[Metric[Any]], **about: Any
+) -> dict[str, float | None]:
+    """Write one model's scores and per-record results; returns the scores (None = not finite).
+
+    `about` is put beside them as it is (model name, step, seconds...).
+    """
+    scores = {
+        name: score if math.isfinite(score) else None
+        for name, score in score_all(metrics, results).items()
+    }
+    content = {
+        "version": VERSION,
+        "metrics": scores,
+        "records": len(results.losses),
+        "generated": len(results.generations),
+        **about,
+        "losses": {
+            "id": [record.id for record in results.losses],
+            # A diverged model's NaN is not JSON; null stands for it.
+            "loss_sum": [
+                record.loss_sum if math.isfinite(record.loss_sum) else None
+                for record in results.losses
+            ],
+            "targets": [record.targets for record in results.losses],
+            "correct": [record.correct for record in results.losses],
+        },
+        "generations": [asdict(record) for record in results.generations],
+    }
+    lines = (f"  {json.dumps(key)}: {_compact(value)}" for key, value in content.items())
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return scores
+
+
+def read_results(path: Path) -> Results | None:
+    """What `write_results` wrote; None if the file is absent, damaged or of another version."""
+    raw = read_json(path)
+    try:
+        if raw["version"] != VERSION:
+            return None
+        columns = raw["losses"]
+        losses = [
+            LossRecord(i, math.nan if loss is None else float(loss), targets, correct)
+            for i, loss, targets, correct in zip(
+                columns["id"],
+                columns["loss_sum"],
+                columns["targets"],
+                columns["correct"],
+                strict=True,
+            )
+        ]
+        return Results(losses, [Generation(**record) for record in raw["generations"]])
+    except (TypeError, KeyError, ValueError):
+        return None
+
+
+def cache_path(key: str) -> Path:
+    """File of a base model's results; `key` names model, data and decoding."""
+    return runtime.cache_dir() / "base-eval" / f"{key}.json"
+
+
+def write_comparison(
+    run: RunDir,
+    base: Results,
+    tuned: Results,
+    metrics: Sequence[Metric[Any]],
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any]:
+    """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
+    comparison = compare(base, tuned, metrics, seed, resamples)
+    write_json(run.eval / "comparison.json", comparison)
+    write_predictions(run, base, tuned, metrics)
+    return comparison
+
+
+def write_predictions(
+    run: RunDir, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
+) -> None:
+    """Write eval/predictions.jsonl: prompt, reference and both answers, one record a line.
+
+    `base` and `base_match` are null without a base; a match is null where no metric judges answers.
+    """
+    judge = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    answers = {record.id: record.answer for record in base.generations} if base else {}
+
+    def match(answer: str | None, reference: str) -> bool | None:
+        return None if judge is None or answer is None else judge.match(answer, reference)
+
+    lines = []
+    for record in tuned.generations:
+        answer = answers.get(record.id)
+        line = {
+            "id": record.id,
+            "where": record.where,
+            "prompt": record.prompt,
+            "reference": record.reference,
+            "base": answer,
+            "tuned": record.answer,
+            "base_match": match(answer, record.reference),
+            "tuned_match": match(record.answer, record.reference),
+        }
+        lines.append(_compact(line) + "\n")
+    write_atomic(run.eval / "predictions.jsonl", "".join(lines))
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

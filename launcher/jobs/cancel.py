@@ -1,0 +1,84 @@
+"""Cancel a run: with a checkpoint, or now; then say so in its status."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+
+from launcher.errors import ConfigError, ExitCode, HangError
+from launcher.jobs.logs import backend_of
+from launcher.jobs.status import heartbeats, is_live
+from launcher.launch import processes
+from launcher.launch.outcome import settled
+from launcher.launch.spec import JobState
+from launcher.rundir import RunDir, State, Status
+
+_POLL_S = 0.1
+_KILL_TIMEOUT_S = 30.0
+
+
+def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
+    """Stop the run, wait until its processes are gone, and return its final status.
+
+    `now` ends the ranks without a checkpoint. `lost` only writes the state, for a run whose host is
+    gone. A run that ends by itself meanwhile keeps its state. Raises `ConfigError` if it has ended
+    already or runs on another host, `HangError` if processes stay.
+    """
+    status = run.status()
+    if status.state.is_final:
+        raise ConfigError(
+            f"the run is {status.state.value} already", where=str(run), hint="nothing to cancel"
+        )
+    if not (lost or settled(status)):
+        _stop(run, status, now=now)
+    status = run.status()
+    if status.state.is_final:
+        return status
+    return run.set_status(
+        State.cancelled, reason="cancelled by the user", exit_code=int(ExitCode.interrupted)
+    )
+
+
+def _stop(run: RunDir, status: Status, *, now: bool) -> None:
+    backend = backend_of(run, status.attempt)
+    if backend and backend.status(run, status.attempt) is not JobState.gone:
+        backend.cancel(run, status.attempt, now=now)
+    else:
+        _stop_ranks(run, now=now)
+    end = time.monotonic() + _KILL_TIMEOUT_S
+    while _is_there(run, status.attempt):
+        if now and time.monotonic() > end:
+            raise HangError(
+                "processes of the run do not end",
+                where=str(run),
+                hint="they may hang in the kernel (a device, a file server): see `ps` for state D",
+            )
+        time.sleep(_POLL_S)
+
+
+def _stop_ranks(run: RunDir, *, now: bool) -> None:
+    """Signal ranks that no back end looks after (started by torchrun or deepspeed directly)."""
+    here = socket.gethostname()
+    hosts = {beat["host"] for beat in heartbeats(run).values()} - {here}
+    if hosts and not _live_ranks(run):
+        raise ConfigError(
+            f"the ranks run on {', '.join(sorted(hosts))}",
+            where=str(run),
+            hint="cancel there; if the hosts are gone for good, `launcher cancel --lost`",
+        )
+    for pid in _live_ranks(run):
+        processes.send(pid, signal.SIGKILL if now else signal.SIGTERM)
+
+
+def _live_ranks(run: RunDir) -> list[int]:
+    here = socket.gethostname()
+    beats = [beat for beat in heartbeats(run).values() if beat["host"] == here]
+    return [beat["pid"] for beat in beats if processes.alive(beat["pid"], beat["time"])]
+
+
+def _is_there(run: RunDir, attempt: int) -> bool:
+    backend = backend_of(run, attempt)
+    if backend and backend.status(run, attempt) is not JobState.gone:
+        return True
+    return is_live(run.status()) or bool(_live_ranks(run))

@@ -1,0 +1,113 @@
+"""Follow an attempt to its end: show log and progress, pass on Ctrl-C, return the exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+from launcher import console
+from launcher.errors import ExitCode
+from launcher.jobs.status import is_live
+from launcher.jobs.tail import Tail
+from launcher.launch.outcome import settled
+from launcher.launch.spec import Backend, JobState
+from launcher.rundir import RunDir, State, Status
+
+_POLL_S = 0.1
+#: Lines of the starting command's own output shown when a run fails.
+_LAST_LINES = 15
+
+
+@dataclass(slots=True)
+class _Interrupts:
+    """Ctrl-C pressed so far; SIGTERM counts as the first, however often it comes."""
+
+    count: int = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)
+
+
+def follow(run: RunDir, attempt: int, backend: Backend) -> int:
+    """Show the attempt until it has ended; returns the exit code in status.json.
+
+    The first Ctrl-C or SIGTERM asks for a checkpoint and a clean stop, the second Ctrl-C ends all
+    at once.
+    """
+    view = console.view()
+    try:
+        with _interrupts() as interrupts:
+            _watch(run, attempt, backend, view, interrupts)
+    finally:
+        view.close()
+    status = run.status()
+    if not settled(status) or status.attempt != attempt:
+        reason = "lost: the processes of the run are gone without a result"
+        status = run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal))
+    _say_how_it_ended(run, attempt, status)
+    return ExitCode.ok if status.exit_code is None else status.exit_code
+
+
+def _watch(
+    run: RunDir, attempt: int, backend: Backend, view: console.View, interrupts: _Interrupts
+) -> None:
+    logs = [Tail(path) for path in backend.logs(run, attempt)]
+    # The log holds the numbers as plain lines already; only a bar needs them apart.
+    metrics = None if isinstance(view, console.PlainView) else Tail(run.metrics, from_end=True)
+    told = 0
+    while True:
+        # Asked before the files are read, so that nothing written up to the end is missed.
+        ended = backend.status(run, attempt) is JobState.gone and not is_live(run.status())
+        for log in logs:
+            for line in log.lines(final=ended):
+                view.line(line)
+        for line in metrics.lines() if metrics else []:
+            with contextlib.suppress(ValueError):
+                view.metrics(json.loads(line), run.status().steps)
+        if ended:
+            return
+        if interrupts.count > told:
+            told = interrupts.count
+            _pass_on(run, attempt, backend, view, now=told > 1)
+        time.sleep(_POLL_S)
+
+
+def _pass_on(run: RunDir, attempt: int, backend: Backend, view: console.View, *, now: bool) -> None:
+    if now:
+        view.line("ending at once, without a checkpoint")
+    else:
+        view.line("stopping: the run saves a checkpoint first; Ctrl-C again ends it at once")
+    backend.cancel(run, attempt, now=now)
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[_Interrupts]:
+    noted = _Interrupts()
+    before = {n: signal.signal(n, noted.note) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say_how_it_ended(run: RunDir, attempt: int, status: Status) -> None:
+    say = console.PlainView().line
+    log = run.log(attempt, 0)
+    if status.state is State.failed and not (log.is_file() and log.stat().st_size):
+        # The ranks died before they had logs of their own.
+        for line in Tail(run.attempt(attempt) / "agent.log").lines(final=True)[-_LAST_LINES:]:
+            say(line)
+    # Further lines of a reason stand in the log that was just shown.
+    reason = f": {status.reason.splitlines()[0]}" if status.reason else ""
+    say(f"{status.state.value}{reason}")
+    if status.state is State.succeeded:
+        return
+    say(f"logs: {run.attempt(attempt)}")
+    if status.state in (State.preempted, State.cancelled):
+        say(f"HINT: `launcher resume {run.name}` goes on from the last checkpoint")

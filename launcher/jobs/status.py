@@ -1,0 +1,174 @@
+"""What state runs are in. A listing opens one file a run: 10,000 runs take under a second."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from launcher import console
+from launcher.errors import ExitCode
+from launcher.launch.outcome import settled
+from launcher.launch.processes import alive
+from launcher.rundir import RunDir, State, Status, read_json
+
+_TAIL_BYTES = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run in a listing."""
+
+    name: str
+    path: str
+    status: Status
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        values = {**asdict(self.status), "state": self.status.state.value}
+        return {"name": self.name, "path": self.path, **values}
+
+
+def is_live(status: Status) -> bool:
+    """Whether another process of this host, the one that wrote the state, still runs."""
+    if settled(status) or status.host != socket.gethostname() or status.pid == os.getpid():
+        return False
+    return alive(status.pid, status.time)
+
+
+def observed(status: Status) -> Status:
+    """The state as far as it can be true: a run of this host whose process is gone has failed."""
+    if settled(status) or status.host != socket.gethostname() or alive(status.pid, status.time):
+        return status
+    reason = f"lost: process {status.pid} of {status.host} is gone without a result"
+    return replace(status, state=State.failed, reason=reason, exit_code=int(ExitCode.internal))
+
+
+def listing(root: str | os.PathLike[str]) -> list[Row]:
+    """All runs directly under `root`, oldest change first; no status.json means no run."""
+    rows = []
+    try:
+        with os.scandir(root) as entries:
+            names = [entry.name for entry in entries]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    base = os.path.abspath(root)
+    for name in names:
+        path = f"{base}/{name}"
+        try:
+            with open(f"{path}/status.json", "rb") as file:
+                raw = json.loads(file.read())
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except (OSError, ValueError):
+            raw = {}
+        rows.append(Row(name, path, observed(_status(raw))))
+    return sorted(rows, key=lambda row: (row.status.time, row.name))
+
+
+def _status(raw: Any) -> Status:
+    try:
+        known = {key: raw[key] for key in Status.__dataclass_fields__ if key in raw}
+        return Status(**{**known, "state": State(raw["state"])})
+    except (TypeError, ValueError, KeyError):
+        return Status(State.failed, reason="status.json is not readable")
+
+
+def details(run: RunDir) -> dict[str, Any]:
+    """One run in full: its state, its last logged numbers and what each rank is doing."""
+    from launcher.config import compose  # the listing does without
+
+    status = observed(run.status())
+    found = {**Row(run.name, str(run), status).to_json(), "tags": compose.load(run.config).run.tags}
+    record = last_record(run.metrics)
+    if record:
+        found["step"] = max(status.step, record["step"])
+        keys = ("loss", "lr", "grad_norm", "tokens_per_s", "step_time_s", "memory_bytes", "epoch")
+        found["metrics"] = {key: record[key] for key in keys if key in record}
+        if not settled(status):
+            found["eta_s"] = console.remaining_s(record, status.steps)
+    if not settled(status):
+        found["ranks"] = list(heartbeats(run).values())
+    comparison = read_json(run.eval / "comparison.json")
+    if comparison:
+        found["comparison"] = comparison
+    return found
+
+
+def heartbeats(run: RunDir) -> dict[int, dict[str, Any]]:
+    """Rank -> its last heartbeat: pid, host, step, phase, time, and `rank`."""
+    beats = {}
+    for file in run.heartbeats.glob("rank-*.json"):
+        number = file.stem.removeprefix("rank-")
+        beat = read_json(file)
+        if number.isdigit() and isinstance(beat, dict):
+            beats[int(number)] = {"rank": int(number), **beat}
+    return dict(sorted(beats.items()))
+
+
+def last_record(metrics: Path) -> dict[str, Any] | None:
+    """The newest training record of metrics.jsonl, or None; reads only the file's end."""
+    try:
+        with open(metrics, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return None
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut off by the seek, or being written
+        if isinstance(record, dict) and record.get("kind") == "train":
+            return record
+    return None
+
+
+def table(rows: list[Row]) -> str:
+    """The listing as text: one line a run."""
+    head = ("RUN", "STATE", "STEP", "ATTEMPT", "CHANGED", "REASON")
+    cells = [head]
+    for run in rows:
+        status = run.status
+        step = f"{status.step}/{status.steps}" if status.steps else str(status.step or "")
+        age = f"{console.duration(time.time() - status.time)} ago" if status.time else ""
+        reason = status.reason.splitlines()[0][:100] if status.reason else ""
+        cells.append((run.name, status.state.value, step, str(status.attempt), age, reason))
+    widths = [max(len(row[column]) for row in cells) for column in range(len(head) - 1)]
+    lines = []
+    for row in cells:
+        padded = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*padded, row[-1]]).rstrip())
+    return "\n".join(lines)
+
+
+def text(found: dict[str, Any]) -> str:
+    """What `details` found, for people."""
+    steps = f"/{found['steps']}" if found["steps"] else ""
+    lines = [
+        f"run      {found['name']}",
+        f"folder   {found['path']}",
+        f"state    {found['state']}" + (f": {found['reason']}" if found["reason"] else ""),
+        f"attempt  {found['attempt']}",
+        f"step     {found['step']}{steps}",
+    ]
+    if found["exit_code"] is not None:
+        lines.append(f"exit     {found['exit_code']}")
+    if found["tags"]:
+        lines.append(f"tags     {', '.join(found['tags'])}")
+    if "metrics" in found:
+        record = {"step": found["step"], **found["metrics"]}
+        total = None if found.get("eta_s") is None else found["steps"]
+        lines.append(f"numbers  {' | '.join(console.metrics_parts(record, total))}")
+    for beat in found.get("ranks", []):
+        age = console.duration(time.time() - beat["time"])
+        place = f"{beat['host']} pid {beat['pid']}"
+        lines.append(
+            f"rank {beat['rank']:<3} {beat['phase']}, step {beat['step']}, {age} ago, {place}"
+        )
+    return "\n".join(lines)

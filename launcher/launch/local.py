@@ -1,0 +1,111 @@
+"""`launch=local`: the ranks run on this host, looked after by a supervisor process of their own."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from launcher.errors import ConfigError, LauncherError
+from launcher.launch import processes
+from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.runtime import child_environment
+
+#: Signals that the supervisor understands.
+STOP = signal.SIGTERM
+END_NOW = signal.SIGINT
+_START_TIMEOUT_S = 30.0
+
+
+class LocalBackend:
+    """Ranks of this host: one directly, several under torch's elastic agent."""
+
+    def plan(self, spec: LaunchSpec) -> LaunchPlan:
+        """Commands and environment; pure."""
+        rank = (spec.module, str(spec.run), "--attempt", str(spec.attempt))
+        command: tuple[str, ...] = (spec.python, "-m", *rank)
+        if spec.processes > 1:
+            # One rank needs no rendezvous, so it is spared the 2 s that the agent takes to start.
+            agent = ("torch.distributed.run", "--standalone", "--max-restarts", "0")
+            count = ("--nproc-per-node", str(spec.processes))
+            command = (spec.python, "-m", *agent, *count, "-m", *rank)
+        return LaunchPlan(
+            backend="local",
+            run=spec.run,
+            attempt=spec.attempt,
+            cwd=spec.cwd,
+            prepare=(spec.python, "-m", spec.prepare_module, str(spec.run)),
+            command=command,
+            environment={
+                **spec.environment,
+                "OMP_NUM_THREADS": str(spec.threads),
+                "PYTHONUNBUFFERED": "1",
+            },
+            processes=spec.processes,
+            log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",
+        )
+
+    def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
+        """Start the supervisor in its own session; returns its pid once it has taken over."""
+        run = RunDir(plan.run)
+        write_json(job_file(run, plan.attempt), plan.to_json())
+        log = run.attempt(plan.attempt) / "supervisor.log"
+        command = [sys.executable, "-m", "launcher.launch.supervise", str(run), str(plan.attempt)]
+        with storage_errors(log), open(log, "ab") as output:
+            supervisor = subprocess.Popen(  # noqa: S603 - our own module
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=child_environment(),
+                start_new_session=True,
+                preexec_fn=processes.end_with_parent() if attached else None,
+            )
+        end = time.monotonic() + _START_TIMEOUT_S
+        while read_json(supervisor_file(run, plan.attempt)) is None:
+            if supervisor.poll() is not None or time.monotonic() > end:
+                raise LauncherError(
+                    f"the supervisor did not start: {log.read_text(errors='replace')[-2000:]}",
+                    where=str(log),
+                )
+            time.sleep(0.01)
+        return str(supervisor.pid)
+
+    def status(self, run: RunDir, attempt: int) -> JobState:
+        """Whether the supervisor lives; unknown on another host."""
+        raw = read_json(supervisor_file(run, attempt))
+        if raw is None:
+            return JobState.gone
+        if raw["host"] != socket.gethostname():
+            return JobState.unknown
+        return JobState.running if processes.alive(raw["pid"], raw["time"]) else JobState.gone
+
+    def logs(self, run: RunDir, attempt: int) -> list[Path]:
+        """The log of the data preparation, then rank 0's."""
+        return [prepare_log(run, attempt), run.log(attempt, 0)]
+
+    def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
+        """Signal the supervisor; `ConfigError` if it runs on another host."""
+        raw = read_json(supervisor_file(run, attempt))
+        if self.status(run, attempt) is JobState.unknown:
+            raise ConfigError(
+                f"the run was started on host {raw['host']}",
+                where=str(run),
+                hint=f"cancel it there: ssh {raw['host']} launcher cancel {run}",
+            )
+        if raw is not None and processes.alive(raw["pid"], raw["time"]):
+            processes.send(raw["pid"], END_NOW if now else STOP)
+
+
+def supervisor_file(run: RunDir, attempt: int) -> Path:
+    """Pid, host and start time of an attempt's supervisor."""
+    return run.attempt(attempt) / "supervisor.json"
+
+
+def prepare_log(run: RunDir, attempt: int) -> Path:
+    """Output of the data preparation."""
+    return run.attempt(attempt) / "prepare.log"

@@ -1,0 +1,123 @@
+"""What is to be launched, what a back end makes of it, and what every back end can do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+from launcher.rundir import RunDir, read_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """One attempt of one run, the same for every back end."""
+
+    run: Path
+    """The run folder, absolute."""
+    attempt: int
+    """Number of the attempt, from 1."""
+    python: str
+    """Interpreter of the ranks."""
+    cwd: Path
+    """Where the user typed the command: relative paths of the config start here."""
+    processes: int
+    """Ranks on each node."""
+    threads: int
+    """Compute threads of each rank."""
+    module: str = "launcher.train"
+    """Module that each rank runs as `python -m MODULE RUN --attempt N`."""
+    prepare_module: str = "launcher.data.prepare"
+    """Module that prepares the data as `python -m MODULE RUN`."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables set for the ranks besides those of the back end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """All that `submit` will do, as plain data; made without any effect."""
+
+    backend: str
+    run: Path
+    attempt: int
+    cwd: Path
+    prepare: tuple[str, ...]
+    """Command that prepares the data, before any rank starts."""
+    command: tuple[str, ...]
+    """Command that starts the ranks."""
+    environment: Mapping[str, str]
+    """Changes to the environment of both commands."""
+    processes: int
+    """Ranks that the command starts; more than one means through an agent."""
+    log: Path
+    """What the starting command itself says; ranks have their own logs."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` reads them back."""
+        return {
+            "backend": self.backend,
+            "run": str(self.run),
+            "attempt": self.attempt,
+            "cwd": str(self.cwd),
+            "prepare": list(self.prepare),
+            "command": list(self.command),
+            "environment": dict(self.environment),
+            "processes": self.processes,
+            "log": str(self.log),
+        }
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> LaunchPlan:
+        """The plan that `to_json` wrote."""
+        return cls(
+            backend=raw["backend"],
+            run=Path(raw["run"]),
+            attempt=raw["attempt"],
+            cwd=Path(raw["cwd"]),
+            prepare=tuple(raw["prepare"]),
+            command=tuple(raw["command"]),
+            environment=dict(raw["environment"]),
+            processes=raw["processes"],
+            log=Path(raw["log"]),
+        )
+
+
+class JobState(Enum):
+    """What a back end knows about a job, whatever the run folder says."""
+
+    queued = "queued"
+    running = "running"
+    gone = "gone"
+    unknown = "unknown"
+
+
+class Backend(Protocol):
+    """A launch back end: one file, one row in `variants.LAUNCHERS`."""
+
+    def plan(self, spec: LaunchSpec) -> LaunchPlan:
+        """What would be done; pure."""
+
+    def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
+        """Start the job and return its id. An attached job ends with this process."""
+
+    def status(self, run: RunDir, attempt: int) -> JobState:
+        """Whether the job of this attempt waits, runs or is gone."""
+
+    def logs(self, run: RunDir, attempt: int) -> list[Path]:
+        """Files that tell the story of the attempt, in reading order, rank 0 last."""
+
+    def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
+        """Ask the job to stop: with a checkpoint, or `now` without. Returns at once."""
+
+
+def job_file(run: RunDir, attempt: int) -> Path:
+    """The submitted plan of an attempt."""
+    return run.attempt(attempt) / "job.json"
+
+
+def backend_name(run: RunDir, attempt: int) -> str | None:
+    """Back end of an attempt; None if the ranks were started directly (torchrun, deepspeed)."""
+    raw = read_json(job_file(run, attempt))
+    return raw["backend"] if isinstance(raw, dict) and "backend" in raw else None

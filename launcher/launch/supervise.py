@@ -1,0 +1,139 @@
+"""The local supervisor: `python -m launcher.launch.supervise RUN ATTEMPT`.
+
+It prepares the data, starts the ranks, forwards a wish to stop, says how the attempt ended, and
+leaves no process behind. It has no console: whoever follows the run reads the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from launcher.errors import ExitCode, LauncherError
+from launcher.launch import outcome, processes
+from launcher.launch.local import END_NOW, STOP, prepare_log, supervisor_file
+from launcher.launch.spec import LaunchPlan, job_file
+from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.runtime import child_environment
+
+_POLL_S = 0.05
+#: Time for helpers of the ranks (a tracker's uploader) to end by themselves after the ranks.
+_LEFTOVER_GRACE_S = 10.0
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What signals have asked for so far."""
+
+    stop: bool = False
+    end_now: bool = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Signal handler: only notes the wish."""
+        self.stop = True
+        self.end_now = self.end_now or number == END_NOW
+
+
+def main(argv: list[str]) -> int:
+    """Supervise one attempt to its end; returns its exit code."""
+    run, attempt = RunDir(argv[0]), int(argv[1])
+    plan = LaunchPlan.from_json(read_json(job_file(run, attempt)))
+    os.chdir(plan.cwd)
+    wishes = Wishes()
+    signal.signal(STOP, wishes.note)
+    signal.signal(END_NOW, wishes.note)
+    processes.adopt_orphans()
+    run.set_status(State.preparing, attempt=attempt)
+    identity = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
+    write_json(supervisor_file(run, attempt), identity)
+    try:
+        code = _attempt(run, plan, wishes)
+    except Exception as error:
+        run.set_status(State.failed, reason=f"supervisor: {error}", exit_code=ExitCode.internal)
+        raise
+    finally:
+        _sweep(wishes)
+    return code
+
+
+def _attempt(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
+    if not _is_prepared(run):
+        log = prepare_log(run, plan.attempt)
+        code = _watch(_start(plan.prepare, plan, log), wishes, through_agent=False)
+        if code != 0 or wishes.stop:
+            return outcome.of_preparation(run, code, log, wishes.stop, wishes.end_now)
+    ranks = _start(plan.command, plan, plan.log)
+    code = _watch(ranks, wishes, through_agent=plan.processes > 1)
+    return outcome.of_ranks(run, plan, code, wishes.stop, wishes.end_now)
+
+
+def _is_prepared(run: RunDir) -> bool:
+    """Whether data.json names complete caches; writes it if they exist already.
+
+    A resumed run keeps the caches it began with, also when the source files have changed since.
+    """
+    from launcher import fingerprint
+    from launcher.config import compose
+
+    named = read_json(run.data)
+    if isinstance(named, dict) and all(
+        Path(folder, "index.json").is_file() for folder in named.values() if folder
+    ):
+        return True
+    try:
+        found = fingerprint.lookup(compose.load(run.config))
+    except LauncherError:
+        return False  # the preparation finds the same problem and reports it
+    if found is None:
+        return False
+    write_json(run.data, found)
+    return True
+
+
+def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.Popen[bytes]:
+    with open(log, "ab") as output:
+        return subprocess.Popen(  # noqa: S603 - the command of our own plan
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=plan.cwd,
+            env=child_environment(**plan.environment),
+            start_new_session=True,
+            preexec_fn=processes.end_with_parent(),
+        )
+
+
+def _watch(process: subprocess.Popen[bytes], wishes: Wishes, *, through_agent: bool) -> int:
+    told = False
+    while process.poll() is None:
+        if wishes.end_now:
+            processes.kill_descendants()
+        elif wishes.stop and not told:
+            told = True
+            # Straight to the ranks: told by a signal, the agent would give them 30 s and then kill.
+            ranks = processes.children(process.pid) if through_agent else []
+            for pid in ranks or [process.pid]:
+                processes.send(pid, signal.SIGTERM)
+        time.sleep(_POLL_S)
+    return process.returncode
+
+
+def _sweep(wishes: Wishes) -> None:
+    end = time.monotonic() + _LEFTOVER_GRACE_S
+    while processes.descendants(os.getpid()) and time.monotonic() < end and not wishes.end_now:
+        time.sleep(_POLL_S)
+    left = processes.kill_descendants()
+    if left:
+        print(f"could not end processes {left}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,239 @@
+"""Attention in which packed documents never see each other, registered in transformers' attention table.
+
+A row is several documents one behind the other. Their boundaries travel to every layer as the
+`cu_seq_lens_q` keyword, which transformers' models hand on to the attention function.
+
+- `launcher_document`: one SDPA call a document; the fast way on CPU, runs anywhere.
+- `launcher_varlen`: `torch.nn.attention.varlen.varlen_attn`, one kernel for all documents (CUDA, 16 bit).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from launcher.errors import ConfigError
+
+DOCUMENT = "launcher_document"
+VARLEN = "launcher_varlen"
+
+#: plan.attention -> attn_implementation of transformers
+IMPLEMENTATIONS = {
+    "document": DOCUMENT,
+    "varlen": VARLEN,
+    "flash": "flash_attention_2",
+    "sdpa": "sdpa",
+    "eager": "eager",
+}
+
+_packed: ContextVar[bool] = ContextVar("packed", default=False)
+
+
+@contextmanager
+def packed_row() -> Iterator[None]:
+    """Mark a forward over a packed row: no mask is built, and attention without boundaries is an error."""
+    token = _packed.set(True)
+    try:
+        yield
+    finally:
+        _packed.reset(token)
+
+
+def register() -> None:
+    """Add both functions to transformers' tables; safe to call again."""
+    AttentionInterface.register(DOCUMENT, document_attention)
+    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionMaskInterface.register(DOCUMENT, _mask)
+    AttentionMaskInterface.register(VARLEN, _mask)
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    return None if _packed.get() else sdpa_mask(*args, **kwargs)
+
+
+def document_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Causal attention within each document.
+
+    query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]. `cu_seq_lens_q` [documents + 1]
+    holds the starts of the documents and N. Without it (generation) this is transformers' SDPA.
+    """
+    if cu_seq_lens_q is None:
+        return _unpacked(
+            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, kwargs
+        )
+    _refuse_sinks(kwargs)
+    starts = cu_seq_lens_q.tolist()
+    lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    # split, not slices: its backward is one concatenation, that of a slice fills a whole gradient.
+    documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    pieces = []
+    for q, k, v in documents:
+        length = q.shape[2]
+        if softcap is not None:
+            mask = _window_mask(length, sliding_window, q.device)
+            pieces.append(_capped(q, k, v, mask, scaling, dropout, softcap))
+        elif sliding_window is not None and length > sliding_window:
+            mask = _window_mask(length, sliding_window, q.device)
+            pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=mask))
+        else:
+            pieces.append(_sdpa(q, k, v, scaling, dropout, is_causal=True))
+    return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+def _sdpa(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    **options: Any,
+) -> torch.Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    return scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **options
+    )
+
+
+def varlen_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    cu_seq_lens_q: torch.Tensor | None = None,
+    max_length_q: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same function as `document_attention` in one kernel call, for CUDA in 16 bit."""
+    if cu_seq_lens_q is None:
+        return _unpacked(
+            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, kwargs
+        )
+    _refuse_sinks(kwargs)
+    if softcap is not None or dropout or not query.is_cuda or query.dtype == torch.float32:
+        return document_attention(
+            module, query, key, value, None, scaling, dropout, sliding_window, softcap, cu_seq_lens_q
+        )
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
+    options, native_gqa = _varlen_options(sliding_window)
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and not native_gqa:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    elif groups > 1:
+        options["enable_gqa"] = True
+    from torch.nn.attention.varlen import varlen_attn
+
+    out = varlen_attn(
+        q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **options
+    )
+    return out.unsqueeze(0), None
+
+
+def _varlen_options(sliding_window: int | None) -> tuple[dict[str, Any], bool]:
+    """Keywords for a causal call, and whether grouped heads are native: both changed since torch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = inspect.signature(varlen_attn).parameters
+    if "window_size" in parameters:
+        left = -1 if sliding_window is None else sliding_window - 1
+        return {"window_size": (left, 0)}, "enable_gqa" in parameters
+    if sliding_window is not None:
+        raise ConfigError(
+            "this torch's varlen attention has no sliding window",
+            where="model.attention",
+            hint="use model.attention=document or a newer torch",
+        )
+    return {"is_causal": True}, "enable_gqa" in parameters
+
+
+def _unpacked(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None,
+    dropout: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    kwargs: dict[str, Any],
+) -> tuple[torch.Tensor, None]:
+    """Generation: padded batches with a mask from `_mask`, through transformers' own SDPA."""
+    if _packed.get():
+        raise ConfigError(
+            f"{type(module).__name__} does not hand document boundaries to its attention, so packed"
+            " documents would see each other",
+            where="data.packing",
+            hint="set data.packing=false model.attention=sdpa",
+        )
+    _refuse_sinks(kwargs)
+    if softcap is not None:
+        if attention_mask is None:
+            rows, columns = query.shape[2], key.shape[2]
+            ones = torch.ones(rows, columns, dtype=torch.bool, device=query.device)
+            attention_mask = ones.tril(columns - rows)
+        capped = _capped(query, key, value, attention_mask, scaling, dropout, softcap)
+        return capped.transpose(1, 2), None
+    result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+    )
+    return result
+
+
+def _refuse_sinks(kwargs: dict[str, Any]) -> None:
+    if kwargs.get("s_aux") is not None:
+        raise ConfigError(
+            "this model uses attention sinks, which packed attention does not compute",
+            where="model.attention",
+            hint="set data.packing=false model.attention=eager",
+        )
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:
+    """Boolean [length, length]: token i sees j where i - window < j <= i."""
+    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+    return mask if window is None else mask.triu(1 - window)
+
+
+def _capped(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor,
+    scaling: float | None,
+    dropout: float,
+    softcap: float,
+) -> torch.Tensor:
+    """Attention with tanh-capped scores (Gemma 2, arXiv:2408.00118), which no SDPA kernel has."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = torch.tanh(q @ k.transpose(-1, -2) * scale / softcap) * softcap
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1, torch.float32)
+    weights = torch.nn.functional.dropout(weights.to(v.dtype), dropout)
+    return weights @ v

@@ -1,0 +1,292 @@
+"""LM head and cross entropy at the target positions only, in chunks.
+
+The model is called with `logits_to_keep` = the target positions, and its LM head is given a forward
+that returns the loss itself: gradients for the hidden states and the head's weight are formed chunk by
+chunk in the forward pass, so `[targets, vocab]` never exists as a whole, and it costs no more matrix
+products than the plain formula. Because it runs inside the head's own `forward`, ZeRO-3 gathers the
+weight as for any module.
+
+A model that changes logits after its head (soft-capping, scaling) is noticed by the first call, as the
+tensor that leaves the model is then not the one that left the head; such models take the logits
+themselves, at target positions, with the cross entropy in chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
+
+#: Elements of one fp32 chunk of logits: 16 MB on CPU (stays near the cache), 256 MB on a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+
+
+class Row(Protocol):
+    """What the head reads of a row: `launcher.data.loader.Row`, on the model's device."""
+
+    input_ids: Tensor
+    position_ids: Tensor
+    document_starts: Tensor
+    target_index: Tensor
+    targets: Tensor
+
+
+@dataclass(slots=True)
+class _Request:
+    """What the patched head computes on its next call, and what came of it."""
+
+    targets: Tensor
+    smoothing: float
+    score: bool
+    result: Tensor | None = None
+    losses: Tensor | None = None
+    correct: Tensor | None = None
+
+
+class TargetHead:
+    """Computes losses of `model` at target positions.
+
+    `model` is the bare transformers or peft model, `attention` the plan's name for its attention;
+    `caller` is what to call for a forward (the DeepSpeed engine while training).
+    """
+
+    def __init__(self, model: nn.Module, attention: str) -> None:
+        self.isolates = IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN, "flash_attention_2")
+        self._request: _Request | None = None
+        self.head = _plain_head(model)
+        if self.head is not None:
+            self._plain_forward = self.head.forward
+            self.head.forward = self._forward  # type: ignore[method-assign]
+
+    def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
+        """Sum of the cross entropy over the row's targets, in nats: fp32 scalar that carries gradients."""
+        if self.head is not None:
+            request = _Request(row.targets, smoothing, score=False)
+            logits = self._call(caller, row, request)
+            if _is_same(logits, request.result):
+                return logits
+            self._give_up_fusing()
+        logits = self._call(caller, row, None)
+        flat = logits.reshape(-1, logits.shape[-1])
+        total: Tensor = _LogitsLoss.apply(flat, row.targets, smoothing)
+        return total
+
+    @torch.no_grad()
+    def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
+        """Without gradients: (cross entropy per target in nats, fp32 [T]; whether the top-1 token is right, bool [T])."""
+        if self.head is not None:
+            request = _Request(row.targets, 0.0, score=True)
+            logits = self._call(caller, row, request)
+            if _is_same(logits, request.result):
+                assert request.losses is not None
+                assert request.correct is not None
+                return request.losses, request.correct
+            self._give_up_fusing()
+        logits = self._call(caller, row, None)
+        return _score(logits.reshape(-1, logits.shape[-1]), row.targets)
+
+    def _call(self, caller: Any, row: Row, request: _Request | None) -> Tensor:
+        inputs = self._packed(row) if self.isolates else _padded(row)
+        self._request = request
+        try:
+            if self.isolates:
+                with packed_row():
+                    logits: Tensor = caller(**inputs, use_cache=False).logits
+            else:
+                logits = caller(**inputs, use_cache=False).logits
+        finally:
+            self._request = None
+        return logits
+
+    def _packed(self, row: Row) -> dict[str, Any]:
+        starts = row.document_starts
+        longest = int((starts[1:] - starts[:-1]).max())
+        return {
+            "input_ids": row.input_ids.unsqueeze(0),
+            "position_ids": row.position_ids.unsqueeze(0),
+            "logits_to_keep": row.target_index,
+            "cu_seq_lens_q": starts,
+            "cu_seq_lens_k": starts,
+            "max_length_q": longest,
+            "max_length_k": longest,
+        }
+
+    def _forward(self, hidden: Tensor) -> Tensor:
+        request, head = self._request, self.head
+        assert head is not None
+        if request is None:
+            plain: Tensor = self._plain_forward(hidden)
+            return plain
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if request.score:
+            request.losses, request.correct = _score_hidden(flat, head, request.targets)
+            request.result = request.losses.sum()
+        else:
+            request.result = _HeadLoss.apply(
+                flat, head.weight, head.bias, request.targets, request.smoothing
+            )
+        return request.result
+
+    def _give_up_fusing(self) -> None:
+        assert self.head is not None
+        self.head.forward = self._plain_forward  # type: ignore[method-assign]
+        self.head = None
+
+
+def _plain_head(model: nn.Module) -> nn.Linear | None:
+    """The model's LM head if it is a plain linear layer, whose matrix product we may take over."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    saved = getattr(head, "modules_to_save", None)  # peft's wrapper for modules trained in full
+    if saved is not None and "default" in saved:
+        head = saved["default"]
+    return head if type(head) is nn.Linear else None
+
+
+def _is_same(logits: Tensor, result: Tensor | None) -> bool:
+    return (
+        result is not None
+        and logits.numel() == 1
+        and logits.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
+    )
+
+
+def _padded(row: Row) -> dict[str, Any]:
+    """One line a document, padded on the right: for attention that cannot isolate documents."""
+    starts = row.document_starts.tolist()
+    lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
+    shape = (len(lengths), max(lengths))
+    ids = row.input_ids.new_zeros(shape)
+    mask = torch.zeros(shape, dtype=torch.long, device=ids.device)
+    flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
+    flat[row.target_index] = True
+    keep = torch.zeros(shape, dtype=torch.bool, device=ids.device)
+    for i, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+        ids[i, :length] = row.input_ids[start : start + length]
+        mask[i, :length] = 1
+        keep[i, :length] = flat[start : start + length]
+    return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": keep}
+
+
+def _chunk(vocab: int, device: torch.device) -> int:
+    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
+
+
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropy of fp32 `logits` [t, V] and its gradient, [t, V], which reuses one buffer."""
+    log_p = torch.log_softmax(logits, dim=-1)
+    picked = targets.unsqueeze(1)
+    loss = -log_p.gather(1, picked).sum()
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1).sum()
+    gradient = log_p.exp_()
+    if smoothing:
+        gradient -= smoothing / logits.shape[-1]
+    gradient.scatter_add_(1, picked, gradient.new_full((1, 1), smoothing - 1).expand_as(picked))
+    return loss, gradient
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Linear head and cross entropy; both gradients are formed in forward, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        smoothing: float,
+    ) -> Tensor:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        size = _chunk(weight.shape[0], hidden.device)
+        for start in range(0, hidden.shape[0], size):
+            part = slice(start, start + size)
+            logits = nn.functional.linear(hidden[part], weight, bias).float()
+            loss, gradient = _loss_and_gradient(logits, targets[part], smoothing)
+            total += loss
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            gradient = gradient.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                if grad_weight.dtype == gradient.dtype:
+                    grad_weight.addmm_(gradient.t(), hidden[part])
+                else:
+                    grad_weight += gradient.t() @ hidden[part]
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scale = grads[0]
+        hidden, weight, bias = ctx.saved_tensors
+        return (
+            None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
+            None if weight is None else weight.mul_(scale).to(ctx.dtypes[0]),
+            None if bias is None else bias.mul_(scale).to(ctx.dtypes[1]),
+            None,
+            None,
+        )
+
+
+class _LogitsLoss(torch.autograd.Function):
+    """Cross entropy of given logits [T, V]; fp32 exists for one chunk at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        gradient = torch.empty_like(logits)
+        total = logits.new_zeros((), dtype=torch.float32)
+        size = _chunk(logits.shape[-1], logits.device)
+        for start in range(0, logits.shape[0], size):
+            part = slice(start, start + size)
+            loss, grad = _loss_and_gradient(logits[part].float(), targets[part], smoothing)
+            total += loss
+            gradient[part] = grad
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient.mul_(grads[0].to(gradient.dtype)), None, None
+
+
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return _score_chunks(logits, targets, logits.shape[-1], lambda part: part)
+
+
+def _score_hidden(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
+    return _score_chunks(
+        hidden,
+        targets,
+        head.weight.shape[0],
+        lambda part: nn.functional.linear(part, head.weight, head.bias),
+    )
+
+
+def _score_chunks(
+    values: Tensor, targets: Tensor, vocab: int, logits_of: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    losses = values.new_empty(len(targets), dtype=torch.float32)
+    correct = torch.empty_like(targets, dtype=torch.bool)
+    size = _chunk(vocab, values.device)
+    for start in range(0, len(targets), size):
+        part = slice(start, start + size)
+        logits = logits_of(values[part]).float()
+        losses[part] = nn.functional.cross_entropy(logits, targets[part], reduction="none")
+        correct[part] = logits.argmax(-1) == targets[part]
+    return losses, correct

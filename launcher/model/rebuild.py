@@ -1,0 +1,102 @@
+"""The trained model again, from its base and a checkpoint, outside any process group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.config.schema import Config, ModelConfig
+from launcher.config.variants import PEFT_METHODS
+from launcher.errors import LauncherError
+from launcher.model.fragments import FragmentReader
+from launcher.model.load import model_source
+
+
+def base_folder(config: ModelConfig) -> Path:
+    """Local folder of the base model's files; a hub model comes from the hub's cache or the hub."""
+    source = Path(model_source(config)).expanduser()
+    if source.is_dir():
+        return source.resolve()
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja"]
+    return Path(
+        snapshot_download(str(config.name), revision=config.revision, allow_patterns=patterns)
+    )
+
+
+def load_base(config: ModelConfig, folder: Path, dtype: torch.dtype, num_tokens: int) -> Any:
+    """The base model for inference on the CPU, its embeddings grown to `num_tokens` rows."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, trust_remote_code=config.trust_remote_code
+    )
+    return fit(model, num_tokens).eval()
+
+
+def meta_base(config: ModelConfig, folder: Path, num_tokens: int) -> Any:
+    """The base model's structure without memory for its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = config.trust_remote_code
+    structure = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(structure, trust_remote_code=trust)
+        return fit(model, num_tokens)
+
+
+def fit(model: Any, num_tokens: int) -> Any:
+    """`model` with embeddings of at least `num_tokens` rows, as training had them."""
+    if num_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(num_tokens, mean_resizing=False)
+    return model
+
+
+def with_adapters(model: Any, config: Config) -> Any:
+    """`model` with fresh adapters of the run's method, or unchanged for a full fine-tune."""
+    if config.peft.name == "none":
+        return model
+    return PEFT_METHODS.load(config.peft.name)(model, config.peft)
+
+
+def rebuild(
+    config: Config,
+    weights: FragmentReader,
+    folder: Path,
+    dtype: torch.dtype,
+    num_tokens: int,
+) -> Any:
+    """Base and checkpoint as one model in `dtype`, ready for inference on the CPU."""
+    model = with_adapters(load_base(config.model, folder, dtype, num_tokens), config).eval()
+    require_same_parameters(weights, model)
+    parameters, names = dict(model.named_parameters()), weights.keys()
+    with torch.no_grad():
+        for name in names:
+            parameters[name].copy_(weights.tensor(name))
+    return model
+
+
+def require_same_parameters(weights: FragmentReader, model: Any) -> None:
+    """`LauncherError` unless the checkpoint holds all of the model's trained tensors, no others.
+
+    `model` is one as it was trained (on any device): what needs gradients must be in the
+    checkpoint.
+    """
+    trained = {n: tuple(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    names = weights.keys()
+    saved = {name: weights.shape(name) for name in names}
+    wrong = [f"{name} is missing" for name in sorted(trained.keys() - saved.keys())]
+    wrong += [f"{name} is not in the model" for name in sorted(saved.keys() - trained.keys())]
+    wrong += [
+        f"{name} is {saved[name]}, not {trained[name]}"
+        for name in sorted(saved.keys() & trained.keys())
+        if saved[name] != trained[name]
+    ]
+    if wrong:
+        raise LauncherError(
+            f"the checkpoint does not fit the model: {'; '.join(wrong[:5])}",
+            hint="has the base model or its tokenizer changed since training?",
+        )

@@ -1,0 +1,49 @@
+"""Tables of names to import paths, resolved only on use. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launcher.errors import ConfigError
+
+
+def load(path: str) -> Any:
+    """Import `package.module:attribute` and return the attribute."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def did_you_mean(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
+    """A hint naming the closest known words, or all of them if none is close."""
+    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    return f"choose one of: {', '.join(sorted(known))}"
+
+
+class Table(Mapping[str, str]):
+    """A plug-in family: option name -> "module:attribute" of its implementation."""
+
+    def __init__(self, key: str, rows: Mapping[str, str]) -> None:
+        self.key = key
+        self._rows = dict(rows)
+
+    def __getitem__(self, name: str) -> str:
+        return self._rows[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def load(self, name: str) -> Any:
+        """Import and return the implementation of `name`; `ConfigError` if there is no such row."""
+        if name not in self._rows:
+            raise ConfigError(
+                f"unknown name {name!r}", where=self.key, hint=did_you_mean(name, self._rows)
+            )
+        return load(self._rows[name])

@@ -1,0 +1,3 @@
+"""The report page of a run. Used by both planes: no torch, no numpy."""
+
+from launcher.report.page import build as build

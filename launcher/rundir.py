@@ -1,0 +1,310 @@
+"""The run folder: the only thing that the control plane and the run plane share. Standard library only.
+
+Every write of state is atomic (temporary file, fsync, rename), so a reader never sees half a file and a
+full disk never damages what was there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+from launcher.errors import ConfigError, StorageError
+
+
+class State(Enum):
+    """State of a run."""
+
+    preparing = "preparing"
+    queued = "queued"
+    running = "running"
+    preempted = "preempted"
+    succeeded = "succeeded"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens without a resume."""
+        return self in (State.succeeded, State.failed, State.cancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Content of status.json. `time` is Unix seconds; `exit_code` is None while the run lives."""
+
+    state: State
+    reason: str = ""
+    exit_code: int | None = None
+    attempt: int = 0
+    step: int = 0
+    steps: int | None = None
+    host: str = ""
+    pid: int = 0
+    time: float = 0.0
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's storage failures on `path` into `StorageError` with a hint."""
+    try:
+        yield
+    except OSError as error:
+        hints = {
+            errno.ENOSPC: "free space on this file system, then `launcher resume` the run",
+            errno.EDQUOT: "the quota is used up: free space, then `launcher resume` the run",
+            errno.EROFS: "the file system is read-only: choose another `run.root`",
+            errno.EACCES: "no permission: choose another `run.root` or mend the permissions",
+            errno.EPERM: "no permission: choose another `run.root` or mend the permissions",
+            errno.ENOTDIR: "a file stands where a folder is needed: choose another `run.root`",
+        }
+        if error.errno not in hints:
+            raise
+        raise StorageError(
+            error.strerror or str(error), where=str(path), hint=hints[error.errno]
+        ) from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Raises `StorageError` when the disk is full, read-only or not permitted.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically write `value` as JSON with a final newline."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path, default: Any = None) -> Any:
+    """Content of a JSON file, or `default` if it is absent or unreadable."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return default
+
+
+class RunDir:
+    """Paths and state of one run folder."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).resolve()
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """The run id: the folder's name."""
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The frozen, fully resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def overrides(self) -> Path:
+        """What the user typed."""
+        return self.path / "overrides.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Numbers derived for this world size."""
+        return self.path / "plan.json"
+
+    @property
+    def status_file(self) -> Path:
+        """State, reason, exit code, attempt."""
+        return self.path / "status.json"
+
+    @property
+    def environment(self) -> Path:
+        """Git revision, package versions, host, devices."""
+        return self.path / "environment.json"
+
+    @property
+    def data(self) -> Path:
+        """Where the prepared data lies: {"train": cache folder, "validation": cache folder or null}."""
+        return self.path / "data.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        """Ids of this run at the trackers, made once and reused on resume."""
+        return self.path / "tracking.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        """One file a rank: step, phase, time, pid, host."""
+        return self.path / "heartbeats"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of step-00000100/ folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def eval(self) -> Path:
+        """base.json, tuned.json, comparison.json, predictions.jsonl."""
+        return self.path / "eval"
+
+    @property
+    def export(self) -> Path:
+        """The Hugging Face folder."""
+        return self.path / "export"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.path / "report.html"
+
+    def attempt(self, number: int) -> Path:
+        """Folder of one attempt: the submitted command and one log file a rank."""
+        return self.path / "attempts" / f"{number:04d}"
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts made, ascending."""
+        folder = self.path / "attempts"
+        if not folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+
+    def log(self, attempt: int, rank: int) -> Path:
+        """Log file of one rank in one attempt."""
+        return self.attempt(attempt) / f"rank-{rank}.log"
+
+    def heartbeat(self, rank: int) -> Path:
+        """Heartbeat file of one rank."""
+        return self.heartbeats / f"rank-{rank}.json"
+
+    def exists(self) -> bool:
+        """Whether this is a run folder."""
+        return self.config.is_file()
+
+    def require(self) -> RunDir:
+        """This folder, or `ConfigError` if it is not a run folder."""
+        if not self.exists():
+            raise ConfigError(
+                "not a run folder (there is no config.yaml in it)",
+                where=str(self.path),
+                hint="`launcher status` lists the runs under run.root",
+            )
+        return self
+
+    def status(self) -> Status:
+        """The run's state as last written; a folder without a readable one counts as preparing."""
+        raw = read_json(self.status_file, {})
+        try:
+            known = {key: raw[key] for key in Status.__dataclass_fields__ if key in raw}
+            return Status(**{**known, "state": State(raw.get("state", "preparing"))})
+        except (TypeError, ValueError, AttributeError):
+            return Status(State.preparing, reason="status.json is not readable")
+
+    def set_status(self, state: State, **changes: Any) -> Status:
+        """Write a new state, keeping the fields that `changes` does not name."""
+        before = asdict(self.status())
+        if not (state.is_final or state is State.preempted):
+            before.update(exit_code=None, reason="")
+        before.update(
+            state=state, host=socket.gethostname(), pid=os.getpid(), time=time.time()
+        )
+        status = Status(**{**before, **changes})
+        write_json(self.status_file, {**asdict(status), "state": status.state.value})
+        return status
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run folder alone; `StorageError` at once if another process holds it.
+
+        The lock is the kernel's, so it goes with the process however it dies.
+        """
+        path = self.path / ".lock"
+        with storage_errors(path):
+            file: IO[str] = open(path, "a+")  # noqa: SIM115 - closed in finally, after the yield
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise
+                file.seek(0)
+                raise StorageError(
+                    f"another process works on this run: {file.read().strip() or 'unknown'}",
+                    where=str(self.path),
+                    hint="wait for it, stop it with `launcher cancel`, or give another `run.name`",
+                ) from error
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()} pid {os.getpid()}\n")
+            file.flush()
+            yield
+        finally:
+            file.close()
+
+
+def run_dirs(root: str | os.PathLike[str]) -> list[RunDir]:
+    """All run folders directly under `root`, by name."""
+    try:
+        with os.scandir(root) as entries:
+            names = sorted(entry.path for entry in entries if entry.is_dir())
+    except FileNotFoundError:
+        return []
+    return [run for run in map(RunDir, names) if run.exists()]
+
+
+def find_run(run: str, root: str = "runs") -> RunDir:
+    """The run folder named by a path or by its id under `root`; `ConfigError` with close names if absent."""
+    from launcher.registry import did_you_mean
+
+    for path in (Path(run), Path(root) / run):
+        if RunDir(path).exists():
+            return RunDir(path)
+    names = [found.name for found in run_dirs(root)]
+    raise ConfigError(
+        f"no run {run!r} here or under {root}/",
+        where="run",
+        hint=did_you_mean(run, names) if names else f"there are no runs under {root}/ yet",
+    )

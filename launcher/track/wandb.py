@@ -1,0 +1,133 @@
+"""Weights & Biases: one run for all attempts, quiet, and never in the way of training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import runtime
+from launcher.config import schema
+from launcher.rundir import RunDir
+from launcher.track.tracker import finite
+
+#: Longest wait for the service at the start and at the end, in seconds; then the run goes on
+#: offline.
+INIT_TIMEOUT_S = 60.0
+FINISH_TIMEOUT_S = 300.0
+
+
+class WandbTracker:
+    """Follows a run under the id made with the run folder, so a resumed run stays one run.
+
+    Without credentials (mode auto), or when the service cannot be reached, the data stay in the run
+    folder under wandb/ and `wandb sync` uploads them later.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: schema.Config,
+        resolved: Mapping[str, Any],
+        run_id: str,
+        *,
+        init_timeout_s: float = INIT_TIMEOUT_S,
+    ) -> None:
+        self._dir = run
+        self._config = config
+        self._resolved = dict(resolved)
+        self._id = run_id
+        self._init_timeout_s = init_timeout_s
+        self._run: Any = None
+
+    @property
+    def mode(self) -> str:
+        """online or offline, by config and by whether there are credentials."""
+        mode = self._config.track.wandb.mode
+        if mode is schema.WandbMode.auto:
+            return "online" if runtime.has_wandb_credentials() else "offline"
+        return str(mode.value)
+
+    def start(self) -> None:
+        """Open or rejoin the run; offline if the service does not answer in time."""
+        import wandb
+
+        try:
+            self._run = self._init(self.mode)
+        except wandb.errors.Error:
+            if self.mode == "offline":
+                raise
+            # The service process holds on to the id of the failed attempt.
+            wandb.teardown()
+            self._run = self._init("offline")
+        # Own step metric: the service drops what is logged at a step it has seen, and a resumed run
+        # goes back to its checkpoint.
+        self._run.define_metric("*", step_metric="step")
+
+    def _init(self, mode: str) -> Any:
+        import wandb
+
+        options = self._config.track.wandb
+        return wandb.init(
+            id=self._id,
+            resume="allow",
+            dir=str(self._dir),
+            mode=mode,  # type: ignore[arg-type]
+            name=self._dir.name,
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=self._config.run.tags,
+            config=self._resolved,
+            settings=wandb.Settings(
+                init_timeout=self._init_timeout_s,
+                finish_timeout=FINISH_TIMEOUT_S,
+                console="off",
+                silent=True,
+            ),
+        )
+
+    def log(self, values: Mapping[str, Any]) -> None:
+        """Train metrics under train/, evaluation metrics as they are named (eval/...)."""
+        axis = {key: values[key] for key in ("step", "epoch", "tokens") if key in values}
+        left_out = {*axis, "time", "kind"}
+        prefix = "train/" if values.get("kind", "train") == "train" else ""
+        self._run.log(
+            {
+                **axis,
+                **{
+                    f"{prefix}{key}": value
+                    for key, value in values.items()
+                    if key not in left_out and value is not None
+                },
+            }
+        )
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Final numbers, shown in the run table."""
+        self._run.summary.update(finite(values))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table of plain values."""
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def artifact(self, name: str, folder: Path) -> None:
+        """Upload the folder as a model artifact, if `track.wandb.log_export` says so."""
+        import wandb
+
+        if not self._config.track.wandb.log_export:
+            return
+        artifact = wandb.Artifact(f"{name}-{self._id}", type="model")
+        artifact.add_dir(str(folder))
+        self._run.log_artifact(artifact)
+
+    def finish(self, exit_code: int, *, preempted: bool) -> None:
+        """Upload what is left, within FINISH_TIMEOUT_S, and end wandb's service process."""
+        import wandb
+
+        if preempted:
+            self._run.mark_preempting()
+        self._run.finish(exit_code=exit_code)
+        wandb.teardown(exit_code)

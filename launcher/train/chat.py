@@ -1,0 +1,88 @@
+"""`python -m launcher.train.chat RUN_DIR`: a conversation with the run's model in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Callable
+
+from launcher.errors import ConfigError
+from launcher.rundir import RunDir
+from launcher.train.generate import add_sampling, sampling_of, show
+from launcher.train.inference import Message, Sampling, Speaker, exit_code_of, note
+from launcher.train.open import open_speaker
+
+HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
+
+
+def converse(
+    speaker: Speaker, sampling: Sampling, system: str | None, ask: Callable[[], str]
+) -> None:
+    """Answer what `ask` returns, knowing the conversation so far, until /exit or EOFError."""
+    beginning: list[Message] = [{"role": "system", "content": system}] if system else []
+    messages = list(beginning)
+    while True:
+        try:
+            said = ask().strip()
+        except EOFError:
+            return
+        if said == "/exit":
+            return
+        if said == "/reset":
+            messages = list(beginning)
+            note("(forgotten)")
+        elif said.startswith("/"):
+            note(HELP)
+        elif said:
+            messages = _turn(speaker, sampling, messages, said)
+
+
+def _turn(
+    speaker: Speaker, sampling: Sampling, messages: list[Message], said: str
+) -> list[Message]:
+    asked = [*messages, {"role": "user", "content": said}]
+    pieces: list[str] = []
+
+    def collect(piece: str) -> None:
+        pieces.append(piece)
+        show(piece)
+
+    try:
+        # A stopped answer stays in the conversation as far as it came.
+        with contextlib.suppress(KeyboardInterrupt):
+            speaker.answer(speaker.tokens(asked), sampling, collect)
+    except ConfigError as error:
+        note(f"error: {error}")
+        return messages
+    print(flush=True)
+    return [*asked, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`."""
+    parser = argparse.ArgumentParser(prog="launcher chat", description=__doc__)
+    parser.add_argument("run")
+    add_sampling(parser, temperature=0.7)
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        run = RunDir(options.run).require()
+        speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
+        if not speaker.tokenizer.chat_template:
+            raise ConfigError(
+                "the tokenizer has no chat template",
+                where="model.chat_template",
+                hint="use `launcher generate`, which continues plain text",
+            )
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives input() line editing and a history
+        note(HELP)
+        prompt = "> " if sys.stdin.isatty() else ""
+        converse(speaker, sampling_of(options), options.system, lambda: input(prompt))
+
+    return exit_code_of(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

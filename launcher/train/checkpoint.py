@@ -1,0 +1,336 @@
+"""Checkpoints: written by all ranks beside what is there, valid only once manifest.json stands in them.
+
+    checkpoints/step-00000100/weights-rank-00000.safetensors     this rank's part of the fp32 weights
+                              optimizer-rank-00000.safetensors   the same parts of the optimizer's state
+                              manifest.json                      written last: sizes and hashes of all files
+
+Only trained weights are in it: the frozen base of an adapter run is never saved. The layout is by
+parameter, not by rank, so a checkpoint can be read at another number of ranks and another ZeRO stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.config.schema import CheckpointConfig
+from launcher.errors import LauncherError, StorageError
+from launcher.model.fragments import Fragment, FragmentReader, write_fragments
+from launcher.rundir import RunDir, fsync_folder, read_json, storage_errors, write_json
+from launcher.train import distributed
+from launcher.train.engine import Engine, Piece, import_deepspeed
+
+VERSION = 1
+_TEMPORARY = ".writing-"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint folder with a readable manifest."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The loop's own counters."""
+        return dict(self.manifest["state"])
+
+    def weights(self) -> FragmentReader:
+        """Trained weights by parameter name."""
+        return FragmentReader(sorted(self.path.glob("weights-rank-*.safetensors")))
+
+    def optimizer(self) -> FragmentReader:
+        """Optimizer state, by `parameter|state name`."""
+        return FragmentReader(sorted(self.path.glob("optimizer-rank-*.safetensors")))
+
+    def damage(self) -> str:
+        """What is wrong with the files, by size and hash; empty if nothing is."""
+        for name, expected in self.manifest["files"].items():
+            path = self.path / name
+            try:
+                size = path.stat().st_size
+            except OSError:
+                return f"{name} is missing"
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, not {expected['bytes']}"
+            if _hash(path) != expected["blake2b"]:
+                return f"the content of {name} has changed"
+        return ""
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=32)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checkpoints(run: RunDir) -> list[Checkpoint]:
+    """All complete checkpoints of a run, oldest first; files are not read."""
+    found = []
+    for path in sorted(run.checkpoints.glob("step-*")):
+        manifest = read_json(path / "manifest.json")
+        if isinstance(manifest, dict) and manifest.get("version") == VERSION:
+            found.append(Checkpoint(path, manifest))
+    return found
+
+
+def newest_valid(run: RunDir, warn: Callable[[str], None], step: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint (or that of `step`) whose files are whole; damaged ones are passed over with a warning."""
+    candidates = [c for c in reversed(checkpoints(run)) if step is None or c.step == step]
+    for candidate in candidates:
+        damage = candidate.damage()
+        if not damage:
+            return candidate
+        warn(f"skipping the damaged checkpoint {candidate.path.name}: {damage}")
+    return None
+
+
+def clean_up(run: RunDir) -> None:
+    """Remove what an interrupted save or rotation left; rank 0 only."""
+    with contextlib.suppress(FileNotFoundError):
+        for path in run.checkpoints.iterdir():
+            if path.name.startswith(_TEMPORARY):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any]) -> Path:
+    """Write checkpoint `step` with all ranks.
+
+    `StorageError` on every rank if any of them could not write; older checkpoints are untouched then.
+    """
+    started = time.monotonic()
+    folder = run.checkpoints / f"step-{step:08d}"
+    temporary = run.checkpoints / f"{_TEMPORARY}{folder.name}"
+    error: LauncherError | None = None
+    files: dict[str, dict[str, Any]] = {}
+    if rank == 0:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+    distributed.barrier()
+    try:
+        files = _write_rank(temporary, engine, rank)
+    except LauncherError as caught:
+        error = caught
+    results = distributed.gather_objects((files, error.problems if error else None))
+    problems = [problem for _, found in results if found for problem in found]
+    if not problems and rank == 0:
+        try:
+            merged = {name: entry for written, _ in results for name, entry in written.items()}
+            _finish(temporary, folder, _manifest(engine, step, state, merged, started))
+        except LauncherError as caught:
+            problems = list(caught.problems)
+    problems = distributed.gather_objects(problems)[0]
+    if problems:
+        if rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(problems)
+    return folder
+
+
+def _write_rank(folder: Path, engine: Engine, rank: int) -> dict[str, dict[str, Any]]:
+    if engine.zero == 0 and rank != 0:
+        return {}
+    pieces = list(engine.pieces())
+    state = engine.base_optimizer.state
+    written: dict[str, dict[str, Any]] = {}
+    for name, fragments in (
+        (f"weights-rank-{rank:05d}.safetensors", _weight_fragments(pieces)),
+        (f"optimizer-rank-{rank:05d}.safetensors", _state_fragments(pieces, state)),
+    ):
+        size, digest = write_fragments(folder / name, fragments)
+        written[name] = {"bytes": size, "blake2b": digest}
+    opaque = _opaque_state(engine)
+    if opaque:
+        path = folder / f"optimizer-rank-{rank:05d}.pt"
+        with storage_errors(path):
+            torch.save(opaque, path)
+        written[path.name] = {"bytes": path.stat().st_size, "blake2b": _hash(path)}
+    return written
+
+
+def _weight_fragments(pieces: list[Piece]) -> Iterator[Fragment]:
+    for piece in pieces:
+        yield Fragment(
+            piece.name, piece.shape, piece.offset, piece.numel, lambda piece=piece: piece.of(piece.flat)
+        )
+
+
+def _state_fragments(pieces: list[Piece], state: Any) -> Iterator[Fragment]:
+    for piece in pieces:
+        for key, value in state.get(piece.flat, {}).items():
+            if _is_laid_out_like(value, piece.flat):
+                yield Fragment(
+                    f"{piece.name}|{key}",
+                    piece.shape,
+                    piece.offset,
+                    piece.numel,
+                    lambda piece=piece, value=value: piece.of(value),
+                )
+
+
+def _is_laid_out_like(value: Any, flat: torch.Tensor) -> bool:
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.numel() == flat.numel()
+        and value.numel() > 1
+    )
+
+
+def _scalars(engine: Engine) -> dict[str, float]:
+    """Counters in the optimizer's state (Adam's step), which are the same for every parameter."""
+    scalars: dict[str, float] = {}
+    for values in engine.base_optimizer.state.values():
+        for key, value in values.items():
+            if isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+                scalars[key] = float(value)
+    return scalars
+
+
+def _opaque_state(engine: Engine) -> dict[str, Any]:
+    """State that cannot be cut by parameter (8-bit moments with their block scales): kept as it is."""
+    state = engine.base_optimizer.state
+    quantized = any(
+        isinstance(value, torch.Tensor) and value.dtype == torch.uint8
+        for values in state.values()
+        for value in values.values()
+    )
+    return engine.base_optimizer.state_dict() if quantized else {}
+
+
+def _manifest(
+    engine: Engine, step: int, state: dict[str, Any], files: dict[str, Any], started: float
+) -> dict[str, Any]:
+    return {
+        "version": VERSION,
+        "step": step,
+        "time": time.time(),
+        "seconds": round(time.monotonic() - started, 3),
+        "world_size": engine.plan.world_size,
+        "zero": engine.zero,
+        "precision": engine.plan.precision,
+        "trainable": sorted(name for name, p in engine.module.named_parameters() if p.requires_grad),
+        "scalars": _scalars(engine),
+        "scaler": engine.scaler_state(),
+        "state": state,
+        "files": files,
+    }
+
+
+def _finish(temporary: Path, folder: Path, manifest: dict[str, Any]) -> None:
+    write_json(temporary / "manifest.json", manifest)
+    with storage_errors(folder):
+        if folder.exists():  # a damaged one of the same step, which a resume passed over
+            folder.rename(folder.with_name(f"{_TEMPORARY}old-{folder.name}"))
+        temporary.rename(folder)
+    fsync_folder(folder.parent)
+    shutil.rmtree(folder.with_name(f"{_TEMPORARY}old-{folder.name}"), ignore_errors=True)
+
+
+def rotate(run: RunDir, config: CheckpointConfig) -> None:
+    """Delete all but the newest `keep_last` and the best `keep_best` checkpoints; rank 0 only."""
+    found = checkpoints(run)
+    kept = {c.path for c in found[-max(1, config.keep_last) :]}
+    scored = [c for c in found if c.state.get("eval_loss") is not None]
+    scored.sort(key=lambda c: c.state["eval_loss"])
+    kept |= {c.path for c in scored[: config.keep_best]}
+    for checkpoint in found:
+        if checkpoint.path not in kept:
+            doomed = checkpoint.path.with_name(f"{_TEMPORARY}old-{checkpoint.path.name}")
+            with contextlib.suppress(OSError):
+                checkpoint.path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Put trained weights into a model that is not under DeepSpeed yet (it may be sharded by ZeRO-3).
+
+    The engine is built on them afterwards; `load_optimizer` then restores the exact fp32 masters.
+    """
+    reader = checkpoint.weights()
+    parameters = dict(model.named_parameters())
+    wrong = set(reader.keys()) ^ {name for name, p in parameters.items() if p.requires_grad}
+    if wrong:
+        raise StorageError(
+            f"the checkpoint's parameters are not this model's: {', '.join(sorted(wrong)[:5])}",
+            where=str(checkpoint.path),
+            hint="the config of the run must be the one that wrote the checkpoint",
+        )
+    for name in reader.keys():
+        parameter = parameters[name]
+        if hasattr(parameter, "ds_id"):
+            _load_sharded(parameter, reader, name)
+        else:
+            parameter.data.copy_(reader.tensor(name))
+
+
+def _load_sharded(parameter: nn.Parameter, reader: FragmentReader, name: str) -> None:
+    deepspeed = import_deepspeed(parameter.device.type)
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+        if torch.distributed.get_rank() == 0:
+            parameter.data.copy_(reader.tensor(name))
+
+
+def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
+    """Restore fp32 masters and optimizer state, whatever number of ranks or stage wrote them."""
+    weights, optimizer = checkpoint.weights(), checkpoint.optimizer()
+    manifest = checkpoint.manifest
+    state = engine.base_optimizer.state
+    keys_of: dict[str, list[str]] = {}
+    for key in optimizer.keys():
+        name, _, state_key = key.rpartition("|")
+        keys_of.setdefault(name, []).append(state_key)
+    for piece in engine.pieces():
+        piece.of(piece.flat).copy_(weights.range(piece.name, piece.offset, piece.numel))
+        if not keys_of.get(piece.name):
+            continue
+        values = state[piece.flat]
+        for key in keys_of[piece.name]:
+            if key not in values:
+                values[key] = torch.zeros_like(piece.flat).detach()
+            part = optimizer.range(f"{piece.name}|{key}", piece.offset, piece.numel)
+            piece.of(values[key]).copy_(part)
+        for key, scalar in manifest["scalars"].items():
+            values.setdefault(key, torch.tensor(scalar, dtype=torch.float32, device=_scalar_device(piece.flat)))
+    _load_opaque(checkpoint, engine)
+    engine.load_scaler_state(manifest["scaler"])
+
+
+def _scalar_device(flat: torch.Tensor) -> torch.device:
+    """Where torch's fused AdamW wants its step counter: beside the parameter."""
+    return flat.device
+
+
+def _load_opaque(checkpoint: Checkpoint, engine: Engine) -> None:
+    if not any(name.endswith(".pt") for name in checkpoint.manifest["files"]):
+        return
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    world, stage = checkpoint.manifest["world_size"], checkpoint.manifest["zero"]
+    if (world, stage) != (engine.plan.world_size, engine.zero):
+        raise StorageError(
+            f"8-bit optimizer state of {world} ranks at ZeRO-{stage} cannot be read by"
+            f" {engine.plan.world_size} ranks at ZeRO-{engine.zero}",
+            where=str(checkpoint.path),
+            hint="resume with the same number of ranks and the same stage",
+        )
+    source = 0 if stage == 0 else rank
+    path = checkpoint.path / f"optimizer-rank-{source:05d}.pt"
+    engine.base_optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

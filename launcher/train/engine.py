@@ -1,0 +1,247 @@
+"""The DeepSpeed engine: the only file that drives DeepSpeed."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launcher import runtime
+from launcher.config.deepspeed import clips_itself
+from launcher.config.plan import Plan
+from launcher.config.schema import Adamw8bitConfig, Config
+from launcher.errors import ConfigError, DivergedError
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What an optimizer step did: global gradient norm before clipping, and whether it was applied."""
+
+    grad_norm: float
+    applied: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """This rank's part of one trained parameter: `numel` elements from `offset` of the flattened parameter.
+
+    They lie in the fp32 master tensor `flat` from `flat_offset` on; optimizer state has the same layout.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+    flat: Tensor
+    flat_offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This piece of `flat`, or of a state tensor laid out like it: a 1-D view."""
+        return tensor.detach().view(-1).narrow(0, self.flat_offset, self.numel)
+
+
+def import_deepspeed(device: str) -> Any:
+    """Import DeepSpeed quietly, without its shared-memory op, which needs a compiler and gains nothing."""
+    if device == "cpu":
+        runtime.choose_cpu_accelerator()
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+class Engine:
+    """A model under DeepSpeed ZeRO with its optimizer."""
+
+    def __init__(self, model: nn.Module, config: Config, plan: Plan, settings: dict[str, Any]) -> None:
+        """Shard `model` as `settings` (from `launcher.config.deepspeed.build`) say."""
+        deepspeed = import_deepspeed(plan.device)
+        self.plan = plan
+        self.zero = settings["zero_optimization"]["stage"]
+        self._clip_norm = config.optim.clip_norm if clips_itself(config, plan) else None
+        self._names = {id(p): name for name, p in model.named_parameters()}
+        groups = parameter_groups(model, config.optim.weight_decay)
+        optimizer = _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
+        self.module = model
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, model_parameters=groups, config=settings, dist_init_required=False
+        )
+        self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
+
+    def __call__(self, **inputs: Any) -> Any:
+        """Forward."""
+        return self._engine(**inputs)
+
+    def train(self) -> None:
+        """Switch dropout and the like on."""
+        self._engine.train()
+
+    def eval(self) -> None:
+        """Switch dropout and the like off."""
+        self._engine.eval()
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate the gradients of one micro-batch; `loss` is already divided by the global weight."""
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def micro_step(self) -> None:
+        """Tell DeepSpeed that a micro-batch inside the accumulation window is done."""
+        self._engine.step()
+
+    def step(self, lr_factor: float) -> StepResult:
+        """Clip and apply the accumulated gradients; a non-finite gradient is discarded, not applied."""
+        for group, base in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
+            group["lr"] = base * lr_factor
+        if self._clip_norm is not None:
+            return self._step_unsharded(self._clip_norm)
+        try:
+            self._engine.step()
+        except Exception as error:
+            if "loss scale" in str(error):
+                raise DivergedError(
+                    "fp16 loss scale is at its minimum and gradients still overflow",
+                    where="engine.precision",
+                    hint="use bf16 or fp32, or a smaller optim.lr",
+                ) from error
+            raise
+        norm = self._engine.get_global_grad_norm()
+        applied = not getattr(self._engine.optimizer, "overflow", False)
+        return StepResult(math.inf if norm is None else float(norm), applied)
+
+    def _step_unsharded(self, clip_norm: float) -> StepResult:
+        parameters = [p for p in self.module.parameters() if p.grad is not None]
+        norm = _global_norm(parameters)
+        applied = bool(torch.isfinite(norm))
+        if not applied:
+            for parameter in parameters:
+                assert parameter.grad is not None
+                parameter.grad.zero_()
+        elif clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        if applied:
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+            self._engine.micro_steps += 1
+        return StepResult(float(norm), applied)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the first parameter group."""
+        return float(self._engine.optimizer.param_groups[0]["lr"])
+
+    # ---- state, laid out by parameter so that any number of ranks and any stage can read it back
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that holds the state, below DeepSpeed's wrappers."""
+        optimizer = self._engine.optimizer
+        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        return inner
+
+    def pieces(self) -> Iterator[Piece]:
+        """This rank's share of every trained parameter; under stage 0 each rank has everything."""
+        wrapper = self._engine.optimizer
+        if self.zero == 3:
+            yield from self._pieces_stage3(wrapper)
+        elif self.zero == 0:
+            yield from self._pieces_stage0(wrapper)
+        else:
+            yield from self._pieces_flat(wrapper)
+
+    def _pieces_stage0(self, wrapper: Any) -> Iterator[Piece]:
+        if hasattr(wrapper, "fp32_groups"):  # 16 bit: fp32 masters beside the model's weights
+            pairs = [
+                pair
+                for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
+                for pair in zip(low, high, strict=True)
+            ]
+        else:
+            pairs = [(p, p) for group in wrapper.param_groups for p in group["params"]]
+        for param, master in pairs:
+            yield Piece(self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0)
+
+    def _pieces_flat(self, wrapper: Any) -> Iterator[Piece]:
+        flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
+        groups = getattr(wrapper, "bit16_groups", None)
+        if flats is None:
+            flats, groups = wrapper.fp32_groups_flat_partition, wrapper.bf16_groups
+        assert groups is not None
+        for flat, group in zip(flats, groups, strict=True):
+            for param in group:
+                mapping = param._hp_mapping
+                if mapping is None:  # lies wholly on other ranks
+                    continue
+                low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
+                yield Piece(
+                    self._names[id(param)], tuple(param.shape), low.start, high.numel, flat, high.start
+                )
+
+    def _pieces_stage3(self, wrapper: Any) -> Iterator[Piece]:
+        for param in self.module.parameters():
+            if not param.requires_grad:
+                continue
+            group, start, numel = wrapper.grad_position[wrapper.get_param_id(param)]
+            offset = numel * wrapper._get_param_partition_rank(param)
+            valid = min(numel, param.ds_numel - offset)  # the last ranks' parts are padded
+            if valid > 0:
+                flat = wrapper.fp32_partitioned_groups_flat[group]
+                yield Piece(self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """The fp16 loss scaler's counters; empty otherwise."""
+        scaler = _scaler(self._engine.optimizer)
+        if self.plan.precision != "fp16" or scaler is None:
+            return {}
+        return {k: v for k, v in vars(scaler).items() if isinstance(v, int | float | bool)}
+
+    def load_scaler_state(self, state: dict[str, Any]) -> None:
+        """Put back what `scaler_state` gave."""
+        scaler = _scaler(self._engine.optimizer)
+        for key, value in state.items():
+            setattr(scaler, key, value)
+
+
+def _global_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """L2 norm of all gradients, summed in fp64: in fp32 a million elements lose the fifth digit."""
+    norms = [
+        torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None
+    ]
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _scaler(optimizer: Any) -> Any:
+    return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters; with weight decay, biases and norms (1-D) go to a group without it."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ConfigError("no parameter is trainable", where="peft", hint="check peft.targets")
+    if not weight_decay:
+        return [{"params": trainable}]
+    decay = [p for p in trainable if _dimensions(p) >= 2]
+    rest = [p for p in trainable if _dimensions(p) < 2]
+    groups: list[dict[str, Any]] = [{"params": decay}, {"params": rest, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _adamw8bit(groups: list[dict[str, Any]], optim: Adamw8bitConfig) -> torch.optim.Optimizer:
+    import bitsandbytes
+
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay
+    )
+    return optimizer

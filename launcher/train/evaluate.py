@@ -1,0 +1,174 @@
+"""Evaluation of the model in training on held-out records, spread over the ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.config.plan import Plan
+from launcher.config.schema import Config
+from launcher.data.cache import TokenCache
+from launcher.data.loader import make_row
+from launcher.evals import generation, runner, store
+from launcher.evals.metric import make_metrics, score_all
+from launcher.evals.records import Prompt, Results
+from launcher.model.head import TargetHead
+from launcher.model.load import model_source
+from launcher.rundir import RunDir, read_json
+from launcher.runtime import Ranks
+from launcher.train import distributed
+
+
+class Evaluator:
+    """Scores a model on the validation split; every rank calls the same methods.
+
+    `should_stop` is asked between batches, on all ranks equally often; it makes a method raise
+    `launcher.evals.runner.EvaluationStopped`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        ranks: Ranks,
+        cache: TokenCache,
+        tokenizer: Any,
+        head: TargetHead,
+        device: torch.device,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
+        self.tokenizer, self.head, self.device = tokenizer, head, device
+        self.should_stop = should_stop
+        self.metrics = make_metrics(config.eval)
+        count = len(cache)
+        self.ids = list(range(count if config.eval.limit is None else min(config.eval.limit, count)))
+        self._generates = any(metric.needs == "generation" for metric in self.metrics)
+        self._prompts: list[Prompt] | None = None
+
+    def quick(self, engine: Any) -> dict[str, float]:
+        """Scores of the metrics that need no generation."""
+        results = Results(losses=self._losses(engine), generations=[])
+        return score_all(self.metrics, results)
+
+    def full(self, engine: Any, model: Any) -> Results:
+        """Per-record results of all metrics, complete on every rank. `model` is the bare model."""
+        losses = self._losses(engine)
+        if not self._generates:
+            return Results(losses=losses, generations=[])
+        prompts = self.prompts(model)
+        mine = generation.generate_records(
+            prompts,
+            model,
+            self.tokenizer,
+            max_new_tokens=self.config.eval.max_new_tokens,
+            batch_tokens=self.config.eval.batch_tokens,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            lockstep=self.config.engine.zero == 3,
+            stop_tokens=self._stop_tokens(model),
+            should_stop=self.should_stop,
+        )
+        return Results(losses=losses, generations=runner.gather(mine, expected=len(prompts)))
+
+    def _losses(self, engine: Any) -> list[Any]:
+        lengths = [int(self.cache.lengths[i]) for i in self.ids]
+        batches = runner.plan_batches(
+            lengths,
+            batch_tokens=min(self.config.eval.batch_tokens, self._batch_cap()),
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            lockstep=self.config.engine.zero == 3,
+        )
+        rows = runner.rows_of(
+            batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)
+        )
+        mine = runner.loss_records(rows, lambda row: self.head.score(engine, row), self.should_stop)
+        return runner.gather(mine, expected=len(self.ids))
+
+    def _batch_cap(self) -> int:
+        """Evaluation keeps no activations, so twice a training row fits where training fits."""
+        return max(self.plan.max_length, 2 * self.plan.micro_batch * self.plan.max_length)
+
+    def prompts(self, model: Any) -> list[Prompt]:
+        """The validation records that ask for an answer: (id, prompt tokens, reference text, file:line)."""
+        if self._prompts is None:
+            self._prompts = []
+            for record in self.ids:
+                if len(self._prompts) == self.config.eval.generate_limit:
+                    break
+                split = runner.prompt_and_reference(*self.cache.record(record))
+                if split is not None:
+                    reference = self.tokenizer.decode(split[1], skip_special_tokens=True)
+                    self._prompts.append((record, split[0], reference, self.cache.where(record)))
+        return self._prompts
+
+    def _stop_tokens(self, model: Any) -> list[int]:
+        references = []
+        for prompt in self.prompts(model)[:50]:
+            split = runner.prompt_and_reference(*self.cache.record(prompt[0]))
+            if split is not None:
+                references.append(split[1])
+        return generation.find_stop_tokens(model, self.tokenizer, references)
+
+    # ---- the base model's results, made once
+
+    def base_key(self, data_key: str) -> str:
+        """What the base's results depend on: model, data, options of evaluation, precision."""
+        options = self.config.eval
+        parts = [
+            store.VERSION,
+            model_identity(self.config),
+            data_key,
+            self.plan.precision,
+            self.plan.dtype,
+            sorted(options.metrics),
+            [options.limit, options.generate_limit, options.max_new_tokens, options.answer_pattern],
+        ]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def model_identity(config: Config) -> list[Any]:
+    """Names a base model: source, revision, and size and time of every file if it is a folder."""
+    source = model_source(config.model)
+    folder = Path(source)
+    files = []
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            info = path.stat()
+            files.append([path.name, info.st_size, info.st_mtime_ns])
+    return [source, config.model.revision, config.model.add_tokens, files]
+
+
+def score_base(
+    evaluator: Evaluator, run: RunDir, engine: Any, model: Any, data_key: str, say: Callable[[str], None]
+) -> None:
+    """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
+    target = run.eval / "base.json"
+    cached = store.cache_path(evaluator.base_key(data_key))
+    known = read_json(target) or read_json(cached)
+    if not _agreed(known is not None):
+        started = time.monotonic()
+        results = evaluator.full(engine, model)
+        if evaluator.ranks.is_main:
+            for path in (cached, target):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                store.write_results(
+                    path, results, evaluator.metrics, seconds=round(time.monotonic() - started, 3)
+                )
+        say(f"base model scored on {len(results.losses)} held-out records")
+    elif evaluator.ranks.is_main and not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(cached.read_bytes())
+        say("base model's scores come from the cache")
+
+
+def _agreed(mine: bool) -> bool:
+    """Rank 0's answer, on every rank."""
+    return bool(distributed.gather_objects(mine)[0])

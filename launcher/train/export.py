@@ -1,0 +1,100 @@
+"""`python -m launcher.train.export RUN_DIR`: a checkpoint of a run as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.config import compose
+from launcher.config.schema import Config
+from launcher.data.tokenizer import load_tokenizer
+from launcher.errors import ConfigError
+from launcher.model.export import Kind, Trained, export
+from launcher.model.load import DTYPES
+from launcher.model.verify import verify
+from launcher.rundir import RunDir, read_json
+from launcher.train import inference
+from launcher.train.checkpoint import Checkpoint, newest_valid
+
+
+def export_run(
+    run: RunDir,
+    *,
+    merge: bool = False,
+    checkpoint: int | None = None,
+    out: Path | None = None,
+    say: Callable[[str], None] = inference.note,
+) -> Path:
+    """Export the newest valid checkpoint, or that of step `checkpoint`; returns the folder.
+
+    A LoRA run gives an adapter, or with `merge` its base with the adapter folded in; a full
+    fine-tune gives its weights. Raises `ConfigError` if there is nothing to export or `out` holds
+    other files, `StorageError` for a full disk, `LauncherError` if the export fails its
+    verification.
+    """
+    inference.quiet()
+    config = compose.load(run.config)
+    trained = trained_model(run, config, find_checkpoint(run, checkpoint, say))
+    adapted = Kind.merged if merge else Kind.adapter
+    kind = Kind.full if config.peft.name == "none" else adapted
+    folder = out or run.export
+    _require_replaceable(folder)
+    export(trained, kind, folder, lambda written: verify(trained, written))
+    return folder
+
+
+def find_checkpoint(run: RunDir, step: int | None, say: Callable[[str], None]) -> Checkpoint:
+    """The newest valid checkpoint, or that of `step`; `ConfigError` if there is none."""
+    found = newest_valid(run, lambda text: say(f"warning: {text}"), step)
+    if found is None:
+        which = "no valid checkpoint" if step is None else f"no valid checkpoint of step {step}"
+        raise ConfigError(
+            which,
+            where=str(run.checkpoints),
+            hint="`launcher resume` the run, or name a step that is there",
+        )
+    return found
+
+
+def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Trained:
+    """What the run has trained up to `checkpoint`, in the dtype in which it held the model."""
+    dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
+    return Trained(config, checkpoint.weights(), load_tokenizer(config.model), dtype)
+
+
+def _require_replaceable(folder: Path) -> None:
+    if folder.is_dir():
+        names = {path.name for path in folder.iterdir()}
+        if not names or names & {"config.json", "adapter_config.json"}:
+            return
+    elif not folder.exists():
+        return
+    raise ConfigError(
+        "there is something here that is no model",
+        where=str(folder),
+        hint="give another folder with -o",
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`; prints the folder on stdout."""
+    parser = argparse.ArgumentParser(prog="launcher export", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("--merge", action="store_true")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP")
+    parser.add_argument("-o", "--out", type=Path)
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        run = RunDir(options.run).require()
+        out = options.out.resolve() if options.out else None
+        merge = options.merge or compose.load(run.config).export.merge
+        print(export_run(run, merge=merge, checkpoint=options.checkpoint, out=out))
+
+    return inference.exit_code_of(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,94 @@
+"""What follows the last step: comparison with the base, export, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from launcher import report
+from launcher.config.schema import Config
+from launcher.errors import ExitCode, LauncherError
+from launcher.evals import compare, store
+from launcher.rundir import RunDir, read_json
+from launcher.runtime import Ranks
+from launcher.track.tracker import Trackers
+from launcher.train import distributed
+from launcher.train.evaluate import Evaluator
+from launcher.train.heartbeat import Heartbeat
+
+
+def finish(
+    run: RunDir,
+    config: Config,
+    ranks: Ranks,
+    engine: Any,
+    model: Any,
+    evaluator: Evaluator | None,
+    trackers: Trackers,
+    heart: Heartbeat,
+    step: int,
+    say: Callable[[str], None],
+) -> None:
+    """Evaluate and compare with all ranks, then export and report on rank 0."""
+    if evaluator is not None:
+        heart.beat("eval", step)
+        engine.eval()
+        results = evaluator.full(engine, model)
+        if ranks.is_main:
+            _compare(run, config, evaluator, results, trackers, step, say)
+    distributed.barrier()
+    if not ranks.is_main:
+        return
+    if config.export.at_end:
+        from launcher.train.export import export_run
+
+        heart.beat("export", step)
+        folder = export_run(run, merge=config.export.merge, say=say)
+        say(f"exported to {folder}")
+        if config.track.wandb.log_export:
+            trackers.artifact("model", folder)
+    heart.beat("end", step)
+    trackers.finish(int(ExitCode.ok))
+    try:
+        say(f"report: {report.build(run)}")
+    except (OSError, LauncherError) as error:
+        say(f"warning: the report could not be written: {error}")
+
+
+def _compare(
+    run: RunDir,
+    config: Config,
+    evaluator: Evaluator,
+    results: Any,
+    trackers: Trackers,
+    step: int,
+    say: Callable[[str], None],
+) -> None:
+    run.eval.mkdir(parents=True, exist_ok=True)
+    scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
+    trackers.log(step, {"kind": "eval", **{f"eval/{k}": v for k, v in scores.items()}})
+    base = store.read_results(run.eval / "base.json") if config.eval.base else None
+    if base is None:
+        store.write_predictions(run, None, results, evaluator.metrics)
+        trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
+        say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
+        return
+    comparison = store.write_comparison(
+        run, base, results, evaluator.metrics, seed=config.seed
+    )
+    say(compare.table(comparison))
+    summary = {}
+    for name, row in comparison["metrics"].items():
+        summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
+    trackers.summary(summary)
+    _table_of_samples(run, config, trackers)
+
+
+def _table_of_samples(run: RunDir, config: Config, trackers: Trackers) -> None:
+    import json
+
+    lines = (run.eval / "predictions.jsonl").read_text().splitlines()[: config.eval.samples]
+    columns = ["prompt", "reference", "base", "tuned", "base_match", "tuned_match"]
+    rows = [[record[column] for column in columns] for record in map(json.loads, lines)]
+    if rows:
+        trackers.table("samples", columns, rows)

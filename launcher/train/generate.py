@@ -1,0 +1,74 @@
+"""`python -m launcher.train.generate RUN_DIR -p TEXT`: answers to prompts, streamed to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from launcher.rundir import RunDir
+from launcher.train.inference import Sampling, Speaker, exit_code_of
+from launcher.train.open import open_speaker
+
+
+def add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
+    """Options of choosing tokens, shared with chat."""
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--temperature", type=float, default=temperature)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--checkpoint", type=int, metavar="STEP")
+    parser.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument("--system", help="system message")
+
+
+def sampling_of(options: argparse.Namespace) -> Sampling:
+    """The parsed options as a `Sampling`; seeds the choice."""
+    from transformers import set_seed
+
+    set_seed(options.seed)
+    return Sampling(options.max_new_tokens, options.temperature, options.top_p, options.top_k)
+
+
+def prompt_tokens(speaker: Speaker, prompt: str, system: str | None, raw: bool) -> list[int]:
+    """The prompt as training would have put it: a user's turn if there is a chat template."""
+    if raw:
+        return speaker.raw_tokens(prompt)
+    if not speaker.tokenizer.chat_template:
+        return speaker.plain_tokens(prompt, system)
+    before = [{"role": "system", "content": system}] if system else []
+    return speaker.tokens([*before, {"role": "user", "content": prompt}])
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`; answers on stdout, an empty line between them."""
+    parser = argparse.ArgumentParser(prog="launcher generate", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("-p", "--prompt", action="append", help="may be repeated; else stdin")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it stands")
+    add_sampling(parser, temperature=0.0)
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
+        speaker = open_speaker(
+            RunDir(options.run).require(), checkpoint=options.checkpoint, base=options.base
+        )
+        sampling = sampling_of(options)
+        for number, prompt in enumerate(prompts):
+            if number:
+                print()
+            tokens = prompt_tokens(speaker, prompt, options.system, options.raw)
+            speaker.answer(tokens, sampling, show)
+            print(flush=True)
+
+    return exit_code_of(work)
+
+
+def show(piece: str) -> None:
+    """A piece of an answer, at once."""
+    print(piece, end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

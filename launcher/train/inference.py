@@ -1,0 +1,168 @@
+"""Using the model of a run: opening it, turning messages into tokens, streaming an answer."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.evals.generation import find_stop_tokens
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are chosen; temperature 0 always takes the likeliest."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Speaker:
+    """A model ready to answer.
+
+    system: the system message that the run trained with, if any.
+    pairs: whether the run trained on prompts and completions, not on documents.
+    """
+
+    model: Any
+    tokenizer: Any
+    system: str | None
+    pairs: bool
+
+    def tokens(self, messages: list[Message]) -> list[int]:
+        """Token ids of a conversation, by the chat template, ready for the assistant to speak."""
+        if self.system and all(message["role"] != "system" for message in messages):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        rendered = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        )
+        return [int(token) for token in rendered["input_ids"]]
+
+    def plain_tokens(self, prompt: str, system: str | None = None) -> list[int]:
+        """Token ids of a prompt without chat template, laid out as training laid it out."""
+        if not self.pairs:
+            return self.raw_tokens(prompt)
+        system = system or self.system
+        text = f"{system}\n\n{prompt}" if system else prompt
+        return self.raw_tokens(text if text[-1:].isspace() else f"{text}\n")
+
+    def raw_tokens(self, text: str) -> list[int]:
+        """Token ids of text to be continued as it stands."""
+        tokens = [int(token) for token in self.tokenizer(text)["input_ids"]]
+        # Some tokenizers end every text; an ended text cannot be continued.
+        return tokens[:-1] if tokens[-1:] == [self.tokenizer.eos_token_id] else tokens
+
+    def answer(
+        self, tokens: list[int], sampling: Sampling, show: Callable[[str], None] | None = None
+    ) -> str:
+        """The model's continuation of `tokens`; `show` gets it piece by piece as it comes.
+
+        Raises `ConfigError` if prompt and answer exceed the model's positions.
+        """
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        room = positions - len(tokens) if positions else sampling.max_new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"the prompt has {len(tokens)} tokens, the model takes {positions}",
+                where="prompt",
+                hint="shorten the prompt (in a chat: /reset)",
+            )
+        batch = torch.tensor([tokens], device=self.model.device)
+        stops = find_stop_tokens(self.model, self.tokenizer)
+        options: dict[str, Any] = {
+            "do_sample": False,
+            "temperature": 1.0,
+            "top_p": 1.0,
+            "top_k": 50,
+        }
+        if sampling.temperature > 0:
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+            }
+        with torch.inference_mode():
+            output = self.model.generate(
+                input_ids=batch,
+                attention_mask=torch.ones_like(batch),
+                max_new_tokens=min(sampling.max_new_tokens, room),
+                pad_token_id=_padding(self.tokenizer, stops),
+                eos_token_id=stops or None,
+                streamer=_Streamer(self.tokenizer, show) if show else None,
+                **options,
+            )
+        text: str = self.tokenizer.decode(output[0, len(tokens) :], skip_special_tokens=True)
+        return text
+
+
+def _padding(tokenizer: Any, stops: list[int]) -> int:
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return stops[0] if stops else 0
+
+
+class _Streamer:
+    """Decodes tokens as `generate` makes them; a character is shown once it is complete."""
+
+    def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer
+        self._show = show
+        self._tokens: list[int] = []
+        self._shown = 0
+        self._in_prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        """Called with the prompt first, then with each new token."""
+        if self._in_prompt:
+            self._in_prompt = False
+            return
+        self._tokens += value.reshape(-1).tolist()
+        text = self._text()
+        # A character of several tokens decodes as U+FFFD until its last token is there.
+        if not text.endswith("�"):
+            self._show(text[self._shown :])
+            self._shown = len(text)
+
+    def end(self) -> None:
+        """Called after the last token."""
+        self._show(self._text()[self._shown :])
+
+    def _text(self) -> str:
+        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        return text
+
+
+def quiet() -> None:
+    """Keep transformers' bars and remarks out of the terminal."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def note(text: str) -> None:
+    """A message for people: on stderr, so that stdout holds results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Run the work of a command; errors with a known cause are printed and give their exit code."""
+    quiet()
+    try:
+        work()
+    except LauncherError as error:
+        note(f"error: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.interrupted)
+    return int(ExitCode.ok)

@@ -1,0 +1,341 @@
+"""The training loop, from config to trained weights, in the order in which it happens."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher import console
+from launcher.config import compose, deepspeed
+from launcher.config import plan as plans
+from launcher.config.plan import Plan
+from launcher.config.schema import Config, OnNonFinite
+from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+from launcher.data.cache import TokenCache
+from launcher.data.loader import Loader, Row
+from launcher.data.packing import PackedOrder
+from launcher.data.tokenizer import load_tokenizer
+from launcher.errors import DataError, DivergedError, Preempted
+from launcher.evals.runner import EvaluationStopped
+from launcher.model.head import TargetHead
+from launcher.model.load import load_model
+from launcher.peft.lora import describe
+from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.runtime import Ranks
+from launcher.track import meters
+from launcher.track.tracker import Trackers
+from launcher.train import checkpoint as checkpoints
+from launcher.train import distributed
+from launcher.train.engine import Engine
+from launcher.train.evaluate import Evaluator, score_base
+from launcher.train.finish import finish
+from launcher.train.heartbeat import Heartbeat
+from launcher.train.schedule import factor
+from launcher.train.signals import StopFlag
+
+
+@dataclass(slots=True)
+class Progress:
+    """What a checkpoint must hold besides weights and optimizer state."""
+
+    step: int = 0
+    work: meters.Work = field(default_factory=meters.Work)
+    skipped: int = 0
+    eval_loss: float | None = None
+
+
+def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop: StopFlag) -> None:
+    """Train the run in `run` to its end, from its newest valid checkpoint if it has one.
+
+    The process group is up and `run` has prepared data. Raises `Preempted` after a clean stop, and
+    another `LauncherError` for what went wrong.
+    """
+    heart = Heartbeat(run, ranks)
+    heart.beat("start", 0)
+
+    def say(text: str) -> None:
+        if ranks.is_main:
+            print(text, flush=True)
+
+    def warn(text: str) -> None:
+        say(f"warning: {text}")
+
+    def stopping() -> bool:
+        return distributed.sum_over_ranks([float(bool(stop))], device)[0] > 0
+
+    # Data: prepared already, only mapped here.
+    folders = read_json(run.data)
+    tokenizer = load_tokenizer(config.model)
+    cache = TokenCache.open(Path(folders["train"]))
+    order = PackedOrder(
+        cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
+    )
+    plan = plans.make(
+        config,
+        world_size=ranks.world_size,
+        has_gpu=device.type == "cuda",
+        train_packs=order.num_packs,
+    )
+    assert plan.steps is not None
+    if ranks.is_main:
+        write_json(run.plan, plans.as_dict(plan))
+    loader = Loader(
+        cache,
+        order,
+        global_sequences=plan.global_sequences,
+        micro_batch=plan.micro_batch,
+        accumulation=plan.accumulation,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    say(plans.describe(config, plan))
+
+    # Model, adapters, weights of the checkpoint to go on from, engine.
+    settings = deepspeed.build(config, plan)
+    torch.manual_seed(config.seed)
+    zero3 = settings if config.engine.zero == 3 else None
+    model: Any = load_model(config.model, plan, len(tokenizer), zero3)
+    if config.peft.name != "none":
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
+    trainable, total = describe(model)
+    say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
+    progress, start = Progress(), _start_from(run, ranks, warn)
+    if start is not None:
+        checkpoints.load_weights(start, model)
+        progress = _progress(start)
+        say(f"resuming from step {progress.step}")
+    head = TargetHead(model, plan.attention)
+    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    flops = meters.model_flops(model)
+    if config.model.compile:
+        model.compile()
+    engine = Engine(model, config, plan, settings)
+    if start is not None:
+        checkpoints.load_optimizer(start, engine)
+
+    # Followers: trackers, meters, evaluation.
+    trackers = Trackers.open(
+        run,
+        config,
+        compose.to_dict(config),
+        resumed_step=progress.step if start else None,
+        is_main=ranks.is_main,
+        warn=warn,
+    )
+    meter = meters.Meter(
+        flops=flops, peak_flops=_peak(plan, device), device=device.type, totals=progress.work
+    )
+    evaluator = None
+    if config.eval.name != "none" and folders.get("validation"):
+        held_out = TokenCache.open(Path(folders["validation"]))
+        evaluator = Evaluator(config, plan, ranks, held_out, tokenizer, head, device, stopping)
+
+    saved_step = progress.step
+
+    def save() -> None:
+        nonlocal saved_step
+        if saved_step == progress.step:
+            return
+        heart.beat("save", progress.step)
+        checkpoints.save(run, engine, progress.step, ranks.rank, _state(progress))
+        saved_step = progress.step
+        if ranks.is_main:
+            checkpoints.rotate(run, config.checkpoint)
+
+    def stop_now() -> None:
+        save()
+        trackers.finish(int(Preempted.exit_code), preempted=True)
+        raise Preempted(
+            f"stopped by {stop.reason or 'a signal on another rank'} at step {progress.step}",
+            where=str(run),
+            hint=f"`launcher resume {run.name}` goes on from there",
+        )
+
+    def evaluate() -> None:
+        assert evaluator is not None
+        heart.beat("eval", progress.step)
+        engine.eval()
+        scores = evaluator.quick(engine)
+        engine.train()
+        progress.eval_loss = scores.get("loss")
+        record = {"kind": "eval", "time": time.time()}
+        record |= {f"eval/{name}": value for name, value in scores.items()}
+        trackers.log(progress.step, record)
+        say(console.metrics_line({"step": progress.step, **record}, plan.steps))
+
+    if ranks.is_main:
+        run.set_status(State.running, step=progress.step, steps=plan.steps)
+    try:
+        if evaluator is not None and config.eval.base and progress.step == 0:
+            heart.beat("eval", 0)
+            engine.eval()
+            score_base(evaluator, run, engine, model, folders["validation"], say)
+        engine.train()
+        if stopping():
+            stop_now()
+
+        window_loss = window_weight = 0.0
+        while progress.step < plan.steps:
+            step = progress.step
+            heart.beat("step", step)
+            meter.begin()
+            # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
+            torch.manual_seed(_step_seed(config.seed, step, ranks.rank))
+            rows = [row.to(device) for row in loader.step(step)]
+            weight, work = _totals(objective, rows, device)
+            if not weight:
+                raise DataError(
+                    f"no target token in the global batch of step {step + 1}",
+                    where="data.train",
+                    hint="raise data.max_length: targets may be cut off",
+                )
+            losses = []
+            for index, row in enumerate(rows):
+                loss = objective.loss(head, engine, row)
+                # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
+                engine.backward(loss * (ranks.world_size / weight))
+                losses.append(loss.detach())
+                if index < len(rows) - 1:
+                    engine.micro_step()
+            loss_sum, stops = distributed.sum_over_ranks(
+                [float(torch.stack(losses).sum()), float(bool(stop))], device
+            )
+            if not math.isfinite(loss_sum) and config.train.on_nonfinite is OnNonFinite.stop:
+                raise _diverged(run, step, "loss", rows, losses, cache, ranks)
+            rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
+            result = engine.step(rate)
+            progress.step += 1
+            meter.end(work)
+            progress.work = meter.totals
+            if result.applied:
+                window_loss, window_weight = window_loss + loss_sum, window_weight + weight
+            else:
+                progress.skipped += 1
+                if plan.precision != "fp16" and config.train.on_nonfinite is OnNonFinite.stop:
+                    raise _diverged(run, step, "gradient norm", rows, losses, cache, ranks)
+                say(f"step {progress.step}: non-finite gradient, step skipped")
+
+            last = progress.step == plan.steps
+            if _due(progress.step, config.train.log_every_steps) or last:
+                record = {
+                    "kind": "train",
+                    "time": time.time(),
+                    "loss": window_loss / window_weight if window_weight else math.nan,
+                    "lr": engine.lr,
+                    "grad_norm": result.grad_norm,
+                    "epoch": progress.step * plan.global_sequences / order.num_packs,
+                    "skipped": progress.skipped,
+                    **meter.read(),
+                }
+                window_loss = window_weight = 0.0
+                trackers.log(progress.step, record)
+                say(console.metrics_line({"step": progress.step, **record}, plan.steps))
+                if ranks.is_main:
+                    run.set_status(State.running, step=progress.step)
+            if evaluator is not None and _due(progress.step, config.eval.every_steps) and not last:
+                evaluate()
+            if _due(progress.step, config.checkpoint.every_steps) or last:
+                save()
+            if stops:
+                stop_now()
+
+        finish(run, config, ranks, engine, model, evaluator, trackers, heart, progress.step, say)
+    except EvaluationStopped:
+        stop_now()
+
+
+def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> checkpoints.Checkpoint | None:
+    """The checkpoint to go on from, chosen and verified by rank 0 for all ranks."""
+    chosen = None
+    if ranks.is_main:
+        checkpoints.clean_up(run)
+        found = checkpoints.newest_valid(run, warn)
+        chosen = found.step if found else None
+    chosen = distributed.gather_objects(chosen)[0]
+    return next((c for c in checkpoints.checkpoints(run) if c.step == chosen), None)
+
+
+def _progress(start: checkpoints.Checkpoint) -> Progress:
+    state = start.state
+    return Progress(
+        step=start.step,
+        work=meters.Work(**state["work"]),
+        skipped=state["skipped"],
+        eval_loss=state["eval_loss"],
+    )
+
+
+def _state(progress: Progress) -> dict[str, Any]:
+    work = progress.work
+    return {
+        "work": {
+            "tokens": work.tokens,
+            "target_tokens": work.target_tokens,
+            "squared_lengths": work.squared_lengths,
+        },
+        "skipped": progress.skipped,
+        "eval_loss": progress.eval_loss,
+    }
+
+
+def _due(step: int, every: int | None) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step) * 65_537 + rank
+
+
+def _totals(objective: Any, rows: list[Row], device: torch.device) -> tuple[float, meters.Work]:
+    """Weight and work of the global batch, all ranks and micro-batches together."""
+    mine = meters.work_of(rows)
+    weight, *work = distributed.sum_over_ranks(
+        [
+            sum(objective.weight(row) for row in rows),
+            float(mine.tokens),
+            float(mine.target_tokens),
+            float(mine.squared_lengths),
+        ],
+        device,
+    )
+    return weight, meters.Work(*(int(value) for value in work))
+
+
+def _peak(plan: Plan, device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    one = meters.peak_flops(torch.cuda.get_device_name(device), plan.precision)
+    return one * plan.world_size if one else None
+
+
+def _diverged(
+    run: RunDir,
+    step: int,
+    what: str,
+    rows: list[Row],
+    losses: list[torch.Tensor],
+    cache: TokenCache,
+    ranks: Ranks,
+) -> DivergedError:
+    """An error that names step, ranks and records; all ranks call this."""
+    bad = [row for row, loss in zip(rows, losses, strict=True) if not torch.isfinite(loss)]
+    suspects = bad if what == "loss" else rows
+    mine = [cache.where(record) for row in suspects for record in row.records]
+    parts = distributed.gather_objects(mine)
+    named = [f"rank {rank}: {_some(found)}" for rank, found in enumerate(parts) if found]
+    return DivergedError(
+        f"{what} is not finite at step {step + 1}; records of the batch: {'; '.join(named)}",
+        where=str(run),
+        hint="look at these records, lower optim.lr, or set train.on_nonfinite=skip; the last"
+        " checkpoint is untouched",
+    )
+
+
+def _some(names: list[str], most: int = 8) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

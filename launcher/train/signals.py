@@ -1,0 +1,28 @@
+"""Asking a run to stop: signal handlers only set a flag, which the loop reads where stopping is safe."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+from launcher.errors import ExitCode
+
+
+class StopFlag:
+    """Set by SIGTERM, SIGUSR1 or SIGINT; a second SIGINT ends the process at once."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def __bool__(self) -> bool:
+        return bool(self.reason)
+
+    def install(self) -> None:
+        """Handle the signals from now on; main thread only."""
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == "SIGINT":
+            raise SystemExit(int(ExitCode.interrupted))
+        self.reason = signal.Signals(number).name

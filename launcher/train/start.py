@@ -1,0 +1,265 @@
+"""From process start to the training loop: join the ranks, open the run folder, say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+
+from launcher import fingerprint, runtime
+from launcher.config import compose, create
+from launcher.config.schema import Config
+from launcher.errors import ExitCode, LauncherError, OutOfMemoryError, Preempted
+from launcher.rundir import RunDir, State, write_json
+from launcher.runtime import Ranks
+from launcher.train import distributed
+from launcher.train.signals import StopFlag
+
+
+def main(argv: list[str]) -> int:
+    """Run one rank to its end; returns the exit code of `launcher.errors.ExitCode`."""
+    ranks, stop = runtime.ranks(), StopFlag()
+    stop.install()
+    words, attempt = _arguments(argv)
+    run: RunDir | None = RunDir(words[0]) if len(words) == 1 and RunDir(words[0]).exists() else None
+    if run is not None and attempt is not None:
+        _redirect(run.log(attempt, ranks.rank))
+    with contextlib.ExitStack() as resources:
+        try:
+            run = _run(run, words, attempt, ranks, stop, resources)
+        except LauncherError as error:
+            return _failed(run, ranks, error)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            return _failed(run, ranks, _out_of_memory(error))
+        except Exception as error:
+            traceback.print_exc()
+            if _is_allocation_failure(error):
+                return _failed(run, ranks, _out_of_memory(error))
+            return _failed(run, ranks, LauncherError(f"{type(error).__name__}: {error}"))
+    return int(ExitCode.ok)
+
+
+def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
+    """(run folder or overrides, number after --attempt). The deepspeed launcher adds --local_rank=N."""
+    words = [word for word in argv if not word.startswith("--local_rank")]
+    if "--attempt" in words:
+        at = words.index("--attempt")
+        return words[:at] + words[at + 2 :], int(words[at + 1])
+    return words, None
+
+
+def _run(
+    run: RunDir | None,
+    words: list[str],
+    attempt: int | None,
+    ranks: Ranks,
+    stop: StopFlag,
+    resources: contextlib.ExitStack,
+) -> RunDir:
+    store = distributed.open_store(ranks, _JOIN_TIMEOUT_S)
+    if ranks.is_main:
+        with _announced(store):
+            run, attempt = _open(run, words, attempt, ranks, resources)
+            store.set("run", f"{attempt} {run}")
+    else:
+        run, number = _await_main(store)
+        if attempt is None:
+            attempt = number
+            _redirect(run.log(attempt, ranks.rank))
+    assert run is not None
+    config = compose.load(run.config)
+    device = _device(ranks)
+    _use_threads(config, ranks, device)
+    distributed.join(store, ranks, _planned_world(run), device, config.launch.join_timeout_s)
+    try:
+        from launcher.train.loop import train
+
+        train(run, config, ranks, device, stop)
+        if ranks.is_main:
+            run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=run.status().steps or 0)
+    finally:
+        # After a failure the peers may wait in a collective: leaving must not wait for them.
+        if sys.exc_info()[0] is None:
+            distributed.leave()
+    return run
+
+
+#: Time to reach the rendezvous; how long to wait for all ranks is launch.join_timeout_s.
+_JOIN_TIMEOUT_S = 120.0
+
+
+def _open(
+    run: RunDir | None, words: list[str], attempt: int | None, ranks: Ranks, resources: contextlib.ExitStack
+) -> tuple[RunDir, int]:
+    """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
+    started_directly = attempt is None
+    if run is None:
+        run = create.create(words, world_size=ranks.world_size)
+    resources.enter_context(run.lock())
+    if attempt is None:
+        attempt = max(run.attempts(), default=0) + 1
+    if started_directly:
+        resources.enter_context(_copied(run.log(attempt, ranks.rank)))
+        print(f"run folder: {run}", flush=True)
+    run.set_status(State.preparing, attempt=attempt)
+    if started_directly:
+        _prepare(run)
+    return run, attempt
+
+
+def _prepare(run: RunDir) -> None:
+    """Find or make the prepared data, in a process of its own and before any process group exists."""
+    found = fingerprint.lookup(compose.load(run.config))
+    if found is not None:
+        write_json(run.data, found)
+        return
+    command = [sys.executable, "-m", "launcher.data.prepare", str(run)]
+    done = subprocess.run(command, check=False, env=runtime.environment_without_ranks())  # noqa: S603
+    if done.returncode:
+        code = done.returncode if done.returncode in set(ExitCode) else ExitCode.internal
+        error = LauncherError("data preparation failed (see above)")
+        error.exit_code = ExitCode(code)
+        raise error
+
+
+@contextlib.contextmanager
+def _announced(store: dist.Store) -> Iterator[None]:
+    """Tell the waiting ranks when rank 0 fails before they have joined."""
+    try:
+        yield
+    except BaseException as error:
+        code = error.exit_code if isinstance(error, LauncherError) else ExitCode.internal
+        store.set("run", f"failed {int(code)}")
+        raise
+
+
+class _FollowedError(LauncherError):
+    """Rank 0 failed and has said why; this rank only ends with the same code."""
+
+
+def _await_main(store: dist.Store) -> tuple[RunDir, int]:
+    store.wait(["run"], distributed.PREPARE_TIMEOUT)
+    first, _, rest = store.get("run").decode().partition(" ")
+    if first == "failed":
+        error = _FollowedError("rank 0 failed before training")
+        error.exit_code = ExitCode(int(rest))
+        raise error
+    return RunDir(rest), int(first)
+
+
+def _planned_world(run: RunDir) -> int:
+    from launcher.rundir import read_json
+
+    return int(read_json(run.plan)["world_size"])
+
+
+def _device(ranks: Ranks) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _use_threads(config: Config, ranks: Ranks, device: torch.device) -> None:
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    elif device.type == "cpu" and not runtime.has_thread_setting():
+        torch.set_num_threads(max(1, runtime.cpu_count() // ranks.local_world_size))
+
+
+# ---- logs
+
+
+def _redirect(log: Path) -> None:
+    """Send this process's output, native code's too, to its log file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+
+
+class _Copy:
+    """A text stream that writes to two places."""
+
+    def __init__(self, first: TextIO, second: TextIO) -> None:
+        self._first, self._second = first, second
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(ValueError, OSError):
+            self._second.write(text)
+        return self._first.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(ValueError, OSError):
+            self._second.flush()
+        self._first.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._first, name)
+
+
+@contextlib.contextmanager
+def _copied(log: Path) -> Iterator[None]:
+    """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a") as file:
+        out, err = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = out, err
+
+
+# ---- failures
+
+
+def _failed(run: RunDir | None, ranks: Ranks, error: LauncherError) -> int:
+    if isinstance(error, _FollowedError):
+        return int(error.exit_code)
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    if run is None or not run.exists() or _is_foreign(run, error):
+        return int(error.exit_code)
+    before = run.status()
+    # The first cause counts: what follows on other ranks are lost connections.
+    if before.state is State.failed and error.exit_code is ExitCode.internal:
+        return int(error.exit_code)
+    if ranks.is_main or not isinstance(error, Preempted):
+        state = State.preempted if isinstance(error, Preempted) else State.failed
+        place = "" if ranks.is_main else f"rank {ranks.rank} on {ranks.host}: "
+        with contextlib.suppress(LauncherError, OSError):
+            run.set_status(state, reason=f"{place}{error}", exit_code=int(error.exit_code))
+    return int(error.exit_code)
+
+
+def _is_foreign(run: RunDir, error: LauncherError) -> bool:
+    """Whether another process holds the run, so that its status is not ours to write."""
+    return any("another process works on this run" in problem.found for problem in error.problems)
+
+
+def _is_allocation_failure(error: Exception) -> bool:
+    text = str(error)
+    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+
+
+def _out_of_memory(error: BaseException) -> OutOfMemoryError:
+    return OutOfMemoryError(
+        str(error).splitlines()[0] if str(error) else type(error).__name__,
+        where="memory",
+        hint="set batch.micro=1, model.gradient_checkpointing=true, a smaller data.max_length, a higher"
+        " engine.zero, peft=lora, or engine=zero3_offload (`launcher plan` shows the estimate of each)",
+    )

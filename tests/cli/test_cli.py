@@ -1,0 +1,252 @@
+"""The command line as a user meets it: in a process of its own, by its output and exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import registry
+from launcher.cli import VERBS, arguments, main
+from launcher.config import groups, typed
+from launcher.errors import ExitCode
+from launcher.rundir import RunDir, State
+from launcher.runtime import child_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
+
+
+def launcher(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher.cli", *words]
+    environment = child_environment(PYTHONPATH=str(ROOT))
+    defaults = {"capture_output": True, "text": True, "env": environment, "timeout": 120}
+    return subprocess.run(command, cwd=cwd, **{**defaults, **options})
+
+
+def cpu_seconds(*words: str, cwd: Path) -> float:
+    """CPU time of a command, the least of five: what other processes do to the caches is not ours."""
+    taken = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = launcher(*words, cwd=cwd)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    return min(taken)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "budget_s"),
+    [
+        (["--help"], 0.15),
+        (["status"], 0.15),
+        (["config", *WORDS], 0.5),
+        (["plan", *WORDS], 0.5),
+        (["train", "--help"], 0.2),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_start_up_cost(tmp_path, words, budget_s):
+    assert cpu_seconds(*words, cwd=tmp_path) <= budget_s * 1.2
+
+
+@pytest.mark.parametrize("words", [["--help"], ["status"], ["config", *WORDS], ["plan", *WORDS]])
+def test_no_heavy_library_is_imported(tmp_path, words):
+    heavy = "torch numpy transformers deepspeed peft datasets wandb rich".split()
+    code = (
+        "import sys\nfrom launcher.cli import main\n"
+        f"code = main({words!r})\n"
+        f"loaded = [name for name in {heavy!r} if name in sys.modules]\n"
+        "sys.exit(f'loaded {loaded}' if loaded or code else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=child_environment(PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_verb_resolves_and_has_help(capsys):
+    for verb, (_, function) in VERBS.items():
+        registry.load(function)
+        with pytest.raises(SystemExit) as exit_:
+            main([*verb.split(), "--help"])
+        assert exit_.value.code == 0
+        assert f"launcher {verb}" in capsys.readouterr().out
+
+
+def test_help_lists_every_verb(capsys):
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+    assert main([]) == ExitCode.usage
+
+
+def test_train_help_lists_groups_options_and_keys(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out.split()
+    for group, options in groups.list_groups().items():
+        assert not options or {group, *options} <= set(shown)
+    assert set(arguments.KEYS) <= set(shown)
+
+
+def test_keys_in_help_exist():
+    assert set(arguments.KEYS) <= set(typed.leaves())
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian"], "'train'"),
+        (["data", "prepair"], "'data prepare'"),
+        (["config", "modle=tiny"], "model"),
+        (["config", "model=tini"], "tiny"),
+        (["config", "optim.lrr=1"], "optim.lr"),
+        (["config", "--explain", "optim.lrr"], "optim.lr"),
+        (["status", "nosuch"], "no runs under"),
+    ],
+    ids=" ".join,
+)
+def test_typo_is_a_usage_error_with_a_hint(tmp_path, monkeypatch, capsys, words, hint):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == ExitCode.usage
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("error: ")
+    assert hint in shown.err.partition("HINT:")[2]
+
+
+def test_all_problems_are_reported_at_once_and_no_run_is_made(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["optim.lrr=1", "train.steps=many", "engine.precision=fp16", "launch.processes=3"]
+    assert main(["train", *WORDS, *words]) == ExitCode.usage
+    shown = capsys.readouterr().err
+    for key in ("optim.lrr", "train.steps", "engine.precision", "batch"):
+        assert f"error: {key}" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_option_is_a_usage_error(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["status", "--jsno"])
+    assert exit_.value.code == ExitCode.usage
+
+
+def test_unexpected_error_is_internal_and_asks_for_a_report(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(VERBS, "status", ("", "launcher.no_such_module:status"))
+    assert main(["status"]) == ExitCode.internal
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert "report it" in shown.splitlines()[-1]
+
+
+def test_interrupt_has_its_own_exit_code(monkeypatch):
+    monkeypatch.setitem(VERBS, "status", ("", "_thread:interrupt_main_now"))
+    monkeypatch.setattr("_thread.interrupt_main_now", _interrupt, raising=False)
+    assert main(["status"]) == ExitCode.interrupted
+
+
+def _interrupt(words: list[str]) -> int:
+    raise KeyboardInterrupt
+
+
+def test_reader_that_goes_away_is_no_error(tmp_path):
+    for number in range(3000):
+        run = tmp_path / "runs" / f"a-rather-long-name-of-a-run-{number}"
+        run.mkdir(parents=True)
+        (run / "status.json").write_text('{"state": "failed", "host": "elsewhere"}')
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as closed:
+        done = launcher("status", cwd=tmp_path, capture_output=False, stdout=closed, stderr=-1)
+    assert done.returncode == 0
+    assert done.stderr == ""
+
+
+def test_config_prints_yaml_json_and_explanation(capsys):
+    import yaml
+
+    assert main(["config", *WORDS, "optim.lr=0.5"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert main(["config", "--json", *WORDS, "optim.lr=0.5"]) == 0
+    assert json.loads(capsys.readouterr().out) == resolved
+    assert resolved["optim"]["lr"] == 0.5
+    assert main(["config", *WORDS, "optim.lr=0.5", "--explain", "optim.lr"]) == 0
+    assert "override optim.lr=0.5" in capsys.readouterr().out
+    assert main(["config", "--json", "--explain", "seed"]) == 0
+    assert json.loads(capsys.readouterr().out)[-1]["value"] == 0
+
+
+def test_config_prints_the_deepspeed_dict(capsys):
+    assert main(["config", "--deepspeed", *WORDS, "engine=zero3", "launch.processes=2"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["zero_optimization"]["stage"] == 3
+    assert made["train_batch_size"] == 8
+    assert "auto" not in json.dumps(made).split('"')
+
+
+def test_config_dir_adds_options(tmp_path, capsys):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 77\n")
+    assert main(["config", "--json", "experiment=mine", "--config-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["seed"] == 77
+
+
+def test_plan_prints_numbers(capsys):
+    words = [*WORDS, "launch.processes=2", "train.steps=4"]
+    assert main(["plan", "--json", *words]) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert made["world_size"] * made["micro_batch"] * made["accumulation"] == 8
+    assert made["memory"]
+    assert main(["plan", *words]) == 0
+    shown = capsys.readouterr().out
+    assert "4 steps" in shown
+    assert "memory" in shown
+
+
+def test_status_prints_a_table_or_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["status"]) == 0
+    assert main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    run = RunDir("runs/a")
+    run.path.mkdir(parents=True)
+    run.set_status(State.failed, exit_code=3, reason="bad data", attempt=1)
+    assert main(["status"]) == 0
+    assert "bad data" in capsys.readouterr().out
+    assert main(["status", "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["name"], row["state"], row["exit_code"]) == ("a", "failed", 3)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_script(shell, capsys):
+    assert main(["completion", shell]) == 0
+    assert "launcher completion --words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["tr"], ["train"]),
+        (["da"], ["data"]),
+        (["s", "data"], ["show"]),
+        (["model=ti", "train"], ["model=tiny"]),
+        (["optim.l", "data", "prepare"], ["optim.lr="]),
+        (["data.packing=", "plan"], ["data.packing=true", "data.packing=false"]),
+    ],
+)
+def test_completions(words, expected, capsys):
+    assert main(["completion", "--words", *words]) == 0
+    assert capsys.readouterr().out.split() == expected

@@ -1,0 +1,554 @@
+"""Every rule of the checks: a config that breaks it, and the nearest one that does not."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import checks, ranges, schema, typed, variants
+from launcher.errors import Problem
+from support.configs import make_config
+
+GPU = {"has_gpu": True}
+
+
+def sections(**changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Sections of a config that passes every check, with `changes` laid over them."""
+    base: dict[str, dict[str, Any]] = {
+        "model": {"kind": "hf", "name": "folder"},
+        "data": {"train": "train.jsonl"},
+        "batch": {"sequences": 8},
+        "train": {"steps": 10},
+    }
+    for name, values in changes.items():
+        base[name] = {**base.get(name, {}), **values}
+    return base
+
+
+def check(
+    changes: dict[str, dict[str, Any]], world_size: int | None = 2, has_gpu: bool = False
+) -> list[Problem]:
+    config = make_config(**sections(**changes))
+    return checks.check(config, world_size=world_size, has_gpu=has_gpu)
+
+
+TINY = {"kind": "tiny", "name": None}
+TEXT = {"objective": {"name": "text"}, "data": {"format": "text"}}
+
+#: where, words of the finding and of the hint, sections that break the rule, sections that keep it, machine
+RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("model.name", "no base model", "model=tiny", {"model": {"name": None}}, {"model": TINY}, {}),
+    (
+        "model.name",
+        "which is made here",
+        "model=hf",
+        {"model": {"kind": "tiny", "name": "x"}},
+        {"model": TINY},
+        {},
+    ),
+    (
+        "model.quantization",
+        "nf4 with peft=none",
+        "add peft=lora",
+        {"model": {"quantization": "nf4"}},
+        {},
+        GPU,
+    ),
+    (
+        "model.quantization",
+        "nf4 on CPU",
+        "or a GPU",
+        {"model": {"quantization": "nf4"}, "peft": {"name": "lora"}},
+        {"peft": {"name": "lora"}},
+        {},
+    ),
+    (
+        "model.quantization",
+        "nf4 with engine.zero=3",
+        "engine=zero2",
+        {
+            "model": {"quantization": "nf4"},
+            "peft": {"name": "lora"},
+            "engine": {"zero": 3},
+        },
+        {"peft": {"name": "lora"}, "engine": {"zero": 3}},
+        GPU,
+    ),
+    (
+        "model.dtype",
+        "bf16 weights with engine.precision=fp32",
+        "engine.precision=bf16",
+        {"model": {"dtype": "bf16"}},
+        {"model": {"dtype": "bf16"}, "engine": {"precision": "bf16"}},
+        {},
+    ),
+    (
+        "model.hidden_size",
+        "not a multiple of model.heads=4",
+        "model.hidden_size=128",
+        {"model": {**TINY, "hidden_size": 130}},
+        {"model": {**TINY, "hidden_size": 136}},
+        {},
+    ),
+    (
+        "model.hidden_size",
+        "odd size 33",
+        "even head size",
+        {"model": {**TINY, "hidden_size": 132}},
+        {"model": {**TINY, "hidden_size": 136}},
+        {},
+    ),
+    (
+        "model.kv_heads",
+        "3 does not divide model.heads=4",
+        "equal groups",
+        {"model": {**TINY, "kv_heads": 3}},
+        {"model": {**TINY, "kv_heads": 1}},
+        {},
+    ),
+    (
+        "data.max_length",
+        "beyond model.max_positions=1024",
+        "data.max_length=1024",
+        {"model": TINY, "data": {"max_length": 1025}},
+        {"model": TINY, "data": {"max_length": 1024}},
+        {},
+    ),
+    (
+        "model.attention",
+        "sdpa with data.packing=true",
+        "data.packing=false",
+        {"model": {"attention": "sdpa"}},
+        {"model": {"attention": "sdpa"}, "data": {"packing": False}},
+        {},
+    ),
+    (
+        "model.attention",
+        "eager with data.packing=true",
+        "model.attention=auto",
+        {"model": {"attention": "eager"}},
+        {"model": {"attention": "document"}},
+        {},
+    ),
+    (
+        "model.attention",
+        "varlen on CPU",
+        "model.attention=auto",
+        {"model": {"attention": "varlen"}},
+        {"model": {"attention": "document"}},
+        {},
+    ),
+    (
+        "model.attention",
+        "flash on CPU",
+        "model.attention=auto",
+        {"model": {"attention": "flash"}},
+        {"model": {"attention": "auto"}},
+        {},
+    ),
+    (
+        "model.attention",
+        "varlen with fp32",
+        "engine.precision=bf16",
+        {"model": {"attention": "varlen"}, "engine": {"precision": "fp32"}},
+        {"model": {"attention": "varlen"}},
+        GPU,
+    ),
+    ("data.train", "no training data", "train.jsonl", {"data": {"train": None}}, {}, {}),
+    ("data.train", "3 is not a source", "glob", {"data": {"train": 3}}, {}, {}),
+    (
+        "data.train",
+        "[] is not a source",
+        "list of these",
+        {"data": {"train": []}},
+        {"data": {"train": ["a", "b"]}},
+        {},
+    ),
+    (
+        "data.validation",
+        "['a', 1] is not a source",
+        "glob",
+        {"data": {"validation": ["a", 1]}},
+        {"data": {"validation": "builtin:x"}},
+        {},
+    ),
+    (
+        "data.format",
+        "unknown format 'chta'",
+        "'chat'",
+        {"data": {"format": "chta"}},
+        {"data": {"format": "chat"}},
+        {},
+    ),
+    (
+        "data.system",
+        "data.format=text",
+        "leave data.system out",
+        {**TEXT, "data": {"format": "text", "system": "Be kind."}},
+        {"data": {"format": "chat", "system": "Be kind."}},
+        {},
+    ),
+    (
+        "objective.name",
+        "sft with data.format=text",
+        "objective=text",
+        {"data": {"format": "text"}},
+        TEXT,
+        {},
+    ),
+    (
+        "peft.targets",
+        "'q_proj' is not a list",
+        "peft.targets=[q_proj]",
+        {"peft": {"name": "lora", "targets": "q_proj"}},
+        {"peft": {"name": "lora", "targets": ["q_proj"]}},
+        {},
+    ),
+    (
+        "peft.targets",
+        "[] is not a list",
+        "all-linear",
+        {"peft": {"name": "lora", "targets": []}},
+        {"peft": {"name": "lora", "targets": "all-linear"}},
+        {},
+    ),
+    (
+        "peft.targets",
+        "3 is not a list",
+        "all-linear",
+        {"peft": {"name": "lora", "targets": 3}},
+        {"peft": {"name": "lora"}},
+        {},
+    ),
+    (
+        "train",
+        "neither is given",
+        "train.epochs=1",
+        {"train": {"steps": None}},
+        {"train": {"steps": None, "epochs": 1.0}},
+        {},
+    ),
+    (
+        "train",
+        "steps=10 and epochs=1.0",
+        "train.epochs=1",
+        {"train": {"epochs": 1.0}},
+        {"train": {"epochs": None}},
+        {},
+    ),
+    (
+        "optim.name",
+        "adamw8bit on CPU",
+        "optim=adamw",
+        {"optim": {"name": "adamw8bit"}},
+        {"optim": {"name": "adamw"}},
+        {},
+    ),
+    (
+        "optim.name",
+        "adamw8bit with engine.offload_optimizer",
+        "optim=adamw",
+        {"optim": {"name": "adamw8bit"}, "engine": {"offload_optimizer": True}},
+        {"optim": {"name": "adamw"}, "engine": {"offload_optimizer": True}},
+        GPU,
+    ),
+    (
+        "schedule.warmup",
+        "1.5 is not a number of steps",
+        "below 1 it is a share",
+        {"schedule": {"warmup": 1.5}},
+        {"schedule": {"warmup": 2.0}},
+        {},
+    ),
+    (
+        "schedule.warmup",
+        "10 of train.steps=10",
+        "leave steps for training",
+        {"schedule": {"warmup": 10.0}},
+        {"schedule": {"warmup": 9.0}},
+        {},
+    ),
+    (
+        "schedule.decay",
+        "more than all steps",
+        "shorter",
+        {"schedule": {"name": "wsd", "warmup": 0.9, "decay": 0.2}},
+        {"schedule": {"name": "wsd", "warmup": 0.8, "decay": 0.2}},
+        {},
+    ),
+    (
+        "schedule.decay",
+        "more than all steps",
+        "shorter",
+        {"schedule": {"name": "wsd", "warmup": 9.0, "decay": 0.2}},
+        {"schedule": {"name": "wsd", "warmup": 8.0, "decay": 0.2}},
+        {},
+    ),
+    (
+        "schedule.decay",
+        "more than all steps",
+        "shorter",
+        {
+            "schedule": {"name": "wsd", "warmup": 0.9, "decay": 0.2},
+            "train": {"steps": None, "epochs": 1.0},
+        },
+        {
+            "schedule": {"name": "wsd", "warmup": 20.0, "decay": 0.2},
+            "train": {"steps": None, "epochs": 1.0},
+        },
+        {},
+    ),
+    (
+        "engine.precision",
+        "fp16 on CPU",
+        "fp32 or bf16",
+        {"engine": {"precision": "fp16"}},
+        {"engine": {"precision": "bf16"}},
+        {},
+    ),
+    (
+        "engine.offload_params",
+        "true with engine.zero=2",
+        "engine=zero3_offload",
+        {"engine": {"offload_params": True}},
+        {"engine": {"offload_params": True, "zero": 3}},
+        {},
+    ),
+    (
+        "engine.offload_optimizer",
+        "true with engine.zero=0",
+        "engine=zero2_offload",
+        {"engine": {"offload_optimizer": True, "zero": 0}},
+        {"engine": {"offload_optimizer": True, "zero": 1}},
+        {},
+    ),
+    (
+        "engine.extra.train_batch_size",
+        "8 would not be kept",
+        "batch.sequences",
+        {"engine": {"extra": {"train_batch_size": 8}}},
+        {"engine": {"extra": {"steps_per_print": 8}}},
+        {},
+    ),
+    (
+        "checkpoint.keep_best",
+        "1 without evaluation",
+        "eval.every_steps=N",
+        {"checkpoint": {"keep_best": 1}},
+        {"checkpoint": {"keep_best": 1}, "eval": {"every_steps": 5}},
+        {},
+    ),
+    (
+        "checkpoint.keep_best",
+        "1 without evaluation",
+        "loss among eval.metrics",
+        {"checkpoint": {"keep_best": 1}, "eval": {"every_steps": 5, "metrics": ["perplexity"]}},
+        {"eval": {"every_steps": 5, "metrics": ["perplexity"]}},
+        {},
+    ),
+    (
+        "eval.name",
+        "unknown name 'defualt'",
+        "'default'",
+        {"eval": {"name": "defualt"}},
+        {"eval": {"name": "none"}},
+        {},
+    ),
+    (
+        "eval.metrics",
+        "unknown metric 'los'",
+        "'loss'",
+        {"eval": {"metrics": ["los"]}},
+        {"eval": {"metrics": ["loss"]}},
+        {},
+    ),
+    (
+        "eval.metrics",
+        "exact_match with plain text",
+        "eval=default",
+        {**TEXT, "eval": {"metrics": ["exact_match"]}},
+        {**TEXT, "eval": {"metrics": ["loss"]}},
+        {},
+    ),
+    (
+        "eval.metrics",
+        "without held-out data",
+        "eval=none",
+        {"data": {"validation_share": 0.0}},
+        {"data": {"validation_share": 0.0}, "eval": {"metrics": []}},
+        {},
+    ),
+    (
+        "eval.every_steps",
+        "5 without eval.metrics",
+        "eval=default",
+        {"eval": {"every_steps": 5, "metrics": []}},
+        {"eval": {"every_steps": 5, "metrics": [], "name": "none"}},
+        {},
+    ),
+    (
+        "eval.answer_pattern",
+        "'(': missing )",
+        "regular expression",
+        {"eval": {"answer_pattern": "("}},
+        {"eval": {"answer_pattern": "#### (-?[0-9.,]+)"}},
+        {},
+    ),
+    (
+        "launch.name",
+        "unknown launcher 'locla'",
+        "'local'",
+        {"launch": {"name": "locla"}},
+        {"launch": {"name": "local"}},
+        {},
+    ),
+]
+
+
+def test_the_plain_config_passes() -> None:
+    for has_gpu in (False, True):
+        assert check({}, has_gpu=has_gpu) == []
+
+
+@pytest.mark.parametrize(("where", "found", "hint", "bad", "good", "machine"), RULES)
+def test_rule(
+    where: str,
+    found: str,
+    hint: str,
+    bad: dict[str, Any],
+    good: dict[str, Any],
+    machine: dict[str, Any],
+) -> None:
+    broken = [p for p in check(bad, **machine) if p.where == where and found in p.found]
+    assert len(broken) == 1
+    assert hint in broken[0].hint
+    assert check(good, **machine) == []
+
+
+@pytest.mark.parametrize("key", ranges.RANGES)
+def test_range(key: str) -> None:
+    allowed = ranges.RANGES[key]
+    config = make_config(**sections())
+    for section, options in variants.OPTIONS.items():
+        for cls in options.values():
+            if key.startswith(f"{section}.") and key.partition(".")[2] in typed.fields(cls):
+                setattr(config, section, cls())
+    *parents, name = key.split(".")
+    node: Any = config
+    for parent in parents:
+        node = getattr(node, parent)
+    whole = typed.leaves()[key] in (int, int | None)
+    inside = [allowed.low] if not allowed.open_low else [allowed.low + 0.5]
+    outside = [allowed.low - 1] if not allowed.open_low else [allowed.low]
+    outside += [] if allowed.high == float("inf") else [allowed.high + (not allowed.open_high)]
+    outside += [] if whole else [float("nan"), float("inf")]
+    for value in inside:
+        setattr(node, name, value)
+        assert [p for p in ranges.out_of_range(config) if p.where == key] == []
+    for value in outside:
+        setattr(node, name, value)
+        (problem,) = [p for p in ranges.out_of_range(config) if p.where == key]
+        assert str(value) in problem.found
+        assert str(allowed) in problem.hint
+
+
+def test_every_range_is_of_a_key_and_every_number_has_a_range() -> None:
+    numbers = {key for key, kind in typed.leaves().items() if kind in (int, float)}
+    numbers |= {key for key, kind in typed.leaves().items() if kind in (int | None, float | None)}
+    assert numbers == set(ranges.RANGES)
+
+
+def _fake_tool(folder: Path, name: str) -> None:
+    file = folder / name
+    file.write_text("#!/bin/sh\n")
+    file.chmod(file.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize(
+    ("where", "changes"),
+    [("model.compile", {"model": {"compile": True}}), ("optim.name", {"optim": {"name": "muon"}})],
+)
+def test_what_is_compiled_needs_a_compiler(
+    where: str, changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (problem,) = check(changes)
+    assert problem.where == where
+    assert "clang++" in problem.hint
+    _fake_tool(tmp_path, "clang++")
+    assert check(changes) == []
+
+
+@pytest.mark.parametrize(
+    ("package", "where", "changes"),
+    [
+        (
+            "bitsandbytes",
+            "model.quantization",
+            {"model": {"quantization": "nf4"}, "peft": {"name": "lora"}},
+        ),
+        ("bitsandbytes", "optim.name", {"optim": {"name": "adamw8bit"}}),
+        ("flash_attn", "model.attention", {"model": {"attention": "flash"}}),
+    ],
+)
+def test_optional_packages_are_needed_by_what_uses_them(
+    package: str,
+    where: str,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not checks.model_checks.installed(package):
+        (problem,) = check(changes, has_gpu=True)
+        assert problem.where == where
+        assert "pip install" in problem.hint
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        monkeypatch.syspath_prepend(tmp_path)
+    assert check(changes, has_gpu=True) == []
+
+
+def test_all_problems_at_once_in_a_stable_order() -> None:
+    changes: dict[str, Any] = {
+        "model": {"attention": "sdpa"},
+        "data": {"train": None, "format": "x"},
+        "optim": {"name": "adamw", "lr": 0.0},
+        "engine": {"precision": "fp16"},
+        "batch": {"sequences": 7},
+    }
+    found = check(changes)
+    places = [problem.where for problem in found]
+    assert places == [
+        "optim.lr",
+        "model.attention",
+        "data.train",
+        "data.format",
+        "engine.precision",
+        "batch.sequences",
+    ]
+    assert found == check(changes)
+    assert all(problem.hint for problem in found)
+
+
+def test_checking_changes_nothing() -> None:
+    config = make_config(**sections())
+    before = typed.to_dict(config)
+    checks.check(config, world_size=3, has_gpu=False)
+    assert typed.to_dict(config) == before
+
+
+def test_beside_leaves_out_what_follows_from_a_slip() -> None:
+    found = [Problem("batch.tokns", "unknown key", "did you mean 'batch.tokens'?")]
+    checked = [Problem("batch", "give tokens"), Problem("data.train", "no training data")]
+    assert checks.beside(found, checked) == [found[0], checked[1]]
+    moved = [Problem("lr", "unknown key", "did you mean 'optim.lr'?")]
+    assert checks.beside(moved, [Problem("optim.lr", "out of range")]) == moved
+    assert checks.beside([], checked) == checked
+
+
+def test_default_config_is_incomplete_in_a_known_way() -> None:
+    found = checks.check(schema.Config(), world_size=None, has_gpu=False)
+    assert [p.where for p in found] == ["model.name", "data.train", "train", "batch"]

@@ -1,0 +1,68 @@
+"""Fixtures of all tests, and guards that fail a test which leaves something behind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support import leaks
+from support.ranks import Finished
+from support.ranks import run_ranks as _run_ranks
+
+pytest_plugins = ["pytester"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """No network, no services and no idle threads for tests, and a mark on what they start."""
+    leaks.mark()
+    os.environ.update(
+        HF_HUB_OFFLINE="1",
+        HF_DATASETS_OFFLINE="1",
+        OMP_NUM_THREADS="1",
+        TOKENIZERS_PARALLELISM="false",
+        WANDB_MODE="offline",
+        WANDB_SILENT="true",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launcher_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the launcher for this session alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LAUNCHER_CACHE", str(tmp_path_factory.mktemp("launcher-cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks(_launcher_cache: None) -> Iterator[None]:
+    """Fail a test that leaves the process or the machine otherwise than it found it."""
+    before = leaks.Snapshot()
+    yield
+    left = before.leaks()
+    if left:
+        pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture
+def weird_tmp_path(tmp_path: Path) -> Path:
+    """A folder whose name breaks careless quoting."""
+    folder = tmp_path / 'a b\'; echo "$HOME" # ü'
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def run_ranks() -> Callable[..., Finished]:
+    """`support.ranks.run_ranks`: run a script on gloo ranks; mark such tests slow."""
+    return _run_ranks
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small random Llama and its tokenizer; read-only by agreement."""
+    from support.models import make_llama
+
+    return make_llama(tmp_path_factory.mktemp("tiny-llama"))

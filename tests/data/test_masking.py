@@ -1,0 +1,181 @@
+"""Which part of a conversation is learned, for templates in the manner of several families."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.data.encoding import Encoder
+from launcher.data.formats import BadRecord, Chat
+from launcher.data.formats.chat import ChatFormat
+from launcher.data.masking import ChatRenderer
+from launcher.errors import ConfigError
+from support import chats
+
+Make = Callable[..., Any]
+
+
+def learned(tokenizer: Any, record: dict[str, Any], **options: Any) -> list[str]:
+    """The spans of text that are learned."""
+    text, spans = ChatRenderer(tokenizer, **options).render(ChatFormat().read(record))
+    return [text[begin:end] for begin, end in spans]
+
+
+FAMILIES = {
+    "chatml": (chats.CHATML, "<|im_end|>"),
+    "chatml-tagged": (chats.CHATML_TAGGED, "<|im_end|>"),
+    "tagged-short": (chats.TAGGED_SHORT, "<|im_end|>"),
+    "llama3": (chats.LLAMA3, "<|eot|>"),
+    "gemma": (chats.GEMMA, "<end_of_turn>"),
+    "mistral": (chats.MISTRAL, "</s>"),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_and_their_end_of_turn_are_learned(family: str, make_tokenizer: Make) -> None:
+    template, stop = FAMILIES[family]
+    space = " " if family == "mistral" else ""
+    record = chats.chat("one?", "eins", "two?", "zwei")
+    assert learned(make_tokenizer(template), record) == [
+        f"{space}eins{stop}",
+        f"{space}zwei{stop}",
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_of_the_spans_are_the_targets(family: str, make_tokenizer: Make) -> None:
+    template, stop = FAMILIES[family]
+    tokenizer = make_tokenizer(template)
+    record = chats.chat("Wieviel?", "äöü 🙂 日本", "two?", "zwei 🙂")
+    (piece,) = Encoder(tokenizer).encode([ChatFormat().read(record)])
+    tokens, targets = piece
+    assert tokenizer.decode(tokens[targets == 1]).replace(" ", "") == f"äöü🙂日本{stop}zwei🙂{stop}"
+    whole = tokenizer.apply_chat_template(record["messages"], tokenize=True, return_dict=False)
+    assert tokens.tolist() == whole
+
+
+def test_qwen3_finds_earlier_turns_that_lose_their_thought(make_tokenizer: Make) -> None:
+    record = chats.chat("one?", "eins", "two?", "zwei")
+    record["messages"][1]["reasoning_content"] = "one is one"
+    record["messages"][3]["reasoning_content"] = "two is two"
+    assert learned(make_tokenizer(chats.QWEN3), record) == [
+        "eins<|im_end|>",
+        "<think>\ntwo is two\n</think>\n\nzwei<|im_end|>",
+    ]
+
+
+def test_a_generation_prompt_that_opens_a_thought(make_tokenizer: Make) -> None:
+    record = chats.chat("one?", "eins", "two?", "zwei")
+    expected = ["eins<|im_end|>", "zwei<|im_end|>"]
+    assert learned(make_tokenizer(chats.OPEN_THOUGHT), record) == expected
+
+
+def test_weight_zero_is_not_learned(make_tokenizer: Make) -> None:
+    record = chats.chat("one?", "eins", "two?", "zwei")
+    record["messages"][1]["weight"] = 0
+    for template in (chats.CHATML, chats.CHATML_TAGGED, chats.TAGGED_SHORT):
+        for system in (None, "Be kind."):
+            spans = learned(make_tokenizer(template), record, system=system)
+            assert spans == ["zwei<|im_end|>"]
+
+
+def test_system_message_is_put_before_records_without_one(make_tokenizer: Make) -> None:
+    renderer = ChatRenderer(make_tokenizer(chats.CHATML), system="Be kind.")
+    text, _ = renderer.render(ChatFormat().read(chats.chat("one?", "eins")))
+    assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    own = {"messages": [{"role": "system", "content": "Own."}, *chats.chat("a", "b")["messages"]]}
+    text, _ = renderer.render(ChatFormat().read(own))
+    assert "Be kind." not in text
+
+
+@pytest.mark.parametrize("template", [chats.CHATML, chats.CHATML_TAGGED, chats.LLAMA3])
+def test_assistant_that_speaks_first(template: str, make_tokenizer: Make) -> None:
+    record = {
+        "messages": [{"role": "assistant", "content": "hi"}, {"role": "user", "content": "yo"}]
+    }
+    (span,) = learned(make_tokenizer(template), record)
+    assert span.startswith("hi<|")
+
+
+def test_tools_and_tool_calls_reach_the_template(make_tokenizer: Make) -> None:
+    template = (
+        "{% for t in tools or [] %}{{ t['function']['name'] + '\n' }}{% endfor %}"
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] or '' }}"
+        "{% for c in m['tool_calls'] or [] %}{{ c['function']['arguments']['x'] }}{% endfor %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"x": "call-me"}'}}
+    record = {
+        "messages": [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "done"},
+            {"role": "assistant", "content": "ok"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    }
+    text, spans = ChatRenderer(make_tokenizer(template)).render(ChatFormat().read(record))
+    assert text.startswith("f\n")
+    assert [text[a:b] for a, b in spans] == ["call-me<|im_end|>", "ok<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "roles", "reason"),
+    [
+        (chats.GEMMA, ("system", "user", "assistant"), "System role not supported"),
+        (chats.GEMMA, ("user", "user", "assistant"), "must alternate"),
+        (chats.MISTRAL, ("tool", "assistant"), "Only user and assistant"),
+    ],
+)
+def test_roles_that_the_template_refuses(
+    template: str, roles: tuple[str, ...], reason: str, make_tokenizer: Make
+) -> None:
+    chat = Chat([{"role": role, "content": "x"} for role in roles])
+    with pytest.raises(BadRecord) as caught:
+        ChatRenderer(make_tokenizer(template)).render(chat)
+    assert reason in caught.value.found
+    assert ", ".join(roles) in caught.value.found
+    assert "model.chat_template" in caught.value.hint
+
+
+def test_a_template_that_fails_is_no_crash(make_tokenizer: Make) -> None:
+    with pytest.raises(BadRecord) as caught:
+        learned(make_tokenizer("{{ messages[0]['content'] + 1 }}"), chats.chat("a", "b"))
+    assert "TypeError" in caught.value.found
+
+
+def test_a_turn_that_cannot_be_told_apart_is_refused(make_tokenizer: Make) -> None:
+    # Each rendering ends with the number of messages, and nothing marks the end of a turn.
+    template = "{% for m in messages %}{{ loop.revindex }}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(BadRecord) as caught:
+        learned(make_tokenizer(template), chats.chat("a", "b", "c", "d"))
+    assert "message 2 differently when others follow" in caught.value.found
+    assert "generation" in caught.value.hint
+
+
+def test_no_chat_template(make_tokenizer: Make) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Encoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])
+    assert caught.value.problems[0].where == "model.chat_template"
+    assert "data=text" in caught.value.problems[0].hint
+
+
+WORDS = st.text(st.sampled_from("ab ?\n🙂é<|"), min_size=1, max_size=12).filter(str.strip)
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3), st.booleans())
+def test_prefixes_and_tags_agree(
+    make_tokenizer: Make, turns: list[tuple[str, str]], system: bool
+) -> None:
+    chat = ChatFormat().read(chats.chat(*(text for turn in turns for text in turn)))
+    rendered = [
+        ChatRenderer(make_tokenizer(template), "Be kind." if system else None).render(chat)
+        for template in (chats.CHATML, chats.CHATML_TAGGED, chats.TAGGED_SHORT)
+    ]
+    assert rendered[0] == rendered[1] == rendered[2]
+    text, spans = rendered[0]
+    assert [text[a:b] for a, b in spans] == [f"{answer}<|im_end|>" for _, answer in turns]

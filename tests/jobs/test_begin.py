@@ -1,0 +1,152 @@
+"""Beginning, resuming and cancelling without processes of a run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.config import compose, create
+from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.jobs import start
+from launcher.jobs.cancel import cancel
+from launcher.rundir import RunDir, State, read_json, write_json
+
+WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    return create.create([*WORDS, f"run.root={tmp_path}", "run.name=r"])
+
+
+def write_status(run, **changes):
+    raw = read_json(run.status_file)
+    write_json(run.status_file, {**raw, **changes})
+
+
+def test_attempts_are_numbered_from_one(run):
+    assert start.begin(run) == 1
+    assert run.status().attempt == 1
+    run.set_status(State.preempted, exit_code=75)
+    assert start.begin(run) == 2
+    assert run.attempts() == [1, 2]
+    status = run.status()
+    assert (status.state, status.exit_code, status.reason) == (State.preparing, None, "")
+
+
+@pytest.fixture
+def other():
+    process = subprocess.Popen(["sleep", "60"])
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_run_in_the_hands_of_another_process_is_refused(run, other):
+    start.begin(run)
+    write_status(run, pid=other.pid, time=time.time())
+    with pytest.raises(StorageError, match="another process works on this run"):
+        start.begin(run)
+    assert run.attempts() == [1]
+
+
+def test_locked_run_is_refused(run):
+    code = f"from launcher.rundir import RunDir\nwith RunDir({str(run)!r}).lock():\n    input()"
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
+    try:
+        lock = run.path / ".lock"
+        end = time.monotonic() + 30
+        while not (lock.exists() and lock.read_text()) and time.monotonic() < end:
+            time.sleep(0.01)
+        with pytest.raises(StorageError, match=f"pid {holder.pid}"):
+            start.begin(run)
+    finally:
+        holder.communicate(b"\n")
+    assert start.begin(run) == 1
+
+
+def test_run_alive_on_another_host_is_refused_until_declared_lost(run):
+    start.begin(run)
+    write_status(run, state="running", host="elsewhere")
+    with pytest.raises(StorageError, match="--lost"):
+        start.begin(run)
+    assert cancel(run, lost=True).state is State.cancelled
+    assert start.begin(run) == 2
+
+
+def test_lost_run_of_this_host_can_be_begun_again(run):
+    start.begin(run)
+    write_status(run, state="running", time=time.time() - 9999)
+    assert start.begin(run) == 2
+
+
+def test_finished_run_is_not_resumed(run):
+    run.set_status(State.succeeded, exit_code=0)
+    with pytest.raises(ConfigError, match="has finished"):
+        start.resumable(run)
+    for state in (State.preempted, State.failed, State.cancelled):
+        run.set_status(state, exit_code=1)
+        assert start.resumable(run) is run
+
+
+def test_spec_follows_the_frozen_config(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.chdir(home)
+    words = [*WORDS, "run.root=../runs", "run.name=r", "launch.processes=2", "train.threads=3"]
+    run = create.create(words)
+    monkeypatch.chdir(tmp_path)
+    spec = start.spec(run, 4, compose.load(run.config))
+    assert (spec.processes, spec.threads, spec.attempt) == (2, 3, 4)
+    assert spec.cwd == home
+    assert spec.run == (tmp_path / "runs" / "r").resolve()
+    assert spec.module == "launcher.train"
+    home.rmdir()
+    assert start.working_folder(run) == Path.cwd()
+
+
+def test_cpus_are_divided_among_the_ranks(run):
+    config = compose.load(run.config)
+    config.launch.processes = 10_000
+    assert start.spec(run, 1, config).threads == 1
+
+
+def test_failure_to_launch_is_written_to_the_run(run):
+    attempt = start.begin(run)
+    run.config.chmod(0o644)
+    run.config.write_text("launch: {name: nowhere}\n")
+    with pytest.raises(ConfigError):
+        start.submit(run, attempt, attached=True)
+    status = run.status()
+    assert (status.state, status.exit_code) == (State.failed, ExitCode.usage)
+
+
+def test_ended_run_is_not_cancelled(run):
+    run.set_status(State.succeeded, exit_code=0)
+    with pytest.raises(ConfigError, match="succeeded already"):
+        cancel(run)
+    assert run.status().state is State.succeeded
+
+
+def test_preempted_run_can_be_cancelled(run):
+    run.set_status(State.preempted, exit_code=75, attempt=1)
+    assert cancel(run).state is State.cancelled
+    assert run.status().exit_code == ExitCode.interrupted
+
+
+def test_ranks_started_directly_are_cancelled_by_their_heartbeats(run, other):
+    run.set_status(State.running, attempt=1)
+    write_status(run, pid=other.pid)
+    beat = {"rank": 0, "host": socket.gethostname(), "pid": other.pid, "time": time.time()}
+    write_json(run.heartbeat(0), beat)
+    # A pid that is no longer that of the rank must not be touched.
+    write_json(run.heartbeat(1), {**beat, "rank": 1, "pid": os.getpid(), "time": 1.0})
+    assert cancel(run).state is State.cancelled
+    assert other.wait(timeout=30) == -signal.SIGTERM

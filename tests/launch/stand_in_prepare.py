@@ -1,0 +1,19 @@
+"""Data preparation without a tokenizer: `python -m stand_in_prepare RUN`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from launcher.rundir import RunDir, read_json, write_json
+
+run = RunDir(sys.argv[1])
+script = read_json(run.path / "stand_in.json", {})
+print("preparing data", flush=True)
+time.sleep(script.get("prepare_s", 0))
+if "prepare_code" in script:
+    print("train.jsonl:3: not JSON", flush=True)
+    sys.exit(script["prepare_code"])
+cache = run.path / "cache"
+write_json(cache / "index.json", {})
+write_json(run.data, {"train": str(cache), "validation": None})

@@ -1,0 +1,99 @@
+"""Run by test_lora.py on two ranks: adapters on a ZeRO-3 base are whole, equal and trainable."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from launcher.config.schema import LoraConfig
+from launcher.peft.lora import apply, describe
+
+SETTINGS = {
+    "train_micro_batch_size_per_gpu": 1,
+    "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "torch_adam": True}},
+}
+LORA = {
+    "lora": LoraConfig(rank=4),
+    "dora": LoraConfig(rank=4, dora=True),
+    "tied": LoraConfig(rank=4, modules_to_save=["embed_tokens"]),
+    "untied": LoraConfig(rank=4, modules_to_save=["embed_tokens", "lm_head"]),
+}
+
+
+def main(mode: str) -> None:
+    # Its compiled op gains nothing here and needs a compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", verbose=False)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=mode == "tied",
+    )
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(config)
+    with deepspeed.zero.Init(config_dict_or_path=SETTINGS):
+        base = LlamaForCausalLM(config)
+    base.tie_weights()
+    weights = dict(plain.named_parameters())
+    for name, parameter in base.named_parameters():
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0):
+            if dist.get_rank() == 0:
+                parameter.data.copy_(weights[name].data)
+
+    torch.manual_seed(100 + dist.get_rank())  # ranks must not need equal seeds
+    model = apply(base, LORA[mode])
+    unpartitioned = apply(LlamaForCausalLM(config), LORA[mode])
+    assert describe(model) == describe(unpartitioned)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    engine, *_ = deepspeed.initialize(model=model, config=SETTINGS, model_parameters=trained)
+    check_start(model, weights)
+
+    tokens = torch.arange(40)[None] % 64
+    expected = plain(input_ids=tokens, labels=tokens).loss.item()
+    losses = []
+    for _ in range(4):
+        loss = engine(input_ids=tokens, labels=tokens).loss
+        engine.backward(loss)
+        engine.step()
+        losses.append(loss.item())
+    assert abs(losses[0] - expected) < 1e-5, (losses, expected)
+    assert losses[-1] < losses[0], losses
+    print("all checks passed", flush=True)
+    dist.destroy_process_group()
+
+
+def check_start(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    """Every trained tensor is whole, the same on both ranks, and starts where it should."""
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        with deepspeed.zero.GatheredParameters(parameter, modifier_rank=None):
+            whole = parameter.data.clone()
+        both = [torch.empty_like(whole) for _ in range(2)]
+        dist.all_gather(both, whole)
+        assert whole.numel() > 0, name
+        assert torch.equal(both[0], both[1]), name
+        origin = name.removeprefix("base_model.model.")
+        if ".lora_magnitude_vector." in name:
+            matrix = weights[origin.replace(".lora_magnitude_vector.default", "")]
+            torch.testing.assert_close(whole, matrix.norm(dim=1))
+        elif ".modules_to_save." in name:
+            assert torch.equal(whole, weights[origin.replace(".modules_to_save.default", "")])
+        else:
+            assert bool(whole.any()) is (".lora_A." in name), name
+
+
+if __name__ == "__main__":
+    assert os.environ["WORLD_SIZE"] == "2"
+    main(sys.argv[1])

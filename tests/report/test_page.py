@@ -1,0 +1,179 @@
+"""report.html: complete, self-contained, and made of whatever the run folder holds."""
+
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from launcher.report import build
+from launcher.report.collect import collect, series
+from launcher.report.view import duration, view
+from launcher.rundir import RunDir, State
+
+SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
+
+
+class Page(HTMLParser):
+    """Tags, ids and text of a page; fails on tags that are not closed in order."""
+
+    EMPTY = {"meta", "link", "br", "input", "path", "img"}
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags, self.ids, self.words, self.open = [], [], [], []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self.ids += [value for name, value in attributes if name == "id"]
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.EMPTY:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def page_of(run: RunDir) -> Page:
+    assert build(run) == run.report
+    return Page(run.report.read_text())
+
+
+def test_a_finished_run_has_every_section_once(finished_run):
+    page = page_of(finished_run)
+    sections = {"comparison", "curves", "answers", "plan", "data", "overrides", "config"}
+    charts = {"chart-loss", "chart-lr", "chart-throughput", "chart-memory", "chart-grad-norm"}
+    assert {*sections, *charts, "environment", "state", "verdict"} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    assert "better than the base: exact_match went from 3.5 % to 71.5 %" in page.text
+    assert "step 300 of 300" in page.text
+    assert "0.958 GiB" in page.text
+    assert "7,473" in page.text
+    assert "optim.lr" in page.text
+    assert "node-7" in page.text
+
+
+def test_links_lead_to_sections_and_nothing_is_fetched(finished_run):
+    page = page_of(finished_run)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "data"):
+            target = attributes.get(name, "#")
+            assert target.startswith(("#", "data:,")), (tag, target)
+            if target.startswith("#") and target != "#":
+                assert target[1:] in page.ids
+    assert "url(" not in finished_run.report.read_text()
+    assert "@import" not in finished_run.report.read_text()
+
+
+def test_samples_follow_the_config_and_are_not_chosen(finished_run):
+    page = page_of(finished_run)
+    samples = [a for tag, a in page.tags if tag == "article"]
+    assert len(samples) == 12
+    assert "The first 12 of 40 held-out prompts" in page.text
+    assert samples[0]["data-kind"] == "won"
+    assert {sample["data-kind"] for sample in samples} == {"won", "right", "wrong"}
+
+
+def test_hostile_text_stays_text(finished_run):
+    line = dict.fromkeys(("where", "prompt", "reference", "base", "tuned"), SCRIPT)
+    (finished_run.eval / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    finished_run.environment.write_text(json.dumps({SCRIPT: SCRIPT, "host": SCRIPT}))
+    finished_run.overrides.write_text(json.dumps([SCRIPT]))
+    finished_run.config.write_text(json.dumps({SCRIPT: {SCRIPT: SCRIPT}}))
+    finished_run.set_status(State.failed, reason=SCRIPT)
+    comparison = json.loads((finished_run.eval / "comparison.json").read_text())
+    comparison["metrics"] = {SCRIPT: {**comparison["metrics"]["loss"], "verdict": SCRIPT}}
+    (finished_run.eval / "comparison.json").write_text(json.dumps(comparison))
+    page = page_of(finished_run)
+    assert [tag for tag, _ in page.tags].count("script") == 1
+    assert "img" not in [tag for tag, _ in page.tags]
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert page.text.count("alert(2)") >= 10
+    assert page.text.count("{{ 7 * 7 }}") >= 10
+
+
+def test_a_run_that_failed_at_once_has_a_page_with_the_reason(tmp_path):
+    run = RunDir(tmp_path / "broken")
+    run.path.mkdir()
+    run.log(1, 0).parent.mkdir(parents=True)
+    run.log(1, 0).write_text("traceback\n")
+    run.set_status(State.failed, reason="data.train: no such file\n  HINT: mend it", exit_code=3)
+    page = page_of(run)
+    assert "data.train: no such file" in page.text
+    assert str(run.log(1, 0)) in page.text
+    assert "Not compared with the base model yet" in page.text
+    assert not {"comparison", "curves", "answers", "plan", "data", "config"} & set(page.ids)
+
+
+def test_an_empty_folder_has_a_page(tmp_path):
+    assert "preparing" in page_of(RunDir(tmp_path)).text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '"text"', "null", "\x00\xff", "- a\n- b"])
+def test_damaged_files_count_as_missing(finished_run, content):
+    for path in finished_run.path.rglob("*"):
+        if path.is_file():
+            path.write_text(content)
+    page_of(finished_run)
+
+
+def test_a_running_run_shows_what_is_there_and_torn_lines_are_left_out(finished_run):
+    lines = finished_run.metrics.read_text().splitlines()[:20]
+    finished_run.metrics.write_text("\n".join(lines) + '\n{"step": 21, "lo')
+    for path in finished_run.eval.iterdir():
+        path.unlink()
+    finished_run.set_status(State.running, step=20)
+    page = page_of(finished_run)
+    assert "step 20 of 300" in page.text
+    assert "curves" in page.ids
+    assert "comparison" not in page.ids
+
+
+def test_steps_done_again_count_once_and_nan_is_a_gap(finished_run):
+    lines = [(1, 3.0), (2, "nan"), (3, 2.0), (3, 1.5), (4, None), (5, True)]
+    finished_run.metrics.write_text(
+        "".join(json.dumps({"step": s, "kind": "train", "loss": v}) + "\n" for s, v in lines)
+    )
+    assert series(collect(finished_run).train, "loss") == [(1.0, 3.0), (3.0, 1.5)]
+
+
+def test_tuned_scores_alone_are_shown_without_a_base(finished_run):
+    (finished_run.eval / "comparison.json").unlink()
+    (finished_run.eval / "base.json").unlink()
+    tiles = view(collect(finished_run))["tiles"]
+    assert tiles[0] == ("loss", "1.013", "tuned")
+    assert "Not compared with the base model." in page_of(finished_run).text
+
+
+def test_building_needs_no_heavy_library(finished_run):
+    code = (
+        "import sys; from launcher.report import build; from launcher.rundir import RunDir\n"
+        "assert 'jinja2' not in sys.modules and 'yaml' not in sys.modules\n"
+        "build(RunDir(sys.argv[1]))\n"
+        "heavy = {'torch', 'numpy', 'transformers', 'hydra', 'omegaconf'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    command = [sys.executable, "-c", code, str(finished_run)]
+    subprocess.run(command, check=True, cwd=finished_run.path.parent)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(42.4, "42 s"), (200, "3 min 20 s"), (1021, "17 min"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds, expected):
+    assert duration(seconds) == expected

@@ -1,0 +1,26 @@
+"""Config objects for tests that go below composition: nested keyword sections over small defaults."""
+
+from typing import Any
+
+from launcher.config import schema
+from launcher.config.variants import NAME_FIELD, OPTIONS
+
+
+def make_config(**sections: Any) -> schema.Config:
+    """A `Config`; each keyword is a section given as a dict, e.g. `engine={"zero": 3}`."""
+    config = schema.Config()
+    for name, values in sections.items():
+        if not isinstance(values, dict):
+            setattr(config, name, values)
+            continue
+        section = getattr(config, name)
+        variant = values.get(NAME_FIELD.get(name, "name"))
+        if name in OPTIONS and variant:
+            section = OPTIONS[name][variant]()
+            setattr(config, name, section)
+        for key, value in values.items():
+            current = getattr(section, key)
+            if hasattr(type(current), "__members__"):
+                value = type(current)[value]
+            setattr(section, key, value)
+    return config

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+
+from launcher.config.schema import LoraConfig
+from launcher.peft import lora
+from launcher.track.meters import (
+    Meter,
+    ModelFlops,
+    Work,
+    full_shape,
+    model_flops,
+    peak_flops,
+    peak_memory_bytes,
+    work_of,
+)
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@dataclass
+class Row:
+    document_starts: torch.Tensor
+    targets: torch.Tensor
+
+
+@given(st.lists(st.lists(st.integers(1, 50), min_size=1), min_size=1, max_size=4))
+def test_work_counts_each_document_by_itself(rows: list[list[int]]) -> None:
+    made = [
+        Row(torch.tensor([0, *lengths]).cumsum(0), torch.zeros(len(lengths))) for lengths in rows
+    ]
+    lengths = [length for row in rows for length in row]
+    expected = Work(sum(lengths), len(lengths), sum(length**2 for length in lengths))
+    assert work_of(made) == expected
+
+
+def ticks(*times: float) -> Iterator[float]:
+    return iter(times)
+
+
+def test_only_the_time_between_begin_and_end_counts() -> None:
+    clock = ticks(10.0, 12.0, 100.0, 101.0)
+    meter = Meter(clock=lambda: next(clock))
+    meter.begin()
+    meter.end(Work(300, 30, 0))
+    meter.begin()  # 88 seconds of evaluation and saving lie before it
+    meter.end(Work(600, 60, 0))
+    values = meter.read()
+    assert values["tokens_per_s"] == pytest.approx(300)
+    assert values["target_tokens_per_s"] == pytest.approx(30)
+    assert values["step_time_s"] == pytest.approx(1.5)
+    assert (values["tokens"], values["target_tokens"]) == (900, 90)
+
+
+def test_a_reading_starts_a_new_window_but_totals_go_on_from_a_resume() -> None:
+    clock = ticks(0.0, 1.0, 1.0, 5.0)
+    meter = Meter(totals=Work(1000, 100, 5), clock=lambda: next(clock))
+    meter.begin()
+    meter.end(Work(50, 5, 0))
+    meter.read()
+    meter.begin()
+    meter.end(Work(80, 8, 0))
+    values = meter.read()
+    assert values["tokens_per_s"] == pytest.approx(20)
+    assert values["tokens"] == 1130
+    assert meter.totals == Work(1130, 113, 5)
+
+
+def test_mfu_is_model_flops_per_second_over_the_peak() -> None:
+    clock = ticks(0.0, 2.0)
+    flops = ModelFlops(per_token=10, per_target=100, per_squared_length=1)
+    meter = Meter(flops=flops, peak_flops=4000, clock=lambda: next(clock))
+    meter.begin()
+    meter.end(Work(40, 4, 200))
+    assert meter.read()["mfu"] == pytest.approx((400 + 400 + 200) / 2 / 4000)
+
+
+def test_mfu_is_absent_where_the_peak_is_unknown() -> None:
+    meter = Meter(flops=ModelFlops(1, 1, 1), peak_flops=None)
+    meter.begin()
+    meter.end(Work(1, 1, 1))
+    assert meter.read()["mfu"] is None
+
+
+def test_reading_without_a_step_gives_no_step_time() -> None:
+    values = Meter().read()
+    assert values["step_time_s"] is None
+    assert values["tokens_per_s"] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA B200", 2250),
+        ("NVIDIA GB200", 2500),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA GeForce RTX 4090", 165.2),
+    ],
+)
+def test_peaks_are_found_by_device_name(name: str, tflops: float) -> None:
+    assert peak_flops(name, "bf16") == tflops * 1e12
+    assert peak_flops(name, "fp32") is None
+
+
+def test_an_unknown_device_has_no_peak() -> None:
+    assert peak_flops("NVIDIA A10G", "bf16") is None
+    assert peak_flops("AMD Instinct MI300X", "bf16") is None
+
+
+def counted(model: Any, length: int, kept: torch.Tensor) -> int:
+    """FLOPs of forward and backward as torch counts them; its own attention counts are excluded."""
+    tokens = torch.arange(length)[None] % 300
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens, logits_to_keep=kept).logits.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_full_fine_tuning_agrees_with_torchs_own_count(tied: bool) -> None:
+    config = LlamaConfig(**SMALL, tie_word_embeddings=tied, attn_implementation="eager")
+    model = LlamaForCausalLM(config)
+    kept = torch.tensor([3, 17, 20])
+    expected = model_flops(model).of(Work(40, 3, 1600))
+    # The gradient of the first layer's input goes to the embedding: torch counts it too.
+    assert counted(model, 40, kept) == pytest.approx(expected, rel=0.01)
+
+
+def test_adapters_cost_six_and_frozen_matrices_four() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False))
+    frozen = sum(p.numel() for n, p in model.named_parameters() if "proj" in n)
+    adapted = lora.apply(model, LoraConfig(rank=4))
+    added = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    flops = model_flops(adapted)
+    assert flops.per_token == 4 * frozen + 6 * added
+    assert flops.per_target == 4 * 300 * 32
+
+
+def test_a_trained_head_is_counted_once_beside_its_frozen_original() -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False))
+    plain = model_flops(lora.apply(model, LoraConfig(rank=4)))
+    model = LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=False))
+    saved = model_flops(lora.apply(model, LoraConfig(rank=4, modules_to_save=["lm_head"])))
+    assert saved.per_token == plain.per_token
+    assert saved.per_target == 6 * 300 * 32
+
+
+def test_experts_count_by_the_share_that_a_token_visits() -> None:
+    def per_token(chosen: int) -> float:
+        config = MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=chosen)
+        return model_flops(MixtralForCausalLM(config)).per_token
+
+    expert = 6 * 2 * 3 * 32 * 48  # six FLOPs, two layers, three matrices
+    assert per_token(2) - per_token(1) == pytest.approx(expert)
+
+
+def test_sizes_of_partitioned_and_packed_parameters_are_those_of_the_whole() -> None:
+    partitioned = torch.nn.Parameter(torch.empty(0))
+    partitioned.ds_shape = torch.Size([8, 4])  # type: ignore[attr-defined]
+    assert full_shape(partitioned) == (8, 4)
+    assert full_shape(torch.nn.Parameter(torch.empty(3, 5))) == (3, 5)
+
+
+def test_memory_on_the_cpu_is_the_peak_of_the_process() -> None:
+    before = peak_memory_bytes("cpu")
+    block = torch.ones(before // 4 + 2**26)  # larger than all that was ever resident
+    assert peak_memory_bytes("cpu") >= before
+    assert peak_memory_bytes("cpu") >= block.nbytes
+    assert math.isfinite(peak_memory_bytes("cpu"))

@@ -1,0 +1,79 @@
+"""One rank that trains the same few steps under several engine settings and writes what it saw.
+
+usage: engine_worker.py CASES.json OUT.json      (started by run_ranks)
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from support.configs import make_config
+
+from launcher import runtime
+from launcher.config import deepspeed, plan
+from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+from launcher.data.cache import TokenCache
+from launcher.data.loader import Loader
+from launcher.data.packing import PackedOrder
+from launcher.model.head import TargetHead
+from launcher.model.load import load_model
+from launcher.train import distributed
+from launcher.train.engine import Engine
+
+
+def run(case, cache, ranks):
+    config = make_config(**case["config"])
+    order = PackedOrder(
+        cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
+    )
+    made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs)
+    loader = Loader(
+        cache,
+        order,
+        global_sequences=made.global_sequences,
+        micro_batch=made.micro_batch,
+        accumulation=made.accumulation,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    torch.manual_seed(0)
+    settings = deepspeed.build(config, made)
+    model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+    if config.peft.name != "none":
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
+    head = TargetHead(model, made.attention)
+    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    engine = Engine(model, config, made, settings)
+    losses, norms = [], []
+    for step in range(made.steps):
+        rows = loader.step(step)
+        weight = distributed.sum_over_ranks([sum(map(objective.weight, rows))], torch.device("cpu"))[0]
+        total = 0.0
+        for index, row in enumerate(rows):
+            loss = objective.loss(head, engine, row)
+            engine.backward(loss * (ranks.world_size / weight))
+            total += float(loss.detach())
+            if index < len(rows) - 1:
+                engine.micro_step()
+        norms.append(engine.step(1.0).grad_norm)
+        losses.append(distributed.sum_over_ranks([total], torch.device("cpu"))[0] / weight)
+    assert (head.head is None) == case.get("fallback", False)
+    return {"name": case["name"], "losses": losses, "norms": norms}
+
+
+def main():
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    ranks = runtime.ranks()
+    store = distributed.open_store(ranks, 60)
+    distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
+    torch.set_num_threads(1)
+    cache = TokenCache.open(cases["cache"])
+    results = [run(case, cache, ranks) for case in cases["cases"]]
+    if ranks.is_main:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+main()
