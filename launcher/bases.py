@@ -1,16 +1,26 @@
-"""Where the models that the launcher makes itself are kept. Standard library only, so both planes can ask."""
+"""The models that the launcher makes itself: where they are kept, and the pre-training of a base.
+
+`python -m launcher.bases RUN_DIR` trains the base that a run's `model.recipe` names, once. Standard
+library only, so both planes can ask.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import json
+import shutil
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__
-from launcher.config.schema import Config, TinyModelConfig
+from launcher import __version__, runtime
+from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.errors import ExitCode, LauncherError
+from launcher.rundir import RunDir, storage_errors
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (
@@ -71,3 +81,85 @@ def _sources(*names: str) -> str:
 def _digest(*parts: Any) -> str:
     text = json.dumps(parts, sort_keys=True, default=lambda member: member.name)
     return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
+
+
+def trained_base(model: ModelConfig) -> Path | None:
+    """Folder of the base that `model.recipe` pre-trains, whether trained yet or not; None without recipe."""
+    if not isinstance(model, TinyModelConfig) or model.recipe is None:
+        return None
+    from launcher.config import compose
+
+    return base_folder(compose.compose(_recipe_words(model)), runtime.cache_dir())
+
+
+def is_missing(model: ModelConfig) -> bool:
+    """Whether `model` needs a base that has not been trained yet."""
+    folder = trained_base(model)
+    return folder is not None and not (folder / "config.json").is_file()
+
+
+def make(model: TinyModelConfig) -> None:
+    """Run the recipe in processes of its own and keep its export; a second caller waits for the first.
+
+    Raises `LauncherError` with the exit code of the recipe if that fails.
+    """
+    folder = trained_base(model)
+    assert folder is not None
+    work = folder.with_name(f"{folder.name}.run")
+    with storage_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115 - held to the end
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not is_missing(model):
+            return
+        print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)
+        shutil.rmtree(work, ignore_errors=True)
+        words = [*_recipe_words(model), f"run.root={work.parent}", f"run.name={work.name}"]
+        done = subprocess.run(  # noqa: S603 - our own module
+            _command(words), check=False, env=runtime.environment_without_ranks()
+        )
+        if done.returncode:
+            raise _failure(RunDir(work), model)
+        (work / "export").rename(folder)
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _recipe_words(model: TinyModelConfig) -> list[str]:
+    sizes = [f"model.{name}={getattr(model, name)}" for name in TINY_OPTIONS]
+    return [f"experiment={model.recipe}", *sizes, "eval=none"]
+
+
+def _command(words: list[str]) -> list[str]:
+    ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return [sys.executable, *agent, "-m", "launcher.train", *words]
+
+
+def _failure(run: RunDir, model: TinyModelConfig) -> LauncherError:
+    status = run.status()
+    error = LauncherError(
+        f"pre-training the base failed: {status.reason or 'see above'}",
+        where=f"model.recipe={model.recipe}",
+        hint=f"try it alone: launcher train experiment={model.recipe}",
+    )
+    error.exit_code = ExitCode(status.exit_code or ExitCode.internal)
+    return error
+
+
+def main(argv: list[str]) -> int:
+    """Train the base of the run in folder `argv[0]`; returns an exit code."""
+    from launcher.config import compose
+
+    model = compose.load(RunDir(argv[0]).config).model
+    assert isinstance(model, TinyModelConfig)
+    try:
+        make(model)
+    except LauncherError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

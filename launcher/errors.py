@@ -6,7 +6,8 @@ Every error a user can cause says where (config path or file:line), what was fou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -91,3 +92,12 @@ class Preempted(LauncherError):
     """A clean stop after a saved checkpoint; the run can be requeued."""
 
     exit_code = ExitCode.preempted
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint naming the closest known words, or all of them if none is close."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if close:
+        return f"did you mean {' or '.join(repr(name) for name in close)}?"
+    return f"choose one of: {', '.join(known)}"

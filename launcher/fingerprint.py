@@ -27,6 +27,8 @@ from launcher.errors import ConfigError, DataError
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
 CODE_VERSION = 1
+#: Raise it when the files of a prepared folder change their layout.
+LAYOUT_VERSION = 1
 
 #: What data files are called; folders are searched for these.
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".txt")
@@ -140,6 +142,8 @@ def complete_index(folder: Path, hashes: Hashes) -> dict[str, Any] | None:
     """Content of index.json if every file of the cache is there with its size and checksum."""
     index = rundir.read_json(folder / "index.json")
     try:
+        if index["version"] != LAYOUT_VERSION:
+            return None
         for name, size in index["sizes"].items():
             file = folder / f"{name}.bin"
             if file.stat().st_size != size or hashes.digest(file) != index["checksums"][name]:
@@ -154,7 +158,7 @@ def data_keys(config: Config, hashes: Hashes | None = None) -> dict[str, str | N
     hashes = hashes or Hashes(cache_root(config) / "hashes.json")
     data = config.data
     options = {
-        "code": CODE_VERSION,
+        "versions": [CODE_VERSION, LAYOUT_VERSION],
         "tokenizer": _tokenizer(config.model, hashes),
         "all_targets": config.objective.name == "text",
         **{

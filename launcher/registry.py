@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, did_you_mean
 
 
 def load(path: str) -> Any:
     """Import `package.module:attribute` and return the attribute."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def did_you_mean(word: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
-    """A hint naming the closest known words, or all of them if none is close."""
-    close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(repr(name) for name in close)}?"
-    return f"choose one of: {', '.join(sorted(known))}"
 
 
 class Table(Mapping[str, str]):

@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.errors import ConfigError, StorageError
+from launcher.errors import ConfigError, StorageError, did_you_mean
 
 
 class State(Enum):
@@ -297,8 +297,6 @@ def run_dirs(root: str | os.PathLike[str]) -> list[RunDir]:
 
 def find_run(run: str, root: str = "runs") -> RunDir:
     """The run folder named by a path or by its id under `root`; `ConfigError` with close names if absent."""
-    from launcher.registry import did_you_mean
-
     for path in (Path(run), Path(root) / run):
         if RunDir(path).exists():
             return RunDir(path)

@@ -165,6 +165,19 @@ def choose_cpu_accelerator() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def become_single_rank() -> None:
+    """Set what torchrun would set for the only rank of a job, where DeepSpeed reads it."""
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
 def has_thread_setting() -> bool:
     """Whether the number of compute threads was chosen from outside."""
     return "OMP_NUM_THREADS" in os.environ

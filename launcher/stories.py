@@ -1,7 +1,7 @@
-"""Small word problems, generated: the built-in data and the text of the tiny tokenizer. Standard library only.
+"""Small word problems: the built-in data and the tiny tokenizer's text. Standard library only.
 
-A story is decided by the seed alone. Its facts (people, things, numbers) decide by hash on which side of the
-split it stands, in every form in which it is told, so a held-out problem was never met as a text either.
+The facts of a story (people, things, numbers) decide by hash on which side of the split it stands,
+in every form in which it is told, so a held-out problem was never met as a text either.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ from dataclasses import dataclass
 TURN, END = "<|turn|>", "<|end|>"
 
 HELD_OUT_PERCENT = 10
-NAMES = tuple(
-    "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Joy Kim Leo Mia Nils Olga Pia Ravi Sam Tina Zoe".split()
-)
-THINGS = tuple(
-    "apples books cards coins cups eggs hats keys nuts pears pens plums shells stamps stones toys".split()
-)
+_PEOPLE = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivan Joy Kim Leo Mia Nils Olga Pia Ravi Sam Tina Zoe"
+_THINGS = "apples books cards coins cups eggs hats keys nuts pears pens plums shells stamps toys"
+NAMES, THINGS = _PEOPLE.split(), _THINGS.split()
 GAINS = ("buys", "finds", "gets", "wins")
 LOSSES = ("drops", "loses", "sells", "uses")
 ASIDES = ("It is a fine day.", "The sun is out.", "Now it is late.", "Let us count.")
@@ -29,7 +26,10 @@ LARGEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A word problem: facts, question, the sentence that solves it, the number, and what makes it this one."""
+    """A word problem: its facts, the question, the sentence that solves it, and the number.
+
+    `key` names its kind and facts.
+    """
 
     facts: str
     question: str
@@ -50,10 +50,6 @@ class Story:
         )
         end = rng.choice(("", f" That makes {self.answer}."))
         return f"{self.facts}{between} {self.solution}{end}"
-
-    def as_echo(self) -> str:
-        """Someone tells the facts and the other repeats them: chat turns without a question or an answer."""
-        return f"{TURN}user\n{self.facts}{END}\n{TURN}assistant\n{self.facts}{END}"
 
     def as_chat(self) -> list[dict[str, str]]:
         """The question and its answer, which ends in a line such as `#### 12`."""

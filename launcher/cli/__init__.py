@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from launcher import __version__, registry
-from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
 VERBS = {
@@ -27,7 +27,7 @@ VERBS = {
     "eval": ("score the tuned model, or the base", "launcher.cli.models:evaluate"),
     "report": ("write the HTML page of a run", "launcher.cli.models:report"),
     "export": ("write a Hugging Face folder", "launcher.cli.models:export"),
-    "generate": ("answer a prompt with the tuned model", "launcher.cli.models:generate"),
+    "generate": ("answer prompts with the tuned model", "launcher.cli.models:generate"),
     "chat": ("talk to the tuned model", "launcher.cli.models:chat"),
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
@@ -75,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     raise ConfigError(
         f"there is no verb {verb!r}",
         where="command line",
-        hint=registry.did_you_mean(verb, VERBS),
+        hint=did_you_mean(verb, VERBS),
     )
 
 

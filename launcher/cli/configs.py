@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from launcher.cli import VERBS, arguments
-from launcher.config import compose
 from launcher.errors import ExitCode
 
 
@@ -37,6 +36,8 @@ def config(words: list[str]) -> int:
         config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
         print(arguments.as_json(deepspeed.build(config, made)))
     else:
+        from launcher.config import compose
+
         config = compose.compose(parsed.overrides, parsed.config_dir)
         if parsed.json:
             print(arguments.as_json(compose.to_dict(config)))

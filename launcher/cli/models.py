@@ -1,4 +1,4 @@
-"""Verbs that need data, a tokenizer or a model: each becomes a process of the run plane."""
+"""Verbs that need data, a tokenizer or a model: each starts a process of the run plane."""
 
 from __future__ import annotations
 
@@ -7,20 +7,38 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
+from pathlib import Path
 
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ExitCode
-from launcher.rundir import RunDir, read_json
-from launcher.runtime import child_environment
+from launcher.rundir import RunDir, find_run, read_json
+from launcher.runtime import environment_without_ranks
 
-_BASE: Argument = (["--base"], {"action": "store_true", "help": "the base model instead"})
+_BASE: Argument = (["--base"], {"action": "store_true", "help": "the model before training"})
+_CHECKPOINT: Argument = (
+    ["--checkpoint"],
+    {"type": int, "metavar": "STEP", "help": "default: the newest"},
+)
+_SAMPLING: tuple[Argument, ...] = (
+    (["--max-new-tokens"], {"type": int, "metavar": "N", "help": "longest answer (256)"}),
+    (["--temperature"], {"type": float, "metavar": "T", "help": "0 = always the likeliest"}),
+    (["--top-p"], {"type": float, "metavar": "P", "help": "from the likeliest share P only"}),
+    (["--top-k"], {"type": int, "metavar": "K", "help": "from the K likeliest only"}),
+    (["--seed"], {"type": int, "metavar": "S", "help": "seed of the choice"}),
+    (["--system"], {"metavar": "TEXT", "help": "system message"}),
+    _CHECKPOINT,
+    _BASE,
+)
+_SAMPLES: tuple[Argument, ...] = (
+    (["--count"], {"type": int, "metavar": "N", "help": "number of records (3)"}),
+    (["--split"], {"choices": ("train", "validation"), "help": "default: train"}),
+)
 
 
 def evaluate(words: list[str]) -> int:
     """Score a model on the held-out records of its run."""
-    parsed = arguments.existing_run("eval", words, _BASE)
-    return _become("launcher.train.evaluate", parsed, *_flags(parsed, "base"))
+    return _become("launcher.train.evaluate", arguments.existing_run("eval", words, _BASE))
 
 
 def export(words: list[str]) -> int:
@@ -29,30 +47,33 @@ def export(words: list[str]) -> int:
         "export",
         words,
         (["--merge"], {"action": "store_true", "help": "fold adapters into the base weights"}),
-        (["--checkpoint"], {"type": int, "metavar": "STEP", "help": "default: the newest"}),
-        (["-o", "--out"], {"metavar": "DIR", "help": "default: export/ in the run folder"}),
+        _CHECKPOINT,
+        (
+            ["-o", "--out"],
+            {"type": os.path.abspath, "metavar": "DIR", "help": "default: the run's export/"},
+        ),
     )
-    out = ["-o", os.path.abspath(parsed.out)] if parsed.out else []
-    return _become("launcher.train.export", parsed, *_flags(parsed, "merge", "checkpoint"), *out)
+    return _become("launcher.train.export", parsed)
 
 
 def generate(words: list[str]) -> int:
-    """Answer one prompt."""
+    """Answer prompts."""
     parsed = arguments.existing_run(
         "generate",
         words,
-        (["-p", "--prompt"], {"required": True, "metavar": "TEXT", "help": "what to answer"}),
-        (["--max-new-tokens"], {"type": int, "metavar": "N", "help": "longest answer"}),
-        (["--temperature"], {"type": float, "metavar": "T", "help": "0 = always the likeliest"}),
-        _BASE,
+        (
+            ["-p", "--prompt"],
+            {"action": "append", "metavar": "TEXT", "help": "may be repeated; default: stdin"},
+        ),
+        (["--raw"], {"action": "store_true", "help": "continue the text as it stands"}),
+        *_SAMPLING,
     )
-    flags = _flags(parsed, "max_new_tokens", "temperature", "base")
-    return _become("launcher.train.generate", parsed, "-p", parsed.prompt, *flags)
+    return _become("launcher.train.generate", parsed)
 
 
 def chat(words: list[str]) -> int:
     """Talk to the model in the terminal."""
-    return _become("launcher.train.chat", arguments.existing_run("chat", words))
+    return _become("launcher.train.chat", arguments.existing_run("chat", words, *_SAMPLING))
 
 
 def report(words: list[str]) -> int:
@@ -60,8 +81,7 @@ def report(words: list[str]) -> int:
     run = arguments.find(arguments.existing_run("report", words))
     from launcher.report import build
 
-    build(run)
-    print(run.report)
+    print(build(run))
     return ExitCode.ok
 
 
@@ -70,22 +90,25 @@ def data_prepare(words: list[str]) -> int:
     parsed = arguments.overrides("data prepare", words)
     with tempfile.TemporaryDirectory(prefix="launcher-prepare-") as folder:
         run = _unborn_run(parsed, folder)
-        command = [sys.executable, "-m", "launcher.data.prepare", str(run)]
-        code = subprocess.run(command, env=child_environment()).returncode  # noqa: S603
-        if code == 0:
+        code = _call("launcher.data.prepare", str(run))
+        if code == ExitCode.ok:
             print(arguments.as_json(read_json(run.data)))
-    return code if code >= 0 else ExitCode.internal
+    return code
 
 
 def data_show(words: list[str]) -> int:
-    """Print sample records with their targets in colour."""
-    count: Argument = (["-n"], {"type": int, "metavar": "N", "help": "number of records"})
-    parsed = arguments.overrides("data show", words, count)
+    """Print samples of what is trained on: of a run, a cache folder, or the data of a config."""
+    parsed = arguments.overrides("data show", words, *_SAMPLES)
+    options = _words(parsed, "count", "split")
+    named = parsed.overrides
+    if len(named) == 1 and "=" not in named[0]:
+        path = Path(named[0])
+        source = path if (path / "index.json").is_file() else find_run(named[0]).path
+        return _call("launcher.data.show", str(source), *options)
     with tempfile.TemporaryDirectory(prefix="launcher-show-") as folder:
         run = _unborn_run(parsed, folder)
-        command = [sys.executable, "-m", "launcher.data.show", str(run), *_flags(parsed, "n")]
-        code = subprocess.run(command, env=child_environment()).returncode  # noqa: S603
-    return code if code >= 0 else ExitCode.internal
+        code = _call("launcher.data.prepare", str(run))
+        return code or _call("launcher.data.show", str(run), *options)
 
 
 def _unborn_run(parsed: Namespace, folder: str) -> RunDir:
@@ -97,25 +120,33 @@ def _unborn_run(parsed: Namespace, folder: str) -> RunDir:
     return run
 
 
-def _flags(parsed: Namespace, *names: str) -> list[str]:
-    """The given options as the words that the run plane takes."""
-    words = []
-    for name in names:
-        value = getattr(parsed, name)
-        flag = f"-{name}" if len(name) == 1 else f"--{name.replace('_', '-')}"
-        if value is True:
-            words.append(flag)
-        elif value not in (None, False):
-            words += [flag, str(value)]
-    return words
+def _call(module: str, *words: str) -> int:
+    command = [sys.executable, "-m", module, *words]
+    code = subprocess.run(command, env=environment_without_ranks()).returncode  # noqa: S603
+    return code if code >= 0 else ExitCode.internal
 
 
-def _become(module: str, parsed: Namespace, *words: str) -> int:
+def _become(module: str, parsed: Namespace) -> int:
     """Replace this process by the run plane's, in the folder where the run was created."""
     from launcher.jobs.start import working_folder
 
     run = arguments.find(parsed)
     os.chdir(working_folder(run))
     sys.stdout.flush()
-    command = [sys.executable, "-m", module, str(run), *words]
-    os.execve(sys.executable, command, child_environment())  # noqa: S606
+    names = [name for name in vars(parsed) if name not in ("run", "root")]
+    command = [sys.executable, "-m", module, str(run), *_words(parsed, *names)]
+    os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606
+
+
+def _words(parsed: Namespace, *names: str) -> list[str]:
+    """The given options as the words that the run plane takes."""
+    words = []
+    for name in names:
+        value = getattr(parsed, name)
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value not in (None, False):
+            # With "=", because a text may begin with a dash.
+            words += [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
+    return words

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config import batching, model_checks, ranges, variants
 from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
-from launcher.errors import Problem
-from launcher.registry import did_you_mean
+from launcher.errors import Problem, did_you_mean
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (

@@ -24,8 +24,8 @@ _VALUES = {
 def words(verbs: Sequence[str], line: Sequence[str], current: str) -> list[str]:
     """Completions of `current`, given the words already on the line after `launcher`.
 
-    First comes one of `verbs` (some are two words); one that composes is followed by groups, keys and
-    their values.
+    First comes one of `verbs` (some are two words); one that composes is followed by groups, keys
+    and their values.
     """
     parts = [verb.split() for verb in verbs]
     done = len(line)
@@ -60,7 +60,7 @@ def _values(key: str, options: dict[str, list[str]]) -> Sequence[str]:
 
 def _of_type(hint: Any) -> Sequence[str]:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return ["null", *(value for arg in typing.get_args(hint) for value in _of_type(arg))]
+        return [value for arg in typing.get_args(hint) for value in _of_type(arg)]
     if hint is bool:
         return ["true", "false"]
     if isinstance(hint, type) and issubclass(hint, Enum):

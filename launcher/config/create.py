@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import json
 import os
 import platform
@@ -14,7 +15,6 @@ import string
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ def create(
     config.run.name = config.run.name or _new_name(config, words)
     run = RunDir(Path(config.run.root, config.run.name))
     with storage_errors(run.path):
-        run.path.parent.mkdir(parents=True, exist_ok=True)
+        _make_root(run.path.parent)
         try:
             run.path.mkdir()
         except FileExistsError as error:
@@ -77,6 +77,13 @@ def create(
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
+
+
+def _make_root(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # a file; the message would be that of a run name taken
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
 
 
 def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:
@@ -126,6 +133,8 @@ def environment() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib import metadata  # slow to import, and only a run that starts needs it
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -76,6 +76,8 @@ def _zero(config: Config, plan: Plan) -> dict[str, Any]:
             "overlap_comm": True,
             "contiguous_gradients": True,
         }
+    if isinstance(config.optim, MuonConfig):
+        zero["reduce_scatter"] = False  # Muon needs whole matrices of gradients
     if engine.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if engine.offload_params:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose, groups, overrides, suggest, typed, variants
+from launcher.config import compose, groups, layers, overrides, suggest, typed, variants
 from launcher.errors import ConfigError, Problem
 
 _NOTHING = object()
@@ -36,10 +36,8 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
     if problems:
         raise ConfigError(problems)
     found = _from_schema(typed.to_dict(config), key)
-    for file, package, content in compose.sources(asked.groups, folders):
-        value = typed.select({package: content} if package else content, key, _NOTHING)
-        if value is not _NOTHING:
-            found.append(Source(str(file), value))
+    files = layers.read(asked.groups, folders)
+    found += [Source(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
     other = overrides.EXCLUSIVE.get(key)
     for name, value in asked.values.items():
         place = f"override {asked.texts[name]}"

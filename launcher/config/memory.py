@@ -79,7 +79,7 @@ def model_shape(config: Config) -> Shape | None:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         text = content.get("text_config", content)
         return _shape({"tie_word_embeddings": content.get("tie_word_embeddings"), **text}, folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None  # an estimate only: the loader reports what is wrong with the folder
 
 

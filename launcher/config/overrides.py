@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.config import suggest, typed, variants
-from launcher.errors import Problem
-from launcher.registry import did_you_mean
+from launcher.errors import Problem, did_you_mean
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
@@ -194,12 +193,14 @@ def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
         parsed = OverridesParser.create().parse_override(f"key={text}")
     except HydraException as error:
         if text[0] not in "[{'\"":
-            return text, None  # a glob or a path that Hydra's grammar has no word for; types are next
+            # A glob or a path that Hydra's grammar has no word for; its type is checked next.
+            return text, None
         reason = str(error).splitlines()[0]
         hint = f"expected {typed.describe(kind)}; {_QUOTE}"
         return None, Problem(key, f"cannot read {text!r}: {reason}", hint)
     if parsed.is_sweep_override():
-        return None, Problem(key, f"got several values: {text!r}", f"for a list write {key}=[{text}]")
+        hint = f"for a list write {key}=[{text}]"
+        return None, Problem(key, f"got several values: {text!r}", hint)
     return parsed.value(), None
 
 

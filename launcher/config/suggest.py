@@ -72,6 +72,9 @@ def unknown_key(key: str, value: Any, known: Iterable[str], owners: Iterable[str
         return Problem(
             key, f"not an option of the chosen {section} (got {value!r})", f"add {choices}"
         )
+    if key == "experiment":
+        hint = "a recipe begins with the line `# @package _global_`"
+        return Problem(key, "is a group, not a section of the config", hint)
     known = list(known)
     close = near_keys(key, known)
     if close:

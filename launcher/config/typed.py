@@ -16,8 +16,7 @@ from functools import cache
 from typing import Any
 
 from launcher.config import schema, suggest, variants
-from launcher.errors import Problem
-from launcher.registry import did_you_mean
+from launcher.errors import Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
 FALSE = ("false", "no", "off")

@@ -6,18 +6,18 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from launcher import stories
-from launcher.errors import ConfigError
-from launcher.registry import did_you_mean
+from launcher.errors import ConfigError, did_you_mean
 from launcher.rundir import write_atomic
-
+from launcher.stories import END, TURN
 
 STORIES_PER_TEXT = 4
-ECHO_SHARE = 0.3
+#: Share of the texts that two speakers tell by turns, so that the base has met the markers.
+TALK_SHARE = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +30,11 @@ class Builtin:
 
 
 def _text(told: Iterator[stories.Story], rng: random.Random) -> dict[str, Any]:
-    chosen = islice(told, STORIES_PER_TEXT)
-    if rng.random() < ECHO_SHARE:
-        return {"text": "\n".join(story.as_echo() for story in chosen)}
-    return {"text": " ".join(story.as_prose(rng) for story in chosen)}
+    prose = [story.as_prose(rng) for story in islice(told, STORIES_PER_TEXT)]
+    if rng.random() >= TALK_SHARE:
+        return {"text": " ".join(prose)}
+    turns = zip(cycle(("user", "assistant")), prose, strict=False)
+    return {"text": "\n".join(f"{TURN}{role}\n{text}{END}" for role, text in turns)}
 
 
 def _chat(told: Iterator[stories.Story], rng: random.Random) -> dict[str, Any]:
@@ -47,10 +48,11 @@ BUILTINS = {
 
 
 def write(name: str, folder: Path) -> dict[str, Path]:
-    """Write the built-in data set `name` as JSONL into `folder`: the files of "train" and "validation".
+    """Write the built-in data set `name` as JSONL into `folder`: "train" and "validation" -> file.
 
-    The same bytes on every machine; no story of validation occurs in train, nor in the train split of
-    another built-in data set. Raises `ConfigError` for an unknown name, `StorageError` if it cannot write.
+    The same bytes on every machine; no story of validation occurs in train, nor in the train split
+    of another built-in data set. Raises `ConfigError` for an unknown name, `StorageError` if the
+    folder cannot be written.
     """
     if name not in BUILTINS:
         raise ConfigError(

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from launcher import rundir
 from launcher.errors import StorageError
+from launcher.fingerprint import LAYOUT_VERSION
 
-VERSION = 1
 INDEX = "index.json"
 _ARRAYS: dict[str, Any] = {
     "tokens": np.int32,
@@ -69,7 +69,7 @@ class Index:
     counts: Counts = field(default_factory=Counts)
     sizes: dict[str, int] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
-    version: int = VERSION
+    version: int = LAYOUT_VERSION
 
 
 class TokenCache:
@@ -121,7 +121,7 @@ def _map(path: Path, dtype: Any) -> NDArray[Any]:
 def read_index(folder: Path) -> Index:
     """Index of a complete cache whose files have the recorded sizes; `StorageError` otherwise."""
     raw = rundir.read_json(folder / INDEX)
-    if not isinstance(raw, dict) or raw.get("version") != VERSION:
+    if not isinstance(raw, dict) or raw.get("version") != LAYOUT_VERSION:
         raise _damaged(folder, f"{INDEX} is missing, unreadable or of another version")
     try:
         index = Index(**{**raw, "counts": Counts(**raw["counts"])})

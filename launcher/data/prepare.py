@@ -140,7 +140,7 @@ def _make(config: Config, task: _Pass, missing: list[tuple[str, Path]], tokenize
                 limit=config.data.limit,
                 bad_records=config.data.bad_records,
                 expect_context=config.objective.name != "text" and format_name != "text",
-                decode=tokenizer.decode,
+                tokenizer=tokenizer,
             )
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
             stack.callback(writer.close)

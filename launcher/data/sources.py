@@ -145,7 +145,7 @@ def _read_jsonl(path: Path, file: int) -> Iterator[Chunk]:
 
 def _skip_line(stream: BinaryIO) -> bytes:
     """Read on to the end of the line; what was read beyond it."""
-    while block := stream.read(1 << 22):
+    while block := stream.read(CHUNK_BYTES):
         if end := block.find(b"\n") + 1:
             return block[end:]
     return b""
@@ -186,10 +186,10 @@ def _json_items(path: Path) -> Iterator[Any]:
                 return
             # What ends with the text may go on in what is not read yet.
             if end >= len(text) and (more := stream.read(max(CHUNK_BYTES, len(text) - at))):
-                text, at = text[at:] + more, 0
-                if len(text) > MAX_RECORD_BYTES:
+                if len(text) - at > MAX_RECORD_BYTES:
                     yield _too_long("a record")
                     return
+                text, at = text[at:] + more, 0
             elif error:
                 yield BadRecord(
                     f"broken JSON from here on: {error.msg}",
@@ -213,7 +213,8 @@ def _csv_rows(path: Path) -> Iterator[Parsed]:
             try:
                 row = next(reader, None)
             except csv.Error as error:
-                yield reader.line_num, BadRecord(f"broken CSV: {error}", hint="mend the row")
+                line = reader.reader.line_num  # the DictReader's own counts whole rows only
+                yield line, BadRecord(f"broken CSV: {error}", hint="mend the row")
                 continue
             if row is None:
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ class SplitWriter:
         limit: int | None,
         bad_records: OnBadRecord,
         expect_context: bool,
-        decode: Callable[[Any], str],
+        tokenizer: Any,
     ) -> None:
         """`expect_context`: data in which every token is a target is refused."""
         self.name = name
@@ -48,7 +47,7 @@ class SplitWriter:
         self._limit = limit
         self._stop = bad_records is OnBadRecord.stop
         self._expect_context = expect_context
-        self._decode = decode
+        self._tokenizer = tokenizer
         self._examples: list[str] = []
 
     @property
@@ -82,9 +81,7 @@ class SplitWriter:
             split=fates[Fate.split],
         )
         if len(self._examples) < 2 and len(batch.lengths):
-            where = f"{self._files[file]}:{batch.origins[0, 1]}"
-            text = self._decode(batch.tokens[: min(int(batch.lengths[0]), 60)].tolist())
-            self._examples.append(f"{where}: {text!r}")
+            self._look_at(file, batch)
         early = self._cache.records < TRIAL
         self._cache.append(batch.tokens, batch.targets, batch.lengths, batch.origins)
         if early and self._cache.records >= TRIAL:
@@ -114,6 +111,20 @@ class SplitWriter:
                 say(f"prepare: skipped {where}: {reason.found}")
             elif number == SHOWN:
                 say("prepare: more records are skipped; the summary counts them")
+
+    def _look_at(self, file: int, batch: Batch) -> None:
+        """Keep the batch's first record as an example, and see that its end is learned."""
+        where = f"{self._files[file]}:{batch.origins[0, 1]}"
+        tokens, targets = batch.tokens[: batch.lengths[0]], batch.targets[: batch.lengths[0]]
+        self._examples.append(f"{where}: {self._tokenizer.decode(tokens[:60].tolist())!r}")
+        last = int(tokens[targets == 1][-1])
+        whole = batch.fates[0] == Fate.whole
+        if whole and len(self._examples) == 1 and last not in self._tokenizer.all_special_ids:
+            say(
+                f"prepare: warning: what is learned of {where} ends with "
+                f"{self._tokenizer.decode([last])!r}, no special token: the model may not learn "
+                "to stop. Does the chat template (or the tokenizer's eos_token) end an answer?"
+            )
 
     def _check_targets(self) -> None:
         if self._expect_context and self._cache.target_tokens == self._cache.tokens:

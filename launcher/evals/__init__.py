@@ -1,0 +1,1 @@
+"""Metrics on held-out records and the comparison of two models."""

@@ -19,7 +19,7 @@ RESAMPLES = 5000
 #: Fewer records that differ prove nothing: even if all agree, a sign test gives 2 * 0.5**5 > 5 %.
 MIN_DIFFERING = 6
 #: Largest number of resampled counts held at once (float64).
-CHUNK = 4_000_000
+CHUNK = 1_000_000
 
 
 class Verdict(Enum):
@@ -41,8 +41,9 @@ def compare(
 
     Metrics whose pass was made for neither model are left out. The result is plain JSON: `metrics`
     maps each name to base, tuned, difference (tuned - base), interval, verdict, records, improved,
-    worsened, higher_is_better, unit, needs; numbers that are not finite are None. Raises `DataError` if
-    the two models were not scored on the same records and the same target tokens or references.
+    worsened, higher_is_better, unit, needs; numbers that are not finite are None. Raises
+    `DataError` if the two models were not scored on the same records and the same target tokens or
+    references.
     """
     rows: dict[str, dict[str, Any]] = {}
     for needs in ("loss", "generation"):

@@ -1,0 +1,1 @@
+"""Bookkeeping of runs for the command line."""

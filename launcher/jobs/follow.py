@@ -57,16 +57,18 @@ def _watch(
     run: RunDir, attempt: int, backend: Backend, view: console.View, interrupts: _Interrupts
 ) -> None:
     logs = [Tail(path) for path in backend.logs(run, attempt)]
-    # The log holds the numbers as plain lines already; only a bar needs them apart.
-    metrics = None if isinstance(view, console.PlainView) else Tail(run.metrics, from_end=True)
+    # The log holds the numbers as plain lines, which a bar takes from metrics.jsonl instead.
+    live = not isinstance(view, console.PlainView)
+    metrics = Tail(run.metrics, from_end=True)
     told = 0
     while True:
         # Asked before the files are read, so that nothing written up to the end is missed.
         ended = backend.status(run, attempt) is JobState.gone and not is_live(run.status())
         for log in logs:
             for line in log.lines(final=ended):
-                view.line(line)
-        for line in metrics.lines() if metrics else []:
+                if not (live and line.startswith("step ")):
+                    view.line(line)
+        for line in metrics.lines() if live else []:
             with contextlib.suppress(ValueError):
                 view.metrics(json.loads(line), run.status().steps)
         if ended:

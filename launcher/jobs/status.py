@@ -49,7 +49,10 @@ def observed(status: Status) -> Status:
 
 
 def listing(root: str | os.PathLike[str]) -> list[Row]:
-    """All runs directly under `root`, oldest change first; no status.json means no run."""
+    """All runs directly under `root`, oldest change first; no status.json means no run.
+
+    Of running ones the heartbeat of rank 0 is read too, for the step.
+    """
     rows = []
     try:
         with os.scandir(root) as entries:
@@ -66,8 +69,16 @@ def listing(root: str | os.PathLike[str]) -> list[Row]:
             continue
         except (OSError, ValueError):
             raw = {}
-        rows.append(Row(name, path, observed(_status(raw))))
+        rows.append(Row(name, path, _with_step(observed(_status(raw)), path)))
     return sorted(rows, key=lambda row: (row.status.time, row.name))
+
+
+def _with_step(status: Status, path: str) -> Status:
+    if status.state is not State.running:
+        return status
+    beat = read_json(Path(path, "heartbeats", "rank-0.json"))
+    step = beat.get("step") if isinstance(beat, dict) else None
+    return replace(status, step=max(status.step, step)) if isinstance(step, int) else status
 
 
 def _status(raw: Any) -> Status:

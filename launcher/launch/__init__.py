@@ -1,0 +1,1 @@
+"""Launch back ends: what is started, and how."""

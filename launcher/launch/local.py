@@ -41,6 +41,8 @@ class LocalBackend:
             prepare=(spec.python, "-m", spec.prepare_module, str(spec.run)),
             command=command,
             environment={
+                # Threads that spin while they wait make a busy machine 5 to 20 times slower.
+                "OMP_WAIT_POLICY": "PASSIVE",
                 **spec.environment,
                 "OMP_NUM_THREADS": str(spec.threads),
                 "PYTHONUNBUFFERED": "1",

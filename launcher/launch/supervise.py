@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,7 +22,7 @@ from launcher.launch import outcome, processes
 from launcher.launch.local import END_NOW, STOP, prepare_log, supervisor_file
 from launcher.launch.spec import LaunchPlan, job_file
 from launcher.rundir import RunDir, State, read_json, write_json
-from launcher.runtime import child_environment
+from launcher.runtime import environment_without_ranks
 
 _POLL_S = 0.05
 #: Time for helpers of the ranks (a tracker's uploader) to end by themselves after the ranks.
@@ -64,14 +65,25 @@ def main(argv: list[str]) -> int:
 
 
 def _attempt(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
-    if not _is_prepared(run):
+    for command in _preparations(run, plan):
         log = prepare_log(run, plan.attempt)
-        code = _watch(_start(plan.prepare, plan, log), wishes, through_agent=False)
+        code = _watch(_start(command, plan, log), wishes, _whole_tree)
         if code != 0 or wishes.stop:
             return outcome.of_preparation(run, code, log, wishes.stop, wishes.end_now)
     ranks = _start(plan.command, plan, plan.log)
-    code = _watch(ranks, wishes, through_agent=plan.processes > 1)
+    code = _watch(ranks, wishes, _ranks(plan))
     return outcome.of_ranks(run, plan, code, wishes.stop, wishes.end_now)
+
+
+def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
+    """Commands to run before the ranks: nothing where base and data are there already."""
+    from launcher import bases
+    from launcher.config import compose
+
+    if bases.is_missing(compose.load(run.config).model):
+        yield (plan.prepare[0], "-m", "launcher.bases", str(run))
+    if not _is_prepared(run):
+        yield plan.prepare
 
 
 def _is_prepared(run: RunDir) -> bool:
@@ -105,25 +117,36 @@ def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.
             stdout=output,
             stderr=output,
             cwd=plan.cwd,
-            env=child_environment(**plan.environment),
+            env={**environment_without_ranks(), **plan.environment},
             start_new_session=True,
             preexec_fn=processes.end_with_parent(),
         )
 
 
-def _watch(process: subprocess.Popen[bytes], wishes: Wishes, *, through_agent: bool) -> int:
+def _watch(
+    process: subprocess.Popen[bytes], wishes: Wishes, listeners: Callable[[int], list[int]]
+) -> int:
+    """Wait for a process; a wish to stop goes as SIGTERM to its `listeners`. Returns its code."""
     told = False
     while process.poll() is None:
         if wishes.end_now:
             processes.kill_descendants()
         elif wishes.stop and not told:
             told = True
-            # Straight to the ranks: told by a signal, the agent would give them 30 s and then kill.
-            ranks = processes.children(process.pid) if through_agent else []
-            for pid in ranks or [process.pid]:
+            for pid in listeners(process.pid) or [process.pid]:
                 processes.send(pid, signal.SIGTERM)
         time.sleep(_POLL_S)
     return process.returncode
+
+
+def _whole_tree(pid: int) -> list[int]:
+    """A preparation and its helpers: there is no checkpoint to wait for."""
+    return [pid, *processes.descendants(pid)]
+
+
+def _ranks(plan: LaunchPlan) -> Callable[[int], list[int]]:
+    """The ranks alone: told by a signal, the agent would give them 30 s and then kill."""
+    return processes.children if plan.processes > 1 else lambda pid: [pid]
 
 
 def _sweep(wishes: Wishes) -> None:

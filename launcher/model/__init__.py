@@ -1,0 +1,1 @@
+"""Loading, attention, LM head and export of causal language models."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher import bases
 from launcher.config.plan import Plan
 from launcher.config.schema import ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
@@ -17,7 +18,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def model_source(config: ModelConfig) -> str:
-    """Hub name or folder of the base model; the tiny model is made here if it does not exist yet."""
+    """Hub name or folder of the base model; an untrained tiny model is made here if there is none yet.
+
+    Raises `ConfigError` when `model.recipe` names a base that has not been pre-trained.
+    """
+    base = bases.trained_base(config)
+    if base is not None:
+        if not (base / "config.json").is_file():
+            raise ConfigError(
+                "its base has not been pre-trained, or was deleted from the cache",
+                where=f"model.recipe={getattr(config, 'recipe', None)}",
+                hint="`launcher train` makes it",
+            )
+        return str(base)
     if isinstance(config, TinyModelConfig):
         from launcher.model.tiny import ensure
 
@@ -36,7 +49,9 @@ def load_model(
     Raises `ConfigError` when there is no such model or it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a log is no place for a bar
     register()
     source = model_source(config)
     options: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""The tiny model: a small, randomly initialised Llama and its tokenizer, made at first use without network.
+"""The tiny model: a small, randomly initialised Llama and its tokenizer, made at first use.
 
-Only `tokenizers`, numpy and safetensors are needed to make it; torch is not.
+It needs no network, and of the heavy libraries only tokenizers, numpy and safetensors, not torch.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
 PAD = "<|pad|>"
-BYTES = 256
 SAMPLE_STORIES = 2_000
 
-#: Turns are `<|turn|>role`, a new line, the text, `<|end|>`; what the assistant says is marked as generated.
+#: A turn is `<|turn|>role`, a new line, the text, `<|end|>`. What the assistant says, its end
+#: included, is marked as generated.
 CHAT_TEMPLATE = """\
 {%- if tools %}
 {{- '<|turn|>system\\nTools:' }}
@@ -58,10 +58,10 @@ CHAT_TEMPLATE = """\
 
 
 def ensure(config: TinyModelConfig, cache_dir: Path | None = None) -> Path:
-    """The folder of the tiny model of these options in Hugging Face format, made now if there is none yet.
+    """The folder of the tiny model of these options, in Hugging Face format; made now if missing.
 
-    Processes that ask at the same time wait for the one that makes it. Raises `StorageError` if the cache
-    cannot be written. That the sizes fit together has been checked with the config.
+    Processes that ask at the same time wait for the one that makes it. That the sizes fit together
+    has been checked with the config. Raises `StorageError` if the cache cannot be written.
     """
     folder = bases.tiny_folder(config, cache_dir or runtime.cache_dir())
     if folder.is_dir():
@@ -151,7 +151,7 @@ def _model_config(config: TinyModelConfig) -> dict[str, Any]:
 
 
 def _std(config: TinyModelConfig) -> float:
-    """Initial spread: at this width the usual 0.02 takes attention hundreds of steps to leave uniformity."""
+    """Initial spread. At so small a width the usual 0.02 delays attention by hundreds of steps."""
     return float(config.hidden_size**-0.5)
 
 

@@ -17,15 +17,16 @@ PROBE = (
 )
 PROBE_TOKENS = 64
 
-#: Largest allowed difference, as a share of the trained logits' norm; what 16-bit weights and sums
-#: cost when an adapter is folded in, with room for deep models.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+#: Largest allowed difference, as a share of the trained logits' norm. Weights that are only copied
+#: compute the same; folding an adapter into 16-bit weights rounds them, more so in deep models.
+COPIED = 1e-3
+MERGED = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
 def verify(trained: Trained, folder: Path) -> None:
     """Re-open the export `folder` as users will, and compare it with base plus checkpoint.
 
-    Both are loaded, one after the other, on the CPU. Besides the tolerance of the dtype, the export
+    Both are loaded, one after the other, on the CPU. Besides staying within the tolerance, it
     must be nearer to the trained model than to the base, as far as the two can be told apart.
     Raises `LauncherError` if they differ.
     """
@@ -44,11 +45,12 @@ def verify(trained: Trained, folder: Path) -> None:
         raise _differs(folder, f"logits of shape {tuple(found.shape)}, not {tuple(expected.shape)}")
     norm = float(expected.norm())
     difference = float((found - expected).norm()) / norm
-    limit = TOLERANCE[trained.dtype]
+    is_merged = untrained is not None and not (folder / "adapter_config.json").is_file()
+    limit = MERGED[trained.dtype] if is_merged else COPIED
     if untrained is not None:
         gained = float((untrained - expected).norm()) / norm
         # Below this, 16-bit rounding alone can look like the base.
-        limit = min(limit, max(0.5 * gained, 0.2 * limit))
+        limit = min(limit, max(0.5 * gained, 0.1 * limit))
     if not difference <= limit:
         raise _differs(
             folder, f"logits differ by {difference:.1e} of their norm (limit {limit:.0e})"

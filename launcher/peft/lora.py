@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from launcher.config import schema
-from launcher.errors import ConfigError, Problem
-from launcher.registry import did_you_mean
+from launcher.errors import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
     from peft import PeftModel

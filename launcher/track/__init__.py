@@ -1,0 +1,1 @@
+"""Meters and trackers of a run."""

@@ -120,7 +120,9 @@ class WandbTracker:
         if not self._config.track.wandb.log_export:
             return
         artifact = wandb.Artifact(f"{name}-{self._id}", type="model")
-        artifact.add_dir(str(folder))
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            # add_dir would print, whatever the settings say.
+            artifact.add_file(str(path), name=str(path.relative_to(folder)))
         self._run.log_artifact(artifact)
 
     def finish(self, exit_code: int, *, preempted: bool) -> None:

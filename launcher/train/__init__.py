@@ -1,0 +1,1 @@
+"""The run plane: the process on each rank, and what else needs the model."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from launcher import runtime
 from launcher.errors import ConfigError, HangError
 from launcher.runtime import Ranks
 
@@ -26,6 +27,7 @@ def open_store(ranks: Ranks, timeout_s: float) -> dist.Store:
     Raises `HangError` if the ranks do not find each other within `timeout_s` seconds.
     """
     if ranks.launched_by == "none":
+        runtime.become_single_rank()
         return dist.HashStore()
     try:
         store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))

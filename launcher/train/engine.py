@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -53,8 +54,15 @@ def import_deepspeed(device: str) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed still calls collectives by names that torch 2.13 has renamed.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
+
+
+def connect(device: str) -> None:
+    """Hand torch's process group to DeepSpeed; ZeRO-3 needs that before a model is built."""
+    import_deepspeed(device).init_distributed(dist_init_required=False, verbose=False)
 
 
 class Engine:

@@ -20,7 +20,7 @@ from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Prompt, Results
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir
 from launcher.runtime import Ranks
 from launcher.train import distributed
 
@@ -130,6 +130,7 @@ class Evaluator:
             self.plan.dtype,
             sorted(options.metrics),
             [options.limit, options.generate_limit, options.max_new_tokens, options.answer_pattern],
+            options.batch_tokens,
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
@@ -152,7 +153,7 @@ def score_base(
     """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
     target = run.eval / "base.json"
     cached = store.cache_path(evaluator.base_key(data_key))
-    known = read_json(target) or read_json(cached)
+    known = store.read_results(target) or store.read_results(cached)
     if not _agreed(known is not None):
         started = time.monotonic()
         results = evaluator.full(engine, model)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,7 @@ from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import compare, store
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
 from launcher.train import distributed
@@ -29,7 +31,7 @@ def finish(
     step: int,
     say: Callable[[str], None],
 ) -> None:
-    """Evaluate and compare with all ranks, then export and report on rank 0."""
+    """Evaluate and compare with all ranks; then, on rank 0, export, settle the status and report."""
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()
@@ -49,6 +51,7 @@ def finish(
             trackers.artifact("model", folder)
     heart.beat("end", step)
     trackers.finish(int(ExitCode.ok))
+    run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step)
     try:
         say(f"report: {report.build(run)}")
     except (OSError, LauncherError) as error:
@@ -66,7 +69,8 @@ def _compare(
 ) -> None:
     run.eval.mkdir(parents=True, exist_ok=True)
     scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
-    trackers.log(step, {"kind": "eval", **{f"eval/{k}": v for k, v in scores.items()}})
+    record = {"kind": "eval", "time": time.time()}
+    trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
     base = store.read_results(run.eval / "base.json") if config.eval.base else None
     if base is None:
         store.write_predictions(run, None, results, evaluator.metrics)
@@ -85,8 +89,6 @@ def _compare(
 
 
 def _table_of_samples(run: RunDir, config: Config, trackers: Trackers) -> None:
-    import json
-
     lines = (run.eval / "predictions.jsonl").read_text().splitlines()[: config.eval.samples]
     columns = ["prompt", "reference", "base", "tuned", "base_match", "tuned_match"]
     rows = [[record[column] for column in columns] for record in map(json.loads, lines)]

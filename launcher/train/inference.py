@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -129,9 +130,12 @@ class _Streamer:
         self._tokens += value.reshape(-1).tolist()
         text = self._text()
         # A character of several tokens decodes as U+FFFD until its last token is there.
-        if not text.endswith("�"):
-            self._show(text[self._shown :])
-            self._shown = len(text)
+        if text.endswith("\ufffd"):
+            return
+        self._show(text[self._shown :])
+        self._shown = len(text)
+        if text.endswith("\n"):  # else every token of a long answer decodes all before it again
+            self._tokens, self._shown = [], 0
 
     def end(self) -> None:
         """Called after the last token."""
@@ -148,6 +152,8 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    # Notes of libraries to each other's developers.
+    warnings.simplefilter("ignore", FutureWarning)
 
 
 def note(text: str) -> None:

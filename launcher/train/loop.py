@@ -31,7 +31,7 @@ from launcher.track import meters
 from launcher.track.tracker import Trackers
 from launcher.train import checkpoint as checkpoints
 from launcher.train import distributed
-from launcher.train.engine import Engine
+from launcher.train.engine import Engine, connect
 from launcher.train.evaluate import Evaluator, score_base
 from launcher.train.finish import finish
 from launcher.train.heartbeat import Heartbeat
@@ -98,6 +98,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
     # Model, adapters, weights of the checkpoint to go on from, engine.
     settings = deepspeed.build(config, plan)
     torch.manual_seed(config.seed)
+    connect(device.type)
     zero3 = settings if config.engine.zero == 3 else None
     model: Any = load_model(config.model, plan, len(tokenizer), zero3)
     if config.peft.name != "none":

@@ -10,8 +10,8 @@ from launcher.config.schema import ScheduleConfig, WsdConfig
 def factor(schedule: ScheduleConfig, step: int, steps: int, warmup_steps: int) -> float:
     """Factor for optimizer step `step` (0-based) of `steps`.
 
-    The first step of a warm-up already moves: it has factor 1 / (warmup_steps + 1). The last step has
-    `min_ratio`, or as near to it as one step allows.
+    The first step of a warm-up already moves: it has factor 1 / (warmup_steps + 1). A decay begins at 1
+    and would reach `min_ratio` one step after the last, so no step is taken at a rate of 0.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
@@ -20,7 +20,7 @@ def factor(schedule: ScheduleConfig, step: int, steps: int, warmup_steps: int) -
         begin = max(warmup_steps, steps - round(schedule.decay * steps))
     if schedule.name == "constant" or step < begin:
         return 1.0
-    progress = min(1.0, (step - begin + 1) / max(1, steps - begin))
+    progress = min(1.0, (step - begin) / max(1, steps - begin))
     if schedule.name == "cosine":
         decayed = 0.5 * (1 + math.cos(math.pi * progress))
     else:

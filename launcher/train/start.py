@@ -15,7 +15,7 @@ from typing import Any, TextIO
 import torch
 import torch.distributed as dist
 
-from launcher import fingerprint, runtime
+from launcher import bases, fingerprint, runtime
 from launcher.config import compose, create
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError, OutOfMemoryError, Preempted
@@ -84,8 +84,6 @@ def _run(
         from launcher.train.loop import train
 
         train(run, config, ranks, device, stop)
-        if ranks.is_main:
-            run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=run.status().steps or 0)
     finally:
         # After a failure the peers may wait in a collective: leaving must not wait for them.
         if sys.exc_info()[0] is None:
@@ -117,16 +115,23 @@ def _open(
 
 
 def _prepare(run: RunDir) -> None:
-    """Find or make the prepared data, in a process of its own and before any process group exists."""
-    found = fingerprint.lookup(compose.load(run.config))
+    """Find or make base and data, in processes of their own and before any process group exists."""
+    config = compose.load(run.config)
+    if bases.is_missing(config.model):
+        _prepared_by("launcher.bases", run)
+    found = fingerprint.lookup(config)
     if found is not None:
         write_json(run.data, found)
-        return
-    command = [sys.executable, "-m", "launcher.data.prepare", str(run)]
+    else:
+        _prepared_by("launcher.data.prepare", run)
+
+
+def _prepared_by(module: str, run: RunDir) -> None:
+    command = [sys.executable, "-m", module, str(run)]
     done = subprocess.run(command, check=False, env=runtime.environment_without_ranks())  # noqa: S603
     if done.returncode:
         code = done.returncode if done.returncode in set(ExitCode) else ExitCode.internal
-        error = LauncherError("data preparation failed (see above)")
+        error = LauncherError(f"{module} failed (see above)")
         error.exit_code = ExitCode(code)
         raise error
 

@@ -16,7 +16,7 @@ from launcher.cli import VERBS, arguments, main
 from launcher.config import groups, typed
 from launcher.errors import ExitCode
 from launcher.rundir import RunDir, State
-from launcher.runtime import child_environment
+from launcher.runtime import child_environment, cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -29,37 +29,43 @@ def launcher(*words: str, cwd: Path, **options) -> subprocess.CompletedProcess[s
     return subprocess.run(command, cwd=cwd, **{**defaults, **options})
 
 
-def cpu_seconds(*words: str, cwd: Path) -> float:
-    """CPU time of a command, the least of five: what other processes do to the caches is not ours."""
-    taken = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = launcher(*words, cwd=cwd)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        assert done.returncode == 0, done.stderr
-        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return min(taken)
+def cpu_seconds(*words: str, cwd: Path, code: int = 0) -> float:
+    """CPU time of one command."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = launcher(*words, cwd=cwd)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == code, done.stderr
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("words", "budget_s"),
+    ("words", "budget_s", "code"),
     [
-        (["--help"], 0.15),
-        (["status"], 0.15),
-        (["config", *WORDS], 0.5),
-        (["plan", *WORDS], 0.5),
-        (["train", "--help"], 0.2),
+        (["--help"], 0.15, 0),
+        (["status"], 0.15, 0),
+        (["train", "--help"], 0.15, 0),
+        (["config", *WORDS], 0.5, 0),
+        (["plan", *WORDS], 0.5, 0),
+        (["train", *WORDS, "engine.precision=fp16"], 0.5, 2),
     ],
-    ids=lambda value: value[0] if isinstance(value, list) else "",
+    ids=["help", "status", "train-help", "config", "plan", "train-impossible"],
 )
-def test_start_up_cost(tmp_path, words, budget_s):
-    assert cpu_seconds(*words, cwd=tmp_path) <= budget_s * 1.2
+def test_start_up_cost(tmp_path, words, budget_s, code):
+    # Busy neighbours make the same work cost more CPU time: one good measurement is enough, and a
+    # machine with more work than CPUs gets more slack.
+    slack = 1.1 if os.getloadavg()[0] <= cpu_count() else 1.8
+    taken = []
+    for _ in range(10):
+        taken.append(cpu_seconds(*words, cwd=tmp_path, code=code))
+        if taken[-1] <= budget_s * slack:
+            return
+    pytest.fail(f"{min(taken):.2f} s CPU, at best; the budget is {budget_s} s")
 
 
 @pytest.mark.parametrize("words", [["--help"], ["status"], ["config", *WORDS], ["plan", *WORDS]])
 def test_no_heavy_library_is_imported(tmp_path, words):
-    heavy = "torch numpy transformers deepspeed peft datasets wandb rich".split()
+    heavy = ["torch", "numpy", "transformers", "deepspeed", "peft", "datasets", "wandb", "rich"]
     code = (
         "import sys\nfrom launcher.cli import main\n"
         f"code = main({words!r})\n"

@@ -38,7 +38,7 @@ def check(
 TINY = {"kind": "tiny", "name": None}
 TEXT = {"objective": {"name": "text"}, "data": {"format": "text"}}
 
-#: where, words of the finding and of the hint, sections that break the rule, sections that keep it, machine
+#: where, words of finding and hint, sections that break the rule and that keep it, machine
 RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("model.name", "no base model", "model=tiny", {"model": {"name": None}}, {"model": TINY}, {}),
     (

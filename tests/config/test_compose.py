@@ -19,9 +19,7 @@ from launcher.config import checks, compose, groups, schema, typed
 from launcher.errors import ConfigError
 from support.ranks import environment
 
-OPTIONS = [
-    (group, option) for group, options in groups.list_groups().items() for option in options
-]
+OPTIONS = [(group, option) for group, options in groups.list_groups().items() for option in options]
 #: options that need something beside them before they can run anywhere.
 NEEDS = {
     "data=text": ["objective=text"],
@@ -279,12 +277,42 @@ def test_wrong_values_in_a_recipe_name_its_file(
 
 
 @pytest.mark.parametrize(
-    "text", ["a: [", "defaults:\n  - override /engine: zero9\n", "defaults:\n  - nothing: here\n"]
+    ("content", "found"),
+    [
+        (b"# @package _global_\na: [", "mine.yaml"),
+        (b"# @package _global_\na: 1\na: 2\n", "duplicate key a"),
+        (b"# @package _global_\nseed: ${x\n", "seed"),
+        (b"# @package _global_\nseed: \xff\n", "can't decode"),
+        (b"# @package _global_\ndefaults: 3\n", "defaults must be a list"),
+        (b"# @package _global_\ndefaults:\n  - override /engine: zero9\n", "engine/zero9"),
+        (b"# @package _global_\ndefaults:\n  - nothing: here\n", "nothing/here"),
+        (b"# @package\n", "header"),
+        (b"- a\n", "holds no mapping"),
+    ],
 )
-def test_a_broken_recipe_is_refused(tmp_path: Path, text: str) -> None:
-    folder = _recipe(tmp_path, f"# @package _global_\n{text}")
-    with pytest.raises(ConfigError):
+def test_a_broken_recipe_is_refused(tmp_path: Path, content: bytes, found: str) -> None:
+    folder = _recipe(tmp_path, "")
+    (folder / "experiment" / "mine.yaml").write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
         compose.compose(["experiment=mine"], [folder])
+    (problem,) = caught.value.problems
+    assert found in problem.found
+    assert problem.hint
+
+
+@pytest.mark.parametrize("text", ["", "seed: 2\n"])
+def test_a_recipe_without_its_first_line_is_told_so(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.compose(["experiment=mine"], [_recipe(tmp_path, text)])
+    (problem,) = caught.value.problems
+    assert "mine.yaml" in problem.found
+    assert "@package _global_" in problem.hint
+
+
+def test_a_recipe_can_build_on_another(tmp_path: Path) -> None:
+    text = "# @package _global_\ndefaults:\n  - gsm8k\n  - _self_\nseed: 4\n"
+    config = compose.compose(["experiment=mine"], [_recipe(tmp_path, text)])
+    assert (config.seed, config.optim.lr) == (4, 1e-3)
 
 
 PROBE = """
@@ -303,10 +331,10 @@ assert not heavy & set(sys.modules), heavy & set(sys.modules)
 
 
 def _cpu_s(folder: Path, *arguments: str) -> float:
-    """CPU seconds of a Python process with warm byte code; the least of three runs."""
+    """CPU seconds of a Python process with warm byte code; the least of two runs."""
     environ = environment(PYTHONPYCACHEPREFIX=str(folder), PYTHONDONTWRITEBYTECODE="")
     spent = []
-    for _ in range(4):
+    for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-c", *arguments]
         result = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data import cache as token_cache
@@ -85,6 +85,7 @@ def test_index_keeps_counts(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "index.json").read_text())["files"] == ["ü"]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=9), max_size=9))
 def test_any_tokens_round_trip(
     tmp_path_factory: pytest.TempPathFactory, records: list[list[int]]

@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.variants import FORMATS
@@ -154,6 +154,7 @@ MESSAGE = st.dictionaries(
 )
 
 
+@settings(max_examples=60)
 @given(st.dictionaries(KEYS, JSON | st.lists(MESSAGE, max_size=4)))
 def test_any_record_is_read_or_refused(record: dict) -> None:
     for name in FORMATS:

@@ -136,18 +136,17 @@ def test_text_file_is_one_record(tmp_path: Path) -> None:
 
 def test_parquet(tmp_path: Path, small: None) -> None:
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
+    parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "a.parquet"
     messages = [{"messages": [{"role": "user", "content": "ü"}]}] * 5
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(messages), path)
+    parquet.write_table(pyarrow.Table.from_pylist(messages), path)
     assert read(path) == list(enumerate(messages, 1))
     path.write_bytes(b"PAR1 this is none")
     with pytest.raises(DataError, match="not readable as Parquet"):
         read(path)
 
 
-def test_hub_data_of_a_local_script_less_folder_is_refused_offline() -> None:
+def test_hub_data_that_cannot_be_reached() -> None:
     pytest.importorskip("datasets")
     with pytest.raises(DataError) as caught:
         list(chunks(HubData("no/such-data", None, ("train",), None), 0))

@@ -46,6 +46,14 @@ def test_listing_is_sorted_by_change_and_skips_what_is_no_run(tmp_path):
     assert rows[1].to_json()["state"] == "failed"
 
 
+def test_listing_shows_the_step_of_running_runs(tmp_path):
+    write(tmp_path, "r", state="running", step=3, steps=9)
+    write_json(tmp_path / "r" / "heartbeats" / "rank-0.json", {"step": 7})
+    [row] = status.listing(tmp_path)
+    assert row.status.step == 7
+    assert "7/9" in status.table([row])
+
+
 def test_listing_of_no_folder_is_empty(tmp_path):
     assert status.listing(tmp_path / "absent") == []
 
@@ -75,10 +83,10 @@ def test_run_whose_process_is_gone_is_lost(tmp_path, dead_pid):
 
 
 @pytest.mark.slow
-def test_listing_opens_one_file_a_run(tmp_path):
+def test_listing_opens_one_file_an_ended_run(tmp_path):
     """10,000 runs, counted in a child, so that the audit hook goes with it."""
     for number in range(10_000):
-        write(tmp_path, f"run-{number}", state="running" if number % 2 else "failed")
+        write(tmp_path, f"run-{number}", state="failed" if number % 2 else "succeeded")
     code = (
         "import sys\n"
         "from launcher.jobs import status\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import time
 
@@ -9,6 +10,8 @@ from launcher.rundir import RunDir, read_json, write_json
 
 run = RunDir(sys.argv[1])
 script = read_json(run.path / "stand_in.json", {})
+if "prepare_s" in script:
+    subprocess.Popen(["sleep", "1000"], start_new_session=True)
 print("preparing data", flush=True)
 time.sleep(script.get("prepare_s", 0))
 if "prepare_code" in script:

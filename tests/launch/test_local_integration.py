@@ -154,15 +154,17 @@ def test_failed_preparation_ends_the_run_with_its_code(launch):
     assert not launched.run.log(1, 0).exists()
 
 
-def test_ctrl_c_during_the_preparation(launch):
+def test_ctrl_c_during_the_preparation_ends_its_helpers_too(launch):
     launched = launch("launch.processes=1", prepare_s=60)
-    launched.await_true(
-        lambda: (launched.run.attempt(1) / "prepare.log").exists(), "the preparation"
-    )
+    log = launched.run.attempt(1) / "prepare.log"
+    launched.await_true(lambda: log.exists() and log.read_text(), "the preparation")
+    pids = launched.pids()
+    assert len(pids) == 3  # supervisor, preparation, helper
     launched.process.send_signal(signal.SIGINT)
     code, _ = launched.end()
     assert code == ExitCode.preempted
     assert launched.run.status().state is State.preempted
+    assert gone(pids)
 
 
 def test_second_process_on_a_run_is_refused(launch):

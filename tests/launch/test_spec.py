@@ -31,6 +31,7 @@ def test_one_rank_starts_without_an_agent(tmp_path):
     assert plan.command == ("/py", "-m", "launcher.train", str(tmp_path), "--attempt", "7")
     assert plan.prepare == ("/py", "-m", "launcher.data.prepare", str(tmp_path))
     assert plan.environment["OMP_NUM_THREADS"] == "3"
+    assert plan.environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert plan.log == tmp_path / "attempts/0007/agent.log"
 
 

@@ -286,6 +286,18 @@ def test_an_export_that_computes_something_else_is_not_kept(tmp_path: Path) -> N
     assert list(out.parent.iterdir()) == []
 
 
+def test_an_export_that_forgot_the_training_is_not_kept(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base")
+    trained = train(make_config(base), base, tmp_path)
+
+    def sabotage(folder: Path) -> None:
+        (folder / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
+        verify(trained, folder)
+
+    with pytest.raises(LauncherError, match="logits differ"):
+        export(trained, Kind.full, tmp_path / "export", sabotage)
+
+
 def test_a_failed_export_leaves_the_older_one_and_a_good_one_replaces_it(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     trained = train(make_config(base, LoraConfig(rank=4)), base, tmp_path)

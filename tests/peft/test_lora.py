@@ -133,9 +133,7 @@ def test_describe_counts_trainable_and_all() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "dora", "tied", "untied"])
-def test_adapters_on_a_base_that_zero3_has_partitioned(
-    run_ranks: Callable[..., Any], mode: str
-) -> None:
-    finished = run_ranks(Path(__file__).parent / "lora_on_zero3.py", mode)
-    assert finished.output.count("all checks passed") == 2
+def test_adapters_on_a_base_that_zero3_has_partitioned(run_ranks: Callable[..., Any]) -> None:
+    finished = run_ranks(Path(__file__).parent / "lora_on_zero3.py")
+    for mode in ("lora", "dora", "tied", "untied"):
+        assert finished.output.count(f"{mode} passed") >= 2, mode

@@ -44,7 +44,9 @@ QWEN3 = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 # The generation prompt opens a thought that a turn without one does not have.
-OPEN_THOUGHT = CHATML.replace("<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>\n' }}{% endif")
+OPEN_THOUGHT = CHATML.replace(
+    "<|im_start|>assistant\n' }}{% endif", "<|im_start|>assistant\n<think>\n' }}{% endif"
+)
 # The end-of-turn token lies outside the generation block.
 TAGGED_SHORT = CHATML_TAGGED.replace(
     "{{ m['content'] + '<|im_end|>' }}{% endgeneration %}",

@@ -102,8 +102,9 @@ def offline_runs(run: Path) -> list[Offline]:
 
 @pytest.mark.slow
 def test_an_offline_run_holds_config_history_summary_table_and_artifact(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("WANDB_SILENT")  # the tracker is to be silent by itself
     run = tmp_path / "nice-name"
     (run / "export").mkdir(parents=True)
     (run / "export" / "config.json").write_text("{}")

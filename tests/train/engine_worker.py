@@ -20,7 +20,7 @@ from launcher.data.packing import PackedOrder
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.train import distributed
-from launcher.train.engine import Engine
+from launcher.train.engine import Engine, connect
 
 
 def run(case, cache, ranks):
@@ -69,6 +69,7 @@ def main():
     store = distributed.open_store(ranks, 60)
     distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
     torch.set_num_threads(1)
+    connect("cpu")
     cache = TokenCache.open(cases["cache"])
     results = [run(case, cache, ranks) for case in cases["cases"]]
     if ranks.is_main:

@@ -1,0 +1,55 @@
+"""The sample of what is trained on."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from launcher.config import compose
+from launcher.config.schema import Config
+from launcher.data import show
+from launcher.data.prepare import prepare
+from launcher.rundir import write_json
+from support.chats import chat
+
+
+@pytest.fixture
+def prepared(configure: Callable[..., Config], make_data: Callable[..., Path]) -> Config:
+    records = [chat("a \x1b[31mred", f"  it is\n{i} 🙂") for i in range(5)]
+    return configure(train=make_data(records))
+
+
+def test_show_marks_targets(prepared: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = prepare(prepared)["train"]
+    assert show.main([str(folder), "--count", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "assistant\n[[  it is\n0 🙂<|im_end|>]]\n" in out
+    assert f"{prepared.data.train}:1  record 0, " in out
+    assert f"{prepared.data.train}:3  record 2, " in out
+    assert "\x1b" not in out
+    assert "\\x1b[31mred" in out
+    assert "% targets" in out
+
+
+def test_colours_do_not_run_over_line_ends(prepared: Config) -> None:
+    from launcher.data.cache import TokenCache
+    from launcher.data.tokenizer import load_tokenizer
+
+    cache = TokenCache.open(str(prepare(prepared)["train"]))
+    text = show.render(cache, 0, load_tokenizer(prepared.model), ("<", ">"))
+    assert "<  it is>\n<0 🙂<|im_end|>>" in text
+
+
+def test_show_of_a_run_folder(
+    prepared: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    compose.save(prepared, run / "config.yaml")
+    assert show.main([str(run)]) == 3
+    assert "launcher data prepare" in capsys.readouterr().err
+    write_json(run / "data.json", prepare(prepared))
+    assert show.main([str(run)]) == 0
+    assert "[[  it is" in capsys.readouterr().out
+    assert show.main([str(run), "--split", "validation"]) == 3
+    assert show.main([str(tmp_path)]) == 2

@@ -1,0 +1,136 @@
+"""The fused head against the plain formula: loss, gradients, scores, and models that it must leave alone."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.model import head as head_module
+from launcher.model.head import TargetHead
+
+
+class Tiny(torch.nn.Module):
+    """The shape of a causal language model: embedding, head, and an optional change of the logits."""
+
+    def __init__(self, vocab, width, bias, after=None):
+        super().__init__()
+        self.embed = torch.nn.Embedding(vocab, width)
+        self.lm_head = torch.nn.Linear(width, vocab, bias=bias)
+        self.after = after
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def forward(self, input_ids, logits_to_keep=None, **kwargs):
+        hidden = self.embed(input_ids)
+        if logits_to_keep is not None:
+            hidden = hidden[:, logits_to_keep]
+        logits = self.lm_head(hidden)
+        return SimpleNamespace(logits=self.after(logits) if self.after else logits)
+
+
+def row_of(tokens, learned):
+    index = torch.tensor([i for i, flag in enumerate(learned[1:]) if flag], dtype=torch.long)
+    ids = torch.tensor(tokens)
+    return SimpleNamespace(
+        input_ids=ids,
+        position_ids=torch.arange(len(tokens)),
+        document_starts=torch.tensor([0, len(tokens)], dtype=torch.int32),
+        target_index=index,
+        targets=ids[index + 1],
+    )
+
+
+def plain(model, row, smoothing=0.0):
+    logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
+    return torch.nn.functional.cross_entropy(
+        logits, row.targets, reduction="sum", label_smoothing=smoothing
+    )
+
+
+def gradients(model):
+    found = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    return found
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vocab=st.integers(2, 40),
+    tokens=st.lists(st.integers(0, 1), min_size=2, max_size=30),
+    data=st.data(),
+    bias=st.booleans(),
+    smoothing=st.sampled_from([0.0, 0.1]),
+    chunk=st.integers(1, 200),
+    scale=st.sampled_from([1.0, 0.37]),
+)
+def test_loss_and_gradients_equal_the_plain_formula(
+    vocab, tokens, data, bias, smoothing, chunk, scale
+):
+    torch.manual_seed(0)
+    model = Tiny(vocab, 6, bias).double()
+    learned = data.draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
+    row = row_of(tokens, learned)
+    (plain(model, row, smoothing) * scale).backward()
+    expected = gradients(model)
+    expected_loss = plain(model, row, smoothing)
+    before = dict(head_module.CHUNK_ELEMENTS)
+    head_module.CHUNK_ELEMENTS["cpu"] = chunk
+    try:
+        head = TargetHead(model, "document")
+        loss = head.loss(model, row, smoothing)
+        (loss * scale).backward()
+    finally:
+        head_module.CHUNK_ELEMENTS.update(before)
+    assert head.head is not None
+    # The loss is an fp32 scalar by contract.
+    torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-5, atol=1e-6)
+    for got, wanted in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_frozen_head_gets_no_gradient_and_the_body_does():
+    model = Tiny(11, 4, bias=False)
+    model.lm_head.weight.requires_grad_(False)
+    TargetHead(model, "document").loss(model, row_of([1, 2, 3], [0, 1, 1])).backward()
+    assert model.lm_head.weight.grad is None
+    assert model.embed.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "after", [lambda x: 3 * torch.tanh(x / 3), lambda x: x * 0.5, lambda x: x + 0]
+)
+def test_models_that_change_their_logits_are_noticed(after):
+    torch.manual_seed(0)
+    model = Tiny(13, 5, bias=False, after=after)
+    row = row_of([1, 4, 2, 8, 5], [0, 1, 0, 1, 1])
+    plain(model, row).backward()
+    expected = gradients(model)
+    head = TargetHead(model, "document")
+    loss = head.loss(model, row)
+    loss.backward()
+    assert head.head is None
+    torch.testing.assert_close(loss, plain(model, row))
+    for got, wanted in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_scores_are_those_of_the_logits():
+    torch.manual_seed(0)
+    model = Tiny(17, 5, bias=True)
+    row = row_of([3, 1, 4, 1, 5, 9, 2, 6], [0, 1, 1, 0, 1, 1, 0, 1])
+    losses, correct = TargetHead(model, "document").score(model, row)
+    logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
+    wanted = torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
+    torch.testing.assert_close(losses, wanted)
+    assert correct.tolist() == (logits.argmax(-1) == row.targets).tolist()
+
+
+def test_the_head_still_gives_logits_outside_of_a_loss():
+    model = Tiny(9, 4, bias=False)
+    ids = torch.tensor([[1, 2, 3]])
+    before = model(ids).logits
+    TargetHead(model, "document")
+    assert torch.equal(model(ids).logits, before)

@@ -1,0 +1,141 @@
+"""The same numbers everywhere: loss and gradient norm for every ZeRO stage, number of ranks, cut and packing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.models import make_llama
+from support.ranks import run_ranks
+
+from launcher.data import cache as caches
+
+pytestmark = pytest.mark.slow
+
+STEPS = 3
+LENGTH = 64
+#: Records are of equal length, four to a pack, so that packed and unpacked batches hold the same ones.
+RECORDS, RECORD_LENGTH, PACKS = 48, 16, 4
+
+
+def case(name, model, *, zero, packing=True, micro=None, sequences=4, **config):
+    if not packing:
+        sequences *= PACKS
+        micro = micro and micro * PACKS
+    return {
+        "name": name,
+        "config": {
+            "model": {"name": str(model), "attention": config.pop("attention", "auto")},
+            "data": {"max_length": LENGTH, "packing": packing, "shuffle": False},
+            "batch": {"sequences": sequences, "micro": micro},
+            "train": {"steps": STEPS},
+            "engine": {"zero": zero, **config.pop("engine", {})},
+            "optim": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
+            **config,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parity")
+    model = make_llama(folder / "model")
+    rng = np.random.default_rng(0)
+    records = [
+        (rng.integers(7, 290, RECORD_LENGTH).tolist(), (rng.random(RECORD_LENGTH) < 0.6).astype(int).tolist())
+        for _ in range(RECORDS)
+    ]
+    return folder, model, caches.write(folder / "cache", records, max_length=LENGTH)
+
+
+def run_cases(folder, cases, ranks):
+    (folder / "cases.json").write_text(json.dumps({"cache": str(folder / "cache"), "cases": cases}))
+    out = folder / f"out-{ranks}.json"
+    run_ranks(
+        "tests/train/engine_worker.py", str(folder / "cases.json"), str(out), ranks=ranks, timeout_s=280
+    )
+    return {result["name"]: result for result in json.loads(out.read_text())}
+
+
+def plain_loop(model_folder, cache):
+    """The same training without DeepSpeed, packing or chunks: one document a forward, torch's AdamW."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    decay = [p for p in model.parameters() if p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-3
+    )
+    losses, norms = [], []
+    per_step = 4 * PACKS
+    for step in range(STEPS):
+        total, weight = 0.0, 0
+        for record in range(step * per_step, (step + 1) * per_step):
+            tokens, targets = cache.record(record)
+            ids = torch.from_numpy(tokens.astype(np.int64))
+            learned = torch.from_numpy(targets[1:].astype(bool))
+            logits = model(input_ids=ids.unsqueeze(0)).logits[0, :-1][learned]
+            loss = torch.nn.functional.cross_entropy(logits, ids[1:][learned], reduction="sum")
+            loss.backward()
+            total += float(loss)
+            weight += int(learned.sum())
+        for parameter in model.parameters():
+            parameter.grad /= weight
+        squares = [p.grad.double().square().sum() for p in model.parameters()]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total / weight)
+    return {"losses": losses, "norms": norms}
+
+
+@pytest.fixture(scope="module")
+def results(setup):
+    """All cases of a number of ranks in one start of the processes."""
+    folder, model, _ = setup
+    cases = [case(f"zero{zero}", model, zero=zero) for zero in range(4)]
+    cases += [
+        case("micro 1", model, zero=2, micro=1),
+        case("micro 2", model, zero=2, micro=2),
+        case("micro 1 at stage 3", model, zero=3, micro=1),
+        case("micro 1 at stage 0", model, zero=0, micro=1),
+        case("unpacked", model, zero=2, packing=False),
+        case("unpacked, padded", model, zero=1, packing=False, attention="sdpa"),
+        case("offloaded optimizer", model, zero=2, engine={"offload_optimizer": True}),
+        case("offloaded parameters", model, zero=3, engine={"offload_optimizer": True, "offload_params": True}),
+        case("checkpointed activations", model, zero=2),
+    ]
+    cases[-1]["config"]["model"]["gradient_checkpointing"] = True
+    return {ranks: run_cases(folder, cases, ranks) for ranks in (1, 2)}
+
+
+def test_every_cut_equals_the_plain_loop(setup, results):
+    _, model, cache = setup
+    expected = plain_loop(model, cache)
+    for ranks, cases in results.items():
+        for name, got in cases.items():
+            for key in ("losses", "norms"):
+                np.testing.assert_allclose(
+                    got[key], expected[key], rtol=1e-5, err_msg=f"{name}, {ranks} ranks, {key}"
+                )
+
+
+def test_lora_bf16_and_muon_run_at_every_stage_with_equal_losses(setup):
+    folder, model, _ = setup
+    lora = {"peft": {"name": "lora", "rank": 4}}
+    cases = [case(f"lora {zero}", model, zero=zero, **lora) for zero in range(4)]
+    cases += [
+        case(f"bf16 {zero}", model, zero=zero, engine={"precision": "bf16"}) for zero in range(4)
+    ]
+    muon = {"optim": {"name": "muon", "lr": 0.01, "adam_lr": 1e-3}}
+    cases += [{**case(f"muon {zero}", model, zero=zero), "x": 0} for zero in (1, 2, 3)]
+    for entry in cases[-3:]:
+        entry["config"] |= muon
+    found = run_cases(folder, cases, 2)
+    for kind, tolerance in (("lora", 1e-5), ("bf16", 1e-2), ("muon", 2e-2)):
+        group = [r["losses"] for name, r in found.items() if name.startswith(kind)]
+        for losses in group[1:]:
+            np.testing.assert_allclose(losses, group[0], rtol=tolerance, err_msg=kind)
+        assert group[0][-1] < group[0][0] + 1.0
