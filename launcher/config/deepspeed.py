@@ -69,7 +69,7 @@ def _zero(config: Config, plan: Plan) -> dict[str, Any]:
     if engine.zero == 3:
         zero |= {
             "reduce_bucket_size": bucket,
-            "stage3_prefetch_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,  # no buffer; frozen weights count too
             "stage3_param_persistence_threshold": 100_000,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,

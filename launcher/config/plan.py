@@ -14,7 +14,7 @@ from launcher.errors import ConfigError
 
 #: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
 #: units, few enough that activations stay small beside the weights.
-MICRO_TOKENS = {"cpu": 2048, "cuda": 16384}
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

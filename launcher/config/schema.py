@@ -127,15 +127,15 @@ class TinyModelConfig(ModelConfig):
     """Number of decoder layers."""
     heads: int = 4
     """Attention heads."""
-    kv_heads: int = 2
-    """Key and value heads (grouped-query attention)."""
+    kv_heads: int = 4
+    """Key and value heads; fewer than `heads` is grouped-query attention."""
     max_positions: int = 1024
     """Longest sequence."""
     tie_embeddings: bool = True
     """Share the input embedding and the LM head."""
     recipe: str | None = None
-    """Experiment that pre-trains this model: it runs first, and the base that it exports is cached and
-    used; without it the base is randomly initialised."""
+    """Experiment that pre-trains this model: it runs first, once, and what it exports is cached and
+    used as the base; without it the base is randomly initialised."""
 
 
 @dataclass(kw_only=True, slots=True)

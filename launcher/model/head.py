@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
 
-#: Elements of one fp32 chunk of logits: 16 MB on CPU (stays near the cache), 256 MB on a GPU.
-CHUNK_ELEMENTS = {"cpu": 1 << 22, "cuda": 1 << 26}
+#: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 256 MB on a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
 
 
 class Row(Protocol):

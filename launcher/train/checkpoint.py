@@ -205,15 +205,23 @@ def _scalars(engine: Engine) -> dict[str, float]:
     return scalars
 
 
-def _opaque_state(engine: Engine) -> dict[str, Any]:
-    """State that cannot be cut by parameter (8-bit moments with their block scales): kept as it is."""
-    state = engine.base_optimizer.state
-    quantized = any(
-        isinstance(value, torch.Tensor) and value.dtype == torch.uint8
-        for values in state.values()
-        for value in values.values()
-    )
-    return engine.base_optimizer.state_dict() if quantized else {}
+def _opaque_state(engine: Engine) -> dict[int, dict[str, torch.Tensor]]:
+    """State that cannot be cut by parameter, by index of the flat parameter: kept as it is.
+
+    8-bit moments with their block scales, and DeepSpeed's Muon momentum at stages 1 and 2, which
+    covers all of a parameter on each rank that holds a part of it.
+    """
+    opaque: dict[int, dict[str, torch.Tensor]] = {}
+    for index, flat in enumerate(_flat_parameters(engine)):
+        for key, value in engine.base_optimizer.state.get(flat, {}).items():
+            tensor = isinstance(value, torch.Tensor) and value.numel() > 1
+            if tensor and not _is_laid_out_like(value, flat):
+                opaque.setdefault(index, {})[key] = value
+    return opaque
+
+
+def _flat_parameters(engine: Engine) -> list[torch.Tensor]:
+    return [flat for group in engine.base_optimizer.param_groups for flat in group["params"]]
 
 
 def _manifest(
@@ -309,14 +317,20 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
             part = optimizer.range(f"{piece.name}|{key}", piece.offset, piece.numel)
             piece.of(values[key]).copy_(part)
         for key, scalar in manifest["scalars"].items():
-            values.setdefault(key, torch.tensor(scalar, dtype=torch.float32, device=_scalar_device(piece.flat)))
+            _restore_scalar(values, key, scalar, piece.flat.device)
     _load_opaque(checkpoint, engine)
     engine.load_scaler_state(manifest["scaler"])
 
 
-def _scalar_device(flat: torch.Tensor) -> torch.device:
-    """Where torch's fused AdamW wants its step counter: beside the parameter."""
-    return flat.device
+def _restore_scalar(
+    values: dict[str, Any], key: str, scalar: float, device: torch.device
+) -> None:
+    """Set a counter in the form in which the optimizer keeps it: DeepSpeed's CPUAdam counts in ints."""
+    if isinstance(values.get(key), int):
+        values[key] = int(scalar)
+    else:
+        # torch's fused AdamW wants its step counter beside the parameter.
+        values[key] = torch.tensor(scalar, dtype=torch.float32, device=device)
 
 
 def _load_opaque(checkpoint: Checkpoint, engine: Engine) -> None:
@@ -326,11 +340,15 @@ def _load_opaque(checkpoint: Checkpoint, engine: Engine) -> None:
     world, stage = checkpoint.manifest["world_size"], checkpoint.manifest["zero"]
     if (world, stage) != (engine.plan.world_size, engine.zero):
         raise StorageError(
-            f"8-bit optimizer state of {world} ranks at ZeRO-{stage} cannot be read by"
+            f"this optimizer's state, written by {world} ranks at ZeRO-{stage}, cannot be read by"
             f" {engine.plan.world_size} ranks at ZeRO-{engine.zero}",
             where=str(checkpoint.path),
             hint="resume with the same number of ranks and the same stage",
         )
     source = 0 if stage == 0 else rank
     path = checkpoint.path / f"optimizer-rank-{source:05d}.pt"
-    engine.base_optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    flats = _flat_parameters(engine)
+    for index, values in torch.load(path, map_location="cpu", weights_only=True).items():
+        state = engine.base_optimizer.state[flats[index]]
+        for key, value in values.items():
+            state[key] = value.to(flats[index].device)

@@ -56,7 +56,8 @@ def import_deepspeed(device: str) -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed still calls collectives by names that torch 2.13 has renamed.
     warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Set as a whole: to read it would probe every op, with compilers, and on CUDA with nvcc.
+    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
     return deepspeed
 
 

@@ -29,6 +29,7 @@ def main(argv: list[str]) -> int:
     """Run one rank to its end; returns the exit code of `launcher.errors.ExitCode`."""
     ranks, stop = runtime.ranks(), StopFlag()
     stop.install()
+    runtime.limit_heap_fragmentation()
     words, attempt = _arguments(argv)
     run: RunDir | None = RunDir(words[0]) if len(words) == 1 and RunDir(words[0]).exists() else None
     if run is not None and attempt is not None:
@@ -258,7 +259,10 @@ def _is_foreign(run: RunDir, error: LauncherError) -> bool:
 
 def _is_allocation_failure(error: Exception) -> bool:
     text = str(error)
-    return "DefaultCPUAllocator" in text or "out of memory" in text.lower()
+    # cuBLAS and cuDNN say ..._STATUS_ALLOC_FAILED where no memory is left for their workspaces.
+    return any(words in text for words in ("DefaultCPUAllocator", "ALLOC_FAILED")) or (
+        "out of memory" in text.lower()
+    )
 
 
 def _out_of_memory(error: BaseException) -> OutOfMemoryError:

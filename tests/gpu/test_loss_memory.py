@@ -1,0 +1,86 @@
+"""Peak memory of the loss at a vocabulary of 128 k: in chunks, and with all logits in fp32."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from launcher.data.loader import Row
+from launcher.model import attention
+from launcher.model.head import TargetHead
+from support import gpu
+
+pytestmark = gpu.ONLY
+
+VOCAB, TOKENS = 128_256, 4096
+
+
+@pytest.fixture
+def model():
+    attention.register()
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=TOKENS,
+        tie_word_embeddings=False,
+    )
+    made = AutoModelForCausalLM.from_config(
+        config, attn_implementation=attention.VARLEN, dtype=torch.bfloat16
+    )
+    return made.to("cuda")
+
+
+@pytest.fixture
+def row():
+    """One document, every token of it a target."""
+    ids = torch.randint(VOCAB, (TOKENS,), generator=torch.Generator().manual_seed(0))
+    return Row(
+        input_ids=ids,
+        position_ids=torch.arange(TOKENS),
+        document_starts=torch.tensor([0, TOKENS], dtype=torch.int32),
+        target_index=torch.arange(TOKENS - 1),
+        targets=ids[1:],
+        records=[0],
+        packs=[0],
+    ).to("cuda")
+
+
+def plain_loss(model, row):
+    """What most training code does: all logits, made fp32, then the cross entropy."""
+    logits = model(input_ids=row.input_ids.unsqueeze(0), use_cache=False).logits[0]
+    logits = logits[row.target_index].float()
+    return torch.nn.functional.cross_entropy(logits, row.targets, reduction="sum")
+
+
+def test_chunks_take_a_third_of_the_memory_at_most(model, row):
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("sdpa")
+    head = TargetHead(model, "varlen")
+    losses = {}
+
+    def run(name, loss):
+        losses[name] = loss.detach()
+        (loss / len(row.targets)).backward()
+
+    all_logits = gpu.peak_bytes(lambda: run("plain", plain_loss(plain, row)))
+    chunked = gpu.peak_bytes(lambda: run("chunked", head.loss(model, row)))
+    assert head.head is not None, "the loss was not computed inside the head"
+    sizes = f"chunked {chunked / 2**20:.0f} MiB, all logits {all_logits / 2**20:.0f} MiB"
+    assert chunked < all_logits / 3, sizes
+    # Logits in fp32 alone; less would mean that the comparison is with something else.
+    assert all_logits > 2 * 4 * VOCAB * TOKENS, sizes
+    torch.testing.assert_close(losses["chunked"], losses["plain"], rtol=1e-3, atol=0)
+    wanted, got = plain.lm_head.weight.grad.float(), model.lm_head.weight.grad.float()
+    assert (got - wanted).norm() < 2e-2 * wanted.norm()
+
+
+def test_scoring_holds_no_more_than_chunks(model, row):
+    head = TargetHead(model.eval(), "varlen")
+    peak = gpu.peak_bytes(lambda: head.score(model, row))
+    assert peak < 4 * VOCAB * TOKENS / 2, f"{peak / 2**20:.0f} MiB"

@@ -1,0 +1,127 @@
+"""One rank that trains with a save in the middle, then goes on from it with fresh objects, and compares.
+
+usage: resume_worker.py CASES.json OUT.json      (started by run_ranks)
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from support.configs import make_config
+
+from launcher import runtime
+from launcher.config import deepspeed, plan
+from launcher.config.variants import PEFT_METHODS
+from launcher.data.cache import TokenCache
+from launcher.data.loader import Loader
+from launcher.data.packing import PackedOrder
+from launcher.model.head import TargetHead
+from launcher.model.load import load_model
+from launcher.rundir import RunDir
+from launcher.train import checkpoint as checkpoints
+from launcher.train import distributed
+from launcher.train.engine import Engine, connect
+
+
+def build(config, made, start):
+    torch.manual_seed(0)
+    settings = deepspeed.build(config, made)
+    model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+    if config.peft.name != "none":
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
+    if start is not None:
+        checkpoints.load_weights(start, model)
+    head = TargetHead(model, made.attention)
+    engine = Engine(model, config, made, settings)
+    if start is not None:
+        checkpoints.load_optimizer(start, engine)
+    return engine, head
+
+
+def train(engine, head, loader, steps, ranks):
+    losses = []
+    for step in steps:
+        torch.manual_seed(step * 1000 + ranks.rank)
+        rows = loader.step(step)
+        weight = distributed.sum_over_ranks([sum(len(r.targets) for r in rows)], torch.device("cpu"))[0]
+        total = 0.0
+        for index, row in enumerate(rows):
+            loss = head.loss(engine, row)
+            engine.backward(loss * (ranks.world_size / weight))
+            total += float(loss.detach())
+            if index < len(rows) - 1:
+                engine.micro_step()
+        engine.step(1.0)
+        losses.append(total)
+    return losses
+
+
+def fingerprint(engine):
+    """Hash of this rank's master weights and optimizer state."""
+    digest = hashlib.blake2b()
+    for piece in engine.pieces():
+        digest.update(piece.of(piece.flat).cpu().numpy().tobytes())
+        for key, value in sorted(engine.base_optimizer.state[piece.flat].items()):
+            digest.update(key.encode())
+            if torch.is_tensor(value) and value.numel() == piece.flat.numel():
+                value = piece.of(value)  # padding behind the pieces is nobody's
+            digest.update(torch.as_tensor(value).float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(case, cache, ranks, folder):
+    config = make_config(**case["config"])
+    order = PackedOrder(
+        cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
+    )
+    made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs)
+    loader = Loader(
+        cache,
+        order,
+        global_sequences=made.global_sequences,
+        micro_batch=made.micro_batch,
+        accumulation=made.accumulation,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    runs = RunDir(folder / case["name"])
+    if "from" in case:
+        start = checkpoints.newest_valid(RunDir(case["from"]), print)
+        engine, head = build(config, made, start)
+        losses = train(engine, head, loader, range(start.step, made.steps), ranks)
+        return {"name": case["name"], "losses": losses}
+    half = made.steps // 2
+    engine, head = build(config, made, None)
+    first = train(engine, head, loader, range(half), ranks)
+    checkpoints.save(runs, engine, half, ranks.rank, {})
+    rest = train(engine, head, loader, range(half, made.steps), ranks)
+    straight = fingerprint(engine)
+    start = checkpoints.newest_valid(runs, print)
+    engine, head = build(config, made, start)
+    again = train(engine, head, loader, range(half, made.steps), ranks)
+    resumed = fingerprint(engine)
+    files = sum(path.stat().st_size for path in start.path.iterdir())
+    mine = {"first": first, "rest": rest, "again": again, "straight": straight, "resumed": resumed}
+    parts = distributed.gather_objects(mine)
+    return {"name": case["name"], "ranks": parts, "bytes": files, "folder": str(runs)}
+
+
+def main():
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    ranks = runtime.ranks()
+    store = distributed.open_store(ranks, 60)
+    distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
+    torch.set_num_threads(1)
+    connect("cpu")
+    cache = TokenCache.open(cases["cache"])
+    folder = Path(cases["folder"])
+    results = [run(case, cache, ranks, folder) for case in cases["cases"]]
+    if ranks.is_main:
+        Path(sys.argv[2]).write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+main()

@@ -1,0 +1,94 @@
+"""A resumed run is the run that was never stopped, bit for bit; and it goes on at other numbers of ranks."""
+
+import json
+
+import numpy as np
+import pytest
+from support.models import make_llama
+from support.ranks import run_ranks
+
+from launcher.data import cache as caches
+
+pytestmark = pytest.mark.slow
+
+STEPS = 6
+
+
+def case(name, model, zero, **config):
+    return {
+        "name": name,
+        "config": {
+            "model": {"name": str(model)},
+            "data": {"max_length": 64},
+            "batch": {"sequences": 4, "micro": 1},
+            "train": {"steps": STEPS},
+            "engine": {"zero": zero, **config.pop("engine", {})},
+            "optim": {"name": "adamw", "lr": 1e-2, "weight_decay": 0.01},
+            **config,
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resume")
+    model = make_llama(folder / "model")
+    rng = np.random.default_rng(0)
+    records = [
+        (rng.integers(7, 290, length).tolist(), (rng.random(length) < 0.6).astype(int).tolist())
+        for length in rng.integers(5, 60, 90)
+    ]
+    caches.write(folder / "cache", records, max_length=64)
+    lora = {"peft": {"name": "lora", "rank": 4, "dropout": 0.1}}
+    cases = [case(f"full-{zero}", model, zero) for zero in range(4)]
+    cases += [case(f"lora-{zero}", model, zero, **lora) for zero in range(4)]
+    cases += [case(f"bf16-{zero}", model, zero, engine={"precision": "bf16"}) for zero in range(4)]
+    cases.append(case("muon", model, 2, optim={"name": "muon", "lr": 0.01, "adam_lr": 1e-3}))
+    cases.append(case("offload", model, 2, engine={"offload_optimizer": True}))
+    return folder, model, run_cases(folder, cases, 2)
+
+
+def run_cases(folder, cases, ranks):
+    description = {"cache": str(folder / "cache"), "folder": str(folder / "runs"), "cases": cases}
+    (folder / "cases.json").write_text(json.dumps(description))
+    out = folder / "out.json"
+    run_ranks(
+        "tests/train/resume_worker.py", str(folder / "cases.json"), str(out), ranks=ranks, timeout_s=280
+    )
+    return {result["name"]: result for result in json.loads(out.read_text())}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [f"{kind}-{zero}" for kind in ("full", "lora", "bf16") for zero in range(4)] + ["muon", "offload"],
+)
+def test_resume_is_bit_equal(setup, name):
+    _, _, results = setup
+    for rank in results[name]["ranks"]:
+        assert rank["again"] == rank["rest"]
+        assert rank["resumed"] == rank["straight"]
+        assert rank["rest"] != rank["first"]
+
+
+def test_frozen_base_is_not_saved(setup):
+    _, _, results = setup
+    assert results["lora-2"]["bytes"] < results["full-2"]["bytes"] / 3
+
+
+def test_other_ranks_and_other_stages_go_on_from_it(setup):
+    folder, model, results = setup
+    cases = []
+    for kind, options in (("full", {}), ("lora", {"peft": {"name": "lora", "rank": 4}})):
+        for source, target in ((2, 2), (2, 3), (3, 0), (0, 1)):
+            entry = case(f"{kind} {source} to {target}", model, target, **options)
+            entry["from"] = results[f"{kind}-{source}"]["folder"]
+            cases.append(entry)
+    found = run_cases(folder, cases, 1)
+    for zero in (0, 2, 3):
+        two_ranks = np.sum([rank["rest"] for rank in results[f"full-{zero}"]["ranks"]], axis=0)
+        for name, result in found.items():
+            if name.startswith(f"full {zero}"):
+                np.testing.assert_allclose(result["losses"], two_ranks, rtol=1e-4, err_msg=name)
+    lora = [result["losses"] for name, result in found.items() if name.startswith("lora")]
+    for losses in lora[1:]:
+        np.testing.assert_allclose(losses, lora[0], rtol=1e-2)
