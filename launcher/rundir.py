@@ -249,9 +249,7 @@ class RunDir:
         before = asdict(self.status())
         if not (state.is_final or state is State.preempted):
             before.update(exit_code=None, reason="")
-        before.update(
-            state=state, host=socket.gethostname(), pid=os.getpid(), time=time.time()
-        )
+        before.update(state=state, host=socket.gethostname(), pid=os.getpid(), time=time.time())
         status = Status(**{**before, **changes})
         write_json(self.status_file, {**asdict(status), "state": status.state.value})
         return status

@@ -99,7 +99,9 @@ def cache_dir() -> Path:
 def hub_cache() -> Path:
     """Where the Hugging Face hub client keeps downloaded models, whether it exists or not."""
     explicit = os.environ.get("HF_HUB_CACHE")
-    home = os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    home = (
+        os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    )
     return Path(explicit or f"{home}/hub").expanduser()
 
 

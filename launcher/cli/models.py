@@ -38,7 +38,9 @@ _SAMPLES: tuple[Argument, ...] = (
 
 def evaluate(words: list[str]) -> int:
     """Score a model on the held-out records of its run."""
-    return _become("launcher.train.evaluate", arguments.existing_run("eval", words, _BASE))
+    wants_json = (["--json"], {"action": "store_true", "help": "for programs"})
+    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, wants_json)
+    return _become("launcher.train.score", parsed)
 
 
 def export(words: list[str]) -> int:

@@ -80,7 +80,16 @@ def document_attention(
     """
     if cu_seq_lens_q is None:
         return _unpacked(
-            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, kwargs
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling,
+            dropout,
+            sliding_window,
+            softcap,
+            kwargs,
         )
     _refuse_sinks(kwargs)
     starts = cu_seq_lens_q.tolist()
@@ -126,18 +135,36 @@ def varlen_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
-    max_length_q: int | None = None,
+    max_length_q: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The same function as `document_attention` in one kernel call, for CUDA in 16 bit."""
     if cu_seq_lens_q is None:
         return _unpacked(
-            module, query, key, value, attention_mask, scaling, dropout, sliding_window, softcap, kwargs
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            scaling,
+            dropout,
+            sliding_window,
+            softcap,
+            kwargs,
         )
     _refuse_sinks(kwargs)
     if softcap is not None or dropout or not query.is_cuda or query.dtype == torch.float32:
         return document_attention(
-            module, query, key, value, None, scaling, dropout, sliding_window, softcap, cu_seq_lens_q
+            module,
+            query,
+            key,
+            value,
+            None,
+            scaling,
+            dropout,
+            sliding_window,
+            softcap,
+            cu_seq_lens_q,
         )
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     options, native_gqa = _varlen_options(sliding_window)
@@ -148,10 +175,11 @@ def varlen_attention(
         options["enable_gqa"] = True
     from torch.nn.attention.varlen import varlen_attn
 
-    out = varlen_attn(
+    out: Any = varlen_attn(
         q, k, v, cu_seq_lens_q, cu_seq_lens_q, max_length_q, max_length_q, scale=scaling, **options
     )
-    return out.unsqueeze(0), None
+    packed: torch.Tensor = out.unsqueeze(0)
+    return packed, None
 
 
 def _varlen_options(sliding_window: int | None) -> tuple[dict[str, Any], bool]:

@@ -68,7 +68,7 @@ def _blocks(header: bytes, parts: list[Fragment]) -> Iterable[bytes | memoryview
     for part in parts:
         tensor = part.read().detach().to("cpu", torch.float32).contiguous()
         assert tensor.numel() == part.numel
-        yield memoryview(tensor.numpy()).cast("B")
+        yield tensor.numpy().data.cast("B")
 
 
 class FragmentReader:

@@ -61,7 +61,7 @@ class TargetHead:
         self.head = _plain_head(model)
         if self.head is not None:
             self._plain_forward = self.head.forward
-            self.head.forward = self._forward  # type: ignore[method-assign]
+            self.head.forward = self._forward  # type: ignore[method-assign,assignment]
 
     def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
         """Sum of the cross entropy over the row's targets, in nats: fp32 scalar that carries gradients."""
@@ -140,7 +140,9 @@ class TargetHead:
 
 def _plain_head(model: nn.Module) -> nn.Linear | None:
     """The model's LM head if it is a plain linear layer, whose matrix product we may take over."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
     head = base.get_output_embeddings()
     saved = getattr(head, "modules_to_save", None)  # peft's wrapper for modules trained in full
     if saved is not None and "default" in saved:
@@ -177,9 +179,7 @@ def _chunk(vocab: int, device: torch.device) -> int:
     return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
 
 
-def _loss_and_gradient(
-    logits: Tensor, targets: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropy of fp32 `logits` [t, V] and its gradient, [t, V], which reuses one buffer."""
     log_p = torch.log_softmax(logits, dim=-1)
     picked = targets.unsqueeze(1)
@@ -208,7 +208,7 @@ class _HeadLoss(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        grad_bias = None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
         total = hidden.new_zeros((), dtype=torch.float32)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, hidden.shape[0], size):

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,9 @@ def checkpoints(run: RunDir) -> list[Checkpoint]:
     return found
 
 
-def newest_valid(run: RunDir, warn: Callable[[str], None], step: int | None = None) -> Checkpoint | None:
+def newest_valid(
+    run: RunDir, warn: Callable[[str], None], step: int | None = None
+) -> Checkpoint | None:
     """The newest checkpoint (or that of `step`) whose files are whole; damaged ones are passed over with a warning."""
     candidates = [c for c in reversed(checkpoints(run)) if step is None or c.step == step]
     for candidate in candidates:
@@ -169,7 +172,11 @@ def _write_rank(folder: Path, engine: Engine, rank: int) -> dict[str, dict[str, 
 def _weight_fragments(pieces: list[Piece]) -> Iterator[Fragment]:
     for piece in pieces:
         yield Fragment(
-            piece.name, piece.shape, piece.offset, piece.numel, lambda piece=piece: piece.of(piece.flat)
+            piece.name,
+            piece.shape,
+            piece.offset,
+            piece.numel,
+            partial(piece.of, piece.flat),
         )
 
 
@@ -182,7 +189,7 @@ def _state_fragments(pieces: list[Piece], state: Any) -> Iterator[Fragment]:
                     piece.shape,
                     piece.offset,
                     piece.numel,
-                    lambda piece=piece, value=value: piece.of(value),
+                    partial(piece.of, value),
                 )
 
 
@@ -196,11 +203,16 @@ def _is_laid_out_like(value: Any, flat: torch.Tensor) -> bool:
 
 
 def _scalars(engine: Engine) -> dict[str, float]:
-    """Counters in the optimizer's state (Adam's step), which are the same for every parameter."""
+    """Counters in the optimizer's state (Adam's step), which are the same for every parameter.
+
+    An int where the optimizer counts in Python (DeepSpeed's CPUAdam), a float where it counts in a tensor.
+    """
     scalars: dict[str, float] = {}
     for values in engine.base_optimizer.state.values():
         for key, value in values.items():
-            if isinstance(value, int | float) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+            if isinstance(value, int):
+                scalars[key] = value
+            elif isinstance(value, torch.Tensor) and value.numel() == 1:
                 scalars[key] = float(value)
     return scalars
 
@@ -235,7 +247,9 @@ def _manifest(
         "world_size": engine.plan.world_size,
         "zero": engine.zero,
         "precision": engine.plan.precision,
-        "trainable": sorted(name for name, p in engine.module.named_parameters() if p.requires_grad),
+        "trainable": sorted(
+            name for name, p in engine.module.named_parameters() if p.requires_grad
+        ),
         "scalars": _scalars(engine),
         "scaler": engine.scaler_state(),
         "state": state,
@@ -317,20 +331,12 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
             part = optimizer.range(f"{piece.name}|{key}", piece.offset, piece.numel)
             piece.of(values[key]).copy_(part)
         for key, scalar in manifest["scalars"].items():
-            _restore_scalar(values, key, scalar, piece.flat.device)
+            # torch's fused AdamW wants its step counter beside the parameter.
+            device = piece.flat.device
+            counter = torch.tensor(scalar, dtype=torch.float32, device=device)
+            values[key] = scalar if isinstance(scalar, int) else counter
     _load_opaque(checkpoint, engine)
     engine.load_scaler_state(manifest["scaler"])
-
-
-def _restore_scalar(
-    values: dict[str, Any], key: str, scalar: float, device: torch.device
-) -> None:
-    """Set a counter in the form in which the optimizer keeps it: DeepSpeed's CPUAdam counts in ints."""
-    if isinstance(values.get(key), int):
-        values[key] = int(scalar)
-    else:
-        # torch's fused AdamW wants its step counter beside the parameter.
-        values[key] = torch.tensor(scalar, dtype=torch.float32, device=device)
 
 
 def _load_opaque(checkpoint: Checkpoint, engine: Engine) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from launcher import runtime
 from launcher.errors import ConfigError, HangError
@@ -21,16 +23,16 @@ PREPARE_TIMEOUT = timedelta(hours=24)
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def open_store(ranks: Ranks, timeout_s: float) -> dist.Store:
+def open_store(ranks: Ranks, timeout_s: float) -> Store:
     """The key-value store that the launcher's environment points to; needs no process group.
 
     Raises `HangError` if the ranks do not find each other within `timeout_s` seconds.
     """
     if ranks.launched_by == "none":
         runtime.become_single_rank()
-        return dist.HashStore()
+        return HashStore()
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise HangError(
             f"rank {ranks.rank} on {ranks.host} cannot reach the rendezvous: {error}",
@@ -40,7 +42,9 @@ def open_store(ranks: Ranks, timeout_s: float) -> dist.Store:
     return store
 
 
-def join(store: dist.Store, ranks: Ranks, planned_world: int, device: torch.device, timeout_s: float) -> None:
+def join(
+    store: Store, ranks: Ranks, planned_world: int, device: torch.device, timeout_s: float
+) -> None:
     """Make the process group and check who joined.
 
     Raises `HangError` naming the ranks that are missing after `timeout_s` seconds, and `ConfigError`
@@ -51,11 +55,15 @@ def join(store: dist.Store, ranks: Ranks, planned_world: int, device: torch.devi
     places = [store.get(f"joined/{rank}").decode() for rank in range(ranks.world_size)]
     problem = _wrong_world(places, ranks, planned_world)
     if problem:
-        raise ConfigError(f"{problem}\n{_table(places)}", where="launch.processes", hint="start as many ranks as planned")
+        raise ConfigError(
+            f"{problem}\n{_table(places)}",
+            where="launch.processes",
+            hint="start as many ranks as planned",
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=COLLECTIVE_TIMEOUT,
@@ -63,7 +71,7 @@ def join(store: dist.Store, ranks: Ranks, planned_world: int, device: torch.devi
     )
 
 
-def _await_all(store: dist.Store, ranks: Ranks, timeout_s: float) -> None:
+def _await_all(store: Store, ranks: Ranks, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     for rank in range(ranks.world_size):
         left = max(0.1, deadline - time.monotonic())
@@ -86,7 +94,10 @@ def _wrong_world(places: list[str], ranks: Ranks, planned_world: int) -> str:
 
 
 def _table(places: list[str]) -> str:
-    lines = (f"  rank {rank:>4}  {place.replace(' ', '  local rank ')}" for rank, place in enumerate(places))
+    lines = (
+        f"  rank {rank:>4}  {place.replace(' ', '  local rank ')}"
+        for rank, place in enumerate(places)
+    )
     return "\n".join(lines)
 
 

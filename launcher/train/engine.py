@@ -69,7 +69,9 @@ def connect(device: str) -> None:
 class Engine:
     """A model under DeepSpeed ZeRO with its optimizer."""
 
-    def __init__(self, model: nn.Module, config: Config, plan: Plan, settings: dict[str, Any]) -> None:
+    def __init__(
+        self, model: nn.Module, config: Config, plan: Plan, settings: dict[str, Any]
+    ) -> None:
         """Shard `model` as `settings` (from `launcher.config.deepspeed.build`) say."""
         deepspeed = import_deepspeed(plan.device)
         self.plan = plan
@@ -77,10 +79,16 @@ class Engine:
         self._clip_norm = config.optim.clip_norm if clips_itself(config, plan) else None
         self._names = {id(p): name for name, p in model.named_parameters()}
         groups = parameter_groups(model, config.optim.weight_decay)
-        optimizer = _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
+        optimizer = (
+            _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
+        )
         self.module = model
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, model_parameters=groups, config=settings, dist_init_required=False
+            model=model,
+            optimizer=optimizer,
+            model_parameters=groups,
+            config=settings,
+            dist_init_required=False,
         )
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
 
@@ -190,10 +198,16 @@ class Engine:
                     continue
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
                 yield Piece(
-                    self._names[id(param)], tuple(param.shape), low.start, high.numel, flat, high.start
+                    self._names[id(param)],
+                    tuple(param.shape),
+                    low.start,
+                    high.numel,
+                    flat,
+                    high.start,
                 )
 
     def _pieces_stage3(self, wrapper: Any) -> Iterator[Piece]:
+        param: Any  # DeepSpeed adds the shape and size of the whole to a sharded parameter
         for param in self.module.parameters():
             if not param.requires_grad:
                 continue
@@ -202,7 +216,9 @@ class Engine:
             valid = min(numel, param.ds_numel - offset)  # the last ranks' parts are padded
             if valid > 0:
                 flat = wrapper.fp32_partitioned_groups_flat[group]
-                yield Piece(self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start)
+                yield Piece(
+                    self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start
+                )
 
     def scaler_state(self) -> dict[str, Any]:
         """The fp16 loss scaler's counters; empty otherwise."""
@@ -221,7 +237,9 @@ class Engine:
 def _global_norm(parameters: list[nn.Parameter]) -> Tensor:
     """L2 norm of all gradients, summed in fp64: in fp32 a million elements lose the fifth digit."""
     norms = [
-        torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None
+        torch.linalg.vector_norm(p.grad, dtype=torch.float64)
+        for p in parameters
+        if p.grad is not None
     ]
     return torch.linalg.vector_norm(torch.stack(norms))
 
@@ -251,6 +269,10 @@ def _adamw8bit(groups: list[dict[str, Any]], optim: Adamw8bitConfig) -> torch.op
     import bitsandbytes
 
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        groups, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, weight_decay=optim.weight_decay
+        groups,
+        lr=optim.lr,
+        betas=(optim.beta1, optim.beta2),
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
     )
     return optimizer

@@ -48,7 +48,9 @@ class Evaluator:
         self.should_stop = should_stop
         self.metrics = make_metrics(config.eval)
         count = len(cache)
-        self.ids = list(range(count if config.eval.limit is None else min(config.eval.limit, count)))
+        self.ids = list(
+            range(count if config.eval.limit is None else min(config.eval.limit, count))
+        )
         self._generates = any(metric.needs == "generation" for metric in self.metrics)
         self._prompts: list[Prompt] | None = None
 
@@ -97,22 +99,27 @@ class Evaluator:
         return max(self.plan.max_length, 2 * self.plan.micro_batch * self.plan.max_length)
 
     def prompts(self, model: Any) -> list[Prompt]:
-        """The validation records that ask for an answer: (id, prompt tokens, reference text, file:line)."""
+        """The validation records that ask for an answer, at most `eval.generate_limit`."""
         if self._prompts is None:
             self._prompts = []
             for record in self.ids:
                 if len(self._prompts) == self.config.eval.generate_limit:
                     break
-                split = runner.prompt_and_reference(*self.cache.record(record))
+                split = self._split(record)
                 if split is not None:
                     reference = self.tokenizer.decode(split[1], skip_special_tokens=True)
-                    self._prompts.append((record, split[0], reference, self.cache.where(record)))
+                    where = self.cache.where(record)
+                    self._prompts.append(Prompt(record, split[0], reference, where))
         return self._prompts
+
+    def _split(self, record: int) -> tuple[list[int], list[int]] | None:
+        tokens, targets = self.cache.record(record)
+        return runner.prompt_and_reference(tokens.tolist(), targets.tolist())
 
     def _stop_tokens(self, model: Any) -> list[int]:
         references = []
         for prompt in self.prompts(model)[:50]:
-            split = runner.prompt_and_reference(*self.cache.record(prompt[0]))
+            split = self._split(prompt.id)
             if split is not None:
                 references.append(split[1])
         return generation.find_stop_tokens(model, self.tokenizer, references)
@@ -148,7 +155,12 @@ def model_identity(config: Config) -> list[Any]:
 
 
 def score_base(
-    evaluator: Evaluator, run: RunDir, engine: Any, model: Any, data_key: str, say: Callable[[str], None]
+    evaluator: Evaluator,
+    run: RunDir,
+    engine: Any,
+    model: Any,
+    data_key: str,
+    say: Callable[[str], None],
 ) -> None:
     """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
     target = run.eval / "base.json"

@@ -77,11 +77,9 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    comparison = store.write_comparison(
-        run, base, results, evaluator.metrics, seed=config.seed
-    )
+    comparison = store.write_comparison(run, base, results, evaluator.metrics, seed=config.seed)
     say(compare.table(comparison))
-    summary = {}
+    summary: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
     trackers.summary(summary)

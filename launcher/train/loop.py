@@ -82,6 +82,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         train_packs=order.num_packs,
     )
     assert plan.steps is not None
+    assert plan.warmup_steps is not None
     if ranks.is_main:
         write_json(run.plan, plans.as_dict(plan))
     loader = Loader(
@@ -285,7 +286,7 @@ def _state(progress: Progress) -> dict[str, Any]:
 
 
 def _due(step: int, every: int | None) -> bool:
-    return bool(every) and step % every == 0
+    return every is not None and step % every == 0
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-import torch.distributed as dist
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from launcher import bases, fingerprint, runtime
 from launcher.config import compose, create
@@ -97,7 +97,11 @@ _JOIN_TIMEOUT_S = 120.0
 
 
 def _open(
-    run: RunDir | None, words: list[str], attempt: int | None, ranks: Ranks, resources: contextlib.ExitStack
+    run: RunDir | None,
+    words: list[str],
+    attempt: int | None,
+    ranks: Ranks,
+    resources: contextlib.ExitStack,
 ) -> tuple[RunDir, int]:
     """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
     started_directly = attempt is None
@@ -138,7 +142,7 @@ def _prepared_by(module: str, run: RunDir) -> None:
 
 
 @contextlib.contextmanager
-def _announced(store: dist.Store) -> Iterator[None]:
+def _announced(store: Store) -> Iterator[None]:
     """Tell the waiting ranks when rank 0 fails before they have joined."""
     try:
         yield
@@ -152,7 +156,7 @@ class _FollowedError(LauncherError):
     """Rank 0 failed and has said why; this rank only ends with the same code."""
 
 
-def _await_main(store: dist.Store) -> tuple[RunDir, int]:
+def _await_main(store: Store) -> tuple[RunDir, int]:
     store.wait(["run"], distributed.PREPARE_TIMEOUT)
     first, _, rest = store.get("run").decode().partition(" ")
     if first == "failed":
@@ -224,7 +228,7 @@ def _copied(log: Path) -> Iterator[None]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a") as file:
         out, err = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)  # type: ignore[assignment]
+        sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)
         try:
             yield
         finally:

@@ -15,7 +15,6 @@ from launcher.track.meters import peak_flops
 from support import gpu
 
 
-
 ROOT = Path(__file__).resolve().parents[2]
 BARE = ("eval=none", "export.at_end=false")
 #: In documents this short the kernels add in one order only, so that training is repeatable.

@@ -28,7 +28,9 @@ def run(case, cache, ranks):
     order = PackedOrder(
         cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
     )
-    made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs)
+    made = plan.make(
+        config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs
+    )
     loader = Loader(
         cache,
         order,
@@ -49,7 +51,9 @@ def run(case, cache, ranks):
     losses, norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
-        weight = distributed.sum_over_ranks([sum(map(objective.weight, rows))], torch.device("cpu"))[0]
+        weight = distributed.sum_over_ranks(
+            [sum(map(objective.weight, rows))], torch.device("cpu")
+        )[0]
         total = 0.0
         for index, row in enumerate(rows):
             loss = objective.loss(head, engine, row)

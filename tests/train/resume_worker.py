@@ -46,7 +46,9 @@ def train(engine, head, loader, steps, ranks):
     for step in steps:
         torch.manual_seed(step * 1000 + ranks.rank)
         rows = loader.step(step)
-        weight = distributed.sum_over_ranks([sum(len(r.targets) for r in rows)], torch.device("cpu"))[0]
+        weight = distributed.sum_over_ranks(
+            [sum(len(r.targets) for r in rows)], torch.device("cpu")
+        )[0]
         total = 0.0
         for index, row in enumerate(rows):
             loss = head.loss(engine, row)
@@ -77,7 +79,9 @@ def run(case, cache, ranks, folder):
     order = PackedOrder(
         cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
     )
-    made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs)
+    made = plan.make(
+        config, world_size=ranks.world_size, has_gpu=False, train_packs=order.num_packs
+    )
     loader = Loader(
         cache,
         order,

@@ -42,7 +42,10 @@ def setup(tmp_path_factory):
     model = make_llama(folder / "model")
     rng = np.random.default_rng(0)
     records = [
-        (rng.integers(7, 290, RECORD_LENGTH).tolist(), (rng.random(RECORD_LENGTH) < 0.6).astype(int).tolist())
+        (
+            rng.integers(7, 290, RECORD_LENGTH).tolist(),
+            (rng.random(RECORD_LENGTH) < 0.6).astype(int).tolist(),
+        )
         for _ in range(RECORDS)
     ]
     return folder, model, caches.write(folder / "cache", records, max_length=LENGTH)
@@ -52,7 +55,11 @@ def run_cases(folder, cases, ranks):
     (folder / "cases.json").write_text(json.dumps({"cache": str(folder / "cache"), "cases": cases}))
     out = folder / f"out-{ranks}.json"
     run_ranks(
-        "tests/train/engine_worker.py", str(folder / "cases.json"), str(out), ranks=ranks, timeout_s=280
+        "tests/train/engine_worker.py",
+        str(folder / "cases.json"),
+        str(out),
+        ranks=ranks,
+        timeout_s=280,
     )
     return {result["name"]: result for result in json.loads(out.read_text())}
 
@@ -104,7 +111,12 @@ def results(setup):
         case("unpacked", model, zero=2, packing=False),
         case("unpacked, padded", model, zero=1, packing=False, attention="sdpa"),
         case("offloaded optimizer", model, zero=2, engine={"offload_optimizer": True}),
-        case("offloaded parameters", model, zero=3, engine={"offload_optimizer": True, "offload_params": True}),
+        case(
+            "offloaded parameters",
+            model,
+            zero=3,
+            engine={"offload_optimizer": True, "offload_params": True},
+        ),
         case("checkpointed activations", model, zero=2),
     ]
     cases[-1]["config"]["model"]["gradient_checkpointing"] = True

@@ -53,14 +53,19 @@ def run_cases(folder, cases, ranks):
     (folder / "cases.json").write_text(json.dumps(description))
     out = folder / "out.json"
     run_ranks(
-        "tests/train/resume_worker.py", str(folder / "cases.json"), str(out), ranks=ranks, timeout_s=280
+        "tests/train/resume_worker.py",
+        str(folder / "cases.json"),
+        str(out),
+        ranks=ranks,
+        timeout_s=280,
     )
     return {result["name"]: result for result in json.loads(out.read_text())}
 
 
 @pytest.mark.parametrize(
     "name",
-    [f"{kind}-{zero}" for kind in ("full", "lora", "bf16") for zero in range(4)] + ["muon", "offload"],
+    [f"{kind}-{zero}" for kind in ("full", "lora", "bf16") for zero in range(4)]
+    + ["muon", "offload"],
 )
 def test_resume_is_bit_equal(setup, name):
     _, _, results = setup

@@ -1,0 +1,82 @@
+"""`python -m launcher.train.score RUN_DIR`: the metrics of one model on the held-out records of its run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher import runtime
+from launcher.config import compose
+from launcher.config import plan as plans
+from launcher.data.cache import TokenCache
+from launcher.errors import DataError
+from launcher.evals.metric import score_all
+from launcher.model import attention
+from launcher.model.head import TargetHead
+from launcher.rundir import RunDir, read_json
+from launcher.train.evaluate import Evaluator
+from launcher.train.inference import exit_code_of
+from launcher.train.open import open_speaker
+
+
+def score(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> dict[str, Any]:
+    """Score the run's export (or a checkpoint, or its base) in this process: metric -> score.
+
+    Raises `DataError` if the run has no held-out records.
+    """
+    config = compose.load(run.config)
+    folder = (read_json(run.data) or {}).get("validation")
+    if not folder:
+        raise DataError(
+            "the run has no held-out records",
+            where=str(run),
+            hint="give data.validation or data.validation_share when training",
+        )
+    speaker = open_speaker(run, checkpoint=checkpoint, base=base)
+    has_gpu = torch.cuda.is_available()
+    plan = plans.Plan.from_json(run.plan.read_text())
+    attention.register()
+    speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    evaluator = Evaluator(
+        config,
+        plan,
+        runtime.Ranks(0, 1, 0, 1, "", "none"),
+        TokenCache.open(Path(folder)),
+        speaker.tokenizer,
+        TargetHead(speaker.model, plan.attention),
+        torch.device("cuda" if has_gpu else "cpu"),
+        lambda: False,
+    )
+    return score_all(evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model))
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`; scores on stdout."""
+    parser = argparse.ArgumentParser(prog="launcher eval", description=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP")
+    parser.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        run = RunDir(options.run).require()
+        scores = score(run, checkpoint=options.checkpoint, base=options.base)
+        if options.json:
+            print(json.dumps(scores, indent=2))
+        else:
+            width = max(map(len, scores))
+            for name, value in scores.items():
+                print(f"{name:<{width}}  {value:.4f}")
+
+    return exit_code_of(work)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.exit(main(sys.argv[1:]))
