@@ -84,7 +84,7 @@ def _digest(*parts: Any) -> str:
 
 
 def trained_base(model: ModelConfig) -> Path | None:
-    """Folder of the base that `model.recipe` pre-trains, whether trained yet or not; None without recipe."""
+    """Folder of the base that `model.recipe` pre-trains, trained or not; None without recipe."""
     if not isinstance(model, TinyModelConfig) or model.recipe is None:
         return None
     from launcher.config import compose
@@ -99,7 +99,7 @@ def is_missing(model: ModelConfig) -> bool:
 
 
 def make(model: TinyModelConfig) -> None:
-    """Run the recipe in processes of its own and keep its export; a second caller waits for the first.
+    """Run the recipe in its own processes and keep its export; a second caller waits for the first.
 
     Raises `LauncherError` with the exit code of the recipe if that fails.
     """

@@ -1,6 +1,6 @@
 """The exception family and the exit codes. Standard library only.
 
-Every error a user can cause says where (config path or file:line), what was found and how to mend it.
+Every error a user can cause says where (config path or file:line), what was found, how to mend it.
 `assert` elsewhere marks our own invariants; anything a user can trigger is one of these classes.
 """
 

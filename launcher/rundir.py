@@ -1,7 +1,7 @@
-"""The run folder: the only thing that the control plane and the run plane share. Standard library only.
+"""The run folder: all that the control plane and the run plane share. Standard library only.
 
-Every write of state is atomic (temporary file, fsync, rename), so a reader never sees half a file and a
-full disk never damages what was there.
+Every write of state is atomic (temporary file, fsync, rename), so a reader never sees half a file
+and a full disk never damages what was there.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        """Where the prepared data lies: {"train": cache folder, "validation": cache folder or null}."""
+        """Where prepared data lies: {"train": cache folder, "validation": cache folder or null}."""
         return self.path / "data.json"
 
     @property
@@ -294,7 +294,7 @@ def run_dirs(root: str | os.PathLike[str]) -> list[RunDir]:
 
 
 def find_run(run: str, root: str = "runs") -> RunDir:
-    """The run folder named by a path or by its id under `root`; `ConfigError` with close names if absent."""
+    """The run folder at a path or with an id under `root`; else `ConfigError` with close names."""
     for path in (Path(run), Path(root) / run):
         if RunDir(path).exists():
             return RunDir(path)

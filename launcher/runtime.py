@@ -1,4 +1,4 @@
-"""Facts of the process and the machine: the one place that reads the environment. Standard library only."""
+"""Facts of process and machine: the one place that reads the environment. Standard library only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Ranks:
 def ranks(environ: Mapping[str, str] | None = None) -> Ranks:
     """Rank and world size from torchrun, the deepspeed launcher or MPI, Slurm, or a single process.
 
-    torchrun and deepspeed set the same variables; MPI and Slurm are read only where those are absent.
+    torchrun and deepspeed set the same variables; MPI and Slurm are read only without those.
     """
     env = os.environ if environ is None else environ
     host = socket.gethostname()
@@ -88,7 +88,7 @@ def cpu_count() -> int:
 
 
 def cache_dir() -> Path:
-    """Where prepared data, tiny models and base scores are kept: $LAUNCHER_CACHE, else the XDG cache."""
+    """Where prepared data, tiny models and base scores lie: $LAUNCHER_CACHE, else the XDG cache."""
     explicit = os.environ.get(CACHE_VARIABLE)
     if explicit:
         return Path(explicit).expanduser().resolve()
@@ -106,7 +106,7 @@ def hub_cache() -> Path:
 
 
 def conf_dir(explicit: str | None = None) -> Path:
-    """The folder of config groups: explicit option, $LAUNCHER_CONF, packaged copy, sibling of the package."""
+    """Folder of config groups: explicit option, $LAUNCHER_CONF, packaged copy, package sibling."""
     return _data_dir("conf", explicit or os.environ.get(CONF_VARIABLE))
 
 
@@ -137,7 +137,7 @@ def child_environment(**changes: str) -> dict[str, str]:
 
 
 def single_threaded_tokenizers() -> None:
-    """Make `tokenizers` use one thread in this process and its children: processes share the work."""
+    """Give `tokenizers` one thread in this process and its children: processes share the work."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
@@ -183,14 +183,17 @@ def become_single_rank() -> None:
 
 
 def limit_heap_fragmentation() -> None:
-    """Let glibc return large freed blocks to the system at once; without effect on other C libraries.
+    """Keep glibc's heap from growing by freed tensors; without effect on other C libraries.
 
-    Rows differ in length from step to step, so freed tensors leave holes that the next ones do not fit:
-    measured on two CPU ranks, a tenth of a rank's memory. A fixed threshold turns glibc's growing one off.
+    Rows differ in length from step to step, so freed tensors leave holes that the next do not fit,
+    and each thread has a heap of its own. A fixed threshold for large blocks (which turns glibc's
+    growing one off) and one heap for all threads take a sixth off a CPU rank's memory.
     """
-    mmap_threshold, bytes_ = -3, 4 << 20
+    mmap_threshold, arena_max = -3, -8
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(mmap_threshold, bytes_)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 4 << 20)
+        libc.mallopt(arena_max, 1)
 
 
 def has_thread_setting() -> bool:
@@ -199,7 +202,7 @@ def has_thread_setting() -> bool:
 
 
 def environment_without_ranks() -> dict[str, str]:
-    """The environment for a child that is no rank: without the variables that torchrun and others set."""
+    """The environment for a child that is no rank: without the variables of torchrun and others."""
     prefixes = ("TORCHELASTIC_", "OMPI_COMM_", "PMI_")
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
     names |= {"MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}

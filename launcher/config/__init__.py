@@ -1,1 +1,1 @@
-"""Typed config: schema, composition, checks, the derived plan and the DeepSpeed dict. No torch here."""
+"""Typed config: schema, composition, checks, derived plan and DeepSpeed dict. No torch here."""

@@ -152,6 +152,11 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
     if engine.offload_optimizer and engine.zero == 0:
         hint = "ZeRO-0 keeps the optimizer with the weights: use engine=zero2_offload"
         yield Problem("engine.offload_optimizer", "true with engine.zero=0", hint)
+    builds = has_gpu and engine.offload_optimizer and config.optim.name == "adamw"
+    if builds and not model_checks.compiler():
+        hint = f"install one of {', '.join(model_checks.COMPILERS)}, or offload nothing"
+        found = "DeepSpeed's CPU Adam needs a C++ compiler; none is found"
+        yield Problem("engine.offload_optimizer", found, hint)
     for key in BATCH_KEYS:
         if key in engine.extra:
             hint = "the batch section states it: batch.sequences (global) and batch.micro"

@@ -1,4 +1,4 @@
-"""The DeepSpeed config as a pure function of config and plan: complete, no "auto", nothing read from a GPU."""
+"""The DeepSpeed config, a pure function of config and plan: no "auto", nothing read from a GPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def build(config: Config, plan: Plan) -> dict[str, Any]:
         "train_batch_size": plan.global_sequences,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
-        # At stage 0 in fp32 the launcher's engine clips: DeepSpeed would apply a non-finite gradient there.
+        # At stage 0 in fp32 the launcher's engine clips: DeepSpeed applies non-finite gradients.
         "gradient_clipping": 0.0 if clips_itself(config, plan) else config.optim.clip_norm,
         "steps_per_print": None,
         "wall_clock_breakdown": False,
@@ -31,7 +31,7 @@ def build(config: Config, plan: Plan) -> dict[str, Any]:
         "bf16": {"enabled": plan.precision == "bf16", "check_grad_overflow": True},
     }
     if plan.precision == "bf16" and engine.zero in (1, 2) and not engine.offload_optimizer:
-        # Sums over micro-batches and ranks keep their bits, so that the cut of the batch does not matter.
+        # Sums over micro-batches and ranks keep their bits: the cut of the batch does not matter.
         result["data_types"] = {"grad_accum_dtype": "fp32"}
     optimizer = _optimizer(config, plan)
     if optimizer is not None:
@@ -40,7 +40,7 @@ def build(config: Config, plan: Plan) -> dict[str, Any]:
 
 
 def clips_itself(config: Config, plan: Plan) -> bool:
-    """Whether gradient norm and clipping are the launcher's: stage 0 in fp32, where DeepSpeed has no wrapper."""
+    """Whether the launcher itself clips: at stage 0 in fp32, where DeepSpeed has no wrapper."""
     return config.engine.zero == 0 and plan.precision == "fp32"
 
 
@@ -57,8 +57,8 @@ def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 def _zero(config: Config, plan: Plan) -> dict[str, Any]:
     engine = config.engine
-    # The bucket is a buffer that every rank allocates: no larger than all gradients together.
-    bucket = min(BUCKET_ELEMENTS, plan.trainable or BUCKET_ELEMENTS)
+    # The bucket is a buffer that every rank allocates: a quarter of all gradients at most.
+    bucket = min(BUCKET_ELEMENTS, max(1_000_000, (plan.trainable or 4 * BUCKET_ELEMENTS) // 4))
     zero: dict[str, Any] = {"stage": engine.zero}
     if engine.zero in (1, 2):
         zero |= {

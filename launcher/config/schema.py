@@ -74,7 +74,7 @@ class RunConfig:
     """Identity of the run and where its folder lies."""
 
     name: str | None = None
-    """Folder name of the run under `run.root`; made from the recipe, model and time if not given."""
+    """Folder name of the run under `run.root`; made from recipe, model and time if not given."""
     root: str = "runs"
     """Folder that holds the run folders; on a cluster it must be on the shared file system."""
     tags: list[str] = field(default_factory=list)
@@ -86,7 +86,7 @@ class ModelConfig:
     """The base model and how it computes."""
 
     kind: str = "hf"
-    """Loader: `hf` (any causal language model in Hugging Face format) or `tiny` (made on the spot)."""
+    """Loader: `hf` (any Hugging Face causal language model) or `tiny` (made on the spot)."""
     name: str | None = None
     """Hub name or folder of the base model."""
     revision: str | None = None
@@ -102,7 +102,8 @@ class ModelConfig:
     attention: Attention = Attention.auto
     """`auto` picks what isolates packed documents: varlen on CUDA, per-document SDPA on CPU."""
     quantization: Quantization = Quantization.none
-    """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft` method)."""
+    """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft`
+    method)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
     compile: bool = False
@@ -113,7 +114,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TinyModelConfig(ModelConfig):
-    """A small Llama with a byte-level BPE tokenizer, made and cached at first use; needs no network."""
+    """A small Llama with a byte-level BPE tokenizer, made and cached at first use, offline."""
 
     kind: str = "tiny"
     """Loader: always `tiny` here."""
@@ -145,26 +146,27 @@ class DataConfig:
     format: str = "auto"
     """Record format: `auto` detects it; or chat, prompt, alpaca, text."""
     train: Any = None
-    """Training data: a path, a glob, a folder, a list of these, a `datasets` hub name, or `builtin:NAME`."""
+    """Training data: path, glob, folder, list of these, `datasets` hub name, or `builtin:NAME`."""
     validation: Any = None
-    """Held-out data, same forms as `data.train`; if not given, a share of the training data is held out."""
+    """Held-out data, same forms as `data.train`; if not given, a share of the training data."""
     validation_share: float = 0.05
-    """Share of records held out when `data.validation` is not given, chosen by a seeded hash of each record's
-    content, so that a record never changes sides when the data grows. 0 = no validation."""
+    """Share of records held out when `data.validation` is not given, chosen by a seeded hash of
+    each record's content: no record changes sides when the data grows. 0 = no validation."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Rename columns: field that the format wants -> column in the data, e.g. {prompt: question, completion: answer}."""
+    """Rename columns: field that the format wants -> column in the data, e.g.
+    {prompt: question, completion: answer}."""
     system: str | None = None
     """System message put before every record that has none."""
     max_length: int = 1024
     """Longest sequence in tokens, and the capacity of a pack."""
     packing: bool = True
-    """Put several whole records into one sequence of `data.max_length`; they never attend to each other."""
+    """Put several whole records into one sequence of `data.max_length`; none attends to another."""
     overlong: Overlong = Overlong.truncate
     """Records longer than `data.max_length`: truncate at the end, split into pieces, or drop."""
     bad_records: OnBadRecord = OnBadRecord.stop
-    """Records that cannot be used (broken JSON, no assistant turn): stop with file:line, or skip and count."""
+    """Unusable records (broken JSON, no assistant turn): stop with file:line, or skip and count."""
     limit: int | None = None
     """Use only the first N records of each split (for trials)."""
     shuffle: bool = True
@@ -180,7 +182,7 @@ class BatchConfig:
     """The global batch of one optimizer step; micro-batch and accumulation are solved from it."""
 
     tokens: int | None = None
-    """Global batch in tokens: `data.max_length` times the number of packs. Give this or `batch.sequences`."""
+    """Global batch in tokens: `data.max_length` times the packs. Give this or `batch.sequences`."""
     sequences: int | None = None
     """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
     micro: int | None = None
@@ -250,9 +252,9 @@ class LoraConfig(PeftConfig):
     dropout: float = 0.0
     """Dropout on the adapter's input."""
     targets: Any = "all-linear"
-    """`all-linear` (every linear layer but the LM head), or a list of module names such as [q_proj, v_proj]."""
+    """`all-linear` (all linear layers but the LM head), or module names, e.g. [q_proj, v_proj]."""
     modules_to_save: list[str] = field(default_factory=list)
-    """Modules trained in full beside the adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
+    """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
     dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
@@ -275,7 +277,8 @@ class OptimConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AdamwConfig(OptimConfig):
-    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): torch's fused kernel, DeepSpeed's CPU kernel if offloaded."""
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): torch's fused kernel, or DeepSpeed's CPU
+    kernel if offloaded."""
 
     name: str = "adamw"
     """Name of the optimizer."""
@@ -289,7 +292,7 @@ class AdamwConfig(OptimConfig):
 
 @dataclass(kw_only=True, slots=True)
 class Adamw8bitConfig(AdamwConfig):
-    """AdamW with 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861), through bitsandbytes."""
+    """AdamW of bitsandbytes, 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861)."""
 
     name: str = "adamw8bit"
     """Name of the optimizer."""
@@ -329,7 +332,7 @@ class ScheduleConfig:
 
 @dataclass(kw_only=True, slots=True)
 class WsdConfig(ScheduleConfig):
-    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, then linear decay at the end."""
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, then linear decay."""
 
     name: str = "wsd"
     """Name of the schedule."""
@@ -342,7 +345,7 @@ class EngineConfig:
     """DeepSpeed ZeRO."""
 
     zero: int = 2
-    """ZeRO stage: 0 replicates all, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    """ZeRO stage: 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 parameters too."""
     precision: Dtype = Dtype.auto
     """Computation: `auto` is bf16 on CUDA and fp32 on CPU."""
     offload_optimizer: bool = False
@@ -394,8 +397,8 @@ class EvalConfig:
     max_new_tokens: int = 256
     """Longest generated answer in tokens."""
     answer_pattern: str | None = None
-    """Regular expression for exact match: group 1 (or the whole match) of its last match in answer and
-    reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
+    """Regular expression for exact match: group 1 (or the whole match) of its last match in answer
+    and reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
     batch_tokens: int = 16384
     """Tokens of one evaluation batch on a rank."""
     samples: int = 20

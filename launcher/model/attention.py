@@ -1,10 +1,10 @@
-"""Attention in which packed documents never see each other, registered in transformers' attention table.
+"""Attention in which packed documents never see each other, registered in transformers' table.
 
 A row is several documents one behind the other. Their boundaries travel to every layer as the
 `cu_seq_lens_q` keyword, which transformers' models hand on to the attention function.
 
 - `launcher_document`: one SDPA call a document; the fast way on CPU, runs anywhere.
-- `launcher_varlen`: `torch.nn.attention.varlen.varlen_attn`, one kernel for all documents (CUDA, 16 bit).
+- `launcher_varlen`: torch's `varlen_attn`, one kernel for all documents (CUDA, 16 bit).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _packed: ContextVar[bool] = ContextVar("packed", default=False)
 
 @contextmanager
 def packed_row() -> Iterator[None]:
-    """Mark a forward over a packed row: no mask is built, and attention without boundaries is an error."""
+    """Mark a forward over a packed row: no mask is built; attention without boundaries fails."""
     token = _packed.set(True)
     try:
         yield
@@ -183,7 +183,7 @@ def varlen_attention(
 
 
 def _varlen_options(sliding_window: int | None) -> tuple[dict[str, Any], bool]:
-    """Keywords for a causal call, and whether grouped heads are native: both changed since torch 2.10."""
+    """Keywords of a causal call; whether heads are grouped natively. Changed since torch 2.10."""
     from torch.nn.attention.varlen import varlen_attn
 
     parameters = inspect.signature(varlen_attn).parameters

@@ -1,8 +1,9 @@
-"""Fragment files: parts of flattened parameters in safetensors format, readable at any number of ranks.
+"""Fragment files: parts of flattened parameters as safetensors, readable at any number of ranks.
 
 A rank writes one file of 1-D fp32 fragments. The file's metadata key "fragments" is JSON
-{key: [offset, numel, [shape]]}: fragment `key` holds `numel` elements of the flattened parameter from
-`offset` on, and the parameter has `shape`. Over all files of a checkpoint every element is there once.
+{key: [offset, numel, [shape]]}: fragment `key` holds `numel` elements of the flattened parameter
+from `offset` on, and the parameter has `shape`. Over all files of a checkpoint every element is
+there once.
 """
 
 from __future__ import annotations
@@ -103,7 +104,8 @@ class FragmentReader:
             if offset != position:
                 kind = "missing" if offset > position else "present twice"
                 raise StorageError(
-                    f"elements {min(offset, position)} to {max(offset, position)} of {key} are {kind}",
+                    f"elements {min(offset, position)} to {max(offset, position)}"
+                    f" of {key} are {kind}",
                     where=str(path.parent),
                     hint="the checkpoint is damaged: resume from an older one",
                 )

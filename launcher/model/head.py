@@ -1,13 +1,13 @@
 """LM head and cross entropy at the target positions only, in chunks.
 
-The model is called with `logits_to_keep` = the target positions, and its LM head is given a forward
-that returns the loss itself: gradients for the hidden states and the head's weight are formed chunk by
-chunk in the forward pass, so `[targets, vocab]` never exists as a whole, and it costs no more matrix
-products than the plain formula. Because it runs inside the head's own `forward`, ZeRO-3 gathers the
-weight as for any module.
+The model is called with `logits_to_keep` = the target positions, and its LM head is given a
+forward that returns the loss itself: gradients for the hidden states and the head's weight are
+formed chunk by chunk in the forward pass, so `[targets, vocab]` never exists as a whole, and it
+costs no more matrix products than the plain formula. Because it runs inside the head's own
+`forward`, ZeRO-3 gathers the weight as for any module.
 
-A model that changes logits after its head (soft-capping, scaling) is noticed by the first call, as the
-tensor that leaves the model is then not the one that left the head; such models take the logits
+A model that changes logits after its head (soft-capping, scaling) is noticed by the first call, as
+the tensor that leaves the model is then not the one that left the head; such models take the logits
 themselves, at target positions, with the cross entropy in chunks.
 """
 
@@ -64,7 +64,7 @@ class TargetHead:
             self.head.forward = self._forward  # type: ignore[method-assign,assignment]
 
     def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
-        """Sum of the cross entropy over the row's targets, in nats: fp32 scalar that carries gradients."""
+        """Sum of the cross entropy over the row's targets in nats: fp32 scalar with gradients."""
         if self.head is not None:
             request = _Request(row.targets, smoothing, score=False)
             logits = self._call(caller, row, request)
@@ -78,7 +78,7 @@ class TargetHead:
 
     @torch.no_grad()
     def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
-        """Without gradients: (cross entropy per target in nats, fp32 [T]; whether the top-1 token is right, bool [T])."""
+        """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
         if self.head is not None:
             request = _Request(row.targets, 0.0, score=True)
             logits = self._call(caller, row, request)
@@ -180,7 +180,7 @@ def _chunk(vocab: int, device: torch.device) -> int:
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """Sum of the cross entropy of fp32 `logits` [t, V] and its gradient, [t, V], which reuses one buffer."""
+    """Summed cross entropy of fp32 `logits` [t, V], and its gradient [t, V] (reuses one buffer)."""
     log_p = torch.log_softmax(logits, dim=-1)
     picked = targets.unsqueeze(1)
     loss = -log_p.gather(1, picked).sum()
@@ -208,7 +208,9 @@ class _HeadLoss(torch.autograd.Function):
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
+        grad_bias = (
+            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
+        )
         total = hidden.new_zeros((), dtype=torch.float32)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, hidden.shape[0], size):

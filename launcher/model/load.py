@@ -18,7 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def model_source(config: ModelConfig) -> str:
-    """Hub name or folder of the base model; an untrained tiny model is made here if there is none yet.
+    """Hub name or folder of the base model; an untrained tiny model is made here if missing.
 
     Raises `ConfigError` when `model.recipe` names a base that has not been pre-trained.
     """
@@ -44,8 +44,8 @@ def load_model(
 ) -> nn.Module:
     """The base model, in training mode, with weights in the plan's dtype.
 
-    `num_tokens` is the tokenizer's size: embeddings grow to hold it. `zero3` is the DeepSpeed dict when
-    parameters are to be sharded while loading: then rank 0 alone reads the checkpoint.
+    `num_tokens` is the tokenizer's size: embeddings grow to hold it. `zero3` is the DeepSpeed dict
+    when parameters are to be sharded while loading: then rank 0 alone reads the checkpoint.
     Raises `ConfigError` when there is no such model or it cannot be loaded.
     """
     from transformers import AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""A rank: `python -m launcher.train RUN_DIR [--attempt N]`, or with Hydra overrides instead of the folder."""
+"""A rank: `python -m launcher.train RUN_DIR [--attempt N]`, or Hydra overrides for the folder."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""Checkpoints: written by all ranks beside what is there, valid only once manifest.json stands in them.
+"""Checkpoints: written by all ranks beside what is there, valid only once they hold manifest.json.
 
-    checkpoints/step-00000100/weights-rank-00000.safetensors     this rank's part of the fp32 weights
-                              optimizer-rank-00000.safetensors   the same parts of the optimizer's state
-                              manifest.json                      written last: sizes and hashes of all files
+    checkpoints/step-00000100/
+        weights-rank-00000.safetensors     this rank's part of the fp32 weights
+        optimizer-rank-00000.safetensors   the same parts of the optimizer's state
+        manifest.json                      written last: sizes and hashes of all files
 
 Only trained weights are in it: the frozen base of an adapter run is never saved. The layout is by
-parameter, not by rank, so a checkpoint can be read at another number of ranks and another ZeRO stage.
+parameter, not by rank, so a checkpoint can be read at another number of ranks or ZeRO stage.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def checkpoints(run: RunDir) -> list[Checkpoint]:
 def newest_valid(
     run: RunDir, warn: Callable[[str], None], step: int | None = None
 ) -> Checkpoint | None:
-    """The newest checkpoint (or that of `step`) whose files are whole; damaged ones are passed over with a warning."""
+    """The newest whole checkpoint (or that of `step`); damaged ones are skipped with a warning."""
     candidates = [c for c in reversed(checkpoints(run)) if step is None or c.step == step]
     for candidate in candidates:
         damage = candidate.damage()
@@ -116,7 +117,7 @@ def clean_up(run: RunDir) -> None:
 def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any]) -> Path:
     """Write checkpoint `step` with all ranks.
 
-    `StorageError` on every rank if any of them could not write; older checkpoints are untouched then.
+    `StorageError` on every rank if any could not write; older checkpoints are untouched then.
     """
     started = time.monotonic()
     folder = run.checkpoints / f"step-{step:08d}"
@@ -205,7 +206,7 @@ def _is_laid_out_like(value: Any, flat: torch.Tensor) -> bool:
 def _scalars(engine: Engine) -> dict[str, float]:
     """Counters in the optimizer's state (Adam's step), which are the same for every parameter.
 
-    An int where the optimizer counts in Python (DeepSpeed's CPUAdam), a float where it counts in a tensor.
+    An int where the optimizer counts in Python (DeepSpeed's CPUAdam), a float where in a tensor.
     """
     scalars: dict[str, float] = {}
     for values in engine.base_optimizer.state.values():
@@ -283,7 +284,7 @@ def rotate(run: RunDir, config: CheckpointConfig) -> None:
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Put trained weights into a model that is not under DeepSpeed yet (it may be sharded by ZeRO-3).
+    """Put trained weights into a model not yet under DeepSpeed (it may be sharded by ZeRO-3).
 
     The engine is built on them afterwards; `load_optimizer` then restores the exact fp32 masters.
     """
@@ -296,7 +297,7 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
             where=str(checkpoint.path),
             hint="the config of the run must be the one that wrote the checkpoint",
         )
-    for name in reader.keys():
+    for name in reader.keys():  # noqa: SIM118 (a reader is not a mapping)
         parameter = parameters[name]
         if hasattr(parameter, "ds_id"):
             _load_sharded(parameter, reader, name)
@@ -317,7 +318,7 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
     manifest = checkpoint.manifest
     state = engine.base_optimizer.state
     keys_of: dict[str, list[str]] = {}
-    for key in optimizer.keys():
+    for key in optimizer.keys():  # noqa: SIM118 (a reader is not a mapping)
         name, _, state_key = key.rpartition("|")
         keys_of.setdefault(name, []).append(state_key)
     for piece in engine.pieces():

@@ -37,7 +37,8 @@ def open_store(ranks: Ranks, timeout_s: float) -> Store:
         raise HangError(
             f"rank {ranks.rank} on {ranks.host} cannot reach the rendezvous: {error}",
             where="launch",
-            hint="check MASTER_ADDR, MASTER_PORT and that all nodes were started with the same values",
+            hint="check MASTER_ADDR, MASTER_PORT and that all nodes were started"
+            " with the same values",
         ) from error
     return store
 
@@ -47,7 +48,7 @@ def join(
 ) -> None:
     """Make the process group and check who joined.
 
-    Raises `HangError` naming the ranks that are missing after `timeout_s` seconds, and `ConfigError`
+    Raises `HangError` naming the ranks still missing after `timeout_s` seconds, and `ConfigError`
     when the world differs from the plan or two ranks share a place on a host.
     """
     store.set(f"joined/{ranks.rank}", f"{ranks.host} {ranks.local_rank}")
@@ -80,9 +81,11 @@ def _await_all(store: Store, ranks: Ranks, timeout_s: float) -> None:
         except (dist.DistError, RuntimeError) as error:
             missing = [r for r in range(ranks.world_size) if not store.check([f"joined/{r}"])]
             raise HangError(
-                f"after {timeout_s:.0f} s these of {ranks.world_size} ranks have not joined: {missing}",
+                f"after {timeout_s:.0f} s these of {ranks.world_size} ranks"
+                f" have not joined: {missing}",
                 where="launch.join_timeout_s",
-                hint="look at the missing ranks' logs; raise launch.join_timeout_s if they are only slow",
+                hint="look at the missing ranks' logs;"
+                " raise launch.join_timeout_s if they are only slow",
             ) from error
 
 

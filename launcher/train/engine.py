@@ -21,7 +21,7 @@ from launcher.errors import ConfigError, DivergedError
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What an optimizer step did: global gradient norm before clipping, and whether it was applied."""
+    """What an optimizer step did: gradient norm before clipping, and whether it was applied."""
 
     grad_norm: float
     applied: bool
@@ -29,9 +29,9 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """This rank's part of one trained parameter: `numel` elements from `offset` of the flattened parameter.
+    """This rank's part of a trained parameter: `numel` elements of it, flattened, from `offset`.
 
-    They lie in the fp32 master tensor `flat` from `flat_offset` on; optimizer state has the same layout.
+    They lie in the fp32 master `flat` from `flat_offset` on; optimizer state has the same layout.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Piece:
 
 
 def import_deepspeed(device: str) -> Any:
-    """Import DeepSpeed quietly, without its shared-memory op, which needs a compiler and gains nothing."""
+    """Import DeepSpeed quietly, without its shared-memory op: that needs a compiler for no gain."""
     if device == "cpu":
         runtime.choose_cpu_accelerator()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -105,7 +105,7 @@ class Engine:
         self._engine.eval()
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate the gradients of one micro-batch; `loss` is already divided by the global weight."""
+        """Accumulate a micro-batch's gradients; `loss` is already divided by the global weight."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def micro_step(self) -> None:
@@ -113,7 +113,7 @@ class Engine:
         self._engine.step()
 
     def step(self, lr_factor: float) -> StepResult:
-        """Clip and apply the accumulated gradients; a non-finite gradient is discarded, not applied."""
+        """Clip and apply the accumulated gradients; a non-finite gradient is discarded."""
         for group, base in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
             group["lr"] = base * lr_factor
         if self._clip_norm is not None:

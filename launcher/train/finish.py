@@ -31,7 +31,7 @@ def finish(
     step: int,
     say: Callable[[str], None],
 ) -> None:
-    """Evaluate and compare with all ranks; then, on rank 0, export, settle the status and report."""
+    """Evaluate and compare with all ranks; then, on rank 0, export, settle status and report."""
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()

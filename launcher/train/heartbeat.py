@@ -28,7 +28,7 @@ class Heartbeat:
         self._path.parent.mkdir(parents=True, exist_ok=True)
 
     def beat(self, phase: str, step: int) -> None:
-        """Say that this rank is in `phase` (start, step, eval, save, export, end) at optimizer step `step`."""
+        """Say that the rank is in `phase` (start, step, eval, save, export, end) at step `step`."""
         now = time.time()
         if phase == self._phase and now - self._written < INTERVAL_S:
             return

@@ -10,8 +10,8 @@ from launcher.config.schema import ScheduleConfig, WsdConfig
 def factor(schedule: ScheduleConfig, step: int, steps: int, warmup_steps: int) -> float:
     """Factor for optimizer step `step` (0-based) of `steps`.
 
-    The first step of a warm-up already moves: it has factor 1 / (warmup_steps + 1). A decay begins at 1
-    and would reach `min_ratio` one step after the last, so no step is taken at a rate of 0.
+    The first step of a warm-up already moves: it has factor 1 / (warmup_steps + 1). A decay begins
+    at 1 and would reach `min_ratio` one step after the last, so no step is taken at a rate of 0.
     """
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)

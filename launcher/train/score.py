@@ -1,4 +1,4 @@
-"""`python -m launcher.train.score RUN_DIR`: the metrics of one model on the held-out records of its run."""
+"""`python -m launcher.train.score RUN_DIR`: metrics of one model on its run's held-out records."""
 
 from __future__ import annotations
 

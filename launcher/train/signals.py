@@ -1,4 +1,4 @@
-"""Asking a run to stop: signal handlers only set a flag, which the loop reads where stopping is safe."""
+"""Asking a run to stop: signal handlers only set a flag that the loop reads where that is safe."""
 
 from __future__ import annotations
 

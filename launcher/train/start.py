@@ -1,4 +1,4 @@
-"""From process start to the training loop: join the ranks, open the run folder, say how it ended."""
+"""From process start to the training loop: join ranks, open the run folder, say how it ended."""
 
 from __future__ import annotations
 
@@ -30,27 +30,38 @@ def main(argv: list[str]) -> int:
     ranks, stop = runtime.ranks(), StopFlag()
     stop.install()
     runtime.limit_heap_fragmentation()
-    words, attempt = _arguments(argv)
-    run: RunDir | None = RunDir(words[0]) if len(words) == 1 and RunDir(words[0]).exists() else None
-    if run is not None and attempt is not None:
-        _redirect(run.log(attempt, ranks.rank))
+    job = _Job(ranks, *_arguments(argv))
+    if len(job.words) == 1 and RunDir(job.words[0]).exists():
+        job.run = RunDir(job.words[0])
+    if job.run is not None and job.attempt is not None:
+        _redirect(job.run.log(job.attempt, ranks.rank))
     with contextlib.ExitStack() as resources:
         try:
-            run = _run(run, words, attempt, ranks, stop, resources)
+            _run(job, stop, resources)
         except LauncherError as error:
-            return _failed(run, ranks, error)
+            return _failed(job, error)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return _failed(run, ranks, _out_of_memory(error))
+            return _failed(job, _out_of_memory(error))
         except Exception as error:
             traceback.print_exc()
             if _is_allocation_failure(error):
-                return _failed(run, ranks, _out_of_memory(error))
-            return _failed(run, ranks, LauncherError(f"{type(error).__name__}: {error}"))
+                return _failed(job, _out_of_memory(error))
+            return _failed(job, LauncherError(f"{type(error).__name__}: {error}"))
     return int(ExitCode.ok)
 
 
+@dataclass(slots=True)
+class _Job:
+    """What this rank is to do; run and attempt are known from the start or once there is a folder."""
+
+    ranks: Ranks
+    words: list[str]
+    attempt: int | None
+    run: RunDir | None = None
+
+
 def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
-    """(run folder or overrides, number after --attempt). The deepspeed launcher adds --local_rank=N."""
+    """(run folder or overrides, number after --attempt). deepspeed adds --local_rank=N."""
     words = [word for word in argv if not word.startswith("--local_rank")]
     if "--attempt" in words:
         at = words.index("--attempt")
@@ -273,6 +284,7 @@ def _out_of_memory(error: BaseException) -> OutOfMemoryError:
     return OutOfMemoryError(
         str(error).splitlines()[0] if str(error) else type(error).__name__,
         where="memory",
-        hint="set batch.micro=1, model.gradient_checkpointing=true, a smaller data.max_length, a higher"
-        " engine.zero, peft=lora, or engine=zero3_offload (`launcher plan` shows the estimate of each)",
+        hint="set batch.micro=1, model.gradient_checkpointing=true, a smaller data.max_length,"
+        " a higher engine.zero, peft=lora, or engine=zero3_offload"
+        " (`launcher plan` shows the estimate of each)",
     )

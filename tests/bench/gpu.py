@@ -5,8 +5,8 @@
     python tests/bench/gpu.py --device cpu --models tiny --steps 3 --length 128    # does it run?
 
 Models are randomly initialised and made offline. Every row is measured in a process of its own
-(`gpu_child.py`), so that peak memory and the time to the first step are that row's. A row that runs out
-of memory is tried again with half the micro-batch.
+(`gpu_child.py`), so that peak memory and the time to the first step are that row's. A row that runs
+out of memory is tried again with half the micro-batch.
 """
 
 from __future__ import annotations
@@ -46,15 +46,11 @@ COLUMNS = (
 def parse(argv: list[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["0.6b", "1.7b", "4b", "8b"], metavar="NAME",
-                        choices=list(gpu_models.MODELS))  # fmt: skip
-    parser.add_argument(
-        "--tools", nargs="+", default=["launcher", "trl"], choices=["launcher", "trl"]
-    )
-    parser.add_argument("--checkpointing", nargs="+", default=["off", "on"], choices=["off", "on"])
-    parser.add_argument(
-        "--steps", type=int, default=12, help="optimizer steps; the first 3 do not count"
-    )
+    names, tools, switch = list(gpu_models.MODELS), ["launcher", "trl"], ["off", "on"]
+    parser.add_argument("--models", nargs="+", choices=names, default=names[1:])
+    parser.add_argument("--tools", nargs="+", choices=tools, default=tools)
+    parser.add_argument("--checkpointing", nargs="+", choices=switch, default=switch)
+    parser.add_argument("--steps", type=int, default=12, help="the first 3 are not measured")
     parser.add_argument("--length", type=int, default=4096, help="tokens of a pack")
     parser.add_argument("--documents", type=int, default=500, help="median length of a document")
     parser.add_argument("--sequences", type=int, default=8, help="packs of an optimizer step")

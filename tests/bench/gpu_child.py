@@ -10,7 +10,6 @@ import math
 import statistics
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +73,7 @@ def _seconds_of_matmul(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> f
 
 
 def make_records(job: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(tokens, targets) of random documents: log-normal lengths, the second half of each learned."""
+    """(tokens, targets) of random documents: log-normal lengths, the second half is learned."""
     rng = np.random.default_rng(0)
     vocab = gpu_models.MODELS[job["model"]]["vocab_size"]
     needed = job["steps"] * job["sequences"] * job["length"]

@@ -1,4 +1,4 @@
-"""Models of usual shapes, made offline: a config, and a weight file of zeros that takes no space."""
+"""Models of usual shapes, made offline: a config, and a file of zeros that takes no space."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Clock(TrainerCallback):
 
 
 def attention(job: dict[str, Any]) -> str:
-    """The attention that keeps TRL's packed documents apart at full speed, where it is installed."""
+    """The attention that TRL packs for, where it is installed; else what keeps documents apart."""
     flash = job["device"] == "cuda" and importlib.util.find_spec("flash_attn")
     return "flash_attention_2" if flash else "sdpa"
 

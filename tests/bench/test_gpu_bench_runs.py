@@ -13,10 +13,10 @@ SCRIPT = Path(__file__).with_name("gpu.py")
 
 
 def test_a_row_is_measured_and_printed(tmp_path):
-    words = "--device cpu --models tiny --tools launcher --checkpointing on --steps 3".split()
-    words += "--length 128 --documents 40 --sequences 4 --micro 2 --json".split()
     report = tmp_path / "report.json"
-    command = [sys.executable, str(SCRIPT), *words, str(report)]
+    words = ["--device=cpu", "--models=tiny", "--tools=launcher", "--checkpointing=on"]
+    words += ["--steps=3", "--length=128", "--documents=40", "--sequences=4", "--micro=2"]
+    command = [sys.executable, str(SCRIPT), *words, f"--json={report}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(report.read_text())["rows"]

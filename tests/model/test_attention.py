@@ -1,4 +1,4 @@
-"""Packed documents never see each other: packed against unpacked, loss and gradients, per model family."""
+"""Packed documents never see each other: loss and gradients as unpacked, per model family."""
 
 from types import SimpleNamespace
 

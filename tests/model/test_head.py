@@ -1,4 +1,4 @@
-"""The fused head against the plain formula: loss, gradients, scores, and models that it must leave alone."""
+"""The fused head against the plain formula: loss, gradients, scores, models it must leave alone."""
 
 from types import SimpleNamespace
 
@@ -12,7 +12,7 @@ from launcher.model.head import TargetHead
 
 
 class Tiny(torch.nn.Module):
-    """The shape of a causal language model: embedding, head, and an optional change of the logits."""
+    """The shape of a causal language model: embedding, head, optional change of the logits."""
 
     def __init__(self, vocab, width, bias, after=None):
         super().__init__()

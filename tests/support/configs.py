@@ -1,4 +1,4 @@
-"""Config objects for tests that go below composition: nested keyword sections over small defaults."""
+"""Config objects for tests that go below composition: nested keywords over small defaults."""
 
 from typing import Any
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from support.configs import make_config
 
 from launcher import runtime
 from launcher.config import deepspeed, plan
@@ -21,6 +20,7 @@ from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
+from support.configs import make_config
 
 
 def run(case, cache, ranks):

@@ -1,4 +1,4 @@
-"""One rank that trains with a save in the middle, then goes on from it with fresh objects, and compares.
+"""One rank that trains with a save in the middle, goes on from it with fresh objects, and compares.
 
 usage: resume_worker.py CASES.json OUT.json      (started by run_ranks)
 """
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from support.configs import make_config
 
 from launcher import runtime
 from launcher.config import deepspeed, plan
@@ -24,6 +23,7 @@ from launcher.rundir import RunDir
 from launcher.train import checkpoint as checkpoints
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
+from support.configs import make_config
 
 
 def build(config, made, start):

@@ -1,20 +1,20 @@
-"""The same numbers everywhere: loss and gradient norm for every ZeRO stage, number of ranks, cut and packing."""
+"""Same loss and gradient norm for every ZeRO stage, number of ranks, batch cut and packing."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from support.models import make_llama
-from support.ranks import run_ranks
 
 from launcher.data import cache as caches
+from support.models import make_llama
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
 STEPS = 3
 LENGTH = 64
-#: Records are of equal length, four to a pack, so that packed and unpacked batches hold the same ones.
+#: Records are of equal length, four to a pack, so that packed and unpacked batches hold the same.
 RECORDS, RECORD_LENGTH, PACKS = 48, 16, 4
 
 
@@ -65,7 +65,7 @@ def run_cases(folder, cases, ranks):
 
 
 def plain_loop(model_folder, cache):
-    """The same training without DeepSpeed, packing or chunks: one document a forward, torch's AdamW."""
+    """The same training, no DeepSpeed, packing or chunks: one document a forward, torch's AdamW."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(model_folder)

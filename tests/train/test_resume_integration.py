@@ -1,13 +1,13 @@
-"""A resumed run is the run that was never stopped, bit for bit; and it goes on at other numbers of ranks."""
+"""A resumed run equals one never stopped, bit for bit; and it goes on at other numbers of ranks."""
 
 import json
 
 import numpy as np
 import pytest
-from support.models import make_llama
-from support.ranks import run_ranks
 
 from launcher.data import cache as caches
+from support.models import make_llama
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
