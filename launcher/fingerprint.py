@@ -160,7 +160,7 @@ def data_keys(config: Config, hashes: Hashes | None = None) -> dict[str, str | N
     options = {
         "versions": [CODE_VERSION, LAYOUT_VERSION],
         "tokenizer": _tokenizer(config.model, hashes),
-        "all_targets": config.objective.name == "text",
+        "all_targets": config.objective.learns_every_token,
         **{
             name: getattr(data, name)
             for name in ("format", "columns", "system", "max_length", "overlong", "bad_records")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import socket
 import sys
@@ -169,6 +168,12 @@ def choose_cpu_accelerator() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
+def let_cuda_memory_grow() -> None:
+    """Let torch's CUDA allocator extend its segments: rows of changing length would leave holes."""
+    if "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def become_single_rank() -> None:
     """Set what torchrun would set for the only rank of a job, where DeepSpeed reads it."""
     for name, value in {
@@ -189,6 +194,8 @@ def limit_heap_fragmentation() -> None:
     and each thread has a heap of its own. A fixed threshold for large blocks (which turns glibc's
     growing one off) and one heap for all threads take a sixth off a CPU rank's memory.
     """
+    import ctypes
+
     mmap_threshold, arena_max = -3, -8
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

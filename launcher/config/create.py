@@ -43,8 +43,10 @@ def checked(
     config, problems = compose.try_compose(words, config_dirs)
     world_size = world_size or ranks_per_node(config)
     has_gpu = runtime.gpu_count() > 0
-    problems += checks.check(config, world_size=world_size, has_gpu=has_gpu)
+    checked = checks.check(config, world_size=world_size, has_gpu=has_gpu)
+    problems = checks.beside(problems, checked)
     problems += _name_problems(config)
+    problems += _device_problems(config)
     if problems:
         raise ConfigError(problems)
     return config, plan.make(config, world_size=world_size, has_gpu=has_gpu)
@@ -97,6 +99,14 @@ def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) ->
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)
     run.config.chmod(0o444)
+
+
+def _device_problems(config: Config) -> list[Problem]:
+    gpus, ranks = runtime.gpu_count(), config.launch.processes
+    if not gpus or ranks is None or ranks <= gpus:
+        return []
+    found = f"{ranks} ranks on {gpus} GPU{'s' if gpus > 1 else ''}: each rank needs one of its own"
+    return [Problem("launch.processes", found, f"launch.processes={gpus}, or leave it out")]
 
 
 def _name_problems(config: Config) -> list[Problem]:

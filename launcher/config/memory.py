@@ -155,7 +155,7 @@ def estimate(
     """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host (offloaded).
 
     With N parameters, T trained ones, W ranks and b bytes a number:
-    weights N*b, over W from ZeRO 3; gradients T*b, over W from ZeRO 2; optimizer T * (moments + 4
+    weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2; optimizer T * (moments + 4
     for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the weights themselves, without a
     copy).
     Activations: a block keeps about 4 vectors of `hidden`, 2 of the query, 2 of the key-value and 4
@@ -174,7 +174,9 @@ def estimate(
     copy = 0 if stage == 0 and precision == "fp32" else 4
     optimizer = trained * (moments + copy) / (world_size if stage >= 1 else 1)
     weights /= world_size if stage == 3 else 1
-    gradients = trained * size / (world_size if stage >= 2 else 1)
+    # Sums over micro-batches and ranks are kept in fp32 where DeepSpeed offers it.
+    summed = 4 if stage in (1, 2) and not config.engine.offload_optimizer else size
+    gradients = trained * summed / (world_size if stage >= 2 else 1)
     tokens = micro_batch * config.data.max_length
     inside = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate
     if config.model.gradient_checkpointing:

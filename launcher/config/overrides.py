@@ -124,7 +124,7 @@ def _read_group(
     if group == "model" and ("/" in name or name.startswith(".")):
         hint = f"for a hub name or a folder write model.name={name}"
     elif "," in name:
-        hint = "give one option; a sweep over several needs -m"
+        hint = "give one option"
     elif group == "data" and ("/" in name or "." in name):
         hint = f"for a data file write data.train={name}"
     return Problem(group, f"unknown option {name!r}", hint)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 
 class Dtype(Enum):
@@ -186,7 +186,8 @@ class BatchConfig:
     sequences: int | None = None
     """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
     micro: int | None = None
-    """Sequences a rank computes at once; default: the largest that fits and divides the batch."""
+    """Sequences a rank computes at once; default: the most that divide the batch and have no more than
+    1,024 tokens on CPU, 16,384 on CUDA."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -209,6 +210,8 @@ class TrainConfig:
 class ObjectiveConfig:
     """What is learned from a sequence."""
 
+    learns_every_token: ClassVar[bool] = False
+
     name: str = "sft"
     """Objective: see the table in docs/config.md."""
 
@@ -226,6 +229,8 @@ class SftConfig(ObjectiveConfig):
 @dataclass(kw_only=True, slots=True)
 class TextConfig(ObjectiveConfig):
     """Continued pre-training: cross entropy on every token."""
+
+    learns_every_token: ClassVar[bool] = True
 
     name: str = "text"
     """Name of the objective."""

@@ -32,6 +32,8 @@ class Row:
     """int64 [targets]: positions to predict from."""
     targets: torch.Tensor
     """int64 [targets]: the token at each position plus one."""
+    longest: int
+    """Tokens of the longest document; known here, so that no device has to be asked for it."""
     records: list[int]
     """Record ids in the cache, one a document."""
     packs: list[int]
@@ -69,6 +71,7 @@ def make_row(
         document_starts=torch.from_numpy(starts),
         target_index=torch.from_numpy(learned - 1),
         targets=torch.from_numpy(tokens[learned]),
+        longest=int(np.diff(starts).max()),
         records=chosen.tolist(),
         packs=list(packs),
     )

@@ -139,7 +139,7 @@ def _make(config: Config, task: _Pass, missing: list[tuple[str, Path]], tokenize
                 files=files,
                 limit=config.data.limit,
                 bad_records=config.data.bad_records,
-                expect_context=config.objective.name != "text" and format_name != "text",
+                expect_context=not config.objective.learns_every_token and format_name != "text",
                 tokenizer=tokenizer,
             )
             stack.callback(shutil.rmtree, temporary, ignore_errors=True)
@@ -221,7 +221,7 @@ def _options(config: Config, format_name: str, share: float) -> Options:
         system=data.system,
         max_length=data.max_length,
         overlong=data.overlong,
-        all_targets=config.objective.name == "text",
+        all_targets=config.objective.learns_every_token,
         share=share,
         seed=config.seed,
     )

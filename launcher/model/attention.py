@@ -153,7 +153,7 @@ def varlen_attention(
             kwargs,
         )
     _refuse_sinks(kwargs)
-    if softcap is not None or dropout or not query.is_cuda or query.dtype == torch.float32:
+    if softcap is not None or dropout or not _has_kernel(query):
         return document_attention(
             module,
             query,
@@ -180,6 +180,11 @@ def varlen_attention(
     )
     packed: torch.Tensor = out.unsqueeze(0)
     return packed, None
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    width = query.shape[-1]
+    return query.is_cuda and query.dtype != torch.float32 and width % 8 == 0 and width <= 256
 
 
 def _varlen_options(sliding_window: int | None) -> tuple[dict[str, Any], bool]:

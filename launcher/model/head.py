@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
 
-#: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 256 MB on a GPU.
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 26}
+#: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
+CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 class Row(Protocol):
@@ -34,6 +34,7 @@ class Row(Protocol):
     document_starts: Tensor
     target_index: Tensor
     targets: Tensor
+    longest: int
 
 
 @dataclass(slots=True)
@@ -105,15 +106,14 @@ class TargetHead:
 
     def _packed(self, row: Row) -> dict[str, Any]:
         starts = row.document_starts
-        longest = int((starts[1:] - starts[:-1]).max())
         return {
             "input_ids": row.input_ids.unsqueeze(0),
             "position_ids": row.position_ids.unsqueeze(0),
             "logits_to_keep": row.target_index,
             "cu_seq_lens_q": starts,
             "cu_seq_lens_k": starts,
-            "max_length_q": longest,
-            "max_length_k": longest,
+            "max_length_q": row.longest,
+            "max_length_k": row.longest,
         }
 
     def _forward(self, hidden: Tensor) -> Tensor:

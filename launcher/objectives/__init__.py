@@ -14,9 +14,6 @@ from torch import Tensor
 class Objective(Protocol):
     """The seam that every objective fills."""
 
-    every_token: bool
-    """Whether every token is a target, whatever the data's own target mask says."""
-
     def weight(self, row: Any) -> float:
         """What the loss sum of this row is divided by, summed over the global batch."""
         ...

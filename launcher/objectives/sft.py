@@ -12,8 +12,6 @@ from launcher.config.schema import SftConfig
 class Sft:
     """Cross entropy per target token (assistant turns, completions)."""
 
-    every_token = False
-
     def __init__(self, options: SftConfig) -> None:
         self.smoothing = options.label_smoothing
 

@@ -12,8 +12,6 @@ from launcher.config.schema import TextConfig
 class Text:
     """Cross entropy per token; `prepare` marks every token as a target."""
 
-    every_token = True
-
     def __init__(self, options: TextConfig) -> None:
         self.options = options
 

@@ -116,6 +116,8 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
     flops = meters.model_flops(model)
     if config.model.compile:
         model.compile()
+    if device.type == "cuda" and config.engine.offload_optimizer:
+        say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
     engine = Engine(model, config, plan, settings)
     if start is not None:
         checkpoints.load_optimizer(start, engine)
@@ -188,8 +190,9 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
             meter.begin()
             # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
             torch.manual_seed(_step_seed(config.seed, step, ranks.rank))
-            rows = [row.to(device) for row in loader.step(step)]
+            rows = loader.step(step)
             weight, work = _totals(objective, rows, device)
+            rows = [row.to(device, non_blocking=True) for row in rows]
             if not weight:
                 raise DataError(
                     f"no target token in the global batch of step {step + 1}",

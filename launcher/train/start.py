@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,6 +31,7 @@ def main(argv: list[str]) -> int:
     ranks, stop = runtime.ranks(), StopFlag()
     stop.install()
     runtime.limit_heap_fragmentation()
+    runtime.let_cuda_memory_grow()
     job = _Job(ranks, *_arguments(argv))
     if len(job.words) == 1 and RunDir(job.words[0]).exists():
         job.run = RunDir(job.words[0])
@@ -52,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 @dataclass(slots=True)
 class _Job:
-    """What this rank is to do; run and attempt are known from the start or once there is a folder."""
+    """What this rank is to do; run and attempt may be known only once rank 0 has the folder."""
 
     ranks: Ranks
     words: list[str]
@@ -69,25 +71,19 @@ def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
     return words, None
 
 
-def _run(
-    run: RunDir | None,
-    words: list[str],
-    attempt: int | None,
-    ranks: Ranks,
-    stop: StopFlag,
-    resources: contextlib.ExitStack,
-) -> RunDir:
+def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
+    ranks = job.ranks
     store = distributed.open_store(ranks, _JOIN_TIMEOUT_S)
     if ranks.is_main:
         with _announced(store):
-            run, attempt = _open(run, words, attempt, ranks, resources)
-            store.set("run", f"{attempt} {run}")
+            run = _open(job, resources)
+            store.set("run", f"{job.attempt} {run}")
     else:
-        run, number = _await_main(store)
-        if attempt is None:
-            attempt = number
+        run, attempt = _await_main(store)
+        job.run = run
+        if job.attempt is None:
+            job.attempt = attempt
             _redirect(run.log(attempt, ranks.rank))
-    assert run is not None
     config = compose.load(run.config)
     device = _device(ranks)
     _use_threads(config, ranks, device)
@@ -100,34 +96,28 @@ def _run(
         # After a failure the peers may wait in a collective: leaving must not wait for them.
         if sys.exc_info()[0] is None:
             distributed.leave()
-    return run
 
 
 #: Time to reach the rendezvous; how long to wait for all ranks is launch.join_timeout_s.
 _JOIN_TIMEOUT_S = 120.0
 
 
-def _open(
-    run: RunDir | None,
-    words: list[str],
-    attempt: int | None,
-    ranks: Ranks,
-    resources: contextlib.ExitStack,
-) -> tuple[RunDir, int]:
+def _open(job: _Job, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
-    started_directly = attempt is None
-    if run is None:
-        run = create.create(words, world_size=ranks.world_size)
+    started_directly = job.attempt is None
+    if job.run is None:
+        job.run = create.create(job.words, world_size=job.ranks.world_size)
+    run = job.run
     resources.enter_context(run.lock())
-    if attempt is None:
-        attempt = max(run.attempts(), default=0) + 1
+    if job.attempt is None:
+        job.attempt = max(run.attempts(), default=0) + 1
     if started_directly:
-        resources.enter_context(_copied(run.log(attempt, ranks.rank)))
+        resources.enter_context(_copied(run.log(job.attempt, job.ranks.rank)))
         print(f"run folder: {run}", flush=True)
-    run.set_status(State.preparing, attempt=attempt)
+    run.set_status(State.preparing, attempt=job.attempt)
     if started_directly:
         _prepare(run)
-    return run, attempt
+    return run
 
 
 def _prepare(run: RunDir) -> None:
@@ -249,7 +239,8 @@ def _copied(log: Path) -> Iterator[None]:
 # ---- failures
 
 
-def _failed(run: RunDir | None, ranks: Ranks, error: LauncherError) -> int:
+def _failed(job: _Job, error: LauncherError) -> int:
+    run, ranks = job.run, job.ranks
     if isinstance(error, _FollowedError):
         return int(error.exit_code)
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

@@ -148,7 +148,7 @@ def estimate(world_size: int = 4, precision: str = "bf16", **sections: Any) -> d
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
-    [(0, 2, 2, 12), (1, 2, 2, 3), (2, 2, 0.5, 3), (3, 0.5, 0.5, 3)],
+    [(0, 2, 2, 12), (1, 2, 4, 3), (2, 2, 1, 3), (3, 0.5, 0.5, 3)],
 )
 def test_zero_stages_shard_one_part_after_another(
     stage: int, weights: float, gradients: float, optimizer: float

@@ -27,7 +27,7 @@ def problems(*words: str) -> list[Problem]:
         ("model=Qwen/Qwen3-8B", "model", "'Qwen/Qwen3-8B'", "write model.name=Qwen/Qwen3-8B"),
         ("model=./folder", "model", "unknown option", "model.name=./folder"),
         ("data=train.jsonl", "data", "unknown option", "data.train=train.jsonl"),
-        ("peft=none,lora", "peft", "'none,lora'", "needs -m"),
+        ("peft=none,lora", "peft", "'none,lora'", "give one option"),
         ("optim={lr: 3}", "optim", "unknown option", "adamw"),
         ("modle=hf", "modle", "unknown group", "did you mean model=hf?"),
         ("foo=1", "foo", "unknown key (got '1')", "docs/config.md"),

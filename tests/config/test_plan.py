@@ -149,7 +149,7 @@ def test_description_says_how_the_batch_is_cut() -> None:
         schedule={"warmup": 0.1},
     )
     text = plan.describe(config, plan.make(config, world_size=2, has_gpu=False, train_packs=90))
-    assert "12 packs of 1024 tokens = 2 ranks x 2 micro-batch x 3 accumulation" in text
+    assert "12 packs of 1024 tokens = 2 ranks x 1 micro-batch x 6 accumulation" in text
     assert "lora fine-tuning, fp32, attention document" in text
     assert "30 steps (4 epochs), 3 of warm-up" in text
     assert "ZeRO-2 on 2 ranks on cpu" in text

@@ -46,6 +46,7 @@ def row():
         document_starts=torch.tensor([0, TOKENS], dtype=torch.int32),
         target_index=torch.arange(TOKENS - 1),
         targets=ids[1:],
+        longest=TOKENS,
         records=[0],
         packs=[0],
     ).to("cuda")

@@ -137,6 +137,7 @@ def make_row():
         document_starts=starts_of(LENGTHS).cpu(),
         target_index=index,
         targets=ids[index + 1],
+        longest=max(LENGTHS),
         records=list(range(len(LENGTHS))),
         packs=[0],
     ).to("cuda")

@@ -72,6 +72,7 @@ def make_row(lengths):
         document_starts=starts,
         target_index=index,
         targets=ids[index + 1],
+        longest=max(lengths),
         lengths=lengths,
     )
 

@@ -40,6 +40,7 @@ def row_of(tokens, learned):
         document_starts=torch.tensor([0, len(tokens)], dtype=torch.int32),
         target_index=index,
         targets=ids[index + 1],
+        longest=len(tokens),
     )
 
 

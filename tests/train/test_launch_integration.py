@@ -11,7 +11,7 @@ from support.project import DEEPSPEED, LAUNCHER, TORCHRUN, Project
 
 pytestmark = pytest.mark.slow
 
-STEPS = 60
+STEPS = 40
 #: All that can go wrong on a resume: dropout, sharded state, accumulation, several epochs.
 RECIPE = (
     "peft=lora",

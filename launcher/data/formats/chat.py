@@ -56,6 +56,8 @@ def _message(raw: Any, number: int) -> dict[str, Any]:
         )
     if raw.get("weight", 1) not in (0, 1):
         raise BadRecord(f"message {number} has weight {raw['weight']!r}", hint="use 0 or 1")
+    if calls is not None and not isinstance(calls, list):
+        raise BadRecord(f"the tool_calls of message {number} are {kind(calls)}, not a list")
     # Absent and null mean the same to people, not to templates.
     message = {key: value for key, value in raw.items() if value is not None and key != "weight"}
     if calls:
