@@ -24,6 +24,7 @@ from typing import Any
 from launcher import bases, rundir, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, DataError
+from launcher.rundir import RunDir, read_json, write_json
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
 CODE_VERSION = 1
@@ -118,6 +119,24 @@ def cache_root(config: Config) -> Path:
     if config.data.cache:
         return Path(config.data.cache).expanduser().resolve()
     return runtime.cache_dir() / "data"
+
+
+def is_prepared(run: RunDir, config: Config) -> bool:
+    """Whether data.json of the run names complete caches; writes it if they exist already.
+
+    A resumed run keeps the caches it began with, also when the source files have changed since.
+    Raises `DataError` when the source files are missing.
+    """
+    named = read_json(run.data)
+    if isinstance(named, dict) and all(
+        Path(folder, "index.json").is_file() for folder in named.values() if folder
+    ):
+        return True
+    found = lookup(config)
+    if found is None:
+        return False
+    write_json(run.data, found)
+    return True
 
 
 def lookup(config: Config) -> dict[str, str | None] | None:

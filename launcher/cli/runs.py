@@ -31,10 +31,14 @@ def submit(words: list[str]) -> int:
 
 def resume(words: list[str]) -> int:
     """Launch the next attempt of a run and follow it to its end."""
-    parsed = arguments.existing_run("resume", words)
+    ranks = (["--processes"], {"type": int, "metavar": "N", "help": "go on with N ranks"})
+    parsed = arguments.existing_run("resume", words, ranks)
+    from launcher.config import create
     from launcher.jobs import start
 
     run = start.resumable(arguments.find(parsed))
+    if parsed.processes is not None:
+        create.replan(run, parsed.processes)
     return _launch_and_follow(run, start.begin(run))
 
 

@@ -22,7 +22,7 @@ from launcher import __version__, runtime
 from launcher.config import checks, compose, plan
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, Problem
-from launcher.rundir import RunDir, State, storage_errors, write_atomic, write_json
+from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "hydra-core", "datasets", "wandb")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
@@ -86,6 +86,22 @@ def _make_root(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:  # a file; the message would be that of a run name taken
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from error
+
+
+def replan(run: RunDir, world_size: int) -> None:
+    """Plan a run anew if it is to go on with another number of ranks; the config stays as it is.
+
+    Raises `ConfigError` if the global batch cannot be cut for so many.
+    """
+    before = read_json(run.plan) or {}
+    if before.get("world_size") == world_size:
+        return
+    config = compose.load(run.config)
+    has_gpu = runtime.gpu_count() > 0
+    problems = checks.check(config, world_size=world_size, has_gpu=has_gpu)
+    if problems:
+        raise ConfigError(problems)
+    write_json(run.plan, plan.as_dict(plan.make(config, world_size=world_size, has_gpu=has_gpu)))
 
 
 def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:

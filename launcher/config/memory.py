@@ -155,9 +155,9 @@ def estimate(
     """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host (offloaded).
 
     With N parameters, T trained ones, W ranks and b bytes a number:
-    weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2; optimizer T * (moments + 4
-    for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the weights themselves, without a
-    copy).
+    weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2;
+    optimizer T * (moments + 4 for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the
+    weights themselves, without a copy).
     Activations: a block keeps about 4 vectors of `hidden`, 2 of the query, 2 of the key-value and 4
     of the MLP width per token; with gradient checkpointing only its input, and one block is alive
     at a time.

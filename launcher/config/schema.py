@@ -186,8 +186,8 @@ class BatchConfig:
     sequences: int | None = None
     """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
     micro: int | None = None
-    """Sequences a rank computes at once; default: the most that divide the batch and have no more than
-    1,024 tokens on CPU, 16,384 on CUDA."""
+    """Sequences a rank computes at once; default: the most that divide the batch and have no more
+    than 1,024 tokens on CPU, 16,384 on CUDA."""
 
 
 @dataclass(kw_only=True, slots=True)

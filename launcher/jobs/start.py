@@ -6,7 +6,7 @@ import socket
 import sys
 from pathlib import Path
 
-from launcher.config import compose, create, variants
+from launcher.config import compose, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs.status import is_live
@@ -45,7 +45,8 @@ def begin(run: RunDir) -> int:
 
 def spec(run: RunDir, attempt: int, config: Config) -> LaunchSpec:
     """What to launch, from the frozen config and where the run was created."""
-    processes = create.ranks_per_node(config)
+    # The plan, not the config: a run may go on with another number of ranks.
+    processes = int(read_json(run.plan)["world_size"])
     return LaunchSpec(
         run=run.path,
         attempt=attempt,

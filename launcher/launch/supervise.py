@@ -77,36 +77,18 @@ def _attempt(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
 
 def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
     """Commands to run before the ranks: nothing where base and data are there already."""
-    from launcher import bases
+    from launcher import bases, fingerprint
     from launcher.config import compose
 
-    if bases.is_missing(compose.load(run.config).model):
+    config = compose.load(run.config)
+    if bases.is_missing(config.model):
         yield (plan.prepare[0], "-m", "launcher.bases", str(run))
-    if not _is_prepared(run):
-        yield plan.prepare
-
-
-def _is_prepared(run: RunDir) -> bool:
-    """Whether data.json names complete caches; writes it if they exist already.
-
-    A resumed run keeps the caches it began with, also when the source files have changed since.
-    """
-    from launcher import fingerprint
-    from launcher.config import compose
-
-    named = read_json(run.data)
-    if isinstance(named, dict) and all(
-        Path(folder, "index.json").is_file() for folder in named.values() if folder
-    ):
-        return True
     try:
-        found = fingerprint.lookup(compose.load(run.config))
+        prepared = fingerprint.is_prepared(run, config)
     except LauncherError:
-        return False  # the preparation finds the same problem and reports it
-    if found is None:
-        return False
-    write_json(run.data, found)
-    return True
+        prepared = False  # the preparation finds the same problem and reports it
+    if not prepared:
+        yield plan.prepare
 
 
 def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.Popen[bytes]:

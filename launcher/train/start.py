@@ -19,8 +19,8 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from launcher import bases, fingerprint, runtime
 from launcher.config import compose, create
 from launcher.config.schema import Config
-from launcher.errors import ExitCode, LauncherError, OutOfMemoryError, Preempted
-from launcher.rundir import RunDir, State, write_json
+from launcher.errors import ConfigError, ExitCode, LauncherError, OutOfMemoryError, Preempted
+from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.train import distributed
 from launcher.train.signals import StopFlag
@@ -60,6 +60,8 @@ class _Job:
     words: list[str]
     attempt: int | None
     run: RunDir | None = None
+    owned: bool = False
+    """Whether this job holds the run, so that its status is this job's to write."""
 
 
 def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
@@ -80,7 +82,7 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
             store.set("run", f"{job.attempt} {run}")
     else:
         run, attempt = _await_main(store)
-        job.run = run
+        job.run, job.owned = run, True
         if job.attempt is None:
             job.attempt = attempt
             _redirect(run.log(attempt, ranks.rank))
@@ -105,10 +107,16 @@ _JOIN_TIMEOUT_S = 120.0
 def _open(job: _Job, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
     started_directly = job.attempt is None
+    is_new = job.run is None
     if job.run is None:
         job.run = create.create(job.words, world_size=job.ranks.world_size)
     run = job.run
     resources.enter_context(run.lock())
+    if started_directly and not is_new:
+        _refuse_finished(run)
+        job.owned = True
+        create.replan(run, job.ranks.world_size)
+    job.owned = True
     if job.attempt is None:
         job.attempt = max(run.attempts(), default=0) + 1
     if started_directly:
@@ -120,15 +128,21 @@ def _open(job: _Job, resources: contextlib.ExitStack) -> RunDir:
     return run
 
 
+def _refuse_finished(run: RunDir) -> None:
+    if run.status().state is State.succeeded:
+        raise ConfigError(
+            "the run has finished",
+            where=str(run),
+            hint="start a new run under another run.name to train on",
+        )
+
+
 def _prepare(run: RunDir) -> None:
     """Find or make base and data, in processes of their own and before any process group exists."""
     config = compose.load(run.config)
     if bases.is_missing(config.model):
         _prepared_by("launcher.bases", run)
-    found = fingerprint.lookup(config)
-    if found is not None:
-        write_json(run.data, found)
-    else:
+    if not fingerprint.is_prepared(run, config):
         _prepared_by("launcher.data.prepare", run)
 
 
@@ -244,7 +258,7 @@ def _failed(job: _Job, error: LauncherError) -> int:
     if isinstance(error, _FollowedError):
         return int(error.exit_code)
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    if run is None or not run.exists() or _is_foreign(run, error):
+    if run is None or not job.owned or not run.exists():
         return int(error.exit_code)
     before = run.status()
     # The first cause counts: what follows on other ranks are lost connections.
@@ -256,11 +270,6 @@ def _failed(job: _Job, error: LauncherError) -> int:
         with contextlib.suppress(LauncherError, OSError):
             run.set_status(state, reason=f"{place}{error}", exit_code=int(error.exit_code))
     return int(error.exit_code)
-
-
-def _is_foreign(run: RunDir, error: LauncherError) -> bool:
-    """Whether another process holds the run, so that its status is not ours to write."""
-    return any("another process works on this run" in problem.found for problem in error.problems)
 
 
 def _is_allocation_failure(error: Exception) -> bool:

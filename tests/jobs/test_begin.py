@@ -113,9 +113,9 @@ def test_spec_follows_the_frozen_config(tmp_path, monkeypatch):
 
 
 def test_cpus_are_divided_among_the_ranks(run):
-    config = compose.load(run.config)
-    config.launch.processes = 10_000
-    assert start.spec(run, 1, config).threads == 1
+    write_json(run.plan, {**read_json(run.plan), "world_size": 10_000})
+    spec = start.spec(run, 1, compose.load(run.config))
+    assert (spec.processes, spec.threads) == (10_000, 1)
 
 
 def test_failure_to_launch_is_written_to_the_run(run):
