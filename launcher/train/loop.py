@@ -36,6 +36,7 @@ from launcher.train.evaluate import Evaluator, score_base
 from launcher.train.finish import finish
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.schedule import factor
+from launcher.train.selftest import check_isolation
 from launcher.train.signals import StopFlag
 
 
@@ -172,6 +173,9 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         trackers.log(progress.step, record)
         say(console.metrics_line({"step": progress.step, **record}, plan.steps))
 
+    if config.data.packing:
+        engine.eval()
+        check_isolation(head, engine, cache, device)
     if ranks.is_main:
         run.set_status(State.running, step=progress.step, steps=plan.steps)
     try:

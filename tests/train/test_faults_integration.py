@@ -96,8 +96,8 @@ def test_out_of_memory_says_what_to_change(here):
         *("memory", "model.attention=eager", "data.packing=false", "data.max_length=200000"),
         *("batch.sequences=1", "train.steps=2"),
     )
-    # The mask alone needs 40 GB, more than any process here may have.
-    done = here.run(TRAIN, *words, address_space=24 << 30)
+    # The mask of 150,012 tokens needs 22 GB, more than the process may have.
+    done = here.run(TRAIN, *words, address_space=12 << 30)
     assert done.code == ExitCode.out_of_memory, done.output
     status = here.folder_of("memory").status()
     assert (status.state, status.exit_code) == (State.failed, ExitCode.out_of_memory)
