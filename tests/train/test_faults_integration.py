@@ -271,3 +271,12 @@ def test_bad_input(here, spoil, code, expected):
     status = here.folder_of("bad").status()
     assert (status.state, status.exit_code) == (State.failed, code)
     assert expected in status.reason
+
+
+def test_bad_input_of_a_direct_launch_settles_the_run_too(here):
+    line(3, b'{"messages": [')(here)
+    done = here.run(TORCHRUN, *here.words("bad", "batch.sequences=2", "train.steps=2"))
+    assert done.code != ExitCode.ok
+    assert "data.jsonl:3: broken JSON" in done.output
+    status = here.folder_of("bad").status()
+    assert (status.state, status.exit_code) == (State.failed, ExitCode.data)
