@@ -125,18 +125,33 @@ def is_prepared(run: RunDir, config: Config) -> bool:
     """Whether data.json of the run names complete caches; writes it if they exist already.
 
     A resumed run keeps the caches it began with, also when the source files have changed since.
-    Raises `DataError` when the source files are missing.
+    Raises `DataError` when the source files are missing, or as `require_same_data` does.
     """
     named = read_json(run.data)
     if isinstance(named, dict) and all(
         Path(folder, "index.json").is_file() for folder in named.values() if folder
     ):
         return True
+    require_same_data(run, config)
     found = lookup(config)
     if found is None:
         return False
     write_json(run.data, found)
     return True
+
+
+def require_same_data(run: RunDir, config: Config) -> None:
+    """`DataError` if the run began with other data than its sources would give now."""
+    named = read_json(run.data)
+    if not isinstance(named, dict):
+        return
+    now = data_keys(config)
+    if any(folder and Path(folder).name != now.get(split) for split, folder in named.items()):
+        raise DataError(
+            "the prepared data of this run is gone, and its sources have changed since",
+            where=str(run.data),
+            hint="restore the data files, or start a new run",
+        )
 
 
 def lookup(config: Config) -> dict[str, str | None] | None:

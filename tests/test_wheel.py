@@ -62,3 +62,15 @@ def test_installed_command_finds_its_config(installed: Path, weird_tmp_path: Pat
     text = _run(installed / "launcher", "config", "experiment=quickstart", cwd=weird_tmp_path)
     assert "lora" in text
     assert list(weird_tmp_path.iterdir()) == []
+
+
+def test_installed_command_trains(
+    installed: Path, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(weird_tmp_path / "cache"))
+    # Without its pre-trained base, which takes a minute: tests/test_quickstart.py has all of it.
+    words = ["experiment=quickstart", "model.recipe=null", "train.steps=3", "run.name=first"]
+    limits = ["eval.limit=8", "eval.generate_limit=4", "eval.max_new_tokens=4"]
+    _run(installed / "launcher", "train", *words, *limits, cwd=weird_tmp_path)
+    assert (weird_tmp_path / "runs" / "first" / "export" / "adapter_model.safetensors").is_file()
+    assert (weird_tmp_path / "runs" / "first" / "report.html").is_file()

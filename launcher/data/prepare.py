@@ -244,7 +244,9 @@ def main(arguments: list[str]) -> int:
         run = RunDir(arguments[0]).require()
         from launcher.config import compose
 
-        write_json(run.data, prepare(compose.load(run.config)))
+        config = compose.load(run.config)
+        fingerprint.require_same_data(run, config)
+        write_json(run.data, prepare(config))
     except LauncherError as error:
         say(f"error: {error}")
         return error.exit_code

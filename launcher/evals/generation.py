@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AttentionMaskInterface
 
 from launcher.evals.records import Generation, Prompt
 from launcher.evals.runner import plan_batches, poll
@@ -151,12 +152,12 @@ def _decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 def _inference(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients, with an attention that understands padding and a cache.
 
-    Attentions made for packed rows take neither, and transformers would drop the padding mask
+    An attention that registers no mask takes neither, and transformers would drop the padding mask
     unasked.
     """
     training = model.training
     attention = model.config._attn_implementation
-    swap = attention not in (None, "sdpa", "eager", "flash_attention_2", "flash_attention_3")
+    swap = attention not in (None, "eager") and attention not in AttentionMaskInterface()
     model.eval()
     try:
         if swap:

@@ -34,6 +34,9 @@ from launcher.rundir import fsync_folder, storage_errors
 
 SHARD_BYTES = 2 * 1024**3
 
+#: Empty file in every export: only a folder that has it may be replaced by another.
+MARKER = ".launcher-export"
+
 
 class Kind(Enum):
     """What an export folder holds."""
@@ -83,6 +86,7 @@ def export(
                 _write_model(trained, base, temporary, shard_bytes)
             trained.tokenizer.save_pretrained(temporary)
             check(temporary)
+            (temporary / MARKER).touch()
             for path in temporary.iterdir():
                 fsync_folder(path)
             _put_in_place(temporary, out)
@@ -94,7 +98,12 @@ def _put_in_place(temporary: Path, out: Path) -> None:
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():
         out.rename(old)
-    temporary.rename(out)
+    try:
+        temporary.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
     fsync_folder(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 

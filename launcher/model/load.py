@@ -74,6 +74,7 @@ def load_model(
         ) from error
     if num_tokens > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)  # type: ignore[operator]
+        model.grown_to = num_tokens  # type: ignore[assignment]
     del sharding
     model.config.use_cache = False  # type: ignore[union-attr]
     if config.gradient_checkpointing:

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
+import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -70,8 +74,12 @@ class Checkpoint:
                 return f"{name} is missing"
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes, not {expected['bytes']}"
-            if _hash(path) != expected["blake2b"]:
-                return f"the content of {name} has changed"
+        names = list(self.manifest["files"])
+        with ThreadPoolExecutor(8) as pool:  # reading and hashing release the interpreter
+            found = pool.map(_hash, [self.path / name for name in names])
+            for name, digest in zip(names, found, strict=True):
+                if digest != self.manifest["files"][name]["blake2b"]:
+                    return f"the content of {name} has changed"
         return ""
 
 
@@ -125,14 +133,21 @@ def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any
     error: LauncherError | None = None
     files: dict[str, dict[str, Any]] = {}
     if rank == 0:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-    distributed.barrier()
+        try:
+            with storage_errors(temporary):
+                shutil.rmtree(temporary, ignore_errors=True)
+                temporary.mkdir(parents=True)
+        except LauncherError as caught:
+            error = caught
+    refused = distributed.gather_objects(error.problems if error else None)[0]
+    if refused:
+        raise StorageError(refused)
     try:
         files = _write_rank(temporary, engine, rank)
     except LauncherError as caught:
         error = caught
+    except OSError as caught:  # a failure that has no hint of its own
+        error = StorageError(str(caught), where=str(temporary))
     results = distributed.gather_objects((files, error.problems if error else None))
     problems = [problem for _, found in results if found for problem in found]
     if not problems and rank == 0:
@@ -164,8 +179,12 @@ def _write_rank(folder: Path, engine: Engine, rank: int) -> dict[str, dict[str, 
     opaque = _opaque_state(engine)
     if opaque:
         path = folder / f"optimizer-rank-{rank:05d}.pt"
-        with storage_errors(path):
-            torch.save(opaque, path)
+        buffer = io.BytesIO()
+        torch.save(opaque, buffer)  # to memory first: torch turns a full disk into a RuntimeError
+        with storage_errors(path), open(path, "wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
         written[path.name] = {"bytes": path.stat().st_size, "blake2b": _hash(path)}
     return written
 
@@ -199,7 +218,7 @@ def _is_laid_out_like(value: Any, flat: torch.Tensor) -> bool:
         isinstance(value, torch.Tensor)
         and value.is_floating_point()
         and value.numel() == flat.numel()
-        and value.numel() > 1
+        and value.dim() > 0
     )
 
 
@@ -213,7 +232,7 @@ def _scalars(engine: Engine) -> dict[str, float]:
         for key, value in values.items():
             if isinstance(value, int):
                 scalars[key] = value
-            elif isinstance(value, torch.Tensor) and value.numel() == 1:
+            elif isinstance(value, torch.Tensor) and value.dim() == 0:
                 scalars[key] = float(value)
     return scalars
 
@@ -227,7 +246,7 @@ def _opaque_state(engine: Engine) -> dict[int, dict[str, torch.Tensor]]:
     opaque: dict[int, dict[str, torch.Tensor]] = {}
     for index, flat in enumerate(_flat_parameters(engine)):
         for key, value in engine.base_optimizer.state.get(flat, {}).items():
-            tensor = isinstance(value, torch.Tensor) and value.numel() > 1
+            tensor = isinstance(value, torch.Tensor) and value.dim() > 0
             if tensor and not _is_laid_out_like(value, flat):
                 opaque.setdefault(index, {})[key] = value
     return opaque
@@ -268,14 +287,17 @@ def _finish(temporary: Path, folder: Path, manifest: dict[str, Any]) -> None:
     shutil.rmtree(folder.with_name(f"{_TEMPORARY}old-{folder.name}"), ignore_errors=True)
 
 
-def rotate(run: RunDir, config: CheckpointConfig) -> None:
-    """Delete all but the newest `keep_last` and the best `keep_best` checkpoints; rank 0 only."""
-    found = checkpoints(run)
+def rotate(run: RunDir, config: CheckpointConfig, step: int) -> None:
+    """Delete all but the newest `keep_last` and the best `keep_best` checkpoints; rank 0 only.
+
+    Those after `step`, the one just written, are damaged: a resume passed over them. They go too.
+    """
+    found = [c for c in checkpoints(run) if c.step <= step]
     kept = {c.path for c in found[-max(1, config.keep_last) :]}
-    scored = [c for c in found if c.state.get("eval_loss") is not None]
+    scored = [c for c in found if math.isfinite(c.state.get("eval_loss") or math.nan)]
     scored.sort(key=lambda c: c.state["eval_loss"])
     kept |= {c.path for c in scored[: config.keep_best]}
-    for checkpoint in found:
+    for checkpoint in checkpoints(run):
         if checkpoint.path not in kept:
             doomed = checkpoint.path.with_name(f"{_TEMPORARY}old-{checkpoint.path.name}")
             with contextlib.suppress(OSError):

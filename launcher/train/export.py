@@ -11,7 +11,7 @@ from launcher.config import compose
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError
-from launcher.model.export import Kind, Trained, export
+from launcher.model.export import MARKER, Kind, Trained, export
 from launcher.model.load import DTYPES
 from launcher.model.verify import verify
 from launcher.rundir import RunDir, read_json
@@ -67,12 +67,12 @@ def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Traine
 def _require_replaceable(folder: Path) -> None:
     if folder.is_dir():
         names = {path.name for path in folder.iterdir()}
-        if not names or names & {"config.json", "adapter_config.json"}:
+        if not names or MARKER in names:
             return
     elif not folder.exists():
         return
     raise ConfigError(
-        "there is something here that is no model",
+        "there is something here that no export has written",
         where=str(folder),
         hint="give another folder with -o",
     )

@@ -20,7 +20,7 @@ from launcher.data.cache import TokenCache
 from launcher.data.loader import Loader, Row
 from launcher.data.packing import PackedOrder
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import DataError, DivergedError, Preempted
+from launcher.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.evals.runner import EvaluationStopped
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
@@ -48,6 +48,10 @@ class Progress:
     work: meters.Work = field(default_factory=meters.Work)
     skipped: int = 0
     eval_loss: float | None = None
+    """Held-out loss of the weights as they are now; None if they have not been scored."""
+    window_loss: float = 0.0
+    """Loss sum of the steps since the last logged one."""
+    window_weight: float = 0.0
 
 
 def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop: StopFlag) -> None:
@@ -105,6 +109,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
     model: Any = load_model(config.model, plan, len(tokenizer), zero3)
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
+        _refuse_untrained_tokens(model, len(tokenizer))
     trainable, total = describe(model)
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
@@ -150,11 +155,13 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         checkpoints.save(run, engine, progress.step, ranks.rank, _state(progress))
         saved_step = progress.step
         if ranks.is_main:
-            checkpoints.rotate(run, config.checkpoint)
+            checkpoints.rotate(run, config.checkpoint, progress.step)
 
     def stop_now() -> None:
         save()
         trackers.finish(int(Preempted.exit_code), preempted=True)
+        # Together: the first rank to end has the others killed 30 s later.
+        distributed.barrier()
         raise Preempted(
             f"stopped by {stop.reason or 'a signal on another rank'} at step {progress.step}",
             where=str(run),
@@ -187,7 +194,6 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         if stopping():
             stop_now()
 
-        window_loss = window_weight = 0.0
         while progress.step < plan.steps:
             step = progress.step
             heart.beat("step", step)
@@ -219,10 +225,12 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
             rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
             result = engine.step(rate)
             progress.step += 1
+            progress.eval_loss = None
             meter.end(work)
             progress.work = meter.totals
             if result.applied:
-                window_loss, window_weight = window_loss + loss_sum, window_weight + weight
+                progress.window_loss += loss_sum
+                progress.window_weight += weight
             else:
                 progress.skipped += 1
                 if plan.precision != "fp16" and config.train.on_nonfinite is OnNonFinite.stop:
@@ -234,14 +242,14 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
                 record = {
                     "kind": "train",
                     "time": time.time(),
-                    "loss": window_loss / window_weight if window_weight else math.nan,
+                    "loss": progress.window_loss / (progress.window_weight or math.nan),
                     "lr": engine.lr,
                     "grad_norm": result.grad_norm,
                     "epoch": progress.step * plan.global_sequences / order.num_packs,
                     "skipped": progress.skipped,
                     **meter.read(),
                 }
-                window_loss = window_weight = 0.0
+                progress.window_loss = progress.window_weight = 0.0
                 trackers.log(progress.step, record)
                 say(console.metrics_line({"step": progress.step, **record}, plan.steps))
                 if ranks.is_main:
@@ -256,6 +264,18 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         finish(run, config, ranks, engine, model, evaluator, trackers, heart, progress.step, say)
     except EvaluationStopped:
         stop_now()
+
+
+def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:
+    """New rows of a frozen embedding are random, and no adapter would store them."""
+    embedding = model.get_input_embeddings()
+    frozen = not any(parameter.requires_grad for parameter in embedding.parameters())
+    if frozen and getattr(model.get_base_model(), "grown_to", 0) == num_tokens:
+        raise ConfigError(
+            "the tokens that were added to the embedding would not be trained",
+            where="peft.modules_to_save",
+            hint="set peft.modules_to_save=[embed_tokens,lm_head]",
+        )
 
 
 def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> checkpoints.Checkpoint | None:
@@ -276,6 +296,8 @@ def _progress(start: checkpoints.Checkpoint) -> Progress:
         work=meters.Work(**state["work"]),
         skipped=state["skipped"],
         eval_loss=state["eval_loss"],
+        window_loss=state["window_loss"],
+        window_weight=state["window_weight"],
     )
 
 
@@ -289,6 +311,8 @@ def _state(progress: Progress) -> dict[str, Any]:
         },
         "skipped": progress.skipped,
         "eval_loss": progress.eval_loss,
+        "window_loss": progress.window_loss,
+        "window_weight": progress.window_weight,
     }
 
 
@@ -297,7 +321,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
-    return (seed * 1_000_003 + step) * 65_537 + rank
+    return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
 
 
 def _totals(objective: Any, rows: list[Row], device: torch.device) -> tuple[float, meters.Work]:

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
     store = distributed.open_store(ranks, _JOIN_TIMEOUT_S)
     if ranks.is_main:
         with _announced(store):
-            run = _open(job, resources)
+            run = _open(job, stop, resources)
             store.set("run", f"{job.attempt} {run}")
     else:
         run, attempt = _await_main(store)
@@ -104,7 +105,7 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
 _JOIN_TIMEOUT_S = 120.0
 
 
-def _open(job: _Job, resources: contextlib.ExitStack) -> RunDir:
+def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
     started_directly = job.attempt is None
     is_new = job.run is None
@@ -124,7 +125,7 @@ def _open(job: _Job, resources: contextlib.ExitStack) -> RunDir:
         print(f"run folder: {run}", flush=True)
     run.set_status(State.preparing, attempt=job.attempt)
     if started_directly:
-        _prepare(run)
+        _prepare(run, stop)
     return run
 
 
@@ -137,20 +138,26 @@ def _refuse_finished(run: RunDir) -> None:
         )
 
 
-def _prepare(run: RunDir) -> None:
+def _prepare(run: RunDir, stop: StopFlag) -> None:
     """Find or make base and data, in processes of their own and before any process group exists."""
     config = compose.load(run.config)
     if bases.is_missing(config.model):
-        _prepared_by("launcher.bases", run)
+        _prepared_by("launcher.bases", run, stop)
     if not fingerprint.is_prepared(run, config):
-        _prepared_by("launcher.data.prepare", run)
+        _prepared_by("launcher.data.prepare", run, stop)
 
 
-def _prepared_by(module: str, run: RunDir) -> None:
+def _prepared_by(module: str, run: RunDir, stop: StopFlag) -> None:
     command = [sys.executable, "-m", module, str(run)]
-    done = subprocess.run(command, check=False, env=runtime.environment_without_ranks())  # noqa: S603
-    if done.returncode:
-        code = done.returncode if done.returncode in set(ExitCode) else ExitCode.internal
+    child = subprocess.Popen(command, env=runtime.environment_without_ranks())  # noqa: S603
+    while (done := child.poll()) is None:
+        if stop:
+            child.terminate()
+            child.wait()
+            raise Preempted("stopped before training", where=str(run))
+        time.sleep(0.05)
+    if done:
+        code = done if done in set(ExitCode) else ExitCode.internal
         error = LauncherError(f"{module} failed (see above)")
         error.exit_code = ExitCode(code)
         raise error

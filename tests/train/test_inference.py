@@ -108,7 +108,7 @@ def test_what_cannot_be_exported_is_a_config_error(run: RunDir, tmp_path: Path) 
         export_run(run, checkpoint=7)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="no model"):
+    with pytest.raises(ConfigError, match="no export"):
         export_run(run, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").read_text() == "years of work"
 
