@@ -75,7 +75,8 @@ def _zero(config: Config, plan: Plan) -> dict[str, Any]:
             "stage3_param_persistence_threshold": 100_000,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,
-            "overlap_comm": True,
+            # On a GPU gathers run beside the computation; on CPU both want the same cores.
+            "overlap_comm": plan.device == "cuda",
             "contiguous_gradients": True,
         }
     if isinstance(config.optim, MuonConfig):
