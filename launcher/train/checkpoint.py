@@ -292,12 +292,13 @@ def rotate(run: RunDir, config: CheckpointConfig, step: int) -> None:
 
     Those after `step`, the one just written, are damaged: a resume passed over them. They go too.
     """
-    found = [c for c in checkpoints(run) if c.step <= step]
+    present = checkpoints(run)
+    found = [c for c in present if c.step <= step]
     kept = {c.path for c in found[-max(1, config.keep_last) :]}
     scored = [c for c in found if math.isfinite(c.state.get("eval_loss") or math.nan)]
     scored.sort(key=lambda c: c.state["eval_loss"])
     kept |= {c.path for c in scored[: config.keep_best]}
-    for checkpoint in checkpoints(run):
+    for checkpoint in present:
         if checkpoint.path not in kept:
             doomed = checkpoint.path.with_name(f"{_TEMPORARY}old-{checkpoint.path.name}")
             with contextlib.suppress(OSError):
