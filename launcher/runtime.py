@@ -199,8 +199,13 @@ def limit_heap_fragmentation() -> None:
     mmap_threshold, arena_max = -3, -8
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 4 << 20)
+        libc.mallopt(mmap_threshold, 2 << 20)
         libc.mallopt(arena_max, 1)
+
+
+def is_profiled_by_nsight() -> bool:
+    """Whether NVIDIA Nsight Systems records this process."""
+    return "NSYS_PROFILING_SESSION_ID" in os.environ
 
 
 def has_thread_setting() -> bool:

@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -93,6 +94,10 @@ def document_attention(
         )
     _refuse_sinks(kwargs)
     starts = cu_seq_lens_q.tolist()
+    if _has_cpu_kernel(query, value, dropout, softcap):
+        longest = max(end - start for start, end in zip(starts[:-1], starts[1:], strict=True))
+        if sliding_window is None or longest <= sliding_window:
+            return _FlashCpu.apply(query, key, value, starts, scaling), None
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
     # split, not slices: its backward is one concatenation, that of a slice fills a whole gradient.
     documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
@@ -108,6 +113,62 @@ def document_attention(
         else:
             pieces.append(_sdpa(q, k, v, scaling, dropout, is_causal=True))
     return torch.cat(pieces, dim=2).transpose(1, 2), None
+
+
+class _FlashCpu(torch.autograd.Function):
+    """Causal attention, document by document, with torch's CPU kernel for SDPA.
+
+    Shapes as in `document_attention`. All documents write into one output and one gradient: a
+    piece of the graph for each document would hold every output twice and concatenate in backward.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        starts: list[int],
+        scaling: float | None,
+    ) -> torch.Tensor:
+        rows, heads, tokens, width = query.shape
+        result = query.new_empty(rows, tokens, heads, width)
+        out = result.transpose(1, 2)
+        exact = torch.float64 if query.dtype == torch.float64 else torch.float32
+        sums = query.new_empty(rows, heads, tokens, dtype=exact)
+        for start, end in zip(starts[:-1], starts[1:], strict=True):
+            q, k, v = (x[:, :, start:end] for x in (query, key, value))
+            piece, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, True, scale=scaling
+            )
+            out[:, :, start:end] = piece
+            sums[:, :, start:end] = logsumexp
+        ctx.save_for_backward(query, key, value, result, sums)
+        ctx.starts, ctx.scaling = starts, scaling
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, result, sums = ctx.saved_tensors
+        out, grad = result.transpose(1, 2), grads[0].transpose(1, 2)
+        gradients = tuple(torch.empty_like(x) for x in (query, key, value))
+        for start, end in zip(ctx.starts[:-1], ctx.starts[1:], strict=True):
+            part = (slice(None), slice(None), slice(start, end))
+            q, k, v = query[part], key[part], value[part]
+            pieces = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad[part], q, k, v, out[part], sums[part], 0.0, True, scale=ctx.scaling
+            )
+            for gradient, piece in zip(gradients, pieces, strict=True):
+                gradient[part] = piece
+        return *gradients, None, None
+
+
+def _has_cpu_kernel(
+    query: torch.Tensor, value: torch.Tensor, dropout: float, softcap: float | None
+) -> bool:
+    same_width = query.shape[-1] == value.shape[-1]
+    return query.device.type == "cpu" and not dropout and softcap is None and same_width
 
 
 def _sdpa(
