@@ -28,9 +28,24 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "hydra-core", "datase
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
 
 
+def gpus_per_node(config: Config) -> int:
+    """GPUs of a node of the job: those of this machine, or on a cluster what the site's file says.
+
+    A local run has no cluster, whatever `cluster` says.
+    """
+    if config.launch.name == "slurm":
+        return config.cluster.gpus_per_node
+    return runtime.gpu_count()
+
+
 def ranks_per_node(config: Config) -> int:
     """`launch.processes`, or one rank a GPU, or one rank."""
-    return config.launch.processes or runtime.gpu_count() or 1
+    return config.launch.processes or gpus_per_node(config) or 1
+
+
+def planned_world(config: Config) -> int:
+    """Ranks of the whole job."""
+    return config.launch.nodes * ranks_per_node(config)
 
 
 def checked(
@@ -41,8 +56,8 @@ def checked(
     `world_size` is that of ranks already started; by default it follows from the config.
     """
     config, problems = compose.try_compose(words, config_dirs)
-    world_size = world_size or ranks_per_node(config)
-    has_gpu = runtime.gpu_count() > 0
+    world_size = world_size or planned_world(config)
+    has_gpu = gpus_per_node(config) > 0
     checked = checks.check(config, world_size=world_size, has_gpu=has_gpu)
     problems = checks.beside(problems, checked)
     problems += _name_problems(config)
@@ -97,7 +112,7 @@ def replan(run: RunDir, world_size: int) -> None:
     if before.get("world_size") == world_size:
         return
     config = compose.load(run.config)
-    has_gpu = runtime.gpu_count() > 0
+    has_gpu = gpus_per_node(config) > 0
     problems = checks.check(config, world_size=world_size, has_gpu=has_gpu)
     if problems:
         raise ConfigError(problems)
@@ -118,7 +133,7 @@ def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) ->
 
 
 def _device_problems(config: Config) -> list[Problem]:
-    gpus, ranks = runtime.gpu_count(), config.launch.processes
+    gpus, ranks = gpus_per_node(config), config.launch.processes
     if not gpus or ranks is None or ranks <= gpus:
         return []
     found = f"{ranks} ranks on {gpus} GPU{'s' if gpus > 1 else ''}: each rank needs one of its own"

@@ -23,6 +23,7 @@ GROUPS = (
     "checkpoint",
     "eval",
     "track",
+    "cluster",
     "launch",
 )
 #: file that lists the default option of every group.

@@ -86,8 +86,21 @@ RANGES: dict[str, Range] = {
     "eval.max_new_tokens": _COUNT,
     "eval.batch_tokens": _COUNT,
     "eval.samples": _NOT_NEGATIVE,
+    "launch.nodes": _COUNT,
     "launch.processes": _COUNT,
     "launch.join_timeout_s": _COUNT,
+    "launch.max_parallel": _COUNT,
+    "launch.max_restarts": _NOT_NEGATIVE,
+    "launch.max_requeues": _NOT_NEGATIVE,
+    "launch.grace_s": _COUNT,
+    "cluster.gpus_per_node": _NOT_NEGATIVE,
+    "cluster.cpus_per_rank": _COUNT,
+    "watchdog.timeout": _NOT_NEGATIVE,
+    "watchdog.start": _NOT_NEGATIVE,
+    "watchdog.eval": _NOT_NEGATIVE,
+    "watchdog.save": _NOT_NEGATIVE,
+    "watchdog.slow_factor": Range(1, open_low=True),
+    "watchdog.slow_steps": _COUNT,
 }
 
 

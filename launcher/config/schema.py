@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
+from launcher.config.schema_launch import ClusterConfig, LaunchConfig, WatchdogConfig
+
 
 class Dtype(Enum):
     """Number format of weights or of computation."""
@@ -437,18 +439,6 @@ class TrackConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LaunchConfig:
-    """How the ranks are started."""
-
-    name: str = "local"
-    """Launch back end."""
-    processes: int | None = None
-    """Ranks per node; default: all GPUs, else 1."""
-    join_timeout_s: int = 120
-    """Longest wait for all ranks to join, in seconds."""
-
-
-@dataclass(kw_only=True, slots=True)
 class Config:
     """One run, complete."""
 
@@ -482,5 +472,9 @@ class Config:
     """Evaluation."""
     track: TrackConfig = field(default_factory=TrackConfig)
     """Trackers."""
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    """Watching for hung and slow ranks."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """What is particular to a site."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Launch."""

@@ -5,7 +5,7 @@ Implementations are strings, so reading a config imports none of them.
 
 from __future__ import annotations
 
-from launcher.config import schema
+from launcher.config import schema, schema_launch
 from launcher.registry import Table
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
@@ -23,6 +23,12 @@ OPTIONS: dict[str, dict[str, type]] = {
         "linear": schema.ScheduleConfig,
         "cosine": schema.ScheduleConfig,
         "wsd": schema.WsdConfig,
+    },
+    "launch": {
+        "local": schema_launch.LaunchConfig,
+        "torchrun": schema_launch.TorchrunConfig,
+        "deepspeed": schema_launch.DeepspeedConfig,
+        "slurm": schema_launch.SlurmConfig,
     },
 }
 
@@ -53,4 +59,12 @@ METRICS = Table(
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})
-LAUNCHERS = Table("launch.name", {"local": "launcher.launch.local:LocalBackend"})
+LAUNCHERS = Table(
+    "launch.name",
+    {
+        "local": "launcher.launch.local:LocalBackend",
+        "torchrun": "launcher.launch.torchrun:TorchrunBackend",
+        "deepspeed": "launcher.launch.deepspeed:DeepspeedBackend",
+        "slurm": "launcher.launch.slurm:SlurmBackend",
+    },
+)

@@ -46,12 +46,15 @@ def begin(run: RunDir) -> int:
 def spec(run: RunDir, attempt: int, config: Config) -> LaunchSpec:
     """What to launch, from the frozen config and where the run was created."""
     # The plan, not the config: a run may go on with another number of ranks.
-    processes = int(read_json(run.plan)["world_size"])
+    processes = max(1, int(read_json(run.plan)["world_size"]) // config.launch.nodes)
     return LaunchSpec(
         run=run.path,
         attempt=attempt,
         python=sys.executable,
         cwd=working_folder(run),
+        options=config.launch,
+        cluster=config.cluster,
+        nodes=config.launch.nodes,
         processes=processes,
         threads=config.train.threads or max(1, cpu_count() // processes),
     )

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher.config.schema_launch import ClusterConfig, LaunchConfig
 from launcher.rundir import RunDir, read_json
 
 
@@ -23,6 +24,12 @@ class LaunchSpec:
     """Interpreter of the ranks."""
     cwd: Path
     """Where the user typed the command: relative paths of the config start here."""
+    options: LaunchConfig
+    """The `launch` section, of the back end's own class."""
+    cluster: ClusterConfig
+    """The `cluster` section."""
+    nodes: int
+    """Nodes of the job."""
     processes: int
     """Ranks on each node."""
     threads: int
@@ -53,6 +60,8 @@ class LaunchPlan:
     """Ranks that the command starts; more than one means through an agent."""
     log: Path
     """What the starting command itself says; ranks have their own logs."""
+    script: str | None = None
+    """Text of the batch script that is submitted, where there is one."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -66,6 +75,7 @@ class LaunchPlan:
             "environment": dict(self.environment),
             "processes": self.processes,
             "log": str(self.log),
+            "script": self.script,
         }
 
     @classmethod
@@ -81,6 +91,7 @@ class LaunchPlan:
             environment=dict(raw["environment"]),
             processes=raw["processes"],
             log=Path(raw["log"]),
+            script=raw.get("script"),
         )
 
 
