@@ -200,7 +200,7 @@ def _eval(config: Config) -> Iterator[Problem]:
 
 
 def _launch(config: Config) -> Iterator[Problem]:
-    name = config.launch.name
-    if name not in variants.LAUNCHERS:
-        hint = did_you_mean(name, variants.LAUNCHERS)
-        yield Problem("launch.name", f"unknown launcher {name!r}", hint)
+    launch = config.launch
+    if launch.name == "local" and launch.nodes > 1:
+        hint = "launch=torchrun, launch=deepspeed or launch=slurm starts ranks on several nodes"
+        yield Problem("launch.nodes", f"{launch.nodes} nodes, but launch=local is one", hint)

@@ -398,11 +398,11 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
-        "launch.name",
-        "unknown launcher 'locla'",
-        "'local'",
-        {"launch": {"name": "locla"}},
-        {"launch": {"name": "local"}},
+        "launch.nodes",
+        "launch=local is one",
+        "launch=slurm",
+        {"launch": {"nodes": 2}},
+        {"launch": {"nodes": 1}},
         {},
     ),
 ]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config.schema_launch import ClusterConfig, LaunchConfig
 from launcher.config.variants import LAUNCHERS
 from launcher.errors import ExitCode
 from launcher.launch import outcome
@@ -18,6 +19,7 @@ from launcher.rundir import RunDir, State
 
 def make_spec(run: Path, **changes) -> LaunchSpec:
     known = {"attempt": 1, "python": "/py", "cwd": run.parent, "processes": 1, "threads": 3}
+    known |= {"nodes": 1, "options": LaunchConfig(), "cluster": ClusterConfig()}
     return LaunchSpec(run=run, **{**known, **changes})
 
 
