@@ -52,7 +52,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data]'
+	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,sweep]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:
