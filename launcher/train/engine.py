@@ -17,6 +17,7 @@ from launcher.config.deepspeed import clips_itself
 from launcher.config.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config
 from launcher.errors import ConfigError, DivergedError
+from launcher.model.lean import save_less
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,10 @@ class Engine:
             _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
         )
         self.module = model
-        if self.zero == 3:
-            gather_by_layer(model)
+        if not (config.model.gradient_checkpointing or config.model.compile):
+            save_less(model)
+        self.layers = gather_by_layer(model) if self.zero == 3 else []
+        """Layers that ZeRO-3 gathers as a whole before they run."""
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -238,24 +241,26 @@ class Engine:
             setattr(scaler, key, value)
 
 
-def gather_by_layer(model: nn.Module) -> None:
+def gather_by_layer(model: nn.Module) -> list[nn.Module]:
     """Make each decoder layer one unit of ZeRO-3: one gather and one set of hooks, not dozens.
 
     DeepSpeed's hooks around every submodule cost a small model a quarter of its time. Layers are
     the modules that transformers says not to split; a model that names none keeps finer units, and
     so does the first trained layer over frozen embeddings: nothing flows back into its input, so
-    that autograd tells of the layer's end before its submodules have run.
+    that autograd tells of the layer's end before its submodules have run. Returns the layers.
     """
     from deepspeed.utils import set_z3_leaf_module
 
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
-    trained = False
+    trained, layers = False, []
     for module in model.modules():
         if trained and type(module).__name__ in names:
             set_z3_leaf_module(module, True)
+            layers.append(module)
         trained = trained or any(p.requires_grad for p in module.parameters(recurse=False))
+    return layers
 
 
 def _global_norm(parameters: list[nn.Parameter]) -> Tensor:
