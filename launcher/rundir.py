@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +32,8 @@ class State(Enum):
     succeeded = "succeeded"
     failed = "failed"
     cancelled = "cancelled"
+    unknown = "unknown"
+    """Never written: what is shown while a scheduler cannot be asked."""
 
     @property
     def is_final(self) -> bool:
@@ -52,6 +54,8 @@ class Status:
     host: str = ""
     pid: int = 0
     time: float = 0.0
+    slow: list[dict[str, Any]] = field(default_factory=list)
+    """Ranks slower than the others: rank, host, factor (of the median), step of the report."""
 
 
 @contextlib.contextmanager
@@ -75,8 +79,10 @@ def storage_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
     """Write a file so that it is there whole or not at all, also after a power cut.
+
+    Without `durable` a power cut may undo it; a thousand files then do not wait for the disk.
 
     Raises `StorageError` when the disk is full, read-only or not permitted.
     """
@@ -88,13 +94,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             with open(temporary, "wb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
-        fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
 
 
 def fsync_folder(folder: Path) -> None:
@@ -107,9 +115,14 @@ def fsync_folder(folder: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Atomically write `value` as JSON with a final newline."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, as_json(value), durable=durable)
+
+
+def as_json(value: Any) -> str:
+    """JSON text with a final newline."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def read_json(path: Path, default: Any = None) -> Any:
@@ -244,14 +257,17 @@ class RunDir:
         except (TypeError, ValueError, AttributeError):
             return Status(State.preparing, reason="status.json is not readable")
 
-    def set_status(self, state: State, **changes: Any) -> Status:
+    def set_status(self, state: State, *, durable: bool = True, **changes: Any) -> Status:
         """Write a new state, keeping the fields that `changes` does not name."""
         before = asdict(self.status())
         if not (state.is_final or state is State.preempted):
             before.update(exit_code=None, reason="")
+        if state is State.preparing:
+            before.update(slow=[])
         before.update(state=state, host=socket.gethostname(), pid=os.getpid(), time=time.time())
         status = Status(**{**before, **changes})
-        write_json(self.status_file, {**asdict(status), "state": status.state.value})
+        raw = {**asdict(status), "state": status.state.value}
+        write_json(self.status_file, raw, durable=durable)
         return status
 
     @contextlib.contextmanager

@@ -6,66 +6,58 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TextIO
 
 from launcher.errors import ConfigError
+from launcher.ranks import (
+    HOST_VARIABLE,
+    HOSTS_VARIABLE,
+    expand_hosts,
+    exports,
+    identify,
+    port_of,
+)
+from launcher.ranks import Ranks as Ranks
+from launcher.ranks import planned_hosts as _planned_hosts
+from launcher.ranks import rendezvous as _rendezvous
 
 CONF_VARIABLE = "LAUNCHER_CONF"
 CACHE_VARIABLE = "LAUNCHER_CACHE"
 
 
-@dataclass(frozen=True, slots=True)
-class Ranks:
-    """This process's place among the ranks of a job."""
-
-    rank: int
-    world_size: int
-    local_rank: int
-    local_world_size: int
-    host: str
-    launched_by: str
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is rank 0, the only rank that writes shared state."""
-        return self.rank == 0
-
-
 def ranks(environ: Mapping[str, str] | None = None) -> Ranks:
-    """Rank and world size from torchrun, the deepspeed launcher or MPI, Slurm, or a single process.
+    """This process's place among the ranks of its job, whoever started them."""
+    return identify(os.environ if environ is None else environ, socket.gethostname())
 
-    torchrun and deepspeed set the same variables; MPI and Slurm are read only without those.
-    """
-    env = os.environ if environ is None else environ
-    host = socket.gethostname()
-    sources = (
-        ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-        (
-            "mpi",
-            "OMPI_COMM_WORLD_RANK",
-            "OMPI_COMM_WORLD_SIZE",
-            "OMPI_COMM_WORLD_LOCAL_RANK",
-            "OMPI_COMM_WORLD_LOCAL_SIZE",
-        ),
-        ("slurm", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
-    )
-    for source, rank, world, local, local_world in sources:
-        if rank in env and world in env:
-            if source == "slurm" and env.get("SLURM_STEP_ID") in (None, "batch", "interactive"):
-                continue
-            world_size = int(env[world])
-            return Ranks(
-                rank=int(env[rank]),
-                world_size=world_size,
-                local_rank=int(env.get(local, "0")),
-                local_world_size=int(env.get(local_world, world_size)),
-                host=host,
-                launched_by=source,
-            )
-    return Ranks(0, 1, 0, 1, host, "none")
+
+def rendezvous(environ: Mapping[str, str] | None = None) -> tuple[str, int]:
+    """Address and port of rank 0: see `launcher.ranks.rendezvous`."""
+    return _rendezvous(os.environ if environ is None else environ)
+
+
+def export_ranks() -> Ranks:
+    """Find this process's place and set the variables in which torch and DeepSpeed look for it."""
+    found = ranks()
+    address, port = ("127.0.0.1", 0) if found.launched_by == "none" else rendezvous()
+    os.environ.update(exports(found, address, port))
+    return found
+
+
+def planned_hosts() -> list[str]:
+    """Host of each rank as its launcher planned it, in the order of ranks; empty if unknown."""
+    return _planned_hosts(os.environ)
+
+
+def shares_agent_store() -> bool:
+    """Whether torch's agent keeps the store at the rendezvous, not rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+
+def agent_restarts() -> str:
+    """How often torch's agent has started the ranks again, as it says."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
 
 
 def gpu_count() -> int:
@@ -107,6 +99,11 @@ def hub_cache() -> Path:
 def conf_dir(explicit: str | None = None) -> Path:
     """Folder of config groups: explicit option, $LAUNCHER_CONF, packaged copy, package sibling."""
     return _data_dir("conf", explicit or os.environ.get(CONF_VARIABLE))
+
+
+def slurm_dir() -> Path:
+    """Folder of the templates of batch scripts: packaged copy or package sibling."""
+    return _data_dir("slurm", None)
 
 
 def _data_dir(name: str, explicit: str | None) -> Path:
@@ -174,19 +171,6 @@ def let_cuda_memory_grow() -> None:
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 
-def become_single_rank() -> None:
-    """Set what torchrun would set for the only rank of a job, where DeepSpeed reads it."""
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "LOCAL_RANK": "0",
-        "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 def limit_heap_fragmentation() -> None:
     """Keep glibc's heap from growing by freed tensors; without effect on other C libraries.
 
@@ -214,8 +198,100 @@ def has_thread_setting() -> bool:
 
 
 def environment_without_ranks() -> dict[str, str]:
-    """The environment for a child that is no rank: without the variables of torchrun and others."""
-    prefixes = ("TORCHELASTIC_", "OMPI_COMM_", "PMI_")
-    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK"}
+    """The environment for a child that is no rank: without the variables of torchrun and others.
+
+    The job itself stays visible, so that the child may use Slurm's commands in it.
+    """
+    mpi = ("OMPI_COMM_", "MV2_COMM_", "PMI_", "PMIX_", "MPI_LOCAL")
+    prefixes = ("TORCHELASTIC_", "SLURM_STEP", "SLURM_SRUN_", *mpi)
+    names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK"}
+    names |= {"ROLE_RANK", "CROSS_RANK", "CROSS_SIZE", HOST_VARIABLE, HOSTS_VARIABLE}
+    names |= {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK_PID"}
     names |= {"MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
     return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(prefixes)}
+
+
+def wandb_agent_run() -> str | None:
+    """Id that a W&B sweep agent has given the run that this process is to make; None without."""
+    return os.environ.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in os.environ else None
+
+
+def visible_gpus(count: int) -> list[str]:
+    """Names of the first `count` visible GPUs, as CUDA_VISIBLE_DEVICES takes them."""
+    listed = [item.strip() for item in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    return ([item for item in listed if item] or [str(i) for i in range(count)])[:count]
+
+
+def library_variables() -> dict[str, str]:
+    """Variables by which the ranks' libraries are steered: of NCCL, gloo, torch, CUDA, OpenMP."""
+    prefixes = ("NCCL_", "TORCH_NCCL_", "TORCH_DISTRIBUTED_", "GLOO_", "CUDA_", "OMP_")
+    return {name: value for name, value in os.environ.items() if name.startswith(prefixes)}
+
+
+def hub_endpoint() -> str | None:
+    """Address of the Hugging Face hub; None where its client is told to stay offline."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return None
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def wandb_endpoint() -> str:
+    """Address of the Weights & Biases server."""
+    return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+
+
+def submission_environment(without: Collection[str] = ()) -> dict[str, str]:
+    """The environment for Slurm's commands: nothing of a job around this process, nor `without`.
+
+    What a surrounding job says of itself would become options of the job that is submitted.
+    """
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    return {
+        name: value
+        for name, value in environment_without_ranks().items()
+        if (name in kept or not name.startswith("SLURM_")) and name not in without
+    }
+
+
+def slurm_job() -> tuple[str, int] | None:
+    """Id of the Slurm job around this process, as squeue shows it, and its restarts; or None."""
+    env = os.environ
+    if "SLURM_JOB_ID" not in env:
+        return None
+    job = env["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in env:
+        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return job, int(env.get("SLURM_RESTART_COUNT") or 0)
+
+
+def slurm_endpoint() -> str:
+    """HOST:PORT at which agents of the Slurm job around this process meet."""
+    hosts = expand_hosts(os.environ["SLURM_JOB_NODELIST"])
+    return f"{hosts[0]}:{port_of(os.environ['SLURM_JOB_ID'])}"
+
+
+#: What a rank on another host needs of the environment in which the user typed the command.
+_FORWARDED = (
+    *("PYTHON", "NCCL_", "GLOO_", "UCX_", "FI_", "TORCH_", "PYTORCH_", "HF_", "TRANSFORMERS_"),
+    *("WANDB_", "MLFLOW_", "LAUNCHER_", "TOKENIZERS_", "LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV"),
+    "XDG_CACHE_HOME",
+)
+_SECRET = ("KEY", "_TOKEN", "SECRET", "PASSWORD")
+
+
+def forwarded_environment() -> dict[str, str]:
+    """Variables to set on other hosts, where they may show in command lines: no secrets."""
+    return {
+        name: value
+        for name, value in environment_without_ranks().items()
+        if name.startswith(_FORWARDED) and not any(word in name for word in _SECRET)
+    }
+
+
+def forwarded_secrets() -> dict[str, str]:
+    """Keys and tokens for other hosts, to be sent where nobody else sees them."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(_FORWARDED) and any(word in name for word in _SECRET)
+    }

@@ -34,10 +34,13 @@ class Fragment:
     read: Callable[[], Tensor]
 
 
-def write_fragments(path: Path, fragments: Iterable[Fragment]) -> tuple[int, str]:
+def write_fragments(
+    path: Path, fragments: Iterable[Fragment], beat: Callable[[], None] = lambda: None
+) -> tuple[int, str]:
     """Stream fragments into one file, one tensor in memory at a time; returns (bytes, blake2b).
 
-    Raises `StorageError` when the disk is full or not writable.
+    `beat` is called after each, as a sign of life. Raises `StorageError` when the disk is full or
+    not writable.
     """
     parts = list(fragments)
     header: dict[str, object] = {
@@ -57,6 +60,7 @@ def write_fragments(path: Path, fragments: Iterable[Fragment]) -> tuple[int, str
         for block in _blocks(encoded, parts):
             file.write(block)
             digest.update(block)
+            beat()
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()

@@ -122,8 +122,15 @@ def clean_up(run: RunDir) -> None:
                 shutil.rmtree(path, ignore_errors=True)
 
 
-def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any]) -> Path:
-    """Write checkpoint `step` with all ranks.
+def save(
+    run: RunDir,
+    engine: Engine,
+    step: int,
+    rank: int,
+    state: dict[str, Any],
+    beat: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write checkpoint `step` with all ranks; `beat` is called after each tensor.
 
     `StorageError` on every rank if any could not write; older checkpoints are untouched then.
     """
@@ -143,7 +150,7 @@ def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any
     if refused:
         raise StorageError(refused)
     try:
-        files = _write_rank(temporary, engine, rank)
+        files = _write_rank(temporary, engine, rank, beat)
     except LauncherError as caught:
         error = caught
     except OSError as caught:  # a failure that has no hint of its own
@@ -164,7 +171,9 @@ def save(run: RunDir, engine: Engine, step: int, rank: int, state: dict[str, Any
     return folder
 
 
-def _write_rank(folder: Path, engine: Engine, rank: int) -> dict[str, dict[str, Any]]:
+def _write_rank(
+    folder: Path, engine: Engine, rank: int, beat: Callable[[], None]
+) -> dict[str, dict[str, Any]]:
     if engine.zero == 0 and rank != 0:
         return {}
     pieces = list(engine.pieces())
@@ -174,7 +183,7 @@ def _write_rank(folder: Path, engine: Engine, rank: int) -> dict[str, dict[str, 
         (f"weights-rank-{rank:05d}.safetensors", _weight_fragments(pieces)),
         (f"optimizer-rank-{rank:05d}.safetensors", _state_fragments(pieces, state)),
     ):
-        size, digest = write_fragments(folder / name, fragments)
+        size, digest = write_fragments(folder / name, fragments, beat)
         written[name] = {"bytes": size, "blake2b": digest}
     opaque = _opaque_state(engine)
     if opaque:

@@ -37,7 +37,8 @@ from launcher.train.finish import finish
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.schedule import factor
 from launcher.train.selftest import check_isolation
-from launcher.train.signals import StopFlag
+from launcher.train.signals import StopFlag, too_slow_for_grace
+from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
 
 @dataclass(slots=True)
@@ -54,14 +55,20 @@ class Progress:
     window_weight: float = 0.0
 
 
-def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop: StopFlag) -> None:
+def train(
+    run: RunDir,
+    config: Config,
+    ranks: Ranks,
+    device: torch.device,
+    stop: StopFlag,
+    heart: Heartbeat,
+) -> None:
     """Train the run in `run` to its end, from its newest valid checkpoint if it has one.
 
     The process group is up and `run` has prepared data. Raises `Preempted` after a clean stop, and
     another `LauncherError` for what went wrong.
     """
-    heart = Heartbeat(run, ranks)
-    heart.beat("start", 0)
+    heart.beat("start", 0, "data")
 
     def say(text: str) -> None:
         if ranks.is_main:
@@ -71,6 +78,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         say(f"warning: {text}")
 
     def stopping() -> bool:
+        heart.again()
         return distributed.sum_over_ranks([float(bool(stop))], device)[0] > 0
 
     # Data: prepared already, only mapped here.
@@ -102,6 +110,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
     say(plans.describe(config, plan))
 
     # Model, adapters, weights of the checkpoint to go on from, engine.
+    heart.beat("start", 0, "model")
     settings = deepspeed.build(config, plan)
     torch.manual_seed(config.seed)
     connect(device.type)
@@ -114,6 +123,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
     if start is not None:
+        heart.beat("start", 0, "weights")
         checkpoints.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
@@ -124,11 +134,20 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         model.compile()
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
+    heart.beat("start", 0, "engine")
     engine = Engine(model, config, plan, settings)
     if start is not None:
+        heart.beat("start", 0, "optimizer")
         checkpoints.load_optimizer(start, engine)
+    own = OwnTime(device)
+    if engine.zero == 3 and not config.model.compile:
+        own.watch(engine.layers)
+    stragglers = Stragglers(
+        ranks.world_size, config.watchdog.slow_factor, config.watchdog.slow_steps
+    )
 
     # Followers: trackers, meters, evaluation.
+    heart.beat("start", 0, "trackers")
     trackers = Trackers.open(
         run,
         config,
@@ -152,8 +171,11 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
         if saved_step == progress.step:
             return
         heart.beat("save", progress.step)
-        checkpoints.save(run, engine, progress.step, ranks.rank, _state(progress))
+        began = time.monotonic()
+        checkpoints.save(run, engine, progress.step, ranks.rank, _state(progress), heart.again)
         saved_step = progress.step
+        if slow := too_slow_for_grace(config.launch, time.monotonic() - began):
+            warn(slow)
         if ranks.is_main:
             checkpoints.rotate(run, config.checkpoint, progress.step)
 
@@ -196,11 +218,13 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
 
         while progress.step < plan.steps:
             step = progress.step
-            heart.beat("step", step)
+            heart.beat("step", step, "batch")
             meter.begin()
             # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
             torch.manual_seed(_step_seed(config.seed, step, ranks.rank))
-            rows = loader.step(step)
+            with own.loading():
+                rows = loader.step(step)
+            heart.beat("step", step, "agree on the batch")
             weight, work = _totals(objective, rows, device)
             rows = [row.to(device, non_blocking=True) for row in rows]
             if not weight:
@@ -211,19 +235,26 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
                 )
             losses = []
             for index, row in enumerate(rows):
-                loss = objective.loss(head, engine, row)
+                heart.beat("step", step, "forward")
+                with own.forward():
+                    loss = objective.loss(head, engine, row)
+                heart.beat("step", step, "backward")
                 # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
                 if index < len(rows) - 1:
                     engine.micro_step()
-            loss_sum, stops = distributed.sum_over_ranks(
-                [float(torch.stack(losses).sum()), float(bool(stop))], device
+            mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
+            heart.beat("step", step, "agree on the loss")
+            loss_sum, stops, *seconds = distributed.sum_over_ranks(
+                [*mine, *_one_of(own.read(), ranks)], device
             )
             if not math.isfinite(loss_sum) and config.train.on_nonfinite is OnNonFinite.stop:
                 raise _diverged(run, step, "loss", rows, losses, cache, ranks)
             rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
+            heart.beat("step", step, "update")
             result = engine.step(rate)
+            heart.beat("step", step, "log")
             progress.step += 1
             progress.eval_loss = None
             meter.end(work)
@@ -237,6 +268,8 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
                     raise _diverged(run, step, "gradient norm", rows, losses, cache, ranks)
                 say(f"step {progress.step}: non-finite gradient, step skipped")
 
+            if ranks.is_main and (changes := stragglers.add(seconds)):
+                report_slow(run, changes, progress.step, config.watchdog, warn)
             last = progress.step == plan.steps
             if _due(progress.step, config.train.log_every_steps) or last:
                 record = {
@@ -248,6 +281,7 @@ def train(run: RunDir, config: Config, ranks: Ranks, device: torch.device, stop:
                     "epoch": progress.step * plan.global_sequences / order.num_packs,
                     "skipped": progress.skipped,
                     **meter.read(),
+                    **stragglers.read(),
                 }
                 progress.window_loss = progress.window_weight = 0.0
                 trackers.log(progress.step, record)
@@ -314,6 +348,11 @@ def _state(progress: Progress) -> dict[str, Any]:
         "window_loss": progress.window_loss,
         "window_weight": progress.window_weight,
     }
+
+
+def _one_of(seconds: float, ranks: Ranks) -> list[float]:
+    """Zeros but for this rank's place, so that a sum over the ranks holds the value of each."""
+    return [seconds if rank == ranks.rank else 0.0 for rank in range(ranks.world_size)]
 
 
 def _due(step: int, every: int | None) -> bool:

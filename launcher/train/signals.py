@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
+from launcher.config.schema_launch import LaunchConfig, SlurmConfig
 from launcher.errors import ExitCode
 
 
@@ -26,3 +27,13 @@ class StopFlag:
         if number == signal.SIGINT and self.reason == "SIGINT":
             raise SystemExit(int(ExitCode.interrupted))
         self.reason = signal.Signals(number).name
+
+
+def too_slow_for_grace(launch: LaunchConfig, save_s: float) -> str:
+    """A warning if a checkpoint that took `save_s` is not sure to be whole before the job's end."""
+    if not isinstance(launch, SlurmConfig) or save_s <= launch.grace_s / 2:
+        return ""
+    return (
+        f"a checkpoint took {save_s:.0f} s of the {launch.grace_s} s between the signal and the"
+        f" time limit: set launch.grace_s={4 * int(save_s + 1)}"
+    )

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import os
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TextIO
 
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -20,24 +16,34 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from launcher import bases, fingerprint, runtime
 from launcher.config import compose, create
 from launcher.config.schema import Config
-from launcher.errors import ConfigError, ExitCode, LauncherError, OutOfMemoryError, Preempted
+from launcher.config.schema_launch import LaunchConfig
+from launcher.errors import (
+    ConfigError,
+    ExitCode,
+    HangError,
+    LauncherError,
+    OutOfMemoryError,
+    Preempted,
+)
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
-from launcher.train import distributed
+from launcher.train import distributed, logs
 from launcher.train.signals import StopFlag
+from launcher.train.watchdog import Watchdog, collective_timeout
 
 
 def main(argv: list[str]) -> int:
     """Run one rank to its end; returns the exit code of `launcher.errors.ExitCode`."""
-    ranks, stop = runtime.ranks(), StopFlag()
+    ranks, stop = runtime.export_ranks(), StopFlag()
     stop.install()
     runtime.limit_heap_fragmentation()
     runtime.let_cuda_memory_grow()
     job = _Job(ranks, *_arguments(argv))
+    job.is_direct = job.attempt is None
     if len(job.words) == 1 and RunDir(job.words[0]).exists():
         job.run = RunDir(job.words[0])
     if job.run is not None and job.attempt is not None:
-        _redirect(job.run.log(job.attempt, ranks.rank))
+        logs.redirect(job.run.log(job.attempt, ranks.rank))
     with contextlib.ExitStack() as resources:
         try:
             _run(job, stop, resources)
@@ -63,6 +69,8 @@ class _Job:
     run: RunDir | None = None
     owned: bool = False
     """Whether this job holds the run, so that its status is this job's to write."""
+    is_direct: bool = False
+    """Whether torchrun or another launcher started the ranks, without a supervisor of ours."""
 
 
 def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
@@ -76,56 +84,61 @@ def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
 
 def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
     ranks = job.ranks
-    store = distributed.open_store(ranks, _JOIN_TIMEOUT_S)
+    store = distributed.open_store(ranks, _join_timeout_s(job.run))
+    distributed.announce(store, ranks)
     if ranks.is_main:
-        with _announced(store):
+        with _announced(store, ranks):
             run = _open(job, stop, resources)
-            store.set("run", f"{job.attempt} {run}")
+            config = compose.load(run.config)
+            distributed.check_world(ranks, _planned_world(run))
+            # Before a preparation that may take hours.
+            distributed.await_all(store, ranks, config.launch.join_timeout_s)
+            if job.is_direct:
+                _prepare(run, stop)
+            distributed.tell_others(store, f"{job.attempt} {run}")
     else:
         run, attempt = _await_main(store)
         job.run, job.owned = run, True
         if job.attempt is None:
             job.attempt = attempt
-            _redirect(run.log(attempt, ranks.rank))
-    config = compose.load(run.config)
+            logs.redirect(run.log(attempt, ranks.rank))
+        config = compose.load(run.config)
+        distributed.check_world(ranks, _planned_world(run))
+    assert job.attempt is not None
     device = _device(ranks)
     _use_threads(config, ranks, device)
-    distributed.join(store, ranks, _planned_world(run), device, config.launch.join_timeout_s)
-    try:
+    with Watchdog(run, ranks, job.attempt, config.watchdog) as heart:
+        distributed.make_group(store, ranks, device, collective_timeout(config.watchdog))
         from launcher.train.loop import train
 
-        train(run, config, ranks, device, stop)
-    finally:
-        # After a failure the peers may wait in a collective: leaving must not wait for them.
-        if sys.exc_info()[0] is None:
-            distributed.leave()
+        train(run, config, ranks, device, stop, heart)
+        # Not after a failure: the peers may wait in a collective, and leaving waits for them.
+        distributed.leave()
 
 
-#: Time to reach the rendezvous; how long to wait for all ranks is launch.join_timeout_s.
-_JOIN_TIMEOUT_S = 120.0
+def _join_timeout_s(run: RunDir | None) -> float:
+    """Longest wait for the rendezvous; the default as long as there is no config."""
+    return (compose.load(run.config).launch if run else LaunchConfig()).join_timeout_s
 
 
 def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
-    """Rank 0: make or open the run folder, hold it alone, and see that its data is prepared."""
-    started_directly = job.attempt is None
+    """Rank 0: make or open the run folder and hold it alone."""
     is_new = job.run is None
     if job.run is None:
         job.run = create.create(job.words, world_size=job.ranks.world_size)
     run = job.run
     resources.enter_context(run.lock())
-    if started_directly and not is_new:
+    if job.is_direct and not is_new:
         _refuse_finished(run)
         job.owned = True
         create.replan(run, job.ranks.world_size)
     job.owned = True
     if job.attempt is None:
         job.attempt = max(run.attempts(), default=0) + 1
-    if started_directly:
-        resources.enter_context(_copied(run.log(job.attempt, job.ranks.rank)))
+    if job.is_direct:
+        resources.enter_context(logs.copied(run.log(job.attempt, job.ranks.rank)))
         print(f"run folder: {run}", flush=True)
     run.set_status(State.preparing, attempt=job.attempt)
-    if started_directly:
-        _prepare(run, stop)
     return run
 
 
@@ -164,13 +177,13 @@ def _prepared_by(module: str, run: RunDir, stop: StopFlag) -> None:
 
 
 @contextlib.contextmanager
-def _announced(store: Store) -> Iterator[None]:
+def _announced(store: Store, ranks: Ranks) -> Iterator[None]:
     """Tell the waiting ranks when rank 0 fails before they have joined."""
     try:
         yield
     except BaseException as error:
         code = error.exit_code if isinstance(error, LauncherError) else ExitCode.internal
-        store.set("run", f"failed {int(code)}")
+        distributed.tell_failure(store, ranks, int(code), patient=not isinstance(error, HangError))
         raise
 
 
@@ -179,13 +192,13 @@ class _FollowedError(LauncherError):
 
 
 def _await_main(store: Store) -> tuple[RunDir, int]:
-    store.wait(["run"], distributed.PREPARE_TIMEOUT)
-    first, _, rest = store.get("run").decode().partition(" ")
-    if first == "failed":
+    failed, text = distributed.await_main(store)
+    if failed:
         error = _FollowedError("rank 0 failed before training")
-        error.exit_code = ExitCode(int(rest))
+        error.exit_code = ExitCode(int(text))
         raise error
-    return RunDir(rest), int(first)
+    attempt, _, path = text.partition(" ")
+    return RunDir(path), int(attempt)
 
 
 def _planned_world(run: RunDir) -> int:
@@ -207,54 +220,6 @@ def _use_threads(config: Config, ranks: Ranks, device: torch.device) -> None:
         torch.set_num_threads(config.train.threads)
     elif device.type == "cpu" and not runtime.has_thread_setting():
         torch.set_num_threads(max(1, runtime.cpu_count() // ranks.local_world_size))
-
-
-# ---- logs
-
-
-def _redirect(log: Path) -> None:
-    """Send this process's output, native code's too, to its log file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
-
-
-class _Copy:
-    """A text stream that writes to two places."""
-
-    def __init__(self, first: TextIO, second: TextIO) -> None:
-        self._first, self._second = first, second
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(ValueError, OSError):
-            self._second.write(text)
-        return self._first.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(ValueError, OSError):
-            self._second.flush()
-        self._first.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._first, name)
-
-
-@contextlib.contextmanager
-def _copied(log: Path) -> Iterator[None]:
-    """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
-        out, err = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)
-        try:
-            yield
-        finally:
-            sys.stdout, sys.stderr = out, err
 
 
 # ---- failures

@@ -1,0 +1,1 @@
+"""Facts of the host that a process runs on, as plain JSON values. Standard library only."""
