@@ -7,15 +7,17 @@ import socket
 import time
 
 from launcher.errors import ConfigError, ExitCode, HangError
+from launcher.jobs import scheduled
 from launcher.jobs.logs import backend_of
 from launcher.jobs.status import heartbeats, is_live
 from launcher.launch import processes
 from launcher.launch.outcome import settled
-from launcher.launch.spec import JobState
+from launcher.launch.spec import Backend, JobState
 from launcher.rundir import RunDir, State, Status
 
 _POLL_S = 0.1
 _KILL_TIMEOUT_S = 30.0
+_KILL_JOB_TIMEOUT_S = 300.0
 
 
 def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
@@ -42,12 +44,14 @@ def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
 
 def _stop(run: RunDir, status: Status, *, now: bool) -> None:
     backend = backend_of(run, status.attempt)
+    job = scheduled.job_of(run.path, status.attempt)
     if backend and backend.status(run, status.attempt) is not JobState.gone:
         backend.cancel(run, status.attempt, now=now)
-    else:
+    elif job is None:
         _stop_ranks(run, now=now)
-    end = time.monotonic() + _KILL_TIMEOUT_S
-    while _is_there(run, status.attempt):
+    # Slurm has a grace of its own before it kills.
+    end = time.monotonic() + (_KILL_JOB_TIMEOUT_S if job else _KILL_TIMEOUT_S)
+    while _is_there(run, status.attempt, backend):
         if now and time.monotonic() > end:
             raise HangError(
                 "processes of the run do not end",
@@ -77,8 +81,7 @@ def _live_ranks(run: RunDir) -> list[int]:
     return [beat["pid"] for beat in beats if processes.alive(beat["pid"], beat["time"])]
 
 
-def _is_there(run: RunDir, attempt: int) -> bool:
-    backend = backend_of(run, attempt)
+def _is_there(run: RunDir, attempt: int, backend: Backend | None) -> bool:
     if backend and backend.status(run, attempt) is not JobState.gone:
         return True
     return is_live(run.status()) or bool(_live_ranks(run))

@@ -12,7 +12,7 @@ from types import FrameType
 
 from launcher import console
 from launcher.errors import ExitCode
-from launcher.jobs.status import is_live
+from launcher.jobs.status import is_live, observed_run
 from launcher.jobs.tail import Tail
 from launcher.launch.outcome import settled
 from launcher.launch.spec import Backend, JobState
@@ -28,6 +28,8 @@ class _Interrupts:
     """Ctrl-C pressed so far; SIGTERM counts as the first, however often it comes."""
 
     count: int = 0
+    detached: bool = False
+    """Whether the run was left to itself."""
 
     def note(self, number: int, frame: FrameType | None) -> None:
         self.count = self.count + 1 if number == signal.SIGINT else max(self.count, 1)
@@ -37,7 +39,7 @@ def follow(run: RunDir, attempt: int, backend: Backend) -> int:
     """Show the attempt until it has ended; returns the exit code in status.json.
 
     The first Ctrl-C or SIGTERM asks for a checkpoint and a clean stop, the second Ctrl-C ends all
-    at once.
+    at once. A job that outlives this process is only left to itself.
     """
     view = console.view()
     try:
@@ -45,7 +47,10 @@ def follow(run: RunDir, attempt: int, backend: Backend) -> int:
             _watch(run, attempt, backend, view, interrupts)
     finally:
         view.close()
-    status = run.status()
+    if interrupts.detached:
+        return ExitCode.interrupted
+    status = observed_run(run)
+    attempt = max(attempt, status.attempt)
     if not settled(status) or status.attempt != attempt:
         reason = "lost: the processes of the run are gone without a result"
         status = run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal))
@@ -60,10 +65,13 @@ def _watch(
     # The log holds the numbers as plain lines, which a bar takes from metrics.jsonl instead.
     live = not isinstance(view, console.PlainView)
     metrics = Tail(run.metrics, from_end=True)
-    told = 0
+    told, seen = 0, ""
     while True:
         # Asked before the files are read, so that nothing written up to the end is missed.
         ended = backend.status(run, attempt) is JobState.gone and not is_live(run.status())
+        if backend.outlives_follower and (said := _waits(run)) != seen:
+            seen = said
+            view.line(said)
         for log in logs:
             for line in log.lines(final=ended):
                 if not (live and line.startswith("step ")):
@@ -73,10 +81,27 @@ def _watch(
                 view.metrics(json.loads(line), run.status().steps)
         if ended:
             return
+        further = run.status().attempt
+        if further > attempt:  # the job has been started again
+            attempt, logs = further, [Tail(path) for path in backend.logs(run, further)]
+            view.line(f"attempt {attempt}")
         if interrupts.count > told:
             told = interrupts.count
+            if backend.outlives_follower:
+                interrupts.detached = True
+                view.line(f"the job goes on: `launcher logs -f {run}` follows it again,")
+                view.line(f"`launcher cancel {run}` stops it with a checkpoint")
+                return
             _pass_on(run, attempt, backend, view, now=told > 1)
         time.sleep(_POLL_S)
+
+
+def _waits(run: RunDir) -> str:
+    """Whether the job waits for its turn, and why."""
+    status = run.status()
+    if status.state is not State.queued:
+        return "the job runs"
+    return f"queued: {status.reason}" if status.reason else "queued"
 
 
 def _pass_on(run: RunDir, attempt: int, backend: Backend, view: console.View, *, now: bool) -> None:
@@ -105,9 +130,9 @@ def _say_how_it_ended(run: RunDir, attempt: int, status: Status) -> None:
         # The ranks died before they had logs of their own.
         for line in Tail(run.attempt(attempt) / "agent.log").lines(final=True)[-_LAST_LINES:]:
             say(line)
-    # Further lines of a reason stand in the log that was just shown.
-    reason = f": {status.reason.splitlines()[0]}" if status.reason else ""
-    say(f"{status.state.value}{reason}")
+    # Further lines of a reason stand in the log that was just shown; a hang, in that of any rank.
+    lines = status.reason.splitlines()[: None if status.exit_code == ExitCode.hang else 1]
+    say(": ".join([status.state.value, *(["\n".join(lines)] if lines else [])]))
     if status.state is State.succeeded:
         return
     say(f"logs: {run.attempt(attempt)}")

@@ -39,13 +39,20 @@ def lines(
             where=str(run.attempt(chosen)),
             hint=f"there are: {', '.join(names) or 'no logs yet'}",
         )
+    backend = backend_of(run, chosen)
     while True:
-        ended = not follow or _ended(run, chosen)
+        ended = not follow or _ended(run, chosen, backend)
+        # A job that Slurm starts again goes on in a further attempt.
+        further = follow and attempt is None and max(run.attempts()) != chosen
         for tail in tails:
-            yield from tail.lines(final=ended)
-        if ended:
+            yield from tail.lines(final=ended or further)
+        if further:
+            chosen = max(run.attempts())
+            tails = [Tail(path) for path in _files(run, chosen, rank)]
+        elif ended:
             return
-        time.sleep(_POLL_S)
+        else:
+            time.sleep(_POLL_S)
 
 
 def _files(run: RunDir, attempt: int, rank: int | None) -> list[Path]:
@@ -55,8 +62,7 @@ def _files(run: RunDir, attempt: int, rank: int | None) -> list[Path]:
     return backend.logs(run, attempt) if backend else [run.log(attempt, 0)]
 
 
-def _ended(run: RunDir, attempt: int) -> bool:
-    backend = backend_of(run, attempt)
+def _ended(run: RunDir, attempt: int, backend: Backend | None) -> bool:
     if backend and backend.status(run, attempt) is not JobState.gone:
         return False
     return attempt != max(run.attempts()) or not is_live(run.status())

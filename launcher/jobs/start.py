@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import sys
 from pathlib import Path
@@ -9,11 +10,12 @@ from pathlib import Path
 from launcher.config import compose, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.jobs import scheduled
 from launcher.jobs.status import is_live
 from launcher.launch.outcome import settled
-from launcher.launch.spec import Backend, LaunchSpec
-from launcher.rundir import RunDir, State, read_json, storage_errors
-from launcher.runtime import cpu_count
+from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
+from launcher.rundir import RunDir, State, Status, read_json, storage_errors
+from launcher.runtime import cache_dir, cpu_count, hub_cache
 
 
 def begin(run: RunDir) -> int:
@@ -22,7 +24,7 @@ def begin(run: RunDir) -> int:
     Raises `StorageError` if another process works on the run, or may do so on another host.
     """
     with run.lock():
-        status = run.status()
+        status = _without_job(run)
         if status.attempt and is_live(status):
             raise StorageError(
                 f"another process works on this run: host {status.host} pid {status.pid}",
@@ -43,21 +45,80 @@ def begin(run: RunDir) -> int:
     return attempt
 
 
+def _without_job(run: RunDir) -> Status:
+    """The run's state; `StorageError` while a job of Slurm works on it, or may do so."""
+    status = run.status()
+    job = None if status.state.is_final else scheduled.job_of(run.path, status.attempt)
+    if job is None:
+        return status
+    seen = scheduled.observed(run, status, job)
+    if seen.state is State.preempted or seen.state.is_final:
+        return seen
+    raise StorageError(
+        f"job {job} of this run is {seen.state.value} in Slurm: {seen.reason}".rstrip(": "),
+        where=str(run),
+        hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
+    )
+
+
+def rehearsed(run: RunDir, config: Config, world_size: int, *, ask: bool) -> LaunchPlan:
+    """What the first attempt of a run that is not made yet would submit.
+
+    With `ask` the back end's scheduler is asked too; `ConfigError` with all that it would refuse.
+    """
+    made = _spec(run, 1, config, world_size, Path.cwd())
+    backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
+    plan = backend.plan(made)
+    problems = backend.check(made) if ask else []
+    if problems:
+        raise ConfigError(problems)
+    return plan
+
+
 def spec(run: RunDir, attempt: int, config: Config) -> LaunchSpec:
     """What to launch, from the frozen config and where the run was created."""
     # The plan, not the config: a run may go on with another number of ranks.
-    processes = max(1, int(read_json(run.plan)["world_size"]) // config.launch.nodes)
+    world_size = int(read_json(run.plan)["world_size"])
+    return _spec(run, attempt, config, world_size, working_folder(run))
+
+
+def _spec(run: RunDir, attempt: int, config: Config, world_size: int, cwd: Path) -> LaunchSpec:
+    processes = max(1, world_size // config.launch.nodes)
     return LaunchSpec(
         run=run.path,
         attempt=attempt,
         python=sys.executable,
-        cwd=working_folder(run),
+        cwd=cwd,
         options=config.launch,
         cluster=config.cluster,
         nodes=config.launch.nodes,
         processes=processes,
-        threads=config.train.threads or max(1, cpu_count() // processes),
+        threads=_threads(config, processes),
+        folders=_folders(config, cwd),
     )
+
+
+def _threads(config: Config, processes: int) -> int:
+    if config.train.threads:
+        return config.train.threads
+    if config.launch.name == "slurm":  # the CPUs of this machine say nothing about the nodes'
+        return config.cluster.cpus_per_rank or 1
+    return max(1, cpu_count() // processes)
+
+
+def _folders(config: Config, cwd: Path) -> tuple[Path, ...]:
+    """Existing folders besides run and cwd that the ranks read or write."""
+    names = [config.model.name, config.data.cache, *_listed(config.data.train)]
+    names += _listed(config.data.validation)
+    # Of a glob, the folder before the first wildcard.
+    paths = [cwd / re.split(r"[^/]*[*?\[]", name)[0] for name in names if name]
+    found = [path for path in paths if path.exists()]
+    folders = [path if path.is_dir() else path.parent for path in found]
+    return (*(path.resolve() for path in folders), cache_dir(), hub_cache())
+
+
+def _listed(value: str | list[str] | None) -> list[str]:
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def working_folder(run: RunDir) -> Path:

@@ -10,13 +10,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import console
+from launcher import console, vitals
 from launcher.errors import ExitCode
+from launcher.jobs import scheduled
 from launcher.launch.outcome import settled
 from launcher.launch.processes import alive
 from launcher.rundir import RunDir, State, Status, read_json
 
 _TAIL_BYTES = 65536
+_SHOWN = (
+    *("loss", "lr", "grad_norm", "tokens_per_s", "step_time_s", "memory_bytes", "epoch"),
+    *("step_skew", "slowest_rank"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +74,41 @@ def listing(root: str | os.PathLike[str]) -> list[Row]:
             continue
         except (OSError, ValueError):
             raw = {}
-        rows.append(Row(name, path, _with_step(observed(_status(raw)), path)))
+        rows.append(Row(name, path, _status(raw)))
+    rows = observed_rows(rows)
     return sorted(rows, key=lambda row: (row.status.time, row.name))
+
+
+def observed_rows(rows: list[Row]) -> list[Row]:
+    """Rows with the states as far as they can be true; one question for all jobs of Slurm."""
+    live = {row.path: row.status for row in rows if not settled(row.status)}
+    jobs = {path: scheduled.job_of(path, status.attempt) for path, status in live.items()}
+    asked = [(path, live[path], job) for path, job in jobs.items() if job]
+    found = {path: observed(status) for path, status in live.items() if not jobs[path]}
+    answers = scheduled.observe(asked)
+    found |= {path: status for (path, _, _), status in zip(asked, answers, strict=True)}
+    return [
+        replace(row, status=_with_step(found[row.path], row.path)) if row.path in found else row
+        for row in rows
+    ]
+
+
+def observed_run(run: RunDir) -> Status:
+    """The state of one run as far as it can be true, whoever looks after it."""
+    status = run.status()
+    job = None if status.state.is_final else scheduled.job_of(run.path, status.attempt)
+    return scheduled.observed(run, status, job) if job else observed(status)
 
 
 def _with_step(status: Status, path: str) -> Status:
     if status.state is not State.running:
         return status
-    beat = read_json(Path(path, "heartbeats", "rank-0.json"))
-    step = beat.get("step") if isinstance(beat, dict) else None
+    raw = read_json(Path(path, "heartbeats", "rank-0.json"))
+    beat = vitals.from_json(raw)
+    if beat is not None and beat.attempt == status.attempt and beat.is_overdue(time.time()):
+        age = console.duration(time.time() - beat.time)
+        status = replace(status, reason=f"stalled: no sign of life from rank 0 for {age}")
+    step = raw.get("step") if isinstance(raw, dict) else None
     return replace(status, step=max(status.step, step)) if isinstance(step, int) else status
 
 
@@ -93,21 +124,30 @@ def details(run: RunDir) -> dict[str, Any]:
     """One run in full: its state, its last logged numbers and what each rank is doing."""
     from launcher.config import compose  # the listing does without
 
-    status = observed(run.status())
+    status = observed_run(run)
+    attempt = status.attempt
     found = {**Row(run.name, str(run), status).to_json(), "tags": compose.load(run.config).run.tags}
     record = last_record(run.metrics)
     if record:
         found["step"] = max(status.step, record["step"])
-        keys = ("loss", "lr", "grad_norm", "tokens_per_s", "step_time_s", "memory_bytes", "epoch")
-        found["metrics"] = {key: record[key] for key in keys if key in record}
+        found["metrics"] = {key: record[key] for key in _SHOWN if key in record}
         if not settled(status):
             found["eta_s"] = console.remaining_s(record, status.steps)
     if not settled(status):
-        found["ranks"] = list(heartbeats(run).values())
+        beats = heartbeats(run)
+        found["ranks"] = [b for b in beats.values() if b.get("attempt", attempt) == attempt]
+        found |= _stall(found["ranks"])
     comparison = read_json(run.eval / "comparison.json")
     if comparison:
         found["comparison"] = comparison
     return found
+
+
+def _stall(raw: list[dict[str, Any]]) -> dict[str, Any]:
+    """`stalled`: which rank holds the run up, where none makes progress any more."""
+    beats = [beat for beat in map(vitals.from_json, raw) if beat is not None]
+    known, now = {beat.rank: beat for beat in beats}, time.time()
+    return {"stalled": vitals.judge(known, now).reason} if vitals.is_stalled(known, now) else {}
 
 
 def heartbeats(run: RunDir) -> dict[int, dict[str, Any]]:
@@ -176,6 +216,9 @@ def text(found: dict[str, Any]) -> str:
         record = {"step": found["step"], **found["metrics"]}
         total = None if found.get("eta_s") is None else found["steps"]
         lines.append(f"numbers  {' | '.join(console.metrics_parts(record, total))}")
+    lines += _slowness(found)
+    if "stalled" in found:
+        lines.append(f"stalled  {found['stalled']}")
     for beat in found.get("ranks", []):
         age = console.duration(time.time() - beat["time"])
         place = f"{beat['host']} pid {beat['pid']}"
@@ -183,3 +226,18 @@ def text(found: dict[str, Any]) -> str:
             f"rank {beat['rank']:<3} {beat['phase']}, step {beat['step']}, {age} ago, {place}"
         )
     return "\n".join(lines)
+
+
+def _slowness(found: dict[str, Any]) -> list[str]:
+    hosts = {beat["rank"]: beat["host"] for beat in found.get("ranks", [])}
+    lines, numbers = [], found.get("metrics", {})
+    if "slowest_rank" in numbers:
+        rank = numbers["slowest_rank"]
+        host = f" on {hosts[rank]}" if rank in hosts else ""
+        lines.append(f"slowest  rank {rank}{host}, {numbers['step_skew']:.2f}x the median")
+    lines += [
+        f"slow     rank {entry['rank']} on {entry['host']}, {entry['factor']:.2f}x the median,"
+        f" reported at step {entry['step']}"
+        for entry in found["slow"]
+    ]
+    return lines

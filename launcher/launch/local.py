@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from launcher.errors import ConfigError, LauncherError
+from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.launch import processes
 from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, read_json, storage_errors, write_json
@@ -24,13 +24,17 @@ _START_TIMEOUT_S = 30.0
 class LocalBackend:
     """Ranks of this host: one directly, several under torch's elastic agent."""
 
+    outlives_follower = False
+
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """Commands and environment; pure."""
         rank = (spec.module, str(spec.run), "--attempt", str(spec.attempt))
         command: tuple[str, ...] = (spec.python, "-m", *rank)
         if spec.processes > 1:
             # One rank needs no rendezvous, so it is spared the 2 s that the agent takes to start.
-            agent = ("torch.distributed.run", "--standalone", "--max-restarts", "0")
+            # By address: the host's own name need not resolve, in a container for one.
+            here = ("--standalone", "--local-addr", "127.0.0.1")
+            agent = ("torch.distributed.run", *here, "--max-restarts", "0")
             count = ("--nproc-per-node", str(spec.processes))
             command = (spec.python, "-m", *agent, *count, "-m", *rank)
         return LaunchPlan(
@@ -50,6 +54,10 @@ class LocalBackend:
             processes=spec.processes,
             log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",
         )
+
+    def check(self, spec: LaunchSpec) -> list[Problem]:
+        """Nothing: there is no scheduler to ask."""
+        return []
 
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
         """Start the supervisor in its own session; returns its pid once it has taken over."""

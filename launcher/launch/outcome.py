@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import ExitCode
 from launcher.launch.spec import LaunchPlan
-from launcher.rundir import RunDir, State, Status
+from launcher.rundir import RunDir, State, Status, read_json
 
 _FIRST = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 _EVERY = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+) \(pid: (\d+)\)")
@@ -22,6 +23,11 @@ class Death:
 
     rank: int
     code: int
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it that was no wish to stop."""
+        return self.code < 0 and self.code != -signal.SIGTERM
 
     def __str__(self) -> str:
         if self.code >= 0:
@@ -38,13 +44,19 @@ class Death:
 
 def of_ranks(run: RunDir, plan: LaunchPlan, code: int, stopped: bool, ended_now: bool) -> int:
     """Settle status.json after the ranks' end and return the run's exit code."""
+    return of_death(run, plan, cause(plan, code), stopped, ended_now)
+
+
+def of_death(
+    run: RunDir, plan: LaunchPlan, death: Death | None, stopped: bool, ended_now: bool
+) -> int:
+    """The same, where the cause of the end is known; None is an end without a bad one."""
     status = run.status()
     written = status.attempt == plan.attempt and settled(status)
     if written and status.state is State.succeeded:
         return ExitCode.ok
     if ended_now:
         return _settle(run, State.cancelled, "ended at once by the user", ExitCode.interrupted)
-    death = cause(plan, code)
     if stopped:
         if written:
             return status.exit_code or ExitCode.ok
@@ -83,21 +95,49 @@ def cause(plan: LaunchPlan, code: int) -> Death | None:
     """
     if code == 0:
         return None
+    if plan.nodes:
+        return first(_deaths(plan))
     if plan.processes == 1:
         return Death(0, code)
-    text = plan.log.read_text(errors="replace")
+    return of_agent(plan.log.read_text(errors="replace"))
+
+
+def of_agent(text: str) -> Death | None:
+    """The rank that torch's agent names in its log as the cause."""
     stragglers = _KILLED_BY_AGENT.findall(text)
     deaths = [Death(int(r), int(c)) for r, c, pid in _EVERY.findall(text) if pid not in stragglers]
-    killed = [d for d in deaths if d.code < 0 and d.code != -signal.SIGTERM]
+    killed = [death for death in deaths if death.was_killed]
     if killed:
         return killed[0]
-    first = _FIRST.search(text)
-    return Death(rank=int(first[2]), code=int(first[1])) if first else None
+    # One line each time the agent has started the ranks: only the last start counts.
+    every = list(_FIRST.finditer(text))
+    if not every:
+        return None
+    found = every[-1]
+    # Of the first failure the agent tells the local rank only.
+    named = [death for death in deaths if death.code == int(found[1])]
+    return named[0] if named else Death(rank=int(found[2]), code=int(found[1]))
+
+
+def first(deaths: Sequence[Death]) -> Death | None:
+    """The cause among ends that were seen in this order."""
+    killed = [death for death in deaths if death.was_killed]
+    return next(iter([*killed, *deaths]), None)
+
+
+def _deaths(plan: LaunchPlan) -> list[Death]:
+    raw = read_json(deaths_file(RunDir(plan.run), plan.attempt), [])
+    return [Death(**death) for death in raw]
+
+
+def deaths_file(run: RunDir, attempt: int) -> Path:
+    """Ranks whose end brought their nodes down, in the order in which the coordinator saw it."""
+    return run.attempt(attempt) / "deaths.json"
 
 
 def _is_echo(status: Status, death: Death | None) -> bool:
     """Whether what rank 0 wrote is only its reaction to the end of another rank."""
-    if death is None or death.code in (ExitCode.internal, ExitCode.preempted):
+    if death is None or death.code in (ExitCode.internal, ExitCode.preempted, -signal.SIGTERM):
         return False
     if death.rank == 0 and death.code > 0:
         return False

@@ -7,35 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from launcher.procfs import alive as alive
+from launcher.procfs import stat
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-#: Recorded times and start times come from two clocks, one of them in ticks of 10 ms.
-_CLOCK_SLACK_S = 2.0
-
-
-def alive(pid: int, since: float) -> bool:
-    """Whether the process that had `pid` at Unix time `since` still runs.
-
-    Zombies and later processes with the same pid do not count.
-    """
-    if pid <= 0 or since <= 0:
-        return False
-    fields = _stat(pid)
-    if fields is None or fields[0] in "ZX":
-        return False
-    age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK")
-    return time.time() - age_s <= since + _CLOCK_SLACK_S
-
-
-def _stat(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on: state, parent, process group, session, ..."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return text[text.rindex(")") + 2 :].split()
 
 
 def children(pid: int) -> list[int]:
@@ -60,7 +37,7 @@ def _parents() -> dict[int, int]:
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            fields = _stat(int(name))
+            fields = stat(int(name))
             if fields is not None and fields[0] not in "ZX":
                 parents[int(name)] = int(fields[1])
     return parents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig
+from launcher.errors import Problem
 from launcher.rundir import RunDir, read_json
 
 
@@ -40,6 +42,40 @@ class LaunchSpec:
     """Module that prepares the data as `python -m MODULE RUN`."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Variables set for the ranks besides those of the back end."""
+    folders: tuple[Path, ...] = ()
+    """Folders besides run and cwd that the ranks read or write: a container must show them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodePlan:
+    """What happens on one node of a job whose nodes we start ourselves."""
+
+    host: str
+    """The node as the user named it; empty where any host may take the place."""
+    slots: tuple[int, ...]
+    """Device of each rank."""
+    command: tuple[str, ...]
+    """Command of torch's agent on the node, or of each of its ranks."""
+    start: tuple[str, ...] = ()
+    """Command that brings the node in from here; empty if another does, or a person."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        lists = {name: list(getattr(self, name)) for name in ("slots", "command", "start")}
+        return {"host": self.host, **lists}
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> NodePlan:
+        """What `to_json` wrote."""
+        lists = {name: tuple(raw[name]) for name in ("slots", "command", "start")}
+        return cls(host=raw["host"], **lists)
+
+    def describe(self) -> str:
+        """A line for people on what is started where."""
+        place = f"on {self.host}" if self.host else "on any host, by `launcher join`"
+        count = f"{len(self.slots)} rank{'s' if len(self.slots) > 1 else ''}"
+        lines = [f"# {count} {place}: {shlex.join(self.command)}"]
+        return "\n".join([*lines, *([shlex.join(self.start)] if self.start else [])])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +98,29 @@ class LaunchPlan:
     """What the starting command itself says; ranks have their own logs."""
     script: str | None = None
     """Text of the batch script that is submitted, where there is one."""
+    prepare_script: str | None = None
+    """Text of the batch script of a preparation in a job of its own."""
+    requeues: int = 0
+    """Times that a batch job may be started again."""
+    context: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """What the templates were given; not kept in JSON."""
+    nodes: tuple[NodePlan, ...] = ()
+    """Nodes that `command` looks after; none where all ranks are its own children."""
+    join_timeout_s: float = 120.0
+    """Longest wait for all nodes to join, and for a sign of life of a node."""
+
+    def describe(self) -> str:
+        """What `submit` would do, for people: batch scripts, or commands as a shell takes them."""
+        if self.script is not None:
+            parts = []
+            if self.prepare_script is not None:
+                parts.append(f"# sbatch prepare.sbatch\n{self.prepare_script}")
+            parts.append(f"# sbatch job.sbatch\n{self.script}")
+            return "\n".join(parts)
+        lines = [f"cd {shlex.quote(str(self.cwd))}"]
+        lines += [f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()]
+        nodes = map(NodePlan.describe, self.nodes)
+        return "\n".join([*lines, shlex.join(self.prepare), shlex.join(self.command), *nodes])
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` reads them back."""
@@ -76,6 +135,10 @@ class LaunchPlan:
             "processes": self.processes,
             "log": str(self.log),
             "script": self.script,
+            "prepare_script": self.prepare_script,
+            "nodes": [node.to_json() for node in self.nodes],
+            "join_timeout_s": self.join_timeout_s,
+            "requeues": self.requeues,
         }
 
     @classmethod
@@ -92,6 +155,10 @@ class LaunchPlan:
             processes=raw["processes"],
             log=Path(raw["log"]),
             script=raw.get("script"),
+            prepare_script=raw.get("prepare_script"),
+            nodes=tuple(map(NodePlan.from_json, raw.get("nodes", ()))),
+            join_timeout_s=raw.get("join_timeout_s", 120.0),
+            requeues=raw.get("requeues", 0),
         )
 
 
@@ -107,8 +174,14 @@ class JobState(Enum):
 class Backend(Protocol):
     """A launch back end: one file, one row in `variants.LAUNCHERS`."""
 
+    outlives_follower: bool
+    """Whether the job goes on when the process that follows it goes away."""
+
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """What would be done; pure."""
+
+    def check(self, spec: LaunchSpec) -> list[Problem]:
+        """What would be refused, or could never start; asks, and changes nothing."""
 
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
         """Start the job and return its id. An attached job ends with this process."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.errors import ExitCode, LauncherError
-from launcher.launch import outcome, processes
+from launcher.launch import nodes, outcome, processes
+from launcher.launch.guard import Guard
 from launcher.launch.local import END_NOW, STOP, prepare_log, supervisor_file
 from launcher.launch.spec import LaunchPlan, job_file
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -60,19 +61,32 @@ def main(argv: list[str]) -> int:
         run.set_status(State.failed, reason=f"supervisor: {error}", exit_code=ExitCode.internal)
         raise
     finally:
+        if plan.nodes:
+            nodes.close(run, attempt, len(plan.nodes))
         _sweep(wishes)
     return code
 
 
 def _attempt(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
+    code = prepare(run, plan, wishes)
+    if code != 0:
+        return code
+    ranks = _start(plan.command, plan, plan.log)
+    code = _watch(ranks, wishes, _ranks(plan), _guard(run, plan))
+    return outcome.of_ranks(run, plan, code, wishes.stop, wishes.end_now)
+
+
+def prepare(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
+    """Make base and data where they are missing; a failure or a stop is settled.
+
+    Returns 0, or the exit code that stands in status.json.
+    """
     for command in _preparations(run, plan):
         log = prepare_log(run, plan.attempt)
         code = _watch(_start(command, plan, log), wishes, _whole_tree)
         if code != 0 or wishes.stop:
             return outcome.of_preparation(run, code, log, wishes.stop, wishes.end_now)
-    ranks = _start(plan.command, plan, plan.log)
-    code = _watch(ranks, wishes, _ranks(plan))
-    return outcome.of_ranks(run, plan, code, wishes.stop, wishes.end_now)
+    return ExitCode.ok
 
 
 def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
@@ -82,7 +96,8 @@ def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
 
     config = compose.load(run.config)
     if bases.is_missing(config.model):
-        yield (plan.prepare[0], "-m", "launcher.bases", str(run))
+        # In front of the interpreter may stand what runs it in a container.
+        yield (*plan.prepare[:-3], "-m", "launcher.bases", str(run))
     try:
         prepared = fingerprint.is_prepared(run, config)
     except LauncherError:
@@ -105,12 +120,25 @@ def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.
         )
 
 
+def _guard(run: RunDir, plan: LaunchPlan) -> Callable[[], None]:
+    from launcher.config import compose
+
+    return Guard(run, plan.attempt, compose.load(run.config).watchdog).look
+
+
 def _watch(
-    process: subprocess.Popen[bytes], wishes: Wishes, listeners: Callable[[int], list[int]]
+    process: subprocess.Popen[bytes],
+    wishes: Wishes,
+    listeners: Callable[[int], list[int]],
+    look: Callable[[], None] = lambda: None,
 ) -> int:
-    """Wait for a process; a wish to stop goes as SIGTERM to its `listeners`. Returns its code."""
+    """Wait for a process; a wish to stop goes as SIGTERM to its `listeners`. Returns its code.
+
+    `look` is called every now and then and may end it.
+    """
     told = False
     while process.poll() is None:
+        look()
         if wishes.end_now:
             processes.kill_descendants()
         elif wishes.stop and not told:
@@ -128,7 +156,8 @@ def _whole_tree(pid: int) -> list[int]:
 
 def _ranks(plan: LaunchPlan) -> Callable[[int], list[int]]:
     """The ranks alone: told by a signal, the agent would give them 30 s and then kill."""
-    return processes.children if plan.processes > 1 else lambda pid: [pid]
+    has_agent = plan.processes > 1 and not plan.nodes
+    return processes.children if has_agent else lambda pid: [pid]
 
 
 def _sweep(wishes: Wishes) -> None:

@@ -1,0 +1,105 @@
+"""Runs in the hands of Slurm: what it knows about their jobs, however many, in one question."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.errors import ExitCode, LauncherError
+from launcher.launch.outcome import settled
+from launcher.launch.spec import JobState
+from launcher.rundir import RunDir, State, Status, read_json
+
+if TYPE_CHECKING:
+    from launcher.launch.slurm_text import Job
+
+
+def job_of(path: str | Path, attempt: int) -> str | None:
+    """Id of the Slurm job that works on an attempt; None if it is not in Slurm's hands."""
+    raw = read_json(Path(path, "attempts", f"{attempt:04d}", "job.json"))
+    if not isinstance(raw, dict) or raw.get("backend") != "slurm":
+        return None
+    return raw.get("job")
+
+
+def observed(run: RunDir, status: Status, job: str) -> Status:
+    """The state of one run whose job is `job`."""
+    return observe([(str(run), status, job)])[0]
+
+
+def observe(runs: Sequence[tuple[str, Status, str]]) -> list[Status]:
+    """States of runs given as (folder, status as written, job id), after asking Slurm once.
+
+    If Slurm does not answer, that is said on stderr and the states are `unknown`.
+    """
+    if not runs:
+        return []
+    from launcher.launch import slurm_ask  # a listing without Slurm runs does without
+
+    try:
+        jobs = slurm_ask.jobs([job for _, _, job in runs])
+    except LauncherError as error:
+        print(f"warning: the state of jobs is not known: {_first_line(error)}", file=sys.stderr)
+        return [_unknown(status, "Slurm does not answer") for _, status, _ in runs]
+    return [_settled(path, status, job, jobs.get(job)) for path, status, job in runs]
+
+
+def _first_line(error: LauncherError) -> str:
+    return error.problems[0].found.splitlines()[0]
+
+
+def _settled(path: str, status: Status, number: str, job: Job | None) -> Status:
+    if job is None or job.state is JobState.gone:
+        # The job may have written its last word after the status was read.
+        now = RunDir(path).status()
+        if settled(now):
+            return now
+    return judged(status, number, job)
+
+
+def judged(status: Status, number: str, job: Job | None) -> Status:
+    """`status` as far as it can be true when Slurm says `job` of job `number`; pure.
+
+    `job` is None where Slurm does not know it: too old, or never there.
+    """
+    if job is None:
+        return _failed(status, f"lost: Slurm does not know job {number} and it left no result")
+    if job.state is JobState.queued:
+        why = f"job {number} waits: {job.reason or 'for its turn'}"
+        reason = f"{why} ({status.reason})" if status.reason else why
+        return replace(status, state=State.queued, reason=reason)
+    if job.state is JobState.unknown:
+        return _unknown(status, f"Slurm says {job.word} of job {number}")
+    if job.state is JobState.running:
+        if status.state is State.queued and job.word != "COMPLETING":
+            return replace(status, state=State.preparing, reason=f"job {number} starts")
+        return status
+    return _ended(status, number, job)
+
+
+def _ended(status: Status, number: str, job: Job) -> Status:
+    """A job that is gone without the run's status saying how."""
+    if job.word == "CANCELLED" and "Dependency" not in job.reason:
+        reason, code = f"job {number} was cancelled in Slurm", int(ExitCode.interrupted)
+        return replace(status, state=State.cancelled, reason=reason, exit_code=code)
+    if job.word == "OUT_OF_MEMORY":
+        return _failed(status, f"job {number} ran out of memory", ExitCode.out_of_memory)
+    said = {
+        "CANCELLED": "was dropped: its preparation has failed, see prepare.log",
+        "TIMEOUT": "reached its time limit before the ranks had saved; more launch.grace_s helps",
+        "PREEMPTED": "was preempted before the ranks had saved",
+        "NODE_FAIL": "lost a node",
+    }
+    return _failed(status, f"job {number} {said.get(job.word, f'ended in Slurm as {job.word}')}")
+
+
+def _failed(status: Status, reason: str, code: ExitCode = ExitCode.internal) -> Status:
+    return replace(status, state=State.failed, reason=reason, exit_code=int(code))
+
+
+def _unknown(status: Status, why: str) -> Status:
+    reason = f"{status.state.value} when last heard of; {why}"
+    return replace(status, state=State.unknown, reason=reason)

@@ -1,0 +1,213 @@
+"""`launch=slurm`: a batch job that Slurm, or the job itself, starts again until the run is done."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import runtime
+from launcher.errors import ConfigError, Problem
+from launcher.launch import slurm_ask, slurm_plan, slurm_text
+from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
+
+#: Seconds between two questions to the controller about one job.
+_POLL_S = 5.0
+_POLL_ENDING_S = 1.0
+#: The signal that asks ranks for a checkpoint and a clean stop.
+_STOP = "USR1"
+
+
+class SlurmBackend:
+    """A batch job: the script is a template of slurm/, the ranks are tasks of one srun."""
+
+    #: A job goes on when whoever follows it goes away.
+    outlives_follower = True
+
+    def __init__(self) -> None:
+        self._asked: dict[str, tuple[float, JobState]] = {}
+
+    def plan(self, spec: LaunchSpec) -> LaunchPlan:
+        """The batch script; reads the template and nothing else."""
+        context, launch = slurm_plan.context(spec), slurm_plan.options(spec)
+        prepare_script = _render("prepare.sbatch.j2", context) if launch.prepare_job else None
+        return LaunchPlan(
+            backend="slurm",
+            run=spec.run,
+            attempt=spec.attempt,
+            cwd=spec.cwd,
+            prepare=slurm_plan.preparation(spec),
+            command=("srun", *context["srun"], *context["command"], "-m", spec.module),
+            environment=context["environment"],
+            processes=spec.nodes * spec.processes,
+            log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",
+            script=_render("run.sbatch.j2", context),
+            prepare_script=prepare_script,
+            requeues=launch.max_requeues,
+            context=context,
+        )
+
+    def check(self, spec: LaunchSpec) -> list[Problem]:
+        """What Slurm would refuse now or never start, if `launch.check` is set."""
+        from launcher.launch import slurm_check
+
+        return slurm_check.check(spec) if slurm_plan.options(spec).check else []
+
+    def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
+        """Hand the script to sbatch; returns the job's id. The job outlives this process."""
+        run = RunDir(plan.run)
+        folder = run.attempt(plan.attempt)
+        assert plan.script is not None
+        # Before the job can start: it writes the same files.
+        run.set_status(State.queued, attempt=plan.attempt)
+        write_json(job_file(run, plan.attempt), {**plan.to_json(), "base": plan.attempt})
+        numbers = {}
+        after: list[str] = []
+        if plan.prepare_script is not None:
+            numbers["prepare_job"] = sbatch("prepare.sbatch", plan.prepare_script, folder)
+            after = [f"--dependency=afterok:{numbers['prepare_job']}", "--kill-on-invalid-dep=yes"]
+        numbers["job"] = sbatch("job.sbatch", plan.script, folder, *after)
+        _note(run, plan.attempt, **numbers)
+        return numbers["job"]
+
+    def submit_many(
+        self, plans: Sequence[LaunchPlan], folder: Path, *, max_parallel: int | None
+    ) -> str:
+        """Submit all trials of a sweep as one array with one sbatch; returns the array's job id.
+
+        Trial i works on the i-th run folder of `folder`/trials.txt. `ConfigError` if the trials
+        differ in what they ask of Slurm.
+        """
+        if plans[0].prepare_script is not None:
+            raise ConfigError(
+                "a sweep prepares its data inside the trials",
+                where="launch.prepare_job",
+                hint="leave it out; `launcher data prepare` beforehand spares the GPUs the wait",
+            )
+        script = array_script(plans, folder, max_parallel)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "trials.txt", "".join(f"{plan.run}\n" for plan in plans))
+        for plan in plans:
+            run = RunDir(plan.run)
+            run.attempt(plan.attempt).mkdir(parents=True, exist_ok=True)
+            # What a power cut takes away before sbatch is written again.
+            run.set_status(State.queued, attempt=plan.attempt, durable=False)
+            content = {**plan.to_json(), "base": plan.attempt}
+            write_json(job_file(run, plan.attempt), content, durable=False)
+        job = sbatch("job.sbatch", script, folder)
+        for index, plan in enumerate(plans):
+            _note(RunDir(plan.run), plan.attempt, job=f"{job}_{index}")
+        return job
+
+    def status(self, run: RunDir, attempt: int) -> JobState:
+        """Whether the job waits, runs or is gone; unknown while the controller does not answer.
+
+        Asks at most every few seconds, so it may be called in a loop.
+        """
+        job = job_id(run, attempt)
+        if job is None:
+            return JobState.gone
+        before = self._asked.get(job)
+        wait_s = _POLL_S if not run.status().exit_code else _POLL_ENDING_S
+        if before and time.monotonic() - before[0] < wait_s:
+            return before[1]
+        try:
+            found = slurm_ask.jobs([job]).get(job)
+            state = found.state if found else JobState.gone
+        except slurm_ask.SlurmDownError:
+            state = JobState.unknown
+        self._asked[job] = (time.monotonic(), state)
+        return state
+
+    def logs(self, run: RunDir, attempt: int) -> list[Path]:
+        """The log of the data preparation, then rank 0's."""
+        return [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
+
+    def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
+        """Ask the ranks to save and stop; a job that waits, or is to end `now`, is cancelled."""
+        raw = read_json(job_file(run, attempt), {})
+        job = raw.get("job")
+        if job is None:
+            return
+        write_json(stop_file(run, attempt), {"now": now})
+        numbers = [raw[key] for key in ("prepare_job", "job") if raw.get(key)]
+        if now or self.status(run, attempt) is not JobState.running or not _has_ranks(run, attempt):
+            slurm_ask.run("scancel", *numbers)
+        else:
+            slurm_ask.run("scancel", f"--signal={_STOP}", job)
+        self._asked.pop(job, None)
+
+
+def job_id(run: RunDir, attempt: int) -> str | None:
+    """Id of the job that works, or is to work, on an attempt."""
+    raw = read_json(job_file(run, attempt))
+    return raw.get("job") if isinstance(raw, dict) else None
+
+
+def stop_file(run: RunDir, attempt: int) -> Path:
+    """There once the user has cancelled: the job is then not requeued."""
+    return run.attempt(attempt) / "cancelled.json"
+
+
+def array_script(plans: Sequence[LaunchPlan], folder: Path, max_parallel: int | None) -> str:
+    """The batch script of an array; `ConfigError` if the trials differ in more than their run."""
+    first, own_keys = plans[0].context, {"run", "name", "attempt"}
+    for plan in plans:
+        differs = [k for k in first if k not in own_keys and plan.context[k] != first[k]]
+        if differs:
+            raise ConfigError(
+                f"trials of one array differ in {', '.join(differs)}",
+                where="launch=slurm",
+                hint="sweep over keys other than those of `launch`, `cluster` and train.threads",
+            )
+    more = {
+        "name": re.sub(r"[^A-Za-z0-9._=,+@-]", "-", folder.name) or "sweep",
+        "count": len(plans),
+        "max_parallel": max_parallel,
+        "trials": str(folder / "trials.txt"),
+    }
+    return _render("array.sbatch.j2", {**first, **more})
+
+
+def _render(template: str, context: Mapping[str, Any]) -> str:
+    own = context["launch"].template
+    if own is not None:
+        own = Path(context["cwd"], Path(own).expanduser())
+    return slurm_text.render(template, runtime.slurm_dir(), context, own)
+
+
+def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
+    """Write a script to `folder` and submit it from there; returns the job's id.
+
+    Raises `ConfigError` with Slurm's words if it is refused.
+    """
+    write_atomic(folder / name, script)
+    command = ("sbatch", "--parsable", *arguments, name)
+    # Such variables would silently win over the lines of the script.
+    stated = re.findall(r"^#SBATCH --([a-z-]+)", script, flags=re.MULTILINE)
+    without = [f"SBATCH_{key.upper().replace('-', '_')}" for key in stated]
+    without += ["SBATCH_TIMELIMIT"] if "time" in stated else []
+    try:
+        answer = slurm_ask.run(*command, cwd=folder, without=without)
+    except slurm_ask.SlurmRefusedError as error:
+        raise ConfigError(
+            f"Slurm refuses the job: {error.problems[0].found}",
+            where="launch=slurm",
+            hint=f"mend `cluster` or `launch`; try it by hand in {folder}: {shlex.join(command)}",
+        ) from error
+    # On a federation: ID;CLUSTER.
+    return answer.strip().splitlines()[-1].partition(";")[0]
+
+
+def _note(run: RunDir, attempt: int, **numbers: str) -> None:
+    raw = read_json(job_file(run, attempt), {})
+    write_json(job_file(run, attempt), {**raw, **numbers})
+
+
+def _has_ranks(run: RunDir, attempt: int) -> bool:
+    return any(run.attempt(attempt).glob("rank-*.log"))

@@ -1,0 +1,110 @@
+"""Slurm's commands: what is asked, and how their failures are told apart."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from launcher.errors import ConfigError, LauncherError
+from launcher.launch import slurm_text
+from launcher.launch.slurm_text import Job
+from launcher.runtime import submission_environment
+
+#: Longest wait for one answer; a busy controller takes some seconds.
+_TIMEOUT_S = 60.0
+#: More ids than this make a command line longer than it is worth: then all jobs are asked for.
+_MOST_IDS = 100
+_UNKNOWN_JOB = ("Invalid job id",)
+
+
+class SlurmDownError(LauncherError):
+    """Slurm's controller does not answer, so nothing is known about the job."""
+
+
+class SlurmRefusedError(LauncherError):
+    """Slurm has answered, and refused."""
+
+
+def run(*command: str, cwd: Path | None = None, without: Collection[str] = ()) -> str:
+    """Output of a command of Slurm, started without the variables `without`.
+
+    Raises `ConfigError` if it is not installed, `SlurmDownError` if the controller does not answer,
+    `SlurmRefusedError` with its words if it fails in another way.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - Slurm's own commands
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            cwd=cwd,
+            env=submission_environment(without),
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there is no `{command[0]}` on the PATH",
+            where="launch=slurm",
+            hint="run this on a login node of the cluster (often after `module load slurm`),"
+            " or choose launch=local",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmDownError(
+            f"`{command[0]}` does not answer within {_TIMEOUT_S:.0f} s", where="Slurm"
+        ) from error
+    if done.returncode == 0:
+        return done.stdout
+    said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
+    # Only the commands' words tell; they differ by version and always name the controller.
+    lower = said.lower()
+    down = "unable to contact" in lower or "connect failure" in lower or "timed out" in lower
+    down = down or "zero bytes were transmitted" in lower
+    if down:
+        hint = "its controller is away or busy: try again; jobs go on meanwhile"
+        raise SlurmDownError(said, where="Slurm", hint=hint)
+    raise SlurmRefusedError(said, where="Slurm")
+
+
+def jobs(ids: Sequence[str]) -> dict[str, Job]:
+    """Job id -> what Slurm knows, for those of `ids` that it knows: squeue first, then sacct.
+
+    Raises `SlurmDownError`.
+    """
+    if not ids:
+        return {}
+    found = _squeue(ids)
+    missing = [number for number in ids if number not in found]
+    return {**found, **_sacct(missing)}
+
+
+def _squeue(ids: Sequence[str]) -> dict[str, Job]:
+    narrowed = ["--jobs", ",".join(ids)] if len(ids) <= _MOST_IDS else []
+    form = ("--noheader", "--array", "--states=all", "--format", slurm_text.JOB_FORMAT)
+    try:
+        found = slurm_text.parse_jobs(run("squeue", *form, *narrowed))
+    except SlurmRefusedError as error:
+        if any(words in str(error) for words in _UNKNOWN_JOB):
+            return {}
+        raise SlurmDownError(str(error)) from error
+    return {number: found[number] for number in ids if number in found}
+
+
+def _sacct(ids: Sequence[str]) -> dict[str, Job]:
+    """What accounting remembers; nothing where there is none."""
+    if not ids:
+        return {}
+    form = ("--noheader", "--parsable2", "--allocations", "--array", "--format", "jobid,state")
+    try:
+        text = run("sacct", *form, "--jobs", ",".join(ids[:_MOST_IDS]))
+    except LauncherError:
+        return {}
+    found = slurm_text.parse_jobs(text)
+    return {number: found[number] for number in ids if number in found}
+
+
+def fields(job: str) -> dict[str, str]:
+    """`scontrol show job`: field -> value. Raises what `run` raises."""
+    return slurm_text.parse_fields(run("scontrol", "show", "job", "--oneliner", job))

@@ -1,0 +1,198 @@
+"""Inside a Slurm job: `python -m launcher.launch.slurm_job begin|prepare|end RUN ...`.
+
+The batch script calls `begin`, `prepare`, srun, `end`. Slurm may end the job at any moment and
+start it again from the top, so each of them copes with what the one before has left.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from types import FrameType
+
+from launcher import runtime
+from launcher.errors import ExitCode, LauncherError
+from launcher.launch import outcome, slurm_ask, slurm_text, supervise
+from launcher.launch.outcome import Death, settled
+from launcher.launch.slurm import stop_file
+from launcher.launch.spec import LaunchPlan, job_file
+from launcher.rundir import RunDir, State, read_json, write_json
+
+#: Ends after which a new start may go better.
+_WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)
+#: Longest wait for a controller that is down, and the time between two tries.
+_CONTROLLER_WAIT_S = 600.0
+_RETRY_S = 5.0
+
+
+def main(argv: list[str]) -> int:
+    """One step of the batch script; the exit code is the script's."""
+    step, *words = argv
+    if step == "endpoint":
+        print(runtime.slurm_endpoint())
+        return ExitCode.ok
+    # Slurm's TERM goes to all processes of the job; what is written here must be written whole.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    run = RunDir(words[0])
+    if step == "begin":
+        return begin(run)
+    attempt = int(words[1])
+    if step == "prepare":
+        return prepare(run, attempt)
+    return end(run, attempt, int(words[2]))
+
+
+def begin(run: RunDir) -> int:
+    """Print the number of the attempt that starts here; print nothing if there is none to make."""
+    job, restarts = runtime.slurm_job() or ("", 0)
+    latest = max(run.attempts())
+    raw = read_json(job_file(run, latest))
+    owner = raw.get("job")
+    if owner not in (None, job):
+        _say(f"job {owner} has taken this run over: job {job} leaves it alone")
+        return ExitCode.storage
+    status = run.status()
+    if status.state in (State.succeeded, State.cancelled):
+        return ExitCode.ok
+    if stop_file(run, latest).exists():
+        _settle(run, State.cancelled, "cancelled by the user", ExitCode.interrupted)
+        return ExitCode.ok
+    if restarts > raw.get("requeues", 0):
+        reason = status.reason or "Slurm has started the job again"
+        _give_up(run, reason, status.exit_code or ExitCode.preempted, restarts)
+        return ExitCode.ok
+    attempt = raw["base"] + restarts
+    if attempt != latest:
+        if not settled(status) and status.state is not State.queued:
+            _say(f"attempt {latest} has ended without a word: a lost node, or Slurm's requeue")
+        folder = run.attempt(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        log = str(folder / "agent.log")
+        write_json(job_file(run, attempt), {**raw, "job": job, "attempt": attempt, "log": log})
+    run.set_status(State.preparing, attempt=attempt)
+    print(attempt)
+    return ExitCode.ok
+
+
+def prepare(run: RunDir, attempt: int) -> int:
+    """Make base and data where they are missing; settles the run if that fails or is stopped."""
+    plan = _plan(run, attempt)
+    os.chdir(plan.cwd)
+    wishes = supervise.Wishes()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        wishes.stop = True
+
+    signal.signal(signal.SIGTERM, note)
+    return supervise.prepare(run, plan, wishes)
+
+
+def end(run: RunDir, attempt: int, code: int) -> int:
+    """Say how the attempt ended and requeue the job where that helps; returns its exit code."""
+    plan, (job, restarts) = _plan(run, attempt), runtime.slurm_job() or ("", 0)
+    stopped = stop_file(run, attempt).exists()
+    death = None
+    if plan.log.is_file():
+        death = _death(plan, code)
+        result = outcome.of_death(run, plan, death, stopped, False)
+    else:
+        result = run.status().exit_code or code
+    status = run.status()
+    if status.state is State.succeeded:
+        return ExitCode.ok
+    fields = _fields(job)
+    if int(fields.get("Restarts", 0)) > restarts:
+        _queue(run, f"Slurm starts the job again: {status.reason}")
+        return result
+    is_ending = fields.get("JobState") in ("COMPLETING", "CANCELLED")
+    if is_ending and not stopped and fields.get("Reason") != "TimeLimit":
+        return _settle(run, State.cancelled, "cancelled in Slurm", ExitCode.interrupted)
+    lost = death is not None and death.code < 0
+    if stopped or not (result in _WORTH_A_REQUEUE or lost):
+        _say(f"{status.state.value}: {status.reason}")
+        return result
+    if restarts >= plan.requeues:
+        return _give_up(run, status.reason, result, restarts)
+    _queue(run, f"requeued: {status.reason}")
+    problem = _requeue(job)
+    if problem:
+        reason = f"{status.reason}; the job could not be requeued: {problem}"
+        return _settle(run, status.state, reason, result)
+    return result
+
+
+def _plan(run: RunDir, attempt: int) -> LaunchPlan:
+    return LaunchPlan.from_json(read_json(job_file(run, attempt)))
+
+
+def _death(plan: LaunchPlan, code: int) -> Death | None:
+    """The rank whose end brought the others down, as srun or torch's agent tells it."""
+    if code == 0:
+        return None
+    text = plan.log.read_text(errors="replace")
+    by_agent = outcome.cause(plan, code) if "torch.distributed.run" in plan.command else None
+    if by_agent is not None:
+        return by_agent
+    found = slurm_text.first_death(text)
+    if found is None:  # srun itself was ended, or could not start the ranks
+        return Death(0, 128 - code if code > 128 else code)
+    # The stop at a step boundary is not brought about by a signal's default action alone.
+    rank, how = found
+    return Death(rank, ExitCode.preempted if -how == signal.SIGUSR1 else how)
+
+
+def _fields(job: str) -> dict[str, str]:
+    """What the controller says about the job; nothing if it does not answer."""
+    deadline = time.monotonic() + _CONTROLLER_WAIT_S
+    while True:
+        try:
+            return slurm_ask.fields(job)
+        except slurm_ask.SlurmDownError as error:
+            if time.monotonic() > deadline:
+                _say(str(error))
+                return {}
+            time.sleep(_RETRY_S)
+        except LauncherError as error:
+            _say(str(error))
+            return {}
+
+
+def _requeue(job: str) -> str:
+    """Ask for a requeue; Slurm then ends this job. Returns what went wrong."""
+    deadline = time.monotonic() + _CONTROLLER_WAIT_S
+    while True:
+        try:
+            slurm_ask.run("scontrol", "requeue", job)
+        except LauncherError as error:
+            if not isinstance(error, slurm_ask.SlurmDownError) or time.monotonic() > deadline:
+                return error.problems[0].found
+            time.sleep(_RETRY_S)
+        else:
+            return ""
+
+
+def _queue(run: RunDir, reason: str) -> None:
+    _say(reason)
+    run.set_status(State.queued, reason=reason)
+
+
+def _give_up(run: RunDir, reason: str, code: int, restarts: int) -> int:
+    state = State.preempted if code == ExitCode.preempted else State.failed
+    reason = f"{reason}; not requeued: launch.max_requeues is used up ({restarts} restarts)"
+    return _settle(run, state, reason, code)
+
+
+def _settle(run: RunDir, state: State, reason: str, code: int) -> int:
+    _say(f"{state.value}: {reason}")
+    run.set_status(state, reason=reason, exit_code=int(code))
+    return int(code)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

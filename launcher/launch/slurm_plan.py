@@ -1,0 +1,126 @@
+"""From a launch spec to what the templates of batch scripts are given. Pure."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from launcher.config.schema_launch import ClusterConfig, SlurmAgent, SlurmConfig
+from launcher.errors import ConfigError
+from launcher.launch import container
+from launcher.launch.spec import LaunchSpec
+
+#: Names that the templates may use are the keys of `context`.
+_NO_PATTERN = re.compile(r"[%\\\n\r]")
+
+
+def context(spec: LaunchSpec) -> dict[str, Any]:
+    """Name -> value for the templates. Raises `ConfigError` for what no batch script can hold."""
+    launch, cluster = options(spec), spec.cluster
+    if _NO_PATTERN.search(str(spec.run)):
+        raise ConfigError(
+            f"{str(spec.run)!r}: Slurm reads % and \\ in the path of its log as a pattern",
+            where="run.root",
+            hint="choose a run.root without %, \\ and line breaks",
+        )
+    by_srun = launch.agent is SlurmAgent.srun
+    tasks = spec.processes if by_srun else 1
+    cpus = cluster.cpus_per_rank
+    gpus = cluster.gpus_per_node
+    arguments, prefix = _contained(spec)
+    return {
+        "name": spec.run.name,
+        "run": str(spec.run),
+        "attempt": spec.attempt,
+        "cwd": str(spec.cwd),
+        "python": spec.python,
+        "module": spec.module,
+        "launch": launch,
+        "cluster": cluster,
+        "nodes": spec.nodes,
+        "tasks_per_node": tasks,
+        "cpus_per_task": cpus * spec.processes // tasks if cpus else None,
+        "gpus": f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus),
+        "environment": environment(spec),
+        "srun": [*_srun(spec, tasks, cpus), *arguments],
+        "command": [*prefix, *_agent(spec, by_srun)],
+    }
+
+
+def options(spec: LaunchSpec) -> SlurmConfig:
+    """The `launch` section, of this back end."""
+    assert isinstance(spec.options, SlurmConfig)
+    return spec.options
+
+
+def preparation(spec: LaunchSpec) -> tuple[str, ...]:
+    """The command that prepares the data inside the job, in the container if there is one."""
+    arguments, prefix = _contained(spec)
+    if arguments:  # pyxis works through srun alone
+        prefix = ["srun", "--nodes=1", "--ntasks=1", *arguments]
+    return (*prefix, _python(spec), "-m", spec.prepare_module, str(spec.run))
+
+
+def environment(spec: LaunchSpec) -> dict[str, str]:
+    """Variables of preparation and ranks; `ConfigError` for a name that bash does not take."""
+    cluster: ClusterConfig = spec.cluster
+    found = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if cluster.network_interface:
+        found["NCCL_SOCKET_IFNAME"] = found["GLOO_SOCKET_IFNAME"] = cluster.network_interface
+    if cluster.scratch:
+        found["TMPDIR"] = cluster.scratch
+    found |= {name: str(value) for name, value in cluster.environment.items()}
+    found |= {"OMP_NUM_THREADS": str(spec.threads), "PYTHONUNBUFFERED": "1", **spec.environment}
+    wrong = [name for name in found if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]!r} is not the name of a variable",
+            where="cluster.environment",
+            hint="letters, digits and _ only, not beginning with a digit",
+        )
+    return found
+
+
+def _srun(spec: LaunchSpec, tasks: int, cpus: int | None) -> list[str]:
+    launch = options(spec)
+    found = [
+        f"--nodes={spec.nodes}",
+        f"--ntasks={spec.nodes * tasks}",
+        f"--ntasks-per-node={tasks}",
+        # Blocks of ranks on a node, whatever the site's default: collectives count on it.
+        "--distribution=block",
+        "--kill-on-bad-exit=1",
+        # Rank 0 may export for an hour after the others have ended.
+        "--wait=0",
+        "--mpi=none",
+        "--unbuffered",
+        f"--cpu-bind={launch.cpu_bind}",
+    ]
+    if cpus:
+        # Since 22.05 a step does not take this over from its job.
+        found.append(f"--cpus-per-task={cpus * spec.processes // tasks}")
+    if spec.cluster.gpus_per_node:
+        found.append(f"--gpu-bind={launch.gpu_bind}")
+    return found
+
+
+def _agent(spec: LaunchSpec, by_srun: bool) -> list[str]:
+    if by_srun:
+        return [_python(spec)]
+    # USR1 reaches every process of the step, and would end the agent, which does not know it.
+    deaf = ["bash", "-c", 'trap "" USR1; exec "$@"', "agent"]
+    counts = [f"--nnodes={spec.nodes}", f"--nproc-per-node={spec.processes}"]
+    agent = [_python(spec), "-m", "torch.distributed.run", *counts]
+    return [*deaf, *agent, "--max-restarts=0", "--rdzv-backend=c10d"]
+
+
+def _python(spec: LaunchSpec) -> str:
+    inside = spec.cluster.container
+    return inside.python if inside.runtime.name != "none" else spec.python
+
+
+def _contained(spec: LaunchSpec) -> tuple[list[str], list[str]]:
+    folders = [Path(spec.run).parent, spec.cwd, *spec.folders]
+    gpus = spec.cluster.gpus_per_node > 0
+    return container.wrap(spec.cluster.container, folders, spec.cwd, gpus=gpus)

@@ -1,0 +1,234 @@
+"""Text that goes to Slurm and comes from it: batch scripts, states, lists of jobs. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import ConfigError
+from launcher.launch.spec import JobState
+
+#: Slurm's word for a job's state -> what it means here; words not listed are unknown.
+STATES: dict[str, JobState] = {
+    **dict.fromkeys(
+        ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
+        JobState.queued,
+    ),
+    **dict.fromkeys(
+        ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT")
+        + ("STOPPED", "SUSPENDED"),
+        JobState.running,
+    ),
+    **dict.fromkeys(
+        ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED")
+        + ("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+        JobState.gone,
+    ),
+}
+#: How squeue is asked, so that `parse_jobs` can read it; the reason is last, it may hold anything.
+JOB_FORMAT = "%i|%T|%r"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as Slurm describes it: id (`12`, or `12_3` of an array), its word for state, why."""
+
+    id: str
+    word: str
+    reason: str = ""
+
+    @property
+    def state(self) -> JobState:
+        """What the word means; `unknown` for one that this version does not know."""
+        return STATES.get(self.word, JobState.unknown)
+
+
+def parse_jobs(text: str) -> dict[str, Job]:
+    """Jobs in the output of `squeue -h -r -o JOB_FORMAT` or `sacct -n -P -X -o jobid,state`."""
+    jobs = {}
+    for line in text.splitlines():
+        number, _, rest = line.strip().partition("|")
+        word, _, reason = rest.partition("|")
+        # "CANCELLED by 1000", and "CANCELLED+" where a column was too narrow.
+        words = re.findall(r"[A-Z_]+", word)
+        if number and words:
+            jobs[number] = Job(number, words[0], "" if reason in ("None", "0:0") else reason)
+    return jobs
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """KEY=VALUE words of `scontrol show`; the first of a key counts."""
+    fields: dict[str, str] = {}
+    for word in text.split():
+        key, separator, value = word.partition("=")
+        if separator:
+            fields.setdefault(key, value)
+    return fields
+
+
+def minutes(text: str) -> float | None:
+    """A Slurm time limit in minutes; None if there is none. `ValueError` if it is not one.
+
+    MINUTES, MINUTES:SECONDS, HOURS:MINUTES:SECONDS, DAYS-HOURS[:MINUTES[:SECONDS]].
+    """
+    text = text.strip()
+    if text.upper() in ("UNLIMITED", "INFINITE", "NONE", "N/A"):
+        return None
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
+        raise ValueError(f"{text!r} is not a time limit")
+    days, dash, clock = text.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, mins, secs = (*parts, 0, 0)[:3]
+        return int(days) * 1440 + hours * 60 + mins + secs / 60
+    if len(parts) < 3:
+        return parts[0] + (parts[1] / 60 if len(parts) == 2 else 0)
+    return parts[0] * 60 + parts[1] + parts[2] / 60
+
+
+# ---- what the ranks' end looks like to srun
+
+_ENDED = re.compile(r"^srun: error: (\S+): tasks? ([\d,\[\]-]+): (.+?)\s*$", re.MULTILINE)
+_SIGNALS = {
+    "Killed": 9,
+    "Terminated": 15,
+    "Aborted": 6,
+    "Segmentation fault": 11,
+    "Bus error": 7,
+    "Floating point exception": 8,
+    "Illegal instruction": 4,
+    "User defined signal 1": 10,
+    "Hangup": 1,
+    "Interrupt": 2,
+}
+#: After the first death srun ends the others with these, so they say nothing about the cause.
+_BY_SRUN = (-15,)
+
+
+def first_death(text: str) -> tuple[int, int] | None:
+    """(rank, exit code) of the rank that srun saw end badly first; minus the signal if killed.
+
+    A rank killed by a signal comes before exit codes, which may be its peers' reaction. None if
+    srun names nobody.
+    """
+    # After that line srun itself ends the others.
+    before, _, after = text.partition("Terminating StepId=")
+    deaths = []
+    for _, tasks, how in _ENDED.findall(before) or _ENDED.findall(after):
+        code = _code(how)
+        if code:
+            deaths.append((int(re.findall(r"\d+", tasks)[0]), code))
+    killed = [death for death in deaths if death[1] < 0 and death[1] not in _BY_SRUN]
+    # Once a rank has failed by itself, srun kills the others: kills that follow are not the cause.
+    if killed and deaths[0][1] > 0 and deaths[0][1] not in (1, 75):
+        return deaths[0]
+    causes = killed or deaths
+    return causes[0] if causes else None
+
+
+def _code(how: str) -> int:
+    code = re.search(r"[Ee]xit(?:ed with exit)? code (\d+)", how)
+    if code:
+        # A shell or an agent between srun and the rank turns a signal into 128 and its number.
+        number = int(code[1])
+        return 128 - number if number > 128 and number != 130 else number
+    if "Out Of Memory" in how:
+        return 4
+    words = how.partition(" (")[0]
+    return -_SIGNALS.get(words, 9)
+
+
+# ---- batch scripts
+
+
+def quote(text: Any) -> str:
+    """`text` as one word of bash, whatever it holds."""
+    return shlex.quote(str(text))
+
+
+def option(value: Any) -> str:
+    """`value` in an `#SBATCH --key=value` line, by sbatch's own rules of quoting.
+
+    Raises `ConfigError` for line breaks, which such a line cannot hold.
+    """
+    text = line(value)
+    if re.fullmatch(r"[\w.,:;+=@%/\[\]^~!*&|()-]+", text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+
+
+def line(value: Any) -> str:
+    """`value` as the rest of a line of the header."""
+    text = str(value)
+    if not text or not text.isprintable():
+        raise ConfigError(
+            f"{text!r} cannot stand in a line of a batch script",
+            where="cluster",
+            hint="give one line of text without control characters",
+        )
+    return text
+
+
+def render(template: str, folder: Path, context: Mapping[str, Any], own: Path | None) -> str:
+    """The batch script of a packaged template, or of the user's `own` file in its place.
+
+    Raises `ConfigError` for a template that cannot be read, is malformed or uses a name that
+    `context` lacks.
+    """
+    import jinja2  # submission only
+
+    base = own or folder / "run.sbatch.j2"
+    environment = _environment(base.parent, folder)
+    name = base.name if template == "run.sbatch.j2" else template
+    try:
+        if template == "array.sbatch.j2":
+            _require_blocks(environment.get_template(base.name), ("output", "array", "run"))
+        script: str = environment.get_template(name).render({**context, "base": base.name})
+        return script
+    except jinja2.TemplateNotFound as error:
+        raise ConfigError(
+            f"no such file: {base}",
+            where="launch.template",
+            hint="give the path of a template, or leave it out for the packaged one",
+        ) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise ConfigError(
+            f"{error.filename or base}:{error.lineno}: {error.message}", where="launch.template"
+        ) from error
+    except jinja2.UndefinedError as error:
+        raise ConfigError(
+            f"{base}: {error.message}",
+            where="launch.template",
+            hint=f"a template may use: {', '.join(sorted(context))}",
+        ) from error
+
+
+@cache
+def _environment(*folders: Path) -> Any:
+    """jinja2's, which keeps the templates that it has compiled for the trials of a sweep."""
+    import jinja2
+
+    environment = jinja2.Environment(  # noqa: S701 - bash, quoted by the filters below
+        loader=jinja2.ChoiceLoader([jinja2.FileSystemLoader(folder) for folder in folders]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(quote=quote, option=option, line=line)
+    return environment
+
+
+def _require_blocks(template: Any, names: tuple[str, ...]) -> None:
+    missing = [name for name in names if name not in template.blocks]
+    if missing:
+        raise ConfigError(
+            f"{template.filename} has no block {', '.join(missing)}",
+            where="launch.template",
+            hint="keep the blocks of the packaged slurm/run.sbatch.j2: a sweep fills them",
+        )

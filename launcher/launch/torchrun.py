@@ -1,0 +1,110 @@
+"""`launch=torchrun`: torch's elastic agent on every node, started by hand with `launcher join`."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from launcher.config.schema_launch import Rendezvous, TorchrunConfig
+from launcher.errors import ConfigError
+from launcher.launch.local import LocalBackend, prepare_log
+from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan
+from launcher.ranks import port_of
+from launcher.rundir import RunDir
+
+
+class TorchrunBackend(LocalBackend):
+    """This host is node 0; it holds the rendezvous and decides when all start."""
+
+    def plan(self, spec: LaunchSpec) -> LaunchPlan:
+        """Commands of all nodes; `ConfigError` for an endpoint that is none."""
+        assert isinstance(spec.options, TorchrunConfig)
+        host, port = endpoint(spec.options, spec.run, spec.attempt)
+        nodes = tuple(_node(spec, number, host, port) for number in range(spec.nodes))
+        variables = {"OMP_NUM_THREADS": str(spec.threads)}
+        if spec.options.max_restarts:
+            # The agents' own store would keep what ranks wrote before they were started again.
+            variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+        return coordinated("torchrun", spec, nodes, variables)
+
+    def logs(self, run: RunDir, attempt: int) -> list[Path]:
+        """The preparation's log, what the coordinator says of the nodes, then rank 0's log."""
+        return [prepare_log(run, attempt), agent_log(run, attempt), run.log(attempt, 0)]
+
+
+def endpoint(options: TorchrunConfig, run: Path, attempt: int) -> tuple[str, int]:
+    """Host and port of the rendezvous; another port each attempt, as the last may not be free."""
+    text = options.endpoint or socket.gethostname()
+    host, colon, port = text.rpartition(":")
+    if not colon or text.endswith("]") or ":" in host.strip("[]") and "]" not in host:
+        return text.strip("[]"), port_of(f"{run.name} {attempt}")
+    if not (host and port.isdigit() and 0 < int(port) < 65536):
+        raise ConfigError(
+            f"{text!r} is not HOST or HOST:PORT",
+            where="launch.endpoint",
+            hint="e.g. launch.endpoint=node1:29400; an IPv6 address goes in brackets",
+        )
+    return host.strip("[]"), int(port)
+
+
+def _node(spec: LaunchSpec, number: int, host: str, port: int) -> NodePlan:
+    assert isinstance(spec.options, TorchrunConfig)
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if spec.options.rendezvous is Rendezvous.static:
+        meet = ["--node-rank", str(number), "--master-addr", host, "--master-port", str(port)]
+    else:
+        # Which host holds the store is said, not guessed from names that may not resolve.
+        conf = f"is_host={int(number == 0)},join_timeout={spec.options.join_timeout_s}"
+        meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", place, "--rdzv-conf", conf]
+        meet += ["--rdzv-id", f"{spec.run.name}-{spec.attempt}"]
+        if number == 0:
+            meet += ["--local-addr", host]
+    agent = (spec.python, "-m", "torch.distributed.run", "--nnodes", str(spec.nodes))
+    count = ("--nproc-per-node", str(spec.processes))
+    restarts = ("--max-restarts", str(spec.options.max_restarts))
+    rank = ("-m", spec.module, str(spec.run), "--attempt", str(spec.attempt))
+    return NodePlan(
+        host="" if number else socket.gethostname(),
+        slots=tuple(range(spec.processes)),
+        command=(*agent, *count, *meet, *restarts, *rank),
+        start=() if number else node_command(spec, number),
+    )
+
+
+def node_command(spec: LaunchSpec, number: int) -> tuple[str, ...]:
+    """Starts a node's helper on the host where it is run."""
+    helper = ("launcher.launch.node", str(spec.run), str(spec.attempt), str(number))
+    return (spec.python, "-m", *helper, "--lifeline")
+
+
+def agent_log(run: RunDir, attempt: int) -> Path:
+    """What the coordinator says."""
+    return run.attempt(attempt) / "agent.log"
+
+
+def coordinated(
+    backend: str, spec: LaunchSpec, nodes: tuple[NodePlan, ...], variables: dict[str, str]
+) -> LaunchPlan:
+    """The plan of a job whose nodes a coordinator on this host looks after."""
+    interface = spec.cluster.network_interface
+    names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface else ()
+    return LaunchPlan(
+        backend=backend,
+        run=spec.run,
+        attempt=spec.attempt,
+        cwd=spec.cwd,
+        prepare=(spec.python, "-m", spec.prepare_module, str(spec.run)),
+        command=(spec.python, "-m", "launcher.launch.coordinate", str(spec.run), str(spec.attempt)),
+        environment={
+            "OMP_WAIT_POLICY": "PASSIVE",
+            **{name: str(interface) for name in names},
+            **spec.cluster.environment,
+            **spec.environment,
+            "PYTHONUNBUFFERED": "1",
+            **variables,
+        },
+        processes=sum(len(node.slots) for node in nodes),
+        log=agent_log(RunDir(spec.run), spec.attempt),
+        nodes=nodes,
+        join_timeout_s=spec.options.join_timeout_s,
+    )

@@ -1,0 +1,91 @@
+"""What is said of runs whose jobs Slurm knows, has forgotten, or cannot be asked about."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from launcher.jobs import scheduled, status
+from launcher.launch.slurm_text import Job
+from launcher.rundir import RunDir, State, Status, write_json
+
+RUNNING = Status(State.running, attempt=1, step=5, host="n1", pid=1, time=1.0)
+QUEUED = Status(State.queued, attempt=1, host="login", pid=1, time=1.0)
+
+
+@pytest.mark.parametrize(
+    ("before", "job", "state", "words"),
+    [
+        (QUEUED, Job("7", "PENDING", "Priority"), State.queued, "job 7 waits: Priority"),
+        (RUNNING, Job("7", "PENDING", "BeginTime"), State.queued, "BeginTime"),
+        (QUEUED, Job("7", "RUNNING"), State.preparing, "job 7 starts"),
+        (RUNNING, Job("7", "RUNNING"), State.running, ""),
+        (QUEUED, Job("7", "COMPLETING"), State.queued, ""),
+        (RUNNING, Job("7", "NEWSTATE"), State.unknown, "running when last heard of"),
+        (RUNNING, Job("7", "CANCELLED"), State.cancelled, "cancelled in Slurm"),
+        (QUEUED, Job("7", "CANCELLED", "DependencyNeverSatisfied"), State.failed, "prepare.log"),
+        (RUNNING, Job("7", "TIMEOUT"), State.failed, "launch.grace_s"),
+        (RUNNING, Job("7", "NODE_FAIL"), State.failed, "lost a node"),
+        (RUNNING, Job("7", "OUT_OF_MEMORY"), State.failed, "memory"),
+        (RUNNING, Job("7", "COMPLETED"), State.failed, "COMPLETED"),
+        (RUNNING, None, State.failed, "does not know job 7"),
+    ],
+)
+def test_judgement(before, job, state, words):
+    found = scheduled.judged(before, "7", job)
+    assert found.state is state
+    assert words in found.reason
+    assert (found.exit_code is None) == (state not in (State.failed, State.cancelled))
+
+
+@pytest.fixture
+def squeue(tmp_path, monkeypatch):
+    """A folder on the PATH whose squeue counts its calls; sacct knows nothing."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def script(name: str, text: str) -> None:
+        path = folder / name
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+    script("squeue", f'echo "$@" >> "{folder}/calls"; echo "1|RUNNING|None"; echo "2|PENDING|x"')
+    script("sacct", "echo disabled >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder / "calls"
+
+
+def make_run(root, number: int, state: State) -> None:
+    run = RunDir(root / f"r{number}")
+    write_json(run.attempt(1) / "job.json", {"backend": "slurm", "job": str(number)})
+    run.set_status(state, attempt=1)
+
+
+def test_one_question_for_all_live_jobs(tmp_path, squeue):
+    root = tmp_path / "runs"
+    for number, state in enumerate((State.succeeded, State.running, State.queued, State.running)):
+        make_run(root, number, state)
+    found = {row.name: row.status.state for row in status.listing(root)}
+    assert found == {
+        "r0": State.succeeded,
+        "r1": State.running,
+        "r2": State.queued,
+        "r3": State.failed,
+    }
+    assert len(squeue.read_text().splitlines()) == 1
+
+
+def test_ended_runs_ask_nobody(tmp_path, squeue):
+    make_run(tmp_path / "runs", 1, State.failed)
+    status.listing(tmp_path / "runs")
+    assert not squeue.exists()
+
+
+def test_without_slurm_the_state_is_unknown(tmp_path, monkeypatch, capsys):
+    make_run(tmp_path / "runs", 1, State.running)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (row,) = status.listing(tmp_path / "runs")
+    assert row.status.state is State.unknown
+    assert capsys.readouterr().err.count("\n") == 1

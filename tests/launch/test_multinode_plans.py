@@ -1,0 +1,183 @@
+"""Plans of launches on several nodes: what is started where, and that no shell misreads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from launcher.config.schema_launch import (
+    ClusterConfig,
+    DeepspeedConfig,
+    RemoteShell,
+    Rendezvous,
+    TorchrunConfig,
+)
+from launcher.errors import ConfigError
+from launcher.launch.deepspeed import DeepspeedBackend
+from launcher.launch.spec import LaunchPlan, LaunchSpec
+from launcher.launch.torchrun import TorchrunBackend, endpoint
+from launcher.rundir import write_json
+
+#: Prints what it was called with.
+ECHO = """#!{python}
+import json, os, sys
+print(json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]))
+"""
+HOSTILE = "a 'b\" $(false) `false` %n %h\n; # ü \\"
+
+
+@pytest.fixture
+def make_spec(weird_tmp_path):
+    def make(options, **changes):
+        values = {
+            "run": weird_tmp_path / "run",
+            "attempt": 2,
+            "python": sys.executable,
+            "cwd": weird_tmp_path,
+            "options": options,
+            "cluster": ClusterConfig(),
+            "nodes": 2,
+            "processes": 3,
+            "threads": 1,
+        }
+        return LaunchSpec(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture
+def hostfile(weird_tmp_path):
+    (weird_tmp_path / "hosts").write_text("alpha slots=2\nme@beta slots=1\n")
+    return "hosts"
+
+
+def after(words, option):
+    return words[words.index(option) + 1]
+
+
+def test_c10d_nodes_differ_only_in_who_holds_the_rendezvous(make_spec):
+    plan = TorchrunBackend().plan(make_spec(TorchrunConfig(nodes=2, endpoint="h:29400")))
+    first, second = (node.command for node in plan.nodes)
+    assert after(first, "--rdzv-endpoint") == after(second, "--rdzv-endpoint") == "h:29400"
+    assert "is_host=1" in after(first, "--rdzv-conf")
+    assert "is_host=0" in after(second, "--rdzv-conf")
+    assert after(first, "--nnodes") == "2"
+    assert after(first, "--nproc-per-node") == "3"
+    assert plan.nodes[0].start
+    assert not plan.nodes[1].start
+    assert plan.processes == 6
+    assert LaunchPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert "launcher join" in plan.describe()
+
+
+def test_static_nodes_have_numbers(make_spec):
+    options = TorchrunConfig(nodes=2, endpoint="10.0.0.1", rendezvous=Rendezvous.static)
+    plan = TorchrunBackend().plan(make_spec(options))
+    assert [after(node.command, "--node-rank") for node in plan.nodes] == ["0", "1"]
+    assert {after(node.command, "--master-addr") for node in plan.nodes} == {"10.0.0.1"}
+    assert len({after(node.command, "--master-port") for node in plan.nodes}) == 1
+
+
+def test_restarts_and_interface_reach_the_ranks(make_spec):
+    site = ClusterConfig(network_interface="ib0", environment={"NCCL_IB_HCA": "mlx5"})
+    plan = TorchrunBackend().plan(make_spec(TorchrunConfig(max_restarts=3), cluster=site))
+    assert after(plan.nodes[0].command, "--max-restarts") == "3"
+    assert plan.environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert plan.environment["NCCL_SOCKET_IFNAME"] == "ib0"
+    assert plan.environment["GLOO_SOCKET_IFNAME"] == "ib0"
+    assert plan.environment["NCCL_IB_HCA"] == "mlx5"
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("h:1", "h", 1), ("10.0.0.1:65535", "10.0.0.1", 65535), ("[fd00::1]:5", "fd00::1", 5)],
+)
+def test_endpoints(tmp_path, text, host, port):
+    assert endpoint(TorchrunConfig(endpoint=text), tmp_path / "r", 1) == (host, port)
+
+
+@pytest.mark.parametrize("text", ["h", "fd00::1", "[fd00::1]", None])
+def test_port_follows_from_run_and_attempt(tmp_path, text):
+    options = TorchrunConfig(endpoint=text)
+    host, port = endpoint(options, tmp_path / "r", 1)
+    assert text is None or host == text.strip("[]")
+    assert endpoint(options, tmp_path / "r", 1) == (host, port)
+    assert endpoint(options, tmp_path / "r", 2)[1] != port
+
+
+@pytest.mark.parametrize("text", ["h:", ":5", "h:x", "h:0", "h:65536"])
+def test_wrong_endpoints(tmp_path, text):
+    with pytest.raises(ConfigError, match="HOST or HOST:PORT"):
+        endpoint(TorchrunConfig(endpoint=text), tmp_path / "r", 1)
+
+
+def test_hostfile_decides_hosts_ranks_and_rendezvous(make_spec, hostfile):
+    plan = DeepspeedBackend().plan(make_spec(DeepspeedConfig(hostfile=hostfile)))
+    assert [(node.host, node.slots) for node in plan.nodes] == [
+        ("alpha", (0, 1)),
+        ("me@beta", (0,)),
+    ]
+    assert plan.processes == 3
+    assert plan.environment["MASTER_ADDR"] == "alpha"
+    assert 10000 <= int(plan.environment["MASTER_PORT"]) < 30000
+    first = DeepspeedBackend().plan(make_spec(DeepspeedConfig(hostfile=hostfile, exclude="alpha")))
+    assert first.environment["MASTER_ADDR"] == "beta"
+    assert LaunchPlan.from_json(plan.to_json()) == plan
+
+
+def test_the_only_host_may_be_this_one(make_spec, weird_tmp_path):
+    (weird_tmp_path / "here").write_text("localhost slots=2\n")
+    plan = DeepspeedBackend().plan(make_spec(DeepspeedConfig(hostfile="here")))
+    assert plan.nodes[0].start[0] == sys.executable
+    assert plan.environment["MASTER_ADDR"] == "127.0.0.1"
+
+
+def test_hostfile_that_has_changed_is_refused(make_spec, hostfile):
+    spec = make_spec(DeepspeedConfig(hostfile=hostfile))
+    write_json(spec.run / "plan.json", {"world_size": 4})
+    with pytest.raises(ConfigError, match="3 slots to use, the run is planned for 4 ranks"):
+        DeepspeedBackend().plan(spec)
+
+
+def test_missing_remote_shell_is_named(monkeypatch, make_spec, hostfile, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = DeepspeedConfig(hostfile=hostfile, remote_shell=RemoteShell.pdsh)
+    with pytest.raises(ConfigError, match="no pdsh on this host"):
+        DeepspeedBackend().plan(make_spec(options))
+
+
+@pytest.mark.parametrize("shell", list(RemoteShell))
+@pytest.mark.parametrize("login_shell", ["sh", "bash"])
+def test_no_shell_misreads_paths_and_values(
+    monkeypatch, make_spec, hostfile, weird_tmp_path, shell, login_shell
+):
+    """What ssh hands to the login shell of the host arrives word for word."""
+    for name in RemoteShell:  # they need not be here for a plan to be made
+        (weird_tmp_path / name.value).touch(mode=0o755)
+    monkeypatch.setenv("PATH", f"{weird_tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LAUNCHER_HOSTILE", HOSTILE)
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    python = weird_tmp_path / "python %u"
+    python.write_text(ECHO.format(python=sys.executable))
+    python.chmod(0o755)
+    options = DeepspeedConfig(hostfile=hostfile, remote_shell=shell, ssh_options=["-p", "2222"])
+    plan = DeepspeedBackend().plan(make_spec(options, python=str(python)))
+    start = plan.nodes[0].start
+    assert "secret" not in " ".join(start)
+    assert "-p" in start or "-p 2222" in start[1]
+    remote = start[-1]
+    if shell is RemoteShell.pdsh:
+        # As pdsh replaces its own signs, for the second host.
+        remote = remote.replace("%%", "\0").replace("%n", "1").replace("\0", "%")
+        assert not plan.nodes[1].start
+    done = subprocess.run([login_shell, "-c", remote], capture_output=True, text=True, check=True)
+    words, folder, environ = json.loads(done.stdout)
+    number = "1" if shell is RemoteShell.pdsh else "0"
+    lifeline = [] if shell is RemoteShell.pdsh else ["--lifeline"]
+    assert words == ["-m", "launcher.launch.node", str(plan.run), "2", number, *lifeline]
+    assert folder == str(weird_tmp_path)
+    assert environ["LAUNCHER_HOSTILE"] == HOSTILE

@@ -1,0 +1,314 @@
+"""`launch=slurm` on a real cluster, with stand-ins for the ranks: how runs end, and go on."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.config import compose, create
+from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.jobs import start, status
+from launcher.jobs.cancel import cancel
+from launcher.launch.slurm import SlurmBackend, job_id
+from launcher.launch.spec import JobState
+from launcher.rundir import RunDir, State, read_json, write_json
+from support import slurm
+from support.slurm import Cluster, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+
+HERE = Path(__file__).resolve().parent
+WORDS = (
+    *("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8"),
+    *("launch=slurm", "launch.nodes=2", "launch.processes=2", "train.threads=1"),
+    *("cluster.gpus_per_node=0", "cluster.sbatch=[--exclusive]"),
+)
+PATHS = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
+        if found is None:
+            pytest.skip(slurm.SKIP)
+        yield found
+
+
+@pytest.fixture
+def cluster(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in nodes.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONPATH", PATHS)
+    yield nodes
+    nodes.run("scancel", f"--user={os.environ.get('USER', 'root')}", check=False)
+    wait_for(lambda: not nodes.run("squeue", "-h", check=False), "the end of all jobs")
+
+
+@dataclasses.dataclass
+class Submitted:
+    """A run of stand-ins in Slurm's hands."""
+
+    run: RunDir
+    job: str
+    cluster: Cluster
+
+    def await_step(self, step: int, attempt: int = 1) -> None:
+        """Wait until all ranks of an attempt are at `step` or beyond."""
+
+        def reached() -> bool:
+            beats = [read_json(self.run.heartbeat(rank), {"step": 0}) for rank in range(4)]
+            now = self.run.status()
+            return now.attempt >= attempt and all(beat["step"] >= step for beat in beats)
+
+        wait_for(reached, f"step {step} of attempt {attempt}")
+
+    def end(self) -> State:
+        """The state once the job is gone."""
+        wait_for(lambda: self.cluster.word(self.job) in ("", *_ENDED), "the end of the job")
+        return status.observed_run(self.run).state
+
+    def steps(self) -> list[int]:
+        """Steps that rank 0 has made, over all attempts."""
+        return [json.loads(line)["step"] for line in self.run.metrics.read_text().splitlines()]
+
+
+_ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+
+
+@pytest.fixture
+def submit(cluster: Cluster, weird_tmp_path: Path) -> Callable[..., Submitted]:
+    """Submit a run whose stand-in ranks follow a script; its folder has spaces and quotes."""
+
+    def submit(*words: str, run: RunDir | None = None, **script) -> Submitted:
+        if run is None:
+            run = create.create([*WORDS, f"run.root={weird_tmp_path}", "run.name=r", *words])
+            write_json(run.path / "stand_in.json", script)
+        attempt = start.begin(run)
+        plan = SlurmBackend().plan(stand_in(start.spec(run, attempt, compose.load(run.config))))
+        return Submitted(run, SlurmBackend().submit(plan, attached=False), cluster)
+
+    return submit
+
+
+def stand_in(spec):
+    return dataclasses.replace(spec, module="slurm_rank", prepare_module="stand_in_prepare")
+
+
+def test_run_on_two_nodes_succeeds(submit):
+    made = submit(steps=3)
+    assert made.end() is State.succeeded
+    assert made.run.status().attempt == 1
+    hosts = {read_json(made.run.heartbeat(rank))["host"] for rank in range(4)}
+    assert len(hosts) == 2
+    assert all(made.run.log(1, rank).is_file() for rank in range(4))
+    assert (made.run.attempt(1) / "slurm.log").is_file()
+    assert SlurmBackend().status(made.run, 1) is JobState.gone
+
+
+def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
+    made = submit("launch.agent=torchrun", steps=40, step_s=0.2)
+    made.await_step(3)
+    cluster.run("scancel", "--signal=USR1", made.job)
+    wait_for(lambda: made.run.status().reason.startswith("requeued: "), "the requeue")
+    assert made.end() is State.succeeded
+    assert made.steps() == list(range(1, 41))
+
+
+def test_requeue_goes_on_in_a_further_attempt(submit, cluster):
+    made = submit(steps=60, step_s=0.1)
+    made.await_step(3)
+    cluster.run("scontrol", "requeue", made.job)
+    with pytest.raises(StorageError, match=f"job {made.job} of|another process works on"):
+        start.begin(made.run)
+    assert made.end() is State.succeeded
+    assert made.steps() == list(range(1, 61))
+    assert made.run.attempts() == [1, 2]
+    assert made.run.log(1, 3).is_file()
+    assert made.run.log(2, 3).is_file()
+    assert job_id(made.run, 2) == made.job
+
+
+def test_time_limit_signal_saves_and_requeues(submit, cluster):
+    made = submit(steps=60, step_s=0.1)
+    made.await_step(3)
+    # What --signal=USR1@grace does before the limit, without the wait for it.
+    cluster.run("scancel", "--signal=USR1", made.job)
+    wait_for(lambda: made.run.status().state is State.queued, "the requeue")
+    assert "requeued" in made.run.status().reason
+    assert made.end() is State.succeeded
+    assert made.steps() == list(range(1, 61))
+
+
+def test_preempted_by_a_higher_partition(submit, cluster):
+    made = submit(steps=60, step_s=0.1)
+    made.await_step(3)
+    cluster.run("sbatch", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null", "--wrap=sleep 1")
+    assert made.end() is State.succeeded
+    assert made.steps() == list(range(1, 61))
+    assert made.run.attempts() == [1, 2]
+
+
+def test_killed_rank_is_named_and_the_job_requeued(submit):
+    made = submit(steps=20, die={"rank": 3, "step": 3, "signal": int(signal.SIGKILL)})
+    wait_for(lambda: made.run.status().reason.startswith("requeued: "), "the requeue")
+    assert "rank 3 was killed by SIGKILL" in made.run.status().reason
+    assert made.end() is State.succeeded
+    assert made.run.attempts() == [1, 2]
+
+
+@pytest.mark.parametrize("code", [ExitCode.data, ExitCode.diverged, ExitCode.usage])
+def test_failure_that_would_come_again_is_not_requeued(submit, code):
+    made = submit(steps=20, step_s=0.1, die={"rank": 2, "step": 3, "code": int(code)})
+    assert made.end() is State.failed
+    assert made.run.status().exit_code == code
+    assert "rank 2" in made.run.status().reason
+    assert made.run.attempts() == [1]
+
+
+def test_requeues_have_an_end(submit):
+    made = submit(
+        "launch.max_requeues=0",
+        steps=20,
+        step_s=0.1,
+        die={"rank": 1, "step": 3, "signal": int(signal.SIGKILL)},
+    )
+    assert made.end() is State.failed
+    assert "max_requeues is used up" in made.run.status().reason
+
+
+def test_cancel_waits_for_the_checkpoint(submit):
+    made = submit(steps=1000, step_s=0.1)
+    made.await_step(3)
+    assert cancel(made.run).state is State.cancelled
+    assert read_json(made.run.path / "saved.json")["step"] >= 3
+    assert made.end() is State.cancelled
+    assert made.run.attempts() == [1]
+
+
+def test_scancel_by_hand_is_not_requeued(submit, cluster):
+    made = submit(steps=1000, step_s=0.1)
+    made.await_step(3)
+    cluster.run("scancel", made.job)
+    assert made.end() is State.cancelled
+
+
+def test_waiting_run_is_queued_and_cancelled(submit, cluster):
+    cluster.run("sbatch", "--exclusive", "-N2", "-o", "/dev/null", "--wrap=sleep 60")
+    made = submit(steps=3)
+    seen = status.observed_run(made.run)
+    assert seen.state is State.queued
+    assert made.job in seen.reason
+    assert cancel(made.run).state is State.cancelled
+    assert made.end() is State.cancelled
+
+
+def test_failed_preparation_job_settles_the_run(submit):
+    made = submit("launch.prepare_job=true", prepare_code=3)
+    assert made.end() is State.failed
+    found = made.run.status()
+    assert found.exit_code == ExitCode.data
+    assert "train.jsonl:3: not JSON" in found.reason
+
+
+def test_preparation_job_comes_before_the_run(submit):
+    made = submit("launch.prepare_job=true", steps=3)
+    assert made.end() is State.succeeded
+    assert "preparing data" in (made.run.attempt(1) / "prepare.log").read_text()
+
+
+def test_array_of_trials_of_which_some_fail(cluster, weird_tmp_path):
+    plans, expected = [], []
+    for index in range(6):
+        words = [*WORDS, "launch.nodes=1", f"run.root={weird_tmp_path}", f"run.name=t{index}"]
+        run = create.create([word for word in words if "exclusive" not in word])
+        script = {"steps": 4}
+        if index in (1, 4):
+            script["die"] = {"rank": 0, "step": 2, "code": int(ExitCode.diverged)}
+        if index == 2:
+            script["die"] = {"rank": 1, "step": 2, "signal": int(signal.SIGKILL)}
+        write_json(run.path / "stand_in.json", script)
+        attempt = start.begin(run)
+        spec = stand_in(start.spec(run, attempt, compose.load(run.config)))
+        plans.append(SlurmBackend().plan(spec))
+        expected.append(State.failed if index in (1, 4) else State.succeeded)
+    job = SlurmBackend().submit_many(plans, weird_tmp_path / "sweep", max_parallel=3)
+    runs = [RunDir(plan.run) for plan in plans]
+    assert [job_id(run, 1) for run in runs] == [f"{job}_{index}" for index in range(6)]
+    wait_for(lambda: not cluster.run("squeue", "-h", "-j", job, check=False), "the array")
+    assert [run.status().state for run in runs] == expected
+    assert [max(run.attempts()) for run in runs] == [1, 1, 2, 1, 1, 1]
+
+
+def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
+    if not cluster.is_own:
+        pytest.skip("only a cluster of the test's own may lose its controller")
+    made = submit(steps=100, step_s=0.1)
+    made.await_step(2)
+    cluster.kill("slurmctld")
+    try:
+        seen = status.observed_run(made.run)
+        assert seen.state is State.unknown
+        assert "running when last heard of" in seen.reason
+        assert len(capfd.readouterr().err.splitlines()) == 1
+        assert SlurmBackend().status(made.run, 1) is JobState.unknown
+        (row,) = status.listing(made.run.path.parent)
+        assert row.status.state is State.unknown
+    finally:
+        cluster.again("slurmctld")
+    assert made.end() is State.succeeded
+
+
+def test_lost_node_is_replaced_without_a_hand(submit, cluster):
+    if not cluster.is_own:
+        pytest.skip("only a cluster of the test's own may lose a node")
+    made = submit(steps=100, step_s=0.1)
+    made.await_step(3)
+    cluster.kill("n2")
+    wait_for(lambda: cluster.word(made.job) in ("PENDING", "COMPLETING"), "the end of the job")
+    cluster.again("n2")
+    assert made.end() is State.succeeded
+    assert made.steps()[-1] == 100
+    assert made.run.attempts() == [1, 2]
+
+
+def test_purged_job_is_lost(cluster, tmp_path):
+    run = create.create([*WORDS, f"run.root={tmp_path}", "run.name=r"])
+    attempt = start.begin(run)
+    run.set_status(State.queued, attempt=attempt)
+    write_json(run.attempt(1) / "job.json", {"backend": "slurm", "job": "987654"})
+    seen = status.observed_run(run)
+    assert seen.state is State.failed
+    assert "987654" in seen.reason
+    assert start.begin(run) == 2
+
+
+def test_what_sbatch_refuses_is_quoted(submit):
+    with pytest.raises(ConfigError, match="nosuchoption") as caught:
+        submit("cluster.sbatch=[--nosuchoption]")
+    assert "HINT" in str(caught.value)
+
+
+def test_command_line_follows_submits_and_refuses(cluster, tmp_path):
+    command = [sys.executable, "-m", "launcher.cli"]
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
+
+    done = run("submit", *WORDS, "run.name=big", "launch.nodes=9", "batch.sequences=36")
+    assert done.returncode == ExitCode.usage
+    assert "launch.nodes" in done.stderr
+    done = run("submit", *WORDS, "run.name=p", "cluster.partition=bacth")
+    assert "did you mean 'batch'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+    done = run("train", "--dry-run", *WORDS, "run.name=dry")
+    assert done.returncode == 0
+    assert "#SBATCH --nodes=2" in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,49 @@
+"""Real training under Slurm: the numbers are those of a run on one host, requeued or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from launcher.launch.slurm import job_id
+from launcher.rundir import State
+from support import project, slurm
+from support.project import LAUNCHER, Project
+from support.slurm import Cluster, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
+
+SIZE = ("batch.sequences=8", "train.steps=30", "checkpoint.every_steps=100")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
+        if found is None:
+            pytest.skip(slurm.SKIP)
+        yield found
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_requeued_on_two_nodes_equals_undisturbed_on_one(cluster, tmp_path, tiny_llama, zero):
+    here = Project(tmp_path, tiny_llama)
+    here.write_data(project.conversations(60))
+    engine = f"engine=zero{zero}"
+    alone = (*here.words("local", *SIZE, engine), "launch.processes=4")
+    done = here.run((*LAUNCHER, "train"), *alone)
+    assert done.code == 0, done.output
+    spread = (*here.words("spread", *SIZE, engine), "launch=slurm", "launch.nodes=2")
+    started = here.start((*LAUNCHER, "train"), *spread, "launch.processes=2", **cluster.environment)
+    run = here.folder_of("spread")
+    started.wait_until(lambda: run.status().step >= 3, "step 3")
+    cluster.run("scontrol", "requeue", job_id(run, 1))
+    wait_for(lambda: run.status().attempt == 2, "the second attempt")
+    done = started.end()
+    assert done.code == 0, done.output
+    assert run.status().state is State.succeeded
+    local = here.folder_of("local")
+    assert project.losses(run) == project.losses(local)
+    assert project.checkpoint_files(run)[30] == project.checkpoint_files(local)[30]
+    hosts = {line["host"] for line in (project.read_json(run.heartbeat(r)) for r in range(4))}
+    assert len(hosts) == 2
