@@ -1,0 +1,55 @@
+"""The verb that looks at machine, cluster and services."""
+
+from __future__ import annotations
+
+import sys
+
+from launcher.cli import arguments
+from launcher.errors import ExitCode
+
+#: Overrides of these say that it is about a job, not about this host alone.
+_JOB = ("launch", "cluster")
+
+
+def doctor(words: list[str]) -> int:
+    """Print what works and what to do about the rest; 1 if something a run needs does not."""
+    parsed = arguments.overrides(
+        "doctor",
+        words,
+        arguments.JSON,
+        (
+            ["--cluster"],
+            {"action": "store_true", "help": "all ranks of a job, not one on this host alone"},
+        ),
+        (
+            ["--timeout"],
+            {
+                "type": float,
+                "default": 300.0,
+                "metavar": "S",
+                "help": "longest wait for the ranks once their job runs, in seconds (300)",
+            },
+        ),
+        (["--keep"], {"action": "store_true", "help": "keep the folder of the ranks"}),
+    )
+    from launcher import runtime
+    from launcher.config import compose
+    from launcher.doctor import table
+    from launcher.doctor.diagnose import diagnose
+    from launcher.doctor.finding import Verdict
+
+    config = compose.compose(parsed.overrides, parsed.config_dir)
+    keys = [word.partition("=")[0].lstrip("+").partition(".")[0] for word in parsed.overrides]
+    findings = diagnose(
+        config,
+        whole_job=parsed.cluster or any(key in _JOB for key in keys),
+        timeout_s=parsed.timeout,
+        keep=parsed.keep,
+        say=lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True),
+    )
+    bad = any(finding.verdict is Verdict.fail for finding in findings)
+    if parsed.json:
+        print(arguments.as_json(table.as_dict(findings)))
+    else:
+        print(table.text(findings, color=runtime.wants_color(sys.stdout)))
+    return ExitCode.internal if bad else ExitCode.ok

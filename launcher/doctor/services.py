@@ -1,0 +1,113 @@
+"""Slurm, the hub and Weights & Biases: who answers."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from launcher import runtime
+from launcher.config.schema import Config, WandbMode
+from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+
+TIMEOUT_S = 5.0
+
+
+def ask(config: Config) -> dict[str, Any]:
+    """What services answer, asked side by side: slurm, hub, wandb.
+
+    hub, wandb: None if all is well, else what is wrong; absent where they are not to be asked.
+    """
+    addresses = {}
+    hub = runtime.hub_endpoint()
+    if hub:
+        addresses["hub"] = hub
+    if config.track.wandb.mode in (WandbMode.online, WandbMode.auto):
+        addresses["wandb"] = runtime.wandb_endpoint()
+    with ThreadPoolExecutor() as pool:
+        replies = {name: pool.submit(reach, url) for name, url in addresses.items()}
+        slurm = pool.submit(_slurm)
+        found: dict[str, Any] = {name: reply.result() for name, reply in replies.items()}
+        found["slurm"] = slurm.result()
+    found["credentials"] = runtime.has_wandb_credentials()
+    return found
+
+
+def reach(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
+    """None if a web server answers at `url`, else why not."""
+    if not url.startswith(("https://", "http://")):
+        return f"{url} is not a web address"
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s):  # noqa: S310
+            return None
+    except urllib.error.HTTPError as error:
+        # An answer all the same; a server error is none to rely on.
+        return None if error.code < 500 else f"{url}: {error}"
+    except (OSError, ValueError) as error:
+        return f"{url}: {getattr(error, 'reason', error)}"
+
+
+def _slurm() -> dict[str, Any]:
+    """commands: those found on the path; controller: what `scontrol ping` says."""
+    commands = [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name)]
+    found: dict[str, Any] = {"commands": commands, "up": False, "said": ""}
+    if "scontrol" not in commands:
+        return found
+    try:
+        done = subprocess.run(
+            ["scontrol", "ping"],  # noqa: S607 - the site decides where Slurm lies
+            capture_output=True,
+            text=True,
+            timeout=2 * TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {**found, "said": str(error)}
+    said = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    return {**found, "up": done.returncode == 0 and "UP" in done.stdout, "said": said}
+
+
+def slurm(seen: Seen) -> Iterator[Finding]:
+    """Slurm's commands and controller; silence where Slurm is neither wanted nor there."""
+    facts, wanted = seen.services.get("slurm"), seen.config.launch.name == "slurm"
+    if facts is None or not (wanted or facts["commands"]):
+        return
+    say = failed if wanted else warned
+    if "sbatch" not in facts["commands"]:
+        hint = "load Slurm's module, or run this on a login node of the cluster"
+        yield say("Slurm", "sbatch is not on the path", hint)
+    elif not facts["up"]:
+        hint = "is SLURM_CONF right? otherwise ask the site"
+        yield say("Slurm", f"the controller does not answer: {facts['said']}", hint)
+    else:
+        yield passed("Slurm", facts["said"])
+
+
+def hub(seen: Seen) -> Iterator[Finding]:
+    """The Hugging Face hub, from which models and data sets come."""
+    if not seen.services:
+        return
+    if "hub" not in seen.services:
+        yield passed("hub", "offline, as HF_HUB_OFFLINE says: only what is cached can be used")
+    elif seen.services["hub"]:
+        hint = "download on a host with network, then set HF_HUB_OFFLINE=1; or give folders"
+        yield warned("hub", seen.services["hub"], hint)
+    else:
+        yield passed("hub", "answers")
+
+
+def wandb(seen: Seen) -> Iterator[Finding]:
+    """Weights & Biases, if runs are to be tracked there."""
+    if "wandb" not in seen.services:
+        return
+    hint = "track.wandb.mode=offline keeps the run; `wandb sync` uploads it later"
+    if seen.services["wandb"]:
+        yield warned("wandb", seen.services["wandb"], hint)
+    elif not seen.services["credentials"]:
+        yield warned("wandb", "answers, but there are no credentials", "`wandb login`")
+    else:
+        yield passed("wandb", "answers, and there are credentials")

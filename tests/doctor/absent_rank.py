@@ -1,0 +1,13 @@
+"""`launcher.train.probe`, of which rank 1 never comes: `python -m doctor.absent_rank RUN ...`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from launcher import runtime
+from launcher.train import probe
+
+if runtime.ranks().rank == 1:
+    time.sleep(600)
+sys.exit(probe.main(sys.argv[1:]))
