@@ -132,7 +132,8 @@ def _recipe_words(model: TinyModelConfig) -> list[str]:
 
 def _command(words: list[str]) -> list[str]:
     ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
-    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    agent += ["--nproc-per-node", str(ranks)]
     return [sys.executable, *agent, "-m", "launcher.train", *words]
 
 

@@ -26,6 +26,7 @@ from launcher.config import checks, compose, groups, overrides, plan, typed
 from launcher.data.sources import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
 from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
+from launcher.sweeps import space
 from support.ranks import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,7 +38,7 @@ FIRST = DOCS / "train.md"
 BLOCK_TIMEOUT_S = 240
 COMPOSING = ("train", "submit", "plan", "config", "data prepare", "data show")
 #: Words before "=" in the text that are no keys.
-NO_KEYS = {"key", "exit"}
+NO_KEYS = {"key", "exit", "hydra.sweeper.max_batch_size"}
 FILE_ENDINGS = {"json", "jsonl", "yaml", "html", "log", "md", "py", "parquet", "csv", "txt"}
 
 
@@ -128,6 +129,8 @@ def test_commands_compose(page, tmp_path):
             added = ["conf"] if (tmp_path / "conf").is_dir() else []
             folders = [tmp_path / name for name in (*named, *added)]
             chosen = [word for word in words if re.match(r"[a-z][\w.]*=", word)]
+            if "-m" in words:  # a sweep: what all its trials share
+                chosen = space.read(chosen, groups.list_groups()).fixed
             config, problems = compose.try_compose(chosen, folders)
             if block.language == "sh" and verb in ("", "train", "plan"):
                 problems += checks.check(config, world_size=1, has_gpu=True)

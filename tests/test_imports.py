@@ -20,15 +20,21 @@ CONTROL = (
     "cli",
     "config",
     "console",
+    "doctor",
     "errors",
     "fingerprint",
+    "host",
     "jobs",
     "launch",
+    "procfs",
+    "ranks",
     "registry",
     "report",
     "rundir",
     "runtime",
     "stories",
+    "sweeps",
+    "vitals",
 )
 
 RUN_LIBRARIES = {

@@ -23,12 +23,23 @@ VERBS = {
     "status": ("state of one run, or of all", "launcher.cli.jobs:status"),
     "logs": ("print or follow the log of a rank", "launcher.cli.jobs:logs"),
     "cancel": ("stop a run for good, with a checkpoint", "launcher.cli.jobs:cancel"),
+    "join": ("bring this host into a run with launch=torchrun", "launcher.cli.jobs:join"),
     "resume": ("go on from the last checkpoint, follow to the end", "launcher.cli.runs:resume"),
     "eval": ("score the tuned model, or the base", "launcher.cli.models:evaluate"),
     "report": ("write the HTML page of a run", "launcher.cli.models:report"),
     "export": ("write a Hugging Face folder", "launcher.cli.models:export"),
     "generate": ("answer prompts with the tuned model", "launcher.cli.models:generate"),
     "chat": ("talk to the tuned model", "launcher.cli.models:chat"),
+    "doctor": (
+        "check machine, cluster, storage and services; say what to do",
+        "launcher.cli.doctor:doctor",
+    ),
+    "sweep status": ("state and metric of a sweep's trials", "launcher.cli.sweeps:status"),
+    "sweep best": ("overrides of a sweep's best trial", "launcher.cli.sweeps:best"),
+    "sweep report": ("write the HTML page of a sweep", "launcher.cli.sweeps:report"),
+    "sweep wandb": ("write a W&B sweep file with its space", "launcher.cli.sweeps:wandb"),
+    "sweep resume": ("go on with a sweep where it stopped", "launcher.cli.sweeps:resume"),
+    "sweep cancel": ("stop a sweep and all its trials", "launcher.cli.sweeps:cancel"),
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
 
@@ -71,7 +82,7 @@ def _dispatch(words: list[str]) -> int:
         verb = " ".join(words[:count])
         if verb in VERBS:
             return int(registry.load(VERBS[verb][1])(words[count:]))
-    verb = " ".join(words[:2]) if words[0] == "data" else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("data", "sweep") else words[0]
     raise ConfigError(
         f"there is no verb {verb!r}",
         where="command line",

@@ -59,3 +59,12 @@ def cancel(words: list[str]) -> int:
     found = cancel(run, now=parsed.now, lost=parsed.lost)
     print(f"{run.name}: {found.state.value}", file=sys.stderr)
     return ExitCode.ok
+
+
+def join(words: list[str]) -> int:
+    """Bring this host into a run with launch=torchrun."""
+    number = {"type": int, "metavar": "N", "help": "place of this host; default: the next free"}
+    parsed = arguments.existing_run("join", words, (["--node-rank"], number))
+    from launcher.jobs.join import join
+
+    return join(parsed.run, parsed.root, parsed.node_rank)

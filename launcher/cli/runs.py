@@ -5,24 +5,37 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from launcher.cli import arguments
+from launcher.cli import arguments, sweeps
 from launcher.errors import ExitCode
 
 if TYPE_CHECKING:
     from launcher.rundir import RunDir
 
+MULTIRUN = {*sweeps.MULTIRUN[0]}
+DRY_RUN: arguments.Argument = (
+    ["--dry-run"],
+    {"action": "store_true", "help": "print what would be submitted; make and start nothing"},
+)
+
 
 def train(words: list[str]) -> int:
-    """Make a run, launch it and follow it to its end."""
-    run, attempt = _new_run("train", words)
-    return _launch_and_follow(run, attempt)
+    """Make a run, or with -m a sweep, launch it and follow it to its end."""
+    if not MULTIRUN.isdisjoint(words):
+        return sweeps.start("train", words, DRY_RUN, follow=True)
+    new = _new_run("train", words)
+    return _launch_and_follow(*new) if new else ExitCode.ok
 
 
 def submit(words: list[str]) -> int:
-    """Make a run and launch it; prints the run id."""
-    run, attempt = _new_run("submit", words)
+    """Make a run, or with -m a sweep, and launch it; prints the run id."""
+    if not MULTIRUN.isdisjoint(words):
+        return sweeps.start("submit", words, DRY_RUN, follow=False)
+    new = _new_run("submit", words)
+    if new is None:
+        return ExitCode.ok
     from launcher.jobs import start
 
+    run, attempt = new
     start.submit(run, attempt, attached=False)
     print(run.name)
     print(f"follow it with `launcher logs -f {run}`", file=sys.stderr)
@@ -42,14 +55,20 @@ def resume(words: list[str]) -> int:
     return _launch_and_follow(run, start.begin(run))
 
 
-def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int]:
-    parsed = arguments.overrides(verb, words)
-    from launcher.config import compose, create, plan
+def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
+    """A new run and its first attempt; None for a dry run, which makes nothing."""
+    parsed = arguments.overrides(verb, words, sweeps.MULTIRUN, DRY_RUN)
+    from launcher.config import create, plan
     from launcher.jobs import start
 
-    run = create.create(parsed.overrides, config_dirs=parsed.config_dir)
-    made = plan.Plan.from_json(run.plan.read_text())
-    print(plan.describe(compose.load(run.config), made), file=sys.stderr)
+    config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
+    run = create.named(config, parsed.overrides)
+    print(plan.describe(config, made), file=sys.stderr)
+    if parsed.dry_run:
+        print(start.rehearsed(run, config, made.world_size, ask=False).describe())
+        return None
+    start.rehearsed(run, config, made.world_size, ask=True)
+    create.make(run, config, made, parsed.overrides)
     print(f"run      {run.name}\nfolder   {run}", file=sys.stderr)
     return run, start.begin(run)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config import batching, model_checks, ranges, variants
 from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
+from launcher.config.schema_launch import Rendezvous, TorchrunConfig
 from launcher.errors import Problem, did_you_mean
 
 #: DeepSpeed keys that follow from the `batch` section.
@@ -204,3 +205,11 @@ def _launch(config: Config) -> Iterator[Problem]:
     if launch.name == "local" and launch.nodes > 1:
         hint = "launch=torchrun, launch=deepspeed or launch=slurm starts ranks on several nodes"
         yield Problem("launch.nodes", f"{launch.nodes} nodes, but launch=local is one", hint)
+    if isinstance(launch, TorchrunConfig):
+        yield from _torchrun(launch)
+
+
+def _torchrun(launch: TorchrunConfig) -> Iterator[Problem]:
+    if launch.rendezvous is Rendezvous.static and launch.max_restarts and launch.nodes > 1:
+        found = "static agents do not learn that those of other nodes start their ranks again"
+        yield Problem("launch.max_restarts", found, "launch.rendezvous=c10d")

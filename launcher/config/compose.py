@@ -8,7 +8,7 @@ go.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,35 @@ def compose(words: Sequence[str], config_dirs: Iterable[str | Path] = ()) -> Con
     return config
 
 
+class Sources:
+    """The folders of groups and what was read from them, for callers that compose many configs."""
+
+    def __init__(self, config_dirs: Iterable[str | Path] = ()) -> None:
+        self.folders = groups.search_path(config_dirs)
+        self.options = groups.options_in(self.folders)
+        self._read: dict[tuple[tuple[str, str | None], ...], list[layers.Layer]] = {}
+
+    def layers(self, choices: Mapping[str, str | None]) -> list[layers.Layer]:
+        """The files for these group choices, read once; the caller leaves them as they are."""
+        key = tuple(choices.items())
+        if key not in self._read:
+            self._read[key] = layers.read(choices, self.folders)
+        return self._read[key]
+
+
 def try_compose(
-    words: Sequence[str], config_dirs: Iterable[str | Path] = ()
+    words: Sequence[str],
+    config_dirs: Iterable[str | Path] = (),
+    sources: Sources | None = None,
 ) -> tuple[Config, list[Problem]]:
     """Like `compose`, but returns the problems, with defaults in the place of what was wrong.
 
-    For callers that want to report the findings of `checks.check` in the same message.
+    For callers that want to report the findings of `checks.check` in the same message. `sources`
+    stands in for `config_dirs` where many are composed.
     """
-    folders = groups.search_path(config_dirs)
-    asked = overrides.read(words, groups.options_in(folders))
-    files = layers.read(asked.groups, folders)
+    sources = sources or Sources(config_dirs)
+    asked = overrides.read(words, sources.options)
+    files = sources.layers(asked.groups)
     data: dict[str, Any] = {}
     for layer in files:
         data = overrides.merged(data, layer.data)
@@ -68,7 +87,8 @@ def load(path: str | Path) -> Config:
     import yaml
 
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path), hint=_LOAD_HINT) from error
     if not isinstance(data, dict):
@@ -84,14 +104,21 @@ _LOAD_HINT = "give the config.yaml of a run folder"
 
 def dump(config: Config) -> str:
     """The resolved config as YAML text."""
+    return dump_plain(to_dict(config))
+
+
+def dump_plain(data: dict[str, Any]) -> str:
+    """Plain data as YAML text that `load` reads back as it was, section by section."""
     import yaml
 
-    data = to_dict(config)
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
-    if any(breaks in text for breaks in "\x85\u2028\u2029"):
-        # PyYAML writes these bare and reads them back as line breaks.
-        text = yaml.safe_dump(data, sort_keys=False, allow_unicode=False, width=100)
-    return text
+    def text(allow_unicode: bool) -> str:
+        dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+        options: dict[str, Any] = {"width": 100, "allow_unicode": allow_unicode}
+        return str(yaml.dump(data, Dumper=dumper, sort_keys=False, **options))
+
+    found = text(allow_unicode=True)
+    # PyYAML writes these bare and reads them back as line breaks.
+    return text(allow_unicode=False) if any(b in found for b in "\x85\u2028\u2029") else found
 
 
 def save(config: Config, path: str | Path) -> None:

@@ -19,10 +19,20 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__, runtime
-from launcher.config import checks, compose, plan
+from launcher.config import checks, compose, hostfile, plan
 from launcher.config.schema import Config
+from launcher.config.schema_launch import DeepspeedConfig
+from launcher.config.schema_sweep import SweepConfig
 from launcher.errors import ConfigError, Problem
-from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
+from launcher.rundir import (
+    RunDir,
+    State,
+    as_json,
+    read_json,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "hydra-core", "datasets", "wandb")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
@@ -35,6 +45,8 @@ def gpus_per_node(config: Config) -> int:
     """
     if config.launch.name == "slurm":
         return config.cluster.gpus_per_node
+    if config.launch.name == "deepspeed":  # perhaps from a login node without GPUs
+        return config.cluster.gpus_per_node or runtime.gpu_count()
     return runtime.gpu_count()
 
 
@@ -44,7 +56,9 @@ def ranks_per_node(config: Config) -> int:
 
 
 def planned_world(config: Config) -> int:
-    """Ranks of the whole job."""
+    """Ranks of the whole job; `ConfigError` for a hostfile that does not say."""
+    if isinstance(config.launch, DeepspeedConfig):
+        return sum(len(host.slots) for host in hostfile.hosts(config.launch, Path()))
     return config.launch.nodes * ranks_per_node(config)
 
 
@@ -56,7 +70,23 @@ def checked(
     `world_size` is that of ranks already started; by default it follows from the config.
     """
     config, problems = compose.try_compose(words, config_dirs)
-    world_size = world_size or planned_world(config)
+    if config.sweep != SweepConfig():
+        hint = "`launcher train -m` makes a sweep; leave it out for a single run"
+        problems.append(Problem("sweep", f"{config.sweep.name} sweep of a single run", hint))
+    return judged(config, problems, world_size)
+
+
+def judged(
+    config: Config, problems: Sequence[Problem], world_size: int | None = None
+) -> tuple[Config, plan.Plan]:
+    """What was composed with its plan; `ConfigError` with `problems` and all further ones."""
+    problems = list(problems)
+    if not world_size:
+        try:
+            world_size = planned_world(config)
+        except ConfigError as error:
+            world_size = 1
+            problems += checks.beside(problems, error.problems)[len(problems) :]
     has_gpu = gpus_per_node(config) > 0
     checked = checks.check(config, world_size=world_size, has_gpu=has_gpu)
     problems = checks.beside(problems, checked)
@@ -76,8 +106,17 @@ def create(
     cannot be written.
     """
     config, made = checked(words, world_size=world_size, config_dirs=config_dirs)
+    return make(named(config, words), config, made, words)
+
+
+def named(config: Config, words: Sequence[str]) -> RunDir:
+    """The folder that a new run will have, not made yet; gives `config` a name if it has none."""
     config.run.name = config.run.name or _new_name(config, words)
-    run = RunDir(Path(config.run.root, config.run.name))
+    return RunDir(Path(config.run.root, config.run.name))
+
+
+def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> RunDir:
+    """Make the folder of a run that is checked and named; raises what `create` raises."""
     with storage_errors(run.path):
         _make_root(run.path.parent)
         try:
@@ -120,16 +159,26 @@ def replan(run: RunDir, world_size: int) -> None:
 
 
 def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:
-    write_atomic(run.overrides, "".join(f"- {json.dumps(word)}\n" for word in words) or "[]\n")
-    write_json(run.plan, plan.as_dict(made))
-    letters = string.ascii_lowercase + string.digits
-    wandb_id = "".join(secrets.choice(letters) for _ in range(8))
-    write_json(run.tracking, {"wandb": wandb_id})
-    write_json(run.environment, environment())
+    for path, text in contents(run, made, words, environment()).items():
+        write_atomic(path, text)
     run.set_status(State.preparing)
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)
     run.config.chmod(0o444)
+
+
+def contents(
+    run: RunDir, made: plan.Plan, words: Sequence[str], place: dict[str, Any]
+) -> dict[Path, str]:
+    """File -> text of a new run folder, but for state and config; `place` is `environment()`."""
+    letters = string.ascii_lowercase + string.digits
+    wandb_id = runtime.wandb_agent_run() or "".join(secrets.choice(letters) for _ in range(8))
+    return {
+        run.overrides: "".join(f"- {json.dumps(word)}\n" for word in words) or "[]\n",
+        run.plan: as_json(plan.as_dict(made)),
+        run.tracking: as_json({"wandb": wandb_id}),
+        run.environment: as_json(place),
+    }
 
 
 def _device_problems(config: Config) -> list[Problem]:

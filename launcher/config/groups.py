@@ -25,6 +25,7 @@ GROUPS = (
     "track",
     "cluster",
     "launch",
+    "sweep",
 )
 #: file that lists the default option of every group.
 ROOT = "config"

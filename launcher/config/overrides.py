@@ -8,18 +8,21 @@ layer of quotes.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from typing import Any
 
 from launcher.config import suggest, typed, variants
 from launcher.errors import Problem, did_you_mean
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
+_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
 
 #: stating one of a pair on the command line replaces the other one of a recipe.
@@ -186,11 +189,12 @@ def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
         return text[1:-1] if quoted else text, None
     if not text:
         return text, None
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    if _INTEGER.fullmatch(text):
+        return int(text), None  # as Hydra's grammar says, but that takes a millisecond
     from hydra.errors import HydraException
 
     try:
-        parsed = OverridesParser.create().parse_override(f"key={text}")
+        parsed = _parsed(text)
     except HydraException as error:
         if text[0] not in "[{'\"":
             # A glob or a path that Hydra's grammar has no word for; its type is checked next.
@@ -199,9 +203,23 @@ def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
         hint = f"expected {typed.describe(kind)}; {_QUOTE}"
         return None, Problem(key, f"cannot read {text!r}: {reason}", hint)
     if parsed.is_sweep_override():
-        hint = f"for a list write {key}=[{text}]"
+        hint = f"for a list write {key}=[{text}], for one run of each `launcher train -m`"
         return None, Problem(key, f"got several values: {text!r}", hint)
-    return parsed.value(), None
+    return copy.deepcopy(parsed.value()), None
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """Hydra's reading of a value, kept: the trials of a sweep say the same things."""
+    return _parser().parse_override(f"key={text}")
+
+
+@cache
+def _parser() -> Any:
+    """Hydra's parser of overrides; to make one costs more than a parse."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
 
 
 _QUOTE = "inside [] and {} put text with spaces, commas or brackets in quotes"

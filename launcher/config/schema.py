@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Any, ClassVar
 
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig, WatchdogConfig
+from launcher.config.schema_sweep import SweepConfig
 
 
 class Dtype(Enum):
@@ -478,3 +479,5 @@ class Config:
     """What is particular to a site."""
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     """Launch."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """Sweep."""

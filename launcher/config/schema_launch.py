@@ -95,6 +95,12 @@ class SlurmConfig(LaunchConfig):
     """Launch back end."""
     agent: SlurmAgent = SlurmAgent.srun
     """srun starts every rank as a task; torchrun starts one agent a node."""
+    cpu_bind: str = "cores"
+    """How srun binds the ranks to CPU cores, as its --cpu-bind takes it."""
+    gpu_bind: str = "none"
+    """How srun shows a node's GPUs to its ranks, as its --gpu-bind takes it. `none` shows all to
+    each, which NCCL needs for direct copies between them; a rank takes the one of its own
+    number. `per_task:1` shows each rank one."""
     max_requeues: int = 10
     """Times that a run is requeued after preemption, time limit, hang or node failure."""
     grace_s: int = 120

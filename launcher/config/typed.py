@@ -104,12 +104,15 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+_SCALARS = (str, int, float, type(None))
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
     if isinstance(value, Enum):
         return value.name
-    return copy.deepcopy(value)
+    return value if isinstance(value, _SCALARS) else copy.deepcopy(value)
 
 
 def _section(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:

@@ -5,7 +5,7 @@ Implementations are strings, so reading a config imports none of them.
 
 from __future__ import annotations
 
-from launcher.config import schema, schema_launch
+from launcher.config import schema, schema_launch, schema_sweep
 from launcher.registry import Table
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
@@ -29,6 +29,11 @@ OPTIONS: dict[str, dict[str, type]] = {
         "torchrun": schema_launch.TorchrunConfig,
         "deepspeed": schema_launch.DeepspeedConfig,
         "slurm": schema_launch.SlurmConfig,
+    },
+    "sweep": {
+        "grid": schema_sweep.SweepConfig,
+        "random": schema_sweep.RandomSweepConfig,
+        "optuna": schema_sweep.OptunaSweepConfig,
     },
 }
 

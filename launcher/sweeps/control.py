@@ -1,0 +1,230 @@
+"""The controller: makes the trials of a sweep, keeps them running, and goes on where it was.
+
+Whatever it knows stands in the sweep folder before it acts on it. After a kill the next controller
+finds each trial by its overrides: those that run are adopted, those that have ended are done, those
+that were lost go on from their last checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from launcher.config import compose, groups
+from launcher.config.schema import Config
+from launcher.errors import ConfigError, ExitCode
+from launcher.launch.outcome import settled
+from launcher.rundir import RunDir, State
+from launcher.sweeps import space
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, objective
+from launcher.sweeps.making import Maker
+from launcher.sweeps.pool import QUEUED, Pool
+
+_POLL_S = 0.5
+_QUEUE_POLL_S = 2.0
+
+
+class Stopped(Exception):
+    """The user has asked the controller to stop."""
+
+
+class Controller:
+    """One process's work on a sweep; holds the sweep folder's lock while it lives."""
+
+    def __init__(self, sweep: SweepDir, request: Request, *, follow: bool = True) -> None:
+        """Without `follow` a queued back end gets the trials and the controller is done."""
+        self.sweep, self.request, self.follow = sweep, request, follow
+        sources = compose.Sources(request.config_dirs)
+        self.options = sources.options
+        self.space = space.read(request.words, self.options)
+        self.pool = Pool(sweep, _any_config(Maker(sweep, request, sources=sources), self.space))
+        self.maker = Maker(sweep, request, self.pool.world_size, sources)
+        self.pool.configs = self.maker.made
+        self.stops = 0
+        self._claimed: set[int] = set()
+        self._known: dict[tuple[str, ...], list[Trial]] = {}
+        for trial in sweep.trials():
+            self._known.setdefault(trial.words, []).append(trial)
+        self._next = 1 + max((trial.number for trial in sweep.trials()), default=-1)
+
+    @staticmethod
+    def submits_all(request: Request) -> bool:
+        """Whether all trials can be handed over at once, so that no controller has to stay."""
+        return request.backend in QUEUED and request.kind in ("grid", "random")
+
+    def run(self) -> int:
+        """Run the sweep to its end; returns the exit code."""
+        # RunDir's lock is that of any folder: the kernel's, gone with the process.
+        with RunDir(self.sweep.path).lock(), self._signals():
+            try:
+                self._by_kind()
+            except Stopped:
+                self.say("stopped: `launcher sweep resume` goes on")
+                return ExitCode.preempted
+        return self._result()
+
+    def say(self, line: str) -> None:
+        """A line for people."""
+        print(line, file=sys.stderr, flush=True)
+
+    def _by_kind(self) -> None:
+        if self.request.kind == "optuna":
+            from launcher.sweeps.study import Study
+
+            Study(self).run()
+        elif self.request.kind == "random":
+            options = self.request.options
+            self.batch(space.draws(self.space, options["trials"], options["seed"]))
+        else:
+            from launcher.sweeps import multirun
+
+            multirun.run(self.space, self.options, self.sweep, self.batch)
+
+    # ---- batches: grid, random and Hydra's sweepers
+
+    def batch(self, words: Sequence[Sequence[str]]) -> list[float | None]:
+        """Run trials with these overrides of their own; returns the value of each, if it has one.
+
+        Raises `Stopped` when the user stops the controller.
+        """
+        trials = [self.claim(own) for own in words]
+        waiting = [trial for trial in trials if self.is_open(trial)]
+        if len(waiting) > 1:
+            self.say(f"sweep    {self.sweep.name}: {len(trials)} trials, {len(waiting)} to run")
+        while waiting or self.pool.running:
+            room = self.pool.room
+            now, waiting = (waiting, []) if room is None else (waiting[:room], waiting[room:])
+            self.launch(now)
+            if self.pool.is_queued and not self.follow:
+                return [None] * len(trials)
+            self.wait()
+        return [objective(trial, self.request.metric) for trial in trials]
+
+    def claim(self, words: Sequence[str], number: int | None = None) -> Trial:
+        """The trial with these overrides: one made before that is not claimed yet, or a new one."""
+        for trial in self._known.get(tuple(words), ()):
+            if trial.number not in self._claimed and number in (None, trial.number):
+                self._claimed.add(trial.number)
+                return trial
+        if number is None:
+            number, self._next = self._next, self._next + 1
+        self._claimed.add(number)
+        trial = self.maker.make(number, words)
+        if number not in self.maker.made:
+            self.tell(trial)  # its config is wrong
+        return trial
+
+    # ---- what every kind needs
+
+    def is_open(self, trial: Trial) -> bool:
+        """Whether the trial is still to be started; one that runs is adopted."""
+        if trial.number in self.maker.made:
+            return True
+        status = trial.run.status()
+        if status.state.is_final or trial.pruned:
+            return False
+        if self.pool.adopt(trial):
+            self.say(f"{trial.run.name}  goes on, started before")
+            return False
+        return not trial.run.status().state.is_final
+
+    def launch(self, trials: Sequence[Trial]) -> None:
+        """Start trials and say so."""
+        self.pool.start(trials)
+        if self.pool.is_queued and trials:
+            self.say(f"sweep    {self.sweep.name}: {len(trials)} trials queued")
+            return
+        for trial in trials:
+            if trial.number in self.pool.running:
+                self.say(f"{trial.run.name}  started: {' '.join(trial.words)}")
+            else:
+                self.tell(trial)
+
+    def wait(self) -> list[Trial]:
+        """Wait a moment; returns the trials that have ended. Raises `Stopped`."""
+        time.sleep(_QUEUE_POLL_S if self.pool.is_queued else _POLL_S)
+        ended = [self._fresh(trial) for trial in self.pool.ended()]
+        for trial in ended:
+            self.tell(trial)
+        if self.stops:
+            self._stop()
+        return ended
+
+    def tell(self, trial: Trial) -> None:
+        """Say how a trial has ended."""
+        status = trial.status()
+        value = objective(trial, self.request.metric)
+        parts = [f"{trial.run.name}  {trial.state(status)}"]
+        if value is not None:
+            parts.append(f"{self.request.metric} {value:.6g}")
+        if status.reason and status.state is not State.succeeded:
+            parts.append(status.reason.splitlines()[0])
+        self.say(" | ".join([*parts, " ".join(trial.words)]))
+
+    def _fresh(self, trial: Trial) -> Trial:
+        return self.sweep.trial(trial.number) or trial
+
+    def _stop(self) -> None:
+        """End the controller: this machine's trials save and stop, queued ones go on."""
+        if not self.pool.is_queued:
+            self.say("stopping: trials save a checkpoint first; Ctrl-C again ends them at once")
+            told = 0
+            while self.pool.running:
+                if self.stops > told:
+                    told = self.stops
+                    for trial in self.pool.running.values():
+                        self.pool.cancel(trial, now=told > 1)
+                time.sleep(_POLL_S)
+                self.pool.ended()
+        raise Stopped
+
+    def _result(self) -> int:
+        if not self.follow:
+            return ExitCode.ok
+        trials = self.sweep.trials()
+        states = [(trial, trial.status()) for trial in trials]
+        done = [status for trial, status in states if status.state is State.succeeded]
+        counts: dict[str, int] = {}
+        for trial, status in states:
+            counts[trial.state(status)] = counts.get(trial.state(status), 0) + 1
+        shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
+        self.say(f"sweep    {self.sweep.name}: {shown}")
+        if done or not all(settled(status) for _, status in states):
+            return ExitCode.ok
+        codes = [s.exit_code for t, s in states if s.exit_code and t.state(s) != PRUNED]
+        return codes[0] if codes else ExitCode.ok
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            self.stops += 1
+
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _any_config(maker: Maker, found: space.Space) -> Config:
+    """The config of one trial, for what all of them share: the back end and its limits."""
+    for words in found.corners(8):
+        with contextlib.suppress(ConfigError):
+            return maker.composed(words)[0]
+    return compose.try_compose(maker.request.fixed, maker.request.config_dirs)[0]
+
+
+def resume(sweep: SweepDir, *, follow: bool = True) -> int:
+    """Go on with a sweep in the folder where it was started."""
+    request = sweep.request()
+    if os.path.isdir(request.cwd):
+        os.chdir(request.cwd)
+    groups.search_path(request.config_dirs)
+    return Controller(sweep, request, follow=follow).run()

@@ -1,0 +1,112 @@
+"""Parallel coordinates as numbers for the template: one axis a varied key, the metric last."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.report.charts import plain
+from launcher.sweeps.folder import Request
+from launcher.sweeps.importance import value_of
+from launcher.sweeps.space import Dimension
+from launcher.sweeps.table import Row
+
+WIDTH, HEIGHT = 1000.0, 320.0
+#: Room beside the first and the last axis for their labels, and above and below all.
+_SIDE, _TOP, _BOTTOM = 90.0, 36.0, 24.0
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """An axis: its title, where it stands, and (height, label) of its marks."""
+
+    title: str
+    x: float
+    marks: list[tuple[float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A trial: its row, its path, and how good it is: 1 is the best value, 0 the worst."""
+
+    number: int
+    path: str
+    quality: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """Everything to draw."""
+
+    axes: list[Axis]
+    lines: list[Line]
+
+
+def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
+    """Axes and lines of all trials that have a value; None if there are none."""
+    shown = [row for row in rows if row.value is not None]
+    if not shown:
+        return None
+    scales = [_of_dimension(d, [value_of(row, d) for row in shown]) for d in request.swept]
+    scales.append(_of_metric([row.value or 0.0 for row in shown]))
+    titles = [*(d.key for d in request.swept), request.metric]
+    gap = (WIDTH - 2 * _SIDE) / max(1, len(scales) - 1)
+    xs = [_SIDE + gap * i for i in range(len(scales))]
+    axes = [
+        Axis(title, x, [(_height(at), label) for at, label in marks])
+        for title, x, (_, marks) in zip(titles, xs, scales, strict=True)
+    ]
+    lines = []
+    for index, row in enumerate(shown):
+        points = [(x, _height(places[index])) for x, (places, _) in zip(xs, scales, strict=True)]
+        good = scales[-1][0][index]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        lines.append(Line(row.trial.number, path, round(good if request.maximize else 1 - good, 3)))
+    # The best are drawn last, over the others.
+    return Plot(axes, sorted(lines, key=lambda line: line.quality))
+
+
+#: Place 0..1 of every trial on an axis, and (place, label) of the marks.
+Scale = tuple[list[float], list[tuple[float, str]]]
+
+
+def _of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
+    if dimension.values:
+        order = {text: i for i, text in enumerate(_ordered([*dimension.values, *texts]))}
+        last = max(1, len(order) - 1)
+        step = math.ceil(len(order) / 12)
+        marks = [(i / last, text) for text, i in order.items() if i % step == 0]
+        return [order[text] / last for text in texts], marks
+    return _continuous([float(t) for t in texts], dimension.low, dimension.high, dimension.log)
+
+
+def _of_metric(values: Sequence[float]) -> Scale:
+    low, high = min(values), max(values)
+    return _continuous(values, low, high, log=low > 0 and high / low > 100)
+
+
+def _continuous(values: Sequence[float], low: float, high: float, log: bool) -> Scale:
+    def warp(value: float) -> float:
+        return math.log(value) if log else value
+
+    size = warp(high) - warp(low)
+    if not size:
+        return [0.5] * len(values), [(0.5, plain(low))]
+    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
+    at = [warp(low) + share * size for share in shares]
+    labels = [plain(math.exp(value) if log else value) for value in at]
+    places = [min(1.0, max(0.0, (warp(value) - warp(low)) / size)) for value in values]
+    return places, list(zip(shares, labels, strict=True))
+
+
+def _ordered(texts: Sequence[str]) -> list[str]:
+    different = list(dict.fromkeys(texts))
+    try:
+        return sorted(different, key=float)
+    except ValueError:
+        return different
+
+
+def _height(place: float) -> float:
+    return round(HEIGHT - _BOTTOM - place * (HEIGHT - _TOP - _BOTTOM), 1)

@@ -1,0 +1,228 @@
+"""Starts trials and sees them end: so many at a time on this machine, an array a batch on Slurm."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+from launcher.config import compose, create, variants
+from launcher.config.schema import Config
+from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.jobs import start
+from launcher.jobs.logs import backend_of
+from launcher.launch import slurm, slurm_ask
+from launcher.launch.outcome import settled
+from launcher.launch.spec import JobState, LaunchPlan, job_file
+from launcher.rundir import State, read_json
+from launcher.runtime import cpu_count, visible_gpus
+from launcher.sweeps.folder import SweepDir, Trial
+
+#: Back ends whose jobs wait in a queue of their own: all trials of a batch go there at once.
+QUEUED = ("slurm",)
+#: A supervisor whose controller was killed may still be starting.
+_START_S = 30.0
+#: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.
+_ASK_S = 15.0
+_ENDING_S = 2.0
+
+
+class Pool:
+    """Trials that run now. Each of this machine's has a slot: GPUs and threads of its own."""
+
+    def __init__(self, sweep: SweepDir, config: Config) -> None:
+        """`config` is that of any trial. `ConfigError` if so many do not fit on the GPUs."""
+        self.sweep = sweep
+        self.backend_name = config.launch.name
+        self.parallel = config.launch.max_parallel
+        self.running: dict[int, Trial] = {}
+        #: Configs of trials just made; those of others are read.
+        self.configs: dict[int, Config] = {}
+        self._slots: dict[int, int] = {}
+        self._asked = time.monotonic()
+        self._gpus = [] if self.is_queued else visible_gpus(create.gpus_per_node(config))
+        self._share = len(self._gpus) // (self.parallel or 1)
+        ranks = config.launch.processes or 1
+        if self._gpus and self._share < ranks:
+            found = f"{self.parallel} trials of {ranks} on {len(self._gpus)} GPUs"
+            hint = f"launch.max_parallel={len(self._gpus) // ranks}"
+            raise ConfigError(found, where="launch.max_parallel", hint=hint)
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether trials wait in the back end's queue, not in ours."""
+        return self.backend_name in QUEUED
+
+    @property
+    def world_size(self) -> int | None:
+        """Ranks of a trial that gets a share of this machine's GPUs; None where the config says."""
+        return self._share or None
+
+    @property
+    def room(self) -> int | None:
+        """How many more trials can be started now; None: any number, the queue sees to the rest."""
+        if self.is_queued:
+            return None
+        return max(0, (self.parallel or 1) - len(self.running))
+
+    def gpus_of(self, slot: int) -> list[str]:
+        """The GPUs of a slot's trial, as CUDA_VISIBLE_DEVICES names them."""
+        return self._gpus[slot * self._share : (slot + 1) * self._share]
+
+    def adopt(self, trial: Trial) -> bool:
+        """Take over a trial that an earlier controller has started; False if none runs."""
+        attempt = trial.run.status().attempt
+        backend = backend_of(trial.run, attempt) if attempt else None
+        if backend is None:
+            return False
+        submitted = job_file(trial.run, attempt)
+        end = submitted.stat().st_mtime + _START_S
+        while backend.status(trial.run, attempt) is JobState.gone:
+            if settled(trial.run.status()) or time.time() > end or self.is_queued:
+                return False
+            time.sleep(0.1)
+        self._occupy(trial, _slot_of(read_json(submitted), self._gpus, self._share))
+        return True
+
+    def start(self, trials: Sequence[Trial]) -> None:
+        """Launch trials, at most `room` of them; a trial that cannot be is written as failed."""
+        if not self.is_queued:
+            for trial in trials:
+                self._start_here(trial)
+            return
+        arrays: dict[str, list[tuple[Trial, LaunchPlan]]] = {}
+        for trial in trials:
+            plan = self._plan(trial, {})
+            if plan is not None:
+                arrays.setdefault(_demands(plan), []).append((trial, plan))
+        for array in arrays.values():
+            self._submit([trial for trial, _ in array], [plan for _, plan in array])
+
+    def ended(self) -> list[Trial]:
+        """Trials that have ended since the last call; their slots are free again."""
+        trials = list(self.running.values())
+        if self.is_queued:
+            done = self._left_queue(trials)
+        else:
+            done = [trial for trial in trials if _is_gone(trial)]
+        for trial in done:
+            del self.running[trial.number]
+            self._slots.pop(trial.number, None)
+        return done
+
+    def cancel(self, trial: Trial, *, now: bool) -> None:
+        """Ask a trial to end; returns at once."""
+        attempt = trial.run.status().attempt
+        backend = backend_of(trial.run, attempt)
+        if backend is not None:
+            backend.cancel(trial.run, attempt, now=now)
+
+    def _submit(self, trials: Sequence[Trial], plans: Sequence[LaunchPlan]) -> None:
+        """One array, with one sbatch."""
+        backend = variants.LAUNCHERS.load(self.backend_name)()
+        number = sum(1 for _ in self.sweep.path.glob("array-*")) + 1
+        folder = self.sweep.path / f"array-{number:04d}"
+        try:
+            backend.submit_many(plans, folder, max_parallel=self.parallel)
+        except Exception as error:
+            for trial in trials:
+                _fail(trial, error)
+            raise
+        for trial in trials:
+            self._occupy(trial, None)
+
+    def _start_here(self, trial: Trial) -> None:
+        slot = next(n for n in range(self.parallel or 1) if n not in self._slots.values())
+        environment = {}
+        if self._gpus:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus_of(slot))
+        plan = self._plan(trial, environment)
+        if plan is None:
+            return
+        try:
+            backend = variants.LAUNCHERS.load(self.backend_name)()
+            # Not attached: trials outlive a controller that is killed, and the next adopts them.
+            backend.submit(plan, attached=False)
+        except LauncherError as error:
+            _fail(trial, error)
+            return
+        self._occupy(trial, slot)
+
+    def _plan(self, trial: Trial, environment: dict[str, str]) -> LaunchPlan | None:
+        """The launch plan of the trial's next attempt, or None: the trial has failed."""
+        try:
+            made = self.configs.get(trial.number)
+            # `submit_many` makes the folder of a first attempt; nobody else works on the trial.
+            attempt = 1 if made and self.is_queued else start.begin(trial.run)
+            config = made or compose.load(trial.run.config)
+            spec = start.spec(trial.run, attempt, config)
+            if not self.is_queued and config.train.threads is None:
+                threads = max(1, cpu_count() // (spec.processes * (self.parallel or 1)))
+                spec = dataclasses.replace(spec, threads=threads)
+            spec = dataclasses.replace(spec, environment={**spec.environment, **environment})
+            plan: LaunchPlan = variants.LAUNCHERS.load(self.backend_name)().plan(spec)
+        except LauncherError as error:
+            _fail(trial, error)
+            return None
+        return plan
+
+    def _occupy(self, trial: Trial, slot: int | None) -> None:
+        self.running[trial.number] = trial
+        self.configs.pop(trial.number, None)
+        if slot is not None:
+            self._slots[trial.number] = slot
+        elif not self.is_queued:
+            taken = self._slots.values()
+            self._slots[trial.number] = next(n for n in range(len(taken) + 1) if n not in taken)
+
+    def _left_queue(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Trials whose jobs are gone, by one question for all of them, and not often."""
+        states = {trial.number: trial.run.status() for trial in trials}
+        wait_s = _ENDING_S if any(map(settled, states.values())) else _ASK_S
+        if time.monotonic() < self._asked + wait_s:
+            return []
+        self._asked = time.monotonic()
+        jobs = {t.number: slurm.job_id(t.run, states[t.number].attempt) or "" for t in trials}
+        try:
+            known = slurm_ask.jobs([job for job in jobs.values() if job])
+        except slurm_ask.SlurmDownError:
+            return []
+        lasting = {job for job, found in known.items() if found.state is not JobState.gone}
+        done = [trial for trial in trials if jobs[trial.number] not in lasting]
+        for trial in done:
+            if not settled(trial.run.status()):
+                _lost(trial)
+        return done
+
+
+def _is_gone(trial: Trial) -> bool:
+    attempt = trial.run.status().attempt
+    backend = backend_of(trial.run, attempt)
+    if backend is None or backend.status(trial.run, attempt) is not JobState.gone:
+        return False
+    if not settled(trial.run.status()):
+        _lost(trial)
+    return True
+
+
+def _demands(plan: LaunchPlan) -> str:
+    """What a trial asks of the queue besides its own run: the trials of an array ask the same."""
+    own = ("run", "name", "attempt")
+    return repr(sorted((key, repr(v)) for key, v in plan.context.items() if key not in own))
+
+
+def _slot_of(job: object, gpus: Sequence[str], share: int) -> int | None:
+    """The slot whose GPUs a submitted job was given."""
+    environment = job.get("environment", {}) if isinstance(job, dict) else {}
+    first = str(environment.get("CUDA_VISIBLE_DEVICES", "")).partition(",")[0]
+    return gpus.index(first) // share if first in gpus and share else None
+
+
+def _fail(trial: Trial, error: Exception) -> None:
+    code = int(getattr(error, "exit_code", ExitCode.internal))
+    trial.run.set_status(State.failed, reason=str(error), exit_code=code)
+
+
+def _lost(trial: Trial) -> None:
+    reason = "lost: the processes of the run are gone without a result"
+    trial.run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal))

@@ -1,0 +1,172 @@
+"""What a sweep's command line varies: Hydra's sweep syntax, read into dimensions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from launcher.errors import ConfigError, Problem
+
+#: Draws without a new combination after which a space of few counts as exhausted, for each trial.
+_TRIES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One override with several values: a list of them, or an interval of numbers."""
+
+    key: str
+    text: str
+    """Right-hand side as typed."""
+    values: tuple[str, ...] = ()
+    """The values to choose from, as words; () for an interval."""
+    numbers: bool = False
+    """Whether the values come from a range and so have an order."""
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    """Interval: whether its logarithm is uniform."""
+    whole: bool = False
+    """Interval: whether only whole numbers count."""
+
+    def word(self, value: Any) -> str:
+        """The override that sets this dimension to `value`."""
+        if isinstance(value, float):
+            # Six digits are more than a learning rate means, and can be read.
+            value = f"{value:.6g}"
+        return f"{self.key}={value}"
+
+    def draw(self, chance: random.Random) -> str:
+        """A random value of it, as an override."""
+        if self.values:
+            return self.word(chance.choice(self.values))
+        if self.log:
+            import math
+
+            value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
+            return self.word(round(value) if self.whole else value)
+        if self.whole:
+            return self.word(chance.randint(int(self.low), int(self.high)))
+        return self.word(chance.uniform(self.low, self.high))
+
+
+@dataclass(slots=True)
+class Space:
+    """A sweep's command line, taken apart."""
+
+    fixed: list[str] = field(default_factory=list)
+    """Overrides that all trials share, as typed."""
+    swept: dict[str, Dimension] = field(default_factory=dict)
+    """Key -> what varies, in the order of the command line."""
+    hydra: list[str] = field(default_factory=list)
+    """Overrides of Hydra's own settings: `hydra/sweeper=...`, `hydra.sweeper....`."""
+
+    def sweep_words(self) -> list[str]:
+        """The overrides with several values, as typed."""
+        return [f"{dimension.key}={dimension.text}" for dimension in self.swept.values()]
+
+    def corners(self, count: int) -> list[list[str]]:
+        """Up to `count` combinations of first, then last and random values, to check them."""
+        chance = random.Random(0)  # noqa: S311 - reproducible on purpose
+        ends = [_ends(dimension) for dimension in self.swept.values()]
+        found = [[pair[side] for pair in ends] for side in (0, 1)]
+        found += [[d.draw(chance) for d in self.swept.values()] for _ in range(count - 2)]
+        return found
+
+
+def read(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> Space:
+    """Take a command line apart; `options` as in `list_groups`.
+
+    Raises `ConfigError` for sweep syntax that cannot be used.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create(config_loader=Groups(options))  # type: ignore[arg-type]
+    space, problems = Space(), []
+    for word in words:
+        key, _, text = word.partition("=")
+        if key.lstrip("+~").startswith(("hydra.", "hydra/")):
+            space.hydra.append(word)
+            continue
+        try:
+            (parsed,) = parser.parse_overrides([word])
+        except HydraException:
+            # Text that Hydra's grammar has no word for; the composition of a trial judges it.
+            parsed = None
+        if parsed is None or not parsed.is_sweep_override():
+            space.swept.pop(key, None)  # the last of two wins
+            space.fixed.append(word)
+            continue
+        space.fixed = [other for other in space.fixed if other.partition("=")[0] != key]
+        try:
+            space.swept[key] = _dimension(key, text, parsed)
+        except (HydraException, ValueError) as error:
+            hint = "a,b,c or choice(...), range(start,stop,step), interval(low,high), glob(pattern)"
+            problems.append(Problem(key, f"{text!r}: {str(error).splitlines()[0]}", hint))
+    if problems:
+        raise ConfigError(problems)
+    return space
+
+
+def grid(space: Space) -> list[list[str]]:
+    """All combinations; `ConfigError` if there is an interval."""
+    for dimension in space.swept.values():
+        if not dimension.values:
+            raise ConfigError(
+                f"{dimension.text} has no end of values for a grid",
+                where=dimension.key,
+                hint="list values, or choose them with sweep=random or sweep=optuna",
+            )
+    options = [[d.word(value) for value in d.values] for d in space.swept.values()]
+    return [list(words) for words in product(*options)]
+
+
+def draws(space: Space, count: int, seed: int) -> list[list[str]]:
+    """`count` different random combinations, fewer if there are no more; the same for a seed."""
+    chance = random.Random(seed)  # noqa: S311 - reproducible on purpose
+    found: dict[tuple[str, ...], None] = {}
+    for _ in range(count * _TRIES):
+        if len(found) == count:
+            break
+        found.setdefault(tuple(d.draw(chance) for d in space.swept.values()))
+    return [list(words) for words in found]
+
+
+class Groups:
+    """The one thing that Hydra's override parser and sweepers ask a config loader for: `glob()`."""
+
+    def __init__(self, options: Mapping[str, Sequence[str]]) -> None:
+        self._options = options
+
+    def get_group_options(self, group_name: str, results_filter: Any = None) -> list[str]:
+        """Names of a group's options."""
+        return list(self._options.get(group_name, ()))
+
+
+def _dimension(key: str, text: str, parsed: Any) -> Dimension:
+    value = parsed.value()
+    if not parsed.is_interval_sweep():
+        values = tuple(parsed.sweep_string_iterator())
+        if not values:
+            raise ValueError("it holds no value")
+        return Dimension(key, text, values, numbers=parsed.is_range_sweep())
+    low, high = value.start, value.end
+    log, whole = "log" in value.tags, isinstance(low, int) and isinstance(high, int)
+    if not low < high:
+        raise ValueError("the low end must be below the high end")
+    if log and low <= 0:
+        raise ValueError("a logarithmic interval must be above 0")
+    return Dimension(key, text, low=float(low), high=float(high), log=log, whole=whole)
+
+
+def _ends(dimension: Dimension) -> tuple[str, str]:
+    if dimension.values:
+        first, last = dimension.values[0], dimension.values[-1]
+    else:
+        cast = int if dimension.whole else float
+        first, last = cast(dimension.low), cast(dimension.high)  # type: ignore[assignment]
+    return dimension.word(first), dimension.word(last)

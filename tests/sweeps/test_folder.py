@@ -1,0 +1,300 @@
+"""The sweep folder: what is written, trial folders, tables, the best trial, page, W&B file."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.cli import main
+from launcher.config import compose, create
+from launcher.errors import ConfigError, ExitCode
+from launcher.rundir import State
+from launcher.sweeps import agents, begin, coordinates, folder, importance, page, rehearsal, table
+from launcher.sweeps.folder import Request, SweepDir
+from launcher.sweeps.making import Maker
+from launcher.sweeps.pool import Pool
+
+WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "run.name=s")
+Made = Callable[..., tuple[SweepDir, Request]]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Make a sweep folder in an empty folder, from overrides."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*words: str) -> tuple[SweepDir, Request]:
+        sweep, request = begin.request((*WORDS, *words), [])
+        begin.make(sweep, request)
+        return sweep, request
+
+    return make
+
+
+def _finish(sweep: SweepDir, number: int, *values: float, state: State = State.succeeded) -> None:
+    trial = sweep.trial(number)
+    assert trial is not None
+    lines = [{"kind": "eval", "step": 10 * i, "eval/loss": v} for i, v in enumerate(values, 1)]
+    trial.run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    code = ExitCode.ok if state is State.succeeded else ExitCode.diverged
+    trial.run.set_status(state, exit_code=int(code), attempt=1, step=10 * len(values))
+
+
+def _grid(made: Made) -> tuple[SweepDir, Request]:
+    """Two keys, six trials: lr matters much, seed hardly; the last one diverged."""
+    sweep, request = made("optim.lr=1e-4,1e-3,1e-2", "seed=1,2")
+    maker = Maker(sweep, request)
+    for number, words in enumerate(_product(request)):
+        maker.make(number, words)
+    for number, loss in enumerate((3.0, 3.01, 2.0, 1.99, 5.0)):
+        _finish(sweep, number, loss + 1, loss)
+    _finish(sweep, 5, 9.0, state=State.failed)
+    return sweep, request
+
+
+def _product(request: Request) -> list[list[str]]:
+    first, second = request.swept
+    return [[first.word(a), second.word(b)] for a in first.values for b in second.values]
+
+
+def test_what_is_asked_for_survives_the_folder(made: Made) -> None:
+    sweep, request = made("optim.lr=tag(log,interval(1e-5,1e-2))", "sweep=random", "seed=1,2")
+    assert sweep.request() == request
+    assert (request.kind, request.planned, request.maximize) == ("random", 20, False)
+    sweep.file.write_text("{}")
+    with pytest.raises(ConfigError, match=r"sweep\.json"):
+        sweep.request()
+
+
+def test_a_trial_is_a_run_folder_like_any_other(made: Made) -> None:
+    sweep, request = made("optim.lr=1e-4,1e-3", "sweep.metric=loss")
+    trial = Maker(sweep, request).make(3, ["optim.lr=0.001"])
+    assert trial.run.path == sweep.path / "trial-0003"
+    alone = create.create(
+        [*(word for word in request.fixed if "sweep" not in word), "optim.lr=0.001"][:-1]
+        + ["optim.lr=0.001", "run.name=alone"]
+    )
+    names = {path.name for path in alone.path.iterdir()}
+    assert {path.name for path in trial.run.path.iterdir()} == names | {"trial.json"}
+    ours, theirs = (compose.to_dict(compose.load(run.config)) for run in (trial.run, alone))
+    assert ours["run"]["root"], ours["run"]["name"] == (str(sweep.path), "trial-0003")
+    assert ours["track"]["wandb"]["group"] == "s"
+    del ours["run"], theirs["run"], ours["track"], theirs["track"]
+    assert ours == theirs
+    config = compose.load(trial.run.config)
+    assert trial.run.config.read_text() == compose.dump(config)
+    assert trial.run.plan.read_text() == alone.plan.read_text()
+
+
+def test_a_group_that_is_given_stays(made: Made) -> None:
+    sweep, request = made("optim.lr=1e-4,1e-3", "track.wandb.group=mine")
+    config, _ = Maker(sweep, request).composed(["optim.lr=0.001"])
+    assert config.track.wandb.group == "mine"
+
+
+def test_a_wrong_trial_is_made_as_failed(made: Made) -> None:
+    sweep, request = made("peft=lora", "peft.rank=-1,8")
+    trial = Maker(sweep, request).make(0, ["peft.rank=-1"])
+    status = trial.run.status()
+    assert (status.state, status.exit_code) == (State.failed, ExitCode.usage)
+    assert "peft.rank" in status.reason
+    assert not trial.run.exists()
+
+
+def test_a_thousand_trials(made: Made) -> None:
+    sweep, request = made("optim.lr=range(1,101)", "seed=range(1,11)")
+    maker = Maker(sweep, request)
+    for number, words in enumerate(_product(request)):
+        maker.make(number, words)
+    trials = sweep.trials()
+    assert [trial.number for trial in trials] == list(range(1000))
+    assert len({trial.words for trial in trials}) == 1000 == request.planned
+    seeds = [compose.load(trial.run.config).seed for trial in trials[::100]]
+    assert seeds == [1] * 10
+    assert len({trial.run.tracking.read_text() for trial in trials}) == 1000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["optim.lr=-1,-2"], "optim.lr"),
+        (["optim.lrr=1,2"], "optim.lr"),
+        (["run.name=a,b"], "cannot differ"),
+        (["sweep.trials=3", "sweep=grid"], "sweep.trials"),
+        (["sweep=optuna"], "nothing varies"),
+        (
+            ["sweep=optuna", "seed=1,2", "sweep.metric=eval/nope", "sweep.direction=minimize"],
+            "nope",
+        ),
+        (["sweep=optuna", "seed=1,2", "sweep.pruner=asha"], "eval.every_steps"),
+        (["seed=1,2", "sweep.metric=mine"], "sweep.direction"),
+        (["sweep=optuna", "seed=1,2", "hydra/sweeper=ax"], "leave one"),
+        (["optim.lr=interval(0,1)"], "sweep=random"),
+    ],
+)
+def test_a_wrong_sweep_makes_nothing(made: Made, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        made(*words)
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_asked_of_a_single_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="launcher train -m"):
+        create.checked([*WORDS, "sweep=optuna"])
+    with pytest.raises(ConfigError, match="launcher train -m"):
+        create.checked([*WORDS, "optim.lr=1e-4,1e-3"])
+
+
+def test_values_are_those_of_whole_finite_lines(tmp_path: Path, made: Made) -> None:
+    sweep, request = made("seed=1,2")
+    run = Maker(sweep, request).make(0, ["seed=1"]).run
+    run.metrics.write_text(
+        '{"step": 1, "eval/loss": 3.0}\n{"step": 2, "loss": 1}\n{"step": 3, "eval/loss": "nan"}\n'
+        '{"step": 1, "eval/loss": 2.5}\n{"step": 4, "eval/loss": 2'
+    )
+    assert folder.values(run, "eval/loss") == [(1, 2.5)]
+
+
+def test_table_and_best(made: Made) -> None:
+    sweep, request = _grid(made)
+    rows = table.rows(sweep)
+    best = table.best(request, rows)
+    assert best is not None
+    assert (best.trial.number, best.value) == (3, 1.99)
+    text = table.text(request, rows)
+    assert "3*     succeeded  20    1.99       optim.lr=0.001 seed=2" in text
+    assert text.endswith("1 failed, 5 succeeded")
+
+
+def test_best_is_ready_to_paste(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep, request = made("data.system='it''s','a b'", "seed=1,2")
+    trial = Maker(sweep, request).make(0, ["data.system='a b'", "seed=1"])
+    assert main(["sweep", "best", "s"]) == ExitCode.usage
+    _finish(sweep, 0, 1.0)
+    capsys.readouterr()
+    assert main(["sweep", "best", "s"]) == ExitCode.ok
+    assert tuple(shlex.split(capsys.readouterr().out)) == trial.words
+
+
+def test_a_sweep_that_is_not_there_is_said_with_close_names(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("seed=1,2", "run.name=search")
+    assert main(["sweep", "status", "serch"]) == ExitCode.usage
+    assert "did you mean 'search'" in capsys.readouterr().err
+
+
+def test_the_page_has_every_trial_and_nothing_from_outside(made: Made) -> None:
+    sweep, request = _grid(made)
+    evil = Maker(sweep, request).make(6, ["data.system=<script>alert(1)</script>"])
+    evil.run.set_status(State.failed, reason="<b>no</b>", exit_code=1)
+    text = page.build(sweep).read_text()
+    assert text.count('class="trial"') == 6
+    assert text.count("<tr data-trial=") == 7
+    assert "optim.lr=0.001 seed=2" in text
+    assert "<script>alert" not in text
+    assert "<b>no" not in text
+    assert "http" not in text.replace("http-equiv", "")
+    assert "over the finished trials, by rank correlation" in text
+
+
+def test_a_page_without_results(made: Made) -> None:
+    sweep, _ = made("seed=1,2")
+    assert "No trial has finished" in page.build(sweep).read_text()
+
+
+def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, request = made("optim.lr=tag(log,interval(1e-6,1e-1))", "seed=1,2", "sweep=random")
+    maker = Maker(sweep, request)
+    for number in range(importance.LEAST_FOR_ANOVA):
+        lr = 10 ** (-6 + number / 4)
+        maker.make(number, [f"optim.lr={lr:.6g}", f"seed={1 + number % 2}"])
+        _finish(sweep, number, -math.log10(lr))
+    rows = table.rows(sweep)
+    name, found = importance.importances(request, rows)
+    assert name == "PED-ANOVA (Optuna)"
+    assert found[0][0] == "optim.lr"
+    assert importance.importances(request, rows[:8])[0] == "rank correlation"
+    assert importance.importances(request, rows[:3]) == ("", [])
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    name, found = importance.importances(request, rows)
+    assert name == "rank correlation"
+    assert found[0][0] == "optim.lr"
+    assert all(0 <= value <= 1 for _, value in found)
+
+
+def test_coordinates(made: Made) -> None:
+    sweep, request = _grid(made)
+    plot = coordinates.plot(request, table.rows(sweep))
+    assert plot is not None
+    assert [axis.title for axis in plot.axes] == ["optim.lr", "seed", "eval/loss"]
+    assert [label for _, label in plot.axes[0].marks] == ["0.0001", "0.001", "0.01"]
+    assert plot.lines[-1].number == 3
+    assert math.isclose(plot.lines[-1].quality, 1.0)
+
+
+def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
+    sweep, request = begin.request((*WORDS, "seed=1,2"), [])
+    text = rehearsal.rehearsal(sweep, request)
+    assert "launcher.train" in text
+    assert "# trial-0001: seed=2" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_wandb_file(made: Made) -> None:
+    _, request = made(
+        "optim.lr=tag(log,interval(1e-5,1e-2))",
+        "seed=1,2",
+        "sweep=optuna",
+        "sweep.trials=7",
+        "data.system=it's $HOME",
+    )
+    found = yaml.safe_load(agents.sweep_file(request))
+    assert found["method"] == "bayes"
+    assert found["metric"] == {"name": "eval/loss", "goal": "minimize"}
+    assert found["run_cap"] == 7
+    log = {"distribution": "log_uniform_values", "min": 1e-5, "max": 1e-2}
+    assert found["parameters"] == {"optim.lr": log, "seed": {"values": ["1", "2"]}}
+    utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
+    proposed = {"args": {"optim.lr": {"value": 0.001}, "seed": {"value": "2"}}}
+    filled = utils.create_sweep_command_args(proposed)
+    command = utils.create_sweep_command(found["command"])
+    words: list[str] = []
+    for word in command:
+        words += filled["args_no_hyphens"] if word == "${args_no_hyphens}" else [word]
+    assert words[:2] == ["launcher", "train"]
+    config, _ = create.checked(words[2:])
+    assert (config.optim.lr, config.seed, config.data.system) == (0.001, 2, "it's $HOME")
+    assert config.run.name is None
+
+
+def test_an_agents_run_has_the_agents_id(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "abcd1234")
+    assert json.loads(create.create([*WORDS, "run.name=a"]).tracking.read_text()) != {
+        "wandb": "abcd1234"
+    }
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    run = create.create([*WORDS, "run.name=b"])
+    assert json.loads(run.tracking.read_text()) == {"wandb": "abcd1234"}
+
+
+def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.runtime.gpu_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
+    sweep, request = made("seed=1,2,3", "launch.max_parallel=2", "engine.precision=bf16")
+    config, _ = Maker(sweep, request).composed(["seed=1"])
+    pool = Pool(sweep, config)
+    assert (pool.world_size, pool.room) == (2, 2)
+    trial = Maker(sweep, request, pool.world_size).make(0, ["seed=1"])
+    assert json.loads(trial.run.plan.read_text())["world_size"] == 2
+    assert [pool.gpus_of(slot) for slot in (0, 1)] == [["3", "5"], ["6", "7"]]
+    config.launch.processes = 3
+    with pytest.raises(ConfigError, match=r"launch\.max_parallel=1"):
+        Pool(sweep, config)
