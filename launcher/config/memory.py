@@ -158,9 +158,9 @@ def estimate(
     weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2;
     optimizer T * (moments + 4 for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the
     weights themselves, without a copy).
-    Activations: a block keeps about 4 vectors of `hidden`, 2 of the query, 2 of the key-value and 4
-    of the MLP width per token; with gradient checkpointing only its input, and one block is alive
-    at a time.
+    Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
+    of the MLP width per token (`launcher.model.lean`; compiled, 4 of `hidden` and of the MLP); with
+    gradient checkpointing only its input, and one block is alive at a time.
     Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
     """
     if shape is None:
@@ -178,7 +178,9 @@ def estimate(
     summed = 4 if stage in (1, 2) and not config.engine.offload_optimizer else size
     gradients = trained * summed / (world_size if stage >= 2 else 1)
     tokens = micro_batch * config.data.max_length
-    inside = 4 * shape.hidden + 2 * shape.query_width + 2 * shape.kv_width + 4 * shape.intermediate
+    copies = 4 if config.model.gradient_checkpointing or config.model.compile else 2
+    inside = 2 * (shape.query_width + shape.kv_width)
+    inside += copies * (shape.hidden + shape.intermediate)
     if config.model.gradient_checkpointing:
         activations = tokens * size * (shape.layers * shape.hidden + inside)
     else:
