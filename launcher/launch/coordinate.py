@@ -194,8 +194,8 @@ class Coordinator:
         raise HangError(
             f"host {host} is lost: {why}",
             where="launch",
-            hint=f"see that it is up, then `launcher resume {self._run.name}`;"
-            " launch.exclude leaves a host out",
+            hint=f"see that it is up, then `launcher resume {self._run.name}`"
+            + ("; launch.exclude leaves a host out" if self._plan.backend == "deepspeed" else ""),
         )
 
 
