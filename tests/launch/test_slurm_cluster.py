@@ -234,6 +234,8 @@ def test_array_of_trials_of_which_some_fail(cluster, weird_tmp_path):
             script["die"] = {"rank": 0, "step": 2, "code": int(ExitCode.diverged)}
         if index == 2:
             script["die"] = {"rank": 1, "step": 2, "signal": int(signal.SIGKILL)}
+            # Long enough for rank 0 to be there still when rank 1 dies.
+            script |= {"steps": 20, "step_s": 0.3}
         write_json(run.path / "stand_in.json", script)
         attempt = start.begin(run)
         spec = stand_in(start.spec(run, attempt, compose.load(run.config)))
