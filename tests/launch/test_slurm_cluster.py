@@ -254,7 +254,7 @@ def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
         pytest.skip("only a cluster of the test's own may lose its controller")
     made = submit(steps=100, step_s=0.1)
     made.await_step(2)
-    cluster.kill("slurmctld")
+    cluster.stop("slurmctld")
     try:
         seen = status.observed_run(made.run)
         assert seen.state is State.unknown

@@ -115,8 +115,17 @@ class Cluster:
         self.daemons[name].send_signal(signal.SIGKILL)
         self.daemons[name].wait()
 
+    def stop(self, name: str) -> None:
+        """End a daemon in order: a controller writes down which jobs it has.
+
+        One that is killed forgets the newest, gives their ids away again, and nodes that still run
+        them are drained for it.
+        """
+        self.daemons[name].terminate()
+        self.daemons[name].wait(_START_TIMEOUT_S)
+
     def again(self, name: str) -> None:
-        """Start a killed daemon again, and wait for the cluster."""
+        """Start an ended daemon again, and wait for the cluster."""
         self.start(name, *self._commands[name])
         self.await_nodes()
 
