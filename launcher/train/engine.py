@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import warnings
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from launcher import runtime
 from launcher.config.deepspeed import clips_itself
 from launcher.config.plan import Plan
-from launcher.config.schema import Adamw8bitConfig, Config
+from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
 from launcher.errors import ConfigError, DivergedError
 from launcher.model.lean import save_less
 
@@ -64,6 +65,20 @@ def import_deepspeed(device: str) -> Any:
     return deepspeed
 
 
+def _pass_over_muon() -> None:
+    """Import DeepSpeed's Muon as plain functions, for a run of another optimizer.
+
+    DeepSpeed imports it to ask whether the optimizer is one; compiled, that loads all of Inductor,
+    2 s of a start.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        torch.compile = compiler
+
+
 def connect(device: str) -> None:
     """Hand torch's process group to DeepSpeed; ZeRO-3 needs that before a model is built."""
     import_deepspeed(device).init_distributed(dist_init_required=False, verbose=False)
@@ -77,6 +92,8 @@ class Engine:
     ) -> None:
         """Shard `model` as `settings` (from `launcher.config.deepspeed.build`) say."""
         deepspeed = import_deepspeed(plan.device)
+        if not isinstance(config.optim, MuonConfig):
+            _pass_over_muon()
         self.plan = plan
         self.zero = settings["zero_optimization"]["stage"]
         self._clip_norm = config.optim.clip_norm if clips_itself(config, plan) else None
