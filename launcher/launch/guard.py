@@ -1,4 +1,4 @@
-"""The supervisor's watch over hanging ranks, for hangs in which no rank can act for itself.
+"""The watch from outside over hanging ranks, for hangs in which no rank can act for itself.
 
 A single rank that is stopped, all ranks stopped, or native code that never gives up the
 interpreter: ranks that are only stuck end themselves before this acts (`launcher.train.watchdog`).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 
 from launcher import procfs, vitals
 from launcher.config.schema_launch import WatchdogConfig
@@ -24,10 +25,20 @@ _SLACK_S = 10.0
 
 
 class Guard:
-    """Watches the ranks of one attempt that run on this host."""
+    """Watches the ranks of one attempt; what it knows of them beyond their files is of this host.
 
-    def __init__(self, run: RunDir, attempt: int, limits: WatchdogConfig) -> None:
+    `kill` ends the ranks; by default all processes that this one has started.
+    """
+
+    def __init__(
+        self,
+        run: RunDir,
+        attempt: int,
+        limits: WatchdogConfig,
+        kill: Callable[[], object] = processes.kill_descendants,
+    ) -> None:
         self._run, self._attempt, self._limits = run, attempt, limits
+        self._kill = kill
         self._started = time.time()
         self._looked = time.monotonic()
         self._every_s = TICK_S
@@ -74,7 +85,7 @@ class Guard:
             time.sleep(TICK_S)
         if not self._run.status().state.is_final:
             vitals.settle(self._run, self._attempt, beats, _describe)
-        processes.kill_descendants()
+        self._kill()
 
 
 def _can_act(beat: Beat) -> bool:

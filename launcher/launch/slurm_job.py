@@ -1,7 +1,8 @@
-"""Inside a Slurm job: `python -m launcher.launch.slurm_job begin|prepare|end RUN ...`.
+"""Inside a Slurm job: `python -m launcher.launch.slurm_job begin|prepare|watch|end RUN ...`.
 
-The batch script calls `begin`, `prepare`, srun, `end`. Slurm may end the job at any moment and
-start it again from the top, so each of them copes with what the one before has left.
+The batch script calls `begin`, `prepare`, srun with `watch` beside it, `end`. Slurm may end the job
+at any moment and start it again from the top, so each of them copes with what the one before has
+left.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ import time
 from types import FrameType
 
 from launcher import runtime
+from launcher.config import compose
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch import outcome, slurm_ask, slurm_text, supervise
+from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
 from launcher.launch.slurm import stop_file
 from launcher.launch.spec import LaunchPlan, job_file
@@ -33,6 +36,8 @@ def main(argv: list[str]) -> int:
     if step == "endpoint":
         print(runtime.slurm_endpoint())
         return ExitCode.ok
+    if step == "watch":
+        return watch(RunDir(words[0]), int(words[1]))
     # Slurm's TERM goes to all processes of the job; what is written here must be written whole.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     run = RunDir(words[0])
@@ -87,6 +92,23 @@ def prepare(run: RunDir, attempt: int) -> int:
 
     signal.signal(signal.SIGTERM, note)
     return supervise.prepare(run, plan, wishes)
+
+
+def watch(run: RunDir, attempt: int) -> int:
+    """Kill the ranks if they hang and none of them can act, as one that is stopped cannot."""
+    job, _ = runtime.slurm_job() or ("", 0)
+
+    def kill() -> None:
+        # To the steps alone: the batch script goes on to `end`.
+        try:
+            slurm_ask.run("scancel", "--signal=KILL", job)
+        except LauncherError as error:
+            _say(f"the ranks could not be ended: {error.problems[0].found}")
+
+    guard = Guard(run, attempt, compose.load(run.config).watchdog, kill)
+    while True:  # until the batch script ends it
+        guard.look()
+        time.sleep(TICK_S)
 
 
 def end(run: RunDir, attempt: int, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from dataclasses import dataclass, field
@@ -145,6 +146,9 @@ def train(
     stragglers = Stragglers(
         ranks.world_size, config.watchdog.slow_factor, config.watchdog.slow_steps
     )
+
+    gc.freeze()
+    gc.enable()
 
     # Followers: trackers, meters, evaluation.
     heart.beat("start", 0, "trackers")
