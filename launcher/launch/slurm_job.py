@@ -99,9 +99,11 @@ def watch(run: RunDir, attempt: int) -> int:
     job, _ = runtime.slurm_job() or ("", 0)
 
     def kill() -> None:
-        # To the steps alone: the batch script goes on to `end`.
+        # Step by step: to kill the job would end the batch script too, which goes on to `end`.
         try:
-            slurm_ask.run("scancel", "--signal=KILL", job)
+            steps = slurm_ask.run("squeue", "--noheader", "--steps", f"--job={job}", "--format=%i")
+            started = [step for step in steps.split() if step.rpartition(".")[2].isdigit()]
+            slurm_ask.run("scancel", *started)
         except LauncherError as error:
             _say(f"the ranks could not be ended: {error.problems[0].found}")
 
