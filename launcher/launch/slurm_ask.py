@@ -16,6 +16,10 @@ _TIMEOUT_S = 60.0
 #: More ids than this make a command line longer than it is worth: then all jobs are asked for.
 _MOST_IDS = 100
 _UNKNOWN_JOB = ("Invalid job id",)
+#: What Slurm's commands say where nothing is kept of ended jobs.
+NO_ACCOUNTING = "accounting storage is disabled"
+#: How ended jobs are asked for. Old versions do not know --array: jobs that wait are not ended.
+ACCOUNTED = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "jobid,state")
 
 
 class SlurmDownError(LauncherError):
@@ -96,11 +100,15 @@ def _sacct(ids: Sequence[str]) -> dict[str, Job]:
     """What accounting remembers; nothing where there is none."""
     if not ids:
         return {}
-    form = ("--noheader", "--parsable2", "--allocations", "--array", "--format", "jobid,state")
     try:
-        text = run("sacct", *form, "--jobs", ",".join(ids[:_MOST_IDS]))
-    except LauncherError:
+        text = run(*ACCOUNTED, "--jobs", ",".join(ids[:_MOST_IDS]))
+    except ConfigError:  # it is not installed
         return {}
+    except SlurmRefusedError as error:
+        if NO_ACCOUNTING in str(error):
+            return {}
+        # A job of which nothing could be learned is not lost.
+        raise SlurmDownError(str(error)) from error
     found = slurm_text.parse_jobs(text)
     return {number: found[number] for number in ids if number in found}
 

@@ -17,6 +17,7 @@ from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start, status
 from launcher.jobs.cancel import cancel
+from launcher.launch import slurm_ask
 from launcher.launch.slurm import SlurmBackend, job_id
 from launcher.launch.spec import JobState
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -291,6 +292,15 @@ def test_purged_job_is_lost(cluster, tmp_path):
     assert seen.state is State.failed
     assert "987654" in seen.reason
     assert start.begin(run) == 2
+
+
+def test_this_version_knows_how_ended_jobs_are_asked_for(cluster):
+    command = (*slurm_ask.ACCOUNTED, "--jobs", "1")
+    if cluster.is_own:  # without accounting, which it says where it understands the question
+        with pytest.raises(slurm_ask.SlurmRefusedError, match=slurm_ask.NO_ACCOUNTING):
+            slurm_ask.run(*command)
+    else:
+        slurm_ask.run(*command)
 
 
 def test_what_sbatch_refuses_is_quoted(submit):
