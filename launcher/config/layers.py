@@ -44,7 +44,7 @@ def read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Lay
     """
     import yaml
 
-    with _no_garbage_collection():
+    with _no_garbage_collection(), _times_as_text():
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -107,6 +107,28 @@ def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:
     for name in reversed(package.split(".") if package else []):
         content = {name: content}
     return content
+
+
+@contextlib.contextmanager
+def _times_as_text() -> Iterator[None]:
+    """Leave 2:00:00 as it is: YAML 1.1 makes 7200 of it, a number to the base of 60."""
+    from omegaconf import _utils
+
+    original = _utils.get_yaml_loader
+
+    def number(loader: Any, node: Any) -> Any:
+        return node.value if ":" in node.value else loader.construct_yaml_int(node)
+
+    def get_yaml_loader() -> Any:
+        loader = original()
+        loader.add_constructor("tag:yaml.org,2002:int", number)
+        return loader
+
+    _utils.get_yaml_loader = get_yaml_loader
+    try:
+        yield
+    finally:
+        _utils.get_yaml_loader = original
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)
     """Shell lines before the ranks start."""
     scratch: str | None = None
-    """Fast folder of a node, for temporary files."""
+    """Fast folder of a node, for temporary files; taken as it stands. For one with variables in its
+    name: `setup: ['export TMPDIR=/scratch/$SLURM_JOB_ID']`."""
     sbatch: list[str] = field(default_factory=list)
     """Further options of sbatch, e.g. ['--exclusive', '--switches=1']."""
     container: ContainerConfig = field(default_factory=ContainerConfig)

@@ -28,14 +28,17 @@ def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
     already or runs on another host, `HangError` if processes stay.
     """
     status = run.status()
-    if status.state.is_final:
+    # Written by a rank, while the job may start again.
+    job = scheduled.in_charge(run.path, status) if settled(status) else None
+    is_open = job is not None and not settled(scheduled.observed(run, status, job))
+    if status.state.is_final and not is_open:
         raise ConfigError(
             f"the run is {status.state.value} already", where=str(run), hint="nothing to cancel"
         )
-    if not (lost or settled(status)):
+    if not lost and (is_open or not settled(status)):
         _stop(run, status, now=now)
     status = run.status()
-    if status.state.is_final:
+    if status.state.is_final and not (is_open and status.state is State.failed):
         return status
     return run.set_status(
         State.cancelled, reason="cancelled by the user", exit_code=int(ExitCode.interrupted)

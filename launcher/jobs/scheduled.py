@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch.outcome import settled
-from launcher.launch.spec import JobState
+from launcher.launch.spec import JobState, number_in, open_file
 from launcher.rundir import RunDir, State, Status, read_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,20 @@ def job_of(path: str | Path, attempt: int) -> str | None:
     raw = read_json(Path(path, "attempts", f"{attempt:04d}", "job.json"))
     if not isinstance(raw, dict) or raw.get("backend") != "slurm":
         return None
-    return raw.get("job")
+    return number_in(raw)
+
+
+def in_charge(path: str | Path, status: Status) -> str | None:
+    """Id of the Slurm job that may yet change a run's state; None if there is none.
+
+    A rank writes that the run has failed before anybody decides whether it starts again, and a
+    lost node takes along who would decide.
+    """
+    if settled(status):
+        is_open = status.state in (State.failed, State.preempted)
+        if not is_open or not open_file(RunDir(path), status.attempt).exists():
+            return None
+    return job_of(path, status.attempt)
 
 
 def observed(run: RunDir, status: Status, job: str) -> Status:
@@ -73,6 +86,9 @@ def judged(status: Status, number: str, job: Job | None) -> Status:
         return replace(status, state=State.queued, reason=reason)
     if job.state is JobState.unknown:
         return _unknown(status, f"Slurm says {job.word} of job {number}")
+    if job.state is JobState.running and settled(status):
+        reason = f"{status.reason}; job {number} has not ended yet".removeprefix("; ")
+        return replace(status, state=State.running, reason=reason, exit_code=None)
     if job.state is JobState.running:
         if status.state is State.queued and job.word != "COMPLETING":
             return replace(status, state=State.preparing, reason=f"job {number} starts")

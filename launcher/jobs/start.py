@@ -48,7 +48,7 @@ def begin(run: RunDir) -> int:
 def _without_job(run: RunDir) -> Status:
     """The run's state; `StorageError` while a job of Slurm works on it, or may do so."""
     status = run.status()
-    job = None if status.state.is_final else scheduled.job_of(run.path, status.attempt)
+    job = scheduled.in_charge(run.path, status)
     if job is None:
         return status
     seen = scheduled.observed(run, status, job)

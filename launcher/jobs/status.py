@@ -81,8 +81,9 @@ def listing(root: str | os.PathLike[str]) -> list[Row]:
 
 def observed_rows(rows: list[Row]) -> list[Row]:
     """Rows with the states as far as they can be true; one question for all jobs of Slurm."""
-    live = {row.path: row.status for row in rows if not settled(row.status)}
-    jobs = {path: scheduled.job_of(path, status.attempt) for path, status in live.items()}
+    charged = {row.path: scheduled.in_charge(row.path, row.status) for row in rows}
+    live = {r.path: r.status for r in rows if charged[r.path] or not settled(r.status)}
+    jobs = {path: charged[path] for path in live}
     asked = [(path, live[path], job) for path, job in jobs.items() if job]
     found = {path: observed(status) for path, status in live.items() if not jobs[path]}
     answers = scheduled.observe(asked)
@@ -96,7 +97,7 @@ def observed_rows(rows: list[Row]) -> list[Row]:
 def observed_run(run: RunDir) -> Status:
     """The state of one run as far as it can be true, whoever looks after it."""
     status = run.status()
-    job = None if status.state.is_final else scheduled.job_of(run.path, status.attempt)
+    job = scheduled.in_charge(run.path, status)
     return scheduled.observed(run, status, job) if job else observed(status)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
 from launcher.errors import ConfigError, Problem
 from launcher.launch import slurm_ask, slurm_plan, slurm_text
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file, number_in
 from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 #: Seconds between two questions to the controller about one job.
@@ -20,6 +20,8 @@ _POLL_S = 5.0
 _POLL_ENDING_S = 1.0
 #: The signal that asks ranks for a checkpoint and a clean stop.
 _STOP = "USR1"
+#: Job ids in one command line.
+_MOST_ARGUMENTS = 500
 
 
 class SlurmBackend:
@@ -92,16 +94,16 @@ class SlurmBackend:
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "trials.txt", "".join(f"{plan.run}\n" for plan in plans))
-        for plan in plans:
+        for index, plan in enumerate(plans):
             run = RunDir(plan.run)
             run.attempt(plan.attempt).mkdir(parents=True, exist_ok=True)
             # What a power cut takes away before sbatch is written again.
             run.set_status(State.queued, attempt=plan.attempt, durable=False)
-            content = {**plan.to_json(), "base": plan.attempt}
+            content = {**plan.to_json(), "base": plan.attempt, "array": [str(folder), index]}
             write_json(job_file(run, plan.attempt), content, durable=False)
         job = sbatch("job.sbatch", script, folder)
-        for index, plan in enumerate(plans):
-            _note(RunDir(plan.run), plan.attempt, job=f"{job}_{index}")
+        # At once and for all trials: who is killed now leaves no job that nobody knows.
+        write_json(folder / "job.json", {"job": job})
         return job
 
     def status(self, run: RunDir, attempt: int) -> JobState:
@@ -124,6 +126,30 @@ class SlurmBackend:
         self._asked[job] = (time.monotonic(), state)
         return state
 
+    def cancel_many(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> None:
+        """The same for many runs, with few questions; returns when all their jobs are gone."""
+        jobs = {}
+        for run, attempt in attempts:
+            job = job_id(run, attempt)
+            if job is not None:
+                jobs[job] = (run, attempt)
+                write_json(stop_file(run, attempt), {"now": now}, durable=False)
+        waiting, running = [], []
+        for job, found in slurm_ask.jobs(list(jobs)).items():
+            if now or found.state is JobState.queued or not _has_ranks(*jobs[job]):
+                waiting.append(job)
+            elif found.state is not JobState.gone:
+                running.append(job)
+        for some in _chunks(waiting):
+            slurm_ask.run("scancel", *some)
+        for some in _chunks(running):
+            slurm_ask.run("scancel", f"--signal={_STOP}", *some)
+        left = waiting + running
+        while left:
+            time.sleep(_POLL_ENDING_S)
+            known = slurm_ask.jobs(left)
+            left = [j for j in left if j in known and known[j].state is not JobState.gone]
+
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """The log of the data preparation, then rank 0's."""
         return [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
@@ -131,11 +157,11 @@ class SlurmBackend:
     def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
         """Ask the ranks to save and stop; a job that waits, or is to end `now`, is cancelled."""
         raw = read_json(job_file(run, attempt), {})
-        job = raw.get("job")
+        job = number_in(raw)
         if job is None:
             return
         write_json(stop_file(run, attempt), {"now": now})
-        numbers = [raw[key] for key in ("prepare_job", "job") if raw.get(key)]
+        numbers = [*([raw["prepare_job"]] if raw.get("prepare_job") else []), job]
         if now or self.status(run, attempt) is not JobState.running or not _has_ranks(run, attempt):
             slurm_ask.run("scancel", *numbers)
         else:
@@ -146,7 +172,7 @@ class SlurmBackend:
 def job_id(run: RunDir, attempt: int) -> str | None:
     """Id of the job that works, or is to work, on an attempt."""
     raw = read_json(job_file(run, attempt))
-    return raw.get("job") if isinstance(raw, dict) else None
+    return number_in(raw) if isinstance(raw, dict) else None
 
 
 def stop_file(run: RunDir, attempt: int) -> Path:
@@ -207,6 +233,11 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
 def _note(run: RunDir, attempt: int, **numbers: str) -> None:
     raw = read_json(job_file(run, attempt), {})
     write_json(job_file(run, attempt), {**raw, **numbers})
+
+
+def _chunks(jobs: Sequence[str]) -> Iterator[Sequence[str]]:
+    for first in range(0, len(jobs), _MOST_ARGUMENTS):
+        yield jobs[first : first + _MOST_ARGUMENTS]
 
 
 def _has_ranks(run: RunDir, attempt: int) -> bool:

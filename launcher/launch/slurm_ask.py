@@ -18,7 +18,7 @@ _MOST_IDS = 100
 _UNKNOWN_JOB = ("Invalid job id",)
 #: What Slurm's commands say where nothing is kept of ended jobs.
 NO_ACCOUNTING = "accounting storage is disabled"
-#: How ended jobs are asked for. Old versions do not know --array: jobs that wait are not ended.
+#: How ended jobs are asked for. Old versions do not know --array.
 ACCOUNTED = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "jobid,state")
 
 
@@ -100,8 +100,11 @@ def _sacct(ids: Sequence[str]) -> dict[str, Job]:
     """What accounting remembers; nothing where there is none."""
     if not ids:
         return {}
+    # Of an array whole: tasks that were never started have no line of their own.
+    whole = list(dict.fromkeys(number.partition("_")[0] for number in ids))
+    parts = [whole[i : i + _MOST_IDS] for i in range(0, len(whole), _MOST_IDS)]
     try:
-        text = run(*ACCOUNTED, "--jobs", ",".join(ids[:_MOST_IDS]))
+        text = "\n".join(run(*ACCOUNTED, "--jobs", ",".join(part)) for part in parts)
     except ConfigError:  # it is not installed
         return {}
     except SlurmRefusedError as error:

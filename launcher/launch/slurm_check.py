@@ -70,7 +70,7 @@ def _number(cell: str) -> int:
 def _gpus(gres: str) -> dict[str, int]:
     """`gpu:h100:8(S:0-1),gpu:2` is {"h100": 8, "": 2}."""
     found: dict[str, int] = {}
-    for kind, count in re.findall(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?:(\d+)", gres):
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)(?=[(,]|$)", gres):
         found[kind] = found.get(kind, 0) + int(count)
     return found
 

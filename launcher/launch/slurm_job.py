@@ -20,7 +20,7 @@ from launcher.launch import outcome, slurm_ask, slurm_text, supervise
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
 from launcher.launch.slurm import stop_file
-from launcher.launch.spec import LaunchPlan, job_file
+from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, read_json, write_json
 
 #: Ends after which a new start may go better.
@@ -54,7 +54,7 @@ def begin(run: RunDir) -> int:
     job, restarts = runtime.slurm_job() or ("", 0)
     latest = max(run.attempts())
     raw = read_json(job_file(run, latest))
-    owner = raw.get("job")
+    owner = number_in(raw)
     if owner not in (None, job):
         _say(f"job {owner} has taken this run over: job {job} leaves it alone")
         return ExitCode.storage
@@ -76,6 +76,7 @@ def begin(run: RunDir) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         log = str(folder / "agent.log")
         write_json(job_file(run, attempt), {**raw, "job": job, "attempt": attempt, "log": log})
+    open_file(run, attempt).touch()
     run.set_status(State.preparing, attempt=attempt)
     print(attempt)
     return ExitCode.ok
@@ -115,6 +116,12 @@ def watch(run: RunDir, attempt: int) -> int:
 
 def end(run: RunDir, attempt: int, code: int) -> int:
     """Say how the attempt ended and requeue the job where that helps; returns its exit code."""
+    result = _end(run, attempt, code)
+    open_file(run, attempt).unlink(missing_ok=True)
+    return result
+
+
+def _end(run: RunDir, attempt: int, code: int) -> int:
     plan, (job, restarts) = _plan(run, attempt), runtime.slurm_job() or ("", 0)
     stopped = stop_file(run, attempt).exists()
     death = None
@@ -131,7 +138,8 @@ def end(run: RunDir, attempt: int, code: int) -> int:
         _queue(run, f"Slurm starts the job again: {status.reason}")
         return result
     is_ending = fields.get("JobState") in ("COMPLETING", "CANCELLED")
-    if is_ending and not stopped and fields.get("Reason") != "TimeLimit":
+    by_slurm = fields.get("Reason") == "TimeLimit" or slurm_text.is_preempted(fields)
+    if is_ending and not stopped and not by_slurm:
         return _settle(run, State.cancelled, "cancelled in Slurm", ExitCode.interrupted)
     lost = death is not None and death.code < 0
     if stopped or not (result in _WORTH_A_REQUEUE or lost):
@@ -140,6 +148,7 @@ def end(run: RunDir, attempt: int, code: int) -> int:
     if restarts >= plan.requeues:
         return _give_up(run, status.reason, result, restarts)
     _queue(run, f"requeued: {status.reason}")
+    open_file(run, attempt).unlink(missing_ok=True)  # Slurm ends this process at once
     problem = _requeue(job)
     if problem:
         reason = f"{status.reason}; the job could not be requeued: {problem}"
@@ -156,6 +165,9 @@ def _death(plan: LaunchPlan, code: int) -> Death | None:
     if code == 0:
         return None
     text = plan.log.read_text(errors="replace")
+    oom = slurm_text.out_of_memory(text)
+    if oom is not None:
+        return Death(oom, ExitCode.out_of_memory)
     by_agent = outcome.cause(plan, code) if "torch.distributed.run" in plan.command else None
     if by_agent is not None:
         return by_agent
@@ -210,7 +222,8 @@ def _give_up(run: RunDir, reason: str, code: int, restarts: int) -> int:
 
 def _settle(run: RunDir, state: State, reason: str, code: int) -> int:
     _say(f"{state.value}: {reason}")
-    run.set_status(state, reason=reason, exit_code=int(code))
+    status = run.set_status(state, reason=reason, exit_code=int(code))
+    open_file(run, status.attempt).unlink(missing_ok=True)
     return int(code)
 
 

@@ -58,7 +58,7 @@ def preparation(spec: LaunchSpec) -> tuple[str, ...]:
     """The command that prepares the data inside the job, in the container if there is one."""
     arguments, prefix = _contained(spec)
     if arguments:  # pyxis works through srun alone
-        prefix = ["srun", "--nodes=1", "--ntasks=1", *arguments]
+        prefix = ["srun", "--export=ALL", "--nodes=1", "--ntasks=1", *arguments]
     return (*prefix, _python(spec), "-m", spec.prepare_module, str(spec.run))
 
 
@@ -85,6 +85,8 @@ def environment(spec: LaunchSpec) -> dict[str, str]:
 def _srun(spec: LaunchSpec, tasks: int, cpus: int | None) -> list[str]:
     launch = options(spec)
     found = [
+        # A site's SBATCH_EXPORT=NONE would keep from the ranks what the script sets.
+        "--export=ALL",
         f"--nodes={spec.nodes}",
         f"--ntasks={spec.nodes * tasks}",
         f"--ntasks-per-node={tasks}",
@@ -122,5 +124,7 @@ def _python(spec: LaunchSpec) -> str:
 
 def _contained(spec: LaunchSpec) -> tuple[list[str], list[str]]:
     folders = [Path(spec.run).parent, spec.cwd, *spec.folders]
+    if spec.cluster.scratch:
+        folders.append(Path(spec.cluster.scratch))
     gpus = spec.cluster.gpus_per_node > 0
     return container.wrap(spec.cluster.container, folders, spec.cwd, gpus=gpus)

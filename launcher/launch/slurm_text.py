@@ -50,15 +50,28 @@ class Job:
 
 def parse_jobs(text: str) -> dict[str, Job]:
     """Jobs in the output of `squeue -h -r -o JOB_FORMAT` or `sacct -n -P -X -o jobid,state`."""
-    jobs = {}
+    jobs: dict[str, Job] = {}
     for line in text.splitlines():
         number, _, rest = line.strip().partition("|")
         word, _, reason = rest.partition("|")
         # "CANCELLED by 1000", and "CANCELLED+" where a column was too narrow.
         words = re.findall(r"[A-Z_]+", word)
-        if number and words:
-            jobs[number] = Job(number, words[0], "" if reason in ("None", "0:0") else reason)
+        if words:
+            why = "" if reason in ("None", "0:0") else reason
+            jobs |= {each: Job(each, words[0], why) for each in _expanded(number)}
     return jobs
+
+
+def _expanded(number: str) -> list[str]:
+    """`7_[0-2,5%3]`, tasks of an array that have not been started, is 7_0, 7_1, 7_2 and 7_5."""
+    found = re.fullmatch(r"(\d+)_\[([\d,:-]+)(?:%\d+)?\]", number)
+    if not found:
+        return [number] if number else []
+    tasks: list[int] = []
+    for part in found[2].split(","):
+        first, last, step = re.fullmatch(r"(\d+)(?:-(\d+))?(?::(\d+))?", part).groups()  # type: ignore[union-attr]
+        tasks += range(int(first), int(last or first) + 1, int(step or 1))
+    return [f"{found[1]}_{task}" for task in tasks]
 
 
 def parse_fields(text: str) -> dict[str, str]:
@@ -129,6 +142,27 @@ def first_death(text: str) -> tuple[int, int] | None:
         return deaths[0]
     causes = killed or deaths
     return causes[0] if causes else None
+
+
+def out_of_memory(text: str) -> int | None:
+    """Rank for whose memory Slurm or the kernel has ended the step; None if for nobody's.
+
+    The rank is 0 where srun names none.
+    """
+    for _, tasks, how in _ENDED.findall(text):
+        if "Out Of Memory" in how:
+            return int(re.findall(r"\d+", tasks)[0])
+    if not re.search(r"Detected \d+ oom[_-]kill event", text):
+        return None
+    killed = [tasks for _, tasks, how in _ENDED.findall(text) if how.startswith("Killed")]
+    return int(re.findall(r"\d+", killed[0])[0]) if killed else 0
+
+
+def is_preempted(fields: Mapping[str, str]) -> bool:
+    """Whether `scontrol show job` tells of a preemption since the job has started."""
+    when = fields.get("PreemptTime", "None")
+    # Both are local times in ISO 8601.
+    return when[:1].isdigit() and when >= fields.get("StartTime", "")
 
 
 def _code(how: str) -> int:

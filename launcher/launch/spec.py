@@ -196,6 +196,23 @@ class Backend(Protocol):
         """Ask the job to stop: with a checkpoint, or `now` without. Returns at once."""
 
 
+def number_in(raw: Mapping[str, Any]) -> str | None:
+    """Id of the Slurm job of an attempt, from the content of its job file.
+
+    The trials of an array have one number together, which stands in the folder of the array.
+    """
+    if raw.get("job") is None and raw.get("array"):
+        folder, index = raw["array"]
+        shared = read_json(Path(folder, "job.json"), {})
+        return f"{shared['job']}_{index}" if "job" in shared else None
+    return raw.get("job")
+
+
+def open_file(run: RunDir, attempt: int) -> Path:
+    """There until a Slurm job has said whether a failed attempt is followed by another."""
+    return run.attempt(attempt) / "open"
+
+
 def job_file(run: RunDir, attempt: int) -> Path:
     """The submitted plan of an attempt."""
     return run.attempt(attempt) / "job.json"

@@ -11,7 +11,7 @@ import time
 from launcher.errors import ExitCode, HangError
 from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
-from launcher.launch import processes
+from launcher.launch import processes, slurm
 from launcher.launch.outcome import settled
 from launcher.rundir import State
 from launcher.sweeps.folder import SweepDir, Trial
@@ -25,15 +25,25 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
     A controller on another host is not reached: it finds its trials cancelled and starts the next.
     """
     _end_controller(sweep)
-    open_trials = [trial for trial in sweep.trials() if not trial.run.status().state.is_final]
-    # All are told before the first is waited for.
+    open_trials = [trial for trial, status in sweep.states() if not status.state.is_final]
+    queued = [trial for trial in open_trials if slurm.job_id(trial.run, trial.run.status().attempt)]
+    attempts = [(trial.run, trial.run.status().attempt) for trial in queued]
+    slurm.SlurmBackend().cancel_many(attempts, now=now)
+    for run, _ in attempts:
+        if run.status().state is not State.succeeded:
+            reason, code = "cancelled by the user", int(ExitCode.interrupted)
+            run.set_status(State.cancelled, reason=reason, exit_code=code)
+    # All others are told before the first is waited for.
     for trial in open_trials:
+        if trial in queued:
+            continue
         attempt = trial.run.status().attempt
         backend = backend_of(trial.run, attempt) if attempt else None
         if backend is not None and not settled(trial.run.status()):
             backend.cancel(trial.run, attempt, now=now)
     for trial in open_trials:
-        _settle(trial, now=now)
+        if trial not in queued:
+            _settle(trial, now=now)
     return sum(trial.run.status().state is State.cancelled for trial in open_trials)
 
 

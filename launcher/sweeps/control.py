@@ -186,8 +186,7 @@ class Controller:
     def _result(self) -> int:
         if not self.follow:
             return ExitCode.ok
-        trials = self.sweep.trials()
-        states = [(trial, trial.status()) for trial in trials]
+        states = self.sweep.states()
         done = [status for trial, status in states if status.state is State.succeeded]
         counts: dict[str, int] = {}
         for trial, status in states:

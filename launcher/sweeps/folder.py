@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, ExitCode, did_you_mean
-from launcher.jobs.status import observed
+from launcher.jobs.status import Row, observed_rows, observed_run
 from launcher.launch.outcome import settled
 from launcher.rundir import RunDir, State, Status, read_json, write_json
 from launcher.sweeps.space import Dimension
@@ -90,7 +90,7 @@ class Trial:
     def status(self) -> Status:
         """The run's state, as far as it can be true."""
         status = self.run.status()
-        return observed(status) if status.attempt else status
+        return observed_run(self.run) if status.attempt else status
 
     def state(self, status: Status) -> str:
         """The state for people: that of the run, or `pruned`."""
@@ -159,6 +159,13 @@ class SweepDir:
                 where=str(self.file),
                 hint="it was damaged or written by another version; start the sweep anew",
             ) from error
+
+    def states(self) -> list[tuple[Trial, Status]]:
+        """All trials made so far with their states, for which Slurm is asked once."""
+        rows = [(trial, trial.run.status()) for trial in self.trials()]
+        begun = [Row(t.run.name, str(t.run), status) for t, status in rows if status.attempt]
+        seen = {row.path: row.status for row in observed_rows(begun)}
+        return [(trial, seen.get(str(trial.run), status)) for trial, status in rows]
 
     def trials(self) -> list[Trial]:
         """All trials made so far, by number."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from launcher.config import compose, create, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.jobs import start
+from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of
 from launcher.launch import slurm, slurm_ask
 from launcher.launch.outcome import settled
@@ -190,8 +190,10 @@ class Pool:
         lasting = {job for job, found in known.items() if found.state is not JobState.gone}
         done = [trial for trial in trials if jobs[trial.number] not in lasting]
         for trial in done:
-            if not settled(trial.run.status()):
-                _lost(trial)
+            status, job = trial.run.status(), jobs[trial.number]
+            if not settled(status):
+                seen = scheduled.judged(status, job, known.get(job))
+                trial.run.set_status(seen.state, reason=seen.reason, exit_code=seen.exit_code)
         return done
 
 

@@ -50,8 +50,7 @@ class Row:
 def rows(sweep: SweepDir) -> list[Row]:
     """All trials made so far, by number."""
     metric, found = sweep.request().metric, []
-    for trial in sweep.trials():
-        status = trial.status()
+    for trial, status in sweep.states():
         measured = values(trial.run, metric)
         step, value = measured[-1] if measured else (0, None)
         shown = max(status.step, step)

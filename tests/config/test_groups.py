@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher import runtime
-from launcher.config import groups, schema, suggest, typed
+from launcher.config import compose, groups, schema, suggest, typed
 from launcher.errors import ConfigError
 
 
@@ -47,6 +47,15 @@ def test_a_folder_of_the_user_comes_besides(tmp_path: Path) -> None:
     (tmp_path / "optim" / "mine.yaml").touch()
     assert "mine" in groups.list_groups([tmp_path])["optim"]
     assert "mine" not in groups.list_groups()["optim"]
+
+
+def test_a_time_of_day_stays_text(tmp_path: Path) -> None:
+    (tmp_path / "cluster").mkdir()
+    (tmp_path / "cluster" / "site.yaml").write_text("name: site\ntime: 2:00:00\nmemory: 64\n")
+    words = ["model=tiny", "data.train=x.jsonl", "batch.sequences=4", "cluster=site"]
+    config = compose.compose(words, config_dirs=[tmp_path])
+    assert config.cluster.time == "2:00:00"
+    assert config.cluster.memory == "64"
 
 
 def test_an_option_that_exists_twice_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from launcher.jobs import scheduled, status
 from launcher.launch.slurm_text import Job
+from launcher.launch.spec import open_file
 from launcher.rundir import RunDir, State, Status, write_json
 
 RUNNING = Status(State.running, attempt=1, step=5, host="n1", pid=1, time=1.0)
@@ -52,7 +53,7 @@ def squeue(tmp_path, monkeypatch):
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     script("squeue", f'echo "$@" >> "{folder}/calls"; echo "1|RUNNING|None"; echo "2|PENDING|x"')
-    script("sacct", "echo disabled >&2; exit 1")
+    script("sacct", "echo Slurm accounting storage is disabled >&2; exit 1")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     return folder / "calls"
 
@@ -81,6 +82,25 @@ def test_ended_runs_ask_nobody(tmp_path, squeue):
     make_run(tmp_path / "runs", 1, State.failed)
     status.listing(tmp_path / "runs")
     assert not squeue.exists()
+
+
+def test_a_failure_counts_once_the_job_has_said_so(tmp_path, squeue):
+    for number in (1, 2, 3):
+        make_run(tmp_path / "runs", number, State.failed)
+        open_file(RunDir(tmp_path / "runs" / f"r{number}"), 1).touch()
+    found = {row.name: row.status for row in status.listing(tmp_path / "runs")}
+    states = {name: row.state for name, row in found.items()}
+    assert states == {"r1": State.running, "r2": State.queued, "r3": State.failed}
+    assert "job 1 has not ended yet" in found["r1"].reason
+
+
+def test_trials_of_an_array_share_the_number_of_its_job(tmp_path):
+    run = RunDir(tmp_path / "runs" / "r")
+    raw = {"backend": "slurm", "array": [str(tmp_path), 4]}
+    write_json(run.attempt(1) / "job.json", raw)
+    assert scheduled.job_of(run.path, 1) is None
+    write_json(tmp_path / "job.json", {"job": "12"})
+    assert scheduled.job_of(run.path, 1) == "12_4"
 
 
 def test_without_slurm_the_state_is_unknown(tmp_path, monkeypatch, capsys):

@@ -250,6 +250,36 @@ def test_array_of_trials_of_which_some_fail(cluster, weird_tmp_path):
     assert [max(run.attempts()) for run in runs] == [1, 1, 2, 1, 1, 1]
 
 
+def test_a_job_that_runs_on_can_be_cancelled_though_a_rank_has_failed(submit, cluster):
+    made = submit(steps=1000, step_s=0.1)
+    made.await_step(3)
+    # What a rank writes when it loses its peer: Slurm may need minutes to miss the peer's node.
+    made.run.set_status(State.failed, reason="connection lost", exit_code=1)
+    seen = status.observed_run(made.run)
+    assert seen.state is State.running
+    assert seen.reason == f"connection lost; job {made.job} has not ended yet"
+    with pytest.raises(StorageError, match="another process works on"):
+        start.begin(made.run)
+    assert cancel(made.run).state is State.cancelled
+    assert made.end() is State.cancelled
+
+
+def test_preempted_where_slurm_cancels_is_requeued_by_the_job(submit, cluster):
+    if not cluster.is_own:
+        pytest.skip("only a cluster of the test's own may be configured")
+    made = submit(steps=60, step_s=0.1)
+    made.await_step(3)
+    cluster.run("scontrol", "update", "partition=batch", "PreemptMode=CANCEL")
+    try:
+        command = ("sbatch", "-p", "high", "--exclusive", "-N2", "-o", "/dev/null")
+        cluster.run(*command, "--wrap=sleep 1")
+        wait_for(lambda: made.run.status().state is State.queued, "the requeue")
+    finally:
+        cluster.run("scontrol", "update", "partition=batch", "PreemptMode=REQUEUE")
+    assert made.end() is State.succeeded
+    assert made.run.attempts() == [1, 2]
+
+
 def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
     if not cluster.is_own:
         pytest.skip("only a cluster of the test's own may lose its controller")

@@ -151,8 +151,9 @@ def test_whole_script_runs_in_a_hostile_folder(name):
         'srun() { printf "%s\\0" "${@: -3:1}" >&2; }\n'
     )
     text = text.replace('>>"$run/attempts', '#"$run/attempts')
+    text = text.replace('"$attempt" &\n', '"$attempt"\n')  # one after the other
     done = subprocess.run(["bash", "-c", stubs + text], capture_output=True, check=False)
-    assert done.stderr == 4 * (run.encode() + b"\0")
+    assert done.stderr == 5 * (run.encode() + b"\0")
 
 
 @given(value=st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1))
@@ -179,6 +180,39 @@ def test_paths_that_slurm_would_expand_are_refused():
         script(run=Path("/data/50%/r"))
     with pytest.raises(ConfigError, match=r"cluster\.environment"):
         script(cluster={"environment": {"A B": "c"}})
+
+
+@pytest.mark.parametrize(
+    ("number", "ids"),
+    [
+        ("12", ["12"]),
+        ("12_3", ["12_3"]),
+        ("1_[0-3%2]", ["1_0", "1_1", "1_2", "1_3"]),
+        ("7_[1,4-8:2,11]", ["7_1", "7_4", "7_6", "7_8", "7_11"]),
+    ],
+)
+def test_tasks_of_an_array_that_were_never_started(number, ids):
+    jobs = slurm_text.parse_jobs(f"{number}|CANCELLED by 0")
+    assert list(jobs) == ids
+    assert {job.word for job in jobs.values()} == {"CANCELLED"}
+
+
+def test_out_of_memory_is_seen_before_its_echoes():
+    killed = "slurmstepd: error: Detected 1 oom_kill event in StepId=5.0.\n"
+    task = "srun: error: n1: task 1: "
+    assert slurm_text.out_of_memory(f"{killed}{task}Killed\n") == 1
+    assert slurm_text.out_of_memory(killed) == 0
+    echo = "srun: error: n1: task 0: Exited with exit code 1\n"
+    assert slurm_text.out_of_memory(f"{echo}{task}Out Of Memory\n") == 1
+    assert slurm_text.out_of_memory(f"{task}Killed\n") is None
+
+
+def test_preemption_is_told_from_one_before_this_start():
+    fields = {"StartTime": "2026-01-02T10:00:00", "PreemptTime": "2026-01-02T10:05:00"}
+    assert slurm_text.is_preempted(fields)
+    assert not slurm_text.is_preempted({**fields, "StartTime": "2026-01-02T10:06:00"})
+    assert not slurm_text.is_preempted({**fields, "PreemptTime": "None"})
+    assert not slurm_text.is_preempted({})
 
 
 # ---- own templates
@@ -274,7 +308,7 @@ def test_image_run_by_pyxis():
     for argument in ("--container-image=nvcr.io#nvidia/pytorch:1", mounts):
         assert argument in plan.command
         assert argument in plan.prepare
-    assert plan.prepare[:3] == ("srun", "--nodes=1", "--ntasks=1")
+    assert plan.prepare[:2] == ("srun", "--export=ALL")
 
 
 def test_container_without_image_is_refused():
@@ -414,3 +448,16 @@ def test_without_slurm_the_command_is_named(tmp_path, monkeypatch):
 def test_checkpoint_that_takes_most_of_the_grace_is_warned_of():
     assert too_slow_for_grace(SlurmConfig(grace_s=100), 10) == ""
     assert "launch.grace_s=" in too_slow_for_grace(SlurmConfig(grace_s=100), 60)
+
+
+@pytest.mark.parametrize(
+    ("gres", "found"),
+    [
+        ("gpu:h100:8(S:0-1),gpu:2", {"h100": 8, "": 2}),
+        ("gpu:2080ti:4", {"2080ti": 4}),
+        ("gpu:1g.5gb:7(S:0),shard:4", {"1g.5gb": 7}),
+        ("(null)", {}),
+    ],
+)
+def test_gpus_of_a_node(gres, found):
+    assert slurm_check._gpus(gres) == found

@@ -12,6 +12,7 @@ import pytest
 
 from launcher.errors import ExitCode
 from launcher.launch.slurm import job_id
+from launcher.sweeps import table
 from launcher.sweeps.folder import SweepDir
 from support import slurm
 from support.ranks import environment
@@ -97,7 +98,7 @@ def test_optuna_through_the_queue(cluster, tmp_path):
     assert len(first) == 3
 
 
-def test_a_thousand_trials_are_one_submission(cluster, tmp_path):
+def test_a_thousand_trials_are_one_submission(cluster, tmp_path, monkeypatch):
     held = "cluster.sbatch=[--hold]"
     words = ("optim.lr=range(1,101)", "seed=range(1,11)", held, "launch.max_parallel=8")
     _launcher(cluster, tmp_path, "submit", "-m", *WORDS, *words)
@@ -109,3 +110,8 @@ def test_a_thousand_trials_are_one_submission(cluster, tmp_path):
     assert runs == [str(trial.run) for trial in trials]
     (job,) = {job_id(trial.run, 1).partition("_")[0] for trial in trials}
     assert cluster.run("squeue", "-h", "-j", job, "-o", "%K") == "0-999%8"
+    monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
+    assert {row.state for row in table.rows(sweep)} == {"queued"}
+    _launcher(cluster, tmp_path, "sweep", "cancel", "s")
+    assert _states(sweep) == dict.fromkeys(range(1000), "cancelled")
+    assert cluster.run("squeue", "-h", "-j", job, check=False) == ""
