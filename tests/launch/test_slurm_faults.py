@@ -81,13 +81,6 @@ def submit(here: Project, cluster: Cluster) -> Iterator[Callable[..., Disturbed]
     wait_for(lambda: not cluster.run("squeue", "-h", check=False), "the end of all jobs")
 
 
-def test_time_limit(submit):
-    # The shortest that Slurm has. It looks at limits every half minute, and each time the signal
-    # comes about so long after the start, so that several attempts are needed.
-    made = submit("limit", "cluster.time=1", "launch.grace_s=10")
-    made.equals_undisturbed()
-
-
 def test_preemption(submit, cluster):
     made = submit("preempted")
     made.await_step(60)
