@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support import leaks
+from support import leaks, slurm
 from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
@@ -44,6 +44,15 @@ def _no_leaks(_launcher_cache: None) -> Iterator[None]:
     left = before.leaks()
     if left:
         pytest.fail("the test left behind: " + "; ".join(left), pytrace=False)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]:
+    """A Slurm cluster of a module's tests."""
+    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
+        if found is None:
+            pytest.skip(slurm.SKIP)
+        yield found
 
 
 @pytest.fixture

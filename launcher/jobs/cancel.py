@@ -40,9 +40,12 @@ def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
     status = run.status()
     if status.state.is_final and not (is_open and status.state is State.failed):
         return status
-    return run.set_status(
-        State.cancelled, reason="cancelled by the user", exit_code=int(ExitCode.interrupted)
-    )
+    return set_cancelled(run)
+
+
+def set_cancelled(run: RunDir, reason: str = "cancelled by the user") -> Status:
+    """Say that the run was cancelled."""
+    return run.set_status(State.cancelled, reason=reason, exit_code=int(ExitCode.interrupted))
 
 
 def _stop(run: RunDir, status: Status, *, now: bool) -> None:

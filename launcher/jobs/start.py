@@ -52,7 +52,7 @@ def _without_job(run: RunDir) -> Status:
     if job is None:
         return status
     seen = scheduled.observed(run, status, job)
-    if seen.state is State.preempted or seen.state.is_final:
+    if settled(seen):
         return seen
     raise StorageError(
         f"job {job} of this run is {seen.state.value} in Slurm: {seen.reason}".rstrip(": "),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,6 @@ _POLL_S = 5.0
 _POLL_ENDING_S = 1.0
 #: The signal that asks ranks for a checkpoint and a clean stop.
 _STOP = "USR1"
-#: Job ids in one command line.
-_MOST_ARGUMENTS = 500
 
 
 class SlurmBackend:
@@ -126,47 +124,46 @@ class SlurmBackend:
         self._asked[job] = (time.monotonic(), state)
         return state
 
-    def cancel_many(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> None:
-        """The same for many runs, with few questions; returns when all their jobs are gone."""
-        jobs = {}
-        for run, attempt in attempts:
-            job = job_id(run, attempt)
-            if job is not None:
-                jobs[job] = (run, attempt)
-                write_json(stop_file(run, attempt), {"now": now}, durable=False)
-        waiting, running = [], []
-        for job, found in slurm_ask.jobs(list(jobs)).items():
-            if now or found.state is JobState.queued or not _has_ranks(*jobs[job]):
-                waiting.append(job)
-            elif found.state is not JobState.gone:
-                running.append(job)
-        for some in _chunks(waiting):
-            slurm_ask.run("scancel", *some)
-        for some in _chunks(running):
-            slurm_ask.run("scancel", f"--signal={_STOP}", *some)
-        left = waiting + running
-        while left:
-            time.sleep(_POLL_ENDING_S)
-            known = slurm_ask.jobs(left)
-            left = [j for j in left if j in known and known[j].state is not JobState.gone]
-
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """The log of the data preparation, then rank 0's."""
         return [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
 
     def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
-        """Ask the ranks to save and stop; a job that waits, or is to end `now`, is cancelled."""
-        raw = read_json(job_file(run, attempt), {})
-        job = number_in(raw)
-        if job is None:
-            return
-        write_json(stop_file(run, attempt), {"now": now})
-        numbers = [*([raw["prepare_job"]] if raw.get("prepare_job") else []), job]
-        if now or self.status(run, attempt) is not JobState.running or not _has_ranks(run, attempt):
-            slurm_ask.run("scancel", *numbers)
-        else:
-            slurm_ask.run("scancel", f"--signal={_STOP}", job)
-        self._asked.pop(job, None)
+        """Ask the ranks to save and stop; a job that has none, or is to end `now`, is cancelled."""
+        self._tell([(run, attempt)], now=now)
+
+    def cancel_many(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> None:
+        """The same for many runs, with few questions; returns when all their jobs are gone."""
+        left = self._tell(attempts, now=now)
+        while left:
+            time.sleep(_POLL_ENDING_S)
+            known = slurm_ask.jobs(left)
+            left = [j for j in left if j in known and known[j].state is not JobState.gone]
+
+    def _tell(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> list[str]:
+        """Tell the jobs to end; returns those that are to be waited for."""
+        before, of_job = {}, {}
+        for run, attempt in attempts:
+            raw = read_json(job_file(run, attempt), {})
+            job = number_in(raw)
+            if job is not None:
+                before[job] = [raw["prepare_job"]] if raw.get("prepare_job") else []
+                of_job[job] = (run, attempt)
+                write_json(stop_file(run, attempt), {"now": now}, durable=len(attempts) == 1)
+        to_end, to_stop = [], []
+        for job, found in slurm_ask.jobs(list(of_job)).items():
+            if found.state is JobState.gone:
+                continue
+            if now or found.state is not JobState.running or not _has_ranks(*of_job[job]):
+                to_end += [*before[job], job]
+            else:
+                to_stop.append(job)
+            self._asked.pop(job, None)
+        for some in slurm_ask.batches(to_end):
+            slurm_ask.run("scancel", *some)
+        for some in slurm_ask.batches(to_stop):
+            slurm_ask.run("scancel", f"--signal={_STOP}", *some)
+        return to_end + to_stop
 
 
 def job_id(run: RunDir, attempt: int) -> str | None:
@@ -233,11 +230,6 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
 def _note(run: RunDir, attempt: int, **numbers: str) -> None:
     raw = read_json(job_file(run, attempt), {})
     write_json(job_file(run, attempt), {**raw, **numbers})
-
-
-def _chunks(jobs: Sequence[str]) -> Iterator[Sequence[str]]:
-    for first in range(0, len(jobs), _MOST_ARGUMENTS):
-        yield jobs[first : first + _MOST_ARGUMENTS]
 
 
 def _has_ranks(run: RunDir, attempt: int) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from launcher.errors import ConfigError, LauncherError
@@ -13,8 +13,8 @@ from launcher.runtime import submission_environment
 
 #: Longest wait for one answer; a busy controller takes some seconds.
 _TIMEOUT_S = 60.0
-#: More ids than this make a command line longer than it is worth: then all jobs are asked for.
-_MOST_IDS = 100
+#: Job ids in one command line.
+_MOST_IDS = 500
 _UNKNOWN_JOB = ("Invalid job id",)
 #: What Slurm's commands say where nothing is kept of ended jobs.
 NO_ACCOUNTING = "accounting storage is disabled"
@@ -84,7 +84,14 @@ def jobs(ids: Sequence[str]) -> dict[str, Job]:
     return {**found, **_sacct(missing)}
 
 
+def batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    """As many ids at a time as one command line takes."""
+    for first in range(0, len(ids), _MOST_IDS):
+        yield ids[first : first + _MOST_IDS]
+
+
 def _squeue(ids: Sequence[str]) -> dict[str, Job]:
+    # One question about all jobs costs less than several about some.
     narrowed = ["--jobs", ",".join(ids)] if len(ids) <= _MOST_IDS else []
     form = ("--noheader", "--array", "--states=all", "--format", slurm_text.JOB_FORMAT)
     try:
@@ -102,9 +109,8 @@ def _sacct(ids: Sequence[str]) -> dict[str, Job]:
         return {}
     # Of an array whole: tasks that were never started have no line of their own.
     whole = list(dict.fromkeys(number.partition("_")[0] for number in ids))
-    parts = [whole[i : i + _MOST_IDS] for i in range(0, len(whole), _MOST_IDS)]
     try:
-        text = "\n".join(run(*ACCOUNTED, "--jobs", ",".join(part)) for part in parts)
+        text = "\n".join(run(*ACCOUNTED, "--jobs", ",".join(some)) for some in batches(whole))
     except ConfigError:  # it is not installed
         return {}
     except SlurmRefusedError as error:

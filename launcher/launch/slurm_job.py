@@ -148,7 +148,6 @@ def _end(run: RunDir, attempt: int, code: int) -> int:
     if restarts >= plan.requeues:
         return _give_up(run, status.reason, result, restarts)
     _queue(run, f"requeued: {status.reason}")
-    open_file(run, attempt).unlink(missing_ok=True)  # Slurm ends this process at once
     problem = _requeue(job)
     if problem:
         reason = f"{status.reason}; the job could not be requeued: {problem}"

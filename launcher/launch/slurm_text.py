@@ -135,7 +135,7 @@ def first_death(text: str) -> tuple[int, int] | None:
     for _, tasks, how in _ENDED.findall(before) or _ENDED.findall(after):
         code = _code(how)
         if code:
-            deaths.append((int(re.findall(r"\d+", tasks)[0]), code))
+            deaths.append((_first(tasks), code))
     killed = [death for death in deaths if death[1] < 0 and death[1] not in _BY_SRUN]
     # Once a rank has failed by itself, srun kills the others: kills that follow are not the cause.
     if killed and deaths[0][1] > 0 and deaths[0][1] not in (1, 75):
@@ -151,11 +151,16 @@ def out_of_memory(text: str) -> int | None:
     """
     for _, tasks, how in _ENDED.findall(text):
         if "Out Of Memory" in how:
-            return int(re.findall(r"\d+", tasks)[0])
+            return _first(tasks)
     if not re.search(r"Detected \d+ oom[_-]kill event", text):
         return None
     killed = [tasks for _, tasks, how in _ENDED.findall(text) if how.startswith("Killed")]
-    return int(re.findall(r"\d+", killed[0])[0]) if killed else 0
+    return _first(killed[0]) if killed else 0
+
+
+def _first(tasks: str) -> int:
+    """The first of tasks like "1,3-5"."""
+    return int(re.findall(r"\d+", tasks)[0])
 
 
 def is_preempted(fields: Mapping[str, str]) -> bool:

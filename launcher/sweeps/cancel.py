@@ -8,13 +8,13 @@ import signal
 import socket
 import time
 
-from launcher.errors import ExitCode, HangError
+from launcher.errors import HangError
 from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
 from launcher.launch import processes, slurm
 from launcher.launch.outcome import settled
 from launcher.rundir import State
-from launcher.sweeps.folder import SweepDir, Trial
+from launcher.sweeps.folder import SweepDir
 
 _CONTROLLER_S = 30.0
 
@@ -26,34 +26,28 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
     """
     _end_controller(sweep)
     open_trials = [trial for trial, status in sweep.states() if not status.state.is_final]
-    queued = [trial for trial in open_trials if slurm.job_id(trial.run, trial.run.status().attempt)]
-    attempts = [(trial.run, trial.run.status().attempt) for trial in queued]
-    slurm.SlurmBackend().cancel_many(attempts, now=now)
-    for run, _ in attempts:
-        if run.status().state is not State.succeeded:
-            reason, code = "cancelled by the user", int(ExitCode.interrupted)
-            run.set_status(State.cancelled, reason=reason, exit_code=code)
-    # All others are told before the first is waited for.
+    scheduled, others = [], []
     for trial in open_trials:
-        if trial in queued:
-            continue
         attempt = trial.run.status().attempt
-        backend = backend_of(trial.run, attempt) if attempt else None
-        if backend is not None and not settled(trial.run.status()):
-            backend.cancel(trial.run, attempt, now=now)
-    for trial in open_trials:
-        if trial not in queued:
-            _settle(trial, now=now)
+        if slurm.job_id(trial.run, attempt):
+            scheduled.append((trial.run, attempt))
+        else:
+            others.append((trial.run, attempt))
+    slurm.SlurmBackend().cancel_many(scheduled, now=now)
+    for run, _ in scheduled:
+        if run.status().state is not State.succeeded:
+            runs.set_cancelled(run)
+    # All others are told before the first is waited for.
+    for run, attempt in others:
+        backend = backend_of(run, attempt) if attempt else None
+        if backend is not None and not settled(run.status()):
+            backend.cancel(run, attempt, now=now)
+    for run, attempt in others:
+        if not attempt:
+            runs.set_cancelled(run, "cancelled before the start")
+        elif not run.status().state.is_final:
+            runs.cancel(run, now=now)
     return sum(trial.run.status().state is State.cancelled for trial in open_trials)
-
-
-def _settle(trial: Trial, *, now: bool) -> None:
-    if trial.run.status().attempt:
-        if not trial.run.status().state.is_final:
-            runs.cancel(trial.run, now=now)
-        return
-    reason, code = "cancelled before the start", int(ExitCode.interrupted)
-    trial.run.set_status(State.cancelled, reason=reason, exit_code=code)
 
 
 def _end_controller(sweep: SweepDir) -> None:

@@ -20,14 +20,6 @@ def project(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
-        if found is None:
-            pytest.skip(slurm.SKIP)
-        yield found
-
-
-@pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
     with hosts_.made(tmp_path_factory.mktemp("hosts")) as made:
         yield made

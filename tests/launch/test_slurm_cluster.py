@@ -21,7 +21,6 @@ from launcher.launch import slurm_ask
 from launcher.launch.slurm import SlurmBackend, job_id
 from launcher.launch.spec import JobState
 from launcher.rundir import RunDir, State, read_json, write_json
-from support import slurm
 from support.slurm import Cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
@@ -35,22 +34,14 @@ WORDS = (
 PATHS = os.pathsep.join([str(HERE), str(HERE.parents[1])])
 
 
-@pytest.fixture(scope="session")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
-        if found is None:
-            pytest.skip(slurm.SKIP)
-        yield found
-
-
 @pytest.fixture
-def cluster(nodes: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    for name, value in nodes.environment.items():
+def cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PYTHONPATH", PATHS)
-    yield nodes
-    nodes.run("scancel", f"--user={os.environ.get('USER', 'root')}", check=False)
-    wait_for(lambda: not nodes.run("squeue", "-h", check=False), "the end of all jobs")
+    yield cluster
+    cluster.run("scancel", f"--user={os.environ.get('USER', 'root')}", check=False)
+    wait_for(lambda: not cluster.run("squeue", "-h", check=False), "the end of all jobs")
 
 
 @dataclasses.dataclass
@@ -112,6 +103,13 @@ def test_run_on_two_nodes_succeeds(submit):
     assert all(made.run.log(1, rank).is_file() for rank in range(4))
     assert (made.run.attempt(1) / "slurm.log").is_file()
     assert SlurmBackend().status(made.run, 1) is JobState.gone
+
+
+def test_a_site_that_exports_nothing_keeps_the_variables_of_the_script(submit, monkeypatch):
+    monkeypatch.setenv("SBATCH_EXPORT", "NONE")
+    # Without it the stand-ins are not found.
+    made = submit(f"cluster.setup=['export PYTHONPATH={PATHS}']", steps=1)
+    assert made.end() is State.succeeded
 
 
 def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
@@ -265,8 +263,7 @@ def test_a_job_that_runs_on_can_be_cancelled_though_a_rank_has_failed(submit, cl
 
 
 def test_preempted_where_slurm_cancels_is_requeued_by_the_job(submit, cluster):
-    if not cluster.is_own:
-        pytest.skip("only a cluster of the test's own may be configured")
+    cluster.require_own("be configured")
     made = submit(steps=60, step_s=0.1)
     made.await_step(3)
     cluster.run("scontrol", "update", "partition=batch", "PreemptMode=CANCEL")
@@ -281,8 +278,7 @@ def test_preempted_where_slurm_cancels_is_requeued_by_the_job(submit, cluster):
 
 
 def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
-    if not cluster.is_own:
-        pytest.skip("only a cluster of the test's own may lose its controller")
+    cluster.require_own("lose its controller")
     made = submit(steps=100, step_s=0.1)
     made.await_step(2)
     cluster.stop("slurmctld")
@@ -300,8 +296,7 @@ def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
 
 
 def test_lost_node_is_replaced_without_a_hand(submit, cluster):
-    if not cluster.is_own:
-        pytest.skip("only a cluster of the test's own may lose a node")
+    cluster.require_own("lose a node")
     # Slurm takes a while to miss a node, and its ranks live on meanwhile.
     made = submit(steps=60, step_s=0.6)
     made.await_step(3)

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.launch.slurm import job_id
 from launcher.rundir import RunDir, State
-from support import project, slurm
+from support import project
 from support.project import LAUNCHER, Project
 from support.slurm import Cluster, wait_for
 
@@ -20,14 +20,6 @@ STEPS = 300
 SIZE = ("batch.sequences=4", f"train.steps={STEPS}", "checkpoint.every_steps=50", "engine=zero2")
 #: For starts and requeues on a machine that does other things too.
 PATIENCE_S = 300
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
-        if found is None:
-            pytest.skip(slurm.SKIP)
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +73,16 @@ def submit(here: Project, cluster: Cluster) -> Iterator[Callable[..., Disturbed]
     wait_for(lambda: not cluster.run("squeue", "-h", check=False), "the end of all jobs")
 
 
+def test_time_limit(submit):
+    made = submit("limit", "cluster.time=1", "launch.grace_s=10")
+    made.await_step(60)
+    # It would be done before the shortest limit that Slurm has, whose signal lets it go on.
+    project.kill_rank(made.run, 1, signal.SIGSTOP)
+    wait_for(lambda: made.run.status().state is State.queued, "the requeue", PATIENCE_S)
+    assert "stopped by SIGUSR1" in made.run.status().reason
+    made.equals_undisturbed()
+
+
 def test_preemption(submit, cluster):
     made = submit("preempted")
     made.await_step(60)
@@ -89,8 +91,7 @@ def test_preemption(submit, cluster):
 
 
 def test_lost_node(submit, cluster):
-    if not cluster.is_own:
-        pytest.skip("only a cluster of the test's own may lose a node")
+    cluster.require_own("lose a node")
     made = submit("lost")
     made.await_step(60)
     job = job_id(made.run, 1)

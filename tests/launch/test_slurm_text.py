@@ -303,12 +303,12 @@ def test_image_run_by_pyxis():
     container = ContainerConfig(
         runtime=ContainerRuntime.pyxis, image="nvcr.io#nvidia/pytorch:1", mounts=["/nfs"]
     )
-    plan = SlurmBackend().plan(make_spec(cluster={"container": container}))
-    mounts = "--container-mounts=/data/runs:/data/runs,/home/me:/home/me,/nfs:/nfs"
+    plan = SlurmBackend().plan(make_spec(cluster={"container": container, "scratch": "/fast"}))
+    mounts = "--container-mounts=/data/runs:/data/runs,/fast:/fast,/home/me:/home/me,/nfs:/nfs"
     for argument in ("--container-image=nvcr.io#nvidia/pytorch:1", mounts):
         assert argument in plan.command
         assert argument in plan.prepare
-    assert plan.prepare[:2] == ("srun", "--export=ALL")
+    assert plan.prepare[:4] == ("srun", "--export=ALL", "--nodes=1", "--ntasks=1")
 
 
 def test_container_without_image_is_refused():

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from launcher.launch.slurm import job_id
 from launcher.rundir import State
-from support import project, slurm
+from support import project
 from support.project import LAUNCHER, Project
-from support.slurm import Cluster, wait_for
+from support.slurm import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 SIZE = ("batch.sequences=8", "train.steps=30", "checkpoint.every_steps=100")
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
-        if found is None:
-            pytest.skip(slurm.SKIP)
-        yield found
 
 
 @pytest.mark.parametrize("zero", [2, 3])

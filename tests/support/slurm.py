@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from support import leaks
 
 SKIP = (
@@ -80,6 +82,11 @@ class Cluster:
     is_own: bool = False
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     _commands: dict[str, list[str]] = field(default_factory=dict)
+
+    def require_own(self, to: str) -> None:
+        """Skip the test that is `to` do something to a cluster that others may use."""
+        if not self.is_own:
+            pytest.skip(f"only a cluster of the test's own may {to}")
 
     def run(self, *command: str, check: bool = True) -> str:
         """Output of one of Slurm's commands."""

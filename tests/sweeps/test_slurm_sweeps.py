@@ -14,7 +14,6 @@ from launcher.errors import ExitCode
 from launcher.launch.slurm import job_id
 from launcher.sweeps import table
 from launcher.sweeps.folder import SweepDir
-from support import slurm
 from support.ranks import environment
 from support.slurm import Cluster, wait_for
 
@@ -25,34 +24,29 @@ WORDS = (
 )
 
 
-@pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with slurm.cluster(tmp_path_factory.mktemp("slurm")) as found:
-        if found is None:
-            pytest.skip(slurm.SKIP)
-        yield found
-
-
 @pytest.fixture
-def cluster(nodes: Cluster) -> Iterator[Cluster]:
-    yield nodes
-    nodes.run("scancel", f"--user={os.environ.get('USER', 'root')}", check=False)
-    wait_for(lambda: not nodes.run("squeue", "-h", check=False), "the end of all jobs")
+def cluster(cluster: Cluster) -> Iterator[Cluster]:
+    yield cluster
+    cluster.run("scancel", f"--user={os.environ.get('USER', 'root')}", check=False)
+    wait_for(lambda: not cluster.run("squeue", "-h", check=False), "the end of all jobs")
 
 
-def _launcher(cluster: Cluster, folder: Path, *words: str, **environ: str) -> str:
-    command = [sys.executable, "-m", "support.stub_trials", "control", *words]
-    done = subprocess.run(
-        command,
+def _start(cluster: Cluster, folder: Path, *words: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "support.stub_trials", "control", *words],
         cwd=folder,
         env=environment(**cluster.environment, **environ),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+
+
+def _launcher(cluster: Cluster, folder: Path, *words: str, **environ: str) -> str:
+    with _start(cluster, folder, *words, **environ) as process:
+        output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    return output
 
 
 def _states(sweep: SweepDir) -> dict[int, str]:
@@ -86,6 +80,18 @@ def test_a_requeued_trial_goes_on_alone(cluster, tmp_path):
     assert _states(sweep) == dict.fromkeys(range(3), "succeeded")
     assert _starts(sweep) == {0: 1, 1: 2, 2: 1}
     assert len(list(sweep.path.glob("array-*"))) == 1
+
+
+def test_scancel_of_the_array_cancels_the_trials_of_a_followed_sweep(cluster, tmp_path):
+    words = ("train", "-m", *WORDS, "seed=1,2,3", "launch.max_parallel=1")
+    with _start(cluster, tmp_path, *words, LAUNCHER_STUB_STEP_S="60") as controller:
+        sweep = SweepDir(tmp_path / "runs" / "s")
+        wait_for(lambda: 0 in _starts(sweep), "the first trial")
+        cluster.run("scancel", job_id(sweep.trials()[2].run, 1).partition("_")[0])
+        output, _ = controller.communicate(timeout=200)
+    assert _states(sweep) == dict.fromkeys(range(3), "cancelled"), output
+    assert _starts(sweep) == {0: 1}
+    assert controller.returncode == ExitCode.interrupted, output
 
 
 def test_optuna_through_the_queue(cluster, tmp_path):
