@@ -31,7 +31,7 @@ from launcher.runtime import Ranks
 from launcher.track import meters
 from launcher.track.tracker import Trackers
 from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed
+from launcher.train import distributed, restore
 from launcher.train.engine import Engine, connect
 from launcher.train.evaluate import Evaluator, score_base
 from launcher.train.finish import finish
@@ -125,7 +125,7 @@ def train(
     progress, start = Progress(), _start_from(run, ranks, warn)
     if start is not None:
         heart.beat("start", 0, "weights")
-        checkpoints.load_weights(start, model)
+        restore.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
     head = TargetHead(model, plan.attention)
@@ -139,7 +139,7 @@ def train(
     engine = Engine(model, config, plan, settings)
     if start is not None:
         heart.beat("start", 0, "optimizer")
-        checkpoints.load_optimizer(start, engine)
+        restore.load_optimizer(start, engine)
     own = OwnTime(device)
     if engine.zero == 3 and not config.model.compile:
         own.watch(engine.layers)

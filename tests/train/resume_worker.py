@@ -21,7 +21,7 @@ from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.rundir import RunDir
 from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed
+from launcher.train import distributed, restore
 from launcher.train.engine import Engine, connect
 from support.configs import make_config
 
@@ -33,11 +33,11 @@ def build(config, made, start):
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
-        checkpoints.load_weights(start, model)
+        restore.load_weights(start, model)
     head = TargetHead(model, made.attention)
     engine = Engine(model, config, made, settings)
     if start is not None:
-        checkpoints.load_optimizer(start, engine)
+        restore.load_optimizer(start, engine)
     return engine, head
 
 
