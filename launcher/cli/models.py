@@ -43,6 +43,24 @@ def evaluate(words: list[str]) -> int:
     return _become("launcher.train.score", parsed)
 
 
+def compare(words: list[str]) -> int:
+    """Compare the stored results of runs with those of the first."""
+    parsed = arguments.plain(
+        "compare",
+        words,
+        (["runs"], {"nargs": "+", "metavar": "RUN", "help": "a run, or its base as RUN:base"}),
+        (
+            ["--require"],
+            {
+                "choices": ("better", "not-worse"),
+                "help": "exit 3 unless all others are better, or not worse, than the first",
+            },
+        ),
+        (["--json"], {"action": "store_true", "help": "for programs"}),
+    )
+    return _call("launcher.train.compare", *parsed.runs, *_words(parsed, "require", "json"))
+
+
 def export(words: list[str]) -> int:
     """Write a checkpoint as a Hugging Face folder."""
     parsed = arguments.existing_run(

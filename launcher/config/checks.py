@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from launcher.config import batching, model_checks, ranges, variants
+from launcher.config import batching, eval_checks, model_checks, ranges, variants
 from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
 from launcher.errors import Problem, did_you_mean
@@ -38,7 +38,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_schedule(config),
         *_engine(config, has_gpu),
         *_checkpoint(config),
-        *_eval(config),
+        *eval_checks.check(config),
         *_launch(config),
     ]
     if not any(problem.where in batching.KEYS for problem in problems):
@@ -171,33 +171,6 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
     if config.eval.every_steps is None or "loss" not in config.eval.metrics:
         hint = "add eval.every_steps=N with loss among eval.metrics, or checkpoint.keep_best=0"
         yield Problem("checkpoint.keep_best", found, hint)
-
-
-def _eval(config: Config) -> Iterator[Problem]:
-    metrics = config.eval.metrics
-    if config.eval.name not in ("none", "default"):
-        hint = did_you_mean(config.eval.name, ["none", "default"])
-        yield Problem("eval.name", f"unknown name {config.eval.name!r}", hint)
-    for name in metrics:
-        if name not in variants.METRICS:
-            hint = did_you_mean(name, variants.METRICS)
-            yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
-    if "exact_match" in metrics and "text" in (config.objective.name, config.data.format):
-        hint = "plain text has no prompt to answer: leave exact_match out, e.g. eval=default"
-        yield Problem("eval.metrics", "exact_match with plain text", hint)
-    if metrics and config.data.validation is None and config.data.validation_share == 0:
-        hint = "give data.validation or data.validation_share, or eval=none"
-        yield Problem("eval.metrics", "evaluation without held-out data", hint)
-    if config.eval.every_steps is not None and not metrics and config.eval.name != "none":
-        found = f"{config.eval.every_steps} without eval.metrics"
-        yield Problem("eval.every_steps", found, "use eval=default, or leave it out")
-    pattern = config.eval.answer_pattern
-    if pattern is not None:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            hint = "it is a Python regular expression, e.g. '#### (-?[0-9.,]+)'"
-            yield Problem("eval.answer_pattern", f"{pattern!r}: {error}", hint)
 
 
 def _launch(config: Config) -> Iterator[Problem]:

@@ -393,7 +393,9 @@ class EvalConfig:
     name: str = "default"
     """`none` or `default`."""
     metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
-    """Metrics: loss, perplexity, token_accuracy, exact_match."""
+    """Metrics: loss, perplexity, token_accuracy; on generated answers exact_match, numeric_match,
+    f1, rouge1, rouge2, rougeL, bleu, chrf, json_valid, json_schema, convention, length, distinct,
+    repetition."""
     every_steps: int | None = None
     """Evaluate the cheap metrics (no generation) every N steps during training."""
     base: bool = True
@@ -407,6 +409,12 @@ class EvalConfig:
     answer_pattern: str | None = None
     """Regular expression for exact match: group 1 (or the whole match) of its last match in answer
     and reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
+    json_schema: str | None = None
+    """For the metric json_schema: path of a JSON file with the schema."""
+    convention: str | None = None
+    """For the metric convention: regular expression that is to be found in every answer."""
+    answer_words: list[int] | None = None
+    """For the metric length: fewest and most words of an answer."""
     batch_tokens: int = 16384
     """Tokens of one evaluation batch on a rank."""
     samples: int = 20

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
 import numpy as np
 
 from launcher.errors import DataError
+from launcher.evals import significance
 from launcher.evals.metric import Floats, Metric
 from launcher.evals.records import LossRecord, Results
 from launcher.report.summary import table as table
@@ -40,23 +41,39 @@ def compare(
     """Compare `tuned` with `base`, metric by metric, by a paired bootstrap over records.
 
     Metrics whose pass was made for neither model are left out. The result is plain JSON: `metrics`
-    maps each name to base, tuned, difference (tuned - base), interval, verdict, records, improved,
-    worsened, higher_is_better, unit, needs; numbers that are not finite are None. Raises
-    `DataError` if the two models were not scored on the same records and the same target tokens or
-    references.
+    maps each name to base, tuned, difference (tuned - base), interval, p_value (exact McNemar for
+    right or wrong, else bootstrap), p_adjusted (Holm over the metrics), effect (Cohen's d of the
+    records' gains), verdict, records, needed (records that would decide a difference of this size;
+    None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs;
+    numbers that are not finite are None. Raises `DataError` if the two models were not scored on
+    the same records and the same target tokens or references.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows = measure(base, tuned, metrics, seed, resamples)
+    judge(list(rows.values()))
+    return {"metrics": rows, "confidence": CONFIDENCE, "resamples": resamples, "seed": seed}
+
+
+def measure(
+    base: Results, tuned: Results, metrics: Sequence[Metric[Any]], seed: int, resamples: int
+) -> dict[str, dict[str, Any]]:
+    """The rows of `compare` without what depends on how many comparisons are made."""
+    found: dict[str, dict[str, Any]] = {}
     for needs in ("loss", "generation"):
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
-            rows.update(_compare_pass(a, b, chosen, seed, resamples))
-    return {
-        "metrics": {metric.name: rows[metric.name] for metric in metrics if metric.name in rows},
-        "confidence": CONFIDENCE,
-        "resamples": resamples,
-        "seed": seed,
-    }
+            found.update(_compare_pass(a, b, chosen, seed, resamples))
+    return {metric.name: found[metric.name] for metric in metrics if metric.name in found}
+
+
+def judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Add p_adjusted and verdict to the rows of one family of comparisons, and settle `needed`."""
+    adjusted = significance.holm([row["p_value"] for row in rows])
+    for row, p_value in zip(rows, adjusted, strict=True):
+        row["p_adjusted"] = p_value
+        verdict = _verdict(row)
+        row["verdict"] = verdict.value
+        row["needed"] = row["needed"] if verdict is Verdict.no_evidence else None
 
 
 def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[Any], list[Any]]:
@@ -99,13 +116,16 @@ def _compare_pass(
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
     """Compare metrics of one pass; all of them see the same resampled records."""
-    sides = [metric.values(records) for metric in metrics for records in (base, tuned)]
-    columns = np.stack([column for pair in sides for column in pair], axis=1)
+    pairs = [(metric.statistics(base), metric.statistics(tuned)) for metric in metrics]
+    columns = np.concatenate([side for pair in pairs for side in pair], axis=1)
     sums = _resampled_sums(columns, seed, resamples)
-    rows = {}
-    for index, metric in enumerate(metrics):
-        first, last = 4 * index, 4 * index + 4
-        rows[metric.name] = _row(metric, columns[:, first:last], sums[:, first:last])
+    rows, first = {}, 0
+    for metric, (one, other) in zip(metrics, pairs, strict=True):
+        middle, last = first + one.shape[1], first + one.shape[1] + other.shape[1]
+        rows[metric.name] = _row(
+            metric, (one, other), (sums[:, first:middle], sums[:, middle:last])
+        )
+        first = last
     return rows
 
 
@@ -124,27 +144,35 @@ def _resampled_sums(columns: Floats, seed: int, resamples: int) -> Floats:
     return sums
 
 
-def _row(metric: Metric[Any], columns: Floats, sums: Floats) -> dict[str, Any]:
-    """One metric's comparison; columns: numerator and denominator of base, then of tuned."""
-    base, tuned = (float(metric.scores(*pair)[0]) for pair in _sides(columns.sum(0, keepdims=True)))
-    each_base, each_tuned = (metric.scores(*pair) for pair in _sides(columns))
+def _row(
+    metric: Metric[Any], sides: tuple[Floats, Floats], sums: tuple[Floats, Floats]
+) -> dict[str, Any]:
+    """One metric's comparison from the statistics of base and tuned, and their resampled sums."""
+    base, tuned = (float(metric.scores(side.sum(0, keepdims=True))[0]) for side in sides)
+    each_base, each_tuned = (metric.scores(side) for side in sides)
     sign = 1.0 if metric.higher_is_better else -1.0
     with np.errstate(invalid="ignore"):
         gains = sign * (each_tuned - each_base)
-        differences = np.subtract(*(metric.scores(*pair) for pair in reversed(_sides(sums))))
+        differences = metric.scores(sums[1]) - metric.scores(sums[0])
     improved, worsened = int((gains > 0).sum()), int((gains < 0).sum())
     tail = 100 * (1 - CONFIDENCE) / 2
     interval: list[float | None] = [None, None]
     if np.isfinite(differences).any():
         low, high = np.percentile(differences[np.isfinite(differences)], [tail, 100 - tail])
         interval = [float(low), float(high)]
+    records = int(metric.counts(sides[0]).sum())
+    binary = metric.binary
     return {
         "base": _finite(base),
         "tuned": _finite(tuned),
         "difference": _finite(tuned - base),
         "interval": interval,
-        "verdict": _verdict(base, tuned, interval, improved + worsened, sign).value,
-        "records": int((columns[:, 1] > 0).sum()),
+        "p_value": significance.mcnemar(improved, worsened)
+        if binary
+        else significance.bootstrap(differences),
+        "effect": significance.effect_size(gains),
+        "records": records,
+        "needed": significance.records_needed(records, tuned - base, differences),
         "improved": improved,
         "worsened": worsened,
         "higher_is_better": metric.higher_is_better,
@@ -153,21 +181,15 @@ def _row(metric: Metric[Any], columns: Floats, sums: Floats) -> dict[str, Any]:
     }
 
 
-def _sides(columns: Floats) -> list[tuple[Floats, Floats]]:
-    """(numerators, denominators) of base and of tuned."""
-    return [(columns[:, 0], columns[:, 1]), (columns[:, 2], columns[:, 3])]
-
-
-def _verdict(
-    base: float, tuned: float, interval: list[float | None], num_differing: int, sign: float
-) -> Verdict:
-    """Better or worse only if the whole interval lies on one side of 0."""
-    if math.isfinite(base) and not math.isfinite(tuned):
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    """Better or worse only if the interval lies on one side of 0 and chance is ruled out."""
+    if row["base"] is not None and row["tuned"] is None:
         return Verdict.worse
-    low, high = interval
-    if low is None or high is None or num_differing < MIN_DIFFERING or low <= 0 <= high:
+    low, high = row["interval"]
+    few = row["improved"] + row["worsened"] < MIN_DIFFERING
+    if low is None or few or low <= 0 <= high or row["p_adjusted"] > 1 - CONFIDENCE:
         return Verdict.no_evidence
-    return Verdict.better if low * sign > 0 else Verdict.worse
+    return Verdict.better if (low > 0) is row["higher_is_better"] else Verdict.worse
 
 
 def _finite(value: float) -> float | None:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-
-import numpy as np
 
 from launcher.config.schema import EvalConfig
-from launcher.errors import ConfigError
-from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import Generation
+from launcher.evals.metric import Mean
 
 #: a whole text that is one number, with thousands commas or not, perhaps ended by a full stop.
 NUMBER = re.compile(r"[-+]?(\d{1,3}(,\d{3})+|\d+|(?=\.\d))(\.\d*)?")
@@ -24,7 +19,7 @@ def normalise(text: str) -> str:
     return text
 
 
-class ExactMatch(Metric[Generation]):
+class ExactMatch(Mean):
     """Share of answers equal to the reference, compared by `eval.answer_pattern`.
 
     A record whose reference has no match cannot be judged and does not count; an answer without a
@@ -32,21 +27,12 @@ class ExactMatch(Metric[Generation]):
     """
 
     name = "exact_match"
-    needs = "generation"
-    higher_is_better = True
-    unit = "share"
+    binary = True
 
     def __init__(self, config: EvalConfig) -> None:
-        """Compile the pattern; `ConfigError` if it is not a regular expression."""
+        """Compile the pattern."""
         super().__init__(config)
-        try:
-            self.pattern = re.compile(config.answer_pattern) if config.answer_pattern else None
-        except re.error as error:
-            raise ConfigError(
-                f"{config.answer_pattern!r} is not a regular expression: {error}",
-                where="eval.answer_pattern",
-                hint="escape special characters with a backslash, e.g. '\\$([0-9]+)'",
-            ) from error
+        self.pattern = re.compile(config.answer_pattern) if config.answer_pattern else None
 
     def extract(self, text: str) -> str | None:
         """What is compared: group 1, or the whole, of the last match, normalised."""
@@ -66,10 +52,7 @@ class ExactMatch(Metric[Generation]):
         wanted = self.extract(reference)
         return None if wanted is None else self.extract(answer) == wanted
 
-    def values(self, records: Sequence[Generation]) -> tuple[Floats, Floats]:
-        """1 for each right answer, 1 for each record that can be judged, each [records]."""
-        matches = [self.match(record.answer, record.reference) for record in records]
-        return (
-            np.array([match is True for match in matches], dtype=np.float64),
-            np.array([match is not None for match in matches], dtype=np.float64),
-        )
+    def of(self, answer: str, reference: str) -> float | None:
+        """1 for a right answer, 0 for a wrong one; None as `match` gives it."""
+        right = self.match(answer, reference)
+        return None if right is None else float(right)

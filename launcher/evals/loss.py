@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launcher.evals.metric import Floats, Metric
+from launcher.evals.metric import Floats, Ratio
 from launcher.evals.records import LossRecord
 
 
-class Loss(Metric[LossRecord]):
+class Loss(Ratio[LossRecord]):
     """Mean cross entropy per target token, in nats."""
 
     name = "loss"

@@ -1,4 +1,4 @@
-"""The metric seam: a metric turns per-record results into a ratio of sums.
+"""The metric seam: a metric turns the results of each record into numbers that add up.
 
 To add one: a file with a subclass, a row in `launcher.config.variants.METRICS`, a test.
 """
@@ -21,10 +21,9 @@ R = TypeVar("R", LossRecord, Generation)
 
 
 class Metric(ABC, Generic[R]):
-    """A score = transform(sum of numerators / sum of denominators) over records.
+    """A score that follows from the sums over records of what each record contributes.
 
-    Because only sums over records enter, the score is exact over ranks and can be resampled by
-    record.
+    Because only sums enter, the score is exact over ranks and can be resampled by record.
     """
 
     name: ClassVar[str]
@@ -33,9 +32,36 @@ class Metric(ABC, Generic[R]):
     higher_is_better: ClassVar[bool]
     #: "share" for scores in 0..1 that people read as per cent, else "".
     unit: ClassVar[str] = ""
+    #: whether each record is either right or wrong.
+    binary: ClassVar[bool] = False
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
+
+    @abstractmethod
+    def statistics(self, records: Sequence[R]) -> Floats:
+        """What each record contributes, float64 [records, K] with K > 0; any K of its own."""
+
+    @abstractmethod
+    def scores(self, sums: Floats) -> Floats:
+        """Score of each row of summed statistics, [rows, K] -> [rows]; NaN if nothing counts."""
+
+    def counts(self, statistics: Floats) -> npt.NDArray[np.bool_]:
+        """Which records count, bool [records]."""
+        return np.ones(len(statistics), dtype=bool)
+
+    def score(self, records: Sequence[R]) -> float:
+        """The score over all `records`; NaN if none of them counts."""
+        return float(self.scores(self.statistics(records).sum(0, keepdims=True))[0])
+
+    def select(self, results: Results) -> Sequence[R]:
+        """The records of the pass that this metric needs."""
+        chosen: Any = results.losses if self.needs == "loss" else results.generations
+        return chosen
+
+
+class Ratio(Metric[R]):
+    """A score = transform(sum of numerators / sum of denominators) over records."""
 
     @abstractmethod
     def values(self, records: Sequence[R]) -> tuple[Floats, Floats]:
@@ -45,22 +71,41 @@ class Metric(ABC, Generic[R]):
         """The score of a ratio of sums, elementwise and monotone."""
         return ratio
 
-    def score(self, records: Sequence[R]) -> float:
-        """The score over all `records`; NaN if none of them counts."""
-        numerators, denominators = self.values(records)
-        return float(self.scores(numerators.sum(keepdims=True), denominators.sum(keepdims=True))[0])
+    def statistics(self, records: Sequence[R]) -> Floats:
+        """Numerators and denominators, [records, 2]."""
+        return np.stack(self.values(records), axis=1)
 
-    def scores(self, numerators: Floats, denominators: Floats) -> Floats:
-        """Scores of several pairs of sums, elementwise; NaN where the denominator is 0."""
+    def scores(self, sums: Floats) -> Floats:
+        """Transformed ratios; NaN where the denominator is 0."""
+        numerators, denominators = sums[:, 0], sums[:, 1]
         ratio = np.full_like(numerators, np.nan)
         np.divide(numerators, denominators, out=ratio, where=denominators > 0)
         with np.errstate(over="ignore"):
             return self.transform(ratio)
 
-    def select(self, results: Results) -> Sequence[R]:
-        """The records of the pass that this metric needs."""
-        chosen: Any = results.losses if self.needs == "loss" else results.generations
-        return chosen
+    def counts(self, statistics: Floats) -> npt.NDArray[np.bool_]:
+        """Records with a denominator."""
+        return np.asarray(statistics[:, 1] > 0)
+
+
+class Mean(Ratio[Generation]):
+    """The mean over answers of what `of` makes of each; answers of which it makes None are out."""
+
+    needs = "generation"
+    higher_is_better = True
+    unit = "share"
+
+    @abstractmethod
+    def of(self, answer: str, reference: str) -> float | None:
+        """The value of one answer; None if it cannot be judged."""
+
+    def values(self, records: Sequence[Generation]) -> tuple[Floats, Floats]:
+        """Values, and 1 for each answer that has one, each [records]."""
+        found = [self.of(record.answer, record.reference) for record in records]
+        return (
+            np.array([value or 0.0 for value in found], dtype=np.float64),
+            np.array([value is not None for value in found], dtype=np.float64),
+        )
 
 
 def make_metrics(config: EvalConfig) -> list[Metric[Any]]:

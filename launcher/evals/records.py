@@ -45,3 +45,7 @@ class Results:
 
     losses: list[LossRecord] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
+
+    def ids(self) -> list[int]:
+        """Ids of all records of both passes, ascending."""
+        return sorted({r.id for r in self.losses} | {r.id for r in self.generations})

@@ -17,6 +17,7 @@ from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.slices import Groups, compare_slices
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
 VERSION = 1
@@ -88,12 +89,14 @@ def write_comparison(
     base: Results,
     tuned: Results,
     metrics: Sequence[Metric[Any]],
+    groups: Groups,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
     comparison = compare(base, tuned, metrics, seed, resamples)
+    comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, base, tuned, metrics)
     return comparison

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from launcher.evals.metric import Floats, Metric
+from launcher.evals.metric import Floats, Ratio
 from launcher.evals.records import LossRecord
 
 
-class TokenAccuracy(Metric[LossRecord]):
+class TokenAccuracy(Ratio[LossRecord]):
     """Share of target tokens that are the model's first choice after the true tokens before."""
 
     name = "token_accuracy"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from launcher.report import charts, summary
@@ -24,7 +25,8 @@ def view(facts: Facts) -> dict[str, Any]:
         "outcome": summary.outcome(facts.comparison) if facts.comparison else None,
         "verdict": summary.sentence(facts.comparison) if facts.comparison else None,
         "tiles": _tiles(facts),
-        "comparison": _comparison(facts),
+        "comparison": _comparison(facts.comparison),
+        "slices": _slices(facts.comparison),
         "charts": _charts(facts),
         "samples": [_sample(prediction) for prediction in predictions],
         "num_predictions": len(facts.predictions),
@@ -64,9 +66,18 @@ def _charts(facts: Facts) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def _comparison(facts: Facts) -> list[dict[str, Any]]:
+def _slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts = []
+    for part in comparison.get("slices", []):
+        outcome = summary.outcome(part) if part["metrics"] else "too few to judge"
+        kept = {key: part[key] for key in ("by", "value", "records")}
+        parts.append({**kept, "outcome": outcome, "rows": _comparison(part)})
+    return parts
+
+
+def _comparison(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for name, row in facts.comparison.get("metrics", {}).items():
+    for name, row in comparison.get("metrics", {}).items():
         unit = row.get("unit", "")
         rows.append(
             {

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir
+from launcher.train.command import exit_code_of, note
 from launcher.train.generate import add_sampling, sampling_of, show
-from launcher.train.inference import Message, Sampling, Speaker, exit_code_of, note
+from launcher.train.inference import Message, Sampling, Speaker
 from launcher.train.open import open_speaker
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."

@@ -17,6 +17,7 @@ from launcher.model.verify import verify
 from launcher.rundir import RunDir, read_json
 from launcher.train import inference
 from launcher.train.checkpoint import Checkpoint, newest_valid
+from launcher.train.command import exit_code_of, note
 
 
 def export_run(
@@ -25,7 +26,7 @@ def export_run(
     merge: bool = False,
     checkpoint: int | None = None,
     out: Path | None = None,
-    say: Callable[[str], None] = inference.note,
+    say: Callable[[str], None] = note,
 ) -> Path:
     """Export the newest valid checkpoint, or that of step `checkpoint`; returns the folder.
 
@@ -93,7 +94,7 @@ def main(argv: list[str]) -> int:
         merge = options.merge or compose.load(run.config).export.merge
         print(export_run(run, merge=merge, checkpoint=options.checkpoint, out=out))
 
-    return inference.exit_code_of(work)
+    return exit_code_of(work)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
+from launcher.train.groups import groups
 from launcher.train.heartbeat import Heartbeat
 
 
@@ -77,7 +78,9 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    comparison = store.write_comparison(run, base, results, evaluator.metrics, seed=config.seed)
+    parts = groups(evaluator.cache, results.ids())
+    metrics = evaluator.metrics
+    comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
     say(compare.table(comparison))
     summary: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():

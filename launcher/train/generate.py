@@ -6,7 +6,8 @@ import argparse
 import sys
 
 from launcher.rundir import RunDir
-from launcher.train.inference import Sampling, Speaker, exit_code_of
+from launcher.train.command import exit_code_of
+from launcher.train.inference import Sampling, Speaker
 from launcher.train.open import open_speaker
 
 

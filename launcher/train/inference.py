@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.errors import ConfigError
 from launcher.evals.generation import find_stop_tokens
 
 Message = dict[str, Any]
@@ -154,21 +153,3 @@ def quiet() -> None:
     logging.disable_progress_bar()
     # Notes of libraries to each other's developers.
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def note(text: str) -> None:
-    """A message for people: on stderr, so that stdout holds results only."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def exit_code_of(work: Callable[[], None]) -> int:
-    """Run the work of a command; errors with a known cause are printed and give their exit code."""
-    quiet()
-    try:
-        work()
-    except LauncherError as error:
-        note(f"error: {error}")
-        return int(error.exit_code)
-    except KeyboardInterrupt:
-        return int(ExitCode.interrupted)
-    return int(ExitCode.ok)

@@ -13,8 +13,9 @@ from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_base, rebuild
 from launcher.model.verify import open_export
 from launcher.rundir import RunDir, read_json
+from launcher.train.command import note
 from launcher.train.export import find_checkpoint, trained_model
-from launcher.train.inference import Speaker, note
+from launcher.train.inference import Speaker, quiet
 
 
 def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> Speaker:
@@ -23,6 +24,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     `checkpoint` names a step instead, `base` the model before training. Raises `ConfigError` if the
     run has no such checkpoint.
     """
+    quiet()
     config = compose.load(run.config)
     folder = base_folder(config.model)
     tokenizer = load_tokenizer(config.model)

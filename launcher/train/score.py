@@ -18,8 +18,8 @@ from launcher.evals.metric import score_all
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.rundir import RunDir, read_json
+from launcher.train.command import exit_code_of
 from launcher.train.evaluate import Evaluator
-from launcher.train.inference import exit_code_of
 from launcher.train.open import open_speaker
 
 

@@ -87,7 +87,7 @@ def test_base_results_are_cached_under_the_cache_folder(tmp_path, monkeypatch):
 
 def test_comparison_and_predictions_are_written(tmp_path):
     run = RunDir(tmp_path)
-    written = write_comparison(run, results(1.0, "?"), results(0.7, "#### {}"), METRICS)
+    written = write_comparison(run, results(1.0, "?"), results(0.7, "#### {}"), METRICS, {})
     assert json.loads((run.eval / "comparison.json").read_text()) == written
     assert written["metrics"]["exact_match"]["difference"] == 1.0
     lines = (run.eval / "predictions.jsonl").read_text().splitlines()
@@ -113,7 +113,7 @@ def test_predictions_without_a_base_or_a_judge(tmp_path):
 
 def test_what_is_written_can_be_told_in_words_and_shown(tmp_path):
     run = RunDir(tmp_path)
-    written = write_comparison(run, results(1.0, "?"), results(0.7, "#### {}"), METRICS)
+    written = write_comparison(run, results(1.0, "?"), results(0.7, "#### {}"), METRICS, {})
     assert "better than the base: exact_match went from 0.0 % to 100.0 %" in sentence(written)
     assert [line.split()[0] for line in table(written).splitlines()] == [
         "metric",

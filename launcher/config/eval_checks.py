@@ -1,0 +1,60 @@
+"""What is wrong with the evaluation of a config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from launcher.config import variants
+from launcher.config.schema import Config, EvalConfig
+from launcher.errors import Problem, did_you_mean
+
+#: Metrics of the loss pass; all others judge generated answers.
+LOSS_METRICS = ("loss", "perplexity", "token_accuracy")
+#: metric -> the key without which it has no meaning, and an example.
+_WANTS = {
+    "json_schema": ("json_schema", "eval.json_schema=answer.schema.json"),
+    "convention": ("convention", r"eval.convention='[.!?]\Z' for answers that end a sentence"),
+    "length": ("answer_words", "eval.answer_words=[5,80]"),
+}
+
+
+def check(config: Config) -> Iterator[Problem]:
+    """All problems of the section `eval`."""
+    options, metrics = config.eval, config.eval.metrics
+    if options.name not in ("none", "default"):
+        hint = did_you_mean(options.name, ["none", "default"])
+        yield Problem("eval.name", f"unknown name {options.name!r}", hint)
+    for name in metrics:
+        if name not in variants.METRICS:
+            hint = did_you_mean(name, variants.METRICS)
+            yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
+    if "text" in (config.objective.name, config.data.format):
+        for name in metrics:
+            if name in variants.METRICS and name not in LOSS_METRICS:
+                hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
+                yield Problem("eval.metrics", f"{name} with plain text", hint)
+    if metrics and config.data.validation is None and config.data.validation_share == 0:
+        hint = "give data.validation or data.validation_share, or eval=none"
+        yield Problem("eval.metrics", "evaluation without held-out data", hint)
+    if options.every_steps is not None and not metrics and options.name != "none":
+        found = f"{options.every_steps} without eval.metrics"
+        yield Problem("eval.every_steps", found, "use eval=default, or leave it out")
+    yield from _options(options)
+
+
+def _options(options: EvalConfig) -> Iterator[Problem]:
+    for name, (key, example) in _WANTS.items():
+        if name in options.metrics and getattr(options, key) is None:
+            yield Problem(f"eval.{key}", f"the metric {name} needs it", f"for example {example}")
+    for key, example in (("answer_pattern", "#### (-?[0-9.,]+)"), ("convention", r"[.!?]\Z")):
+        pattern = getattr(options, key)
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            hint = f"it is a Python regular expression, e.g. '{example}'"
+            yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
+    limits = options.answer_words
+    if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):
+        hint = "the fewest and the most words, e.g. eval.answer_words=[5,80]"
+        yield Problem("eval.answer_words", f"{limits} are no limits", hint)

@@ -1,0 +1,25 @@
+"""What commands of the run plane share: where messages go, and what a failure's exit code is."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from launcher.errors import ExitCode, LauncherError
+
+
+def note(text: str) -> None:
+    """A message for people: on stderr, so that stdout holds results only."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def exit_code_of(work: Callable[[], None]) -> int:
+    """Run the work of a command; errors with a known cause are printed and give their exit code."""
+    try:
+        work()
+    except LauncherError as error:
+        note(f"error: {error}")
+        return int(error.exit_code)
+    except KeyboardInterrupt:
+        return int(ExitCode.interrupted)
+    return int(ExitCode.ok)
