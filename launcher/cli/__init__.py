@@ -25,7 +25,10 @@ VERBS = {
     "cancel": ("stop a run for good, with a checkpoint", "launcher.cli.jobs:cancel"),
     "join": ("bring this host into a run with launch=torchrun", "launcher.cli.jobs:join"),
     "resume": ("go on from the last checkpoint, follow to the end", "launcher.cli.runs:resume"),
-    "compare": ("runs against the first of them, with intervals", "launcher.cli.models:compare"),
+    "compare": (
+        "models against the first of them: differences, intervals, verdict",
+        "launcher.cli.models:compare",
+    ),
     "eval": ("score the tuned model, or the base", "launcher.cli.models:evaluate"),
     "report": ("write the HTML page of a run", "launcher.cli.models:report"),
     "export": ("write a Hugging Face folder", "launcher.cli.models:export"),

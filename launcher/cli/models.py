@@ -44,11 +44,18 @@ def evaluate(words: list[str]) -> int:
 
 
 def compare(words: list[str]) -> int:
-    """Compare the stored results of runs with those of the first."""
+    """Compare models with the first of them on the same held-out records."""
     parsed = arguments.plain(
         "compare",
         words,
-        (["runs"], {"nargs": "+", "metavar": "RUN", "help": "a run, or its base as RUN:base"}),
+        (
+            ["models"],
+            {
+                "nargs": "+",
+                "metavar": "MODEL",
+                "help": "RUN, RUN:base, RUN:STEP (a checkpoint) or a Hugging Face FOLDER",
+            },
+        ),
         (
             ["--require"],
             {
@@ -58,7 +65,7 @@ def compare(words: list[str]) -> int:
         ),
         (["--json"], {"action": "store_true", "help": "for programs"}),
     )
-    return _call("launcher.train.compare", *parsed.runs, *_words(parsed, "require", "json"))
+    return _call("launcher.train.compare", *parsed.models, *_words(parsed, "require", "json"))
 
 
 def export(words: list[str]) -> int:

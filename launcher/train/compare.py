@@ -1,51 +1,91 @@
-"""`python -m launcher.train.compare RUN RUN...`: runs against the first, by what they scored."""
+"""`python -m launcher.train.compare A B...`: models against the first, on the same records."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher.config import compose
+from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals import compare, slices, store
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
-from launcher.rundir import find_run, read_json
-from launcher.train.command import exit_code_of
-from launcher.train.groups import groups
+from launcher.rundir import RunDir, find_run
+from launcher.train.command import exit_code_of, note
+from launcher.train.held_out import groups, held_out
 
 #: What may be asked of all others than the first -> verdicts that fail it.
 REQUIRED = {"better": ("worse", "mixed", "no evidence"), "not-worse": ("worse", "mixed")}
 
 
-class Scored:
-    """The stored results of one side: of a run, or of its base as `RUN:base`."""
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One model's results on the held-out records of `run`."""
 
-    def __init__(self, name: str) -> None:
-        """Raises `ConfigError` for no such run, `DataError` for one without results."""
-        self.name = name
-        run_name, _, part = name.partition(":")
-        if part not in ("", "base"):
-            raise ConfigError(f"{part!r} is no part of a run", where=name, hint="RUN or RUN:base")
-        self.run = find_run(run_name)
-        self.config = compose.load(self.run.config)
-        found = store.read_results(self.run.eval / f"{part or 'tuned'}.json")
-        folder = (read_json(self.run.data) or {}).get("validation")
-        if found is None or folder is None:
-            raise DataError(
-                "the run has no scores on held-out records",
-                where=str(self.run),
-                hint="they are made at the end of a run that has eval.metrics and held-out data",
-            )
-        self.results, self.folder = found, str(folder)
+    name: str
+    run: RunDir
+    config: Config
+    results: Results
+    folder: str
+    """Cache of the records."""
 
 
-def against(first: Scored, other: Scored, seed: int = 0) -> dict[str, Any]:
+def sides(names: Sequence[str]) -> list[Side]:
+    """The results that each name stands for; those that no run has stored are made now.
+
+    RUN: what the run scored at its end; RUN:base: its base; RUN:STEP: a checkpoint; FOLDER: a
+    Hugging Face folder, scored as the first run among the names scores. Raises `ConfigError` for no
+    such thing, `DataError` for a run without held-out records.
+    """
+    runs = {name: find_run(name.partition(":")[0]) for name in names if not _is_model(name)}
+    if not runs:
+        hint = "its held-out data and metrics are taken; train one, or see `launcher status`"
+        raise ConfigError("a run must be among them", where="launcher compare", hint=hint)
+    first = next(iter(runs.values()))
+    return [_side(name, runs.get(name), first) for name in names]
+
+
+def _is_model(name: str) -> bool:
+    files = ("config.json", "adapter_config.json")
+    return any(Path(name, file).is_file() for file in files)
+
+
+def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
+    of = run or first
+    folder = held_out(of)
+    part = name.partition(":")[2] if run else ""
+    if part not in ("", "base") and not part.isdecimal():
+        hint = "RUN, RUN:base or RUN:STEP"
+        raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)
+    results = None
+    if run and not part.isdecimal():
+        results = store.read_results(run.eval / f"{part or 'tuned'}.json")
+    if results is None:
+        results = _scored(name, of, part, is_run=run is not None)
+    return Side(name, of, compose.load(of.config), results, folder)
+
+
+def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
+    from launcher.train.open import open_folder, open_speaker  # stored results need no model
+    from launcher.train.score import score
+
+    note(f"scoring {name} on the held-out records of {run.name}")
+    if is_run:
+        step = int(part) if part.isdecimal() else None
+        speaker = open_speaker(run, checkpoint=step, base=part == "base")
+    else:
+        speaker = open_folder(Path(name), run)
+    return score(run, speaker)[1]
+
+
+def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     """The comparison of `other` with `first`, with slices and the records that changed.
 
     Raises `DataError` if they were scored on other records, or their answers made otherwise.
@@ -63,15 +103,15 @@ def against(first: Scored, other: Scored, seed: int = 0) -> dict[str, Any]:
             hint = "answers are compared that were made and judged alike"
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
-    sides = first.results, other.results
-    made = compare.compare(*sides, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folder)), sides[0].ids())
-    made["slices"] = slices.compare_slices(*sides, metrics, parts, seed)
-    made["changed"] = changed(*sides, metrics)
+    pair = first.results, other.results
+    made = compare.compare(*pair, metrics, seed)
+    parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
+    made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
+    made["changed"] = changed(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 
-def shared_metrics(first: Scored, other: Scored) -> list[Metric[Any]]:
+def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     """Metrics that both runs list."""
     theirs = set(other.config.eval.metrics)
     metrics = [m for m in make_metrics(first.config.eval) if m.name in theirs]
@@ -122,17 +162,17 @@ def told(made: Mapping[str, Any]) -> str:
 def main(argv: list[str]) -> int:
     """Exit code of `launcher.errors.ExitCode`; the comparison on stdout."""
     parser = argparse.ArgumentParser(prog="launcher compare", description=__doc__)
-    parser.add_argument("runs", nargs="+")
+    parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     outcomes: list[str] = []
 
     def work() -> None:
-        if len(options.runs) < 2:
+        if len(options.models) < 2:
             hint = "launcher compare FIRST OTHER; a run's base is RUN:base"
-            raise ConfigError("two runs are needed", where="launcher compare", hint=hint)
-        first, *others = [Scored(name) for name in options.runs]
+            raise ConfigError("two models are needed", where="launcher compare", hint=hint)
+        first, *others = sides(options.models)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
         print(json.dumps(made, indent=2) if options.json else "\n\n".join(map(told, made)))

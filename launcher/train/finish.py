@@ -16,8 +16,8 @@ from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
-from launcher.train.groups import groups
 from launcher.train.heartbeat import Heartbeat
+from launcher.train.held_out import groups
 
 
 def finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from launcher.config import compose
 from launcher.data.tokenizer import load_tokenizer
+from launcher.errors import DataError
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_base, rebuild
 from launcher.model.verify import open_export
@@ -43,6 +45,47 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+
+
+def open_folder(folder: Path, run: RunDir) -> Speaker:
+    """The model of a Hugging Face folder, to be scored on the held-out records of `run`.
+
+    Raises `DataError` if the folder has another tokenizer or chat template than the run, so that
+    the same records would be other tokens.
+    """
+    config = compose.load(run.config)
+    tokenizer = load_tokenizer(config.model)
+    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        quiet()
+        own = load_tokenizer(replace(config.model, name=str(folder), tokenizer=str(folder)))
+        differs = [
+            what
+            for what, one, other in (
+                ("tokenizer", _tokens(own), _tokens(tokenizer)),
+                ("chat template", own.chat_template, tokenizer.chat_template),
+            )
+            if one != other
+        ]
+        if differs:
+            raise DataError(
+                f"another {' and another '.join(differs)} than that of {run.name}",
+                where=str(folder),
+                hint="their tokens cannot be compared; train a run on it with eval.metrics of"
+                " answers only, or give it the same tokenizer files",
+            )
+    dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
+    trust = config.model.trust_remote_code
+    base = base_folder(config.model)
+    model: Any = open_export(
+        folder, base, dtype=dtype, num_tokens=len(tokenizer), trust_remote_code=trust
+    )
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+
+
+def _tokens(tokenizer: Any) -> str:
+    return str(tokenizer.backend_tokenizer.to_str())
 
 
 def _trained_on_pairs(run: RunDir) -> bool:

@@ -13,30 +13,25 @@ from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
 from launcher.data.cache import TokenCache
-from launcher.errors import DataError
-from launcher.evals.metric import score_all
+from launcher.evals.metric import Metric, score_all
+from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.head import TargetHead
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of
 from launcher.train.evaluate import Evaluator
+from launcher.train.held_out import held_out
+from launcher.train.inference import Speaker
 from launcher.train.open import open_speaker
 
 
-def score(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> dict[str, Any]:
-    """Score the run's export (or a checkpoint, or its base) in this process: metric -> score.
+def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
+    """Score a model in this process as the run does: its metrics, and the results of each record.
 
     Raises `DataError` if the run has no held-out records.
     """
     config = compose.load(run.config)
-    folder = (read_json(run.data) or {}).get("validation")
-    if not folder:
-        raise DataError(
-            "the run has no held-out records",
-            where=str(run),
-            hint="give data.validation or data.validation_share when training",
-        )
-    speaker = open_speaker(run, checkpoint=checkpoint, base=base)
+    folder = held_out(run)
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
@@ -51,7 +46,7 @@ def score(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> 
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
     )
-    return score_all(evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model))
+    return evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model)
 
 
 def main(argv: list[str]) -> int:
@@ -65,7 +60,9 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
-        scores = score(run, checkpoint=options.checkpoint, base=options.base)
+        held_out(run)  # before a model is loaded
+        speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
+        scores = score_all(*score(run, speaker))
         if options.json:
             print(json.dumps(scores, indent=2))
         else:

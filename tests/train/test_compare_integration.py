@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -24,7 +25,7 @@ def here(tmp_path_factory):
     made = Project(tmp_path_factory.mktemp("compare"))
     made.write_data(project.conversations(160))
     for name, words in {
-        "short": ("train.steps=1",),
+        "short": ("train.steps=1", "export.at_end=true"),
         "long": ("train.steps=60", "optim.lr=1e-2"),
         "other": ("train.steps=1", "data.validation_share=0.3"),
     }.items():
@@ -67,9 +68,11 @@ def test_a_run_against_its_base_gives_what_the_run_has_written(here):
     ("words", "code", "said"),
     [
         (("short", "other"), ExitCode.data, "scored on other records"),
-        (("short",), ExitCode.usage, "two runs are needed"),
+        (("short",), ExitCode.usage, "two models are needed"),
         (("short", "lonng"), ExitCode.usage, "long"),
         (("short", "long:tuned"), ExitCode.usage, "RUN:base"),
+        (("short", "long:7"), ExitCode.usage, "no valid checkpoint of step 7"),
+        (("model", "model"), ExitCode.usage, "a run must be among them"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(here, words, code, said):
@@ -78,3 +81,23 @@ def test_what_cannot_be_compared_is_refused(here, words, code, said):
     assert said in done.output
     assert "HINT" in done.output
     assert "Traceback" not in done.output
+
+
+def test_checkpoints_and_folders_are_scored_as_their_runs_are(here):
+    done = compare(here, "short", "short:1", "runs/short/export", "model", "--json")
+    assert done.code == ExitCode.ok, done.output
+    made = json.loads(done.output[done.output.index("[\n") :])
+    for same in made[:2]:
+        assert same["metrics"]["loss"]["difference"] == pytest.approx(0, abs=1e-5)
+        assert same["metrics"]["exact_match"]["difference"] == 0
+    base = json.loads((here.folder_of("short").eval / "base.json").read_text())["metrics"]
+    assert made[2]["metrics"]["loss"]["tuned"] == pytest.approx(base["loss"], abs=1e-5)
+
+
+def test_a_folder_with_another_chat_template_is_refused(here):
+    other = shutil.copytree(here.folder / "model", here.folder / "other-template")
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (other / "chat_template.jinja").write_text(template)
+    done = compare(here, "short", "other-template")
+    assert done.code == ExitCode.data, done.output
+    assert "another chat template than that of short" in done.output

@@ -1,11 +1,25 @@
-"""Parts of the held-out records that are compared on their own."""
+"""The held-out records of a run, and the parts of them that are compared on their own."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 from launcher.data.cache import TokenCache
+from launcher.errors import DataError
 from launcher.evals import slices
+from launcher.rundir import RunDir, read_json
+
+
+def held_out(run: RunDir) -> str:
+    """Folder of the run's held-out records; `DataError` if it has none."""
+    folder = (read_json(run.data) or {}).get("validation")
+    if not folder:
+        raise DataError(
+            "the run has no held-out records",
+            where=str(run),
+            hint="give data.validation or data.validation_share when training",
+        )
+    return str(folder)
 
 
 def groups(cache: TokenCache, records: Iterable[int]) -> slices.Groups:
