@@ -107,7 +107,7 @@ def _is_slurm_task(env: Mapping[str, str]) -> bool:
     """Whether srun started this process: a salloc shell and the batch script are no ranks."""
     step = env.get("SLURM_STEP_ID", "")
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NUM_TASKS")
-    return step.isdigit() and int(step) < _SPECIAL_STEPS and all(name in env for name in names)
+    return step.isdecimal() and int(step) < _SPECIAL_STEPS and all(name in env for name in names)
 
 
 def _number(env: Mapping[str, str], name: str) -> int:
@@ -163,7 +163,7 @@ def _master(env: Mapping[str, str]) -> str:
 
 def port_of(job: str, step: int = 0) -> int:
     """A port from 10000 to 29999 that follows from the id or name of a job."""
-    number = int(job) if job.isdigit() else zlib.crc32(job.encode())
+    number = int(job) if job.isdecimal() else zlib.crc32(job.encode())
     return _FIRST_PORT + (number + 1009 * step) % _PORTS
 
 

@@ -224,7 +224,7 @@ class RunDir:
         folder = self.path / "attempts"
         if not folder.is_dir():
             return []
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
     def log(self, attempt: int, rank: int) -> Path:
         """Log file of one rank in one attempt."""

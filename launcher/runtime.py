@@ -66,7 +66,7 @@ def gpu_count() -> int:
     try:
         present = len(list(Path("/proc/driver/nvidia/gpus").iterdir()))
     except OSError:
-        present = len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
+        present = len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdecimal()])
     if visible is None:
         return present
     listed = [item for item in visible.split(",") if item.strip() and item.strip() != "-1"]

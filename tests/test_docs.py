@@ -23,7 +23,7 @@ import pytest
 
 from launcher.cli import VERBS
 from launcher.config import checks, compose, groups, overrides, plan, typed
-from launcher.data.sources import MAX_RECORD_BYTES
+from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
 from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
 from launcher.sweeps import space
@@ -36,7 +36,10 @@ PAGES = [ROOT / "README.md", *sorted(page for page in DOCS.glob("*.md") if page.
 #: The page that makes the run which other pages use.
 FIRST = DOCS / "train.md"
 BLOCK_TIMEOUT_S = 240
-COMPOSING = ("train", "submit", "plan", "config", "data prepare", "data show")
+COMPOSING = (
+    *("train", "submit", "plan", "config"),
+    *("data prepare", "data show", "data report", "data clean"),
+)
 #: Words before "=" in the text that are no keys.
 NO_KEYS = {"key", "exit", "hydra.sweeper.max_batch_size"}
 FILE_ENDINGS = {"json", "jsonl", "yaml", "html", "log", "md", "py", "parquet", "csv", "txt"}

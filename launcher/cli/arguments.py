@@ -91,6 +91,20 @@ def plain(verb: str, words: list[str], *arguments: Argument) -> argparse.Namespa
     return parser.parse_args(words)
 
 
+def words(parsed: argparse.Namespace, *names: str) -> list[str]:
+    """The given options as the words that the run plane takes."""
+    said = []
+    for name in names:
+        value = getattr(parsed, name)
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            said.append(flag)
+        elif value not in (None, False):
+            # With "=", because a text may begin with a dash.
+            said += [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
+    return said
+
+
 def _parser(verb: str, **options: Any) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
         prog=f"launcher {verb}", description=VERBS[verb][0], allow_abbrev=False, **options

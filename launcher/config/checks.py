@@ -9,10 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from launcher.config import batching, eval_checks, model_checks, ranges, variants
+from launcher.config import (
+    batching,
+    eval_checks,
+    items,
+    model_checks,
+    ranges,
+    schema_data,
+)
 from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem, did_you_mean
+from launcher.errors import Problem
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (
@@ -59,19 +66,20 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
     return [*found, *kept]
 
 
+def report_problems(config: Config) -> list[Problem]:
+    """What is wrong with `data.gate` and `data.report`, all that a report itself needs."""
+    numbers = [p for p in ranges.out_of_range(config) if p.where.startswith("data.report.")]
+    return [*numbers, *schema_data.problems(config.data.gate, config.data.report)]
+
+
 def _data(config: Config) -> Iterator[Problem]:
     data = config.data
-    for key, value in (("data.train", data.train), ("data.validation", data.validation)):
-        items = value if isinstance(value, list) else [value]
-        if value is not None and not (items and all(isinstance(i, str) and i for i in items)):
-            hint = "give a path, a glob, a folder, a hub name, builtin:NAME, or a list of these"
-            yield Problem(key, f"{value!r} is not a source of data", hint)
+    yield from items.check(config)
+    yield from schema_data.problems(data.gate, data.report)
     if data.train is None:
         hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
         yield Problem("data.train", "no training data is given", hint)
-    if data.format != "auto" and data.format not in variants.FORMATS:
-        hint = did_you_mean(data.format, ["auto", *variants.FORMATS])
-        yield Problem("data.format", f"unknown format {data.format!r}", hint)
+    yield from items.format_problems(data.format, "data.format")
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: leave data.system out"
         yield Problem("data.system", "a system message with data.format=text", hint)
@@ -81,6 +89,11 @@ def _objective(config: Config) -> Iterator[Problem]:
     if config.objective.name == "sft" and config.data.format == "text":
         hint = "plain text has no answers to learn: use objective=text"
         yield Problem("objective.name", "sft with data.format=text", hint)
+    if config.data.format == "preference":
+        hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
+        hint += "'data.columns={completion: chosen}'"
+        found = f"{config.objective.name} with data.format=preference"
+        yield Problem("objective.name", found, hint)
 
 
 def _peft(config: Config) -> Iterator[Problem]:

@@ -37,6 +37,7 @@ _COUNT = Range(1)
 _POSITIVE = Range(0, open_low=True)
 _NOT_NEGATIVE = Range(0)
 _SHARE = Range(0, 1)
+_SHARE_ABOVE_0 = Range(0, 1, open_low=True)
 _SHARE_BELOW_1 = Range(0, 1, open_high=True)
 
 #: dotted key -> range; a key that the chosen variant does not have, or that is null, is not looked
@@ -54,6 +55,12 @@ RANGES: dict[str, Range] = {
     "data.max_length": Range(2),
     "data.limit": _COUNT,
     "data.workers": _COUNT,
+    "data.temperature": _POSITIVE,
+    "data.report.near_duplicate": _SHARE_ABOVE_0,
+    "data.report.leak_ngram": _COUNT,
+    "data.report.leak_share": _SHARE_ABOVE_0,
+    "data.report.sample": _NOT_NEGATIVE,
+    "data.report.examples": _NOT_NEGATIVE,
     "objective.label_smoothing": _SHARE_BELOW_1,
     "peft.rank": _COUNT,
     "peft.alpha": _POSITIVE,

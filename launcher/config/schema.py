@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
 
+from launcher.config.schema_data import ReportConfig
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema_sweep import SweepConfig
 
@@ -147,9 +148,15 @@ class DataConfig:
     """Training and validation data, and how records become token sequences."""
 
     format: str = "auto"
-    """Record format: `auto` detects it; or chat, prompt, alpaca, text."""
+    """Record format: `auto` detects it; or chat, sharegpt, prompt, alpaca, text, classification,
+    preference, or the path of a Python file with a class `Format`."""
     train: Any = None
-    """Training data: path, glob, folder, list of these, `datasets` hub name, or `builtin:NAME`."""
+    """Training data: path, glob, folder, URL, `datasets` hub name, `builtin:NAME`, or a list of
+    these; for a mixture, a list of mappings {path, weight or epochs, name, format, columns,
+    limit}."""
+    temperature: float | None = None
+    """Mixture by size: the share of a source is its tokens to the power 1/temperature (1 = by size,
+    larger = more even)."""
     validation: Any = None
     """Held-out data, same forms as `data.train`; if not given, a share of the training data."""
     validation_share: float = 0.05
@@ -160,6 +167,8 @@ class DataConfig:
     columns: dict[str, str] = field(default_factory=dict)
     """Rename columns: field that the format wants -> column in the data, e.g.
     {prompt: question, completion: answer}."""
+    labels: list[str] = field(default_factory=list)
+    """Names of the classes, for classification data whose labels are indices."""
     system: str | None = None
     """System message put before every record that has none."""
     max_length: int = 1024
@@ -178,6 +187,11 @@ class DataConfig:
     """Processes that tokenise; default all CPUs."""
     cache: str | None = None
     """Folder for prepared data; default is the launcher's cache folder."""
+    gate: list[str] = field(default_factory=list)
+    """Rules of `launcher data report` that stop a run when they fail: names of rules, `default`
+    (all that fail on damage) or `all`. Empty: no report is made."""
+    report: ReportConfig = field(default_factory=ReportConfig)
+    """What `launcher data report` looks for, and how much of it is too much."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -44,8 +44,11 @@ FORMATS = Table(
     "data.format",
     {
         "chat": "launcher.data.formats.chat:ChatFormat",
+        "sharegpt": "launcher.data.formats.sharegpt:ShareGptFormat",
+        "preference": "launcher.data.formats.preference:PreferenceFormat",
         "prompt": "launcher.data.formats.prompt:PromptFormat",
         "alpaca": "launcher.data.formats.alpaca:AlpacaFormat",
+        "classification": "launcher.data.formats.classification:ClassificationFormat",
         "text": "launcher.data.formats.text:TextFormat",
     },
 )

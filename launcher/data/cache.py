@@ -1,22 +1,26 @@
 """The prepared form of one split: flat arrays on disk that ranks map and never parse.
 
-tokens.bin   int32 [tokens]       all records' tokens, one after another
-targets.bin  uint8 [tokens]       1 where the token itself is to be learned
-offsets.bin  int64 [records + 1]  where each record begins
-origins.bin  int32 [records, 2]   file index and 1-based line (or record) number
-index.json   what is in here; written last, so a folder without it is not a cache
+tokens.bin     int32 [tokens]       all records' tokens, one after another
+targets.bin    uint8 [tokens]       1 where the token itself is to be learned
+offsets.bin    int64 [records + 1]  where each record begins
+origins.bin    int32 [records, 2]   file index and 1-based line (or record) number
+weights.bin    float32 [records]    only if some record has another weight than 1
+order.bin      int64 [records]      records by length, those of a length in their order
+histogram.bin  int64 [longest + 1]  how many records there are of each length
+index.json     what is in here; written last, so a folder without it is not a cache
+
+A mixture is a folder with index.json alone, which names the caches of its sources.
 """
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import hashlib
-import json
-import os
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +30,16 @@ from launcher.errors import StorageError
 from launcher.fingerprint import LAYOUT_VERSION
 
 INDEX = "index.json"
-_ARRAYS: dict[str, Any] = {
+ARRAYS: dict[str, Any] = {
     "tokens": np.int32,
     "targets": np.uint8,
     "offsets": np.int64,
     "origins": np.int32,
+    "weights": np.float32,
+    "order": np.int64,
+    "histogram": np.int64,
 }
+_OPTIONAL = "weights"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,9 @@ class Index:
     sizes: dict[str, int] = field(default_factory=dict)
     checksums: dict[str, str] = field(default_factory=dict)
     version: int = LAYOUT_VERSION
+    mixture: list[dict[str, Any]] = field(default_factory=list)
+    """Of a mixture, its sources: folder, name, weight, epochs."""
+    temperature: float | None = None
 
 
 class TokenCache:
@@ -82,33 +93,90 @@ class TokenCache:
         self.targets = arrays["targets"]
         self.offsets = arrays["offsets"]
         self.origins = arrays["origins"].reshape(-1, 2)
-        self.lengths: NDArray[np.int32] = np.diff(self.offsets).astype(np.int32)
+        self.weights: NDArray[np.float32] | None = arrays.get("weights")
+        self.order = arrays["order"]
+        self.histogram = arrays["histogram"]
 
     @classmethod
-    def open(cls, folder: str | Path, verify: bool = False) -> TokenCache:
+    def open(cls, folder: str | Path, verify: bool = False) -> TokenCache | JoinedCache:
         """Map the cache in `folder`. Sizes are always checked, checksums with `verify`.
 
         Raises `StorageError` when the folder is not a complete, undamaged cache of this version.
         """
         folder = Path(folder)
         index = read_index(folder)
+        if index.mixture:
+            parts = [cls.open(folder.with_name(part["folder"]), verify) for part in index.mixture]
+            return JoinedCache(folder, index, [part for part in parts if type(part) is cls])
         if verify:
             verify_checksums(folder, index)
-        arrays = {name: _map(folder / f"{name}.bin", dtype) for name, dtype in _ARRAYS.items()}
+        arrays = {name: _map(folder / f"{name}.bin", ARRAYS[name]) for name in index.sizes}
         return cls(folder, index, arrays)
 
     def __len__(self) -> int:
         return self.index.records
+
+    @functools.cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each record; worked out on first use, which reads all offsets."""
+        return np.diff(self.offsets).astype(np.int32)
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Tokens and target flags of record `i`, both [length], as views of the mapped files."""
         begin, end = self.offsets[i], self.offsets[i + 1]
         return self.tokens[begin:end], self.targets[begin:end]
 
+    def weight(self, i: int) -> float:
+        """What the loss of record `i` is multiplied by."""
+        return 1.0 if self.weights is None else float(self.weights[i])
+
     def where(self, i: int) -> str:
         """Origin of record `i` as "file:line"."""
         file, line = self.origins[i]
         return f"{self.index.files[file]}:{line}"
+
+
+class JoinedCache:
+    """The caches of a mixture as one: the records of the first source come first, and so on."""
+
+    def __init__(self, folder: Path, index: Index, parts: list[TokenCache]) -> None:
+        self.folder = folder
+        self.index = index
+        self.parts = parts
+        #: number of the first record of each source, and of all records
+        self.starts = np.cumsum([0, *map(len, parts)]).tolist()
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @functools.cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each record; worked out on first use, which reads all offsets."""
+        return np.concatenate([part.lengths for part in self.parts])
+
+    @property
+    def weights(self) -> bool | None:
+        """None if no record of any source has a weight."""
+        return True if any(part.weights is not None for part in self.parts) else None
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Tokens and target flags of record `i`, both [length], as views of the mapped files."""
+        part, own = self._find(i)
+        return part.record(own)
+
+    def weight(self, i: int) -> float:
+        """What the loss of record `i` is multiplied by."""
+        part, own = self._find(i)
+        return part.weight(own)
+
+    def where(self, i: int) -> str:
+        """Origin of record `i` as "file:line"."""
+        part, own = self._find(i)
+        return part.where(own)
+
+    def _find(self, i: int) -> tuple[TokenCache, int]:
+        which = bisect_right(self.starts, i) - 1
+        return self.parts[which], int(i) - self.starts[which]
 
 
 def _map(path: Path, dtype: Any) -> NDArray[Any]:
@@ -121,13 +189,15 @@ def _map(path: Path, dtype: Any) -> NDArray[Any]:
 def read_index(folder: Path) -> Index:
     """Index of a complete cache whose files have the recorded sizes; `StorageError` otherwise."""
     raw = rundir.read_json(folder / INDEX)
-    if not isinstance(raw, dict) or raw.get("version") != LAYOUT_VERSION:
-        raise _damaged(folder, f"{INDEX} is missing, unreadable or of another version")
+    if not isinstance(raw, dict):
+        raise _damaged(folder, f"{INDEX} is missing or unreadable")
+    if raw.get("version") != LAYOUT_VERSION:
+        raise _damaged(folder, f"{INDEX} is of version {raw.get('version')}, not {LAYOUT_VERSION}")
     try:
         index = Index(**{**raw, "counts": Counts(**raw["counts"])})
     except (TypeError, KeyError) as error:
         raise _damaged(folder, f"{INDEX} is not readable ({error})") from error
-    for name in _ARRAYS:
+    for name in _expected(index):
         path = folder / f"{name}.bin"
         size = path.stat().st_size if path.is_file() else None
         if size is None or size != index.sizes.get(name):
@@ -135,9 +205,15 @@ def read_index(folder: Path) -> Index:
     return index
 
 
+def _expected(index: Index) -> list[str]:
+    if index.mixture:
+        return []
+    return [name for name in ARRAYS if name != _OPTIONAL or name in index.sizes]
+
+
 def verify_checksums(folder: Path, index: Index) -> None:
     """Read all files of a cache; `StorageError` if one differs from what was written."""
-    for name in _ARRAYS:
+    for name in index.sizes:
         with open(folder / f"{name}.bin", "rb") as file:
             digest = hashlib.blake2b(digest_size=16)
             while block := file.read(1 << 22):
@@ -154,87 +230,29 @@ def _damaged(folder: Path, found: str) -> StorageError:
     )
 
 
-class CacheWriter:
-    """Writes a cache record batch by record batch; memory does not grow with the data.
-
-    Nothing counts until `finish` has written index.json; `close` it in any case.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = contextlib.ExitStack()
-        with rundir.storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._files: dict[str, BinaryIO] = {
-                name: self._stack.enter_context(open(folder / f"{name}.bin", "wb"))  # noqa: SIM115
-                for name in _ARRAYS
-            }
-        self._hashes = {name: hashlib.blake2b(digest_size=16) for name in _ARRAYS}
-        self._sizes = dict.fromkeys(_ARRAYS, 0)
-        self.records = self.tokens = self.target_tokens = self.longest = 0
-        self._write("offsets", np.zeros(1, np.int64))
-
-    def close(self) -> None:
-        """Close the files; harmless when they are closed."""
-        self._stack.close()
-
-    def append(
-        self,
-        tokens: NDArray[np.int32],
-        targets: NDArray[np.uint8],
-        lengths: NDArray[np.int32],
-        origins: NDArray[np.int32],
-    ) -> None:
-        """Add records: tokens and targets [total], lengths [records], origins [records, 2]."""
-        if not len(lengths):
-            return
-        self._write("tokens", tokens)
-        self._write("targets", targets)
-        self._write("origins", origins)
-        self._write("offsets", self.tokens + np.cumsum(lengths, dtype=np.int64))
-        self.records += len(lengths)
-        self.tokens += len(tokens)
-        self.target_tokens += int(targets.sum(dtype=np.int64))
-        self.longest = max(self.longest, int(lengths.max()))
-
-    def finish(self, index: Index) -> Index:
-        """Make the files durable, complete `index` with totals and write it."""
-        with rundir.storage_errors(self.folder):
-            for file in self._files.values():
-                file.flush()
-                os.fsync(file.fileno())
-        index.records, index.tokens = self.records, self.tokens
-        index.target_tokens, index.longest = self.target_tokens, self.longest
-        index.sizes = dict(self._sizes)
-        index.checksums = {name: digest.hexdigest() for name, digest in self._hashes.items()}
-        rundir.write_atomic(self.folder / INDEX, json.dumps(asdict(index), indent=1))
-        return index
-
-    def _write(self, name: str, array: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(array, dtype=_ARRAYS[name]).data.cast("B")
-        with rundir.storage_errors(self.folder):
-            self._files[name].write(data)
-        self._hashes[name].update(data)
-        self._sizes[name] += data.nbytes
-
-
 def write(
     folder: Path,
     records: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
     max_length: int = 1024,
     file: str = "records",
+    weights: Sequence[float] | None = None,
 ) -> TokenCache:
     """Make a cache of (tokens, targets) pairs that are at hand, and open it."""
-    with contextlib.closing(CacheWriter(folder)) as writer:
+    from launcher.data.writing import CacheWriter
+
+    with CacheWriter(folder) as writer:
         for line, (tokens, targets) in enumerate(records, 1):
             writer.append(
                 np.array(tokens, np.int32),
                 np.array(targets, np.uint8),
                 np.array([len(tokens)], np.int32),
                 np.array([[0, line]], np.int32),
+                np.array([weights[line - 1] if weights else 1], np.float32),
             )
         writer.finish(
             Index(key="", files=[file], format="tokens", tokenizer="", max_length=max_length)
         )
-    return TokenCache.open(folder)
+    cache = TokenCache.open(folder)
+    assert isinstance(cache, TokenCache)
+    return cache

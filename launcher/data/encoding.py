@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Overlong
-from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Text
+from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Preference, Text
 from launcher.data.masking import ChatRenderer, Span
+from launcher.data.targets import ByteMap, mark, mark_by_offsets
+from launcher.data.words import Words
+
+NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
+
 
 Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]
 """Tokens and target flags of one sequence, both [length]."""
@@ -35,6 +41,9 @@ class Encoder:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._words = Words.make(self._backend)
+        self._bytes = ByteMap(self._backend)
+        self._adds_tokens = self._backend.num_special_tokens_to_add(False) > 0
         self._eos: int | None = tokenizer.eos_token_id
         self._system = system
         self._all_targets = all_targets
@@ -46,24 +55,11 @@ class Encoder:
 
         Raises `ConfigError` for conversations when the tokenizer has no chat template.
         """
-        rendered = [self._render(example) for example in examples]
-        encodings: dict[int, Any] = {}
-        for is_chat in (True, False):
-            chosen = [
-                i
-                for i, item in enumerate(rendered)
-                if isinstance(item, Rendered) and item.is_chat == is_chat
-            ]
-            # A chat template writes its special tokens itself; plain text gets the tokenizer's.
-            texts = [rendered[i].text for i in chosen]  # type: ignore[union-attr]
-            encoded = self._backend.encode_batch(texts, add_special_tokens=not is_chat)
-            encodings.update(zip(chosen, encoded, strict=True))
-        return [
-            item if isinstance(item, BadRecord) else self._piece(item, encodings[i])
-            for i, item in enumerate(rendered)
-        ]
+        rendered = [self.render(example) for example in examples]
+        pieces = iter(self._pieces([item for item in rendered if isinstance(item, Rendered)]))
+        return [item if isinstance(item, BadRecord) else next(pieces) for item in rendered]
 
-    def _render(self, example: Example) -> Rendered | BadRecord:
+    def render(self, example: Example) -> Rendered | BadRecord:
         try:
             item = self._as_text(example)
             item.text.encode()
@@ -78,6 +74,8 @@ class Encoder:
         return item
 
     def _as_text(self, example: Example) -> Rendered:
+        if isinstance(example, Preference):
+            raise BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
         if isinstance(example, Text):
             return Rendered(example.text, None, is_chat=False)
         if isinstance(example, Pair):
@@ -98,40 +96,77 @@ class Encoder:
         spans = None if self._all_targets else [(len(prompt), len(text))]
         return Rendered(text, spans, is_chat=False)
 
-    def _piece(self, item: Rendered, encoding: Any) -> Piece | BadRecord:
-        ids = encoding.ids
-        length = len(ids)
-        if not item.is_chat and self._eos is not None and ids[-1:] != [self._eos]:
-            ids.append(self._eos)
-        if len(ids) < 2:
-            return BadRecord("fewer than two tokens", hint="there is nothing to predict: remove it")
-        tokens = np.array(ids, np.int32)
-        if item.spans is None:
-            return tokens, np.ones(len(ids), np.uint8)
-        targets = np.zeros(len(ids), np.uint8)
-        for span in item.spans:
-            first, last = _token_range(encoding, *span)
-            targets[first:last] = 1
-        targets[length:] = 1
-        if not targets[1:].any():
-            return BadRecord(
-                f"no token of the record is a target: {item.text[:200]!r}",
-                hint="the assistant's turn is empty, or the template leaves it out; "
-                "`launcher data show` shows what is learned",
-            )
-        return tokens, targets
+    def _pieces(self, items: Sequence[Rendered]) -> Iterator[Piece | BadRecord]:
+        """Of all at once: an array for each record would take longer than its numbers do."""
+        ids, encodings = self._ids(items)
+        closed = [self._close(item, own) for item, own in zip(items, ids, strict=True)]
+        starts = [0, *accumulate(map(len, ids))]
+        tokens = np.fromiter(chain.from_iterable(ids), np.int32, starts[-1])
+        targets = np.zeros(len(tokens), np.uint8)
+        ends = np.zeros(len(tokens) + 1, np.int64)
+        np.cumsum(self._bytes.lengths(tokens), out=ends[1:])
+        # Where the tokens of each text begin and end, in bytes; an added end is not of the text.
+        bounds = zip(
+            ends[starts[:-1]].tolist(), ends[np.array(starts[1:]) - closed].tolist(), strict=True
+        )
+        spans: list[Span] = []
+        for i, (item, (base, end)) in enumerate(zip(items, bounds, strict=True)):
+            own = targets[starts[i] : starts[i + 1]]
+            if item.spans is None:
+                own[:] = 1
+                continue
+            own[len(own) - closed[i] :] = 1
+            found = self._bytes.spans(item.text, item.spans, end - base)
+            if found is not None:
+                spans += [(base + first, base + last) for first, last in found]
+                continue
+            encoding = encodings.get(i) or self._ask([item.text], item.is_chat)[0]
+            mark_by_offsets(own, encoding, item.spans)
+        mark(targets, ends, spans)
+        for i, item in enumerate(items):
+            part = slice(starts[i], starts[i + 1])
+            yield _checked(item, tokens[part], targets[part])
+
+    def _ids(self, items: Sequence[Rendered]) -> tuple[list[list[int]], dict[int, Any]]:
+        """Token ids of each, and the encodings of those that the library was asked about."""
+        found: list[list[int] | None] = [None] * len(items)
+        encodings: dict[int, Any] = {}
+        for is_chat in (True, False):
+            chosen = [i for i, item in enumerate(items) if item.is_chat == is_chat]
+            if self._words and (is_chat or not self._adds_tokens):
+                for i in chosen:
+                    found[i] = self._words.ids(items[i].text)
+                chosen = [i for i in chosen if found[i] is None]
+            asked = self._ask([items[i].text for i in chosen], is_chat)
+            for i, encoding in zip(chosen, asked, strict=True):
+                encodings[i], found[i] = encoding, encoding.ids
+        return [own for own in found if own is not None], encodings
+
+    def _ask(self, texts: list[str], is_chat: bool) -> list[Any]:
+        # A chat template writes its special tokens itself; plain text gets the tokenizer's.
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=not is_chat)
+        return encodings
+
+    def _close(self, item: Rendered, ids: list[int]) -> int:
+        """End the tokens of plain text, unless they are at their end; how many it took."""
+        if item.is_chat or self._eos is None or ids[-1:] == [self._eos]:
+            return 0
+        ids.append(self._eos)
+        return 1
 
 
-def _token_range(encoding: Any, begin: int, end: int) -> tuple[int, int]:
-    """The tokens that hold characters [begin, end), those that straddle a border included."""
-    first, last = encoding.char_to_token(begin), encoding.char_to_token(end - 1)
-    if first is None or last is None:  # the tokenizer drops that character, e.g. white space
-        inside = [i for i, (a, b) in enumerate(encoding.offsets) if a < end and b > begin]
-        return (inside[0], inside[-1] + 1) if inside else (0, 0)
-    # A character of several bytes may take several tokens; the first of them was found.
-    while (chars := encoding.token_to_chars(last + 1)) and chars[0] < end and chars[1] > begin:
-        last += 1
-    return first, last + 1
+def _checked(
+    item: Rendered, tokens: NDArray[np.int32], targets: NDArray[np.uint8]
+) -> Piece | BadRecord:
+    if len(tokens) < 2:
+        return BadRecord("fewer than two tokens", hint="there is nothing to predict: remove it")
+    if not targets[1:].any():
+        return BadRecord(
+            f"no token of the record is a target: {item.text[:200]!r}",
+            hint="the assistant's turn is empty, or the template leaves it out; "
+            "`launcher data show` shows what is learned",
+        )
+    return tokens, targets
 
 
 def cut(piece: Piece, max_length: int, overlong: Overlong) -> tuple[list[Piece], Overlong | None]:

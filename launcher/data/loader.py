@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from launcher.data.cache import TokenCache
-from launcher.data.packing import PackedOrder
+from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.mixture import Order
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class Row:
     """Record ids in the cache, one a document."""
     packs: list[int]
     """Indices of the packs in the row, counted over epochs."""
+    weights: torch.Tensor | None = None
+    """fp32 [targets]: what each one's loss is multiplied by; None where all records weigh 1."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
         """The same row with its tensors on `device`."""
@@ -52,28 +54,35 @@ class Row:
 
 
 def make_row(
-    cache: TokenCache, records: Sequence[int] | NDArray[np.int64], packs: Sequence[int] = ()
+    cache: TokenCache | JoinedCache,
+    records: Sequence[int] | NDArray[np.int64],
+    packs: Sequence[int] = (),
 ) -> Row:
     """One row of the given records, in that order."""
-    chosen = np.asarray(records, np.int64)
-    begins, ends = cache.offsets[chosen], cache.offsets[chosen + 1]
-    spans = [slice(*span) for span in zip(begins.tolist(), ends.tolist(), strict=True)]
-    starts = np.zeros(len(spans) + 1, np.int32)
-    np.cumsum(ends - begins, out=starts[1:])
-    tokens = np.concatenate([cache.tokens[span] for span in spans]).astype(np.int64)
-    flags = np.concatenate([cache.targets[span] for span in spans])
+    chosen = np.asarray(records, np.int64).tolist()
+    pieces = [cache.record(i) for i in chosen]
+    lengths = np.array([len(tokens) for tokens, _ in pieces], np.int64)
+    starts = np.zeros(len(pieces) + 1, np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    tokens = np.concatenate([tokens for tokens, _ in pieces]).astype(np.int64)
+    flags = np.concatenate([flags for _, flags in pieces])
     flags[starts[:-1]] = 0  # a document's first token has nothing before it to be predicted from
-    positions = np.arange(len(tokens)) - np.repeat(starts[:-1], np.diff(starts))
+    positions = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
     learned = np.flatnonzero(flags)
+    weights = None
+    if cache.weights is not None:
+        own = np.array([cache.weight(i) for i in chosen], np.float32)
+        weights = torch.from_numpy(np.repeat(own, lengths)[learned])
     return Row(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
         document_starts=torch.from_numpy(starts),
         target_index=torch.from_numpy(learned - 1),
         targets=torch.from_numpy(tokens[learned]),
-        longest=int(np.diff(starts).max()),
-        records=chosen.tolist(),
+        longest=int(lengths.max()),
+        records=chosen,
         packs=list(packs),
+        weights=weights,
     )
 
 
@@ -87,8 +96,8 @@ class Loader:
 
     def __init__(
         self,
-        cache: TokenCache,
-        order: PackedOrder,
+        cache: TokenCache | JoinedCache,
+        order: Order,
         *,
         global_sequences: int,
         micro_batch: int,

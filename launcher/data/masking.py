@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat
@@ -36,6 +37,7 @@ class ChatRenderer:
         self._tokenizer = tokenizer
         self._system = system
         self._variables = dict(tokenizer.special_tokens_map)
+        self._quick = _quick_template(tokenizer, self._variables)
         added = tokenizer.added_tokens_decoder.values()
         special = {token.content for token in added if token.special} | {tokenizer.eos_token or ""}
         #: what can end a turn
@@ -77,6 +79,8 @@ class ChatRenderer:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
+            if self._quick and not tools and all(map(_is_plain, messages)):
+                return self._quick(messages, prompt)
             template = self._tokenizer.get_chat_template(None, tools)
             texts, spans = render_jinja_template(
                 conversations=[messages],
@@ -151,6 +155,55 @@ class ChatRenderer:
             if not end:  # many templates look at the first message unasked
                 return ""
             raise _unlike(end - 1) from error
+
+
+def _quick_template(
+    tokenizer: Any, variables: dict[str, Any]
+) -> Callable[[list[Message], bool], tuple[str, list[Span]]] | None:
+    """Renders plain messages, and marks turns if the template does, with what the library compiles.
+
+    The library copies every message before it renders, in case one is no plain data, and all
+    variables too; for plain messages this takes longer than the template. None where the library
+    has no such function.
+    """
+    from transformers.utils import chat_template_utils
+
+    compiled = getattr(chat_template_utils, "_compile_jinja_template", None)
+    try:
+        source = tokenizer.get_chat_template(None, None)
+    except ValueError:  # several templates, none of them the default
+        return None
+    if compiled is None:
+        return None
+    template = compiled(source)
+    track = getattr(template.environment, "activate_tracker", None)
+    if track is None:
+        return None
+    tagged = bool(_TAG.search(source))
+    shared = {**template.globals, **variables, "tools": None, "documents": None}
+
+    def render(messages: list[Message], prompt: bool) -> tuple[str, list[Span]]:
+        values = {**shared, "messages": messages, "add_generation_prompt": prompt}
+        blocks = template.root_render_func(template.new_context(values, shared=True))
+        if not tagged:
+            return "".join(blocks), []
+        done: list[str] = []
+        spans: list[Span] = []
+        with track(done, spans):  # it takes the length of what is done for a turn's place
+            for block in blocks:
+                done.append(block)
+        return "".join(done), spans
+
+    return render
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message holds nothing but its role and text."""
+    return (
+        len(message) == 2
+        and type(message.get("role")) is str
+        and type(message.get("content")) is str
+    )
 
 
 def _unlike(i: int) -> BadRecord:

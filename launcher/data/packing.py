@@ -17,10 +17,14 @@ import functools
 import hashlib
 import struct
 from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from launcher.data.ordering import by_length
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 6
@@ -35,6 +39,31 @@ class _Layout(Protocol):
     def records(self, place: int, seed: int, epoch: int) -> NDArray[np.int64]: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Lengths of all records, in the forms that the layouts need; a cache has them ready."""
+
+    counts: NDArray[np.int64]
+    """[longest + 1]: how many records there are of each length."""
+    offsets: Callable[[], NDArray[np.int64]]
+    """[records + 1]: sum of the lengths before each record."""
+    by_length: Callable[[], NDArray[np.int64]]
+    """Record ids by length, those of one length in their order."""
+
+    @classmethod
+    def of(cls, lengths: NDArray[np.integer]) -> Sizes:
+        """Sizes of records that are at hand."""
+        lengths = np.asarray(lengths)
+        if len(lengths) == 0 or int(lengths.min()) < 0:
+            nothing = np.zeros(0, np.int64)
+            return cls(nothing, lambda: nothing, lambda: nothing)
+        return cls(
+            np.bincount(lengths),
+            lambda: np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+            lambda: by_length(lengths, int(lengths.max())),
+        )
+
+
 class PackedOrder:
     """The endless sequence of packs; pack `i` lies in epoch `i // num_packs`.
 
@@ -45,26 +74,28 @@ class PackedOrder:
 
     def __init__(
         self,
-        lengths: NDArray[np.integer],
+        lengths: NDArray[np.integer] | Sizes,
         max_length: int,
         seed: int,
         shuffle: bool = True,
         packing: bool = True,
     ) -> None:
-        lengths = np.asarray(lengths)
-        if len(lengths) == 0 or not 1 <= int(lengths.min()) <= int(lengths.max()) <= max_length:
+        sizes = lengths if isinstance(lengths, Sizes) else Sizes.of(lengths)
+        counts = sizes.counts
+        num_records = int(counts.sum())
+        if not num_records or counts[0] or len(counts) - 1 > max_length:
             raise ValueError(f"there must be records, with lengths within 1..{max_length}")
         self.max_length = max_length
         self.seed = seed
-        self.num_tokens = int(lengths.sum(dtype=np.int64))
+        self.num_tokens = int((counts * np.arange(len(counts))).sum())
         self._shuffle = shuffle
         self._layout: _Layout
         if not packing:
-            self._layout = _Singles(len(lengths))
+            self._layout = _Singles(num_records)
         elif shuffle:
-            self._layout = _Bins(lengths, max_length)
+            self._layout = _Bins(counts, sizes.by_length, max_length)
         else:
-            self._layout = _Runs(lengths, max_length)
+            self._layout = _Runs(sizes.offsets(), max_length)
         self.num_packs = self._layout.num_packs
 
     @property
@@ -76,7 +107,7 @@ class PackedOrder:
         """Record ids, int64 [1 or more], of pack `index`; any index from 0 on, without end."""
         epoch, place = divmod(index, self.num_packs)
         if self._shuffle:
-            place = permute(place, self.num_packs, _round_keys(self.seed, epoch, 0))
+            place = permute(place, self.num_packs, round_keys(self.seed, epoch, 0))
         return self._layout.records(place, self.seed, epoch)
 
 
@@ -105,8 +136,9 @@ def _mix(x: int) -> int:
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _round_keys(seed: int, epoch: int, group: int) -> tuple[int, ...]:
-    """Keys of one permutation. `group` is a record length, or 0 for the order of the packs."""
+def round_keys(seed: int, epoch: int, group: int) -> tuple[int, ...]:
+    """Keys of one permutation. `group` is a record length, 0 for the order of the packs, or
+    negative for a block of a mixture."""
     digest = hashlib.blake2b(b"%d %d %d" % (seed, epoch, group), digest_size=8 * _ROUNDS).digest()
     return struct.unpack(f"<{_ROUNDS}Q", digest)
 
@@ -124,14 +156,13 @@ class _Singles:
 class _Runs:
     """Consecutive records fill a pack until the next one does not fit."""
 
-    def __init__(self, lengths: NDArray[np.integer], max_length: int) -> None:
-        ends = np.cumsum(lengths, dtype=np.int64).tolist()
-        self._starts = [0]
-        while self._starts[-1] < len(ends):
-            start = self._starts[-1]
-            used = ends[start - 1] if start else 0
-            self._starts.append(bisect_right(ends, used + max_length, lo=start))
-        self.num_packs = len(self._starts) - 1
+    def __init__(self, offsets: NDArray[np.int64], max_length: int) -> None:
+        starts = [0]
+        while starts[-1] < len(offsets) - 1:
+            room = int(offsets[starts[-1]]) + max_length
+            starts.append(int(np.searchsorted(offsets, room, side="right")) - 1)
+        self._starts = np.array(starts, np.int64)
+        self.num_packs = len(starts) - 1
 
     def records(self, place: int, seed: int, epoch: int) -> NDArray[np.int64]:
         return np.arange(self._starts[place], self._starts[place + 1], dtype=np.int64)
@@ -140,18 +171,18 @@ class _Runs:
 class _Bins:
     """Best fit decreasing; bins of equal content lie side by side, described by one pattern."""
 
-    def __init__(self, lengths: NDArray[np.integer], max_length: int) -> None:
-        counts = np.bincount(lengths, minlength=max_length + 1)
-        # numpy's stable sort is a radix sort, ten times faster, for 16 bits and less.
-        keys = lengths.astype(np.uint16) if max_length < 1 << 16 else lengths
-        self._by_length = np.argsort(keys, kind="stable")
+    def __init__(
+        self, counts: NDArray[np.int64], by_length: Callable[[], NDArray[np.int64]], max_length: int
+    ) -> None:
+        self._ids = by_length
+        self._by_length: NDArray[np.int64] | None = None
         self._counts: list[int] = counts.tolist()
         self._first: list[int] = [0, *np.cumsum(counts).tolist()]
         #: per pattern: (length, copies in a bin, how many of this length earlier patterns hold)
         self._patterns: list[list[tuple[int, int, int]]] = []
         self._starts: list[int] = []
         self.num_packs = 0
-        taken = [0] * (max_length + 1)
+        taken = [0] * len(self._counts)
         for items, num_bins in best_fit_decreasing(self._counts, max_length):
             self._patterns.append([(length, copies, taken[length]) for length, copies in items])
             for length, copies in items:
@@ -164,10 +195,12 @@ class _Bins:
         row = place - self._starts[which]
         found = []
         for length, copies, earlier in self._patterns[which]:
-            keys = _round_keys(seed, epoch, length)
+            keys = round_keys(seed, epoch, length)
             begin = earlier + row * copies
             for index in range(begin, begin + copies):
                 found.append(self._first[length] + permute(index, self._counts[length], keys))
+        if self._by_length is None:  # the number of packs alone does not need it
+            self._by_length = self._ids()
         return self._by_length[found]
 
 
@@ -180,15 +213,14 @@ def best_fit_decreasing(counts: list[int], capacity: int) -> list[Pattern]:
     the number of items.
     """
     groups: list[list[Pattern]] = [[] for _ in range(capacity + 1)]  # by the room that is left
-    rooms = 0  # bit r is set where groups[r] is not empty
-    for length in range(capacity, 0, -1):
+    rooms = _Set(capacity)  # those for which there are groups
+    for length in range(min(capacity, len(counts) - 1), 0, -1):
         left = counts[length]
         while left:
-            if fitting := rooms >> length:
-                room = length + (fitting & -fitting).bit_length() - 1
+            if (room := rooms.next(length)) >= 0:
                 held, bins = groups[room].pop()
                 if not groups[room]:
-                    rooms ^= 1 << room
+                    rooms.remove(room)
             else:
                 room, held, bins = capacity, (), -(-left // (capacity // length))
             copies = room // length
@@ -201,5 +233,39 @@ def best_fit_decreasing(counts: list[int], capacity: int) -> list[Pattern]:
                 if number:
                     items = (*held, (length, size)) if size else held
                     groups[room - size * length].append((items, number))
-                    rooms |= 1 << (room - size * length)
+                    rooms.add(room - size * length)
     return [pattern for group in groups for pattern in group]
+
+
+class _Set:
+    """Numbers up to `largest`, as bits in words that are short enough to be quick: one integer of
+    131,072 bits would be copied at every step."""
+
+    _WORD = 9
+
+    def __init__(self, largest: int) -> None:
+        self._words = [0] * ((largest >> self._WORD) + 1)
+        self._used = 0  # bit w is set where word w is not 0
+
+    def add(self, number: int) -> None:
+        word = number >> self._WORD
+        self._words[word] |= 1 << (number & (1 << self._WORD) - 1)
+        self._used |= 1 << word
+
+    def remove(self, number: int) -> None:
+        word = number >> self._WORD
+        self._words[word] ^= 1 << (number & (1 << self._WORD) - 1)
+        if not self._words[word]:
+            self._used ^= 1 << word
+
+    def next(self, number: int) -> int:
+        """The smallest member from `number` on, or -1."""
+        word = number >> self._WORD
+        low = number & (1 << self._WORD) - 1
+        if word < len(self._words) and (rest := self._words[word] >> low):
+            return number + (rest & -rest).bit_length() - 1
+        if not (later := self._used >> (word + 1)):
+            return -1
+        word += (later & -later).bit_length()
+        rest = self._words[word]
+        return (word << self._WORD) + (rest & -rest).bit_length() - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -67,6 +68,7 @@ _worker: Worker
 def _begin(worker: Worker) -> None:
     global _worker
     _worker = worker
+    gc.freeze()  # the libraries' objects stay: looking through them again and again takes a while
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with_parent, daemon=True).start()
 

@@ -2,7 +2,9 @@
 
 Each split becomes a folder named by everything that decides its content, written beside its place
 and renamed when complete. A lock makes a second process wait and then find the work done; it is the
-kernel's, so a process that is killed leaves no lock, only a temporary folder that the next removes.
+kernel's, so a process that is killed leaves no lock, only a temporary folder whose whole segments
+the next process takes up. Of a mixture every source has a folder of its own, and the mixture's
+folder only says which they are, so other shares cost no tokenising.
 """
 
 from __future__ import annotations
@@ -10,44 +12,28 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint, registry, runtime
+from launcher.config import items
 from launcher.config.schema import Config
-from launcher.data import formats, sources
-from launcher.data.cache import Index, read_index
-from launcher.data.formats.base import BadRecord
-from launcher.data.pool import work
-from launcher.data.sources import Chunk
-from launcher.data.split import SplitWriter, say, summary
+from launcher.data.cache import INDEX, read_index
+from launcher.data.making import make
+from launcher.data.mixture import join
+from launcher.data.sources import remote
+from launcher.data.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
-from launcher.data.worker import Options, Worker
-from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
-from launcher.fingerprint import BuiltinData, Hashes, HubData, Source
-from launcher.rundir import RunDir, fsync_folder, storage_errors, write_json
+from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.fingerprint import LAYOUT_VERSION, Hashes, RemoteData
+from launcher.rundir import RunDir, read_json, storage_errors, write_json
 
-#: Seconds between lines of progress.
-PROGRESS_S = 5.0
-#: Records that vote on the format.
-DETECT_RECORDS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """One reading of the sources of `data.<split>`, into one folder, or two if a share is held
-    out."""
-
-    split: str
-    folders: tuple[tuple[str, Path], ...]
-    share: float = 0.0
+#: Temporary folders that nobody has taken up for so long are removed.
+STALE_S = 14 * 24 * 3600
 
 
 def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
@@ -61,36 +47,71 @@ def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
     root = fingerprint.cache_root(config)
     with storage_errors(root):
         root.mkdir(parents=True, exist_ok=True)
+    _remove_stale(root)
+    fetch(config)
     hashes = Hashes(root / "hashes.json")
-    keys = fingerprint.data_keys(config, hashes)
-    folders = [(name, root / key) for name, key in keys.items() if key]
-    held_out = config.data.validation is None and len(folders) == 2
-    passes = (
-        [_Pass("train", tuple(folders), config.data.validation_share)]
-        if held_out
-        else [_Pass(name, ((name, folder),)) for name, folder in folders]
-    )
-    found: dict[str, str | None] = {"train": None, "validation": None}
-    for task in passes:
-        with _lock(task.folders[0][1]):
-            missing = [item for item in task.folders if not _usable(item[1], hashes)]
+    parts = fingerprint.parts(config, hashes)
+    for part in parts:
+        folders = [(name, root / key) for name, key in part.keys.items()]
+        with _lock(folders[0][1]):
+            missing = [item for item in folders if not _usable(item[1], hashes)]
             if missing:
                 tokenizer = tokenizer or load_tokenizer(config.model)
-                _make(config, task, missing, tokenizer)
-        for name, folder in task.folders:
-            say(f"prepare: {summary(name, folder, packing=config.data.packing)}")
-            found[name] = str(folder) if read_index(folder).records else None
+                make(config, part, folders, missing, tokenizer)
+        mixed = items.is_mixture(config.data, part.split)
+        for name, folder in folders:
+            title = f"{name}, {part.item.name}" if mixed else name
+            say(f"prepare: {summary(title, folder, packing=config.data.packing)}")
+    found: dict[str, str | None] = {"train": None, "validation": None}
+    for split, key in fingerprint.data_keys(config, hashes).items():
+        mine = [part for part in parts if split in part.keys]
+        if key is None:
+            continue
+        if items.is_mixture(config.data, mine[0].split):
+            join(config, split, mine, root / key)
+            say(f"prepare: {summary(split, root / key, packing=config.data.packing)}")
+        found[split] = str(root / key) if read_index(root / key).records else None
     hashes.save()
     return found
+
+
+def fetch(config: Config) -> None:
+    """Bring what the data's URLs name, unless it is there. Raises `DataError` where that fails."""
+    splits = ["train"] if config.data.validation is None else ["train", "validation"]
+    for split in splits:
+        for source in fingerprint.locate(config, split):
+            if not isinstance(source, RemoteData):
+                continue
+            with storage_errors(source.folder):
+                source.folder.parent.mkdir(parents=True, exist_ok=True)
+            with _lock(source.folder):
+                # Another process may have brought it while this one waited.
+                if source in fingerprint.locate(config, split):
+                    say(f"prepare: fetching {source.url}")
+                    remote.fetch(source)
 
 
 def _usable(folder: Path, hashes: Hashes) -> bool:
     if fingerprint.complete_index(folder, hashes):
         return True
     if folder.exists():
-        say(f"prepare: warning: {folder} is damaged; it is made again")
-        shutil.rmtree(folder)
+        version = (read_json(folder / INDEX) or {}).get("version")
+        older = isinstance(version, int) and version != LAYOUT_VERSION
+        why = f"has layout {version}, not {LAYOUT_VERSION}" if older else "is damaged"
+        say(f"prepare: warning: {folder} {why}; it is made again")
+        with storage_errors(folder):
+            shutil.rmtree(folder)
     return False
+
+
+def _remove_stale(root: Path) -> None:
+    """Remove temporary folders of preparations that nobody went on with."""
+    for folder in root.glob(".*.tmp"):
+        journal = folder / "journal.jsonl"
+        with contextlib.suppress(OSError):
+            changed = (journal if journal.exists() else folder).stat().st_mtime
+            if folder.is_dir() and time.time() - changed > STALE_S:
+                shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -112,129 +133,6 @@ def _lock(folder: Path) -> Iterator[None]:
         file.close()
 
 
-def _make(config: Config, task: _Pass, missing: list[tuple[str, Path]], tokenizer: Any) -> None:
-    """Read the sources once and put the missing folders in their places."""
-    found = fingerprint.locate(config, task.split)
-    files = [_name(source) for source in found]
-    chunks = chain.from_iterable(sources.chunks(source, i) for i, source in enumerate(found))
-    format_name, chunks = _format(config, files, chunks)
-    index = Index(
-        key="",
-        files=files,
-        format=format_name,
-        tokenizer=str(tokenizer.name_or_path),
-        max_length=config.data.max_length,
-    )
-    with contextlib.ExitStack() as stack:
-        writers: list[SplitWriter | None] = []
-        for name, folder in task.folders:
-            if (name, folder) not in missing:
-                writers.append(None)
-                continue
-            temporary = _temporary(folder)
-            shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-            writer = SplitWriter(
-                name,
-                temporary,
-                files=files,
-                limit=config.data.limit,
-                bad_records=config.data.bad_records,
-                expect_context=not config.objective.learns_every_token and format_name != "text",
-                tokenizer=tokenizer,
-            )
-            stack.callback(shutil.rmtree, temporary, ignore_errors=True)
-            stack.callback(writer.close)
-            writers.append(writer)
-        worker = Worker(tokenizer, _options(config, format_name, task.share))
-        _read_all(worker, chunks, writers, files, config.data.workers or runtime.cpu_count())
-        for (_, folder), finished in zip(task.folders, writers, strict=True):
-            if finished:
-                finished.finish(replace(index, key=folder.name))
-                with storage_errors(folder):
-                    os.replace(_temporary(folder), folder)
-                    fsync_folder(folder.parent)
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.tmp")
-
-
-def _read_all(
-    worker: Worker,
-    chunks: Iterator[Chunk],
-    writers: list[SplitWriter | None],
-    files: list[str],
-    processes: int,
-) -> None:
-    """Run all chunks through the workers into the writers. Raises `DataError` for an empty file."""
-    active = [writer for writer in writers if writer]
-    records = dict.fromkeys(range(len(files)), 0)
-    num_bytes, begun, said = 0, time.monotonic(), time.monotonic()
-    results = work(worker, chunks, processes)
-    with contextlib.closing(results):
-        for chunk, batches in results:
-            for writer, batch in zip(writers, batches, strict=True):
-                records[chunk.file] += len(batch.fates)
-                if writer:
-                    writer.add(chunk.file, batch)
-            num_bytes += chunk.num_bytes
-            if time.monotonic() - said >= PROGRESS_S:
-                said = time.monotonic()
-                _progress(active, num_bytes, said - begun)
-            if all(writer.full for writer in active):
-                return
-    empty = next((files[file] for file, number in records.items() if not number), None)
-    if empty:
-        raise DataError("there is no record in it", where=empty, hint="remove it from the data")
-
-
-def _progress(writers: list[SplitWriter], num_bytes: int, seconds: float) -> None:
-    read = sum(writer.counts.read for writer in writers)
-    tokens = sum(writer.tokens for writer in writers)
-    done = f", {num_bytes / 1e6:,.0f} MB" if num_bytes else ""
-    say(f"prepare: {read:,} records, {tokens:,} tokens{done}, {tokens / seconds:,.0f} tokens/s")
-
-
-def _format(config: Config, files: list[str], chunks: chain[Chunk]) -> tuple[str, chain[Chunk]]:
-    """Name of the format, detected if need be, and the chunks including those looked at."""
-    if config.data.format != "auto":
-        return config.data.format, chunks
-    first = list(islice(chunks, 1))
-    parsed = [pair for chunk in first for pair in islice(chunk.parse(), DETECT_RECORDS)]
-    usable = [record for _, record in parsed if not isinstance(record, BadRecord)]
-    line, reason = parsed[0] if parsed else (1, BadRecord("there is no record in it"))
-    if usable:
-        try:
-            return formats.detect(usable, config.data.columns), chain(first, chunks)
-        except BadRecord as error:
-            line = next(line for line, record in parsed if record is usable[0])
-            reason = error
-    file = files[first[0].file if first else 0]
-    raise DataError(reason.found, where=f"{file}:{line}", hint=reason.hint)
-
-
-def _options(config: Config, format_name: str, share: float) -> Options:
-    data = config.data
-    return Options(
-        format=format_name,
-        columns=data.columns,
-        system=data.system,
-        max_length=data.max_length,
-        overlong=data.overlong,
-        all_targets=config.objective.learns_every_token,
-        share=share,
-        seed=config.seed,
-    )
-
-
-def _name(source: Source) -> str:
-    if isinstance(source, HubData):
-        return ":".join(part for part in (source.name, source.subset) if part)
-    if isinstance(source, BuiltinData):
-        return f"builtin:{source.name}"
-    return str(source)
-
-
 def main(arguments: list[str]) -> int:
     """Prepare the data of a run folder and write its data.json. Returns the exit code."""
     hide_torch()
@@ -245,8 +143,13 @@ def main(arguments: list[str]) -> int:
         from launcher.config import compose
 
         config = compose.load(run.config)
+        fetch(config)  # before it, nothing is known of what URLs hold
         fingerprint.require_same_data(run, config)
-        write_json(run.data, prepare(config))
+        report = None
+        if config.data.gate:
+            report = registry.load("launcher.curate.gate:check")(config)
+        found: dict[str, Any] = dict(prepare(config))
+        write_json(run.data, {**found, "report": report} if report else found)
     except LauncherError as error:
         say(f"error: {error}")
         return error.exit_code

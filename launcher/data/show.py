@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
-from launcher.data.cache import INDEX, TokenCache
+from launcher.data.cache import INDEX, JoinedCache, TokenCache
 from launcher.data.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
 from launcher.errors import DataError, ExitCode, LauncherError
@@ -23,7 +23,9 @@ _COLORS = ("\x1b[30;42m", "\x1b[0m")
 _BRACKETS = ("[[", "]]")
 
 
-def render(cache: TokenCache, record: int, tokenizer: Any, marks: tuple[str, str]) -> str:
+def render(
+    cache: TokenCache | JoinedCache, record: int, tokenizer: Any, marks: tuple[str, str]
+) -> str:
     """One record as text: a line of origin and numbers, then the tokens, with targets in
     `marks`."""
     tokens, targets = cache.record(record)
@@ -50,7 +52,7 @@ def _runs(tokens: list[int], targets: list[int], tokenizer: Any) -> Iterator[tup
         before = text
 
 
-def _open(path: Path, split: str) -> tuple[TokenCache, ModelConfig]:
+def _open(path: Path, split: str) -> tuple[TokenCache | JoinedCache, ModelConfig]:
     if (path / INDEX).is_file():
         cache = TokenCache.open(path)
         return cache, ModelConfig(name=cache.index.tokenizer)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launcher.config.schema import OnBadRecord
-from launcher.data.cache import CacheWriter, Counts, Index, TokenCache
-from launcher.data.packing import PackedOrder
+from launcher.data.cache import Counts, Index, TokenCache
+from launcher.data.mixture import MixedOrder, make_order
 from launcher.data.worker import Batch, Fate
+from launcher.data.writing import CacheWriter
 from launcher.errors import DataError
 
 #: Bad records that are shown one by one when they are skipped.
@@ -38,11 +40,13 @@ class SplitWriter:
         bad_records: OnBadRecord,
         expect_context: bool,
         tokenizer: Any,
+        stamp: Any = None,
     ) -> None:
-        """`expect_context`: data in which every token is a target is refused."""
+        """`expect_context`: data in which every token is a target is refused. `stamp` is that of
+        `CacheWriter`."""
         self.name = name
         self.counts = Counts()
-        self._cache = CacheWriter(folder)
+        self._cache = CacheWriter(folder, stamp)
         self._files = files
         self._limit = limit
         self._stop = bad_records is OnBadRecord.stop
@@ -59,6 +63,27 @@ class SplitWriter:
     def full(self) -> bool:
         """Whether `data.limit` is reached."""
         return self._limit is not None and self.counts.read >= self._limit
+
+    @property
+    def cursors(self) -> list[Any]:
+        """Where in the sources an earlier process has left off, after each of its segments."""
+        return self._cache.cursors
+
+    @property
+    def is_due(self) -> bool:
+        """Whether `commit` should be called."""
+        return self._cache.is_due
+
+    def commit(self, cursor: Any) -> None:
+        """Make what is written the place from which a later process can go on."""
+        self._cache.commit(cursor, {"counts": asdict(self.counts), "examples": self._examples})
+
+    def resume(self, segments: int) -> None:
+        """Take up the first `segments` of an earlier process."""
+        state = self._cache.resume(segments)
+        if state is not None:
+            self.counts = Counts(**state["counts"])
+            self._examples = state["examples"]
 
     def close(self) -> None:
         """Close the files; without `finish` before, what they hold is no cache."""
@@ -83,7 +108,7 @@ class SplitWriter:
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
         early = self._cache.records < TRIAL
-        self._cache.append(batch.tokens, batch.targets, batch.lengths, batch.origins)
+        self._cache.append(batch.tokens, batch.targets, batch.lengths, batch.origins, batch.weights)
         if early and self._cache.records >= TRIAL:
             self._check_targets()
 
@@ -154,6 +179,13 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
         ),
     ]
     if packing and index.records:
-        order = PackedOrder(cache.lengths, index.max_length, seed=0)
-        parts.append(f"{order.num_packs:,} packs of {index.max_length:,}, {order.fill:.1%} full")
+        order = make_order(cache, index.max_length, seed=0)
+        if isinstance(order, MixedOrder):
+            parts.append(f"{order.num_packs:,} packs of {index.max_length:,} an epoch")
+            shares = zip(index.mixture, order.counts, strict=True)
+            said = (f"{part['name']} {count / order.num_packs:.1%}" for part, count in shares)
+            parts.append(f"of which {', '.join(said)}")
+        else:
+            full = f"{order.num_packs:,} packs of {index.max_length:,}, {order.fill:.1%} full"
+            parts.append(full)
     return f"{name}: {', '.join(parts)}"

@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Overlong
-from launcher.config.variants import FORMATS
 from launcher.data.encoding import Encoder, Piece, cut
-from launcher.data.formats import Example, Format, rename
+from launcher.data.formats import Example, Reader
 from launcher.data.formats.base import BadRecord
 from launcher.data.sources import Chunk
 
@@ -42,12 +41,16 @@ _FATES = {
 }
 
 
+_NOTHING: Piece = (np.zeros(0, np.int32), np.zeros(0, np.uint8))
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What decides how a record becomes tokens."""
 
     format: str
     columns: Mapping[str, str]
+    labels: Sequence[str]
     system: str | None
     max_length: int
     overlong: Overlong
@@ -65,6 +68,7 @@ class Batch:
     targets: NDArray[np.uint8]
     lengths: NDArray[np.int32]
     origins: NDArray[np.int32]
+    weights: NDArray[np.float32]
     fates: NDArray[np.uint8]
     pieces: NDArray[np.int32]
     bad: list[tuple[int, int, BadRecord]] = field(default_factory=list)
@@ -79,6 +83,7 @@ class Batch:
             self.targets[:tokens],
             self.lengths[:kept],
             self.origins[:kept],
+            self.weights[:kept],
             self.fates[:records],
             self.pieces[:records],
             [bad for bad in self.bad if bad[0] < records],
@@ -90,30 +95,42 @@ class Worker:
     out."""
 
     def __init__(self, tokenizer: Any, options: Options) -> None:
+        self._tokenizer = tokenizer
         self._options = options
-        self._format: Format = FORMATS.load(options.format)()
+        self._reader = Reader(options.format, options.columns, options.labels)
         self._encoder = Encoder(tokenizer, system=options.system, all_targets=options.all_targets)
+
+    def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
+        return Worker, (self._tokenizer, self._options)
 
     def __call__(self, chunk: Chunk) -> list[Batch]:
         """All records of the chunk. With bad_records=stop, those behind the first bad one are
         left."""
         lines: list[int] = []
         sides: list[int] = []
-        read: list[Example | BadRecord] = []
+        weights: list[float] = []
+        encoded: list[Piece | BadRecord] = []
+        examples: list[Example] = []
+        places: list[int] = []
         for line, raw in chunk.parse():
             lines.append(line)
             sides.append(self._side(raw))
-            read.append(self._read(raw))
-        fit = [i for i, item in enumerate(read) if not isinstance(item, BadRecord)]
-        encoded: list[Any] = list(read)
-        pieces = self._encoder.encode([read[i] for i in fit])  # type: ignore[misc]
-        for i, piece in zip(fit, pieces, strict=True):
-            encoded[i] = piece
+            read = self._reader.read(raw)
+            if isinstance(read, BadRecord):
+                encoded.append(read)
+                weights.append(1.0)
+                continue
+            places.append(len(encoded))
+            examples.append(read[0])
+            weights.append(read[1])
+            encoded.append(_NOTHING)
+        for place, piece in zip(places, self._encoder.encode(examples), strict=True):
+            encoded[place] = piece
+        records = list(zip(lines, encoded, weights, strict=True))
         count = 2 if self._options.share else 1
         return [
             self._batch(
-                chunk.file,
-                [(line, e) for line, e, s in zip(lines, encoded, sides, strict=True) if s == side],
+                chunk.file, [r for r, own in zip(records, sides, strict=True) if own == side]
             )
             for side in range(count)
         ]
@@ -123,34 +140,32 @@ class Worker:
             return TRAIN
         return VALIDATION if unit_hash(raw, self._options.seed) < self._options.share else TRAIN
 
-    def _read(self, raw: Any) -> Example | BadRecord:
-        if isinstance(raw, BadRecord):
-            return raw
-        try:
-            return self._format.read(rename(raw, self._options.columns))
-        except BadRecord as error:
-            return error
-
-    def _batch(self, file: int, records: Sequence[tuple[int, Piece | BadRecord]]) -> Batch:
+    def _batch(self, file: int, records: Sequence[tuple[int, Piece | BadRecord, float]]) -> Batch:
         fates = np.zeros(len(records), np.uint8)
         counts = np.zeros(len(records), np.int32)
         done: list[Piece] = []
         lines: list[int] = []
+        weights: list[float] = []
         bad: list[tuple[int, int, BadRecord]] = []
-        for place, (line, item) in enumerate(records):
+        for place, (line, item, weight) in enumerate(records):
             if isinstance(item, BadRecord):
                 fates[place] = Fate.skipped
                 bad.append((place, line, item))
+                continue
+            if not weight:  # it would be computed for nothing
+                fates[place] = Fate.dropped
                 continue
             pieces, deed = cut(item, self._options.max_length, self._options.overlong)
             fates[place], counts[place] = _FATES[deed], len(pieces)
             done += pieces
             lines += [line] * len(pieces)
+            weights += [weight] * len(pieces)
         return Batch(
             _joined([tokens for tokens, _ in done], np.int32),
             _joined([targets for _, targets in done], np.uint8),
             np.array([len(tokens) for tokens, _ in done], np.int32),
             np.array([(file, line) for line in lines], np.int32).reshape(-1, 2),
+            np.array(weights, np.float32),
             fates,
             counts,
             bad,

@@ -126,7 +126,7 @@ def threads(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether the ranks of a host share its cores; only for ranks that compute on the CPU."""
     ranks = create.ranks_per_node(config)
     given = host["variables"].get("OMP_NUM_THREADS", "")
-    count = config.train.threads or (int(given) if given.isdigit() else 1)
+    count = config.train.threads or (int(given) if given.isdecimal() else 1)
     if ranks * count > host["cpus"]:
         hint = "fewer launch.processes, train.threads=1, or more cluster.cpus_per_rank"
         found = f"{ranks} ranks with {count} threads each on {host['cpus']} cores"

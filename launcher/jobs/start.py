@@ -7,7 +7,7 @@ import socket
 import sys
 from pathlib import Path
 
-from launcher.config import compose, variants
+from launcher.config import compose, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import scheduled
@@ -108,17 +108,13 @@ def _threads(config: Config, processes: int) -> int:
 
 def _folders(config: Config, cwd: Path) -> tuple[Path, ...]:
     """Existing folders besides run and cwd that the ranks read or write."""
-    names = [config.model.name, config.data.cache, *_listed(config.data.train)]
-    names += _listed(config.data.validation)
+    names = [config.model.name, config.data.cache, *items.paths(config.data.train)]
+    names += items.paths(config.data.validation)
     # Of a glob, the folder before the first wildcard.
     paths = [cwd / re.split(r"[^/]*[*?\[]", name)[0] for name in names if name]
     found = [path for path in paths if path.exists()]
     folders = [path if path.is_dir() else path.parent for path in found]
     return (*(path.resolve() for path in folders), cache_dir(), hub_cache())
-
-
-def _listed(value: str | list[str] | None) -> list[str]:
-    return value if isinstance(value, list) else [value] if value else []
 
 
 def working_folder(run: RunDir) -> Path:

@@ -157,7 +157,7 @@ def heartbeats(run: RunDir) -> dict[int, dict[str, Any]]:
     for file in run.heartbeats.glob("rank-*.json"):
         number = file.stem.removeprefix("rank-")
         beat = read_json(file)
-        if number.isdigit() and isinstance(beat, dict):
+        if number.isdecimal() and isinstance(beat, dict):
             beats[int(number)] = {"rank": int(number), **beat}
     return dict(sorted(beats.items()))
 

@@ -36,7 +36,7 @@ def descendants(pid: int) -> list[int]:
 def _parents() -> dict[int, int]:
     parents = {}
     for name in os.listdir("/proc"):
-        if name.isdigit():
+        if name.isdecimal():
             fields = stat(int(name))
             if fields is not None and fields[0] not in "ZX":
                 parents[int(name)] = int(fields[1])

@@ -44,7 +44,7 @@ def parse_nodes(text: str) -> list[Nodes]:
     found = []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) < 6 or not cells[2].isdigit():
+        if len(cells) < 6 or not cells[2].isdecimal():
             continue
         name, time, count, cpus, megabytes, gres = cells[:6]
         found.append(

@@ -103,7 +103,7 @@ def watch(run: RunDir, attempt: int) -> int:
         # Step by step: to kill the job would end the batch script too, which goes on to `end`.
         try:
             steps = slurm_ask.run("squeue", "--noheader", "--steps", f"--job={job}", "--format=%i")
-            started = [step for step in steps.split() if step.rpartition(".")[2].isdigit()]
+            started = [step for step in steps.split() if step.rpartition(".")[2].isdecimal()]
             slurm_ask.run("scancel", *started)
         except LauncherError as error:
             _say(f"the ranks could not be ended: {error.problems[0].found}")

@@ -38,7 +38,7 @@ def endpoint(options: TorchrunConfig, run: Path, attempt: int) -> tuple[str, int
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]") or ":" in host.strip("[]") and "]" not in host:
         return text.strip("[]"), port_of(f"{run.name} {attempt}")
-    if not (host and port.isdigit() and 0 < int(port) < 65536):
+    if not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(
             f"{text!r} is not HOST or HOST:PORT",
             where="launch.endpoint",

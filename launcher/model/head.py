@@ -34,6 +34,7 @@ class Row(Protocol):
     document_starts: Tensor
     target_index: Tensor
     targets: Tensor
+    weights: Tensor | None
     longest: int
 
 
@@ -44,6 +45,7 @@ class _Request:
     targets: Tensor
     smoothing: float
     score: bool
+    weights: Tensor | None = None
     result: Tensor | None = None
     losses: Tensor | None = None
     correct: Tensor | None = None
@@ -65,16 +67,17 @@ class TargetHead:
             self.head.forward = self._forward  # type: ignore[method-assign,assignment]
 
     def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
-        """Sum of the cross entropy over the row's targets in nats: fp32 scalar with gradients."""
+        """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
+        gradients."""
         if self.head is not None:
-            request = _Request(row.targets, smoothing, score=False)
+            request = _Request(row.targets, smoothing, score=False, weights=row.weights)
             logits = self._call(caller, row, request)
             if _is_same(logits, request.result):
                 return logits
             self._give_up_fusing()
         logits = self._call(caller, row, None)
         flat = logits.reshape(-1, logits.shape[-1])
-        total: Tensor = _LogitsLoss.apply(flat, row.targets, smoothing)
+        total: Tensor = _LogitsLoss.apply(flat, row.targets, smoothing, row.weights)
         return total
 
     @torch.no_grad()
@@ -128,7 +131,7 @@ class TargetHead:
             request.result = request.losses.sum()
         else:
             request.result = _HeadLoss.apply(
-                flat, head.weight, head.bias, request.targets, request.smoothing
+                flat, head.weight, head.bias, request.targets, request.smoothing, request.weights
             )
         return request.result
 
@@ -179,18 +182,27 @@ def _chunk(vocab: int, device: torch.device) -> int:
     return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(
+    logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of fp32 `logits` [t, V], and its gradient [t, V] (reuses one buffer)."""
     log_p = torch.log_softmax(logits, dim=-1)
     picked = targets.unsqueeze(1)
-    loss = -log_p.gather(1, picked).sum()
+    losses = -log_p.gather(1, picked).squeeze(1)
     if smoothing:
-        loss = (1 - smoothing) * loss - smoothing * log_p.mean(-1).sum()
+        losses = (1 - smoothing) * losses - smoothing * log_p.mean(-1)
+    loss = losses.sum() if weights is None else losses @ weights
     gradient = log_p.exp_()
     if smoothing:
         gradient -= smoothing / logits.shape[-1]
     gradient.scatter_add_(1, picked, gradient.new_full((1, 1), smoothing - 1).expand_as(picked))
+    if weights is not None:
+        gradient *= weights.unsqueeze(1)
     return loss, gradient
+
+
+def _part(weights: Tensor | None, part: slice) -> Tensor | None:
+    return None if weights is None else weights[part]
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -204,6 +216,7 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         smoothing: float,
+        weights: Tensor | None,
     ) -> Tensor:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
@@ -216,7 +229,9 @@ class _HeadLoss(torch.autograd.Function):
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
-            loss, gradient = _loss_and_gradient(logits, targets[part], smoothing)
+            loss, gradient = _loss_and_gradient(
+                logits, targets[part], smoothing, _part(weights, part)
+            )
             total += loss
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
@@ -242,6 +257,7 @@ class _HeadLoss(torch.autograd.Function):
             None if bias is None else bias.mul_(scale).to(ctx.dtypes[1]),
             None,
             None,
+            None,
         )
 
 
@@ -249,13 +265,17 @@ class _LogitsLoss(torch.autograd.Function):
     """Cross entropy of given logits [T, V]; fp32 exists for one chunk at a time."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
+    ) -> Tensor:
         gradient = torch.empty_like(logits)
         total = logits.new_zeros((), dtype=torch.float32)
         size = _chunk(logits.shape[-1], logits.device)
         for start in range(0, logits.shape[0], size):
             part = slice(start, start + size)
-            loss, grad = _loss_and_gradient(logits[part].float(), targets[part], smoothing)
+            loss, grad = _loss_and_gradient(
+                logits[part].float(), targets[part], smoothing, _part(weights, part)
+            )
             total += loss
             gradient[part] = grad
         ctx.save_for_backward(gradient)
@@ -264,7 +284,7 @@ class _LogitsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grads[0].to(gradient.dtype)), None, None
+        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ class Sft:
         self.smoothing = options.label_smoothing
 
     def weight(self, row: Any) -> float:
-        """Number of target tokens."""
-        return float(len(row.targets))
+        """Number of target tokens, each counted with the weight of its record."""
+        return float(len(row.targets) if row.weights is None else row.weights.sum())
 
     def loss(self, head: Any, caller: Any, row: Any) -> Tensor:
         """Sum of the cross entropy over the row's targets, in nats."""

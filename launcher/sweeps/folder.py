@@ -176,7 +176,7 @@ class SweepDir:
             names = []
         for name in names:
             number = name.removeprefix("trial-")
-            if name.startswith("trial-") and number.isdigit():
+            if name.startswith("trial-") and number.isdecimal():
                 trial = self.trial(int(number))
                 if trial is not None:
                     found.append(trial)

@@ -13,7 +13,7 @@ import torch
 
 from launcher.config.plan import Plan
 from launcher.config.schema import Config
-from launcher.data.cache import TokenCache
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.evals import generation, runner, store
 from launcher.evals.metric import make_metrics, score_all
@@ -37,7 +37,7 @@ class Evaluator:
         config: Config,
         plan: Plan,
         ranks: Ranks,
-        cache: TokenCache,
+        cache: TokenCache | JoinedCache,
         tokenizer: Any,
         head: TargetHead,
         device: torch.device,

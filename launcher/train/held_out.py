@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from launcher.data.cache import TokenCache
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import DataError
 from launcher.evals import slices
 from launcher.rundir import RunDir, read_json
@@ -22,7 +22,7 @@ def held_out(run: RunDir) -> str:
     return str(folder)
 
 
-def groups(cache: TokenCache, records: Iterable[int]) -> slices.Groups:
+def groups(cache: TokenCache | JoinedCache, records: Iterable[int]) -> slices.Groups:
     """Slices by the file that a record is from, and by its length."""
     ids = list(records)
     sources: dict[str, list[int]] = {}

@@ -17,9 +17,9 @@ from launcher.config import plan as plans
 from launcher.config.plan import Plan
 from launcher.config.schema import Config, OnNonFinite
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
-from launcher.data.cache import TokenCache
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Loader, Row
-from launcher.data.packing import PackedOrder
+from launcher.data.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.evals.runner import EvaluationStopped
@@ -85,10 +85,7 @@ def train(
     # Data: prepared already, only mapped here.
     folders = read_json(run.data)
     tokenizer = load_tokenizer(config.model)
-    cache = TokenCache.open(Path(folders["train"]))
-    order = PackedOrder(
-        cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
-    )
+    cache, order = open_data(folders["train"], config)
     plan = plans.make(
         config,
         world_size=ranks.world_size,
@@ -395,7 +392,7 @@ def _diverged(
     what: str,
     rows: list[Row],
     losses: list[torch.Tensor],
-    cache: TokenCache,
+    cache: TokenCache | JoinedCache,
     ranks: Ranks,
 ) -> DivergedError:
     """An error that names step, ranks and records; all ranks call this."""

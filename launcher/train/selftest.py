@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from launcher.data.cache import TokenCache
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.errors import ConfigError
 from launcher.model.head import TargetHead
@@ -20,13 +20,17 @@ _LONGEST = 256
 _TOLERANCE = 0.01
 
 
-def check_isolation(head: TargetHead, engine: Any, cache: TokenCache, device: torch.device) -> None:
+def check_isolation(
+    head: TargetHead, engine: Any, cache: TokenCache | JoinedCache, device: torch.device
+) -> None:
     """Change the first of two packed documents and see that the second one's losses stay.
 
     All ranks call it with the same cache. Raises `ConfigError` for a model whose layers carry state
     across documents (state-space and linear-attention models), which no attention can prevent.
     """
-    chosen = [i for i in range(min(len(cache), 1000)) if 1 < cache.lengths[i] <= _LONGEST][:2]
+    chosen = [i for i in range(min(len(cache), 1000)) if 1 < len(cache.record(i)[0]) <= _LONGEST][
+        :2
+    ]
     if len(chosen) < 2:
         return
     row = make_row(cache, chosen)

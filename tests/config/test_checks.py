@@ -169,7 +169,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "data.validation",
-        "['a', 1] is not a source",
+        "1 is not a source",
         "glob",
         {"data": {"validation": ["a", 1]}},
         {"data": {"validation": "builtin:x"}},

@@ -26,7 +26,7 @@ VERBS = ["train", "config", "status", "data prepare", "data show", "completion"]
         (["train"], "data.max", ["data.max_length="]),
         (["train"], "data.packing=", ["data.packing=true", "data.packing=false"]),
         (["train"], "engine.precision=b", ["engine.precision=bf16"]),
-        (["train"], "data.format=c", ["data.format=chat"]),
+        (["train"], "data.format=ch", ["data.format=chat"]),
         (["train", "engine=zero2"], "peft=l", ["peft=lora"]),
         (["train"], "eng", ["engine=", "engine.zero=", "engine.precision=",
                             "engine.offload_optimizer=", "engine.offload_params=",

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data import cache as token_cache
-from launcher.data.cache import CacheWriter, Counts, Index, TokenCache
+from launcher.data.cache import Counts, Index, TokenCache
+from launcher.data.writing import CacheWriter
 from launcher.errors import StorageError
 
 RECORDS = [([1, 2, 3], [0, 1, 1]), ([4, 5], [0, 1])]
@@ -34,10 +35,12 @@ def test_no_records(tmp_path: Path) -> None:
 def test_types_on_disk(tmp_path: Path) -> None:
     token_cache.write(tmp_path, RECORDS)
     sizes = {file.name: file.stat().st_size for file in tmp_path.glob("*.bin")}
-    assert sizes == {"tokens.bin": 20, "targets.bin": 5, "offsets.bin": 24, "origins.bin": 16}
+    expected = {"tokens": 20, "targets": 5, "offsets": 24, "origins": 16}
+    expected |= {"order": 16, "histogram": 32}
+    assert sizes == {f"{name}.bin": size for name, size in expected.items()}
 
 
-@pytest.mark.parametrize("name", ["tokens", "targets", "offsets", "origins"])
+@pytest.mark.parametrize("name", ["tokens", "targets", "offsets", "origins", "order", "histogram"])
 def test_damage_is_found(tmp_path: Path, name: str) -> None:
     token_cache.write(tmp_path, RECORDS)
     file = tmp_path / f"{name}.bin"
@@ -67,7 +70,11 @@ def test_no_index_no_cache(tmp_path: Path, content: str | None) -> None:
 def test_without_finish_there_is_no_cache(tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path)
     writer.append(
-        np.array([1, 2], np.int32), np.ones(2, np.uint8), np.array([2], np.int32), np.zeros((1, 2))
+        np.array([1, 2], np.int32),
+        np.ones(2, np.uint8),
+        np.array([2], np.int32),
+        np.zeros((1, 2), np.int32),
+        np.ones(1, np.float32),
     )
     writer.close()
     with pytest.raises(StorageError):

@@ -37,6 +37,8 @@ def data(tmp_path: Path) -> Path:
         {"bad_records": "skip"},
         {"limit": 5},
         {"validation_share": 0.1},
+        {"labels": ["no", "yes"]},
+        {"temperature": 2.0},
         {"objective": "text"},
         {"model": {"add_tokens": ["<x>"]}},
         {"model": {"kind": "tiny"}},
@@ -61,12 +63,14 @@ def test_every_data_option_is_accounted_for() -> None:
     from launcher.config.schema import DataConfig
 
     in_key = {"format", "columns", "system", "max_length", "overlong", "bad_records", "limit"}
-    in_key |= {"train", "validation", "validation_share", "revision"}
+    in_key |= {"train", "validation", "validation_share", "revision", "labels", "temperature"}
     assert {f.name for f in fields(DataConfig)} - in_key == {
         "packing",
         "shuffle",
         "workers",
         "cache",
+        "gate",
+        "report",
     }
 
 
@@ -170,7 +174,7 @@ def test_locate(configure: Configure, tmp_path: Path) -> None:
     [
         (None, ConfigError, "no data given"),
         ([], ConfigError, "no data given"),
-        ([3], ConfigError, "3 is not a path"),
+        ([3], ConfigError, "3 is not a source of data"),
         ("missing.jsonl", DataError, "no such file"),
         ("/missing/folder/", DataError, "no such file"),
         ("missing/*.jsonl", DataError, "nothing matches"),

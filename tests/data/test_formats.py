@@ -43,7 +43,8 @@ def test_chat_weight_zero_is_context_only() -> None:
 @pytest.mark.parametrize(
     ("record", "found"),
     [
-        ({}, "'messages' is null"),
+        ({"text": "a"}, "no field 'messages'; the record has: 'text'"),
+        ({"messages": None}, "'messages' is null"),
         ({"messages": "hi"}, "'messages' is text"),
         ({"messages": []}, "an empty list"),
         ({"messages": ["hi"]}, "message 1 is text"),

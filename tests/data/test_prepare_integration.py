@@ -124,6 +124,9 @@ def test_a_killed_worker_is_reported(configure: Configure, large: Path, tmp_path
         _, said = process.communicate()
     assert process.returncode == 4
     assert "data.workers" in said
+    with preparing(tmp_path / "run") as process:  # takes up what the first has left
+        _, said = process.communicate()
+    assert process.returncode == 0, said
     assert not list(Path(config.data.cache).glob(".*.tmp"))
 
 

@@ -1,5 +1,6 @@
 """Reading files: every record with its line, and every kind of damage with its place."""
 
+import contextlib
 import csv
 import json
 import os
@@ -10,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.data import sources
 from launcher.data.formats import BadRecord
-from launcher.data.sources import chunks
+from launcher.data.sources import chunks, limits
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import BuiltinData, HubData
 
@@ -28,9 +28,9 @@ def reasons(path: Path) -> list[tuple[int, str]]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks and limits so small that a few lines cross them."""
-    monkeypatch.setattr(sources, "CHUNK_BYTES", 16)
-    monkeypatch.setattr(sources, "CHUNK_RECORDS", 2)
-    monkeypatch.setattr(sources, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(limits, "CHUNK_BYTES", 16)
+    monkeypatch.setattr(limits, "CHUNK_RECORDS", 2)
+    monkeypatch.setattr(limits, "MAX_RECORD_BYTES", 100)
 
 
 RECORDS = [{"text": "x" * n, "n": n} for n in (1, 50, 3, 0, 20, 7)]
@@ -77,7 +77,8 @@ def test_json_list(tmp_path: Path, small: None) -> None:
         path.write_text(json.dumps(RECORDS, indent=indent))
         assert read(path) == list(enumerate(RECORDS, 1))
     path.write_text(" [ ] ")
-    assert read(path) == []
+    with pytest.raises(DataError, match="there is no record in it"):
+        read(path)
 
 
 def test_json_file_of_lines(tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_any_bytes_give_one_record_or_reason_a_line(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "a.jsonl"
     content = b"\n".join(line.replace(b"\n", b"") for line in lines)
-    if not content:
+    if not content.strip():
         return
     path.write_bytes(content)
     expected = [n for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
@@ -207,7 +208,8 @@ def test_any_bytes_give_one_record_or_reason_a_line(
     for name in ("a.json", "a.csv", "a.txt"):
         other = path.with_name(name)
         other.write_bytes(content)
-        assert all(isinstance(item, dict | BadRecord) for _, item in read(other))
+        with contextlib.suppress(DataError):  # there may be no record in it
+            assert all(isinstance(item, dict | BadRecord) for _, item in read(other))
 
 
 ROWS = st.lists(st.fixed_dictionaries({"a": st.text(), "b": st.text()}), min_size=1, max_size=5)

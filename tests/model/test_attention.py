@@ -73,6 +73,7 @@ def make_row(lengths):
         target_index=index,
         targets=ids[index + 1],
         longest=max(lengths),
+        weights=None,
         lengths=lengths,
     )
 

@@ -41,6 +41,7 @@ def row_of(tokens, learned):
         target_index=index,
         targets=ids[index + 1],
         longest=len(tokens),
+        weights=None,
     )
 
 

@@ -7,20 +7,42 @@ a YAML in `conf/data/`, a test.
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config.variants import FORMATS
-from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Text
+from launcher.data.formats.base import BadRecord, Chat, Example, Labelled, Pair, Preference, Text
+from launcher.data.formats.classification import name_label
+from launcher.errors import ConfigError
 
-__all__ = ["BadRecord", "Chat", "Example", "Format", "Pair", "Text", "detect", "rename"]
+__all__ = [
+    "BadRecord",
+    "Chat",
+    "Example",
+    "Format",
+    "Labelled",
+    "Pair",
+    "Preference",
+    "Text",
+    "Reader",
+    "detect",
+    "load",
+    "rename",
+]
 
 Record = Mapping[str, Any]
 
+#: Beyond this, one record is all that a step learns.
+MAX_WEIGHT = 1e6
+
 
 class Format(Protocol):
-    """What a row of FORMATS names."""
+    """What a row of FORMATS, or the class `Format` of a user's own file, must be."""
 
     def matches(self, record: Record) -> bool:
         """Whether the record's keys are this format's."""
@@ -29,10 +51,93 @@ class Format(Protocol):
         """The record as an example; `BadRecord` if it does not fit."""
 
 
-def detect(records: Iterable[Record], columns: Mapping[str, str]) -> str:
+class Reader:
+    """Reads raw records in one format, columns renamed and classes named; can be pickled."""
+
+    def __init__(
+        self, format_name: str, columns: Mapping[str, str], labels: Sequence[str] = ()
+    ) -> None:
+        self._options = (format_name, dict(columns), list(labels))
+        self._format = load(format_name)
+
+    def __reduce__(self) -> Any:  # the class of a user's own file cannot be imported by name
+        return Reader, self._options
+
+    def read(self, raw: Any) -> tuple[Example, float] | BadRecord:
+        """The example and its weight, or why there is none."""
+        if isinstance(raw, BadRecord):
+            return raw
+        name, columns, labels = self._options
+        try:
+            record = rename(raw, columns)
+            if labels and "label" in record:
+                record = {**record, "label": name_label(record["label"], labels)}
+            return self._format.read(record), _weight(record.get("weight"))
+        except BadRecord as error:
+            return error
+        except Exception as error:
+            if name in FORMATS:
+                found = f"the record cannot be read as {name} ({type(error).__name__}: {error})"
+                return BadRecord(found, hint="remove it, or set data.bad_records=skip")
+            found = f"{name} fails on the record: {type(error).__name__}: {error}"
+            return BadRecord(found, hint="mend the file, or raise its BadRecord for bad records")
+
+
+def load(name: str) -> Format:
+    """The format of a row of FORMATS, or of the user's own file if `name` ends in .py.
+
+    Raises `ConfigError` for a name that is not known and a file that is none.
+    """
+    if not name.endswith(".py"):
+        known: Format = FORMATS.load(name)()
+        return known
+    path = Path(name).expanduser()
+    spec = importlib.util.spec_from_file_location(f"launcher_format_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look up the module of their class
+    try:
+        spec.loader.exec_module(module)
+        own: Format = module.Format()
+    except Exception as error:
+        raise ConfigError(
+            f"{path} is no format: {type(error).__name__}: {error}",
+            where="data.format",
+            hint="give a Python file with a class Format that has the method read(record)",
+        ) from error
+    if not callable(getattr(own, "read", None)):
+        raise ConfigError(
+            f"the class Format in {path} has no method read",
+            where="data.format",
+            hint="write `def read(self, record)`, which returns a Chat, Pair or Text",
+        )
+    return own
+
+
+def _weight(raw: Any) -> float:
+    """Weight of a record: 1 unless said."""
+    if raw is None:
+        return 1.0
+    try:
+        weight = math.nan if isinstance(raw, bool) else float(raw)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise BadRecord(
+            f"the record has weight {raw!r}",
+            hint="a weight is a number from 0 to 1e6; if the field means something else, rename it",
+        )
+    return weight
+
+
+def detect(
+    records: Iterable[Record], columns: Mapping[str, str], *, learns_all: bool = False
+) -> str:
     """Name of the format that most of `records` have.
 
-    Raises `BadRecord`, saying what the first record looks like, when none has a known one.
+    Where every token is learned (`learns_all`), a label beside a text is no answer to it. Raises
+    `BadRecord`, saying what the first record looks like, when none has a known one.
     """
     formats = {name: FORMATS.load(name)() for name in FORMATS}
     votes: Counter[str] = Counter()
@@ -46,11 +151,12 @@ def detect(records: Iterable[Record], columns: Mapping[str, str]) -> str:
         found = (name for name, known in formats.items() if known.matches(renamed))
         votes.update([name] if (name := next(found, None)) else [])
     if votes:
-        return votes.most_common(1)[0][0]
+        name = votes.most_common(1)[0][0]
+        return "text" if name == "classification" and learns_all else name
     keys = ", ".join(map(repr, first or {})) or "nothing"
     raise BadRecord(
         f"no known format has the fields of this record: {keys}",
-        hint="name the format with data=chat, prompt, alpaca or text, and map columns, "
+        hint=f"name the format with data={'|'.join(FORMATS)}, and map columns, "
         "e.g. 'data.columns={prompt: question, completion: answer}'",
     )
 

@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+#: Characters that are said about one bad record.
+MAX_FOUND = 400
+
 
 class BadRecord(Exception):
     """A record that cannot be trained on; the caller knows its file and line."""
 
     def __init__(self, found: str, hint: str = "") -> None:
+        # What was found may hold a value of the record, of any size.
+        found = found if len(found) <= MAX_FOUND else f"{found[:MAX_FOUND]} ..."
         super().__init__(found, hint)
         self.found = found
         self.hint = hint
@@ -41,7 +46,23 @@ class Text:
     text: str
 
 
-Example = Chat | Pair | Text
+@dataclass(frozen=True, slots=True)
+class Labelled(Pair):
+    """A text as the prompt, and the name of its class as the completion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to one conversation, of which the first is the better. Messages throughout."""
+
+    prompt: list[dict[str, Any]]
+    """What both answers follow; empty where the answers are whole texts."""
+    chosen: list[dict[str, Any]]
+    rejected: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+
+
+Example = Chat | Pair | Text | Preference
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,302 @@
+"""From numbers to verdicts: each rule counts, compares with its limits and names records."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.curate import labels, profiles
+from launcher.curate.conflicts import find as find_conflicts
+from launcher.curate.diversity import effective
+from launcher.curate.duplicates import Indices, exact, near
+from launcher.curate.inputs import TRAIN, VALIDATION
+from launcher.curate.languages import Languages
+from launcher.curate.leaks import Leaks
+from launcher.curate.leaks import find as find_leaks
+from launcher.curate.marks import BITS
+from launcher.curate.scan import Scan
+from launcher.curate.texts import plural
+from launcher.data.sources import source_name
+
+#: An answer of fewer characters is tiny, where the usual one is this many times longer.
+TINY, TINY_FACTOR = 3, 10
+#: Bytes that a token stands for at most, on average: what is longer is too long for any tokenizer.
+TOKEN_BYTES = 8
+
+
+@dataclass(slots=True)
+class Result:
+    """What a rule found. `rows` are training records to show, `places` what is no record."""
+
+    count: int
+    total: int
+    found: str
+    rows: list[tuple[int, str]] = field(default_factory=list)
+    """Row and why, or "" where the mark of the record says it."""
+    places: list[tuple[str, str, str]] = field(default_factory=list)
+    """file:line, text and why."""
+    share: float | None = None
+    """Where it is not count / total."""
+    skipped: bool = False
+
+
+@dataclass(slots=True)
+class Facts:
+    """What several rules and the page need."""
+
+    scan: Scan
+    exact: list[Indices]
+    near: list[Indices]
+    conflicts: list[Indices]
+    leaks: Leaks
+    suspects: list[labels.Suspect]
+    languages: Languages
+
+    @classmethod
+    def of(cls, scan: Scan, languages: Languages) -> Facts:
+        """Look for what takes more than one record to see."""
+        train = scan.train
+
+        def texts(rows: Indices) -> Iterator[str]:
+            return (item.text for _, item in scan.stream(rows.tolist()))
+
+        return cls(
+            scan=scan,
+            exact=exact(train.whole),
+            near=near(train.signatures, scan.config.data.report.near_duplicate, texts),
+            conflicts=find_conflicts(train.question, train.reply),
+            leaks=find_leaks(scan),
+            suspects=labels.suspects(scan),
+            languages=languages,
+        )
+
+
+def evaluate(facts: Facts) -> dict[str, Result]:
+    """The result of every rule, those of the profile last."""
+    found = {name: rule(facts) for name, rule in _RULES.items()}
+    for name in BITS:
+        found[name] = _marked(facts, name)
+    if facts.scan.profile:
+        found |= _profile(facts.scan)
+    return found
+
+
+def near_only(facts: Facts) -> Iterator[tuple[Indices, Indices]]:
+    """Clusters of near-duplicates that are more than copies, and in each the records that differ
+    from all before them."""
+    for cluster in facts.near:
+        _, first = np.unique(facts.scan.train.whole[cluster], axis=0, return_index=True)
+        if len(first) > 1:
+            yield cluster, cluster[np.sort(first)[1:]]
+
+
+def _broken(facts: Facts) -> Result:
+    scan, held = facts.scan, facts.scan.held.table
+    # A held-out record of the training data is judged with the others there.
+    beside = [entry for entry in held.bad if scan.inputs[entry.file].split == VALIDATION]
+    bad = [*scan.train.bad, *beside]
+    found = plural(len(bad), "record") + " cannot be used"
+    reasons = Counter(re.split("[:(;]| at ", entry.found)[0].strip() for entry in bad).most_common(
+        1
+    )
+    places = [
+        (f"{scan.inputs[entry.file].name}:{entry.line}", entry.hint, entry.found) for entry in bad
+    ]
+    found += f", mostly: {reasons[0][0]}" if bad else ""
+    return Result(len(bad), scan.train.read + len(beside), found, places=places)
+
+
+def _marked(facts: Facts, name: str) -> Result:
+    train = facts.scan.train
+    rows = np.flatnonzero(train["flags"] & BITS[name])
+    return Result(len(rows), len(train), plural(len(rows), "record"), [(int(i), "") for i in rows])
+
+
+def _tiny(facts: Facts) -> Result:
+    train = facts.scan.train
+    sizes, empty = train["answer"], train["flags"] & BITS["empty_answers"] > 0
+    usual = float(np.median(sizes)) if len(sizes) else 0.0
+    tiny = (sizes < TINY) & ~empty if usual >= TINY * TINY_FACTOR else np.zeros(len(sizes), bool)
+    rows = [(int(i), f"{sizes[i]} characters; half have over {usual:,.0f}") for i in _where(tiny)]
+    return Result(
+        len(rows), len(train), plural(len(rows), "answer") + " of 1 or 2 characters", rows
+    )
+
+
+def _overlong(facts: Facts) -> Result:
+    train, most = facts.scan.train, facts.scan.config.data.max_length
+    if facts.scan.tokenizer is None:
+        least = TOKEN_BYTES * most
+        over = _where(train["bytes"] > least)
+        rows = [(i, f"{train['bytes'][i]:,} bytes") for i in over]
+        found = f"{plural(len(rows), 'record')} over {least:,} bytes, too many for {most:,} tokens"
+        return Result(len(rows), len(train), found, rows)
+    over = _where(train["tokens"] > most)
+    lost = int((train["tokens"][over].astype(np.int64) - most).sum())
+    rows = [(i, f"{train['tokens'][i]:,} tokens") for i in over]
+    found = f"{plural(len(rows), 'record')} over {most:,} tokens, {lost:,} tokens beyond it"
+    return Result(len(rows), len(train), found, rows)
+
+
+def _exact(facts: Facts) -> Result:
+    scan = facts.scan
+    rows = [
+        (int(i), f"the same as {scan.where(scan.train, cluster[0])}")
+        for cluster in facts.exact
+        for i in cluster[1:]
+    ]
+    return Result(len(rows), len(scan.train), plural(len(rows), "record") + " said before", rows)
+
+
+def _near(facts: Facts) -> Result:
+    scan = facts.scan
+    rows = [
+        (int(i), f"nearly the same as {scan.where(scan.train, cluster[0])}")
+        for cluster, later in near_only(facts)
+        for i in later
+    ]
+    found = plural(len(rows), "record") + " much like an earlier one"
+    return Result(len(rows), len(scan.train), found, sorted(rows))
+
+
+def _conflicts(facts: Facts) -> Result:
+    scan = facts.scan
+    rows = [
+        (int(i), f"the same question as {scan.where(scan.train, group[0])}, another answer")
+        for group in facts.conflicts
+        for i in group[scan.train.reply[group] != scan.train.reply[group[0]]]
+    ]
+    count = sum(map(len, facts.conflicts))
+    asked = plural(len(facts.conflicts), "question")
+    found = f"{asked} with several answers" + f", in {plural(count, 'record')}" * bool(count)
+    return Result(count, len(scan.train), found, rows)
+
+
+def _leakage(facts: Facts) -> Result:
+    scan, leaks = facts.scan, facts.leaks
+    held = scan.held.table
+    if not len(held):
+        found = "nothing is held out: data.validation, data.report.benchmarks"
+        return Result(0, 0, found, skipped=True)
+    leaked = np.unique(leaks.evaluation)
+    rows: dict[int, str] = {}
+    for row, other in zip(leaks.train.tolist(), leaks.evaluation.tolist(), strict=True):
+        rows.setdefault(row, f"is in the evaluation data: {scan.where(held, other)}")
+    found = f"{len(leaked):,} of {plural(len(held), 'evaluation record')} in training"
+    unread = sum(scan.inputs[entry.file].split != TRAIN for entry in held.bad)
+    found += f"; {unread:,} more could not be read" * bool(unread)
+    return Result(len(leaked), len(held), found, sorted(rows.items()))
+
+
+def _label_noise(facts: Facts) -> Result:
+    train = facts.scan.train
+    labelled = int((train.labels >= 0).sum())
+    if not labelled:
+        return Result(0, 0, "there are no labels", skipped=True)
+    rows = [(suspect.row, f"looks like {suspect.likely!r}") for suspect in facts.suspects]
+    return Result(len(rows), labelled, plural(len(rows), "label") + " that others contradict", rows)
+
+
+def _language_mix(facts: Facts) -> Result:
+    languages = facts.languages
+    if not languages.sampled:
+        return Result(0, 0, "no record is long enough to tell", skipped=True)
+    names = ", ".join(f"{name} {count:,}" for name, count in languages.counts.most_common(5))
+    rows = [(row, f"is in {name}") for row, name in languages.odd]
+    return Result(len(rows), languages.sampled, f"of {languages.sampled:,} sampled: {names}", rows)
+
+
+def _class_balance(facts: Facts) -> Result:
+    train = facts.scan.train
+    sizes = np.bincount(train.labels[train.labels >= 0], minlength=len(train.label_names))
+    if len(sizes) < 2:
+        return Result(0, 0, "there are no labels", skipped=True)
+    even = effective(sizes.tolist())
+    small, large = int(sizes.argmin()), int(sizes.argmax())
+    names = train.label_names
+    found = f"{len(sizes):,} classes, as even as {even:.1f}: "
+    if sizes[small] == sizes[large]:
+        found += f"each has {plural(int(sizes[small]), 'record')}"
+    else:
+        found += f"{names[small]!r} has {plural(int(sizes[small]), 'record')}, "
+        found += f"{names[large]!r} has {sizes[large]:,}"
+    rows = [(int(i), "of the smallest class") for i in _where(train.labels == small)]
+    return Result(
+        int(sizes.sum()), int(sizes.sum()), found, rows, share=max(0.0, 1 - even / len(sizes))
+    )
+
+
+def _source_balance(facts: Facts) -> Result:
+    sizes = sources(facts.scan)
+    if len(sizes) < 2:
+        return Result(0, 0, "there is one source", skipped=True)
+    name, largest = sizes.most_common(1)[0]
+    found = f"{name} is {largest / sizes.total():.0%} of {plural(sizes.total(), 'record')}"
+    return Result(largest, sizes.total(), found)
+
+
+def sources(scan: Scan) -> Counter[str]:
+    """Records of each source that the config names."""
+    files = np.bincount(scan.train["file"], minlength=len(scan.inputs))
+    counts: Counter[str] = Counter()
+    for entry in scan.inputs:
+        if entry.split == TRAIN:
+            counts[entry.group] += int(files[entry.file])
+    return counts
+
+
+def _profile(scan: Scan) -> dict[str, Result]:
+    train = scan.train
+    found: dict[str, Result] = {}
+    for name in profiles.FIXES[scan.profile or ""]:
+        hits = [breach for breach in train.breaches if breach[2] == name]
+        records = len({breach[:2] for breach in hits})
+        places = [(f"{scan.inputs[file].name}:{line}", "", why) for file, line, _, why in hits]
+        found[name] = Result(records, train.read, plural(records, "record"), places=places)
+    found["openai_file"] = _openai_file(scan)
+    return found
+
+
+def _openai_file(scan: Scan) -> Result:
+    places = []
+    counts = Counter(scan.train["file"].tolist()) + Counter(b.file for b in scan.train.bad)
+    files = [entry for entry in scan.inputs if entry.split == TRAIN]
+    for entry in files:
+        name = source_name(entry.source)
+        if counts[entry.file] < profiles.MIN_EXAMPLES:
+            why = f"{plural(counts[entry.file], 'example')}; {profiles.MIN_EXAMPLES} are needed"
+            places.append((name, "", why))
+        if isinstance(entry.source, Path):
+            if entry.source.suffix.lower() != ".jsonl":
+                places.append((name, "", "no .jsonl file"))
+            if entry.source.stat().st_size > profiles.MAX_FILE_BYTES:
+                places.append((name, "", "too large a file"))
+    return Result(
+        len(places), len(files), plural(len(places), "fault") + " of the files", places=places
+    )
+
+
+def _where(condition: Any) -> Sequence[int]:
+    rows: list[int] = np.flatnonzero(condition).tolist()
+    return rows
+
+
+_RULES: dict[str, Callable[[Facts], Result]] = {
+    "broken": _broken,
+    "tiny_answers": _tiny,
+    "overlong": _overlong,
+    "exact_duplicates": _exact,
+    "near_duplicates": _near,
+    "conflicts": _conflicts,
+    "label_noise": _label_noise,
+    "leakage": _leakage,
+    "language_mix": _language_mix,
+    "class_balance": _class_balance,
+    "source_balance": _source_balance,
+}

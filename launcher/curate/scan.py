@@ -1,0 +1,261 @@
+"""One parallel reading of all data, into columns of numbers; texts are fetched again when shown."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Container, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher import runtime
+from launcher.config.schema import Config
+from launcher.curate.inputs import TRAIN, VALIDATION, Input, Reading, Task, inputs, tasks
+from launcher.curate.item import Item
+from launcher.curate.leakage import Grams
+from launcher.curate.sketch import Sketcher
+from launcher.curate.worker import COLUMNS, Array, Bad, Batch, Options, Scanner, item_of
+from launcher.data.pool import work
+from launcher.data.sources.chunk import Chunk, Parsed, parse_line
+
+#: Seconds between lines of progress.
+PROGRESS_S = 5.0
+_PLACE = ("file", "chunk", "line")
+
+
+@dataclass(slots=True)
+class Table:
+    """The records of one side, one row each, in the order of the files."""
+
+    columns: dict[str, Array]
+    whole: NDArray[np.uint64]
+    question: NDArray[np.uint64]
+    reply: NDArray[np.uint64]
+    signatures: NDArray[np.uint32]
+    label_names: list[str]
+    labels: NDArray[np.int32]
+    """Index into `label_names`, -1 without a label."""
+    bad: list[Bad]
+    roles: Counter[str]
+    num_bytes: int
+    breaches: list[tuple[int, int, str, str]] = field(default_factory=list)
+    """(file, line, rule, why) of the profile."""
+    hits: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    formats: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    @property
+    def read(self) -> int:
+        """Records read, those that cannot be used included."""
+        return len(self) + len(self.bad)
+
+    def __getitem__(self, name: str) -> Array:
+        return self.columns[name]
+
+
+@dataclass(slots=True)
+class Held:
+    """Evaluation records: held out of the training data, a validation split, or benchmarks."""
+
+    table: Table
+    grams: Grams
+    owners: NDArray[np.int32]
+    """Evaluation record of each text in `grams`."""
+
+
+@dataclass(slots=True)
+class Scan:
+    """All that a report is made from."""
+
+    config: Config
+    inputs: list[Input]
+    train: Table
+    held: Held
+    tokenizer: str | None
+    profile: str | None
+    share: float
+    """Share of the training data that is held out."""
+
+    def where(self, table: Table, row: int) -> str:
+        """file:line of a record."""
+        return f"{self.inputs[table['file'][row]].name}:{table['line'][row]}"
+
+    def fetch(self, rows: Iterable[int], table: Table | None = None) -> dict[int, Item]:
+        """Items of rows of a table (default: training), read again."""
+        return dict(self.stream(rows, table))
+
+    def stream(self, rows: Iterable[int], table: Table | None = None) -> Iterator[tuple[int, Item]]:
+        """Rows and their items one by one, in the order of the table: all of them may be many."""
+        table = table or self.train
+        wanted = sorted(set(map(int, rows)))
+        places: dict[tuple[int, int], dict[int, int]] = {}
+        for row in wanted:
+            file, chunk, line = (int(table[name][row]) for name in _PLACE)
+            places.setdefault((file, chunk), {})[line] = row
+        chosen = order(self.inputs, self.share, train=table is self.train)
+        reading = Reading(self.config.data.labels)
+        for task in tasks(chosen, numbers=places.keys()) if places else ():
+            lines = places[task.input.file, task.number]
+            for line, raw in _chosen(task.chunk, lines):
+                yield lines[line], read_again(reading, task, line, raw)
+
+
+def _chosen(chunk: Chunk, lines: Container[int]) -> Iterator[Parsed]:
+    """The records of a chunk that are on these lines; others are not even parsed."""
+    if not chunk.lines:
+        yield from (parsed for parsed in chunk.parse() if parsed[0] in lines)
+        return
+    for number, line in enumerate(chunk.lines.split(b"\n"), chunk.first_line):
+        if number in lines:
+            yield number, parse_line(line)
+
+
+def read_again(reading: Reading, task: Task, line: int, raw: Any) -> Item:
+    """The item of a raw record that was usable when it was scanned."""
+    return item_of(task, line, raw, reading.example(task, raw))
+
+
+def scan(config: Config, tokenizer: Any = None, profile: str | None = None) -> Scan:
+    """Read everything. Raises `DataError` for data that is not there or cannot be read at all."""
+    runtime.single_threaded_tokenizers()
+    found = inputs(config)
+    data = config.data
+    # A service is given the whole file: its rules are for all records.
+    share = data.validation_share if data.validation is None and not profile else 0.0
+    options = Options(tuple(data.labels), Sketcher(), share, config.seed, held_out=True)
+    held = _held(config, found, options)
+    learns_all = config.objective.learns_every_token
+    options = replace(options, held_out=False, profile=profile, all_targets=learns_all)
+    scanner = Scanner(options, tokenizer, data.system, held.grams)
+    train = _table(config, scanner, order(found, share, train=True), "train")
+    name = str(tokenizer.name_or_path) if tokenizer else None
+    return Scan(config, found, train, held, name, profile, share)
+
+
+def order(found: Sequence[Input], share: float, *, train: bool) -> list[Input]:
+    """Inputs that a reading of one side goes through, in its order."""
+    if train:
+        return [entry for entry in found if entry.split == TRAIN]
+    held_out = [entry for entry in found if share and entry.split == TRAIN]
+    return [*held_out, *(entry for entry in found if entry.split != TRAIN)]
+
+
+def _held(config: Config, found: list[Input], options: Options) -> Held:
+    scanner = Scanner(options, None, None, None)
+    pieces: list[str] = []
+    owners: list[int] = []
+    count = 0
+
+    def keep(batch: Batch) -> None:
+        nonlocal count
+        for number, texts in enumerate(batch.pieces, count):
+            pieces.extend(texts)
+            owners.extend([number] * len(texts))
+        count += len(batch.pieces)
+
+    table = _table(config, scanner, order(found, options.share, train=False), VALIDATION, keep)
+    grams = Grams.build(pieces, n=config.data.report.leak_ngram)
+    return Held(table, grams, np.array(owners, np.int32))
+
+
+def _table(
+    config: Config, scanner: Scanner, chosen: Sequence[Input], what: str, keep: Any = None
+) -> Table:
+    full: set[str] = set()
+    limits = _Limits(full)
+    batches: list[Batch] = []
+    offset, hit_rows, hit_grams = 0, list[Array](), list[Array]()
+    breaches: list[tuple[int, int, str, str]] = []
+    names: dict[str, int] = {}
+    labels: list[int] = []
+    formats: dict[int, str] = {}
+    num_bytes, said = 0, time.monotonic()
+    processes = config.data.workers or runtime.cpu_count()
+    results = work(cast(Any, scanner), cast(Any, tasks(chosen, full)), processes)
+    with closing(results):
+        for task, batch in cast(Iterator[tuple[Task, Batch]], results):
+            if task.input.quota in full:
+                continue
+            batch = limits.cut(task, batch)
+            num_bytes += task.chunk.num_bytes
+            formats[task.input.file] = task.format or "other"
+            if keep:
+                keep(batch)
+            for label in batch.labels:
+                labels.append(-1 if label is None else names.setdefault(label, len(names)))
+            hit_rows.append(batch.hits[0] + offset)
+            hit_grams.append(batch.hits[1])
+            breaches += [(task.input.file, line, rule, why) for line, rule, why in batch.breaches]
+            batch.labels, batch.pieces, batch.breaches = [], [], []
+            offset += len(batch.whole)
+            batches.append(batch)
+            if time.monotonic() - said > PROGRESS_S:
+                said = time.monotonic()
+                print(f"report: {what}: {offset:,} records", file=sys.stderr, flush=True)
+    return Table(
+        columns={
+            name: _joined([batch.columns[name] for batch in batches], (0,), kind)
+            for name, kind in COLUMNS.items()
+        },
+        whole=_joined([batch.whole for batch in batches], (0, 2), np.uint64),
+        question=_joined([batch.question for batch in batches], (0,), np.uint64),
+        reply=_joined([batch.reply for batch in batches], (0,), np.uint64),
+        signatures=_joined([batch.signatures for batch in batches], (0, 128), np.uint32),
+        label_names=list(names),
+        labels=np.array(labels, np.int32),
+        bad=[bad for batch in batches for bad in batch.bad],
+        roles=sum((batch.roles for batch in batches), Counter()),
+        num_bytes=num_bytes,
+        breaches=breaches,
+        hits=(_joined(hit_rows, (0,), np.int64), _joined(hit_grams, (0,), np.int64)),
+        formats=formats,
+    )
+
+
+class _Limits:
+    """`data.limit`: the first records of a source of a mixture, otherwise of the whole split."""
+
+    def __init__(self, full: set[str]) -> None:
+        self._full = full
+        self._read: Counter[str] = Counter()
+
+    def cut(self, task: Task, batch: Batch) -> Batch:
+        """The batch within the limit; when it is reached, the quota joins the full ones."""
+        limit = task.input.item.limit
+        if limit is None:
+            return batch
+        key = task.input.quota
+        mine = batch.columns["line"][batch.columns["aside"] == 0]
+        lines = sorted([*mine.tolist(), *(bad.line for bad in batch.bad)])
+        left = limit - self._read[key]
+        self._read[key] += len(lines)
+        if len(lines) < left:
+            return batch
+        self._full.add(key)
+        last = lines[left - 1] if left > 0 else -1
+        kept = batch.columns["line"] <= last
+        rows = int(kept.sum())
+        return Batch(
+            columns={name: column[:rows] for name, column in batch.columns.items()},
+            whole=batch.whole[:rows],
+            question=batch.question[:rows],
+            reply=batch.reply[:rows],
+            signatures=batch.signatures[:rows],
+            labels=batch.labels[:rows],
+            roles=batch.roles,
+            bad=[bad for bad in batch.bad if bad.line <= last],
+            hits=tuple(part[batch.hits[0] < rows] for part in batch.hits),  # type: ignore[arg-type]
+            breaches=[breach for breach in batch.breaches if breach[0] <= last],
+            pieces=batch.pieces[:rows],
+        )
+
+
+def _joined(parts: list[Array], shape: tuple[int, ...], kind: Any) -> Array:
+    return np.concatenate(parts) if parts else np.zeros(shape, kind)

@@ -1,0 +1,241 @@
+"""What a worker process makes of a chunk: numbers of fixed size for each record, no texts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.curate import profiles
+from launcher.curate.inputs import TRAIN, Reading, Task
+from launcher.curate.item import Item, identity, loose, make
+from launcher.curate.leakage import Grams
+from launcher.curate.marks import flags
+from launcher.curate.sketch import Sketcher
+from launcher.data.encoding import Encoder
+from launcher.data.formats.base import BadRecord, Chat, Example, Preference
+from launcher.data.worker import unit_hash
+
+#: Words that a question needs, and an answer or a whole text, to be looked for by its sequences.
+MIN_QUESTION, MIN_TEXT = 5, 13
+
+Array = NDArray[Any]
+#: name -> type of the columns with one number a record; `aside` is 1 for training records that
+#: are held out, which the rules judge as well but which leak nothing.
+COLUMNS: dict[str, Any] = {
+    "file": np.int32,
+    "line": np.int32,
+    "chunk": np.int32,
+    "bytes": np.int64,
+    "chars": np.int32,
+    "words": np.int32,
+    "answer": np.int32,
+    "turns": np.int32,
+    "tokens": np.int32,
+    "targets": np.int32,
+    "flags": np.uint32,
+    "aside": np.uint8,
+}
+
+
+@dataclass(slots=True)
+class Bad:
+    """A record that cannot be read."""
+
+    file: int
+    line: int
+    chunk: int
+    found: str
+    hint: str
+
+
+@dataclass(slots=True)
+class Batch:
+    """Columns of the usable records of a chunk, and what is counted rather than kept."""
+
+    columns: dict[str, Array]
+    whole: NDArray[np.uint64]
+    """Hash of each record, [records, 2]."""
+    question: NDArray[np.uint64]
+    reply: NDArray[np.uint64]
+    signatures: NDArray[np.uint32]
+    labels: list[str | None]
+    roles: Counter[str]
+    bad: list[Bad]
+    hits: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
+    """(record of the batch, gram) of everything that is in the evaluation data too."""
+    breaches: list[tuple[int, str, str]] = field(default_factory=list)
+    """(line, rule, why) of the profile."""
+    pieces: list[list[str]] = field(default_factory=list)
+    """Of evaluation records, the texts that are looked for in training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a worker looks at. `share` > 0 holds that share of the training records out."""
+
+    labels: tuple[str, ...]
+    sketcher: Sketcher
+    share: float = 0.0
+    seed: int = 0
+    held_out: bool = False
+    """Read the evaluation side (texts for leakage) instead of the training side (everything)."""
+    profile: str | None = None
+    all_targets: bool = False
+    """Whether the objective learns every token."""
+
+
+class Scanner:
+    """Calls with a `Task` give its `Batch`."""
+
+    def __init__(self, options: Options, tokenizer: Any, system: str | None, grams: Grams | None):
+        self._options = options
+        self._reading = Reading(options.labels)
+        self._encoder = None
+        if tokenizer:
+            all_targets = options.all_targets
+            self._encoder = Encoder(tokenizer, system=system, all_targets=all_targets)
+        self._grams = grams
+
+    def __call__(self, task: Task) -> Batch:
+        """All records of the chunk that are on this side of the split."""
+        options = self._options
+        items: list[Item] = []
+        examples: list[Example] = []
+        sizes: list[int] = []
+        aside: list[bool] = []
+        bad: list[Bad] = []
+        breaches: list[tuple[int, str, str]] = []
+        check = profiles.PROFILES[options.profile] if options.profile else None
+        for line, raw in task.chunk.parse():
+            is_held = self._is_held(task, raw)
+            if options.held_out and not is_held:
+                continue
+            if check:
+                breaches += [(line, rule, why) for rule, why in check(raw)]
+            example = self._reading.example(task, raw)
+            if isinstance(example, BadRecord):
+                bad.append(self._bad(task, line, example))
+                continue
+            item = item_of(task, line, raw, example)
+            sizes.append(len(item.everything.encode("utf-8", "surrogatepass")))
+            items.append(item)
+            examples.append(example)
+            aside.append(is_held and not options.held_out)
+        lengths, refused = self._lengths(examples)
+        for number in sorted(refused, reverse=True):
+            bad.append(self._bad(task, items[number].line, refused[number]))
+            for column in (items, sizes, lengths, aside):
+                del column[number]
+        return self._batch(task, items, sizes, lengths, aside, bad, breaches)
+
+    def _is_held(self, task: Task, raw: Any) -> bool:
+        """Whether a record is one of the evaluation side."""
+        if task.input.split != TRAIN:
+            return True
+        options = self._options
+        if not options.share or isinstance(raw, BadRecord):
+            return False
+        return unit_hash(raw, options.seed) < options.share
+
+    def _bad(self, task: Task, line: int, reason: BadRecord) -> Bad:
+        return Bad(task.input.file, line, task.number, reason.found, reason.hint)
+
+    def _lengths(
+        self, examples: Sequence[Example]
+    ) -> tuple[list[tuple[int, int]], dict[int, BadRecord]]:
+        """(tokens, targets) of each example, and those that have none."""
+        if self._encoder is None or self._options.held_out:
+            return [(-1, -1)] * len(examples), {}
+        pieces = self._encoder.encode([_learned(example) for example in examples])
+        refused = {i: piece for i, piece in enumerate(pieces) if isinstance(piece, BadRecord)}
+        return [
+            (0, 0) if isinstance(piece, BadRecord) else (len(piece[0]), int(piece[1].sum()))
+            for piece in pieces
+        ], refused
+
+    def _batch(
+        self,
+        task: Task,
+        items: list[Item],
+        sizes: list[int],
+        lengths: list[tuple[int, int]],
+        aside: list[bool],
+        bad: list[Bad],
+        breaches: list[tuple[int, str, str]],
+    ) -> Batch:
+        train = not self._options.held_out
+        rows = [
+            (
+                *(item.file, item.line, task.number, size),
+                *(len(item.everything), len(item.text.split()), len(item.answer)),
+                *(len(item.roles), *length),
+                flags(item) if train else 0,
+                out,
+            )
+            for item, size, length, out in zip(items, sizes, lengths, aside, strict=True)
+        ]
+        table = np.array(rows, np.int64).reshape(-1, len(COLUMNS))
+        columns = {name: table[:, i].astype(kind) for i, (name, kind) in enumerate(COLUMNS.items())}
+        hashes = [identity(item) for item in items]
+        batch = Batch(
+            columns=columns,
+            whole=_hashes([whole for whole, _, _ in hashes]).reshape(-1, 2),
+            question=_hashes([question for _, question, _ in hashes]),
+            reply=_hashes([reply for _, _, reply in hashes]),
+            signatures=self._options.sketcher([item.text for item in items]),
+            labels=[item.label for item in items],
+            roles=Counter(role for item in items for role in item.roles),
+            bad=sorted(bad, key=lambda found: found.line),
+            breaches=breaches,
+        )
+        if not train:
+            batch.pieces = [evaluated(item) for item in items]
+        elif self._grams is not None and len(self._grams):
+            batch.hits = self._find(items)
+        return batch
+
+    def _find(self, items: Sequence[Item]) -> tuple[Array, Array]:
+        assert self._grams is not None
+        owners: list[int] = []
+        texts: list[str] = []
+        for number, item in enumerate(items):
+            parts = [part for part in (item.prompt, item.answer, item.rejected) if part]
+            texts += parts
+            owners += [number] * len(parts)
+        rows, grams = self._grams.find(texts)
+        return np.array(owners, np.int64)[rows], np.asarray(grams, np.int64)
+
+
+def item_of(task: Task, line: int, raw: Any, example: Example | None) -> Item:
+    """The item of a usable record; `example` None: of all its texts."""
+    file, source = task.input.file, task.input.group
+    if example is None:
+        return loose(raw, file=file, line=line, source=source)
+    return make(example, file=file, line=line, source=source)
+
+
+def evaluated(item: Item) -> list[str]:
+    """The texts of an evaluation record that are looked for: its question, or what it has
+    instead."""
+    if len(item.prompt.split()) >= MIN_QUESTION:
+        return [item.prompt]
+    if item.prompt and len(item.answer.split()) < MIN_TEXT:
+        return []
+    parts = [part for part in item.answer.split("\n") if len(part.split()) >= MIN_TEXT]
+    return [item.answer] if item.roles or len(parts) < 2 else [item.answer, *parts]
+
+
+def _learned(example: Example) -> Example:
+    """What can be tokenised: of a preference the conversation with the chosen answer."""
+    if isinstance(example, Preference):
+        return Chat([*example.prompt, *example.chosen], example.tools)
+    return example
+
+
+def _hashes(digests: list[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)

@@ -1,0 +1,256 @@
+"""Names of prepared folders, and whether they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import bases, rundir, runtime
+from launcher.config import items
+from launcher.config.items import Item
+from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.errors import ConfigError, DataError
+from launcher.fingerprint.hashes import Hashes
+from launcher.fingerprint.located import (
+    BuiltinData,
+    RemoteData,
+    RemoteFile,
+    Source,
+    cache_root,
+    find,
+)
+from launcher.rundir import RunDir, read_json, write_json
+
+#: Raise it when `launcher.data` makes other tokens or targets from the same input.
+CODE_VERSION = 3
+#: Raise it when the files of a prepared folder change their layout.
+LAYOUT_VERSION = 2
+
+_TOKENIZER_FILES = (
+    "tokenizer*",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Sources that are prepared together: all of a split, or one source of a mixture."""
+
+    split: str
+    item: Item
+    sources: tuple[Source, ...]
+    keys: dict[str, str]
+    """Split -> name of the folder; two of them if a share of the records is held out."""
+    share: float
+    """Share of records held out."""
+
+
+def is_prepared(run: RunDir, config: Config) -> bool:
+    """Whether data.json of the run names complete caches; writes it if they exist already.
+
+    A resumed run keeps the caches it began with, also when the source files have changed since.
+    Raises `DataError` when the source files are missing, or as `require_same_data` does.
+    """
+    named = read_json(run.data)
+    if isinstance(named, dict) and all(_is_there(Path(f)) for f in _folders(named).values()):
+        return True
+    require_same_data(run, config)
+    if config.data.gate:  # what it asks of the data is looked at by the preparation
+        return False
+    found = lookup(config)
+    if found is None:
+        return False
+    write_json(run.data, found)
+    return True
+
+
+def require_same_data(run: RunDir, config: Config) -> None:
+    """`DataError` if the run began with other data than its sources would give now."""
+    named = read_json(run.data)
+    if not isinstance(named, dict):
+        return
+    if any(isinstance(source, RemoteData) for part in parts(config) for source in part.sources):
+        return  # nothing is known of them before they are fetched again
+    now = data_keys(config)
+    if any(Path(folder).name != now.get(split) for split, folder in _folders(named).items()):
+        raise DataError(
+            "the prepared data of this run is gone, and its sources have changed since",
+            where=str(run.data),
+            hint="restore the data files, or start a new run",
+        )
+
+
+def lookup(config: Config) -> dict[str, str | None] | None:
+    """{"train": folder, "validation": folder or None} if both are prepared and undamaged, else
+    None.
+
+    Raises `DataError` for data files that are missing and `ConfigError` for a template that is.
+    """
+    root = cache_root(config)
+    hashes = Hashes(root / "hashes.json")
+    folders: dict[str, str | None] = {}
+    for split, key in data_keys(config, hashes).items():
+        index = complete_index(root / key, hashes) if key else None
+        if key and not index:
+            return None
+        folders[split] = str(root / key) if key and index and index["records"] else None
+    hashes.save()
+    return folders
+
+
+def _folders(named: dict[str, Any]) -> dict[str, str]:
+    """The folders in data.json by split."""
+    return {split: named[split] for split in ("train", "validation") if named.get(split)}
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a cache of this version is there, as far as index.json tells."""
+    index = read_json(folder / "index.json")
+    if not isinstance(index, dict) or index.get("version") != LAYOUT_VERSION:
+        return False
+    return all(_is_there(folder.with_name(part["folder"])) for part in index.get("mixture", ()))
+
+
+def complete_index(folder: Path, hashes: Hashes) -> dict[str, Any] | None:
+    """Content of index.json if every file of the cache is there with its size and checksum."""
+    index = rundir.read_json(folder / "index.json")
+    try:
+        if index["version"] != LAYOUT_VERSION:
+            return None
+        for part in index.get("mixture", ()):
+            if complete_index(folder.with_name(part["folder"]), hashes) is None:
+                return None
+        for name, size in index["sizes"].items():
+            file = folder / f"{name}.bin"
+            if file.stat().st_size != size or hashes.digest(file) != index["checksums"][name]:
+                return None
+    except (OSError, KeyError, TypeError, AttributeError):
+        return None
+    return dict(index)
+
+
+def data_keys(config: Config, hashes: Hashes | None = None) -> dict[str, str | None]:
+    """Names of the prepared folders of the splits; None where there is no such split."""
+    made = parts(config, hashes)
+    keys: dict[str, str | None] = {"train": None, "validation": None}
+    for split in keys:
+        mine = [part for part in made if split in part.keys]
+        if not mine:
+            continue
+        if not items.is_mixture(config.data, mine[0].split):
+            keys[split] = mine[0].keys[split]
+            continue
+        shares = [[p.item.name, p.item.weight, p.item.epochs] for p in mine]
+        temperature = config.data.temperature
+        keys[split] = _key(
+            "mixture",
+            [part.keys[split] for part in mine],
+            [shares, temperature] if split == "train" else [share[0] for share in shares],
+        )
+    return keys
+
+
+def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
+    """What is to be prepared, in order."""
+    hashes = hashes or Hashes(cache_root(config) / "hashes.json")
+    data = config.data
+    options = {
+        "versions": [CODE_VERSION],
+        "tokenizer": _tokenizer(config.model, hashes),
+        "all_targets": config.objective.learns_every_token,
+        **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
+        "bad_records": data.bad_records,
+    }
+    held_out = data.validation_share if data.validation is None else 0.0
+    found = []
+    for split in ("train", "validation") if data.validation is not None else ("train",):
+        for item, sources in _groups(config, split):
+            mine = options | {
+                "format": _format(item.format, hashes),
+                "columns": item.columns,
+                "limit": item.limit,
+            }
+            content = [_identity(source, hashes) for source in sources]
+            if held_out:
+                mine |= {"share": held_out, "seed": config.seed}
+                keys = {side: _key(mine, content, side) for side in ("train", "validation")}
+            else:
+                keys = {split: _key(mine, content)}
+            found.append(Part(split, item, tuple(sources), keys, held_out))
+    return found
+
+
+def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:
+    """What of a split is prepared together: every entry of a mixture alone, otherwise all."""
+    entries = items.items(config.data, split)
+    found = [(item, list(find(config, item, split))) for item in entries]
+    if items.is_mixture(config.data, split):
+        return found
+    return [(entries[0], [source for _, sources in found for source in sources])]
+
+
+def _format(name: str, hashes: Hashes) -> Any:
+    """Identity of a format; a user's own file counts by its content."""
+    if not name.endswith(".py"):
+        return name
+    try:
+        return ["own", hashes.digest(Path(name).expanduser())]
+    except OSError as error:
+        raise ConfigError(
+            f"{name} cannot be read: {error.strerror}",
+            where="data.format",
+            hint="give the path of a Python file with a class Format",
+        ) from error
+
+
+def _identity(source: Source, hashes: Hashes) -> list[Any]:
+    if isinstance(source, RemoteData):  # its content is not known before it is fetched
+        return ["url", source.url]
+    if isinstance(source, Path | RemoteFile):
+        path = source.path if isinstance(source, RemoteFile) else source
+        try:
+            return ["file", path.name, hashes.digest(path)]
+        except OSError as error:
+            raise DataError(
+                f"cannot be read: {error.strerror}", where=str(path), hint="check permissions"
+            ) from error
+    if isinstance(source, BuiltinData):
+        return ["builtin", source.name, source.split, source.folder.name]
+    return ["hub", *asdict(source).values()]
+
+
+def _tokenizer(model: ModelConfig, hashes: Hashes) -> list[Any]:
+    template = None
+    if model.chat_template:
+        try:
+            template = hashes.digest(Path(model.chat_template).expanduser())
+        except OSError as error:
+            raise ConfigError(
+                f"{model.chat_template} cannot be read: {error.strerror}",
+                where="model.chat_template",
+                hint="give the path of a file with a Jinja chat template",
+            ) from error
+    source = model.tokenizer or model.name
+    content: Any = [source, None if model.tokenizer else model.revision]
+    if isinstance(model, TinyModelConfig) and not model.tokenizer:
+        content = bases.tiny_folder(model, runtime.cache_dir()).name
+    elif source and Path(source).expanduser().is_dir():
+        folder = Path(source).expanduser()
+        files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
+        content = [[file.name, hashes.digest(file)] for file in files if file.is_file()]
+    return [content, template, list(model.add_tokens)]
+
+
+def _key(*parts: Any) -> str:
+    text = json.dumps(parts, sort_keys=True, default=lambda member: member.name)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,189 @@
+"""The files, data sets and URLs that `data.train` and `data.validation` name."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import runtime
+from launcher.config import items
+from launcher.config.items import Item
+from launcher.config.schema import Config
+from launcher.errors import DataError
+from launcher.fingerprint.hashes import file_digest
+from launcher.rundir import read_json
+
+#: What data files are called; folders are searched for these.
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".txt")
+#: Compression that may follow the endings in `_COMPRESSIBLE`.
+COMPRESSED = (".gz", ".zst")
+_COMPRESSIBLE = (".jsonl", ".json", ".csv", ".txt")
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+){0,2}")
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://.+", re.IGNORECASE)
+#: What a fetched URL has brought, written when all of it is there.
+MANIFEST = "files.json"
+
+
+@dataclass(frozen=True, slots=True)
+class HubData:
+    """A data set of the Hugging Face hub; of `splits` the first that exists is meant."""
+
+    name: str
+    subset: str | None
+    splits: tuple[str, ...]
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinData:
+    """One split of a built-in data set; `folder` is where it is written at first use."""
+
+    name: str
+    split: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteData:
+    """A URL that has not been fetched yet; `folder` is where its files will lie."""
+
+    url: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """A fetched file and where it came from."""
+
+    path: Path
+    url: str
+
+
+Source = Path | HubData | BuiltinData | RemoteData | RemoteFile
+
+
+def cache_root(config: Config) -> Path:
+    """The folder of prepared data: `data.cache`, else `data/` in the launcher's cache."""
+    if config.data.cache:
+        return Path(config.data.cache).expanduser().resolve()
+    return runtime.cache_dir() / "data"
+
+
+def suffixes(name: str) -> tuple[str, str]:
+    """Ending that says how a file is read, and that of its compression ("" if there is none)."""
+    stem, compression = os.path.splitext(name.lower())
+    if compression in COMPRESSED:
+        return os.path.splitext(stem)[1], compression
+    return compression, ""
+
+
+def is_data(name: str) -> bool:
+    """Whether a file of this name is read when it lies in a given folder."""
+    ending, compression = suffixes(name)
+    known = _COMPRESSIBLE if compression else SUFFIXES
+    return ending in known and not name.startswith(".")
+
+
+def locate(config: Config, split: str) -> list[Source]:
+    """The sources that `data.train` or `data.validation` names, in order; files of a folder by
+    name.
+
+    Raises `DataError` for what is not there and `ConfigError` for a value of another type.
+    """
+    return [
+        source for item in items.items(config.data, split) for source in find(config, item, split)
+    ]
+
+
+def find(config: Config, item: Item, split: str) -> Iterator[Source]:
+    """The sources of one entry of a split."""
+    value, where = item.path, f"data.{split}"
+    if value.startswith("builtin:"):
+        name = value.removeprefix("builtin:")
+        yield BuiltinData(name, split, cache_root(config) / "builtin" / _builtin_version())
+        return
+    if _URL.fullmatch(value):
+        yield from _remote(config, value)
+        return
+    path = Path(value).expanduser()
+    if path.is_file():
+        yield path
+    elif path.is_dir():
+        found = sorted(_walk(path))
+        if not found:
+            raise DataError(
+                f"no data files in the folder {path}",
+                where=where,
+                hint=f"files are known by their endings: {', '.join(SUFFIXES)} "
+                f"(also with {' or '.join(COMPRESSED)})",
+            )
+        yield from found
+    elif glob.has_magic(value):
+        matches = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+        # Through a loop of links "**" finds a file again and again.
+        found = list({os.path.realpath(name): name for name in matches[::-1]}.values())[::-1]
+        if not any(name.is_file() for name in found):
+            raise DataError(f"nothing matches {value}", where=where, hint="check the pattern")
+        yield from (name for name in found if name.is_file())
+    elif _HUB_NAME.fullmatch(value) and not is_data(value):
+        hub_name, *rest = value.split(":")
+        usual = ("train",) if split == "train" else ("validation", "test")
+        splits = tuple(rest[1:]) or usual
+        yield HubData(hub_name, rest[0] if rest else None, splits, item.revision)
+    else:
+        raise DataError(
+            f"no such file or folder: {value} (looked from {Path.cwd()})",
+            where=where,
+            hint="give an existing path, a glob, a URL, a hub data set or builtin:NAME",
+        )
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Data files in a folder and below, links followed; each folder is entered once."""
+    seen: set[str] = set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:  # a link back to a folder above, or a second link to the same
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for path in (Path(here, name) for name in names if is_data(name)):
+            if not path.is_file():
+                raise DataError(
+                    "is no file: a link that leads nowhere, or something that is not to be read",
+                    where=str(path),
+                    hint="remove it from the folder, or give the files one by one",
+                )
+            yield path
+
+
+def _remote(config: Config, url: str) -> Iterator[Source]:
+    digest = hashlib.blake2b(url.encode(), digest_size=12).hexdigest()
+    folder = cache_root(config) / "remote" / digest
+    manifest = read_json(folder / MANIFEST)
+    files = manifest["files"] if isinstance(manifest, dict) else []
+    found = [RemoteFile(folder / file["name"], file["url"]) for file in files]
+    sizes = [file["size"] for file in files]
+    whole = all(
+        file.path.is_file() and file.path.stat().st_size == size
+        for file, size in zip(found, sizes, strict=True)
+    )
+    if found and whole:
+        yield from found
+    else:
+        yield RemoteData(url, folder)
+
+
+@functools.cache
+def _builtin_version() -> str:
+    package = Path(__file__).parents[1]
+    digests = [file_digest(package / name) for name in ("stories.py", "data/builtin.py")]
+    return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
