@@ -99,7 +99,7 @@ def words(parsed: argparse.Namespace, *names: str) -> list[str]:
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             said.append(flag)
-        elif value not in (None, False):
+        elif value is not None and value is not False:  # 0 is neither, though it equals False
             # With "=", because a text may begin with a dash.
             said += [f"{flag}={item}" for item in (value if isinstance(value, list) else [value])]
     return said

@@ -27,8 +27,10 @@ from launcher.curate.inputs import inputs as find_inputs
 from launcher.curate.item import Item
 from launcher.curate.languages import Languages
 from launcher.curate.marks import MARKS
-from launcher.curate.output import require_writable, writing
-from launcher.curate.personal import Trace, redact
+from launcher.curate.naming import names_of, override, train_value
+from launcher.curate.output import json_line, printable, require_writable, writing
+from launcher.curate.personal import Trace
+from launcher.curate.redaction import reason_shown, redact_record
 from launcher.curate.report import tokenizer_of
 from launcher.curate.rules import Facts, evaluate
 from launcher.curate.scan import Scan, order, read_again, scan
@@ -39,8 +41,7 @@ from launcher.data.tokenizer import hide_torch
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.rundir import RunDir, fsync_folder, write_json
 
-#: Fields of messages whose texts mean something to programs.
-_KEPT = ("role", "type", "id", "tool_call_id")
+_TOO_DEEP = "lists or objects nested too deep to be written again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def _records(found: Scan) -> Iterator[tuple[Task, int, Any]]:
 def _write(
     found: Scan, folder: Path, gone: dict[tuple[int, int], Dropped], options: Options
 ) -> dict[str, Any]:
-    names = _names([entry for entry in found.inputs if entry.split == TRAIN])
+    names = names_of([entry for entry in found.inputs if entry.split == TRAIN])
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     redacted: Counter[str] = Counter()
@@ -135,20 +136,25 @@ def _write(
             files[file] = stack.enter_context(open(folder / name, "wb"))
         log = stack.enter_context(open(folder / "dropped.jsonl", "wb"))
         reading = Reading(found.config.data.labels)
-        for task, line, raw in _records(found):
+        for task, number, raw in _records(found):
             entry = task.input
-            reason = gone.get((entry.file, line))
+            reason = gone.get((entry.file, number))
             if reason is not None:
                 dropped[reason.rule] += 1
-                why = reason.why or _mark(reason.rule, read_again(reading, task, line, raw))
-                said = {"where": f"{entry.name}:{line}", "rule": reason.rule, "why": why}
-                log.write(_line(said))
-            elif (entry.file, line) in scanned and not isinstance(raw, BadRecord):
-                if options.redact:
-                    traces: list[Trace] = []
-                    raw = _redacted(raw, options.redact, traces)
-                    redacted.update(trace.kind for trace in traces)
-                files[entry.file].write(_line(raw))
+                why = reason.why or _mark(reason.rule, read_again(reading, task, number, raw))
+                log.write(_dropped(entry, number, reason.rule, why))
+            elif (entry.file, number) in scanned and not isinstance(raw, BadRecord):
+                traces: list[Trace] = []
+                try:
+                    if options.redact:
+                        raw = redact_record(raw, options.redact, traces)
+                    written = json_line(raw)
+                except RecursionError:
+                    dropped["broken"] += 1
+                    log.write(_dropped(entry, number, "broken", _TOO_DEEP))
+                    continue
+                redacted.update(trace.kind for trace in traces)
+                files[entry.file].write(written)
                 counts[names[entry.file]] += 1
         for stream in (*files.values(), log):
             stream.flush()
@@ -158,16 +164,21 @@ def _write(
         "dropped": dict(dropped.most_common()),
         "redacted": dict(redacted.most_common()),
         "files": {
-            name: {"of": found.inputs[file].name, "records": counts[name]}
+            name: {"of": printable(found.inputs[file].name), "records": counts[name]}
             for file, name in names.items()
         },
         "drop": list(options.drop),
         "redact": sorted(options.redact),
         "caps": dict(options.caps),
         "temperature": options.temperature,
+        "train": train_value(found, names, counts),
     }
     write_json(folder / "clean.json", told)
     return told
+
+
+def _dropped(entry: Input, number: int, rule: str, why: str) -> bytes:
+    return json_line({"where": f"{entry.name}:{number}", "rule": rule, "why": reason_shown(why)})
 
 
 def _mark(rule: str, item: Item) -> str:
@@ -183,43 +194,6 @@ def _scanned(found: Scan) -> set[tuple[int, int]]:
         for table in (found.train, found.held.table)
         for place in zip(table["file"].tolist(), table["line"].tolist(), strict=True)
     }
-
-
-def _names(train: Sequence[Input]) -> dict[int, str]:
-    """File in OUT of every input."""
-    if len(train) == 1:
-        return {train[0].file: "train.jsonl"}
-    names: dict[int, str] = {}
-    for entry in train:
-        stem = Path(entry.name.rstrip("/")).name.split(".")[0].replace(":", "-") or "data"
-        name, number = f"train/{stem}.jsonl", 1
-        while name in names.values():
-            number += 1
-            name = f"train/{stem}-{number}.jsonl"
-        names[entry.file] = name
-    return names
-
-
-def _line(value: Any) -> bytes:
-    try:
-        return json.dumps(value, ensure_ascii=False, default=str).encode() + b"\n"
-    except UnicodeEncodeError:  # half of a pair of surrogates has no UTF-8, but an escape
-        return json.dumps(value, default=str).encode() + b"\n"
-
-
-def _redacted(value: Any, rules: frozenset[str], traces: list[Trace]) -> Any:
-    if isinstance(value, str):
-        text, found = redact(value, rules)
-        traces += found
-        return text
-    if isinstance(value, dict):
-        return {
-            key: part if key in _KEPT else _redacted(part, rules, traces)
-            for key, part in value.items()
-        }
-    if isinstance(value, list):
-        return [_redacted(part, rules, traces) for part in value]
-    return value
 
 
 def _require_apart(out: Path, train: Sequence[Input]) -> None:
@@ -287,8 +261,8 @@ def main(arguments: Sequence[str]) -> int:
     for what in ("dropped", "redacted"):
         listed = ", ".join(f"{name} {count:,}" for name, count in told[what].items())
         print(f"{what}: {listed or 'nothing'}")
-    several = "train" if len(told["files"]) > 1 else "train.jsonl"
-    print(f"{plural(told['written'], 'record')}: data.train={given.out / several}")
+    given_now = printable(override(given.out, told["train"]))
+    print(f"{plural(told['written'], 'record')}: {given_now}")
     return ExitCode.ok
 
 

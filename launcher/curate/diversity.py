@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.curate import shingles
-from launcher.curate.personal import masked
+from launcher.curate.redaction import shown, without
 from launcher.curate.sketch import EMPTY, Signatures
 
 Floats = npt.NDArray[np.float32]
@@ -79,7 +79,7 @@ def topics(texts: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
 
     Their number grows with that of the texts, to `MOST_TOPICS`.
     """
-    documents = [Counter(_terms(text)) for text in texts]
+    documents = [Counter(_terms(without(text[:READ]))) for text in texts]
     words = _vocabulary(documents)
     count = min(MOST_TOPICS, len(texts) // TEXTS_OF_A_TOPIC)
     if count < 2 or len(words) < count:
@@ -101,7 +101,7 @@ def topics(texts: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
             {
                 "words": [words[i] for i in best],
                 "count": len(inside),
-                "example": masked(" ".join(texts[told[typical]][:READ].split()))[:EXAMPLE],
+                "example": shown(" ".join(texts[told[typical]][:READ].split()), EXAMPLE),
             }
         )
     items.sort(key=lambda item: (-item["count"], item["words"]))
@@ -115,7 +115,7 @@ def topics(texts: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
 def _terms(text: str) -> list[str]:
     """Words of two and more letters; of unspaced scripts every two letters in a row."""
     terms: list[str] = []
-    for word in shingles.words(text[:READ]):
+    for word in shingles.words(text):
         if "\u0e00" <= word[0] <= "\u9fff" or "\uac00" <= word[0] <= "\ud7af":
             terms += map("".join, pairwise(word))
         elif len(word) > 1 and not word.isdigit():

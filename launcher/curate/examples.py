@@ -9,12 +9,12 @@ from launcher.curate.item import Item
 from launcher.curate.leaks import KINDS
 from launcher.curate.limits import NEVER, Limit
 from launcher.curate.marks import MARKS
-from launcher.curate.personal import masked
+from launcher.curate.redaction import reason_shown, shown
 from launcher.curate.rules import Facts, Result, near_only
 from launcher.curate.texts import excerpt
 
-#: Characters of a record in a cluster.
-SHOWN = 600
+#: Characters of a record in a cluster, and in an example of a rule.
+SHOWN, EXCERPT = 600, 200
 #: Characters before and after what was found.
 AROUND = 60
 
@@ -75,10 +75,13 @@ class Examples:
             "count": result.count,
             "share": share,
             "limit": _said(limit),
-            "found": result.found,
+            "found": reason_shown(result.found),
             "fix": limit.fix,
             "examples": [
-                *({"where": w, "text": t, "why": y} for w, t, y in result.places[: self._most]),
+                *(
+                    {"where": w, "text": shown(t, SHOWN), "why": reason_shown(y)}
+                    for w, t, y in result.places[: self._most]
+                ),
                 *(self._example(name, row, why) for row, why in result.rows[: self._most]),
             ][: self._most]
             if verdict != "skipped"
@@ -87,14 +90,16 @@ class Examples:
 
     def _example(self, name: str, row: int, why: str) -> dict[str, str]:
         item = self._items[row]
-        text = masked(_dialogue(item))
+        text, begin, end = _dialogue(item), 0, EXCERPT + 1
         mark = MARKS[name](item) if name in MARKS else None
         if mark:
             said, finding = mark
             why = finding.why
             if finding.end:
-                text = masked(said[max(0, finding.begin - AROUND) : finding.end + AROUND])
-        return {"where": self._where(row), "text": excerpt(text), "why": why}
+                text, begin = said, max(0, finding.begin - AROUND)
+                end = min(finding.end + AROUND, begin + EXCERPT + 1)
+        text = excerpt(shown(text, end - begin, begin), EXCERPT)
+        return {"where": self._where(row), "text": text, "why": reason_shown(why)}
 
     def _duplicates(self, results: dict[str, Result]) -> dict[str, Any]:
         clusters = [("exact", c) for c in self._exact] + [("near", c) for c in self._near]
@@ -119,7 +124,7 @@ class Examples:
 
     def _group(self, cluster: Any) -> list[dict[str, str]]:
         return [
-            {"where": self._where(i), "text": masked(_dialogue(self._items[int(i)])[:SHOWN])}
+            {"where": self._where(i), "text": shown(_dialogue(self._items[int(i)]), SHOWN)}
             for i in cluster[: self._most]
             if int(i) in self._items
         ]
@@ -131,11 +136,11 @@ class Examples:
             "records": sum(map(len, groups)),
             "examples": [
                 {
-                    "prompt": masked(self._items[int(group[0])].prompt[:SHOWN]),
+                    "prompt": shown(self._items[int(group[0])].prompt, SHOWN),
                     "answers": [
                         {
                             "where": self._where(i),
-                            "text": masked(self._items[int(i)].answer[:SHOWN]),
+                            "text": shown(self._items[int(i)].answer, SHOWN),
                         }
                         for i in group[: self._most]
                     ],
@@ -151,7 +156,7 @@ class Examples:
             "eval": self._scan.where(held, other),
             "evalset": self._scan.inputs[held["file"][other]].name,
             "kind": KINDS[self._facts.leaks.kind[number]],
-            "text": masked(self._held_items[other].text[:SHOWN]),
+            "text": shown(self._held_items[other].text, SHOWN),
         }
 
     def _where(self, row: Any) -> str:

@@ -31,6 +31,8 @@ MIN_WORDS, NGRAM, MAX_REPEATED = 40, 8, 0.3
 #: The same for texts without spaces, in characters.
 CHARACTER_NGRAM = 20
 MAX_SAME_LINES, MAX_RUN = 5, 80
+#: Characters of a text that are looked at for repetition: its n-grams need 100 times their memory.
+REPEATING = 200_000
 _SAMPLED_RUN = re.compile(r"(.)\1{4}", re.DOTALL)
 
 _BROKEN = re.compile(
@@ -52,7 +54,9 @@ _NAMES = {
     "\ufeff": "a byte order mark inside",
 }
 _CODE = re.compile(r"```.*?(?:```|\Z)|~~~.*?(?:~~~|\Z)|``.+?``|`[^`\n]+`", re.DOTALL)
-_FENCE = re.compile(r"^[ \t>]*(?:[-*+]|\d+[.)])?[ \t]*(`{3,}|~{3,})(.*)$", re.MULTILINE)
+_FENCE = re.compile(
+    r"^[ \t>]{0,40}(?:(?:[-*+]|\d{1,9}[.)])[ \t]{0,40})?(`{3,}|~{3,})(.*)$", re.MULTILINE
+)
 _ENTITY = re.compile(
     r"&amp;(?:#\d+|#x[\da-f]+|[a-z]+\d*);|&(#\d{2,6}|#x[\da-f]{2,5}|[a-z]+\d*);", re.I
 )
@@ -123,7 +127,7 @@ _CHATBOT_WORDS = (
 )
 _FILLER = re.compile(
     r"\blorem ipsum dolor\b|\[(?:insert|your|enter) [a-z' ]{2,40}\]|\bTODO: (?:write|fill|answer)\b"
-    r"|\bregenerate response\b|\b\d+ / \d+\s*Share\b",
+    r"|\bregenerate response\b|\b\d{1,9} / \d{1,9}\s{0,9}Share\b",
     re.I,
 )
 _FILLER_WORDS = ("lorem ipsum", "[", "todo:", "regenerate response", "share")
@@ -202,6 +206,7 @@ def repetition(text: str) -> Finding | None:
     """A text that says the same again and again, as models do that have lost their way."""
     if len(text) < MAX_RUN:
         return None
+    text = text[:REPEATING]
     words = text.split()
     if len(words) < MIN_WORDS:
         sparse = len(text) > 8 * max(1, len(words))

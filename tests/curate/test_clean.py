@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import data
+from launcher.config import compose
 from launcher.config.schema import Config
-from launcher.curate import choice, report
+from launcher.curate import choice, naming, report
 from launcher.curate.clean import Options, clean
 from launcher.errors import ConfigError, StorageError
 from support.curation import pairs
@@ -216,3 +219,101 @@ def test_a_place_that_cannot_be_written(
             verbs[verb](place)
         assert caught.value.problems[0].hint
     assert blocked.read_text() == "{}\n"
+
+
+def test_arguments_of_calls_stay_json(write: Write, configure: Configure, tmp_path: Path) -> None:
+    given = {"text": "Hi,\nanna.lind@firma.de", "card": 4111111111111111, "n": 3}
+    call = {"id": "c1", "type": "function"}
+    call["function"] = {"name": "mail", "arguments": json.dumps(given)}
+    record = {
+        "messages": [
+            {"role": "user", "content": "send it"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ],
+        "meta": {"id": "eva@firma.de", "type": "eva@firma.de", "role": "eva@firma.de"},
+    }
+    out = tmp_path / "out"
+    clean(configure(train=write([record])), out, Options(redact=frozenset({"pii"})))
+    (written,) = lines(out / "train.jsonl")
+    made = written["messages"][1]["tool_calls"][0]
+    assert made["id"] == "c1"
+    wanted = {"text": "Hi,\n[EMAIL]", "card": "[CARD]", "n": 3}
+    assert json.loads(made["function"]["arguments"]) == wanted
+    assert set(written["meta"].values()) == {"[EMAIL]"}
+    told = report.build(configure(train=str(out / "train.jsonl")))
+    found = {rule["name"]: rule["count"] for rule in told["rules"]}
+    assert found["broken"] == found["pii"] == 0
+
+
+def test_what_cannot_be_written_again_is_left_out(
+    write: Write, configure: Configure, tmp_path: Path
+) -> None:
+    deep = [
+        f'{{"prompt": "a {n}", "completion": "b", "x": {"[" * n}{"]" * n}}}'
+        for n in (10, 400, 800, 950, 980)
+    ]
+    out = tmp_path / "out"
+    config = configure(train=write([*pairs(20), *deep]))
+    told = clean(config, out, Options(redact=frozenset({"pii"})))
+    dropped = lines(out / "dropped.jsonl")
+    assert told["written"] + len(dropped) == 25
+    assert dropped
+    assert all("deep" in entry["why"] for entry in dropped)
+
+
+def test_a_reason_tells_nothing_personal(
+    write: Write, configure: Configure, tmp_path: Path
+) -> None:
+    record = {"prompt": "a", "completion": "b", "weight": "anna.lind@firma.de"}
+    config = configure(train=write([*pairs(20), record]))
+    clean(config, tmp_path / "out", Options())
+    assert "weight" in (tmp_path / "out" / "dropped.jsonl").read_text()
+    assert "anna.lind" not in (tmp_path / "out" / "dropped.jsonl").read_text()
+    report.write(report.build(config), tmp_path / "report")
+    for path in (tmp_path / "report").iterdir():
+        assert "weight" in path.read_text()
+        assert "anna.lind" not in path.read_text()
+
+
+def test_a_name_that_is_no_text(write: Write, configure: Configure, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    write(pairs(3), "in/b.jsonl")
+    with open(os.path.join(os.fsencode(tmp_path), b"in", b"\xff.jsonl"), "w") as file:
+        file.write("".join(f"{json.dumps(record)}\n" for record in pairs(4, seed=1)))
+    told = clean(configure(train=str(tmp_path / "in")), tmp_path / "out", Options())
+    assert sorted(path.name for path in (tmp_path / "out" / "train").iterdir()) == [
+        "_.jsonl",
+        "b.jsonl",
+    ]
+    assert told["written"] == 7
+
+
+def test_numbers_that_json_has_not(write: Write, configure: Configure, tmp_path: Path) -> None:
+    train = write(['{"prompt": "a", "completion": "b", "x": NaN, "y": [-Infinity, 1.5]}'])
+    clean(configure(train=train), tmp_path / "out", Options())
+    text = (tmp_path / "out" / "train.jsonl").read_text()
+    assert json.loads(text) == {"prompt": "a", "completion": "b", "x": None, "y": [None, 1.5]}
+
+
+def test_a_mixture_is_named_as_one(write: Write, configure: Configure, tmp_path: Path) -> None:
+    chat = [
+        {
+            "messages": [
+                {"role": "user", "content": record["prompt"]},
+                {"role": "assistant", "content": record["completion"]},
+            ]
+        }
+        for record in pairs(9)
+    ]
+    train = [
+        {"path": write(pairs(20), "a.jsonl"), "weight": 2},
+        {"path": write(chat, "b.jsonl"), "weight": 1},
+    ]
+    out = tmp_path / "o ut"
+    told = clean(configure(train=train), out, Options())
+    (word,) = shlex.split(naming.override(out, told["train"]))
+    config = compose.compose([word, "model=tiny"], [])
+    assert config.data.train == [
+        {"path": f"{out}/train/a.jsonl", "weight": 2.0},
+        {"path": f"{out}/train/b.jsonl", "weight": 1.0},
+    ]

@@ -85,3 +85,14 @@ def test_novelty_tells_copies_from_what_is_new():
 @pytest.mark.parametrize("texts", [[], ["one"], ["one", "", ""]])
 def test_novelty_needs_two_records(texts):
     assert diversity.novelty(Sketcher()(texts)) is None
+
+
+def test_topics_tell_nothing_personal():
+    rng = random.Random(4)
+    key = "AKIA" + "Q3ZK7PLM2XWV5TRB"
+    texts = [f"anna.lind@fjordbank.no {key} {text}" for text in themed(60)]
+    rng.shuffle(texts)
+    found = diversity.topics(texts)
+    said = str(found).lower()
+    assert found["items"]
+    assert not {word for word in ("fjordbank", "lind", key.lower()) if word in said}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.curate import personal
+from launcher.curate import personal, redaction
 
 FOUND = [
     ("write to anna.smith@web.de today", "e-mail address", "anna.smith@web.de"),
@@ -61,19 +63,19 @@ def test_keys_of_services(prefix):
 def test_private_keys_are_redacted_whole():
     kind = "RSA PRIVATE" + " KEY"
     text = f"a\n-----BEGIN {kind}-----\nMIIE\n-----END {kind}-----\nb"
-    assert personal.redact(text, frozenset({"secrets"}))[0] == "a\n[PRIVATE_KEY]\nb"
+    assert redaction.redact(text, frozenset({"secrets"}))[0] == "a\n[PRIVATE_KEY]\nb"
 
 
 def test_only_the_named_rules_are_redacted():
     text = "a@web.de AKIA" + "IOSFODNN7EXAMPLE"
-    assert personal.redact(text, frozenset({"pii"}))[0] == text.replace("a@web.de", "[EMAIL]")
-    assert personal.redact(text, frozenset({"secrets"}))[0] == "a@web.de [KEY]"
+    assert redaction.redact(text, frozenset({"pii"}))[0] == text.replace("a@web.de", "[EMAIL]")
+    assert redaction.redact(text, frozenset({"secrets"}))[0] == "a@web.de [KEY]"
 
 
 @given(st.lists(st.sampled_from([text for text, _, _ in FOUND] + CLEAN), max_size=6))
 def test_nothing_is_left_after_redaction(parts):
     rules = frozenset({"pii", "secrets"})
-    text, _ = personal.redact("\n".join(parts), rules)
+    text, _ = redaction.redact("\n".join(parts), rules)
     assert personal.traces(text) == []
 
 
@@ -86,4 +88,70 @@ def test_traces_lie_in_the_text_and_apart(text):
 
 
 def test_pages_show_only_the_ends():
-    assert personal.masked("to anna.smith@web.de.") == "to an•••de."
+    assert redaction.shown("to anna.smith@web.de.", 99) == "to an•••de."
+
+
+def test_what_is_cut_is_hidden_as_what_is_whole():
+    key = "AKIA" + "Q3ZK7PLM2XWV5TRB"
+    text = f"{'x ' * 290}{key} tail"
+    for size in range(575, 605):
+        assert "AKIAQ" not in redaction.shown(text, size)
+        assert "5TRB" not in redaction.shown(text, 30, size)
+    assert redaction.shown("plain words", 5) == "plain"
+    assert redaction.shown("plain words", 5, 6) == "words"
+    assert len(redaction.shown("a" * 3_000_000, 600)) == 600
+
+
+def test_a_reason_that_was_cut_shows_no_part_of_a_key():
+    reason = f"has weight '{'x ' * 190}AKIA" + "Q3ZK7PLM2XWV5TRB'"
+    assert "AKIA" not in redaction.reason_shown(f"{reason[:400]} ...")
+    assert redaction.reason_shown("weight 'anna.smith@web.de'") == "weight 'an•••de'"
+
+
+def test_escaped_line_ends_belong_to_no_word():
+    text = r'{"text": "Hi,\nanna.lind@web.de\n555-123-4567"}'
+    wanted = r'{"text": "Hi,\n[EMAIL]\n[PHONE]"}'
+    assert redaction.redact(text, frozenset({"pii"}))[0] == wanted
+
+
+def test_a_private_key_without_an_end_is_hidden():
+    lines = "\n".join("MIIEvQIBADANBgkqhkiG9w0BAQEFAASC" * 2 for _ in range(40))
+    text = f"-----BEGIN RSA PRIVATE{' '}KEY-----\n{lines}"
+    assert redaction.redact(text, frozenset({"secrets"}))[0] == "[PRIVATE_KEY]"
+
+
+HOSTILE = [
+    *" a<&0@-=.:\n([`~Aé_/+",
+    *("phone ", "phone is ", "tel: ", "A ", "eyJaaaaaaaaaa-", "eyJaaaaaaaaaa.", "sk-", "glpat-a-"),
+    *("-----BEGIN PRIVATE" + " KEY-----", "-----BEGIN RSA ", "github_pat_a", "password=", "AKIA"),
+    *("secret_access_", "http://", "http://a:b", "ab+", "a@", "a@b.", "@a.", "1 ", "1-", "12."),
+    *("+1 ", "+1(2", "+1(11111)", "(555) ", "555-", "DE89 ", "AB12", "123-45-", "+" + "1" * 30),
+]
+BEFORE = ["", "phone", "-----BEGIN PRIVATE" + " KEY-----", "password", "+1", "AKIA eyJ :// @ key"]
+#: Seconds of CPU for 50 KB, on a slow machine: what is not linear takes minutes.
+CAP_S = 2.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", BEFORE)
+def test_no_text_takes_long(before):
+    for part in HOSTILE:
+        text = (before + part * 50_000)[:50_000] + "!"
+        begun = time.process_time()
+        personal.traces(text)
+        assert time.process_time() - begun < CAP_S, part
+
+
+PATTERNS = [name for name, value in vars(personal).items() if isinstance(value, re.Pattern)]
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_no_pattern_takes_long(name):
+    pattern = getattr(personal, name)
+    for part in HOSTILE:
+        for before in ("", "phone", "-----BEGIN PRIVATE" + " KEY-----"):
+            text = (before + part * 8000)[:8000] + "!"
+            begun = time.process_time()
+            for _ in pattern.finditer(text):
+                pass
+            assert time.process_time() - begun < CAP_S / 10, part

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.curate import texts
@@ -133,6 +136,7 @@ def test_answers_that_say_nothing():
     assert not any(map(texts.says_nothing, ("4", "yes", "A", "nothing", "nano")))
 
 
+@settings(deadline=None)  # the first text loads a library
 @given(st.text(st.characters(), max_size=300))
 def test_no_text_is_too_odd(text):
     for find in (texts.mojibake, texts.control, texts.markup, texts.fences, texts.repetition):
@@ -141,3 +145,52 @@ def test_no_text_is_too_odd(text):
     texts.refusal(text)
     assert "\n" not in texts.excerpt(text)
     texts.excerpt(text).encode()
+
+
+HOSTILE = [
+    *" a<&0@-=.:\n([`~é>",
+    *(
+        "<p ",
+        "<p a=b ",
+        "<p a='",
+        '<p a="b"',
+        "&amp;",
+        "&amp;a",
+        "&#1",
+        "``",
+        "```",
+        "```a\n",
+        "`a",
+    ),
+    *("<``a`", " \t", "> ", "1. ", "sorry ", "I'm sorry I ", "as an ", "as an AI ", "als KI "),
+    *("[insert ", "12 / 34  ", "\u200b", "Ã", "Ã©", "ab ", "-\n", "entit", "html"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["", "```\n", "<p", "é", "I'm sorry", "1 / 1", "share [ as an "])
+def test_no_text_takes_long(before):
+    finds = (texts.mojibake, texts.control, texts.markup, texts.fences, texts.repetition)
+    for part in HOSTILE:
+        text = (before + part * 50_000)[:50_000] + "!"
+        for find in (*finds, texts.refusal, texts.says_nothing):
+            begun = time.process_time()
+            find(text)
+            # What is not linear takes minutes.
+            assert time.process_time() - begun < 2.0, (find, part)
+
+
+def test_indented_lines_take_no_time():
+    begun = time.process_time()
+    assert not texts.fences(" " * 20_000 + "``\n")
+    assert texts.fences("```\n" + " " * 20_000)
+    assert time.process_time() - begun < 0.2
+
+
+def test_repetition_is_looked_for_in_bounded_memory():
+    text = "".join(map(str, range(600_000)))
+    tracemalloc.start()
+    assert not texts.repetition(text)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60 << 20
