@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import rensa
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,7 +111,6 @@ def test_grams_are_the_runs_of_each_text(texts, n):
 def test_a_library_estimates_the_same_from_the_same_shingles():
     """Both hit the true overlap within the standard error of 128 numbers, and so each other (the
     library's own kind of MinHash errs less than that)."""
-    rensa = pytest.importorskip("rensa", reason="no rensa: pip install rensa to compare with it")
     rng = random.Random(5)
     texts, ours_off, theirs_off = [], [], []
     for _ in range(300):
