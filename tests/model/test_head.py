@@ -47,9 +47,10 @@ def row_of(tokens, learned):
 
 def plain(model, row, smoothing=0.0):
     logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
-    return torch.nn.functional.cross_entropy(
-        logits, row.targets, reduction="sum", label_smoothing=smoothing
+    losses = torch.nn.functional.cross_entropy(
+        logits, row.targets, reduction="none", label_smoothing=smoothing
     )
+    return losses.sum() if row.weights is None else (losses * row.weights).sum()
 
 
 def gradients(model):
@@ -67,14 +68,17 @@ def gradients(model):
     smoothing=st.sampled_from([0.0, 0.1]),
     chunk=st.integers(1, 200),
     scale=st.sampled_from([1.0, 0.37]),
+    weighted=st.booleans(),
 )
 def test_loss_and_gradients_equal_the_plain_formula(
-    vocab, tokens, data, bias, smoothing, chunk, scale
+    vocab, tokens, data, bias, smoothing, chunk, scale, weighted
 ):
     torch.manual_seed(0)
     model = Tiny(vocab, 6, bias).double()
     learned = data.draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
     row = row_of(tokens, learned)
+    if weighted:
+        row.weights = torch.rand(len(row.targets)) * 3
     (plain(model, row, smoothing) * scale).backward()
     expected = gradients(model)
     expected_loss = plain(model, row, smoothing)

@@ -48,11 +48,13 @@ def setup(tmp_path_factory):
         )
         for _ in range(RECORDS)
     ]
+    weights = rng.choice([0.25, 1.0, 3.0], RECORDS).tolist()
+    caches.write(folder / "weighted", records, max_length=LENGTH, weights=weights)
     return folder, model, caches.write(folder / "cache", records, max_length=LENGTH)
 
 
-def run_cases(folder, cases, ranks):
-    (folder / "cases.json").write_text(json.dumps({"cache": str(folder / "cache"), "cases": cases}))
+def run_cases(folder, cases, ranks, cache="cache"):
+    (folder / "cases.json").write_text(json.dumps({"cache": str(folder / cache), "cases": cases}))
     out = folder / f"out-{ranks}.json"
     run_ranks(
         "tests/train/engine_worker.py",
@@ -84,9 +86,10 @@ def plain_loop(model_folder, cache):
             learned = torch.from_numpy(targets[1:].astype(bool))
             logits = model(input_ids=ids.unsqueeze(0)).logits[0, :-1][learned]
             loss = torch.nn.functional.cross_entropy(logits, ids[1:][learned], reduction="sum")
+            loss = loss * cache.weight(record)
             loss.backward()
             total += float(loss)
-            weight += int(learned.sum())
+            weight += int(learned.sum()) * cache.weight(record)
         for parameter in model.parameters():
             parameter.grad /= weight
         squares = [p.grad.double().square().sum() for p in model.parameters()]
@@ -132,6 +135,21 @@ def test_every_cut_equals_the_plain_loop(setup, results):
                 np.testing.assert_allclose(
                     got[key], expected[key], rtol=1e-5, err_msg=f"{name}, {ranks} ranks, {key}"
                 )
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_records_count_with_their_weight_in_every_cut(setup, ranks):
+    folder, model, _ = setup
+    cases = [
+        case("zero1", model, zero=1),
+        case("zero3", model, zero=3),
+        case("micro 1", model, zero=2, micro=1),
+        case("unpacked", model, zero=2, packing=False, micro=1),
+    ]
+    expected = plain_loop(model, caches.TokenCache.open(folder / "weighted"))
+    for name, got in run_cases(folder, cases, ranks, "weighted").items():
+        for key in ("losses", "norms"):
+            np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, err_msg=f"{name} {key}")
 
 
 def test_lora_bf16_and_muon_run_at_every_stage_with_equal_losses(setup):
