@@ -145,6 +145,8 @@ def summary(report: dict[str, Any]) -> str:
 def _told(rule: dict[str, Any]) -> list[str]:
     lines = [f"{rule['verdict'].upper()}  {rule['name']}: {rule['found']} ({rule['share']:.2%})"]
     lines += [f"      {example['where']}: {example['why']}" for example in rule["examples"][:2]]
+    if rule["name"] == "broken" and rule["examples"] and rule["examples"][0]["text"]:
+        lines.append(f"      HINT: {rule['examples'][0]['text']}")
     return [*lines, f"      {rule['fix']}"]
 
 
