@@ -76,7 +76,9 @@ def of_preparation(run: RunDir, code: int, log: Path, stopped: bool, ended_now: 
     if stopped:
         return _settle(run, State.preempted, "stopped before training", ExitCode.preempted)
     said = log.read_text(errors="replace").strip().splitlines()[-8:]
-    reason = "data preparation failed: " + "\n".join(said)
+    # What it was about to do stands above.
+    begin = next((i for i, line in enumerate(said) if line.startswith("error: ")), 0)
+    reason = "data preparation failed: " + "\n".join(said[begin:]).removeprefix("error: ")
     if code < 0:
         reason = f"data preparation: {str(Death(0, code)).removeprefix('rank 0 ')}"
     return _settle(run, State.failed, reason, _class(Death(0, code)))
