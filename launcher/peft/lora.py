@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ def apply(model: Any, config: schema.LoraConfig) -> PeftModel:
         use_rslora=config.rslora,
         ensure_weight_tying=_saves_tied_embedding(model, config),
     )
+    # PEFT still asks by a name that transformers 5.23 has renamed.
+    renamed = ".*is_gradient_checkpointing.* is deprecated"
+    warnings.filterwarnings("ignore", renamed, FutureWarning)
     with _as_zero3(model), _gathered(_modules_to_save(model, config)):
         # autocast_adapter_dtype=False: adapters take the dtype of the base. DeepSpeed keeps the
         # fp32 master copies of what is trained and computes in one dtype; fp32 adapters in a bf16
