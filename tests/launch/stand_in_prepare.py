@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+from launcher.fingerprint import LAYOUT_VERSION
 from launcher.rundir import RunDir, read_json, write_json
 
 run = RunDir(sys.argv[1])
@@ -18,5 +19,5 @@ if "prepare_code" in script:
     print("train.jsonl:3: not JSON", flush=True)
     sys.exit(script["prepare_code"])
 cache = run.path / "cache"
-write_json(cache / "index.json", {})
+write_json(cache / "index.json", {"version": LAYOUT_VERSION})
 write_json(run.data, {"train": str(cache), "validation": None})
