@@ -89,6 +89,7 @@ def test_ids_are_those_of_the_library(kind: str, text: str) -> None:
         assert ids == make(kind).encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_character_that_is_taken(kind: str) -> None:
     found = words.Words.make(make(kind))

@@ -77,6 +77,7 @@ def test_needed_records_would_decide():
     assert significance.records_needed(50, 0.0, resampled) is None
 
 
+@pytest.mark.slow
 def test_equal_models_are_called_different_in_one_of_twenty_comparisons_at_most():
     metrics = make_metrics(EvalConfig(metrics=["exact_match", "f1", "chrf"]))
     rng = np.random.default_rng(1)
