@@ -38,3 +38,15 @@ class Table(Mapping[str, str]):
                 f"unknown name {name!r}", where=self.key, hint=did_you_mean(name, self._rows)
             )
         return load(self._rows[name])
+
+
+def need(module: str, found: str, *, where: str, extra: str) -> Any:
+    """A module of the extra `extra`; `ConfigError` that ends `found` with the package it lacks."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"{found} {module.partition('.')[0]}",
+            where=where,
+            hint=f"pip install 'launcher[{extra}]'",
+        ) from error

@@ -14,7 +14,7 @@ from functools import cache
 from html.entities import html5
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher import registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +136,7 @@ _NO_ANSWER = re.compile(r"\W*(?:n/?a|none|null|nil|nan|undefined|todo|tbd|\?|\.\
 
 def optional(module: str) -> Any:
     """A library of the extra `data`; `ConfigError` if it is not installed."""
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigError(
-            f"the report needs {module.partition('.')[0]}",
-            where="data.report",
-            hint="pip install 'launcher[data]'",
-        ) from error
+    return registry.need(module, "the report needs", where="data.report", extra="data")
 
 
 @cache
