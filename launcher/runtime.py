@@ -137,6 +137,12 @@ def single_threaded_tokenizers() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def single_threaded_rayon() -> None:
+    """The same for libraries on rayon, before their first use: its threads do not survive a fork,
+    and a forked process would wait for them for ever."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+
+
 def has_wandb_credentials() -> bool:
     """Whether wandb could log in: an API key in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
