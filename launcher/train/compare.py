@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import report
 from launcher.config import compose
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
@@ -19,7 +20,7 @@ from launcher.evals.records import Results
 from launcher.report import summary
 from launcher.rundir import RunDir, find_run
 from launcher.train.command import exit_code_of, note
-from launcher.train.held_out import groups, held_out
+from launcher.train.held_out import contamination, groups, held_out
 
 #: What may be asked of all others than the first -> verdicts that fail it.
 REQUIRED = {"better": ("worse", "mixed", "no evidence"), "not-worse": ("worse", "mixed")}
@@ -105,9 +106,10 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
+    parts = groups(first.run, TokenCache.open(Path(first.folder)), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made["changed"] = changed(*pair, metrics)
+    made["contamination"] = contamination(other.run)
+    made["answers"] = store.predictions(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 
@@ -121,28 +123,6 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     return metrics
 
 
-def changed(
-    base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
-) -> dict[str, list[dict[str, str]]]:
-    """Answers that got better or worse by the first metric that judges them, or are only others."""
-    judge = next((m for m in metrics if m.needs == "generation"), None)
-    if judge is None or not base.generations:
-        return {}
-    before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
-    ids = sorted(before.keys() & after.keys())
-    values = [judge.scores(judge.statistics([side[i] for i in ids])) for side in (before, after)]
-    found: dict[str, list[dict[str, str]]] = {"better": [], "worse": [], "changed": []}
-    for i, old, new in zip(ids, *values, strict=True):
-        one, other = before[i], after[i]
-        if one.answer == other.answer:
-            continue
-        gain = (new - old) * (1 if judge.higher_is_better else -1)
-        kind = "better" if gain > 0 else "worse" if gain < 0 else "changed"
-        texts = {"reference": one.reference, "base": one.answer, "tuned": other.answer}
-        found[kind].append({"where": one.where, "prompt": one.prompt, **texts})
-    return found
-
-
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
@@ -152,9 +132,11 @@ def told(made: Mapping[str, Any]) -> str:
                 where = f"{part['by']} {part['value']}, {part['records']:,} records"
                 change = summary.number(row["difference"], row["unit"], signed=True)
                 lines.append(f"{row['verdict']} in {where}: {name} {change}")
-    for kind, records in made["changed"].items():
-        if records:
-            lines.append(f"{len(records):,} answers {kind}, such as {records[0]['where']}")
+    for kind in ("better", "worse", "changed"):
+        found = [answer["where"] for answer in made["answers"] if answer["change"] == kind]
+        if found:
+            lines.append(f"{len(found):,} answers {kind}, such as {found[0]}")
+    lines.append(summary.contamination(made))
     lines.append(f"verdict: {summary.outcome(made)}")
     return "\n".join(lines)
 
@@ -165,6 +147,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path)
     options = parser.parse_args(argv)
     outcomes: list[str] = []
 
@@ -175,6 +158,9 @@ def main(argv: list[str]) -> int:
         first, *others = sides(options.models)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
+        if options.html:
+            report.build_comparison(made, options.html)
+            note(f"page: {options.html}")
         print(json.dumps(made, indent=2) if options.json else "\n\n".join(map(told, made)))
 
     code = exit_code_of(work)

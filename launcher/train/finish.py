@@ -11,13 +11,14 @@ from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import compare, store
+from launcher.report import summary
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import groups
+from launcher.train.held_out import contamination, groups
 
 
 def finish(
@@ -78,14 +79,19 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    parts = groups(evaluator.cache, results.ids())
+    parts = groups(run, evaluator.cache, results.ids())
     metrics = evaluator.metrics
-    comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
+    leaks = contamination(run)
+    comparison = store.write_comparison(
+        run, base, results, metrics, parts, seed=config.seed, contamination=leaks
+    )
     say(compare.table(comparison))
-    summary: dict[str, float | None] = {}
+    if leaks is not None:
+        say(summary.contamination(comparison))
+    scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
-        summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
-    trackers.summary(summary)
+        scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
+    trackers.summary(scored)
     _table_of_samples(run, config, trackers)
 
 
