@@ -54,6 +54,12 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
         except re.error as error:
             hint = f"it is a Python regular expression, e.g. '{example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
+    if "" in options.stop:
+        hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""
+        yield Problem("eval.stop", "an empty string would end every answer at once", hint)
+    if options.top_p < 1 and options.temperature == 0:
+        hint = "set eval.temperature too, e.g. 0.7; without it the likeliest token is taken"
+        yield Problem("eval.top_p", f"{options.top_p} without eval.temperature", hint)
     limits = options.answer_words
     if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):
         hint = "the fewest and the most words, e.g. eval.answer_words=[5,80]"

@@ -91,6 +91,8 @@ RANGES: dict[str, Range] = {
     "eval.limit": _COUNT,
     "eval.generate_limit": _COUNT,
     "eval.max_new_tokens": _COUNT,
+    "eval.temperature": _NOT_NEGATIVE,
+    "eval.top_p": _SHARE_ABOVE_0,
     "eval.batch_tokens": _COUNT,
     "eval.samples": _NOT_NEGATIVE,
     "launch.nodes": _COUNT,

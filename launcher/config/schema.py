@@ -420,6 +420,14 @@ class EvalConfig:
     """Largest number of validation records for metrics that generate text."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings before which an answer ends, besides at the model's own end tokens."""
+    temperature: float = 0.0
+    """0: always the likeliest token; else tokens are drawn, by seed and record alone."""
+    top_p: float = 1.0
+    """With a temperature: draw among the likeliest tokens that together have this share."""
+    gather_weights: bool | None = None
+    """ZeRO 3: hold all weights on every rank while answers are made; null: if they fit."""
     answer_pattern: str | None = None
     """Regular expression for exact match: group 1 (or the whole match) of its last match in answer
     and reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""

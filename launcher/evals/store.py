@@ -39,6 +39,7 @@ def write_results(
         "metrics": scores,
         "records": len(results.losses),
         "generated": len(results.generations),
+        "cut": results.cut(),
         **about,
         "losses": {
             "id": [record.id for record in results.losses],
@@ -97,6 +98,7 @@ def write_comparison(
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
     comparison = compare(base, tuned, metrics, seed, resamples)
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
+    comparison["cut"] = {"base": base.cut(), "tuned": tuned.cut(), "of": len(tuned.generations)}
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, base, tuned, metrics)
     return comparison

@@ -17,7 +17,7 @@ from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import groups
+from launcher.train.held_out import groups, held_out
 
 
 def finish(
@@ -36,9 +36,11 @@ def finish(
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()
-        results = evaluator.full(engine, model)
+        journal = evaluator.journal(run, "tuned", evaluator.base_key(held_out(run)), step)
+        results = evaluator.full(engine, model, journal, say)
         if ranks.is_main:
             _compare(run, config, evaluator, results, trackers, step, say)
+            journal.clear()
     distributed.barrier()
     if not ranks.is_main:
         return
