@@ -55,9 +55,11 @@ def compare(words: list[str]) -> int:
                 "help": "exit 3 unless all others are better, or not worse, than the first",
             },
         ),
+        (["--judge-url"], {"metavar": "URL", "help": "ask a judge too, behind this endpoint"}),
+        (["--judge-model"], {"metavar": "NAME", "help": "the judge's name there"}),
         (["--json"], {"action": "store_true", "help": "for programs"}),
     )
-    options = arguments.words(parsed, "require", "json")
+    options = arguments.words(parsed, "require", "judge_url", "judge_model", "json")
     return _replace("launcher.train.compare", *parsed.models, *options)
 
 

@@ -98,7 +98,6 @@ def write_comparison(
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
     comparison = compare(base, tuned, metrics, seed, resamples)
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
-    comparison["cut"] = {"base": base.cut(), "tuned": tuned.cut(), "of": len(tuned.generations)}
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, base, tuned, metrics)
     return comparison

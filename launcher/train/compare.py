@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose
+from launcher.config import compose, eval_checks
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, slices, store
+from launcher.evals import compare, judge, slices, store
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
@@ -96,7 +96,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             where="data.validation",
             hint="train both with the same held-out data, tokenizer and chat template",
         )
-    for key in ("max_new_tokens", "answer_pattern"):
+    for key in ("max_new_tokens", "stop", "temperature", "top_p", "answer_pattern"):
         values = [getattr(side.config.eval, key) for side in (first, other)]
         if values[0] != values[1]:
             found = f"{first.name} has {values[0]!r}, {other.name} {values[1]!r}"
@@ -104,6 +104,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
+    judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
     parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
@@ -125,18 +126,18 @@ def changed(
     base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
 ) -> dict[str, list[dict[str, str]]]:
     """Answers that got better or worse by the first metric that judges them, or are only others."""
-    judge = next((m for m in metrics if m.needs == "generation"), None)
-    if judge is None or not base.generations:
+    by = next((m for m in metrics if m.needs == "generation"), None)
+    if by is None or not base.generations:
         return {}
     before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
     ids = sorted(before.keys() & after.keys())
-    values = [judge.scores(judge.statistics([side[i] for i in ids])) for side in (before, after)]
+    values = [by.scores(by.statistics([side[i] for i in ids])) for side in (before, after)]
     found: dict[str, list[dict[str, str]]] = {"better": [], "worse": [], "changed": []}
     for i, old, new in zip(ids, *values, strict=True):
         one, other = before[i], after[i]
         if one.answer == other.answer:
             continue
-        gain = (new - old) * (1 if judge.higher_is_better else -1)
+        gain = (new - old) * (1 if by.higher_is_better else -1)
         kind = "better" if gain > 0 else "worse" if gain < 0 else "changed"
         texts = {"reference": one.reference, "base": one.answer, "tuned": other.answer}
         found[kind].append({"where": one.where, "prompt": one.prompt, **texts})
@@ -146,6 +147,7 @@ def changed(
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
+    lines += made["notes"]
     for part in made["slices"]:
         for name, row in part["metrics"].items():
             if row["verdict"] != "no evidence":
@@ -159,11 +161,22 @@ def told(made: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _ask_judge(config: Config, url: str | None, model: str | None) -> None:
+    """Compare by this judge too, whatever the run was configured for."""
+    judge = config.eval.judge
+    judge.url, judge.model = url or judge.url, model or judge.model
+    config.eval.metrics = list(dict.fromkeys([*config.eval.metrics, "judge"]))
+    if problems := list(eval_checks.of_judge(config.eval)):
+        raise ConfigError(problems)
+
+
 def main(argv: list[str]) -> int:
     """Exit code of `launcher.errors.ExitCode`; the comparison on stdout."""
     parser = argparse.ArgumentParser(prog="launcher compare", description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))
+    parser.add_argument("--judge-url")
+    parser.add_argument("--judge-model")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
     outcomes: list[str] = []
@@ -172,7 +185,10 @@ def main(argv: list[str]) -> int:
         if len(options.models) < 2:
             hint = "launcher compare FIRST OTHER; a run's base is RUN:base"
             raise ConfigError("two models are needed", where="launcher compare", hint=hint)
-        first, *others = sides(options.models)
+        first, *others = found = sides(options.models)
+        if options.judge_url or options.judge_model:
+            for side in found:
+                _ask_judge(side.config, options.judge_url, options.judge_model)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
         print(json.dumps(made, indent=2) if options.json else "\n\n".join(map(told, made)))
