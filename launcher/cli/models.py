@@ -31,7 +31,11 @@ _SAMPLING: tuple[Argument, ...] = (
 def evaluate(words: list[str]) -> int:
     """Score a model on the held-out records of its run."""
     wants_json = (["--json"], {"action": "store_true", "help": "for programs"})
-    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, wants_json)
+    harness: Argument = (
+        ["--lm-eval"],
+        {"metavar": "TASK[,TASK]", "help": "score tuned and base on lm-eval's tasks instead"},
+    )
+    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, harness, wants_json)
     return _become("launcher.train.score", parsed)
 
 
