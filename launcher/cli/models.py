@@ -31,7 +31,11 @@ _SAMPLING: tuple[Argument, ...] = (
 def evaluate(words: list[str]) -> int:
     """Score a model on the held-out records of its run."""
     wants_json = (["--json"], {"action": "store_true", "help": "for programs"})
-    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, wants_json)
+    harness: Argument = (
+        ["--lm-eval"],
+        {"metavar": "TASK[,TASK]", "help": "score tuned and base on lm-eval's tasks instead"},
+    )
+    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, harness, wants_json)
     return _become("launcher.train.score", parsed)
 
 
@@ -55,10 +59,12 @@ def compare(words: list[str]) -> int:
                 "help": "exit 3 unless all others are better, or not worse, than the first",
             },
         ),
+        (["--judge-url"], {"metavar": "URL", "help": "ask a judge too, behind this endpoint"}),
+        (["--judge-model"], {"metavar": "NAME", "help": "the judge's name there"}),
         (["--json"], {"action": "store_true", "help": "for programs"}),
         (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
-    options = arguments.words(parsed, "require", "json", "html")
+    options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
     return _replace("launcher.train.compare", *parsed.models, *options)
 
 

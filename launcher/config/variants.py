@@ -77,6 +77,7 @@ METRICS = Table(
         "length": "launcher.evals.form:Length",
         "distinct": "launcher.evals.variety:Distinct",
         "repetition": "launcher.evals.variety:Repetition",
+        "judge": "launcher.evals.judge:Judge",
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})

@@ -34,6 +34,8 @@ class Metric(ABC, Generic[R]):
     unit: ClassVar[str] = ""
     #: whether each record is either right or wrong.
     binary: ClassVar[bool] = False
+    #: whether it has values only for two models together.
+    pairwise: ClassVar[bool] = False
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -53,6 +55,10 @@ class Metric(ABC, Generic[R]):
     def score(self, records: Sequence[R]) -> float:
         """The score over all `records`; NaN if none of them counts."""
         return float(self.scores(self.statistics(records).sum(0, keepdims=True))[0])
+
+    def notes(self) -> list[str]:
+        """What a reader of the comparison should know besides the numbers, a sentence each."""
+        return []
 
     def select(self, results: Results) -> Sequence[R]:
         """The records of the pass that this metric needs."""
@@ -114,9 +120,9 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
-    """Name -> score, of the metrics whose pass was made."""
+    """Name -> score, of the metrics of one model whose pass was made."""
     return {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
-        if metric.select(results)
+        if metric.select(results) and not metric.pairwise
     }

@@ -39,6 +39,7 @@ def write_results(
         "metrics": scores,
         "records": len(results.losses),
         "generated": len(results.generations),
+        "cut": results.cut(),
         **about,
         "losses": {
             "id": [record.id for record in results.losses],
@@ -93,13 +94,14 @@ def write_comparison(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
-    **about: Any,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
-    `about` is put beside it as it is.
+    `notes` are put to its own.
     """
-    comparison = {**compare(base, tuned, metrics, seed, resamples), **about}
+    comparison = compare(base, tuned, metrics, seed, resamples)
+    comparison["notes"] += notes
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, base, tuned, metrics)

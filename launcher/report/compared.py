@@ -30,7 +30,7 @@ def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": summary.sentence(comparison),
         "confidence": f"{100 * comparison.get('confidence', 0.95):g}",
         "rows": rows(comparison),
-        "contamination": summary.contamination(comparison),
+        "notes": comparison.get("notes", []),
         "slices": slices(comparison),
         "samples": shown,
         "kinds": kinds(shown),

@@ -74,21 +74,6 @@ def sentence(comparison: Mapping[str, Any]) -> str:
     return text if "tuned_name" in comparison else text[0].upper() + text[1:]
 
 
-def contamination(comparison: Mapping[str, Any]) -> str:
-    """Whether held-out records were found in the training data, in one sentence."""
-    against = comparison.get("contamination")
-    if against is None:
-        return "Nobody looked for held-out records in the training data (data.gate=[leakage] does)."
-    found = [part for part in against if part["leaked"]]
-    if not found:
-        return "No held-out record was found in the training data."
-    parts = [f"{part['leaked']:,} of {part['records']:,} of {part['name']}" for part in found]
-    return (
-        f"Held-out records are in the training data: {', '.join(parts)}. "
-        "What a model has learned by heart is no proof of skill."
-    )
-
-
 def table(comparison: Mapping[str, Any]) -> str:
     """The comparison as aligned plain text, one line a metric."""
     header = (

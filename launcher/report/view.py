@@ -26,7 +26,7 @@ def view(facts: Facts) -> dict[str, Any]:
         "verdict": summary.sentence(facts.comparison) if facts.comparison else None,
         "tiles": _tiles(facts),
         "comparison": compared.rows(facts.comparison),
-        "contamination": summary.contamination(facts.comparison),
+        "notes": facts.comparison.get("notes", []),
         "slices": compared.slices(facts.comparison),
         "charts": _charts(facts),
         "samples": samples,

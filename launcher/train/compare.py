@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher import report
-from launcher.config import compose
+from launcher.config import compose, eval_checks
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, slices, store
+from launcher.evals import compare, judge, slices, store
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
@@ -97,7 +97,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             where="data.validation",
             hint="train both with the same held-out data, tokenizer and chat template",
         )
-    for key in ("max_new_tokens", "answer_pattern"):
+    for key in ("max_new_tokens", "stop", "temperature", "top_p", "answer_pattern"):
         values = [getattr(side.config.eval, key) for side in (first, other)]
         if values[0] != values[1]:
             found = f"{first.name} has {values[0]!r}, {other.name} {values[1]!r}"
@@ -105,10 +105,11 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
+    judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
     parts = groups(first.run, TokenCache.open(Path(first.folder)), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made["contamination"] = contamination(other.run)
+    made["notes"] += contamination(other.run)
     made["answers"] = store.predictions(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
@@ -126,6 +127,7 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
+    lines += made["notes"]
     for part in made["slices"]:
         for name, row in part["metrics"].items():
             if row["verdict"] != "no evidence":
@@ -136,9 +138,17 @@ def told(made: Mapping[str, Any]) -> str:
         found = [answer["where"] for answer in made["answers"] if answer["change"] == kind]
         if found:
             lines.append(f"{len(found):,} answers {kind}, such as {found[0]}")
-    lines.append(summary.contamination(made))
     lines.append(f"verdict: {summary.outcome(made)}")
     return "\n".join(lines)
+
+
+def _ask_judge(config: Config, url: str | None, model: str | None) -> None:
+    """Compare by this judge too, whatever the run was configured for."""
+    judge = config.eval.judge
+    judge.url, judge.model = url or judge.url, model or judge.model
+    config.eval.metrics = list(dict.fromkeys([*config.eval.metrics, "judge"]))
+    if problems := list(eval_checks.of_judge(config.eval)):
+        raise ConfigError(problems)
 
 
 def main(argv: list[str]) -> int:
@@ -146,6 +156,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launcher compare", description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))
+    parser.add_argument("--judge-url")
+    parser.add_argument("--judge-model")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--html", type=Path)
     options = parser.parse_args(argv)
@@ -155,7 +167,10 @@ def main(argv: list[str]) -> int:
         if len(options.models) < 2:
             hint = "launcher compare FIRST OTHER; a run's base is RUN:base"
             raise ConfigError("two models are needed", where="launcher compare", hint=hint)
-        first, *others = sides(options.models)
+        first, *others = found = sides(options.models)
+        if options.judge_url or options.judge_model:
+            for side in found:
+                _ask_judge(side.config, options.judge_url, options.judge_model)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
         if options.html:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import DataError
@@ -40,14 +39,17 @@ def groups(
     return found
 
 
-def contamination(run: RunDir) -> list[dict[str, Any]] | None:
-    """How many records of each held-out file are in the training data; None if nobody looked.
-
-    That is what the data report of the run's gate has found.
-    """
+def contamination(run: RunDir) -> list[str]:
+    """Sentences on held-out records in the training data: what the report of the gate has found."""
     made = (read_json(run.data) or {}).get("report")
     report = read_json(Path(made["path"])) if made else None
     if not report:
-        return None
-    keys = ("name", "records", "leaked")
-    return [{key: found[key] for key in keys} for found in report["leakage"]["against"]]
+        return ["nobody looked for held-out records in the training data; data.gate=[leakage] does"]
+    against = report["leakage"]["against"]
+    found = [
+        f"{part['leaked']:,} of {part['records']:,} records of {part['name']} are in the training"
+        " data too, which flatters the tuned model"
+        for part in against
+        if part["leaked"]
+    ]
+    return found or ["no held-out record was found in the training data"]

@@ -18,6 +18,7 @@ from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.rundir import RunDir
+from launcher.train import harness
 from launcher.train.command import exit_code_of
 from launcher.train.evaluate import Evaluator
 from launcher.train.held_out import held_out
@@ -55,11 +56,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run")
     parser.add_argument("--checkpoint", type=int, metavar="STEP")
     parser.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument("--lm-eval", type=lambda text: text.split(","), metavar="TASK[,TASK]")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
 
     def work() -> None:
         run = RunDir(options.run).require()
+        if options.lm_eval:
+            own = "tuned" if options.checkpoint is None else str(options.checkpoint)
+            sides = ["base"] if options.base else ["base", own]
+            made = harness.evaluate(run, options.lm_eval, sides)
+            print(json.dumps(made, indent=2) if options.json else harness.table(made))
+            return
         held_out(run)  # before a model is loaded
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         scores = score_all(*score(run, speaker))

@@ -58,7 +58,7 @@ def test_the_page_shows_the_comparison(here):
     assert done.code == ExitCode.ok, done.output
     page = (here.folder / "pages" / "page.html").read_text()
     assert "long is better than short" in page
-    assert "No held-out record was found in the training data." in page
+    assert "no held-out record was found in the training data" in page
     assert "level 0" in page
 
 
