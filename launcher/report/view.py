@@ -7,7 +7,7 @@ import math
 import statistics
 from typing import Any
 
-from launcher.report import charts, compared, summary
+from launcher.report import charts, classes, compared, summary
 from launcher.report.charts import Chart, Curve
 from launcher.report.collect import Facts, as_number, flatten, series
 
@@ -28,6 +28,7 @@ def view(facts: Facts) -> dict[str, Any]:
         "comparison": compared.rows(facts.comparison),
         "notes": facts.comparison.get("notes", []),
         "slices": compared.slices(facts.comparison),
+        "classes": classes.view(facts.comparison),
         "charts": _charts(facts),
         "samples": samples,
         "kinds": compared.kinds(samples),
