@@ -15,6 +15,7 @@ from typing import Any
 from launcher import runtime
 from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
+from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
@@ -108,13 +109,15 @@ def write_predictions(
 ) -> None:
     """Write eval/predictions.jsonl: prompt, reference and both answers, one record a line.
 
-    `base` and `base_match` are null without a base; a match is null where no metric judges answers.
+    `base` and `base_match` are null without a base; a match is null where no metric judges answers;
+    `judge` is 1 where a judge prefers the tuned answer, 0 the base's, 0.5 for a tie.
     """
-    judge = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
     answers = {record.id: record.answer for record in base.generations} if base else {}
 
     def match(answer: str | None, reference: str) -> bool | None:
-        return None if judge is None or answer is None else judge.match(answer, reference)
+        return None if exact is None or answer is None else exact.match(answer, reference)
 
     lines = []
     for record in tuned.generations:
@@ -129,6 +132,8 @@ def write_predictions(
             "base_match": match(answer, record.reference),
             "tuned_match": match(record.answer, record.reference),
         }
+        if judge is not None:
+            line["judge"] = judge.shares.get((record.id, record.answer))
         lines.append(_compact(line) + "\n")
     write_atomic(run.eval / "predictions.jsonl", "".join(lines))
 
