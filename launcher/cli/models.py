@@ -35,7 +35,9 @@ def evaluate(words: list[str]) -> int:
         ["--lm-eval"],
         {"metavar": "TASK[,TASK]", "help": "score tuned and base on lm-eval's tasks instead"},
     )
-    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, harness, wants_json)
+    vllm = (["--vllm"], {"action": "store_true", "help": "let vLLM make the answers"})
+    options = (_CHECKPOINT, _BASE, harness, vllm, wants_json)
+    parsed = arguments.existing_run("eval", words, *options)
     return _become("launcher.train.score", parsed)
 
 

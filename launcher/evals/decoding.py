@@ -26,11 +26,11 @@ class Decoding:
 
     @classmethod
     def of(cls, config: Config) -> Decoding:
-        """Those of a run."""
+        """Those of a run; the likeliest tokens do not depend on its seed."""
         options = config.eval
-        stop = tuple(options.stop)
+        seed = config.seed if options.temperature else 0
         return cls(
-            options.max_new_tokens, stop, options.temperature, options.top_p, seed=config.seed
+            options.max_new_tokens, tuple(options.stop), options.temperature, options.top_p, seed
         )
 
     def end(self, text: str) -> int:

@@ -38,7 +38,7 @@ def generate_records(
     often on every rank; raises `EvaluationStopped`. `done` gets the answers of each batch.
     """
     stops = list(stop_tokens or find_stop_tokens(model, tokenizer))
-    contexts = [_fit(list(prompt.tokens), model, decoding.max_new_tokens) for prompt in prompts]
+    contexts = [fit(list(prompt.tokens), model, decoding.max_new_tokens) for prompt in prompts]
     batches = plan_batches(
         [len(tokens) for tokens in contexts],
         batch_tokens=batch_tokens,
@@ -59,7 +59,7 @@ def generate_records(
             if not batch.counted:
                 continue
             new = [
-                _read(prompt, context, answer, tokenizer, decoding)
+                read(prompt, context, answer, tokenizer, decoding)
                 for (prompt, context), answer in zip(asked, answers, strict=True)
             ]
             results += new
@@ -68,7 +68,7 @@ def generate_records(
     return results
 
 
-def _read(
+def read(
     prompt: Prompt, context: list[int], answer: list[int], tokenizer: Any, decoding: Decoding
 ) -> Generation:
     """The answer as text, up to the first stop string."""
@@ -100,7 +100,7 @@ def find_stop_tokens(
     return sorted(int(token) for token in stops if token is not None)
 
 
-def _fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
+def fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
     """`tokens` without its beginning where prompt and answer would not fit the model's positions.
 
     Cut by record, never by batch, so that an answer does not depend on what it is batched with.
@@ -154,10 +154,11 @@ def _generate(
         synced_gpus=synced,
         **extra,
     )
-    return [_until(answer, stops) for answer in output[:, width:].tolist()]
+    return [until(answer, stops) for answer in output[:, width:].tolist()]
 
 
-def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    """`tokens` before the first stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
 

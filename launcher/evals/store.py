@@ -15,6 +15,7 @@ from typing import Any
 from launcher import runtime
 from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
+from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
@@ -122,14 +123,16 @@ def predictions(
     """Prompt, reference and both answers of each record, in order; what changed by the metrics.
 
     A match is null where exact_match does not judge; `change` is better, worse, changed or same by
-    the first metric of answers. Without a base, its answer, match and the change are null.
+    the first metric of answers. Without a base, its answer, match and the change are null. With the
+    metric judge, `judge` is 1 where it prefers the tuned answer, 0 the base's, 0.5 for a tie.
     """
-    judge = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
     answers = {record.id: record.answer for record in base.generations} if base else {}
     kinds = changes(base, tuned, metrics) if base else {}
 
     def match(answer: str | None, reference: str) -> bool | None:
-        return None if judge is None or answer is None else judge.match(answer, reference)
+        return None if exact is None or answer is None else exact.match(answer, reference)
 
     return [
         {
@@ -142,6 +145,7 @@ def predictions(
             "base_match": match(answers.get(record.id), record.reference),
             "tuned_match": match(record.answer, record.reference),
             "change": kinds.get(record.id),
+            **({"judge": judge.shares.get((record.id, record.answer))} if judge else {}),
         }
         for record in tuned.generations
     ]
@@ -149,13 +153,13 @@ def predictions(
 
 def changes(base: Results, tuned: Results, metrics: Sequence[Metric[Any]]) -> dict[int, str]:
     """Record -> better, worse, changed or same, by the first metric of answers; {} without one."""
-    judge = next((metric for metric in metrics if metric.needs == "generation"), None)
+    by = next((metric for metric in metrics if metric.needs == "generation"), None)
     before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
     ids = sorted(before.keys() & after.keys())
-    if judge is None or not ids:
+    if by is None or not ids:
         return {}
-    values = [judge.scores(judge.statistics([side[i] for i in ids])) for side in (before, after)]
-    sign = 1 if judge.higher_is_better else -1
+    values = [by.scores(by.statistics([side[i] for i in ids])) for side in (before, after)]
+    sign = 1 if by.higher_is_better else -1
     found = {}
     for i, old, new in zip(ids, *values, strict=True):
         gain = sign * (new - old)

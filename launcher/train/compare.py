@@ -105,6 +105,8 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
+    if any(metric.pairwise for metric in metrics):
+        note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
     parts = groups(first.run, TokenCache.open(Path(first.folder)), pair[0].ids())

@@ -32,7 +32,8 @@ class Evaluator:
     """Scores a model on the validation split; every rank calls the same methods.
 
     `should_stop` is asked between batches, on all ranks equally often; it makes a method raise
-    `launcher.evals.runner.EvaluationStopped`.
+    `launcher.evals.runner.EvaluationStopped`. `generate` makes the answers, as
+    `launcher.evals.generation.generate_records` does.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class Evaluator:
         head: TargetHead,
         device: torch.device,
         should_stop: Callable[[], bool],
+        generate: Callable[..., list[Generation]] = generation.generate_records,
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
-        self.should_stop = should_stop
+        self.should_stop, self._generate = should_stop, generate
         self.metrics = make_metrics(config.eval)
         count = len(cache)
         self.ids = list(
@@ -89,7 +91,7 @@ class Evaluator:
         answered = {record.id for record in known}
         remaining = [prompt for prompt in prompts if prompt.id not in answered]
         with gathered.for_generation(model, self.config, self.ranks, say) as lockstep:
-            mine = generation.generate_records(
+            mine = self._generate(
                 remaining,
                 model,
                 self.tokenizer,

@@ -31,7 +31,8 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
     from lm_eval.tasks import TaskManager
 
     folders = sorted({str(Path(task).resolve().parent) for task in tasks if _is_file(task)})
-    manager = TaskManager(include_path=folders or None)
+    own = all(map(_is_file, tasks))  # then lm-eval need not look through its own thousands
+    manager = TaskManager(include_path=folders or None, include_defaults=not own)
     names = [_name_in(task) if _is_file(task) else task for task in tasks]
     unknown = [name for name in names if not manager.match_tasks([name])]
     if unknown:

@@ -24,10 +24,17 @@ from launcher.train.engine import Engine, connect
 from support.configs import make_config
 
 PROMPTS = [Prompt(i, list(range(10 + i, 15 + 4 * i)), "", f"d:{i}") for i in range(7)]
-CASES = {"zero0": (0, None), "zero2": (2, None), "fits": (3, None), "sharded": (3, False)}
+#: name -> stage, eval.gather_weights, eval.batch_tokens.
+CASES = {
+    "zero0": (0, None, 150),
+    "zero2": (2, None, 150),
+    "fits": (3, None, 150),
+    "too large": (3, None, 10**13),
+    "sharded": (3, False, 150),
+}
 
 
-def answer(folder, zero, gather_weights, ranks):
+def answer(folder, zero, gather_weights, batch_tokens, ranks):
     config = make_config(
         model={"name": folder, "attention": "sdpa"},
         data={"max_length": 64},
@@ -35,7 +42,7 @@ def answer(folder, zero, gather_weights, ranks):
         train={"steps": 1},
         engine={"zero": zero},
         optim={"name": "adamw", "lr": 1e-2},
-        eval={"gather_weights": gather_weights, "batch_tokens": 150},
+        eval={"gather_weights": gather_weights, "batch_tokens": batch_tokens},
     )
     made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=2)
     torch.manual_seed(0)

@@ -29,13 +29,14 @@ def answers_of(model: Path, out: Path, ranks: int, *cases: str):
 def test_every_stage_gives_the_answers_of_one_process(tiny_llama, tmp_path):
     alone = answers_of(tiny_llama, tmp_path / "1.json", 1, "zero0")["zero0"]
     assert len({record["answer"] for record in alone["drawn"]}) > 3
-    found = answers_of(tiny_llama, tmp_path / "2.json", 2, "zero2", "fits", "sharded")
+    found = answers_of(tiny_llama, tmp_path / "2.json", 2, "zero2", "fits", "too large", "sharded")
     for name, made in found.items():
         assert made["greedy"] == alone["greedy"], name
         assert made["drawn"] == alone["drawn"], name
         assert made["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
     assert found["zero2"]["said"] == []
     assert "gathered on every rank, by memory" in found["fits"]["said"][0]
+    assert "left sharded, by memory" in found["too large"]["said"][0]
     assert "left sharded, as eval.gather_weights says" in found["sharded"]["said"][0]
 
 
