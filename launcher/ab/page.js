@@ -10,7 +10,7 @@ const FADE_S = matchMedia("(prefers-reduced-motion: reduce)").matches ? 0 : 0.13
 
 let items = []; // ids in this judge's order
 let votes = new Map(); // item -> {choice, comment}; the last one voted on stands last
-let current = null; // item on the screen
+let current = null; // item on the screen; undefined once all are judged
 let shownAt = 0;
 let busy = false; // between a vote and the next item
 let unsaved = []; // changes that the server has not acknowledged, oldest first
@@ -89,6 +89,7 @@ async function send() {
     }
   }
   sending = false;
+  if (items.length && current === undefined) finish();
 }
 
 function tell(text, waits = false) {
@@ -169,7 +170,8 @@ function mark(choice) {
 function finish() {
   busy = false;
   progress();
-  say("Thank you", `You have judged all ${items.length}. You can close this page.`, true);
+  const waits = "Your last votes are being saved. Please keep this page open.";
+  say("Thank you", unsaved.length ? waits : `You have judged all ${items.length}. You can close this page.`, true);
 }
 
 function say(title, text, done = false) {

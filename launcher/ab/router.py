@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -103,10 +103,10 @@ class Endpoint:
     """One of the two, and the name of its model there."""
 
     def __init__(self, url: str) -> None:
-        timeout = httpx.Timeout(READ_S, connect=CONNECT_S)
-        limits = httpx.Limits(max_connections=None)
+        timeout = httpx2.Timeout(READ_S, connect=CONNECT_S)
+        limits = httpx2.Limits(max_connections=None)
         # trust_env: a proxy meant for the internet is none for the model next door.
-        self.client = httpx.AsyncClient(
+        self.client = httpx2.AsyncClient(
             base_url=url.rstrip("/") + "/", timeout=timeout, limits=limits, trust_env=False
         )
         self._model: str | None = None
@@ -146,7 +146,7 @@ class Passage:
                 answer = json.loads(await response.aread())
             finally:
                 await response.aclose()
-        except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
             print(f"endpoint {self._sent.side}: {error!r}", file=sys.stderr, flush=True)
             await self._end(502)
             return _refusal(502, "the model gave no answer")
@@ -155,7 +155,7 @@ class Passage:
             answer = self._renamed(answer)
         return JSONResponse(answer, response.status_code)
 
-    async def _pieces(self, response: httpx.Response) -> AsyncIterator[str]:
+    async def _pieces(self, response: httpx2.Response) -> AsyncIterator[str]:
         status = CLIENT_GONE
         try:
             self._sent.first_s = None
@@ -164,7 +164,7 @@ class Passage:
                     self._sent.first_s = self._sent.elapsed_s()
                 yield self._line(line) + "\n"
             status = response.status_code
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             print(f"endpoint {self._sent.side}: {error!r}", file=sys.stderr, flush=True)
             status = 502
             # The status line is long out: a broken stream is told in the stream.
@@ -172,7 +172,7 @@ class Passage:
         finally:
             # Even while the client's going away cancels this task.
             self._keep(status)
-            with contextlib.suppress(httpx.HTTPError):
+            with contextlib.suppress(httpx2.HTTPError):
                 await response.aclose()
 
     def _line(self, line: str) -> str:

@@ -2,15 +2,16 @@
 
 # Annotations are not postponed here: FastAPI reads them, those of local names too.
 import sys
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi import Path as InPath
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launcher.ab.study import Judge, Study
 from launcher.errors import StorageError
@@ -86,7 +87,7 @@ def create_app(study: Study) -> FastAPI:
     for path, name in FILES.items():
         _serve_file(app, f"/{path}", Path(__file__).with_name(name))
     app.exception_handler(StorageError)(_unavailable)
-    app.middleware("http")(_guard)
+    app.add_middleware(Guard)
     return app
 
 
@@ -101,12 +102,26 @@ def _unavailable(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "cannot be saved at present"}, 503)
 
 
-async def _guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-    length = request.headers.get("content-length", "0")
-    too_long = not length.isdecimal() or int(length) > MAX_BODY
-    if too_long or "transfer-encoding" in request.headers:
-        response: Response = JSONResponse({"detail": "too long"}, 413)
-    else:
-        response = await go_on(request)
-    response.headers.update(HEADERS)
-    return response
+class Guard:
+    """Puts our headers on every response, and refuses bodies that no vote has."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        app = self._app
+        if scope["type"] == "http" and _is_too_long(Headers(scope=scope)):
+            app = JSONResponse({"detail": "too long"}, 413)
+        await app(scope, receive, send_with_headers)
+
+
+def _is_too_long(headers: Headers) -> bool:
+    length = headers.get("content-length", "0")
+    return not length.isdecimal() or int(length) > MAX_BODY or "transfer-encoding" in headers

@@ -30,11 +30,13 @@ class Assignment:
 
 
 class Traffic:
-    """A router's file; every method opens it for itself, so threads may share this."""
+    """A router's file; every method opens it for itself, so threads may share this.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._seed, self._share = "", 0.0
+    `seed` decides who gets what, `share` how many get b.
+    """
+
+    def __init__(self, path: Path, seed: str, share: float) -> None:
+        self.path, self._seed, self._share = path, seed, share
 
     @staticmethod
     def open(path: Path, names: tuple[str, str], share: float) -> Traffic:
@@ -43,7 +45,6 @@ class Traffic:
         Raises `ConfigError` if it was made for other endpoints or another share, because what
         it has counted is then no fair comparison.
         """
-        traffic = Traffic(path)
         asked = {"a": names[0], "b": names[1], "share": share}
         if not path.exists():
             made = {**asked, "seed": secrets.token_hex(16), "created": time.time()}
@@ -58,8 +59,7 @@ class Traffic:
                 raise ConfigError(
                     f"{key} was {known[key]}, not {value}", where=str(path), hint=hint
                 )
-        traffic._seed, traffic._share = known["seed"], known["share"]
-        return traffic
+        return Traffic(path, known["seed"], share)
 
     def assign(self, user: str | None) -> Assignment:
         """The side of a user, the same for ever; of a request without a user, by chance."""

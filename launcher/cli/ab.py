@@ -156,7 +156,7 @@ def _listen(port: int) -> tuple[Argument, ...]:
 
 
 def _need_server() -> None:
-    for module in ("fastapi", "uvicorn", "httpx"):
+    for module in ("fastapi", "uvicorn", "httpx2"):
         need(module, "this needs", where="launcher ab", extra="serve")
 
 
