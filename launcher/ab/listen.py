@@ -34,6 +34,8 @@ def run(app: Any, host: str, port: int) -> int:
 
 def _bind(host: str, port: int) -> socket.socket:
     try:
+        if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
+            raise OverflowError(f"{port} is no port")
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(found[0], found[1])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
