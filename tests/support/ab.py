@@ -66,14 +66,11 @@ def study(
     chances = [mean + spread * rng.choice((-1, 1)) for _ in range(prompts)]
     orders = [rng.sample(range(prompts), prompts) for _ in range(judges)]
     votes: list[list[float]] = [[] for _ in range(prompts)]
-    wins = losses = 0.0
+    counted: list[Counts] = [(0.0, 0.0)] * prompts
     while any(orders):
         order = rng.choice([order for order in orders if order])
         item = order.pop()
         tie = rng.random() < 0.2
-        before = result.preferences([votes[item]])
         votes[item].append(0.0 if tie else 1.0 if rng.random() < chances[item] else -1.0)
-        after = result.preferences([votes[item]])
-        wins += after[0] - before[0]
-        losses += after[1] - before[1]
-        yield wins, losses
+        counted[item] = result.preferences([votes[item]])[:2]
+        yield sum(won for won, _ in counted), sum(lost for _, lost in counted)
