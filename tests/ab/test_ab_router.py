@@ -182,7 +182,7 @@ def test_streams_are_passed_on_as_they_come(routed):
 
 def feedback(routed: Routed, identifier: str, value: object, **more: object):
     body = {"id": identifier, "value": value, **more}
-    return CLIENT.post(f"{routed.url}/v1/feedback", content=json.dumps(body))
+    return CLIENT.post(f"{routed.url}/v1/feedback", json=body)
 
 
 def test_feedback_is_counted_by_side_and_replaced(routed):
@@ -201,12 +201,10 @@ def test_feedback_is_counted_by_side_and_replaced(routed):
     assert "pairs of users that differ" in words.told(made)
 
 
-@pytest.mark.parametrize(
-    ("identifier", "value", "code"),
-    [("chatcmpl-guess", 1, 404), ("", 1, 404), ("x", 2, 422), ("x", "good", 422), ("x", None, 422)],
-)
-def test_what_is_no_feedback_is_refused(routed, identifier, value, code):
-    assert feedback(routed, identifier, value).status_code == code
+def test_what_is_no_feedback_is_refused(routed):
+    assert feedback(routed, "chatcmpl-guess", 1).status_code == 404
+    for value in (2, -1.5, "good", None):
+        assert feedback(routed, "chatcmpl-guess", value).status_code == 422
 
 
 def test_errors_are_passed_on_and_counted(routed):
@@ -241,7 +239,7 @@ def test_an_endpoint_that_is_away_gives_502(tmp_path):
         words = ("route", "--a", one.url, "--b", gone, "--db", tmp_path / "x.db", "--port", 0)
         with serving(*words, "--share", 0.999999, log=tmp_path / "log") as server:
             body = {"model": "ab", "messages": [{"role": "user", "content": "Hi"}]}
-            answer = CLIENT.post(f"{server.url}/v1/chat/completions", content=json.dumps(body))
+            answer = CLIENT.post(f"{server.url}/v1/chat/completions", json=body)
     assert answer.status_code == 502
     assert answer.json()["error"]["message"] == "the model gave no answer"
     assert result(tmp_path / "x.db")["sides"]["b"]["errors"] == 1

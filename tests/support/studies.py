@@ -22,6 +22,7 @@ from support.ranks import environment
 CLIENT = httpx2.Client(
     verify=False, trust_env=False, timeout=60, limits=httpx2.Limits(max_keepalive_connections=0)
 )
+JSON = {b"Content-Type": b"application/json"}
 QUESTION = "Which answer is better?"
 
 
@@ -78,7 +79,7 @@ class Voter:
     def ask(self, method: str, path: str, body: Any = None) -> httpx2.Response:
         """One request; any answer will do."""
         # In bytes, so that a forged one may be anything.
-        headers = {b"Authorization": f"Bearer {self.token}".strip().encode()}
+        headers = {b"Authorization": f"Bearer {self.token}".strip().encode(), **JSON}
         content = None if body is None else json.dumps(body)
         return CLIENT.request(method, f"{self.url}/api/{path}", content=content, headers=headers)
 
