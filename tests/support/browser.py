@@ -80,8 +80,10 @@ class Browser:
         self._call("Page.navigate", url=url)
 
     def reload(self) -> None:
-        """As F5 does."""
+        """As F5 does; returns once the new page is there."""
+        self.value("window.isOld = true")
         self._call("Page.reload")
+        self.wait("!window.isOld && document.readyState === 'complete'")
 
     def offline(self, is_offline: bool) -> None:
         """Take the network away, or give it back."""
