@@ -13,6 +13,7 @@ import torch
 from launcher.config.schema import ModelConfig
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError, DataError
+from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records
 from launcher.evals.records import Prompt
 from launcher.model.load import DTYPES
@@ -56,9 +57,7 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
     ]
     model, tokenizer = speaker.model, speaker.tokenizer
     stops = find_stop_tokens(model, tokenizer, [_ended_turn(tokenizer)])
-    made = generate_records(
-        prompts, model, tokenizer, max_new_tokens=max_new_tokens, stop_tokens=stops
-    )
+    made = generate_records(prompts, model, tokenizer, Decoding(max_new_tokens), stop_tokens=stops)
     by_number = {generation.id: generation.answer for generation in made}
     return [by_number[number] for number in range(len(asked))]
 
