@@ -137,6 +137,12 @@ def single_threaded_tokenizers() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def single_threaded_rayon() -> None:
+    """The same for libraries on rayon, before their first use: its threads do not survive a fork,
+    and a forked process would wait for them for ever."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+
+
 def secret(variable: str) -> str | None:
     """The key that the user keeps in this environment variable; None if it is not set."""
     return os.environ.get(variable) or None

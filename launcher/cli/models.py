@@ -64,8 +64,9 @@ def compare(words: list[str]) -> int:
         (["--judge-url"], {"metavar": "URL", "help": "ask a judge too, behind this endpoint"}),
         (["--judge-model"], {"metavar": "NAME", "help": "the judge's name there"}),
         (["--json"], {"action": "store_true", "help": "for programs"}),
+        (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
-    options = arguments.words(parsed, "require", "judge_url", "judge_model", "json")
+    options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
     return _replace("launcher.train.compare", *parsed.models, *options)
 
 
@@ -106,10 +107,19 @@ def chat(words: list[str]) -> int:
 
 def report(words: list[str]) -> int:
     """Write report.html; prints its path."""
-    run = arguments.find(arguments.existing_run("report", words))
+    to_open = (["--open"], {"action": "store_true", "help": "show it in the browser"})
+    parsed = arguments.existing_run("report", words, to_open)
     from launcher.report import build
 
-    print(build(run))
+    page = build(arguments.find(parsed))
+    print(page)
+    if parsed.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print(
+                "there is no browser here: copy the page to a machine that has one", file=sys.stderr
+            )
     return ExitCode.ok
 
 

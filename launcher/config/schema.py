@@ -464,8 +464,11 @@ class EvalConfig:
     """For the metric judge."""
     batch_tokens: int = 16384
     """Tokens of one evaluation batch on a rank."""
+    slices: list[str] = field(default_factory=list)
+    """Fields of the held-out records by whose values they are compared too, e.g. [category];
+    a field inside of others with dots. Files and lengths are always."""
     samples: int = 20
-    """Sample answers kept for the report."""
+    """Sample answers on the report page, the first of the held-out records."""
 
 
 @dataclass(kw_only=True, slots=True)

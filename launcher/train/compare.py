@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import report
 from launcher.config import compose, eval_checks
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
@@ -19,7 +20,7 @@ from launcher.evals.records import Results
 from launcher.report import summary
 from launcher.rundir import RunDir, find_run
 from launcher.train.command import exit_code_of, note
-from launcher.train.held_out import groups, held_out
+from launcher.train.held_out import contamination, groups, held_out
 
 #: What may be asked of all others than the first -> verdicts that fail it.
 REQUIRED = {"better": ("worse", "mixed", "no evidence"), "not-worse": ("worse", "mixed")}
@@ -108,9 +109,10 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
+    parts = groups(first.run, TokenCache.open(Path(first.folder)), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made["changed"] = changed(*pair, metrics)
+    made["notes"] += contamination(other.run)
+    made["answers"] = store.predictions(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 
@@ -124,28 +126,6 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     return metrics
 
 
-def changed(
-    base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
-) -> dict[str, list[dict[str, str]]]:
-    """Answers that got better or worse by the first metric that judges them, or are only others."""
-    by = next((m for m in metrics if m.needs == "generation"), None)
-    if by is None or not base.generations:
-        return {}
-    before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
-    ids = sorted(before.keys() & after.keys())
-    values = [by.scores(by.statistics([side[i] for i in ids])) for side in (before, after)]
-    found: dict[str, list[dict[str, str]]] = {"better": [], "worse": [], "changed": []}
-    for i, old, new in zip(ids, *values, strict=True):
-        one, other = before[i], after[i]
-        if one.answer == other.answer:
-            continue
-        gain = (new - old) * (1 if by.higher_is_better else -1)
-        kind = "better" if gain > 0 else "worse" if gain < 0 else "changed"
-        texts = {"reference": one.reference, "base": one.answer, "tuned": other.answer}
-        found[kind].append({"where": one.where, "prompt": one.prompt, **texts})
-    return found
-
-
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
@@ -156,9 +136,10 @@ def told(made: Mapping[str, Any]) -> str:
                 where = f"{part['by']} {part['value']}, {part['records']:,} records"
                 change = summary.number(row["difference"], row["unit"], signed=True)
                 lines.append(f"{row['verdict']} in {where}: {name} {change}")
-    for kind, records in made["changed"].items():
-        if records:
-            lines.append(f"{len(records):,} answers {kind}, such as {records[0]['where']}")
+    for kind in ("better", "worse", "changed"):
+        found = [answer["where"] for answer in made["answers"] if answer["change"] == kind]
+        if found:
+            lines.append(f"{len(found):,} answers {kind}, such as {found[0]}")
     lines.append(f"verdict: {summary.outcome(made)}")
     return "\n".join(lines)
 
@@ -180,6 +161,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--judge-url")
     parser.add_argument("--judge-model")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path)
     options = parser.parse_args(argv)
     outcomes: list[str] = []
 
@@ -193,6 +175,9 @@ def main(argv: list[str]) -> int:
                 _ask_judge(side.config, options.judge_url, options.judge_model)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
+        if options.html:
+            report.build_comparison(made, options.html)
+            note(f"page: {options.html}")
         print(json.dumps(made, indent=2) if options.json else "\n\n".join(map(told, made)))
 
     code = exit_code_of(work)

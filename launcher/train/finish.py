@@ -18,7 +18,7 @@ from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import groups, held_out
+from launcher.train.held_out import contamination, groups, held_out
 
 
 def finish(
@@ -95,13 +95,16 @@ def _compare(
         metrics = [metric for metric in metrics if not metric.pairwise]
         say(f"warning: compared without a judge: {error}")
         say(f"`launcher compare {run.name}:base {run.name}` asks the judge again")
-    parts = groups(evaluator.cache, results.ids())
-    comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
+    parts = groups(run, evaluator.cache, results.ids())
+    notes = contamination(run)
+    comparison = store.write_comparison(
+        run, base, results, metrics, parts, seed=config.seed, notes=notes
+    )
     say("\n".join([compare.table(comparison), *comparison["notes"]]))
-    summary: dict[str, float | None] = {}
+    scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
-        summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
-    trackers.summary(summary)
+        scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
+    trackers.summary(scored)
     _table_of_samples(run, config, trackers)
 
 
