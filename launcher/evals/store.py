@@ -123,8 +123,8 @@ def predictions(
     """Prompt, reference and both answers of each record, in order; what changed by the metrics.
 
     A match is null where exact_match does not judge; `change` is better, worse, changed or same by
-    the first metric of answers. Without a base, its answer, match and the change are null. With the
-    metric judge, `judge` is 1 where it prefers the tuned answer, 0 the base's, 0.5 for a tie.
+    the first metric of answers; `judge` is 1 where a judge prefers the tuned answer, 0 the base's,
+    0.5 for a tie. Without a base, its answer, match and the change are null.
     """
     exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
     judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
@@ -145,7 +145,7 @@ def predictions(
             "base_match": match(answers.get(record.id), record.reference),
             "tuned_match": match(record.answer, record.reference),
             "change": kinds.get(record.id),
-            **({"judge": judge.shares.get((record.id, record.answer))} if judge else {}),
+            "judge": judge.shares.get((record.id, record.answer)) if judge else None,
         }
         for record in tuned.generations
     ]

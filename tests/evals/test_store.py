@@ -102,6 +102,7 @@ def test_comparison_and_predictions_are_written(tmp_path):
         "base_match": False,
         "tuned_match": True,
         "change": "better",
+        "judge": None,
     }
 
 
