@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from launcher import runtime
 from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.metric import Metric, score_all
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
@@ -51,6 +51,7 @@ def write_results(
             "correct": [record.correct for record in results.losses],
         },
         "generations": [asdict(record) for record in results.generations],
+        "classes": _columns(results.classes),
     }
     lines = (f"  {json.dumps(key)}: {_compact(value)}" for key, value in content.items())
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -74,9 +75,30 @@ def read_results(path: Path) -> Results | None:
                 strict=True,
             )
         ]
-        return Results(losses, [Generation(**record) for record in raw["generations"]])
+        generations = [Generation(**record) for record in raw["generations"]]
+        return Results(losses, generations, _class_records(raw.get("classes", {})))
     except (TypeError, KeyError, ValueError):
         return None
+
+
+def _columns(records: Sequence[ClassRecord]) -> dict[str, list[Any]]:
+    """Records by field; six digits of a probability tell all that matters."""
+    names = [field.name for field in fields(ClassRecord)] if records else []
+    columns = {name: [getattr(record, name) for record in records] for name in names}
+    if columns:
+        columns["probability"] = [
+            round(value, 6) if math.isfinite(value) else None for value in columns["probability"]
+        ]
+    return columns
+
+
+def _class_records(columns: dict[str, list[Any]]) -> list[ClassRecord]:
+    rows = zip(*columns.values(), strict=True)
+    records = [ClassRecord(**dict(zip(columns, row, strict=True))) for row in rows]
+    return [
+        replace(record, probability=math.nan) if record.probability is None else record
+        for record in records
+    ]
 
 
 def cache_path(key: str) -> Path:
@@ -93,9 +115,13 @@ def write_comparison(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    **about: Any,
 ) -> dict[str, Any]:
-    """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
-    comparison = compare(base, tuned, metrics, seed, resamples)
+    """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
+
+    `about` is put into it as it is.
+    """
+    comparison = compare(base, tuned, metrics, seed, resamples) | about
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, base, tuned, metrics)

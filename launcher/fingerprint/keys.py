@@ -11,7 +11,7 @@ from typing import Any
 from launcher import bases, rundir, runtime
 from launcher.config import items
 from launcher.config.items import Item
-from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.config.schema import ClassifyConfig, Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (
@@ -171,6 +171,8 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
         "bad_records": data.bad_records,
     }
+    if isinstance(config.objective, ClassifyConfig):
+        options["classes"] = [config.objective.multi_label, config.objective.out_of_scope]
     held_out = data.validation_share if data.validation is None else 0.0
     found = []
     for split in ("train", "validation") if data.validation is not None else ("train",):

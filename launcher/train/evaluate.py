@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Config
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.loader import make_row
-from launcher.evals import generation, runner, store
+from launcher.data.loader import Row, make_row
+from launcher.evals import class_report, generation, out_of_scope, runner, store
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Prompt, Results
+from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
 from launcher.rundir import RunDir
@@ -39,13 +42,14 @@ class Evaluator:
         ranks: Ranks,
         cache: TokenCache | JoinedCache,
         tokenizer: Any,
-        head: TargetHead,
+        head: TargetHead | ClassHead,
         device: torch.device,
         should_stop: Callable[[], bool],
+        classes: Classes | None = None,
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
-        self.should_stop = should_stop
+        self.should_stop, self.classes = should_stop, classes
         self.metrics = make_metrics(config.eval)
         count = len(cache)
         self.ids = list(
@@ -56,14 +60,13 @@ class Evaluator:
 
     def quick(self, engine: Any) -> dict[str, float]:
         """Scores of the metrics that need no generation."""
-        results = Results(losses=self._losses(engine), generations=[])
-        return score_all(self.metrics, results)
+        return score_all(self.metrics, self._scored(engine))
 
     def full(self, engine: Any, model: Any) -> Results:
         """Per-record results of all metrics, complete on every rank. `model` is the bare model."""
-        losses = self._losses(engine)
+        results = self._scored(engine)
         if not self._generates:
-            return Results(losses=losses, generations=[])
+            return results
         prompts = self.prompts(model)
         mine = generation.generate_records(
             prompts,
@@ -77,9 +80,28 @@ class Evaluator:
             stop_tokens=self._stop_tokens(model),
             should_stop=self.should_stop,
         )
-        return Results(losses=losses, generations=runner.gather(mine, expected=len(prompts)))
+        results.generations = runner.gather(mine, expected=len(prompts))
+        return results
 
-    def _losses(self, engine: Any) -> list[Any]:
+    def _scored(self, engine: Any) -> Results:
+        """What needs no generation."""
+        if isinstance(self.head, ClassHead):
+            return self._classified(engine, self.head)
+        rows = self._rows()
+        mine = runner.loss_records(rows, partial(self.head.score, engine), self.should_stop)
+        return Results(losses=runner.gather(mine, expected=len(self.ids)))
+
+    def _classified(self, engine: Any, head: ClassHead) -> Results:
+        assert self.classes is not None
+        rows = self._rows(None if head.packs else 0)
+        losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
+        records = runner.gather(mine, expected=len(self.ids))
+        if self.classes.out_of_scope is not None:
+            records, _ = out_of_scope.judge(records)
+        return Results(losses=runner.gather(losses), classes=records)
+
+    def _rows(self, padded: int | None = None) -> Iterator[tuple[Row | None, list[int]]]:
+        """This rank's rows and their record ids; `padded` is 0 where a row is a rectangle."""
         lengths = [int(self.cache.lengths[i]) for i in self.ids]
         batches = runner.plan_batches(
             lengths,
@@ -87,12 +109,20 @@ class Evaluator:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             lockstep=self.config.engine.zero == 3,
+            new_tokens=padded,
         )
-        rows = runner.rows_of(
+        return runner.rows_of(
             batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)
         )
-        mine = runner.loss_records(rows, lambda row: self.head.score(engine, row), self.should_stop)
-        return runner.gather(mine, expected=len(self.ids))
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """What is written beside the results of a classifier."""
+        if self.classes is None:
+            return {}
+        made: dict[str, Any] = {"class_report": class_report.report(results.classes, self.classes)}
+        if self.classes.out_of_scope is not None:
+            made["threshold"] = out_of_scope.choose(results.classes)
+        return made
 
     def _batch_cap(self) -> int:
         """Evaluation keeps no activations, so twice a training row fits where training fits."""
@@ -138,6 +168,8 @@ class Evaluator:
             sorted(options.metrics),
             [options.limit, options.generate_limit, options.max_new_tokens, options.answer_pattern],
             options.batch_tokens,
+            # A classifier's base has a head that begins at random.
+            self.classes and self.classes.as_dict(),
         ]
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
@@ -172,10 +204,10 @@ def score_base(
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                store.write_results(
-                    path, results, evaluator.metrics, seconds=round(time.monotonic() - started, 3)
-                )
-        say(f"base model scored on {len(results.losses)} held-out records")
+                seconds = round(time.monotonic() - started, 3)
+                about = evaluator.about(results)
+                store.write_results(path, results, evaluator.metrics, seconds=seconds, **about)
+        say(f"base model scored on {len(results.ids())} held-out records")
     elif evaluator.ranks.is_main and not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(cached.read_bytes())

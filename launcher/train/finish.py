@@ -11,6 +11,7 @@ from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import compare, store
+from launcher.evals.class_report import guessing, told
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
@@ -69,7 +70,10 @@ def _compare(
     say: Callable[[str], None],
 ) -> None:
     run.eval.mkdir(parents=True, exist_ok=True)
-    scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
+    about = evaluator.about(results)
+    scores = store.write_results(
+        run.eval / "tuned.json", results, evaluator.metrics, step=step, **about
+    )
     record = {"kind": "eval", "time": time.time()}
     trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
     base = store.read_results(run.eval / "base.json") if config.eval.base else None
@@ -80,8 +84,14 @@ def _compare(
         return
     parts = groups(evaluator.cache, results.ids())
     metrics = evaluator.metrics
-    comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
+    if evaluator.classes is not None:
+        about["guessing"] = guessing(results.classes, evaluator.classes, metrics)
+    comparison = store.write_comparison(
+        run, base, results, metrics, parts, seed=config.seed, **about
+    )
     say(compare.table(comparison))
+    if evaluator.classes is not None:
+        say(told(about["guessing"]))
     summary: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.classes import is_labelled
 from launcher.errors import DataError
 from launcher.evals import slices
 from launcher.rundir import RunDir, read_json
@@ -23,10 +24,14 @@ def held_out(run: RunDir) -> str:
 
 
 def groups(cache: TokenCache | JoinedCache, records: Iterable[int]) -> slices.Groups:
-    """Slices by the file that a record is from, and by its length."""
+    """Slices by the file that a record is from, by a classifier's label, and by length."""
     ids = list(records)
     sources: dict[str, list[int]] = {}
     for record in ids:
         sources.setdefault(cache.where(record).rpartition(":")[0], []).append(record)
+    labels: dict[str, list[int]] = {}
+    if is_labelled(cache):
+        for record in ids:
+            labels.setdefault(", ".join(cache.label(record)) or "none", []).append(record)
     lengths = {record: int(cache.lengths[record]) for record in ids}
-    return {"source": sources, "length": slices.by_length(lengths)}
+    return {"source": sources, "label": labels, "length": slices.by_length(lengths)}

@@ -12,11 +12,13 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
+from launcher.config.classes import Classes
 from launcher.data.cache import TokenCache
+from launcher.data.classes import number
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
-from launcher.model.head import TargetHead
+from launcher.model.class_head import make_head
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of
 from launcher.train.evaluate import Evaluator
@@ -36,15 +38,20 @@ def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    classes = Classes.of_run(run)
+    cache = TokenCache.open(Path(folder))
+    if classes is not None:
+        number(cache, classes)
     evaluator = Evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        TokenCache.open(Path(folder)),
+        cache,
         speaker.tokenizer,
-        TargetHead(speaker.model, plan.attention),
+        make_head(speaker.model, plan.attention, classes),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
+        classes,
     )
     return evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model)
 
