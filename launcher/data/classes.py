@@ -13,6 +13,7 @@ from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import ClassTable, JoinedCache, TokenCache
 from launcher.errors import ConfigError, DataError, did_you_mean
 
+
 def settle(
     config: Config, train: TokenCache | JoinedCache, held_out: TokenCache | JoinedCache | None
 ) -> Classes:
@@ -152,7 +153,9 @@ def _weights(
     for name in wanted:
         if str(name) not in names:
             hint = did_you_mean(str(name), names[:50])
-            raise ConfigError(f"no class is called {name!r}", where="objective.class_weights", hint=hint)
+            raise ConfigError(
+                f"no class is called {name!r}", where="objective.class_weights", hint=hint
+            )
     given = {str(name): float(weight) for name, weight in wanted.items()}
     return [given.get(name, 1.0) for name in names]
 

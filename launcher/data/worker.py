@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from launcher.config.schema import Overlong
 from launcher.data.encoding import Encoder, Piece, cut
-from launcher.data.labelled import LabelOptions, TextEncoder
 from launcher.data.formats import Example, Reader
 from launcher.data.formats.base import BadRecord, Labelled
+from launcher.data.labelled import LabelOptions, TextEncoder
 from launcher.data.sources import Chunk
 
 #: Splits in the order in which a worker returns them.
@@ -143,7 +143,9 @@ class Worker:
             encoded[place] = piece
         records = list(zip(lines, encoded, weights, labels, strict=True))
         return [
-            self._batch(chunk.file, side, [r for r, own in zip(records, sides, strict=True) if own == side])
+            self._batch(
+                chunk.file, side, [r for r, own in zip(records, sides, strict=True) if own == side]
+            )
             for side in range(2 if self._options.share else 1)
         ]
 

@@ -41,7 +41,9 @@ def choose(records: Sequence[ClassRecord]) -> float:
     correct = np.concatenate([[0], np.cumsum(outside)]) + right.sum()
     correct[1:] -= np.cumsum(right)
     # Equal probabilities cannot be told apart: no threshold lies between them.
-    cuts = [k for k in range(len(values) - 1) if k in (0, len(ordered)) or values[k] < values[k + 1]]
+    cuts = [
+        k for k in range(len(values) - 1) if k in (0, len(ordered)) or values[k] < values[k + 1]
+    ]
     best = max(cuts, key=lambda k: (correct[k], -k))
     return 0.0 if best == 0 else (values[best] + values[best + 1]) / 2
 

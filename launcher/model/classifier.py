@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -38,13 +38,14 @@ def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any,
 
     Those get weights that depend on the seed and their names alone.
     """
-    model, loading = auto_class(classes).from_pretrained(
-        source,
-        ignore_mismatched_sizes=True,  # a head for other classes, which the user has let go
-        output_loading_info=True,
-        **head_options(classes),
-        **options,
-    )
+    with _quiet():
+        model, loading = auto_class(classes).from_pretrained(
+            source,
+            ignore_mismatched_sizes=True,  # a head for other classes, which the user has let go
+            output_loading_info=True,
+            **head_options(classes),
+            **options,
+        )
     missing = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
     fresh = sorted({name.rpartition(".")[0] for name in missing})
     _begin(model, fresh, classes.seed)
@@ -78,6 +79,19 @@ def _begin(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
                 elif key == "weight":  # a norm
                     values.fill_(1.0)
                 parameter.data.copy_(values)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the head that the model lacks, which is why it is made."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _whole(parameter: nn.Parameter) -> Any:

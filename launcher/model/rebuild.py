@@ -53,9 +53,7 @@ def meta_base(
     from transformers import AutoConfig
 
     trust = config.trust_remote_code
-    structure = AutoConfig.from_pretrained(
-        folder, trust_remote_code=trust, **head_options(classes)
-    )
+    structure = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **head_options(classes))
     with torch.device("meta"):
         model = auto_class(classes).from_config(structure, trust_remote_code=trust)
         return fit(model, num_tokens)

@@ -9,7 +9,7 @@ import torch
 
 from launcher.config.classes import Classes
 from launcher.errors import LauncherError
-from launcher.model.classifier import auto_class, head_options
+from launcher.model.classifier import auto_class, open_classifier
 from launcher.model.export import Trained
 from launcher.model.rebuild import base_folder, fit, rebuild
 
@@ -94,8 +94,11 @@ def open_export(
         return opener.from_pretrained(folder, **options).eval()
     from peft import PeftModel
 
-    head = head_options(classes) | ({"ignore_mismatched_sizes": True} if classes else {})
-    model = fit(opener.from_pretrained(base, **options, **head), num_tokens)
+    if classes is None:
+        model = opener.from_pretrained(base, **options)
+    else:
+        model, _ = open_classifier(base, classes, **options)
+    model = fit(model, num_tokens)
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
 
 

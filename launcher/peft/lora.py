@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
-def apply(
-    model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None
-) -> PeftModel:
+def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None) -> PeftModel:
     """Freeze `model` and put trainable adapters beside the target modules (in place).
 
     Of a classifier, `head` names the modules that its base lacks: they are trained in full.
