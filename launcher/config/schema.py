@@ -263,16 +263,16 @@ class ClassifyConfig(ObjectiveConfig):
     name: str = "classify"
     """Name of the objective."""
     multi_label: bool = False
-    """Any number of classes may apply to a text: labels are lists, each class has its own sigmoid."""
+    """Any number of classes may apply to a text: labels are lists, each class has a sigmoid."""
     out_of_scope: str | None = None
-    """Label of texts that belong to no class. It is not learned: such a text is one whose largest
-    probability stays below a threshold, which is chosen on held-out records."""
+    """Label of texts that belong to no class. It is not learned: a text is out of scope if its
+    largest probability is below a threshold, which is chosen on held-out records."""
     class_weights: Any = None
-    """What the loss of each class is multiplied by: {name: weight}, or `balanced`: records / (classes
-    x records of the class). With `objective.multi_label` the weight is that of records which have
-    the class, and `balanced` makes them weigh as much as those without it."""
+    """What the loss of each class is multiplied by: {name: weight}, or `balanced`: records /
+    (classes x records of the class). With `objective.multi_label` it is for records that have the
+    class, and `balanced` makes them weigh as much as those without it."""
     new_head: bool = False
-    """Start with a new head, although the model has one whose classes are others than the data's."""
+    """Start with a new head where the model has one for other classes than the data's."""
 
 
 @dataclass(kw_only=True, slots=True)

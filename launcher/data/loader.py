@@ -32,8 +32,8 @@ class Row:
     target_index: torch.Tensor
     """int64 [targets]: positions to predict from."""
     targets: torch.Tensor
-    """int64 [targets]: the token at each position plus one, or the document's class (-1: none); fp32
-    [targets, classes] of 0 and 1 where several classes may apply."""
+    """int64 [targets]: the token at each position plus one, or the document's class (-1: none);
+    fp32 [targets, classes] of 0 and 1 where several classes may apply."""
     longest: int
     """Tokens of the longest document; known here, so that no device has to be asked for it."""
     records: list[int]

@@ -14,7 +14,7 @@ from launcher.config.classes import Classes
 
 
 def auto_class(classes: Classes | None) -> Any:
-    """transformers' class that opens the model: a language model, or one with a head for classes."""
+    """transformers' class for the model: a language model, or one with a head for classes."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification

@@ -1,4 +1,4 @@
-"""The head of a classifier: packed texts get what each gets alone; a fresh one is always the same."""
+"""The head of a classifier: packed texts get what each gets alone; new ones are alike."""
 
 from __future__ import annotations
 
