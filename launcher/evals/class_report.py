@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -44,7 +45,8 @@ def guessing(
     always = [replace(r, predicted=classes.usual, probability=1.0, rejected=False) for r in records]
     named = ("accuracy", "in_scope_accuracy", "f1_macro", "f1_micro")
     scores = {m.name: m.score(always) for m in metrics if m.name in named}
-    return {"label": classes.text(classes.usual), "metrics": scores}
+    kept = {name: score for name, score in scores.items() if math.isfinite(score)}
+    return {"label": classes.text(classes.usual), "metrics": kept}
 
 
 def told(guess: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -31,9 +32,10 @@ def choose(records: Sequence[ClassRecord]) -> float:
     """The threshold with the most records judged right, out of scope counted as a class.
 
     That is the criterion of Larson et al. (2019). Halfway between two probabilities; of equally
-    good ones the lowest. 0 without records.
+    good ones the lowest. 0 without records; probabilities that are no numbers are left out.
     """
-    ordered = sorted(records, key=lambda record: record.probability)
+    usable = (record for record in records if math.isfinite(record.probability))
+    ordered = sorted(usable, key=lambda record: record.probability)
     values = [0.0, *(record.probability for record in ordered), 1.0]
     outside = np.array([record.is_outside for record in ordered], dtype=np.int64)
     right = np.array([record.truth == record.predicted for record in ordered], dtype=np.int64)
