@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,28 @@ def report(records: Sequence[ClassRecord], classes: Classes) -> dict[str, Any]:
     pairs = Counter((classes.text(r.truth), classes.text(r.answer)) for r in records)
     confusion = [] if classes.multi_label else [[*pair, pairs[pair]] for pair in sorted(pairs)]
     return {"classes": rows, "confusion": confusion}
+
+
+def changed(
+    base: Sequence[ClassRecord],
+    tuned: Sequence[ClassRecord],
+    classes: Classes,
+    where: Callable[[int], str],
+) -> dict[str, list[dict[str, str]]]:
+    """Records that got better, worse, or other labels that are wrong too; `where` says file:line.
+
+    Both sides have the same records in the same order.
+    """
+    found: dict[str, list[dict[str, str]]] = {"better": [], "worse": [], "changed": []}
+    for one, other in zip(base, tuned, strict=True):
+        if one.answer == other.answer:
+            continue
+        gain = (other.answer == other.truth) - (one.answer == one.truth)
+        labels = {"reference": one.truth, "base": one.answer, "tuned": other.answer}
+        named = {side: classes.text(numbers) for side, numbers in labels.items()}
+        kind = "better" if gain > 0 else "worse" if gain else "changed"
+        found[kind].append({"where": where(one.id), **named})
+    return found
 
 
 def guessing(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import compose
+from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, slices, store
+from launcher.evals import class_report, compare, slices, store
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
@@ -105,9 +106,15 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
+    cache = TokenCache.open(Path(first.folder))
+    parts = groups(cache, pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made["changed"] = changed(*pair, metrics)
+    classes = Classes.of_run(first.run)
+    if classes is None:
+        made["changed"] = changed(*pair, metrics)
+    else:
+        before, after = (results.classes for results in pair)
+        made["changed"] = class_report.changed(before, after, classes, cache.where)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 

@@ -11,7 +11,7 @@ from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import compare, store
-from launcher.evals.class_report import guessing, told
+from launcher.evals.class_report import changed, guessing, told
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
@@ -86,6 +86,8 @@ def _compare(
     metrics = evaluator.metrics
     if evaluator.classes is not None:
         about["guessing"] = guessing(results.classes, evaluator.classes, metrics)
+        sides = base.classes, results.classes
+        about["changed"] = changed(*sides, evaluator.classes, evaluator.cache.where)
     comparison = store.write_comparison(
         run, base, results, metrics, parts, seed=config.seed, **about
     )

@@ -209,3 +209,16 @@ def test_texts_out_of_scope_are_found_where_probabilities_tell():
     judged, threshold = out_of_scope.judge(records)
     assert 0.2 < threshold < 0.8
     assert OosRecall(CONFIG).score(judged) == InScopeAccuracy(CONFIG).score(judged) == 1.0
+
+
+def test_changed_records_are_named_with_both_labels():
+    base = [record(i, truth, 0, 0.9) for i, truth in enumerate([1, 0, 2, 0])]
+    tuned = [
+        record(i, *pair, 0.9) for i, pair in enumerate([(1, 1), (0, OUT_OF_SCOPE), (2, 1), (0, 0)])
+    ]
+    made = class_report.changed(base, tuned, CLASSES, "file:{}".format)
+    assert made == {
+        "better": [{"where": "file:0", "reference": "b", "base": "a", "tuned": "b"}],
+        "worse": [{"where": "file:1", "reference": "a", "base": "a", "tuned": "oos"}],
+        "changed": [{"where": "file:2", "reference": "c", "base": "a", "tuned": "b"}],
+    }

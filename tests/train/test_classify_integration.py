@@ -97,6 +97,8 @@ def test_a_run_ends_with_a_comparison_that_says_what_a_classifier_does(full):
     assert usual["label"] in ("fruit", "metal")
     assert f"always {usual['label']!r}" in output
     assert read_json(run.classes)["names"] == ["fruit", "metal"]
+    assert {row["reference"] for row in made["changed"]["better"]} <= SAID.keys()
+    assert made["changed"]["better"][0]["where"].startswith("held_out.jsonl:")
 
 
 def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
