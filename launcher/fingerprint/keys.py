@@ -171,8 +171,6 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
         "bad_records": data.bad_records,
     }
-    if isinstance(config.objective, ClassifyConfig):
-        options["classes"] = [config.objective.multi_label, config.objective.out_of_scope]
     held_out = data.validation_share if data.validation is None else 0.0
     found = []
     for split in ("train", "validation") if data.validation is not None else ("train",):
@@ -181,6 +179,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 "format": _format(item.format, hashes),
                 "columns": item.columns,
                 "limit": item.limit,
+                **_classes(config, split),
             }
             content = [_identity(source, hashes) for source in sources]
             if held_out:
@@ -190,6 +189,15 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 keys = {split: _key(mine, content)}
             found.append(Part(split, item, tuple(sources), keys, held_out))
     return found
+
+
+def _classes(config: Config, split: str) -> dict[str, Any]:
+    """How a classifier's labels are read; those out of scope are left out of what is learned."""
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig):
+        return {}
+    outside = [objective.out_of_scope, split] if objective.out_of_scope is not None else None
+    return {"classes": [objective.multi_label, outside]}
 
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:

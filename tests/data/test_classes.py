@@ -81,6 +81,12 @@ def test_records_out_of_scope_are_held_out_and_not_learned(classify, make_data) 
     assert classes.text(classes.usual) == "shop"
 
 
+def test_one_file_for_both_splits_is_two_folders(classify, make_data) -> None:
+    data = make_data(rows(TEXTS))
+    config = classify({"out_of_scope": "oos"}, train=data, validation=data)
+    assert (len(opened(config)), len(opened(config, "validation"))) == (9, 12)
+
+
 def test_a_share_that_is_held_out_keeps_its_records_out_of_scope(classify, make_data) -> None:
     config = classify(
         {"out_of_scope": "oos"}, train=make_data(rows(TEXTS * 9)), validation_share=0.4
