@@ -35,7 +35,7 @@ OOS = (
 ENCODER = ("model.name=bert", "data.packing=false", "batch.sequences=16", "train.steps=30")
 
 #: Adapters on a random base take larger steps to show anything.
-FASTER = ("optim.lr=2e-2",)
+FASTER = ("optim.lr=6e-3", "train.steps=60")
 
 
 def texts(count: int, seed: int) -> list[dict[str, str]]:
