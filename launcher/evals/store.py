@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
@@ -53,6 +53,7 @@ def write_results(
             "correct": [record.correct for record in results.losses],
         },
         "generations": [asdict(record) for record in results.generations],
+        "classes": _columns(results.classes),
     }
     lines = (f"  {json.dumps(key)}: {_compact(value)}" for key, value in content.items())
     write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
@@ -76,9 +77,30 @@ def read_results(path: Path) -> Results | None:
                 strict=True,
             )
         ]
-        return Results(losses, [Generation(**record) for record in raw["generations"]])
+        generations = [Generation(**record) for record in raw["generations"]]
+        return Results(losses, generations, _class_records(raw.get("classes", {})))
     except (TypeError, KeyError, ValueError):
         return None
+
+
+def _columns(records: Sequence[ClassRecord]) -> dict[str, list[Any]]:
+    """Records by field; six digits of a probability tell all that matters."""
+    names = [field.name for field in fields(ClassRecord)] if records else []
+    columns = {name: [getattr(record, name) for record in records] for name in names}
+    if columns:
+        columns["probability"] = [
+            round(value, 6) if math.isfinite(value) else None for value in columns["probability"]
+        ]
+    return columns
+
+
+def _class_records(columns: dict[str, list[Any]]) -> list[ClassRecord]:
+    rows = zip(*columns.values(), strict=True)
+    records = [ClassRecord(**dict(zip(columns, row, strict=True))) for row in rows]
+    return [
+        replace(record, probability=math.nan) if record.probability is None else record
+        for record in records
+    ]
 
 
 def cache_path(key: str) -> Path:
@@ -96,25 +118,26 @@ def write_comparison(
     seed: int = 0,
     resamples: int = RESAMPLES,
     notes: Sequence[str] = (),
+    lines: Sequence[Mapping[str, Any]] | None = None,
+    **about: Any,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
-    `notes` are put to its own.
+    `notes` are put to its own, `about` beside it as it is; `lines` stand for those of
+    `predictions`.
     """
-    comparison = compare(base, tuned, metrics, seed, resamples)
+    comparison = compare(base, tuned, metrics, seed, resamples) | about
     comparison["notes"] += notes
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
-    write_predictions(run, base, tuned, metrics)
+    write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)
     return comparison
 
 
-def write_predictions(
-    run: RunDir, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
-) -> None:
-    """Write eval/predictions.jsonl, see `predictions`, one record a line."""
-    lines = (_compact(line) + "\n" for line in predictions(base, tuned, metrics))
-    write_atomic(run.eval / "predictions.jsonl", "".join(lines))
+def write_predictions(run: RunDir, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write eval/predictions.jsonl, one record a line."""
+    text = "".join(_compact(line) + "\n" for line in lines)
+    write_atomic(run.eval / "predictions.jsonl", text)
 
 
 def predictions(

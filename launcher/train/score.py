@@ -12,12 +12,14 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
+from launcher.config.classes import Classes
 from launcher.data.cache import TokenCache
+from launcher.data.classes import number
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
-from launcher.model.head import TargetHead
+from launcher.model.class_head import make_head
 from launcher.rundir import RunDir
 from launcher.train import harness
 from launcher.train.command import exit_code_of
@@ -41,15 +43,20 @@ def score(
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    classes = Classes.of_run(run)
+    cache = TokenCache.open(Path(folder))
+    if classes is not None:
+        number(cache, classes)
     evaluator = Evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        TokenCache.open(Path(folder)),
+        cache,
         speaker.tokenizer,
-        TargetHead(speaker.model, plan.attention),
+        make_head(speaker.model, plan.attention, classes),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
+        classes,
         vllm.generate_records if by_vllm else generation.generate_records,
     )
     return evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model)
