@@ -77,6 +77,8 @@ METRICS = Table(
         "length": "launcher.evals.form:Length",
         "distinct": "launcher.evals.variety:Distinct",
         "repetition": "launcher.evals.variety:Repetition",
+        "style_distance": "launcher.evals.style:StyleDistance",
+        "style_classifier": "launcher.evals.style_classifier:StyleClassifier",
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})

@@ -34,6 +34,8 @@ class Metric(ABC, Generic[R]):
     unit: ClassVar[str] = ""
     #: whether each record is either right or wrong.
     binary: ClassVar[bool] = False
+    #: whether one model's results have a score without another's beside them.
+    alone: ClassVar[bool] = True
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -41,6 +43,10 @@ class Metric(ABC, Generic[R]):
     @abstractmethod
     def statistics(self, records: Sequence[R]) -> Floats:
         """What each record contributes, float64 [records, K] with K > 0; any K of its own."""
+
+    def paired(self, base: Sequence[R], tuned: Sequence[R]) -> tuple[Floats, Floats]:
+        """The statistics of two models' results on the same records, in the same order."""
+        return self.statistics(base), self.statistics(tuned)
 
     @abstractmethod
     def scores(self, sums: Floats) -> Floats:
@@ -114,9 +120,12 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
-    """Name -> score, of the metrics whose pass was made."""
-    return {
+    """Name -> score, of the metrics whose pass was made; on further sets `SET/NAME`."""
+    scores = {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
-        if metric.select(results)
+        if metric.alone and metric.select(results)
     }
+    for part, own in results.further.items():
+        scores |= {f"{part}/{name}": score for name, score in score_all(metrics, own).items()}
+    return scores

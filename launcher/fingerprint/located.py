@@ -92,22 +92,21 @@ def is_data(name: str) -> bool:
 
 
 def locate(config: Config, split: str) -> list[Source]:
-    """The sources that `data.train` or `data.validation` names, in order; files of a folder by
-    name.
+    """The sources that a split names (see `launcher.config.items`), in order; files of a folder
+    by name.
 
     Raises `DataError` for what is not there and `ConfigError` for a value of another type.
     """
-    return [
-        source for item in items.items(config.data, split) for source in find(config, item, split)
-    ]
+    return [source for item in items.items(config, split) for source in find(config, item, split)]
 
 
 def find(config: Config, item: Item, split: str) -> Iterator[Source]:
     """The sources of one entry of a split."""
-    value, where = item.path, f"data.{split}"
+    value, where = item.path, items.place(split)
     if value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
-        yield BuiltinData(name, split, cache_root(config) / "builtin" / _builtin_version())
+        side = "train" if split == "train" else "validation"
+        yield BuiltinData(name, side, cache_root(config) / "builtin" / _builtin_version())
         return
     if _URL.fullmatch(value):
         yield from _remote(config, value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals import compare, slices, store
+from launcher.evals.further import compare_further
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
-from launcher.rundir import RunDir, find_run
+from launcher.rundir import RunDir, find_run, read_json
 from launcher.train.command import exit_code_of, note
 from launcher.train.held_out import groups, held_out
 
@@ -33,8 +34,8 @@ class Side:
     run: RunDir
     config: Config
     results: Results
-    folder: str
-    """Cache of the records."""
+    folders: dict[str, str]
+    """Caches of the records by split."""
 
 
 def sides(names: Sequence[str]) -> list[Side]:
@@ -59,7 +60,7 @@ def _is_model(name: str) -> bool:
 
 def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
     of = run or first
-    folder = held_out(of)
+    held_out(of)
     part = name.partition(":")[2] if run else ""
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
@@ -69,7 +70,8 @@ def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
         results = store.read_results(run.eval / f"{part or 'tuned'}.json")
     if results is None:
         results = _scored(name, of, part, is_run=run is not None)
-    return Side(name, of, compose.load(of.config), results, folder)
+    folders = {split: f for split, f in read_json(of.data).items() if isinstance(f, str)}
+    return Side(name, of, compose.load(of.config), results, folders)
 
 
 def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
@@ -90,7 +92,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
 
     Raises `DataError` if they were scored on other records, or their answers made otherwise.
     """
-    if first.folder != other.folder:
+    if first.folders["validation"] != other.folders["validation"]:
         raise DataError(
             f"{first.name} and {other.name} were scored on other records",
             where="data.validation",
@@ -105,8 +107,9 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folder)), pair[0].ids())
+    parts = groups(TokenCache.open(Path(first.folders["validation"])), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
+    made |= compare_further(first.results, _alike(other, first), metrics, seed)
     made["changed"] = changed(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
@@ -121,11 +124,19 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     return metrics
 
 
+def _alike(other: Side, first: Side) -> Results:
+    """The results of `other` without the further sets that are other records than those of
+    `first`."""
+    same = {split for split, folder in other.folders.items() if first.folders.get(split) == folder}
+    further = {name: part for name, part in other.results.further.items() if name in same}
+    return replace(other.results, further=further)
+
+
 def changed(
     base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
 ) -> dict[str, list[dict[str, str]]]:
     """Answers that got better or worse by the first metric that judges them, or are only others."""
-    judge = next((m for m in metrics if m.needs == "generation"), None)
+    judge = next((m for m in metrics if m.needs == "generation" and m.alone), None)
     if judge is None or not base.generations:
         return {}
     before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
@@ -146,6 +157,7 @@ def changed(
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
+    lines += summary.beyond(made)
     for part in made["slices"]:
         for name, row in part["metrics"].items():
             if row["verdict"] != "no evidence":

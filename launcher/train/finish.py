@@ -11,6 +11,7 @@ from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import compare, store
+from launcher.report import summary
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
@@ -78,14 +79,14 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    parts = groups(evaluator.cache, results.ids())
+    parts = groups(evaluator.held_out.cache, results.ids())
     metrics = evaluator.metrics
     comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
-    say(compare.table(comparison))
-    summary: dict[str, float | None] = {}
+    say("\n".join([compare.table(comparison), *summary.beyond(comparison)]))
+    told: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
-        summary |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
-    trackers.summary(summary)
+        told |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
+    trackers.summary(told)
     _table_of_samples(run, config, trackers)
 
 

@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,6 +35,7 @@ from launcher.train.engine import Engine, connect
 from launcher.train.evaluate import Evaluator, score_base
 from launcher.train.finish import finish
 from launcher.train.heartbeat import Heartbeat
+from launcher.train.held_out import open_sets
 from launcher.train.schedule import factor
 from launcher.train.selftest import check_isolation
 from launcher.train.signals import StopFlag, too_slow_for_grace
@@ -162,8 +162,8 @@ def train(
     )
     evaluator = None
     if config.eval.name != "none" and folders.get("validation"):
-        held_out = TokenCache.open(Path(folders["validation"]))
-        evaluator = Evaluator(config, plan, ranks, held_out, tokenizer, head, device, stopping)
+        sets = open_sets(folders)
+        evaluator = Evaluator(config, plan, ranks, sets, tokenizer, head, device, stopping)
 
     saved_step = progress.step
 
@@ -212,7 +212,7 @@ def train(
         if evaluator is not None and config.eval.base and progress.step == 0:
             heart.beat("eval", 0)
             engine.eval()
-            score_base(evaluator, run, engine, model, folders["validation"], say)
+            score_base(evaluator, run, engine, model, say)
         engine.train()
         if stopping():
             stop_now()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +11,14 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
-from launcher.data.cache import TokenCache
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.head import TargetHead
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, read_json
 from launcher.train.command import exit_code_of
 from launcher.train.evaluate import Evaluator
-from launcher.train.held_out import held_out
+from launcher.train.held_out import held_out, open_sets
 from launcher.train.inference import Speaker
 from launcher.train.open import open_speaker
 
@@ -31,7 +29,7 @@ def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
     Raises `DataError` if the run has no held-out records.
     """
     config = compose.load(run.config)
-    folder = held_out(run)
+    held_out(run)
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
@@ -40,7 +38,7 @@ def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        TokenCache.open(Path(folder)),
+        open_sets(read_json(run.data)),
         speaker.tokenizer,
         TargetHead(speaker.model, plan.attention),
         torch.device("cuda" if has_gpu else "cpu"),
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> int:
         if options.json:
             print(json.dumps(scores, indent=2))
         else:
-            width = max(map(len, scores))
+            width = max(map(len, scores), default=0)
             for name, value in scores.items():
                 print(f"{name:<{width}}  {value:.4f}")
 
