@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,5 +185,7 @@ def _remote(config: Config, url: str) -> Iterator[Source]:
 @functools.cache
 def _builtin_version() -> str:
     package = Path(__file__).parents[1]
-    digests = [file_digest(package / name) for name in ("stories.py", "data/builtin.py")]
-    return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
+    names = ("stories.py", "data/builtin.py", "data/talks.py", "data/docstrings.py")
+    digests = [file_digest(package / name) for name in names]
+    # The docstrings are those of this Python.
+    return hashlib.blake2b("".join([sys.version, *digests]).encode(), digest_size=8).hexdigest()
