@@ -34,8 +34,8 @@ class Metric(ABC, Generic[R]):
     unit: ClassVar[str] = ""
     #: whether each record is either right or wrong.
     binary: ClassVar[bool] = False
-    #: whether one model's results have a score without another's beside them.
-    alone: ClassVar[bool] = True
+    #: whether it has values only for two models together.
+    pairwise: ClassVar[bool] = False
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -120,11 +120,12 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
-    """Name -> score, of the metrics whose pass was made; on further sets `SET/NAME`."""
+    """Name -> score, of the metrics of one model whose pass was made; `SET/NAME` of further
+    sets."""
     scores = {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
-        if metric.alone and metric.select(results)
+        if metric.select(results) and not metric.pairwise
     }
     for part, own in results.further.items():
         scores |= {f"{part}/{name}": score for name, score in score_all(metrics, own).items()}

@@ -37,7 +37,7 @@ class StyleClassifier(Ratio[Generation]):
     higher_is_better = True
     unit = "share"
     binary = True
-    alone = False
+    pairwise = True
 
     def values(self, records: Sequence[Generation]) -> tuple[Floats, Floats]:
         """Zeros: without a base there is nothing to tell the references from."""

@@ -136,7 +136,7 @@ def changed(
     base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
 ) -> dict[str, list[dict[str, str]]]:
     """Answers that got better or worse by the first metric that judges them, or are only others."""
-    judge = next((m for m in metrics if m.needs == "generation" and m.alone), None)
+    judge = next((m for m in metrics if m.needs == "generation" and not m.pairwise), None)
     if judge is None or not base.generations:
         return {}
     before, after = ({r.id: r for r in side.generations} for side in (base, tuned))

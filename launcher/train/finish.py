@@ -37,7 +37,7 @@ def finish(
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()
-        results = evaluator.full(engine, model)
+        results = evaluator.everything(engine, model)
         if ranks.is_main:
             _compare(run, config, evaluator, results, trackers, step, say)
     distributed.barrier()
@@ -79,7 +79,7 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    parts = groups(evaluator.held_out.cache, results.ids())
+    parts = groups(evaluator.cache, results.ids())
     metrics = evaluator.metrics
     comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
     say("\n".join([compare.table(comparison), *summary.beyond(comparison)]))

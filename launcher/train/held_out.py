@@ -1,9 +1,8 @@
-"""The records that a run is scored on, and the parts of them that are compared on their own."""
+"""The held-out records of a run, and the parts of them that are compared on their own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import DataError
@@ -21,21 +20,6 @@ def held_out(run: RunDir) -> str:
             hint="give data.validation or data.validation_share when training",
         )
     return str(folder)
-
-
-def open_sets(folders: Mapping[str, object]) -> dict[str, TokenCache | JoinedCache]:
-    """Split -> its records, for every split that data.json has a folder for."""
-    return {
-        split: TokenCache.open(Path(folder))
-        for split, folder in folders.items()
-        if isinstance(folder, str)
-    }
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers below `count`, evenly spaced."""
-    most = min(most, count)
-    return [i * count // most for i in range(most)]
 
 
 def groups(cache: TokenCache | JoinedCache, records: Iterable[int]) -> slices.Groups:

@@ -32,10 +32,10 @@ from launcher.track.tracker import Trackers
 from launcher.train import checkpoint as checkpoints
 from launcher.train import distributed, restore
 from launcher.train.engine import Engine, connect
-from launcher.train.evaluate import Evaluator, score_base
+from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
+from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import open_sets
 from launcher.train.schedule import factor
 from launcher.train.selftest import check_isolation
 from launcher.train.signals import StopFlag, too_slow_for_grace
@@ -162,8 +162,7 @@ def train(
     )
     evaluator = None
     if config.eval.name != "none" and folders.get("validation"):
-        sets = open_sets(folders)
-        evaluator = Evaluator(config, plan, ranks, sets, tokenizer, head, device, stopping)
+        evaluator = make_evaluator(config, plan, ranks, folders, tokenizer, head, device, stopping)
 
     saved_step = progress.step
 
@@ -212,7 +211,7 @@ def train(
         if evaluator is not None and config.eval.base and progress.step == 0:
             heart.beat("eval", 0)
             engine.eval()
-            score_base(evaluator, run, engine, model, say)
+            score_base(evaluator, run, engine, model, folders["validation"], say)
         engine.train()
         if stopping():
             stop_now()

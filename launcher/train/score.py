@@ -17,8 +17,8 @@ from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.rundir import RunDir, read_json
 from launcher.train.command import exit_code_of
-from launcher.train.evaluate import Evaluator
-from launcher.train.held_out import held_out, open_sets
+from launcher.train.further import make_evaluator
+from launcher.train.held_out import held_out
 from launcher.train.inference import Speaker
 from launcher.train.open import open_speaker
 
@@ -34,17 +34,17 @@ def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
-    evaluator = Evaluator(
+    evaluator = make_evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        open_sets(read_json(run.data)),
+        read_json(run.data),
         speaker.tokenizer,
         TargetHead(speaker.model, plan.attention),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
     )
-    return evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model)
+    return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)
 
 
 def main(argv: list[str]) -> int:

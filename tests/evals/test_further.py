@@ -15,7 +15,7 @@ from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import read_results, write_comparison, write_results
 from launcher.report.summary import beyond, flags, outcome
 from launcher.rundir import RunDir
-from launcher.train.held_out import evenly
+from launcher.train.further import evenly
 
 METRICS = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))
 DRAWS = 500

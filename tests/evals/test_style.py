@@ -166,7 +166,7 @@ def test_a_classifier_judges_no_record_that_it_has_learned_from():
 def test_few_records_and_one_model_alone_are_not_judged():
     assert np.isnan(classified(told(PLAIN, count=20), told(CASUAL, count=20))).all()
     assert np.isnan(CLASSIFIER.score(told(CASUAL)))
-    assert not CLASSIFIER.alone
+    assert CLASSIFIER.pairwise
 
 
 def test_both_have_intervals_and_verdicts():
