@@ -53,7 +53,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,sweep,eval]'
+	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

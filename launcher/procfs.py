@@ -43,6 +43,18 @@ def alive(pid: int, since: float) -> bool:
     return time.time() - age_s <= since + _CLOCK_SLACK_S
 
 
+def available_memory() -> int:
+    """Bytes that processes may still take: of the host, and of the container if it is limited."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    fields = dict(line.split(":") for line in lines)
+    available = int(fields["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
+        limit = int((group / "memory.max").read_text())
+        available = min(available, limit - int((group / "memory.current").read_text()))
+    return max(available, 0)
+
+
 def space() -> str:
     """What process ids seen here belong to: this boot of this machine and this pid namespace.
 

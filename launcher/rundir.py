@@ -207,6 +207,11 @@ class RunDir:
         return self.path / "eval"
 
     @property
+    def slices(self) -> Path:
+        """Held-out records by field and value, if `eval.slices` names fields."""
+        return self.eval / "slices.json"
+
+    @property
     def export(self) -> Path:
         """The Hugging Face folder."""
         return self.path / "export"

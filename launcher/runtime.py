@@ -137,6 +137,17 @@ def single_threaded_tokenizers() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def single_threaded_rayon() -> None:
+    """The same for libraries on rayon, before their first use: its threads do not survive a fork,
+    and a forked process would wait for them for ever."""
+    os.environ["RAYON_NUM_THREADS"] = "1"
+
+
+def secret(variable: str) -> str | None:
+    """The key that the user keeps in this environment variable; None if it is not set."""
+    return os.environ.get(variable) or None
+
+
 def has_wandb_credentials() -> bool:
     """Whether wandb could log in: an API key in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
@@ -274,7 +285,7 @@ def slurm_endpoint() -> str:
 _FORWARDED = (
     *("PYTHON", "NCCL_", "GLOO_", "UCX_", "FI_", "TORCH_", "PYTORCH_", "HF_", "TRANSFORMERS_"),
     *("WANDB_", "MLFLOW_", "LAUNCHER_", "TOKENIZERS_", "LD_LIBRARY_PATH", "PATH", "VIRTUAL_ENV"),
-    "XDG_CACHE_HOME",
+    *("XDG_CACHE_HOME", "OPENAI_"),
 )
 _SECRET = ("KEY", "_TOKEN", "SECRET", "PASSWORD")
 

@@ -23,6 +23,7 @@ def pytest_configure(config: pytest.Config) -> None:
         HF_DATASETS_OFFLINE="1",
         OMP_NUM_THREADS="1",
         TOKENIZERS_PARALLELISM="false",
+        RAYON_NUM_THREADS="1",
         WANDB_MODE="offline",
         WANDB_SILENT="true",
     )

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "launcher"
 
 CONTROL = (
+    "ab",
     "bases",
     "cli",
     "config",

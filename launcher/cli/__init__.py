@@ -49,6 +49,20 @@ VERBS = {
     "sweep wandb": ("write a W&B sweep file with its space", "launcher.cli.sweeps:wandb"),
     "sweep resume": ("go on with a sweep where it stopped", "launcher.cli.sweeps:resume"),
     "sweep cancel": ("stop a sweep and all its trials", "launcher.cli.sweeps:cancel"),
+    "ab new": (
+        "make a blind study of two models' answers",
+        "launcher.cli.ab:new",
+    ),
+    "ab judges": ("make links for judges of a study", "launcher.cli.ab:judges"),
+    "ab serve": ("serve the page on which judges vote", "launcher.cli.ab:serve"),
+    "ab result": (
+        "what people prefer: win rate, confidence, verdict",
+        "launcher.cli.ab:result",
+    ),
+    "ab route": (
+        "split requests between two endpoints and count feedback",
+        "launcher.cli.ab:route",
+    ),
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
 
@@ -91,7 +105,7 @@ def _dispatch(words: list[str]) -> int:
         verb = " ".join(words[:count])
         if verb in VERBS:
             return int(registry.load(VERBS[verb][1])(words[count:]))
-    verb = " ".join(words[:2]) if words[0] in ("data", "sweep") else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("ab", "data", "sweep") else words[0]
     raise ConfigError(
         f"there is no verb {verb!r}",
         where="command line",

@@ -31,7 +31,13 @@ _SAMPLING: tuple[Argument, ...] = (
 def evaluate(words: list[str]) -> int:
     """Score a model on the held-out records of its run."""
     wants_json = (["--json"], {"action": "store_true", "help": "for programs"})
-    parsed = arguments.existing_run("eval", words, _CHECKPOINT, _BASE, wants_json)
+    harness: Argument = (
+        ["--lm-eval"],
+        {"metavar": "TASK[,TASK]", "help": "score tuned and base on lm-eval's tasks instead"},
+    )
+    vllm = (["--vllm"], {"action": "store_true", "help": "let vLLM make the answers"})
+    options = (_CHECKPOINT, _BASE, harness, vllm, wants_json)
+    parsed = arguments.existing_run("eval", words, *options)
     return _become("launcher.train.score", parsed)
 
 
@@ -55,9 +61,12 @@ def compare(words: list[str]) -> int:
                 "help": "exit 3 unless all others are better, or not worse, than the first",
             },
         ),
+        (["--judge-url"], {"metavar": "URL", "help": "ask a judge too, behind this endpoint"}),
+        (["--judge-model"], {"metavar": "NAME", "help": "the judge's name there"}),
         (["--json"], {"action": "store_true", "help": "for programs"}),
+        (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
-    options = arguments.words(parsed, "require", "json")
+    options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
     return _replace("launcher.train.compare", *parsed.models, *options)
 
 
@@ -98,10 +107,19 @@ def chat(words: list[str]) -> int:
 
 def report(words: list[str]) -> int:
     """Write report.html; prints its path."""
-    run = arguments.find(arguments.existing_run("report", words))
+    to_open = (["--open"], {"action": "store_true", "help": "show it in the browser"})
+    parsed = arguments.existing_run("report", words, to_open)
     from launcher.report import build
 
-    print(build(run))
+    page = build(arguments.find(parsed))
+    print(page)
+    if parsed.open:
+        import webbrowser
+
+        if not webbrowser.open(page.resolve().as_uri()):
+            print(
+                "there is no browser here: copy the page to a machine that has one", file=sys.stderr
+            )
     return ExitCode.ok
 
 

@@ -54,6 +54,18 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _options(options)
 
 
+def of_judge(options: EvalConfig) -> Iterator[Problem]:
+    """What is wrong with the metric judge."""
+    judge = options.judge
+    if judge.url is None or not judge.url.startswith(("http://", "https://")):
+        hint = "for example eval.judge.url=http://localhost:8000/v1"
+        found = "the metric judge needs it" if judge.url is None else f"{judge.url!r} is no address"
+        yield Problem("eval.judge.url", found, hint)
+    if judge.model is None:
+        hint = "the name that the service knows, e.g. eval.judge.model=gpt-4.1"
+        yield Problem("eval.judge.model", "the metric judge needs it", hint)
+
+
 def _options(options: EvalConfig) -> Iterator[Problem]:
     for name, (key, example) in _WANTS.items():
         if name in options.metrics and getattr(options, key) is None:
@@ -65,6 +77,17 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
         except re.error as error:
             hint = f"it is a Python regular expression, e.g. '{example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
+    if "judge" in options.metrics:
+        if not options.base:
+            hint = "leave judge out of eval.metrics, or set eval.base=true"
+            yield Problem("eval.metrics", "judge without a base to compare with", hint)
+        yield from of_judge(options)
+    if "" in options.stop:
+        hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""
+        yield Problem("eval.stop", "an empty string would end every answer at once", hint)
+    if options.top_p < 1 and options.temperature == 0:
+        hint = "set eval.temperature too, e.g. 0.7; without it the likeliest token is taken"
+        yield Problem("eval.top_p", f"{options.top_p} without eval.temperature", hint)
     limits = options.answer_words
     if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):
         hint = "the fewest and the most words, e.g. eval.answer_words=[5,80]"

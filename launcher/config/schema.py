@@ -401,6 +401,29 @@ class ExportConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class JudgeConfig:
+    """For the metric judge: a model behind an OpenAI-compatible endpoint."""
+
+    url: str | None = None
+    """Address of the service up to /v1, e.g. http://localhost:8000/v1."""
+    model: str | None = None
+    """Name of the model there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; one that is not set is not sent."""
+    prompt: str | None = None
+    """Path of a text file with the rubric; {prompt}, {first}, {second} and {reference} are filled
+    in, and the reply must end with a line `Verdict: 1`, `Verdict: 2` or `Verdict: tie`."""
+    concurrency: int = 8
+    """Requests at a time."""
+    timeout_s: float = 120.0
+    """Longest wait for a reply, in seconds."""
+    retries: int = 4
+    """New tries after a timeout, a lost connection, HTTP 429 or 5xx, with growing pauses."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields of the request besides model, messages and temperature 0; null takes one out."""
+
+
+@dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """Evaluation on held-out records, of the base and of the tuned model."""
 
@@ -409,7 +432,7 @@ class EvalConfig:
     metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
     """Metrics: loss, perplexity, token_accuracy; on generated answers exact_match, numeric_match,
     f1, rouge1, rouge2, rougeL, bleu, chrf, json_valid, json_schema, convention, length, distinct,
-    repetition, style_distance, style_classifier."""
+    repetition, style_distance, style_classifier, judge."""
     general: Any = None
     """General held-out data, to see what is forgotten: same forms as `data.validation`; its format
     is detected unless a mapping {path, format, columns} names it."""
@@ -426,6 +449,14 @@ class EvalConfig:
     """Largest number of validation records for metrics that generate text."""
     max_new_tokens: int = 256
     """Longest generated answer in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings before which an answer ends, besides at the model's own end tokens."""
+    temperature: float = 0.0
+    """0: always the likeliest token; else tokens are drawn, by seed and record alone."""
+    top_p: float = 1.0
+    """With a temperature: draw among the likeliest tokens that together have this share."""
+    gather_weights: bool | None = None
+    """ZeRO 3: hold all weights on every rank while answers are made; null: if they fit."""
     answer_pattern: str | None = None
     """Regular expression for exact match: group 1 (or the whole match) of its last match in answer
     and reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
@@ -435,10 +466,15 @@ class EvalConfig:
     """For the metric convention: regular expression that is to be found in every answer."""
     answer_words: list[int] | None = None
     """For the metric length: fewest and most words of an answer."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """For the metric judge."""
     batch_tokens: int = 16384
     """Tokens of one evaluation batch on a rank."""
+    slices: list[str] = field(default_factory=list)
+    """Fields of the held-out records by whose values they are compared too, e.g. [category];
+    a field inside of others with dots. Files and lengths are always."""
     samples: int = 20
-    """Sample answers kept for the report."""
+    """Sample answers on the report page, the first of the held-out records."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -79,6 +79,7 @@ METRICS = Table(
         "repetition": "launcher.evals.variety:Repetition",
         "style_distance": "launcher.evals.style:StyleDistance",
         "style_classifier": "launcher.evals.style_classifier:StyleClassifier",
+        "judge": "launcher.evals.judge:Judge",
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})

@@ -72,15 +72,6 @@ class Grams:
         pairs = np.unique(rows * len(self.values) + places[hit])
         return pairs // len(self.values), pairs % len(self.values)
 
-    def share(self, text: str) -> float:
-        """Which share of a text's grams are among these: 0 to 1, and 0 for a text without words."""
-        hashes, _ = _grams([text], self.n)
-        return float(np.isin(hashes, self.values).mean()) if len(hashes) else 0.0
-
-    def where(self, position: int) -> npt.NDArray[np.int32]:
-        """Indices of the evaluation records that have the gram at this position in `values`."""
-        return self.owners[self.begins[position] : self.begins[position + 1]]
-
     def shares(self, met: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
         """For each evaluation record the share of its grams that `met` [len(self)] marks.
 

@@ -4,20 +4,23 @@ The similarity of two texts is that of their sets of shingles: shared ones as a 
 (Jaccard). Shingles are three words in a row, or five characters in short texts and where words are
 not set apart by spaces: with three words of a hundred changed, two records are alike by 0.8 still.
 The share of equal numbers in two signatures estimates it; with 128 numbers its standard error is
-0.035 at a similarity of 0.8.
+at most 0.035 at a similarity of 0.8. The signatures are those of the library `rensa`.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from launcher import runtime
 from launcher.curate import shingles
 from launcher.curate.shingles import Hashes
+from launcher.curate.texts import optional
 
 Signatures = npt.NDArray[np.uint32]
 
@@ -40,14 +43,6 @@ class Sketcher:
 
     num_perm: int = 128
     seed: int = 1
-    _factors: Signatures = field(init=False, repr=False, compare=False)
-    _offsets: Signatures = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        drawn = hashlib.shake_256(f"minhash {self.seed}".encode()).digest(8 * self.num_perm)
-        factors, offsets = np.frombuffer(drawn, "<u4").reshape(2, -1).astype(np.uint32)
-        object.__setattr__(self, "_factors", factors | np.uint32(1))
-        object.__setattr__(self, "_offsets", offsets)
 
     def __call__(self, texts: Sequence[str]) -> Signatures:
         """Signatures [texts, num_perm]; that of a text without any word is all `EMPTY`."""
@@ -56,18 +51,21 @@ class Sketcher:
             hashes, offsets = shingles.grams(runs, n)
             told = np.flatnonzero(np.diff(offsets))
             if len(told):
-                signatures[np.array(rows, np.int64)[told]] = self._minima(hashes, offsets[told])
+                ends = np.append(offsets[told], offsets[-1])
+                signatures[np.array(rows, np.int64)[told]] = self._minima(hashes, ends)
         return signatures
 
-    def _minima(self, hashes: Hashes, begins: npt.NDArray[np.int64]) -> Signatures:
-        short = (hashes >> np.uint64(32)).astype(np.uint32)
-        permuted = np.empty_like(short)
-        minima = np.empty((self.num_perm, len(begins)), np.uint32)
-        for row, factor, offset in zip(minima, self._factors, self._offsets, strict=True):
-            np.multiply(short, factor, out=permuted)
-            permuted += offset
-            np.minimum.reduceat(permuted, begins, out=row)
-        return minima.T
+    def _minima(self, hashes: Hashes, offsets: npt.NDArray[np.int64]) -> Signatures:
+        made = _library().RMinHash.digest_matrix_from_flat_token_hashes(
+            hashes, offsets.astype(np.uint64), self.num_perm, self.seed
+        )
+        return np.array(made.to_rows(), np.uint32)
+
+
+@cache
+def _library() -> Any:
+    runtime.single_threaded_rayon()
+    return optional("rensa")
 
 
 def similarity(left: Signatures, right: Signatures) -> npt.NDArray[np.float64]:

@@ -23,6 +23,7 @@ from launcher import fingerprint, registry, runtime
 from launcher.config import items
 from launcher.config.schema import Config
 from launcher.data.cache import INDEX, read_index
+from launcher.data.fields import held_out_groups
 from launcher.data.making import make
 from launcher.data.mixture import join
 from launcher.data.sources import remote
@@ -148,6 +149,9 @@ def main(arguments: list[str]) -> int:
         if config.data.gate:
             report = registry.load("launcher.curate.gate:check")(config)
         found: dict[str, Any] = dict(prepare(config))
+        if config.eval.slices and found["validation"]:
+            run.eval.mkdir(parents=True, exist_ok=True)
+            write_json(run.slices, held_out_groups(config, Path(found["validation"])))
         write_json(run.data, {**found, "report": report} if report else found)
     except LauncherError as error:
         say(f"error: {error}")

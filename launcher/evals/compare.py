@@ -45,12 +45,29 @@ def compare(
     right or wrong, else bootstrap), p_adjusted (Holm over the metrics), effect (Cohen's d of the
     records' gains), verdict, records, needed (records that would decide a difference of this size;
     None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs;
-    numbers that are not finite are None. Raises `DataError` if the two models were not scored on
-    the same records and the same target tokens or references.
+    `notes` are sentences on both; numbers that are not finite are None. Raises `DataError` if the
+    two models were not scored on the same records and the same target tokens or references.
     """
     rows = measure(base, tuned, metrics, seed, resamples)
     judge(list(rows.values()))
-    return {"metrics": rows, "confidence": CONFIDENCE, "resamples": resamples, "seed": seed}
+    notes = [note for metric in metrics for note in metric.notes()]
+    return {
+        "metrics": rows,
+        "notes": _cut(base, tuned) + notes,
+        "confidence": CONFIDENCE,
+        "resamples": resamples,
+        "seed": seed,
+    }
+
+
+def _cut(base: Results, tuned: Results) -> list[str]:
+    """How many answers were longer than they may be, where there are any."""
+    sides = (("base", base), ("tuned", tuned))
+    return [
+        f"{side.cut()} of {len(side.generations)} answers of {name} reached eval.max_new_tokens"
+        for name, side in sides
+        if side.cut()
+    ]
 
 
 def measure(

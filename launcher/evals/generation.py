@@ -1,4 +1,4 @@
-"""Greedy answers to prompts, batched by length, through transformers' `generate`."""
+"""Answers to prompts, batched by length, through transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
+from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
 from launcher.evals.records import Generation, Prompt
 from launcher.evals.runner import plan_batches, poll
 
@@ -18,32 +19,33 @@ def generate_records(
     prompts: Sequence[Prompt],
     model: Any,
     tokenizer: Any,
+    decoding: Decoding,
     *,
-    max_new_tokens: int,
     batch_tokens: int = 16384,
     rank: int = 0,
     world_size: int = 1,
     lockstep: bool = False,
     stop_tokens: Sequence[int] | None = None,
     should_stop: Callable[[], bool] | None = None,
+    done: Callable[[list[Generation]], None] | None = None,
 ) -> list[Generation]:
     """This rank's share of the answers; every rank passes the same `prompts`, then `gather`s.
 
     `model` is the unwrapped transformers or PEFT model; it is put in evaluation mode meanwhile.
-    Answers end at one of `stop_tokens` (default: `find_stop_tokens`) or after `max_new_tokens`, and
-    are decoded without special tokens. `lockstep` (ZeRO-3): all ranks run the same number of
-    forwards. `should_stop` is asked before each batch, equally often on every rank; raises
-    `EvaluationStopped`.
+    Answers end at one of `stop_tokens` (default: `find_stop_tokens`), before a stop string, or
+    after `decoding.max_new_tokens`, and are decoded without special tokens. `lockstep` (ZeRO-3):
+    all ranks run the same number of forwards. `should_stop` is asked before each batch, equally
+    often on every rank; raises `EvaluationStopped`. `done` gets the answers of each batch.
     """
     stops = list(stop_tokens or find_stop_tokens(model, tokenizer))
-    contexts = [_fit(list(prompt[1]), model, max_new_tokens) for prompt in prompts]
+    contexts = [fit(list(prompt.tokens), model, decoding.max_new_tokens) for prompt in prompts]
     batches = plan_batches(
         [len(tokens) for tokens in contexts],
         batch_tokens=batch_tokens,
         rank=rank,
         world_size=world_size,
         lockstep=lockstep,
-        new_tokens=max_new_tokens,
+        new_tokens=decoding.max_new_tokens,
     )
     results: list[Generation] = []
     with _inference(model):
@@ -51,23 +53,35 @@ def generate_records(
             poll(should_stop)
             if not batch.positions:
                 continue
-            chosen = [contexts[position] for position in batch.positions]
+            asked = [(prompts[position], contexts[position]) for position in batch.positions]
             synced = lockstep and world_size > 1
-            answers = _generate(chosen, model, tokenizer, stops, max_new_tokens, synced)
+            answers = _generate(asked, model, tokenizer, stops, decoding, synced)
             if not batch.counted:
                 continue
-            for position, answer in zip(batch.positions, answers, strict=True):
-                record, _, reference, where = prompts[position]
-                results.append(
-                    Generation(
-                        id=record,
-                        where=where,
-                        prompt=_decode(tokenizer, contexts[position]),
-                        reference=reference,
-                        answer=_decode(tokenizer, answer),
-                    )
-                )
+            new = [
+                read(prompt, context, answer, tokenizer, decoding)
+                for (prompt, context), answer in zip(asked, answers, strict=True)
+            ]
+            results += new
+            if done is not None:
+                done(new)
     return results
+
+
+def read(
+    prompt: Prompt, context: list[int], answer: list[int], tokenizer: Any, decoding: Decoding
+) -> Generation:
+    """The answer as text, up to the first stop string."""
+    text = _decode(tokenizer, answer)
+    end = decoding.end(text)
+    return Generation(
+        id=prompt.id,
+        where=prompt.where,
+        prompt=_decode(tokenizer, context),
+        reference=prompt.reference,
+        answer=text if end < 0 else text[:end],
+        cut=end < 0 and len(answer) == decoding.max_new_tokens,
+    )
 
 
 def find_stop_tokens(
@@ -86,7 +100,7 @@ def find_stop_tokens(
     return sorted(int(token) for token in stops if token is not None)
 
 
-def _fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
+def fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
     """`tokens` without its beginning where prompt and answer would not fit the model's positions.
 
     Cut by record, never by batch, so that an answer does not depend on what it is batched with.
@@ -98,29 +112,35 @@ def _fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
 
 
 def _generate(
-    contexts: Sequence[list[int]],
+    asked: Sequence[tuple[Prompt, list[int]]],
     model: Any,
     tokenizer: Any,
     stops: list[int],
-    max_new_tokens: int,
+    decoding: Decoding,
     synced: bool,
 ) -> list[list[int]]:
-    """New tokens of each context, up to the first stop token, which is left out."""
+    """New tokens after each context, up to the first stop token, which is left out."""
     pad = tokenizer.pad_token_id
     pad = (stops[0] if stops else 0) if pad is None else pad
-    width = max(map(len, contexts))
+    width = max(len(context) for _, context in asked)
     # Padding on the left: every row's next token is then at the same place.
-    tokens = torch.full((len(contexts), width), pad, dtype=torch.long)
+    tokens = torch.full((len(asked), width), pad, dtype=torch.long)
     mask = torch.zeros_like(tokens)
-    for row, context in enumerate(contexts):
+    for row, (_, context) in enumerate(asked):
         tokens[row, width - len(context) :] = torch.tensor(context)
         mask[row, width - len(context) :] = 1
     device = next(model.parameters()).device
-    # Greedy, whatever the model's own generation_config prefers: base and tuned are compared.
+    extra: dict[str, Any] = {}
+    if decoding.temperature > 0:
+        records = [prompt.id for prompt, _ in asked]
+        extra["logits_processor"] = [SeededChoice(decoding, records, width)]
+    if decoding.stop:
+        extra["stopping_criteria"] = [StopStrings(decoding, tokenizer, width)]
+    # As `decoding` says, whatever the model's own generation_config prefers: models are compared.
     output: Tensor = model.generate(
         input_ids=tokens.to(device),
         attention_mask=mask.to(device),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
         num_beams=1,
         temperature=1.0,
@@ -132,11 +152,13 @@ def _generate(
         pad_token_id=pad,
         eos_token_id=stops or None,
         synced_gpus=synced,
+        **extra,
     )
-    return [_until(answer, stops) for answer in output[:, width:].tolist()]
+    return [until(answer, stops) for answer in output[:, width:].tolist()]
 
 
-def _until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
+    """`tokens` before the first stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
     return tokens[:end]
 

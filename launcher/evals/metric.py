@@ -60,6 +60,10 @@ class Metric(ABC, Generic[R]):
         """The score over all `records`; NaN if none of them counts."""
         return float(self.scores(self.statistics(records).sum(0, keepdims=True))[0])
 
+    def notes(self) -> list[str]:
+        """What a reader of the comparison should know besides the numbers, a sentence each."""
+        return []
+
     def select(self, results: Results) -> Sequence[R]:
         """The records of the pass that this metric needs."""
         chosen: Any = results.losses if self.needs == "loss" else results.generations

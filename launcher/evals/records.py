@@ -21,13 +21,17 @@ class LossRecord:
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """The generated answer to one record's prompt; `where` is the record's file:line."""
+    """The generated answer to one record's prompt; `where` is the record's file:line.
+
+    `cut`: it was still going on at the largest number of tokens.
+    """
 
     id: int
     where: str
     prompt: str
     reference: str
     answer: str
+    cut: bool = False
 
 
 class Prompt(NamedTuple):
@@ -51,3 +55,7 @@ class Results:
     def ids(self) -> list[int]:
         """Ids of all records of both passes, ascending."""
         return sorted({r.id for r in self.losses} | {r.id for r in self.generations})
+
+    def cut(self) -> int:
+        """How many answers were cut at the largest number of tokens."""
+        return sum(record.cut for record in self.generations)

@@ -16,6 +16,7 @@ from launcher import runtime
 from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.further import compare_further
+from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
@@ -40,6 +41,7 @@ def write_results(
         "metrics": scores,
         "records": len(results.losses),
         "generated": len(results.generations),
+        "cut": results.cut(),
         **about,
         **_raw(results),
     }
@@ -106,9 +108,14 @@ def write_comparison(
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison."""
+    """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
+
+    `notes` are put to its own.
+    """
     comparison = compare(base, tuned, metrics, seed, resamples)
+    comparison["notes"] += notes
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     comparison |= compare_further(base, tuned, metrics, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
@@ -119,31 +126,60 @@ def write_comparison(
 def write_predictions(
     run: RunDir, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
 ) -> None:
-    """Write eval/predictions.jsonl: prompt, reference and both answers, one record a line.
+    """Write eval/predictions.jsonl, see `predictions`, one record a line."""
+    lines = (_compact(line) + "\n" for line in predictions(base, tuned, metrics))
+    write_atomic(run.eval / "predictions.jsonl", "".join(lines))
 
-    `base` and `base_match` are null without a base; a match is null where no metric judges answers.
+
+def predictions(
+    base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
+) -> list[dict[str, Any]]:
+    """Prompt, reference and both answers of each record, in order; what changed by the metrics.
+
+    A match is null where exact_match does not judge; `change` is better, worse, changed or same by
+    the first metric of answers. Without a base, its answer, match and the change are null. With the
+    metric judge, `judge` is 1 where it prefers the tuned answer, 0 the base's, 0.5 for a tie.
     """
-    judge = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
+    judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
     answers = {record.id: record.answer for record in base.generations} if base else {}
+    kinds = changes(base, tuned, metrics) if base else {}
 
     def match(answer: str | None, reference: str) -> bool | None:
-        return None if judge is None or answer is None else judge.match(answer, reference)
+        return None if exact is None or answer is None else exact.match(answer, reference)
 
-    lines = []
-    for record in tuned.generations:
-        answer = answers.get(record.id)
-        line = {
+    return [
+        {
             "id": record.id,
             "where": record.where,
             "prompt": record.prompt,
             "reference": record.reference,
-            "base": answer,
+            "base": answers.get(record.id),
             "tuned": record.answer,
-            "base_match": match(answer, record.reference),
+            "base_match": match(answers.get(record.id), record.reference),
             "tuned_match": match(record.answer, record.reference),
+            "change": kinds.get(record.id),
+            **({"judge": judge.shares.get((record.id, record.answer))} if judge else {}),
         }
-        lines.append(_compact(line) + "\n")
-    write_atomic(run.eval / "predictions.jsonl", "".join(lines))
+        for record in tuned.generations
+    ]
+
+
+def changes(base: Results, tuned: Results, metrics: Sequence[Metric[Any]]) -> dict[int, str]:
+    """Record -> better, worse, changed or same, by the first metric of answers; {} without one."""
+    by = next((metric for metric in metrics if metric.needs == "generation"), None)
+    before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
+    ids = sorted(before.keys() & after.keys())
+    if by is None or not ids:
+        return {}
+    values = [by.scores(by.statistics([side[i] for i in ids])) for side in (before, after)]
+    sign = 1 if by.higher_is_better else -1
+    found = {}
+    for i, old, new in zip(ids, *values, strict=True):
+        gain = sign * (new - old)
+        changed = "same" if before[i].answer == after[i].answer else "changed"
+        found[i] = "better" if gain > 0 else "worse" if gain < 0 else changed
+    return found
 
 
 def _compact(value: Any) -> str:

@@ -67,7 +67,7 @@ def is_prepared(run: RunDir, config: Config) -> bool:
     if isinstance(named, dict) and all(_is_there(Path(f)) for f in _folders(named).values()):
         return True
     require_same_data(run, config)
-    if config.data.gate:  # what it asks of the data is looked at by the preparation
+    if config.data.gate or config.eval.slices:  # the preparation looks at the records for them
         return False
     found = lookup(config)
     if found is None:

@@ -158,18 +158,26 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def interval_plot(row: Mapping[str, Any]) -> dict[str, float] | None:
-    """Positions 0..1000 of an interval and its difference: 500 is no change, gains to the right."""
+def reach(row: Mapping[str, Any]) -> float:
+    """The largest change that a row's interval and difference speak of."""
+    return max((abs(end) for end in (*row["interval"], row["difference"]) if end), default=0.0)
+
+
+def interval_plot(row: Mapping[str, Any], widest: float | None = None) -> dict[str, float] | None:
+    """Positions 0..1000 of an interval and its difference: 500 is no change, gains to the right.
+
+    `widest` is the change that is drawn close to an end; by default the row's own `reach`.
+    """
     low, high = row["interval"]
     difference = row["difference"]
     if low is None or high is None or difference is None:
         return None
     sign = 1 if row.get("higher_is_better", True) else -1
     ends = sorted((sign * low, sign * high))
-    widest = max(abs(ends[0]), abs(ends[1]), abs(difference)) or 1.0
+    full = widest or reach(row) or 1.0
 
     def place(value: float) -> float:
-        return round(BOX / 2 + 0.46 * BOX * value / widest, 1)
+        return round(BOX / 2 + 0.46 * BOX * value / full, 1)
 
     return {"low": place(ends[0]), "high": place(ends[1]), "at": place(sign * difference)}
 

@@ -58,43 +58,52 @@ for (const figure of document.querySelectorAll(".chart")) {
   });
 }
 
-// Answers: a filter, and only the first few until asked for.
+// Answers: filters by kind and by words, and only the first few until asked for.
 const FIRST = 6;
-const samples = [...document.querySelectorAll(".sample")];
-const filters = document.querySelector(".filters");
-const more = document.querySelector(".more");
-let kind = "all";
-let all = samples.length <= FIRST;
-
-const arrange = () => {
-  const fitting = samples.filter((sample) => kind === "all" || sample.dataset.kind === kind);
-  for (const sample of samples) sample.hidden = true;
-  for (const sample of all ? fitting : fitting.slice(0, FIRST)) sample.hidden = false;
-  more.hidden = all || fitting.length <= FIRST;
+const wanted = (text) => {
+  const words = text.toLowerCase().split(/\s+/);
+  return (element) => {
+    const content = element.textContent.toLowerCase();
+    return words.every((word) => content.includes(word));
+  };
 };
-if (samples.length) {
-  filters.hidden = filters.children.length < 3;
-  filters.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (!button) return;
-    kind = button.dataset.kind;
-    for (const other of filters.children) other.setAttribute("aria-pressed", String(other === button));
-    arrange();
-  });
+for (const answers of document.querySelectorAll(".answers")) {
+  const samples = [...answers.querySelectorAll(".sample")];
+  const buttons = [...answers.querySelectorAll(".filters button")];
+  const box = answers.querySelector("input");
+  const more = answers.querySelector(".more");
+  let kind = "all";
+  let all = samples.length <= FIRST;
+
+  const arrange = () => {
+    const matches = wanted(box.value);
+    const fitting = samples.filter((s) => (kind === "all" || s.dataset.kind === kind) && matches(s));
+    for (const sample of samples) sample.hidden = true;
+    for (const sample of all ? fitting : fitting.slice(0, FIRST)) sample.hidden = false;
+    more.hidden = all || fitting.length <= FIRST;
+    more.textContent = "Show all " + fitting.length;
+    answers.querySelector(".none").hidden = fitting.length > 0;
+  };
+  answers.querySelector(".filters").hidden = samples.length < 2;
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      kind = button.dataset.kind;
+      for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
+      arrange();
+    });
+  }
+  box.addEventListener("input", arrange);
   more.addEventListener("click", () => { all = true; arrange(); });
   arrange();
 }
 
 // Config and environment: a filter box.
-for (const box of document.querySelectorAll("input[type=search]")) {
+for (const box of document.querySelectorAll("details > input[type=search]")) {
   const rows = [...box.parentElement.querySelectorAll("tr")];
   box.hidden = rows.length < 8;
   box.addEventListener("input", () => {
-    const words = box.value.toLowerCase().split(/\s+/);
-    for (const row of rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-    }
+    const matches = wanted(box.value);
+    for (const row of rows) row.hidden = !matches(row);
   });
 }
 document.documentElement.dataset.ready = "yes";

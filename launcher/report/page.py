@@ -1,13 +1,16 @@
-"""Builds report.html: one self-contained page from the files of a run folder."""
+"""Self-contained pages: of a run, from the files of its folder, and of comparisons."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from launcher import __version__
+from launcher.report import compared
 from launcher.report.collect import collect
 from launcher.report.view import view
 from launcher.rundir import RunDir, write_atomic
@@ -21,10 +24,24 @@ def build(run: RunDir) -> Path:
     Works at any time of a run's life: sections whose files are missing are left out. Raises
     `StorageError` if the page cannot be written.
     """
+    facts = collect(run)
+    write_atomic(run.report, _render("page.html.j2", facts=facts, **view(facts)))
+    return run.report
+
+
+def build_comparison(comparisons: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the page of comparisons with one model, as `launcher compare --json` prints them.
+
+    Raises `StorageError` if it cannot be written.
+    """
+    models = [compared.model(comparison) for comparison in comparisons]
+    write_atomic(path, _render("comparison.html.j2", models=models))
+
+
+def _render(template: str, **values: Any) -> str:
     import jinja2
     from markupsafe import Markup
 
-    facts = collect(run)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -35,14 +52,11 @@ def build(run: RunDir) -> Path:
     script = (FOLDER / "page.js").read_text()
     # Only this script may run, so text from the data could not become code even if escaping failed.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("page.html.j2").render(
+    return environment.get_template(template).render(
         style=Markup((FOLDER / "page.css").read_text()),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=f"sha256-{digest}",
         version=__version__,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        facts=facts,
-        **view(facts),
+        **values,
     )
-    write_atomic(run.report, page)
-    return run.report

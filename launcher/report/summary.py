@@ -58,17 +58,20 @@ def sentence(comparison: Mapping[str, Any]) -> str:
         return "Nothing was compared: no metric has results for both models."
     row = comparison["metrics"][name]
     unit, result = row.get("unit", ""), outcome(comparison)
+    tuned = comparison.get("tuned_name", "the tuned model")
+    base = comparison.get("base_name", "the base")
     starts = {
-        "better": "The tuned model is better than the base",
-        "worse": "The tuned model is worse than the base",
-        "mixed": "The tuned model is better in some metrics and worse in others",
-        "no evidence": "There is no evidence that the tuned model differs from the base",
+        "better": f"{tuned} is better than {base}",
+        "worse": f"{tuned} is worse than {base}",
+        "mixed": f"{tuned} is better than {base} in some metrics and worse in others",
+        "no evidence": f"There is no evidence that {tuned} differs from {base}",
     }
     numbers = f"{name} went from {number(row['base'], unit)} to {number(row['tuned'], unit)}"
     change = number(row["difference"], unit, signed=True)
     records = f"{row['records']} held-out record{'' if row['records'] == 1 else 's'}"
     details = f"change {change}, {_percent(comparison)} interval {interval(row)}, {records}"
-    return f"{starts[result]}: {numbers} ({details})."
+    text = f"{starts[result]}: {numbers} ({details})."
+    return text if "tuned_name" in comparison else text[0].upper() + text[1:]
 
 
 def table(comparison: Mapping[str, Any]) -> str:

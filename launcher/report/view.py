@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
 from typing import Any
 
-from launcher.report import charts, summary
+from launcher.report import charts, classes, compared, summary
 from launcher.report.charts import Chart, Curve
 from launcher.report.collect import Facts, as_number, flatten, series
 
@@ -18,17 +17,22 @@ SAMPLES = 20
 
 def view(facts: Facts) -> dict[str, Any]:
     """Everything the template shows, as text and positions."""
-    predictions = facts.predictions[: _sample_count(facts)]
+    first = min(_sample_count(facts), len(facts.predictions))
+    samples = compared.answers(facts.predictions, first)
     return {
         "state": facts.status.state.value,
         "progress": _progress(facts),
         "outcome": summary.outcome(facts.comparison) if facts.comparison else None,
         "verdict": summary.sentence(facts.comparison) if facts.comparison else None,
         "tiles": _tiles(facts),
-        "comparison": _comparison(facts.comparison),
-        "slices": _slices(facts.comparison),
+        "comparison": compared.rows(facts.comparison),
+        "notes": facts.comparison.get("notes", []),
+        "slices": compared.slices(facts.comparison),
+        "classes": classes.view(facts.comparison),
         "charts": _charts(facts),
-        "samples": [_sample(prediction) for prediction in predictions],
+        "samples": samples,
+        "kinds": compared.kinds(samples),
+        "num_first": first,
         "num_predictions": len(facts.predictions),
         "plan": _plan(facts),
         "data": _data(facts),
@@ -64,37 +68,6 @@ def _charts(facts: Facts) -> list[Chart]:
         charts.chart("mfu", "Model FLOPs utilisation", mfu, lambda v: f"{100 * v:.3g} %"),
     ]
     return [chart for chart in drawn if chart]
-
-
-def _slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    parts = []
-    for part in comparison.get("slices", []):
-        outcome = summary.outcome(part) if part["metrics"] else "too few to judge"
-        kept = {key: part[key] for key in ("by", "value", "records")}
-        parts.append({**kept, "outcome": outcome, "rows": _comparison(part)})
-    return parts
-
-
-def _comparison(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for name, row in comparison.get("metrics", {}).items():
-        unit = row.get("unit", "")
-        rows.append(
-            {
-                "name": name,
-                "better_is": "higher" if row.get("higher_is_better", True) else "lower",
-                "base": summary.number(row["base"], unit),
-                "tuned": summary.number(row["tuned"], unit),
-                "difference": summary.number(row["difference"], unit, signed=True),
-                "interval": summary.interval(row),
-                "verdict": row["verdict"],
-                "records": row["records"],
-                "improved": row.get("improved"),
-                "worsened": row.get("worsened"),
-                "plot": charts.interval_plot(row),
-            }
-        )
-    return rows
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
@@ -171,21 +144,6 @@ def _data(facts: Facts) -> list[tuple[str, list[str]]]:
         if any(index.get(key) for index in flat)
     ]
     return rows
-
-
-def _sample(prediction: dict[str, Any]) -> dict[str, Any]:
-    before, after = prediction.get("base_match"), prediction.get("tuned_match")
-    kinds: dict[tuple[object, object], tuple[str, str]] = {
-        (False, True): ("won", "now right"),
-        (True, False): ("lost", "now wrong"),
-        (True, True): ("right", "both right"),
-        (False, False): ("wrong", "both wrong"),
-        (None, True): ("right", "right"),
-        (None, False): ("wrong", "wrong"),
-    }
-    kind, label = kinds.get((before, after), ("open", ""))
-    blank = {"where": "", "id": "", "reference": "", "base": None, "base_match": None}
-    return {**blank, "tuned_match": None, **prediction, "kind": kind, "label": label}
 
 
 def _progress(facts: Facts) -> str:

@@ -9,18 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose
+from launcher import report
+from launcher.config import compose, eval_checks
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, slices, store
+from launcher.evals import compare, judge, slices, store
 from launcher.evals.further import compare_further
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
 from launcher.rundir import RunDir, find_run, read_json
 from launcher.train.command import exit_code_of, note
-from launcher.train.held_out import groups, held_out
+from launcher.train.held_out import contamination, groups, held_out
 
 #: What may be asked of all others than the first -> verdicts that fail it.
 REQUIRED = {"better": ("worse", "mixed", "no evidence"), "not-worse": ("worse", "mixed")}
@@ -98,7 +99,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             where="data.validation",
             hint="train both with the same held-out data, tokenizer and chat template",
         )
-    for key in ("max_new_tokens", "answer_pattern"):
+    for key in ("max_new_tokens", "stop", "temperature", "top_p", "answer_pattern"):
         values = [getattr(side.config.eval, key) for side in (first, other)]
         if values[0] != values[1]:
             found = f"{first.name} has {values[0]!r}, {other.name} {values[1]!r}"
@@ -106,11 +107,15 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
+    if any(isinstance(metric, judge.Judge) for metric in metrics):
+        note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
+    judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(TokenCache.open(Path(first.folders["validation"])), pair[0].ids())
+    parts = groups(first.run, TokenCache.open(Path(first.folders["validation"])), pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
     made |= compare_further(first.results, _alike(other, first), metrics, seed)
-    made["changed"] = changed(*pair, metrics)
+    made["notes"] += contamination(other.run)
+    made["answers"] = store.predictions(*pair, metrics)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 
@@ -132,43 +137,31 @@ def _alike(other: Side, first: Side) -> Results:
     return replace(other.results, further=further)
 
 
-def changed(
-    base: Results, tuned: Results, metrics: Sequence[Metric[Any]]
-) -> dict[str, list[dict[str, str]]]:
-    """Answers that got better or worse by the first metric that judges them, or are only others."""
-    judge = next((m for m in metrics if m.needs == "generation" and not m.pairwise), None)
-    if judge is None or not base.generations:
-        return {}
-    before, after = ({r.id: r for r in side.generations} for side in (base, tuned))
-    ids = sorted(before.keys() & after.keys())
-    values = [judge.scores(judge.statistics([side[i] for i in ids])) for side in (before, after)]
-    found: dict[str, list[dict[str, str]]] = {"better": [], "worse": [], "changed": []}
-    for i, old, new in zip(ids, *values, strict=True):
-        one, other = before[i], after[i]
-        if one.answer == other.answer:
-            continue
-        gain = (new - old) * (1 if judge.higher_is_better else -1)
-        kind = "better" if gain > 0 else "worse" if gain < 0 else "changed"
-        texts = {"reference": one.reference, "base": one.answer, "tuned": other.answer}
-        found[kind].append({"where": one.where, "prompt": one.prompt, **texts})
-    return found
-
-
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
-    lines += summary.beyond(made)
+    lines += made["notes"] + summary.beyond(made)
     for part in made["slices"]:
         for name, row in part["metrics"].items():
             if row["verdict"] != "no evidence":
                 where = f"{part['by']} {part['value']}, {part['records']:,} records"
                 change = summary.number(row["difference"], row["unit"], signed=True)
                 lines.append(f"{row['verdict']} in {where}: {name} {change}")
-    for kind, records in made["changed"].items():
-        if records:
-            lines.append(f"{len(records):,} answers {kind}, such as {records[0]['where']}")
+    for kind in ("better", "worse", "changed"):
+        found = [answer["where"] for answer in made["answers"] if answer["change"] == kind]
+        if found:
+            lines.append(f"{len(found):,} answers {kind}, such as {found[0]}")
     lines.append(f"verdict: {summary.outcome(made)}")
     return "\n".join(lines)
+
+
+def _ask_judge(config: Config, url: str | None, model: str | None) -> None:
+    """Compare by this judge too, whatever the run was configured for."""
+    judge = config.eval.judge
+    judge.url, judge.model = url or judge.url, model or judge.model
+    config.eval.metrics = list(dict.fromkeys([*config.eval.metrics, "judge"]))
+    if problems := list(eval_checks.of_judge(config.eval)):
+        raise ConfigError(problems)
 
 
 def main(argv: list[str]) -> int:
@@ -176,7 +169,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="launcher compare", description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))
+    parser.add_argument("--judge-url")
+    parser.add_argument("--judge-model")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--html", type=Path)
     options = parser.parse_args(argv)
     outcomes: list[str] = []
 
@@ -184,9 +180,15 @@ def main(argv: list[str]) -> int:
         if len(options.models) < 2:
             hint = "launcher compare FIRST OTHER; a run's base is RUN:base"
             raise ConfigError("two models are needed", where="launcher compare", hint=hint)
-        first, *others = sides(options.models)
+        first, *others = found = sides(options.models)
+        if options.judge_url or options.judge_model:
+            for side in found:
+                _ask_judge(side.config, options.judge_url, options.judge_model)
         made = [against(first, other) for other in others]
         outcomes.extend(summary.outcome(one) for one in made)
+        if options.html:
+            report.build_comparison(made, options.html)
+            note(f"page: {options.html}")
         print(json.dumps(made, indent=2) if options.json else "\n\n".join(map(told, made)))
 
     code = exit_code_of(work)

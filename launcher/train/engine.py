@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: the only file that drives DeepSpeed."""
+"""The DeepSpeed engine: with `launcher.train.gathered` all that drives DeepSpeed."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,23 @@ from launcher.config.schema import Config
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.evals import generation, runner, store
+from launcher.evals.decoding import Decoding
+from launcher.evals.journal import Journal
 from launcher.evals.metric import make_metrics, score_all
-from launcher.evals.records import Prompt, Results
+from launcher.evals.records import Generation, Prompt, Results
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
 from launcher.rundir import RunDir
 from launcher.runtime import Ranks
-from launcher.train import distributed
+from launcher.train import distributed, gathered
 
 
 class Evaluator:
     """Scores a model on the validation split; every rank calls the same methods.
 
     `should_stop` is asked between batches, on all ranks equally often; it makes a method raise
-    `launcher.evals.runner.EvaluationStopped`.
+    `launcher.evals.runner.EvaluationStopped`. `generate` makes the answers, as
+    `launcher.evals.generation.generate_records` does.
     """
 
     def __init__(
@@ -42,10 +46,11 @@ class Evaluator:
         head: TargetHead,
         device: torch.device,
         should_stop: Callable[[], bool],
+        generate: Callable[..., list[Generation]] = generation.generate_records,
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
-        self.should_stop = should_stop
+        self.should_stop, self._generate = should_stop, generate
         self.metrics = make_metrics(config.eval)
         count = len(cache)
         self.ids = list(
@@ -61,29 +66,52 @@ class Evaluator:
         results = Results(losses=self._losses(engine), generations=[])
         return score_all(self.metrics, results)
 
-    def full(self, engine: Any, model: Any) -> Results:
-        """Per-record results of all metrics, complete on every rank. `model` is the bare model."""
+    def full(
+        self,
+        engine: Any,
+        model: Any,
+        journal: Journal | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Results:
+        """Per-record results of all metrics, complete on every rank. `model` is the bare model.
+
+        Finished answers are kept in `journal`, and those that are in it already are taken from it.
+        """
         losses = self._losses(engine)
         if not self._generates:
             return Results(losses=losses, generations=[])
-        prompts = self.prompts(model)
-        mine = generation.generate_records(
-            prompts,
-            model,
-            self.tokenizer,
-            max_new_tokens=self.config.eval.max_new_tokens,
-            batch_tokens=self.config.eval.batch_tokens,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            lockstep=self.config.engine.zero == 3,
-            stop_tokens=self._stop_tokens(model),
-            should_stop=self.should_stop,
-        )
-        return Results(losses=losses, generations=runner.gather(mine, expected=len(prompts)))
+        return Results(losses=losses, generations=self._answers(model, journal, say))
 
-    def everything(self, engine: Any, model: Any) -> Results:
-        """`full`, and the same of the further sets."""
-        results = self.full(engine, model)
+    def _answers(
+        self, model: Any, journal: Journal | None, say: Callable[[str], None]
+    ) -> list[Generation]:
+        prompts = self.prompts(model)
+        found = journal.read() if journal and self.ranks.is_main else []
+        known: list[Generation] = distributed.gather_objects(found)[0]
+        if known:
+            say(f"{len(known)} of {len(prompts)} answers were finished before")
+        answered = {record.id for record in known}
+        remaining = [prompt for prompt in prompts if prompt.id not in answered]
+        with gathered.for_generation(model, self.config, self.ranks, say) as lockstep:
+            mine = self._generate(
+                remaining,
+                model,
+                self.tokenizer,
+                Decoding.of(self.config),
+                batch_tokens=self.config.eval.batch_tokens,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                lockstep=lockstep,
+                stop_tokens=self._stop_tokens(model),
+                should_stop=self.should_stop,
+                done=journal.append if journal else None,
+            )
+        new = runner.gather(mine, expected=len(remaining))
+        return sorted([*known, *new], key=lambda record: record.id)
+
+    def everything(self, engine: Any, model: Any, *rest: Any) -> Results:
+        """`full` with all arguments, and the results of the further sets, without a journal."""
+        results = self.full(engine, model, *rest)
         for split, own in self.further.items():
             results.further[split] = own.full(engine, model)
         return results
@@ -146,10 +174,19 @@ class Evaluator:
             self.plan.precision,
             self.plan.dtype,
             sorted(options.metrics),
-            [options.limit, options.generate_limit, options.max_new_tokens, options.answer_pattern],
+            [options.limit, options.generate_limit, options.answer_pattern],
+            asdict(Decoding.of(self.config)),
             options.batch_tokens,
         ]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        return _digest(parts)
+
+    def journal(self, run: RunDir, name: str, *depends: Any) -> Journal:
+        """Where the answers of the model `name` are kept until its results are stored."""
+        return Journal(run.eval / "journal", name, _digest([name, *depends]), self.ranks.rank)
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def model_identity(config: Config) -> list[Any]:
@@ -174,17 +211,19 @@ def score_base(
 ) -> None:
     """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
     target = run.eval / "base.json"
-    cached = store.cache_path(evaluator.base_key(data_key))
+    key = evaluator.base_key(data_key)
+    cached, journal = store.cache_path(key), evaluator.journal(run, "base", key)
     known = store.read_results(target) or store.read_results(cached)
     if not _agreed(known is not None):
         started = time.monotonic()
-        results = evaluator.everything(engine, model)
+        results = evaluator.everything(engine, model, journal, say)
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 store.write_results(
                     path, results, evaluator.metrics, seconds=round(time.monotonic() - started, 3)
                 )
+            journal.clear()
         say(f"base model scored on {len(results.losses)} held-out records")
     elif evaluator.ranks.is_main and not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)

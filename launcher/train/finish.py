@@ -10,7 +10,8 @@ from typing import Any
 from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
-from launcher.evals import compare, store
+from launcher.evals import compare, judge, store
+from launcher.evals.metric import score_all
 from launcher.report import summary
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
@@ -18,7 +19,7 @@ from launcher.track.tracker import Trackers
 from launcher.train import distributed
 from launcher.train.evaluate import Evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import groups
+from launcher.train.held_out import contamination, groups, held_out
 
 
 def finish(
@@ -37,12 +38,17 @@ def finish(
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()
-        results = evaluator.everything(engine, model)
+        journal = evaluator.journal(run, "tuned", evaluator.base_key(held_out(run)), step)
+        results = evaluator.everything(engine, model, journal, say)
         if ranks.is_main:
-            _compare(run, config, evaluator, results, trackers, step, say)
+            _store(run, evaluator, results, trackers, step)
     distributed.barrier()
     if not ranks.is_main:
         return
+    if evaluator is not None:
+        # Alone, since a judge may take minutes.
+        _compare(run, config, evaluator, results, trackers, heart, say)
+        journal.clear()
     if config.export.at_end:
         from launcher.train.export import export_run
 
@@ -60,33 +66,47 @@ def finish(
         say(f"warning: the report could not be written: {error}")
 
 
+def _store(run: RunDir, evaluator: Evaluator, results: Any, trackers: Trackers, step: int) -> None:
+    run.eval.mkdir(parents=True, exist_ok=True)
+    scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
+    record = {"kind": "eval", "time": time.time()}
+    trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
+
+
 def _compare(
     run: RunDir,
     config: Config,
     evaluator: Evaluator,
     results: Any,
     trackers: Trackers,
-    step: int,
+    heart: Heartbeat,
     say: Callable[[str], None],
 ) -> None:
-    run.eval.mkdir(parents=True, exist_ok=True)
-    scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
-    record = {"kind": "eval", "time": time.time()}
-    trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
+    metrics = evaluator.metrics
     base = store.read_results(run.eval / "base.json") if config.eval.base else None
     if base is None:
-        store.write_predictions(run, None, results, evaluator.metrics)
+        store.write_predictions(run, None, results, metrics)
+        scores = score_all(metrics, results)
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
-    parts = groups(evaluator.cache, results.ids())
-    metrics = evaluator.metrics
-    comparison = store.write_comparison(run, base, results, metrics, parts, seed=config.seed)
-    say("\n".join([compare.table(comparison), *summary.beyond(comparison)]))
-    told: dict[str, float | None] = {}
+    try:
+        judge.settle(metrics, base, results, heart.again)
+    except LauncherError as error:
+        metrics = [metric for metric in metrics if not isinstance(metric, judge.Judge)]
+        say(f"warning: compared without a judge: {error}")
+        say(f"`launcher compare {run.name}:base {run.name}` asks the judge again")
+    parts = groups(run, evaluator.cache, results.ids())
+    notes = contamination(run)
+    comparison = store.write_comparison(
+        run, base, results, metrics, parts, seed=config.seed, notes=notes
+    )
+    lines = [compare.table(comparison), *comparison["notes"], *summary.beyond(comparison)]
+    say("\n".join(lines))
+    scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
-        told |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
-    trackers.summary(told)
+        scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
+    trackers.summary(scored)
     _table_of_samples(run, config, trackers)
 
 

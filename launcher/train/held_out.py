@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import DataError
@@ -22,11 +23,33 @@ def held_out(run: RunDir) -> str:
     return str(folder)
 
 
-def groups(cache: TokenCache | JoinedCache, records: Iterable[int]) -> slices.Groups:
-    """Slices by the file that a record is from, and by its length."""
+def groups(
+    run: RunDir, cache: TokenCache | JoinedCache, records: Iterable[int]
+) -> dict[str, dict[str, list[int]]]:
+    """Slices by file, by length and by the fields of `eval.slices`: kind -> value -> records."""
     ids = list(records)
     sources: dict[str, list[int]] = {}
     for record in ids:
         sources.setdefault(cache.where(record).rpartition(":")[0], []).append(record)
     lengths = {record: int(cache.lengths[record]) for record in ids}
-    return {"source": sources, "length": slices.by_length(lengths)}
+    found = {"source": sources, "length": slices.by_length(lengths)}
+    for field, values in read_json(run.slices, {}).items():
+        scored = {value: sorted({*ids} & {*members}) for value, members in values.items()}
+        found[field] = {value: members for value, members in scored.items() if members}
+    return found
+
+
+def contamination(run: RunDir) -> list[str]:
+    """Sentences on held-out records in the training data: what the report of the gate has found."""
+    made = (read_json(run.data) or {}).get("report")
+    report = read_json(Path(made["path"])) if made else None
+    if not report:
+        return ["nobody looked for held-out records in the training data; data.gate=[leakage] does"]
+    against = report["leakage"]["against"]
+    found = [
+        f"{part['leaked']:,} of {part['records']:,} records of {part['name']} are in the training"
+        " data too, which flatters the tuned model"
+        for part in against
+        if part["leaked"]
+    ]
+    return found or ["no held-out record was found in the training data"]

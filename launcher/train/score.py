@@ -11,11 +11,13 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
+from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.rundir import RunDir, read_json
+from launcher.train import harness
 from launcher.train.command import exit_code_of
 from launcher.train.further import make_evaluator
 from launcher.train.held_out import held_out
@@ -23,10 +25,13 @@ from launcher.train.inference import Speaker
 from launcher.train.open import open_speaker
 
 
-def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
+def score(
+    run: RunDir, speaker: Speaker, *, by_vllm: bool = False
+) -> tuple[list[Metric[Any]], Results]:
     """Score a model in this process as the run does: its metrics, and the results of each record.
 
-    Raises `DataError` if the run has no held-out records.
+    `by_vllm`: vLLM makes the answers, and `speaker` is of no use afterwards. Raises `DataError` if
+    the run has no held-out records.
     """
     config = compose.load(run.config)
     held_out(run)
@@ -43,6 +48,7 @@ def score(run: RunDir, speaker: Speaker) -> tuple[list[Metric[Any]], Results]:
         TargetHead(speaker.model, plan.attention),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
+        vllm.generate_records if by_vllm else generation.generate_records,
     )
     return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)
 
@@ -53,14 +59,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run")
     parser.add_argument("--checkpoint", type=int, metavar="STEP")
     parser.add_argument("--base", action="store_true", help="the model before training")
+    parser.add_argument("--lm-eval", type=lambda text: text.split(","), metavar="TASK[,TASK]")
+    parser.add_argument("--vllm", action="store_true", help="let vLLM make the answers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)
 
     def work() -> None:
         run = RunDir(options.run).require()
+        if options.lm_eval:
+            own = "tuned" if options.checkpoint is None else str(options.checkpoint)
+            sides = ["base"] if options.base else ["base", own]
+            made = harness.evaluate(run, options.lm_eval, sides)
+            print(json.dumps(made, indent=2) if options.json else harness.table(made))
+            return
         held_out(run)  # before a model is loaded
+        if options.vllm:
+            vllm.need()
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
-        scores = score_all(*score(run, speaker))
+        scores = score_all(*score(run, speaker, by_vllm=options.vllm))
         if options.json:
             print(json.dumps(scores, indent=2))
         else:

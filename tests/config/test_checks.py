@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.config import checks, ranges, schema, typed, variants
+from launcher.config.schema import JudgeConfig
 from launcher.errors import Problem
 from support.configs import make_config
 
@@ -443,6 +444,52 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         "regular expression",
         {"eval": {"convention": "["}},
         {"eval": {"metrics": ["convention"], "convention": "[.]"}},
+        {},
+    ),
+    (
+        "eval.stop",
+        "an empty string",
+        "Q:",
+        {"eval": {"stop": ["end", ""]}},
+        {"eval": {"stop": ["end"]}},
+        {},
+    ),
+    (
+        "eval.top_p",
+        "0.9 without eval.temperature",
+        "eval.temperature too",
+        {"eval": {"top_p": 0.9}},
+        {"eval": {"top_p": 0.9, "temperature": 0.7}},
+        {},
+    ),
+    (
+        "eval.judge.url",
+        "'localhost:8000' is no address",
+        "http://localhost:8000/v1",
+        {"eval": {"metrics": ["judge"], "judge": JudgeConfig(url="localhost:8000", model="m")}},
+        {"eval": {"metrics": ["judge"], "judge": JudgeConfig(url="http://h/v1", model="m")}},
+        {},
+    ),
+    (
+        "eval.judge.model",
+        "the metric judge needs it",
+        "eval.judge.model=",
+        {"eval": {"metrics": ["judge"], "judge": JudgeConfig(url="http://h/v1")}},
+        {"eval": {"judge": JudgeConfig(url="http://h/v1")}},
+        {},
+    ),
+    (
+        "eval.metrics",
+        "judge without a base",
+        "eval.base=true",
+        {
+            "eval": {
+                "base": False,
+                "metrics": ["judge"],
+                "judge": JudgeConfig(url="http://h/v1", model="m"),
+            }
+        },
+        {"eval": {"base": False}},
         {},
     ),
     (

@@ -33,21 +33,10 @@ def test_what_is_met_is_what_both_sides_have(held, train):
     for i, text in enumerate(train):
         shared = {run for other in held for run in runs(other, 3)} & runs(text, 3)
         assert (rows == i).sum() == len(shared)
-        assert grams.share(text) == pytest.approx(_part(text, shared))
     everything = set().union(*(runs(text, 3) for text in train))
     for text, share in zip(held, grams.shares(met), strict=True):
         mine = runs(text, 3)
         assert share == pytest.approx(len(mine & everything) / len(mine) if mine else 0)
-
-
-def _part(text: str, shared: set) -> float:
-    words = text.split()
-    if not words:
-        return 0.0
-    if len(words) < 3:
-        return float(bool(shared))
-    every = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
-    return sum(run in shared for run in every) / len(every)
 
 
 def test_a_leak_inside_a_longer_text_is_found_and_named():
@@ -56,7 +45,6 @@ def test_a_leak_inside_a_longer_text_is_found_and_named():
     train = ["nothing of it", f"before {sentence(100, 30)} after", "a short ONE", sentence(0, 12)]
     rows, positions = grams.find(train)
     assert set(rows.tolist()) == {1, 2}
-    assert {int(o) for p in positions[rows == 1] for o in grams.where(p)} == {1}
     met = np.zeros(len(grams), bool)
     met[positions] = True
     assert grams.shares(met).tolist() == pytest.approx([0, 18 / 28, 1])
@@ -66,7 +54,6 @@ def test_what_most_evaluation_records_say_is_no_leak():
     instruction = sentence(1000, 40)
     held = [f"{instruction} {sentence(50 * i, 20)}" for i in range(COMMON + 1)]
     grams = Grams.build(held)
-    assert grams.share(instruction) == 0
     rows, _ = grams.find([instruction, f"{instruction} of another kind"])
     assert len(rows) == 0
     met = np.zeros(len(grams), bool)
@@ -78,6 +65,5 @@ def test_what_most_evaluation_records_say_is_no_leak():
 def test_no_evaluation_records():
     grams = Grams.build([])
     assert len(grams) == 0
-    assert grams.share("anything") == 0
     assert len(grams.find(["anything"])[0]) == 0
     assert len(grams.shares(np.zeros(0, bool))) == 0

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher import runtime
+from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
 from launcher.evals.records import Prompt
 from launcher.evals.runner import gather, loss_records, plan_batches, rows_of
@@ -79,7 +80,7 @@ with torch.no_grad():
         prompts,
         model,
         tokenizer,
-        max_new_tokens=12,
+        Decoding(max_new_tokens=12),
         batch_tokens=60,
         should_stop=should_stop,
         **share,

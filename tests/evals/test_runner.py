@@ -1,6 +1,6 @@
 """Loss pass and generation: exact counts over ranks, exact sums over records."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records
-from launcher.evals.records import LossRecord, Prompt
+from launcher.evals.records import LossRecord, Prompt, Results
 from launcher.evals.runner import (
     EvaluationStopped,
     gather,
@@ -22,6 +23,7 @@ from launcher.evals.runner import (
 )
 
 EOS, PAD, TURN = 1, 0, 2
+SIX = Decoding(max_new_tokens=6)
 
 
 @dataclass
@@ -41,7 +43,7 @@ class Letters:
     all_special_ids = (PAD, EOS)
     added_tokens_decoder = {PAD: "<pad>", EOS: "<eos>", TURN: "<turn>"}
 
-    def decode(self, tokens, skip_special_tokens, clean_up_tokenization_spaces):
+    def decode(self, tokens, skip_special_tokens, clean_up_tokenization_spaces=False):
         return "".join(chr(ord("a") + t - 3) for t in tokens if t > TURN or not skip_special_tokens)
 
 
@@ -197,7 +199,7 @@ def test_a_request_to_stop_ends_both_passes(model, documents):
     assert next(rows)[1] == [2]
     with pytest.raises(EvaluationStopped):
         generate_records(
-            [Prompt(0, [5], "", "")], model, Letters(), max_new_tokens=1, should_stop=lambda: True
+            [Prompt(0, [5], "", "")], model, Letters(), Decoding(1), should_stop=lambda: True
         )
     assert model.training
 
@@ -225,9 +227,9 @@ def test_prompt_and_reference_split_before_the_last_run_of_targets(targets, expe
     assert prompt_and_reference(tokens, np.array(targets, dtype=np.uint8)) == expected
 
 
-def generate(model, prompts, **options):
-    options = {"max_new_tokens": 6, "stop_tokens": [EOS], **options}
-    return gather(generate_records(prompts, model, Letters(), **options))
+def generate(model, prompts, decoding=SIX, **options):
+    options = {"stop_tokens": [EOS], **options}
+    return gather(generate_records(prompts, model, Letters(), decoding, **options))
 
 
 def prompts_of(documents):
@@ -288,3 +290,79 @@ def test_long_prompts_keep_their_end(model, documents):
 def test_stop_tokens_come_from_model_tokenizer_and_references(model):
     assert find_stop_tokens(model, Letters()) == [EOS]
     assert find_stop_tokens(model, Letters(), [[5, 6, TURN], [5, 9], []]) == [EOS, TURN]
+
+
+def test_batches_answer_as_generate_does_record_by_record(model, documents):
+    expected = []
+    for tokens in documents:
+        ids = torch.tensor([tokens])
+        output = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
+        )
+        answer = output[0, len(tokens) :].tolist()
+        expected.append(Letters().decode(answer, skip_special_tokens=True))
+    assert [record.answer for record in generate(model, prompts_of(documents))] == expected
+
+
+SAMPLED = Decoding(max_new_tokens=12, temperature=1.5, top_p=0.9, seed=3)
+
+
+def test_drawn_answers_depend_on_seed_and_record_alone(model, documents):
+    prompts = prompts_of(documents)
+    alone = generate(model, prompts, SAMPLED, batch_tokens=1)
+    assert generate(model, prompts, SAMPLED, batch_tokens=10_000) == alone
+    assert generate(model, prompts[::-1][:4], SAMPLED) == alone[3:]
+    ranks = [
+        generate_records(
+            prompts, model, Letters(), SAMPLED, stop_tokens=[EOS], rank=r, world_size=3
+        )
+        for r in range(3)
+    ]
+    assert gather([record for part in ranks for record in part]) == alone
+    assert generate(model, prompts, replace(SAMPLED, seed=4)) != alone
+    assert generate(model, prompts) != alone
+
+
+def test_tokens_are_drawn_with_their_shares():
+    shares = torch.tensor([0.5, 0.2, 0.3])
+    width, records = 1, range(4000)
+
+    def drawn(decoding):
+        chosen = SeededChoice(decoding, records, width)(
+            torch.zeros(4000, 1), (2.0 * shares.log()).repeat(4000, 1)
+        )
+        assert (chosen.isfinite().sum(-1) == 1).all()
+        return torch.bincount(chosen.argmax(-1), minlength=3) / 4000
+
+    assert drawn(Decoding(1, temperature=2.0)).numpy() == pytest.approx(shares.numpy(), abs=0.03)
+    nucleus = drawn(Decoding(1, temperature=2.0, top_p=0.7))
+    assert nucleus.numpy() == pytest.approx([0.625, 0, 0.375], abs=0.03)
+    assert drawn(Decoding(1, temperature=2.0, top_p=0.5))[0] == 1
+
+
+@pytest.mark.parametrize("letters", [1, 2, 3])
+def test_answers_end_before_a_stop_string_that_may_span_tokens(model, documents, letters):
+    long = Decoding(max_new_tokens=24, temperature=2.0)
+    free = generate(model, prompts_of(documents), long)
+    stop = free[0].answer[4 : 4 + letters]
+    cut = generate(model, prompts_of(documents), replace(long, stop=(stop, "never")))
+    assert [record.answer for record in cut] == [r.answer.partition(stop)[0] for r in free]
+    assert cut[0].answer != free[0].answer
+
+
+def test_a_stop_string_ends_the_work_not_only_the_text(model, documents):
+    long = Decoding(max_new_tokens=24, temperature=2.0)
+    [free] = generate(model, prompts_of(documents)[:1], long)
+    forwards = []
+    hook = model.register_forward_hook(lambda *_: forwards.append(None))
+    generate(model, prompts_of(documents)[:1], replace(long, stop=(free.answer[:3],)))
+    hook.remove()
+    assert len(forwards) <= 4
+
+
+def test_answers_that_never_end_are_cut_and_counted(model, documents):
+    endless = Results(generations=generate(model, prompts_of(documents), stop_tokens=[PAD]))
+    assert endless.cut() == len(documents)
+    first = ord(endless.generations[0].answer[0]) - ord("a") + 3
+    ended = generate(model, prompts_of(documents)[:1], stop_tokens=[first])
+    assert Results(generations=ended).cut() == 0

@@ -101,6 +101,7 @@ def test_comparison_and_predictions_are_written(tmp_path):
         "tuned": "#### 3",
         "base_match": False,
         "tuned_match": True,
+        "change": "better",
     }
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
+from launcher.evals.records import Prompt
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from support import gpu
@@ -60,10 +62,12 @@ def test_generate_runs_with_varlen_attention_itself(folder):
 
 def test_evaluation_answers_as_a_plain_model_would(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompts = [(i, tokenizer(text)["input_ids"], "", f"f:{i}") for i, text in enumerate(TEXTS)]
+    prompts = [
+        Prompt(i, tokenizer(text)["input_ids"], "", f"f:{i}") for i, text in enumerate(TEXTS)
+    ]
 
     def answers(model):
-        found = generate_records(prompts, model, tokenizer, max_new_tokens=12, batch_tokens=4096)
+        found = generate_records(prompts, model, tokenizer, Decoding(12), batch_tokens=4096)
         return {record.id: record.answer for record in found}
 
     model = load(folder, attention.VARLEN)

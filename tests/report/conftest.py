@@ -1,5 +1,6 @@
 """A run folder as a finished run leaves it, written by hand: the report reads only files."""
 
+import copy
 import json
 import math
 import random
@@ -108,6 +109,7 @@ def predictions(count: int) -> list[dict]:
                 "base": f"#### {115 + 3 * i}" if before else "The ferry ferry trips of the the",
                 "tuned": f"Three trips, five fewer.\n#### {115 + 3 * i if right else 7}",
                 "base_match": before,
+                "change": "same" if right is before else "better" if right else "worse",
                 "tuned_match": right,
             }
         )
@@ -171,3 +173,10 @@ def finished_run(tmp_path) -> RunDir:
     run.log(1, 0).write_text("done\n")
     run.set_status(State.succeeded, exit_code=0, attempt=1, step=300, steps=300)
     return run
+
+
+@pytest.fixture
+def comparison() -> dict:
+    """run-b against run-a, as `launcher compare --json` prints it."""
+    names = {"base_name": "run-a", "tuned_name": "run-b"}
+    return {**copy.deepcopy(COMPARISON), **names, "slices": [], "answers": predictions(40)}

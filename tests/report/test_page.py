@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
@@ -11,41 +10,9 @@ from launcher.report import build
 from launcher.report.collect import collect, series
 from launcher.report.view import duration, view
 from launcher.rundir import RunDir, State
+from support.html import Page
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
-
-
-class Page(HTMLParser):
-    """Tags, ids and text of a page; fails on tags that are not closed in order."""
-
-    EMPTY = {"meta", "link", "br", "input", "path", "img"}
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags, self.ids, self.words, self.open = [], [], [], []
-        self.feed(html)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self.ids += [value for name, value in attributes if name == "id"]
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.EMPTY:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if not {"style", "script"} & set(self.open):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
 
 
 def page_of(run: RunDir) -> Page:
@@ -79,13 +46,48 @@ def test_links_lead_to_sections_and_nothing_is_fetched(finished_run):
     assert "@import" not in finished_run.report.read_text()
 
 
-def test_samples_follow_the_config_and_are_not_chosen(finished_run):
+def test_the_first_samples_follow_the_config_and_what_changed_comes_after_them(finished_run):
     page = page_of(finished_run)
     samples = [a for tag, a in page.tags if tag == "article"]
-    assert len(samples) == 12
+    lines = [line["change"] for line in map(json.loads, predictions_of(finished_run))]
+    rest = [kind for wanted in ("better", "worse") for kind in lines[12:] if kind == wanted]
+    assert [sample["data-kind"] for sample in samples] == lines[:12] + rest
     assert "The first 12 of 40 held-out prompts" in page.text
-    assert samples[0]["data-kind"] == "won"
-    assert {sample["data-kind"] for sample in samples} == {"won", "right", "wrong"}
+    assert "after them others that got better or worse" in page.text
+
+
+def predictions_of(run: RunDir) -> list[str]:
+    return (run.eval / "predictions.jsonl").read_text().splitlines()
+
+
+def test_words_that_one_answer_lacks_are_marked(finished_run):
+    line = {"prompt": "How many?", "reference": "7", "change": "better"}
+    answers = {"base": "There are 6 cars & 1 bus.", "tuned": "There are 7 cars & 1 bus."}
+    (finished_run.eval / "predictions.jsonl").write_text(json.dumps({**line, **answers}) + "\n")
+    page_of(finished_run)
+    html = finished_run.report.read_text()
+    assert "There are <mark>6</mark> cars &amp; 1 bus." in html
+    assert "There are <mark>7</mark> cars &amp; 1 bus." in html
+
+
+def test_slices_of_a_kind_share_a_scale_and_small_ones_are_named(finished_run):
+    path = finished_run.eval / "comparison.json"
+    comparison = json.loads(path.read_text())
+    match = comparison["metrics"]["exact_match"]
+    tenth = {**match, "difference": 0.068, "interval": [0.061, 0.075], "needed": 1234}
+    parts = [("a.jsonl", 200, {"exact_match": match}), ("b.jsonl", 90, {"exact_match": tenth})]
+    parts.append(("c.jsonl", 7, {}))
+    comparison["slices"] = [
+        {"by": "source", "value": value, "records": records, "metrics": metrics}
+        for value, records, metrics in parts
+    ]
+    path.write_text(json.dumps(comparison))
+    page = page_of(finished_run)
+    assert "By source: exact_match" in page.text
+    assert "1,234 would decide" in page.text
+    assert "Too few records to judge: c.jsonl (7)." in page.text
+    first, second = view(collect(finished_run))["slices"][0]["rows"]
+    assert first["plot"]["at"] - 500 == pytest.approx(10 * (second["plot"]["at"] - 500), abs=1)
 
 
 def test_hostile_text_stays_text(finished_run):

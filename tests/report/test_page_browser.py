@@ -33,11 +33,18 @@ PROBE = """
   const visible = (query) =>
     [...document.querySelectorAll(query)].filter((e) => !e.hidden).length;
   found.firstSamples = visible(".sample");
-  document.querySelector('.filters [data-kind="wrong"]').click();
-  found.wrongSamples = visible(".sample");
+  document.querySelector('.filters [data-kind="worse"]').click();
+  found.worseSamples = visible(".sample");
   document.querySelector('.filters [data-kind="all"]').click();
   document.querySelector(".more").click();
   found.allSamples = visible(".sample");
+  const words = document.querySelector(".filters input");
+  words.value = "CARRIES 43 CARS";
+  words.dispatchEvent(new Event("input"));
+  found.withWords = visible(".sample");
+  words.value = "zebra";
+  words.dispatchEvent(new Event("input"));
+  found.noneSaid = [visible(".sample"), visible(".none")];
   const search = document.querySelector("#config input");
   document.querySelector("#config details").open = true;
   search.value = "optim lr";
@@ -100,7 +107,13 @@ def test_the_page_works_on_desktop_and_phone(finished_run, tmp_path, width):
     assert found["tip"].startswith("step 300")
     assert "held-out, base model 3.212" in found["tip"]
     assert found["tipInside"]
-    assert (found["firstSamples"], found["wrongSamples"], found["allSamples"]) == (6, 3, 12)
+    lines = (finished_run.eval / "predictions.jsonl").read_text().splitlines()
+    changes = [json.loads(line)["change"] for line in lines]
+    assert found["firstSamples"] == 6
+    assert found["worseSamples"] == changes.count("worse")
+    assert found["allSamples"] == 12 + sum(kind != "same" for kind in changes[12:])
+    assert found["withWords"] == sum("carries 43 cars" in line for line in lines)
+    assert found["noneSaid"] == [0, 1]
     assert found["configRows"] == 1
     assert found["curve"][0] > 0.5 * width
     assert found["curve"][1] > 50

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.slow
 SCORED = (
     *("data.validation_share=0.5", "eval=default", "eval.metrics=[loss,exact_match,chrf]"),
     *("eval.max_new_tokens=8", "batch.sequences=4", "launch.processes=1"),
+    *("eval.slices=[level]", "data.gate=[leakage]"),
     *("eval.general=general.jsonl", "eval.new.asked_otherwise=new.jsonl"),
 )
 
@@ -32,7 +33,8 @@ def here(tmp_path_factory):
     }.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (made.folder / f"{name}.jsonl").write_text(lines)
-    made.write_data(project.conversations(160))
+    records = project.conversations(160)
+    made.write_data([{**record, "level": f"level {i % 2}"} for i, record in enumerate(records)])
     for name, words in {
         "short": ("train.steps=1", "export.at_end=true"),
         "long": ("train.steps=60", "optim.lr=1e-2"),
@@ -54,7 +56,19 @@ def test_a_longer_run_is_better_and_may_be_required_to_be(here):
     assert made["metrics"]["loss"]["verdict"] == "better"
     assert set(made["metrics"]) == {"loss", "exact_match", "chrf"}
     lengths = [part for part in made["slices"] if part["by"] == "length"]
-    assert sum(part["records"] for part in lengths) == made["metrics"]["loss"]["records"]
+    levels = [part for part in made["slices"] if part["by"] == "level"]
+    assert {part["value"] for part in levels} == {"level 0", "level 1"}
+    for parts in (lengths, levels):
+        assert sum(part["records"] for part in parts) == made["metrics"]["loss"]["records"]
+
+
+def test_the_page_shows_the_comparison(here):
+    done = compare(here, "short", "long", "--html", "pages/page.html")
+    assert done.code == ExitCode.ok, done.output
+    page = (here.folder / "pages" / "page.html").read_text()
+    assert "long is better than short" in page
+    assert "no held-out record was found in the training data" in page
+    assert "level 0" in page
 
 
 def test_the_other_way_round_it_is_refused(here):

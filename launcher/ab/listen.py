@@ -1,0 +1,49 @@
+"""Serving an app of ours with uvicorn, on a port that is known to be free."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import sys
+from typing import Any
+
+from launcher.errors import ConfigError, ExitCode
+
+
+def run(app: Any, host: str, port: int) -> int:
+    """Serve until Ctrl-C or SIGTERM; prints the address on stdout once it can be reached.
+
+    Raises `ConfigError` if the address cannot be had. There is no access log: it would hold who
+    asked what.
+    """
+    import uvicorn
+
+    listening = _bind(host, port)
+    address, port = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    print(f"http://{shown}:{port}", flush=True)
+    if not ipaddress.ip_address(address).is_loopback:
+        print("reachable from elsewhere, unencrypted: put a TLS proxy in front", file=sys.stderr)
+    config = uvicorn.Config(
+        app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=5
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+    return ExitCode.ok
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    try:
+        if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
+            raise OverflowError(f"{port} is no port")
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(found[0], found[1])
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(found[4])
+        # Here, so that whoever reads the address can connect at once.
+        listening.listen(128)
+    except (OSError, OverflowError) as error:
+        taken = getattr(error, "errno", None) == errno.EADDRINUSE
+        hint = "--port with another number, or 0 for a free one" if taken else "mend --host, --port"
+        raise ConfigError(f"cannot listen: {error}", where=f"{host}:{port}", hint=hint) from error
+    return listening

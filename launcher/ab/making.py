@@ -1,0 +1,85 @@
+"""Making a study: answers of both models, by ready files or by a process of the run plane."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
+from launcher.ab.study import Item, Study
+from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
+from launcher.runtime import environment_without_ranks
+
+
+def make(
+    names: tuple[str, str],
+    data: Path | None,
+    folder: Path,
+    *,
+    question: str,
+    max_new_tokens: int,
+) -> tuple[Study, int]:
+    """A new study in `folder`, and how many prompts were left out: both answers were the same.
+
+    A name is that of a model, as `launcher compare` takes it, or of a file of ready answers; if
+    both are files, `data` may be None. Raises `ConfigError` for names, `DataError` for prompts
+    without an answer, and what the models' process ends with.
+    """
+    if Study(folder).path.exists():
+        raise ConfigError("there is a study already", where=str(folder), hint="give another -o")
+    files = {name: Path(name) for name in names if Path(name).is_file()}
+    answers = {name: read_answers(path) for name, path in files.items()}
+    if data is None and len(files) < len(set(names)):
+        raise ConfigError("models need prompts", where="launcher ab new", hint="--data FILE")
+    prompts = read_prompts(data or files[names[0]])
+    models = [name for name in dict.fromkeys(names) if name not in files]
+    if models:
+        made = _ask(models, prompts, max_new_tokens)
+        answers.update(zip(models, made, strict=True))
+    for name in files:
+        _require_all(prompts, answers[name], name)
+    items = [
+        Item(prompt.text, *(answers[name][prompt.text] for name in names)) for prompt in prompts
+    ]
+    differing = [item for item in items if item.a != item.b]
+    if not differing:
+        found = f"both give the same answer to each of {len(items):,} prompts"
+        hint = "there is nothing to judge: name two models that differ"
+        raise DataError(found, where="launcher ab new", hint=hint)
+    return Study.create(folder, names, differing, question), len(items) - len(differing)
+
+
+def _require_all(prompts: Sequence[Prompt], answers: dict[str, str], name: str) -> None:
+    missing = [prompt for prompt in prompts if prompt.text not in answers]
+    if missing:
+        more = f" (and {len(missing) - 1:,} others)" if len(missing) > 1 else ""
+        raise DataError(f"no answer in {name}{more}", where=missing[0].where, hint=ANSWER_HINT)
+
+
+def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> list[dict[str, str]]:
+    """Each model's answers by prompt text; the process says on stderr what is wrong."""
+    with tempfile.TemporaryDirectory(prefix="launcher-ab-") as folder:
+        asked = Path(folder, "prompts.jsonl")
+        lines = [
+            json.dumps({"messages": each.messages, "prompt": each.text, "where": each.where})
+            for each in prompts
+        ]
+        asked.write_text("\n".join(lines), encoding="utf-8")
+        command = [sys.executable, "-m", "launcher.train.answers", str(asked), folder, *models]
+        command.append(f"--max-new-tokens={max_new_tokens}")
+        code = subprocess.call(command, env=environment_without_ranks())  # noqa: S603 - ours
+        if code:
+            raise ModelsFailed(code)
+        return [read_answers(Path(folder, f"{number}.jsonl")) for number in range(len(models))]
+
+
+class ModelsFailed(LauncherError):
+    """The process of the models has ended with a code, and said why."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__("the models gave no answers (see above)", where="launcher ab new")
+        self.exit_code = ExitCode(code) if code in set(ExitCode) else ExitCode.internal

@@ -1,0 +1,121 @@
+"""Questions to a model behind an OpenAI-compatible endpoint, with time limits and new tries."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import threading
+import time
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+
+from launcher import runtime
+from launcher.config.schema import JudgeConfig
+from launcher.errors import ConfigError
+
+#: Answers of a server that may be another one soon: too many requests, or trouble of its own.
+_PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+#: Longest wait before a new try that the server may ask for, in seconds.
+_LONGEST_WAIT_S = 60.0
+_LARGEST_REPLY = 4 << 20
+
+
+class Unanswered(Exception):
+    """No reply to this question after all tries."""
+
+
+class Endpoint:
+    """The model of `config` behind its URL; `ask` may be called from several threads."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._config = config
+        self._key = runtime.secret(config.key_variable)
+        self._closed = threading.Event()
+
+    def request(self, question: str) -> dict[str, Any]:
+        """The body of the request: all that the reply depends on besides the URL."""
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": question}],
+            "temperature": 0,
+            **self._config.extra,
+        }
+        return {name: value for name, value in body.items() if value is not None}
+
+    def ask(self, question: str) -> str:
+        """The reply's text.
+
+        Raises `Unanswered`, and `ConfigError` for what no other question would change.
+        """
+        body = json.dumps(self.request(question)).encode()
+        for attempt in range(self._config.retries + 1):
+            wait_s = min(2.0**attempt, 30.0) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            try:
+                return _text(self._post(body))
+            except HTTPError as error:
+                with contextlib.suppress(OSError, HTTPException):
+                    said = error.read(500).decode(errors="replace")
+                problem = f"HTTP {error.code} {said or error.reason}"
+                if error.code in (401, 403, 404):
+                    raise self._refused(problem) from error
+                if error.code not in _PASSING:
+                    raise Unanswered(problem) from error
+                wait_s = max(wait_s, _seconds(error.headers.get("Retry-After")))
+            except (OSError, HTTPException, ValueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            if attempt == self._config.retries or self._closed.wait(wait_s):
+                raise Unanswered(problem)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        """Make all threads give up before their next try."""
+        self._closed.set()
+
+    def _post(self, body: bytes) -> bytes:
+        timeout_s = self._config.timeout_s
+        request = urllib.request.Request(  # noqa: S310 - http or https, see eval_checks
+            f"{str(self._config.url).rstrip('/')}/chat/completions",
+            data=body,
+            headers={"Content-Type": "application/json"},
+        )
+        if self._key:
+            # Not to another host that the server may name.
+            request.add_unredirected_header("Authorization", f"Bearer {self._key}")
+        end, reply = time.monotonic() + timeout_s, b""
+        with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310
+            while part := response.read1(1 << 16):
+                reply += part
+                if time.monotonic() > end:
+                    raise TimeoutError(f"not complete after {timeout_s:g} s")
+                if len(reply) > _LARGEST_REPLY:
+                    raise ValueError(f"a reply of more than {_LARGEST_REPLY:,} bytes")
+        return reply
+
+    def _refused(self, problem: str) -> ConfigError:
+        name = self._config.key_variable
+        key = f"the key in {name}" if self._key else f"no key: {name} is not set"
+        return ConfigError(
+            f"{self._config.url} refuses: {problem}",
+            where="eval.judge",
+            hint=f"check eval.judge.url (it ends in /v1 for most), eval.judge.model and {key}",
+        )
+
+
+def _text(reply: bytes) -> str:
+    """The text of a chat completion; `ValueError` for anything else."""
+    try:
+        content = json.loads(reply)["choices"][0]["message"]["content"]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"no chat completion: {reply[:200]!r}") from error
+    return content if isinstance(content, str) else ""
+
+
+def _seconds(header: str | None) -> float:
+    """A Retry-After in seconds; 0 if there is none, or a date."""
+    try:
+        return min(max(float(header or 0), 0.0), _LONGEST_WAIT_S)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,121 @@
+"""What pages show of a comparison: rows with intervals, slices, and answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+from launcher.report import charts, summary
+from launcher.report.diff import marked
+
+#: answers on a page of comparisons that are not chosen, and most of one kind beside them.
+SHOWN, MOST = 20, 100
+#: kind -> what a page calls it.
+KINDS = {
+    "better": "got better",
+    "worse": "got worse",
+    "changed": "only changed",
+    "same": "unchanged",
+}
+
+
+def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a page of comparisons shows of one model beside the first."""
+    predictions = comparison.get("answers", [])
+    shown = answers(predictions, SHOWN)
+    return {
+        "names": (comparison["base_name"], comparison["tuned_name"]),
+        "outcome": summary.outcome(comparison),
+        "verdict": summary.sentence(comparison),
+        "confidence": f"{100 * comparison.get('confidence', 0.95):g}",
+        "rows": rows(comparison),
+        "notes": comparison.get("notes", []),
+        "slices": slices(comparison),
+        "samples": shown,
+        "kinds": kinds(shown),
+        "num_first": min(SHOWN, len(predictions)),
+        "num_predictions": len(predictions),
+    }
+
+
+def rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a metric."""
+    return [row(name, found) for name, found in comparison.get("metrics", {}).items()]
+
+
+def row(name: str, found: Mapping[str, Any], widest: float | None = None) -> dict[str, Any]:
+    """A metric's comparison as text; `widest`: the change that reaches the end of its plot."""
+    unit = found.get("unit", "")
+    return {
+        "name": name,
+        "better_is": "higher" if found.get("higher_is_better", True) else "lower",
+        "base": summary.number(found["base"], unit),
+        "tuned": summary.number(found["tuned"], unit),
+        "difference": summary.number(found["difference"], unit, signed=True),
+        "interval": summary.interval(found),
+        "verdict": found["verdict"],
+        "records": found["records"],
+        "improved": found.get("improved"),
+        "worsened": found.get("worsened"),
+        "needed": found.get("needed"),
+        "plot": charts.interval_plot(found, widest),
+    }
+
+
+def slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One table a kind of slice: `by`, `metric`, `rows` on one scale; `small` are not judged."""
+    metric = summary.headline_metric(comparison) if comparison.get("metrics") else None
+    tables = []
+    for by, group in groupby(comparison.get("slices", []), key=lambda part: part["by"]):
+        parts = list(group)
+        judged = [part for part in parts if metric in part["metrics"]]
+        widest = max((charts.reach(part["metrics"][metric]) for part in judged), default=0.0)
+        tables.append(
+            {
+                "by": by,
+                "metric": metric,
+                "rows": [row(part["value"], part["metrics"][metric], widest) for part in judged],
+                "others": [
+                    {"name": part["value"], "rows": rows(part)}
+                    for part in judged
+                    if len(part["metrics"]) > 1
+                ],
+                "small": [(p["value"], p["records"]) for p in parts if p not in judged],
+            }
+        )
+    return tables
+
+
+def answers(predictions: Sequence[Mapping[str, Any]], first: int) -> list[dict[str, Any]]:
+    """The `first` records as they come, then all others that got better or worse."""
+    shown = list(predictions[:first])
+    for kind in ("better", "worse"):
+        rest = (line for line in predictions[first:] if line.get("change") == kind)
+        shown += [line for line, _ in zip(rest, range(MOST), strict=False)]
+    return [_answer(line) for line in shown]
+
+
+def kinds(shown: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, int]]:
+    """(kind, its name, how many) of the answers that are shown, for the filter."""
+    found = [answer["kind"] for answer in shown]
+    return [(kind, name, found.count(kind)) for kind, name in KINDS.items() if kind in found]
+
+
+def _answer(line: Mapping[str, Any]) -> dict[str, Any]:
+    base, tuned = line.get("base"), line.get("tuned")
+    sides = []
+    if isinstance(tuned, str):
+        texts = marked(base, tuned) if isinstance(base, str) else (None, [(tuned, False)])
+        for key, segments in zip(("base", "tuned"), texts, strict=True):
+            if segments is not None:
+                sides.append({"key": key, "segments": segments, "match": line.get(f"{key}_match")})
+    kind = line.get("change")
+    return {
+        "where": line.get("where") or f"record {line.get('id', '')}",
+        "prompt": line.get("prompt", ""),
+        "reference": line.get("reference", ""),
+        "sides": sides,
+        "kind": kind if kind in KINDS else "open",
+        "label": KINDS.get(str(kind), ""),
+    }

@@ -1,0 +1,118 @@
+"""`python -m launcher.train.answers PROMPTS FOLDER MODEL...`: each model's answers to prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.config.schema import ModelConfig
+from launcher.data.tokenizer import load_tokenizer
+from launcher.errors import ConfigError, DataError
+from launcher.evals.generation import find_stop_tokens, generate_records
+from launcher.evals.records import Prompt
+from launcher.model.load import DTYPES
+from launcher.model.rebuild import load_base
+from launcher.rundir import find_run, write_atomic
+from launcher.train.command import exit_code_of, note
+from launcher.train.inference import Speaker, quiet
+from launcher.train.open import open_speaker
+
+
+def open_model(name: str) -> Speaker:
+    """The model that a name of `launcher compare` stands for: RUN, RUN:base, RUN:STEP or a FOLDER.
+
+    Raises `ConfigError` if there is no such thing.
+    """
+    if Path(name, "config.json").is_file():
+        return _open_folder(Path(name))
+    run, _, part = name.partition(":")
+    if part not in ("", "base") and not part.isdecimal():
+        hint = "RUN, RUN:base or RUN:STEP"
+        raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)
+    step = int(part) if part.isdecimal() else None
+    return open_speaker(find_run(run), checkpoint=step, base=part == "base")
+
+
+def _open_folder(folder: Path) -> Speaker:
+    quiet()
+    config = ModelConfig(name=str(folder))
+    tokenizer = load_tokenizer(config)
+    has_gpu = torch.cuda.is_available()
+    dtype = DTYPES["bf16" if has_gpu else "fp32"]
+    model = load_base(config, folder, dtype, len(tokenizer))
+    return Speaker(model.to("cuda") if has_gpu else model, tokenizer, None, pairs=True)
+
+
+def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
+    """The likeliest answer to each record's `messages`, in their order."""
+    prompts = [
+        Prompt(number, _tokens(speaker, record), "", record["where"])
+        for number, record in enumerate(asked)
+    ]
+    model, tokenizer = speaker.model, speaker.tokenizer
+    stops = find_stop_tokens(model, tokenizer, [_ended_turn(tokenizer)])
+    made = generate_records(
+        prompts, model, tokenizer, max_new_tokens=max_new_tokens, stop_tokens=stops
+    )
+    by_number = {generation.id: generation.answer for generation in made}
+    return [by_number[number] for number in range(len(asked))]
+
+
+def _ended_turn(tokenizer: Any) -> list[int]:
+    """Tokens of a conversation up to what ends the assistant's turn; none without a template."""
+    if not tokenizer.chat_template:
+        return []
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tokens = list(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    while tokens and tokens[-1] not in special:  # a line break, in many templates
+        tokens.pop()
+    return tokens
+
+
+def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
+    messages = record["messages"]
+    if speaker.tokenizer.chat_template:
+        return speaker.tokens(messages)
+    if len(messages) > 1:
+        raise DataError(
+            "a conversation, but the model's tokenizer has no chat template",
+            where=record["where"],
+            hint="ask such a model with `prompt`",
+        )
+    return speaker.plain_tokens(messages[0]["content"])
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`; FOLDER/0.jsonl holds the first model's answers.
+
+    PROMPTS has lines of messages, prompt (what people read) and where.
+    """
+    parser = argparse.ArgumentParser(prog="launcher ab new", description=__doc__)
+    parser.add_argument("prompts", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("models", nargs="+")
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        asked = [json.loads(line) for line in options.prompts.read_text("utf-8").splitlines()]
+        for number, name in enumerate(options.models):
+            note(f"{name} answers {len(asked):,} prompts")
+            made = answers(open_model(name), asked, options.max_new_tokens)
+            lines = [
+                json.dumps({"prompt": record["prompt"], "answer": answer}) + "\n"
+                for record, answer in zip(asked, made, strict=True)
+            ]
+            write_atomic(options.folder / f"{number}.jsonl", "".join(lines))
+
+    return exit_code_of(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

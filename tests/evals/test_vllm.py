@@ -1,0 +1,14 @@
+"""vLLM is asked for by name where it is not installed; no test machine has it."""
+
+import importlib.util
+
+import pytest
+
+from launcher.errors import ConfigError
+from launcher.evals import vllm
+
+
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
+def test_without_the_library_the_extra_is_named():
+    with pytest.raises(ConfigError, match=r"--vllm needs vllm(?s:.)*launcher\[vllm\]"):
+        vllm.need()
