@@ -177,7 +177,8 @@ class RunDir:
 
     @property
     def data(self) -> Path:
-        """Where prepared data lies: {"train": cache folder, "validation": cache folder or null}."""
+        """Where prepared data lies: {"train": cache folder, "validation": cache folder or null};
+        further held-out sets under general and new.NAME."""
         return self.path / "data.json"
 
     @property

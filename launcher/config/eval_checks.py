@@ -40,6 +40,17 @@ def check(config: Config) -> Iterator[Problem]:
     if options.every_steps is not None and not metrics and options.name != "none":
         found = f"{options.every_steps} without eval.metrics"
         yield Problem("eval.every_steps", found, "use eval=default, or leave it out")
+    if (options.general or options.new) and not metrics and options.name != "none":
+        key = "eval.general" if options.general else "eval.new"
+        hint = "use eval=default, or leave it out"
+        yield Problem(key, "further held-out data without eval.metrics", hint)
+    if "style_classifier" in metrics and not options.base:
+        hint = "leave eval.base=false out, or the metric"
+        yield Problem("eval.base", "style_classifier learns from the base's answers", hint)
+    for name in options.new:
+        if not re.fullmatch(r"[\w-]+", name):
+            hint = "a name has letters, digits, _ and -"
+            yield Problem("eval.new", f"{name!r} is no name of a set", hint)
     yield from _options(options)
 
 

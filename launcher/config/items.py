@@ -1,10 +1,14 @@
-"""What `data.train` and `data.validation` name: paths as they are, or mappings of a mixture."""
+"""What `data.train`, `data.validation` and further held-out sets name: paths as they are, or
+mappings of a mixture.
+
+A split is called train, validation, general (`eval.general`) or new.NAME (`eval.new`).
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.config.schema import Config, DataConfig
@@ -41,59 +45,82 @@ class Item:
     """How often the source is gone through in one epoch of the mixture."""
 
 
-def is_mixture(data: DataConfig, split: str) -> bool:
+def splits(config: Config) -> list[str]:
+    """The splits that are given, train first; further sets only where metrics are asked for."""
+    found = ["train"] + (["validation"] if config.data.validation is not None else [])
+    if config.eval.metrics:
+        found += ["general"] if config.eval.general is not None else []
+        found += [f"new.{name}" for name in config.eval.new]
+    return found
+
+
+def place(split: str) -> str:
+    """The config key of a split."""
+    return f"data.{split}" if split in ("train", "validation") else f"eval.{split}"
+
+
+def value(config: Config, split: str) -> Any:
+    """What the config gives for a split; None if nothing."""
+    kind, _, name = split.partition(".")
+    if kind == "new":
+        return config.eval.new[name]
+    return config.eval.general if kind == "general" else getattr(config.data, split)
+
+
+def is_mixture(config: Config, split: str) -> bool:
     """Whether the sources of a split are kept apart, so that their shares can be set."""
-    value = getattr(data, split)
-    mapped = any(isinstance(entry, dict) for entry in _entries(value))
-    return mapped or (split == "train" and data.temperature is not None)
+    mapped = any(isinstance(entry, dict) for entry in _entries(value(config, split)))
+    return mapped or (split == "train" and config.data.temperature is not None)
 
 
-def items(data: DataConfig, split: str) -> list[Item]:
+def items(config: Config, split: str) -> list[Item]:
     """The entries of a split. Raises `ConfigError` for what is none, and when there are none."""
-    value = getattr(data, split)
-    where = f"data.{split}"
-    if value is None or value == []:
+    given, where = value(config, split), place(split)
+    if given is None or given == []:
         raise ConfigError("no data given", where=where, hint=f"{where}=PATH, GLOB or hub name")
-    if found := list(problems(data, split)):
+    if found := list(problems(config, split)):
         raise ConfigError(found)
-    return [_item(data, entry) for entry in _entries(value)]
+    data = config.data
+    if split == "general":  # a layout of its own, whatever that of the training data is
+        data = replace(data, format="auto", columns={})
+    return [_item(data, entry) for entry in _entries(given)]
 
 
-def paths(value: Any) -> list[str]:
-    """Paths and names in a value of `data.train` or `data.validation`, without judging it."""
-    found = (e.get("path") if isinstance(e, dict) else e for e in _entries(value))
+def paths(config: Config, split: str) -> list[str]:
+    """Paths and names that a split names, without judging them."""
+    entries = _entries(value(config, split))
+    found = (entry.get("path") if isinstance(entry, dict) else entry for entry in entries)
     return [path for path in found if isinstance(path, str) and path]
 
 
 def check(config: Config) -> Iterator[Problem]:
-    """What is wrong with the sources of both splits and their shares."""
-    data = config.data
-    for split in ("train", "validation"):
-        yield from problems(data, split)
-    shared = [e for e in _entries(data.validation) if isinstance(e, dict) and _share_keys(e)]
-    if shared:
-        hint = "held-out data is evaluated as it is: leave weight and epochs out"
-        yield Problem("data.validation", "shares of a mixture", hint)
+    """What is wrong with the sources of all splits and their shares."""
+    for split in splits(config):
+        yield from problems(config, split)
+        entries = _entries(value(config, split))
+        if split != "train" and any(isinstance(e, dict) and _share_keys(e) for e in entries):
+            hint = "held-out data is evaluated as it is: leave weight and epochs out"
+            yield Problem(place(split), "shares of a mixture", hint)
 
 
-def problems(data: DataConfig, split: str) -> Iterator[Problem]:
+def problems(config: Config, split: str) -> Iterator[Problem]:
     """What is wrong with the sources of one split."""
-    value = getattr(data, split)
-    where = f"data.{split}"
-    entries = _entries(value)
-    if value is not None and not entries:
-        yield Problem(where, f"{value!r} is not a source of data", f"give {_FORMS}")
+    given, where = value(config, split), place(split)
+    entries = _entries(given)
+    if (given is not None or split.startswith("new.")) and not entries:
+        yield Problem(where, f"{given!r} is not a source of data", f"give {_FORMS}")
     for number, entry in enumerate(entries, 1):
-        here = f"{where}[{number}]" if isinstance(value, list) else where
+        here = f"{where}[{number}]" if isinstance(given, list) else where
         if isinstance(entry, dict):
             yield from _mapping(entry, here)
         elif not isinstance(entry, str) or not entry:
             hint = f"give {_FORMS}, or mappings {{path: ..., weight: ...}}"
             yield Problem(where, f"{entry!r} is not a source of data", hint)
     mapped = [entry for entry in entries if isinstance(entry, dict)]
-    given = {key for entry in mapped for key in _share_keys(entry)}
-    if len(given) > 1 or (given and split == "train" and data.temperature is not None):
-        found = " and ".join(sorted(given | ({"temperature"} if len(given) < 2 else set())))
+    shares = {key for entry in mapped for key in _share_keys(entry)}
+    tempered = split == "train" and config.data.temperature is not None
+    if len(shares) > 1 or (shares and tempered):
+        found = " and ".join(sorted(shares | ({"temperature"} if len(shares) < 2 else set())))
         yield Problem(where, f"{found} together", "say the shares in one way")
     named = [str(e.get("name") or e.get("path")) for e in mapped]
     for name in sorted({name for name in named if named.count(name) > 1}):
@@ -136,16 +163,16 @@ def _item(data: DataConfig, entry: Any) -> Item:
     if isinstance(entry, str):
         entry = {"path": entry}
 
-    def value(key: str, default: Any) -> Any:
+    def given(key: str, default: Any) -> Any:
         return default if entry.get(key) is None else entry[key]
 
     return Item(
         path=entry["path"],
-        name=value("name", entry["path"]),
-        format=value("format", data.format),
-        columns=value("columns", data.columns),
-        limit=value("limit", data.limit),
-        revision=value("revision", data.revision),
+        name=given("name", entry["path"]),
+        format=given("format", data.format),
+        columns=given("columns", data.columns),
+        limit=given("limit", data.limit),
+        revision=given("revision", data.revision),
         weight=entry.get("weight"),
         epochs=entry.get("epochs"),
     )

@@ -454,8 +454,14 @@ class EvalConfig:
     metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
     """Metrics: loss, perplexity, token_accuracy; on generated answers exact_match, numeric_match,
     f1, rouge1, rouge2, rougeL, bleu, chrf, json_valid, json_schema, convention, length, distinct,
-    repetition, judge; of a classifier accuracy, f1_macro, f1_micro, ece, auroc, oos_recall,
-    in_scope_accuracy."""
+    repetition, style_distance, style_classifier, judge; of a classifier accuracy, f1_macro,
+    f1_micro, ece, auroc, oos_recall, in_scope_accuracy."""
+    general: Any = None
+    """General held-out data, to see what is forgotten: same forms as `data.validation`; its format
+    is detected unless a mapping {path, format, columns} names it."""
+    new: dict[str, Any] = field(default_factory=dict)
+    """Further held-out sets, such as new sources or paraphrases: name -> data, same forms and
+    format as `data.validation`."""
     every_steps: int | None = None
     """Evaluate the cheap metrics (no generation) every N steps during training."""
     base: bool = True

@@ -85,6 +85,8 @@ METRICS = Table(
         "length": "launcher.evals.form:Length",
         "distinct": "launcher.evals.variety:Distinct",
         "repetition": "launcher.evals.variety:Repetition",
+        "style_distance": "launcher.evals.style:StyleDistance",
+        "style_classifier": "launcher.evals.style_classifier:StyleClassifier",
         "judge": "launcher.evals.judge:Judge",
         "accuracy": "launcher.evals.accuracy:Accuracy",
         "in_scope_accuracy": "launcher.evals.accuracy:InScopeAccuracy",

@@ -60,8 +60,8 @@ def inputs(config: Config) -> list[Input]:
     for split, part in _splits(config):
         of = "train" if split == TRAIN else "validation"
         fetch(part)
-        apart = items.is_mixture(part.data, of)
-        for item in items.items(part.data, of):
+        apart = items.is_mixture(part, of)
+        for item in items.items(part, of):
             quota = f"{split} {item.name}" if apart else split
             for source in find(part, item, of):
                 name = source_name(source)

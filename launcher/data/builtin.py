@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import stories
+from launcher.data import docstrings, talks
 from launcher.errors import ConfigError, did_you_mean
 from launcher.rundir import write_atomic
 from launcher.stories import END, TURN
@@ -22,36 +23,47 @@ TALK_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """Number of records in each split, and how the next record is made from stories."""
+    """Largest number of records in each split, and what makes them: records of one side of the
+    split, drawn with a generator of random numbers."""
 
     train: int
     validation: int
-    record: Callable[[Iterator[stories.Story], random.Random], dict[str, Any]]
+    records: Callable[..., Iterator[dict[str, Any]]]
 
 
-def _text(told: Iterator[stories.Story], rng: random.Random) -> dict[str, Any]:
-    prose = [story.as_prose(rng) for story in islice(told, STORIES_PER_TEXT)]
-    if rng.random() >= TALK_SHARE:
-        return {"text": " ".join(prose)}
-    turns = zip(cycle(("user", "assistant")), prose, strict=False)
-    return {"text": "\n".join(f"{TURN}{role}\n{text}{END}" for role, text in turns)}
+def _texts(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    told = stories.stories(rng, held_out=held_out)
+    while True:
+        prose = [story.as_prose(rng) for story in islice(told, STORIES_PER_TEXT)]
+        if rng.random() >= TALK_SHARE:
+            yield {"text": " ".join(prose)}
+            continue
+        turns = zip(cycle(("user", "assistant")), prose, strict=False)
+        yield {"text": "\n".join(f"{TURN}{role}\n{text}{END}" for role, text in turns)}
 
 
-def _chat(told: Iterator[stories.Story], rng: random.Random) -> dict[str, Any]:
-    return {"messages": next(told).as_chat()}
+def _chats(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    for story in stories.stories(rng, held_out=held_out):
+        yield {"messages": story.as_chat()}
 
 
 BUILTINS = {
-    "quickstart-text": Builtin(9_000, 100, _text),
-    "quickstart-chat": Builtin(4_000, 400, _chat),
+    "quickstart-text": Builtin(9_000, 100, _texts),
+    "quickstart-chat": Builtin(4_000, 400, _chats),
+    "talk": Builtin(12_000, 200, talks.plain),
+    "brand": Builtin(3_000, 200, talks.brand),
+    "summaries": Builtin(3_000, 200, talks.summaries),
+    "docstrings": Builtin(10_000, 150, docstrings.texts),
+    "docstring-questions": Builtin(10_000, 150, docstrings.questions),
 }
 
 
 def write(name: str, folder: Path) -> dict[str, Path]:
     """Write the built-in data set `name` as JSONL into `folder`: "train" and "validation" -> file.
 
-    The same bytes on every machine; no story of validation occurs in train, nor in the train split
-    of another built-in data set. Raises `ConfigError` for an unknown name, `StorageError` if the
+    The same bytes on every machine (docstrings: with the same Python); no story and no source file
+    of validation occurs in train, nor in the train split of another built-in data set. Raises
+    `ConfigError` for an unknown name, `DataError` without Python sources, `StorageError` if the
     folder cannot be written.
     """
     if name not in BUILTINS:
@@ -64,8 +76,8 @@ def write(name: str, folder: Path) -> dict[str, Path]:
     files = {}
     for split, count in (("train", builtin.train), ("validation", builtin.validation)):
         rng = random.Random(f"{name}/{split}")  # noqa: S311 - reproducible data, no secret
-        told = stories.stories(rng, held_out=split == "validation")
-        lines = (json.dumps(builtin.record(told, rng)) + "\n" for _ in range(count))
+        made = islice(builtin.records(rng, held_out=split == "validation"), count)
+        lines = (json.dumps(record) + "\n" for record in made)
         files[split] = Path(folder) / f"{name}.{split}.jsonl"
         write_atomic(files[split], "".join(lines))
     return files

@@ -39,7 +39,7 @@ STALE_S = 14 * 24 * 3600
 
 
 def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
-    """{"train": folder, "validation": folder or None} of the prepared splits, made where missing.
+    """Split -> folder of the prepared splits, made where missing; None without a record.
 
     The tokenizer is loaded by the config unless given, and only if there is something to do. Raises
     `DataError` for data that cannot be trained on, `ConfigError` for a tokenizer that does not fit,
@@ -60,16 +60,16 @@ def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
             if missing:
                 tokenizer = tokenizer or load_tokenizer(config.model)
                 make(config, part, folders, missing, tokenizer)
-        mixed = items.is_mixture(config.data, part.split)
         for name, folder in folders:
-            title = f"{name}, {part.item.name}" if mixed else name
+            title = f"{name}, {part.item.name}" if part.mixed else name
             say(f"prepare: {summary(title, folder, packing=config.data.packing)}")
-    found: dict[str, str | None] = {"train": None, "validation": None}
+    found: dict[str, str | None] = {}
     for split, key in fingerprint.data_keys(config, hashes).items():
         mine = [part for part in parts if split in part.keys]
         if key is None:
+            found[split] = None
             continue
-        if items.is_mixture(config.data, mine[0].split):
+        if mine[0].mixed:
             join(config, split, mine, root / key)
             say(f"prepare: {summary(split, root / key, packing=config.data.packing)}")
         found[split] = str(root / key) if read_index(root / key).records else None
@@ -82,8 +82,7 @@ def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
 
 def fetch(config: Config) -> None:
     """Bring what the data's URLs name, unless it is there. Raises `DataError` where that fails."""
-    splits = ["train"] if config.data.validation is None else ["train", "validation"]
-    for split in splits:
+    for split in items.splits(config):
         for source in fingerprint.locate(config, split):
             if not isinstance(source, RemoteData):
                 continue

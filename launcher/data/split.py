@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher.config import items
 from launcher.config.schema import OnBadRecord
 from launcher.data.cache import Counts, Index, TokenCache
 from launcher.data.mixture import MixedOrder, make_order
@@ -132,7 +133,7 @@ class SplitWriter:
                 f"no record is left of {self.counts.read:,} read: {self.counts.skipped:,} skipped, "
                 f"{self.counts.dropped:,} dropped because nothing to learn is left of them within "
                 f"data.max_length={index.max_length}",
-                where=f"data.{self.name}",
+                where=items.place(self.name),
                 hint="raise data.max_length, or mend the records that were named above",
             )
         index.counts = self.counts
@@ -168,7 +169,7 @@ class SplitWriter:
             raise DataError(
                 "every token is a target (100 %), prompts included; for example "
                 + "; ".join(self._examples),
-                where=f"data.{self.name}",
+                where=items.place(self.name),
                 hint="check the prompts and the chat template with `launcher data show`; "
                 "to learn every token choose objective=text",
             )

@@ -135,9 +135,9 @@ def _compare_pass(
     resamples: int,
 ) -> dict[str, dict[str, Any]]:
     """Compare metrics of one pass; all of them see the same resampled records."""
-    pairs = [(metric.statistics(base), metric.statistics(tuned)) for metric in metrics]
+    pairs = [metric.paired(base, tuned) for metric in metrics]
     columns = np.concatenate([side for pair in pairs for side in pair], axis=1)
-    sums = _resampled_sums(columns, seed, resamples)
+    sums = resampled_sums(columns, seed, resamples)
     rows, first = {}, 0
     for metric, (one, other) in zip(metrics, pairs, strict=True):
         middle, last = first + one.shape[1], first + one.shape[1] + other.shape[1]
@@ -148,7 +148,7 @@ def _compare_pass(
     return rows
 
 
-def _resampled_sums(columns: Floats, seed: int, resamples: int) -> Floats:
+def resampled_sums(columns: Floats, seed: int, resamples: int) -> Floats:
     """Column sums [resamples, K] of `columns` [records, K], records drawn with replacement."""
     num_records = len(columns)
     rng = np.random.default_rng(seed)

@@ -44,6 +44,10 @@ class Metric(ABC, Generic[R]):
     def statistics(self, records: Sequence[R]) -> Floats:
         """What each record contributes, float64 [records, K] with K > 0; any K of its own."""
 
+    def paired(self, base: Sequence[R], tuned: Sequence[R]) -> tuple[Floats, Floats]:
+        """The statistics of two models' results on the same records, in the same order."""
+        return self.statistics(base), self.statistics(tuned)
+
     @abstractmethod
     def scores(self, sums: Floats) -> Floats:
         """Score of each row of summed statistics, [rows, K] -> [rows]; NaN if nothing counts."""
@@ -129,9 +133,13 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
-    """Name -> score, of the metrics of one model whose pass was made."""
-    return {
+    """Name -> score, of the metrics of one model whose pass was made; `SET/NAME` of further
+    sets."""
+    scores = {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
         if metric.select(results) and not metric.pairwise
     }
+    for part, own in results.further.items():
+        scores |= {f"{part}/{name}": score for name, score in score_all(metrics, own).items()}
+    return scores

@@ -80,6 +80,8 @@ class Results:
     losses: list[LossRecord] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
     classes: list[ClassRecord] = field(default_factory=list)
+    further: dict[str, Results] = field(default_factory=dict)
+    """Results on other records than the held-out ones: `general`, `new.NAME`, and `train`."""
 
     def ids(self) -> list[int]:
         """Ids of all records of all passes, ascending."""

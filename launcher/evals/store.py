@@ -15,6 +15,7 @@ from typing import Any
 from launcher import runtime
 from launcher.evals.compare import RESAMPLES, compare
 from launcher.evals.exact_match import ExactMatch
+from launcher.evals.further import compare_further
 from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
@@ -42,6 +43,25 @@ def write_results(
         "generated": len(results.generations),
         "cut": results.cut(),
         **about,
+        **_raw(results),
+    }
+    lines = (f"  {json.dumps(key)}: {_compact(value)}" for key, value in content.items())
+    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
+    return scores
+
+
+def read_results(path: Path) -> Results | None:
+    """What `write_results` wrote; None if the file is absent, damaged or of another version."""
+    raw = read_json(path)
+    try:
+        return _results(raw) if raw["version"] == VERSION else None
+    except (TypeError, KeyError, ValueError, AttributeError):
+        return None
+
+
+def _raw(results: Results) -> dict[str, Any]:
+    """Per-record results as JSON."""
+    return {
         "losses": {
             "id": [record.id for record in results.losses],
             # A diverged model's NaN is not JSON; null stands for it.
@@ -54,33 +74,25 @@ def write_results(
         },
         "generations": [asdict(record) for record in results.generations],
         "classes": _columns(results.classes),
+        "further": {name: _raw(part) for name, part in results.further.items()},
     }
-    lines = (f"  {json.dumps(key)}: {_compact(value)}" for key, value in content.items())
-    write_atomic(path, "{\n" + ",\n".join(lines) + "\n}\n")
-    return scores
 
 
-def read_results(path: Path) -> Results | None:
-    """What `write_results` wrote; None if the file is absent, damaged or of another version."""
-    raw = read_json(path)
-    try:
-        if raw["version"] != VERSION:
-            return None
-        columns = raw["losses"]
-        losses = [
-            LossRecord(i, math.nan if loss is None else float(loss), targets, correct)
-            for i, loss, targets, correct in zip(
-                columns["id"],
-                columns["loss_sum"],
-                columns["targets"],
-                columns["correct"],
-                strict=True,
-            )
-        ]
-        generations = [Generation(**record) for record in raw["generations"]]
-        return Results(losses, generations, _class_records(raw.get("classes", {})))
-    except (TypeError, KeyError, ValueError):
-        return None
+def _results(raw: dict[str, Any]) -> Results:
+    columns = raw["losses"]
+    losses = [
+        LossRecord(i, math.nan if loss is None else float(loss), targets, correct)
+        for i, loss, targets, correct in zip(
+            columns["id"],
+            columns["loss_sum"],
+            columns["targets"],
+            columns["correct"],
+            strict=True,
+        )
+    ]
+    generations = [Generation(**record) for record in raw["generations"]]
+    further = {name: _results(part) for name, part in raw.get("further", {}).items()}
+    return Results(losses, generations, _class_records(raw.get("classes", {})), further)
 
 
 def _columns(records: Sequence[ClassRecord]) -> dict[str, list[Any]]:
@@ -129,6 +141,7 @@ def write_comparison(
     comparison = compare(base, tuned, metrics, seed, resamples) | about
     comparison["notes"] += notes
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
+    comparison |= compare_further(base, tuned, metrics, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)
     return comparison

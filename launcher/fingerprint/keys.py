@@ -53,6 +53,8 @@ class Part:
     """Split -> name of the folder; two of them if a share of the records is held out."""
     share: float
     """Share of records held out."""
+    mixed: bool
+    """Whether the split is a mixture, of which this is one source."""
 
 
 def is_prepared(run: RunDir, config: Config) -> bool:
@@ -91,8 +93,7 @@ def require_same_data(run: RunDir, config: Config) -> None:
 
 
 def lookup(config: Config) -> dict[str, str | None] | None:
-    """{"train": folder, "validation": folder or None} if both are prepared and undamaged, else
-    None.
+    """Split -> folder, None where no record is held out; None if not all are there undamaged.
 
     Raises `DataError` for data files that are missing and `ConfigError` for a template that is.
     """
@@ -110,7 +111,7 @@ def lookup(config: Config) -> dict[str, str | None] | None:
 
 def _folders(named: dict[str, Any]) -> dict[str, str]:
     """The folders in data.json by split."""
-    return {split: named[split] for split in ("train", "validation") if named.get(split)}
+    return {split: folder for split, folder in named.items() if isinstance(folder, str)}
 
 
 def _is_there(folder: Path) -> bool:
@@ -142,12 +143,12 @@ def complete_index(folder: Path, hashes: Hashes) -> dict[str, Any] | None:
 def data_keys(config: Config, hashes: Hashes | None = None) -> dict[str, str | None]:
     """Names of the prepared folders of the splits; None where there is no such split."""
     made = parts(config, hashes)
-    keys: dict[str, str | None] = {"train": None, "validation": None}
+    keys: dict[str, str | None] = dict.fromkeys(["train", "validation", *items.splits(config)])
     for split in keys:
         mine = [part for part in made if split in part.keys]
         if not mine:
             continue
-        if not items.is_mixture(config.data, mine[0].split):
+        if not mine[0].mixed:
             keys[split] = mine[0].keys[split]
             continue
         shares = [[p.item.name, p.item.weight, p.item.epochs] for p in mine]
@@ -173,7 +174,9 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
     }
     held_out = data.validation_share if data.validation is None else 0.0
     found = []
-    for split in ("train", "validation") if data.validation is not None else ("train",):
+    for split in items.splits(config):
+        share = held_out if split == "train" else 0.0
+        mixed = items.is_mixture(config, split)
         for item, sources in _groups(config, split):
             mine = options | {
                 "format": _format(item.format, hashes),
@@ -182,12 +185,12 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 **_classes(config, split),
             }
             content = [_identity(source, hashes) for source in sources]
-            if held_out:
-                mine |= {"share": held_out, "seed": config.seed}
+            if share:
+                mine |= {"share": share, "seed": config.seed}
                 keys = {side: _key(mine, content, side) for side in ("train", "validation")}
             else:
                 keys = {split: _key(mine, content)}
-            found.append(Part(split, item, tuple(sources), keys, held_out))
+            found.append(Part(split, item, tuple(sources), keys, share, mixed))
     return found
 
 
@@ -202,9 +205,9 @@ def _classes(config: Config, split: str) -> dict[str, Any]:
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:
     """What of a split is prepared together: every entry of a mixture alone, otherwise all."""
-    entries = items.items(config.data, split)
+    entries = items.items(config, split)
     found = [(item, list(find(config, item, split))) for item in entries]
-    if items.is_mixture(config.data, split):
+    if items.is_mixture(config, split):
         return found
     return [(entries[0], [source for _, sources in found for source in sources])]
 

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,22 +93,21 @@ def is_data(name: str) -> bool:
 
 
 def locate(config: Config, split: str) -> list[Source]:
-    """The sources that `data.train` or `data.validation` names, in order; files of a folder by
-    name.
+    """The sources that a split names (see `launcher.config.items`), in order; files of a folder
+    by name.
 
     Raises `DataError` for what is not there and `ConfigError` for a value of another type.
     """
-    return [
-        source for item in items.items(config.data, split) for source in find(config, item, split)
-    ]
+    return [source for item in items.items(config, split) for source in find(config, item, split)]
 
 
 def find(config: Config, item: Item, split: str) -> Iterator[Source]:
     """The sources of one entry of a split."""
-    value, where = item.path, f"data.{split}"
+    value, where = item.path, items.place(split)
     if value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
-        yield BuiltinData(name, split, cache_root(config) / "builtin" / _builtin_version())
+        side = "train" if split == "train" else "validation"
+        yield BuiltinData(name, side, cache_root(config) / "builtin" / _builtin_version())
         return
     if _URL.fullmatch(value):
         yield from _remote(config, value)
@@ -185,5 +185,7 @@ def _remote(config: Config, url: str) -> Iterator[Source]:
 @functools.cache
 def _builtin_version() -> str:
     package = Path(__file__).parents[1]
-    digests = [file_digest(package / name) for name in ("stories.py", "data/builtin.py")]
-    return hashlib.blake2b("".join(digests).encode(), digest_size=8).hexdigest()
+    names = ("stories.py", "data/builtin.py", "data/talks.py", "data/docstrings.py")
+    digests = [file_digest(package / name) for name in names]
+    # The docstrings are those of this Python.
+    return hashlib.blake2b("".join([sys.version, *digests]).encode(), digest_size=8).hexdigest()

@@ -108,8 +108,8 @@ def _threads(config: Config, processes: int) -> int:
 
 def _folders(config: Config, cwd: Path) -> tuple[Path, ...]:
     """Existing folders besides run and cwd that the ranks read or write."""
-    names = [config.model.name, config.data.cache, *items.paths(config.data.train)]
-    names += items.paths(config.data.validation)
+    names = [config.model.name, config.data.cache]
+    names += [path for split in items.splits(config) for path in items.paths(config, split)]
     # Of a glob, the folder before the first wildcard.
     paths = [cwd / re.split(r"[^/]*[*?\[]", name)[0] for name in names if name]
     found = [path for path in paths if path.exists()]

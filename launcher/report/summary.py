@@ -107,5 +107,35 @@ def table(comparison: Mapping[str, Any]) -> str:
     )
 
 
+def beyond(comparison: Mapping[str, Any]) -> list[str]:
+    """Blocks of text on what the verdict does not rest on: further sets, then the flags."""
+    parts = comparison.get("further", {}).items()
+    return [f"{name}, not in the verdict\n{table(part)}" for name, part in parts] + flags(
+        comparison
+    )
+
+
+def flags(comparison: Mapping[str, Any]) -> list[str]:
+    """What got worse outside the held-out records, a line each: forgetting, new sets, the gap."""
+    lines = []
+    for name, part in comparison.get("further", {}).items():
+        worse = [
+            f"{metric} {number(row['base'], row['unit'])} -> {number(row['tuned'], row['unit'])}"
+            for metric, row in part["metrics"].items()
+            if row["verdict"] == "worse"
+        ]
+        if worse:
+            start = "forgetting: general" if name == "general" else f"{name}:"
+            lines.append(f"{start} {', '.join(worse)}, worse")
+    gap = comparison.get("gap")
+    if gap and gap["verdict"] == "worse":
+        grown = f"{number(gap['difference'], signed=True)} ({interval(gap)})"
+        lines.append(
+            "gap: held-out loss minus that of training records "
+            f"{number(gap['base'])} -> {number(gap['tuned'])}, grown by {grown}"
+        )
+    return lines
+
+
 def _percent(comparison: Mapping[str, Any]) -> str:
     return f"{100 * comparison.get('confidence', 0.95):g} %"

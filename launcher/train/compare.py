@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals import class_report, compare, judge, slices, store
+from launcher.evals.further import compare_further
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
-from launcher.rundir import RunDir, find_run
+from launcher.rundir import RunDir, find_run, read_json
 from launcher.train.command import exit_code_of, note
 from launcher.train.held_out import contamination, groups, held_out
 
@@ -35,8 +36,8 @@ class Side:
     run: RunDir
     config: Config
     results: Results
-    folder: str
-    """Cache of the records."""
+    folders: dict[str, str]
+    """Caches of the records by split."""
 
 
 def sides(names: Sequence[str]) -> list[Side]:
@@ -61,7 +62,7 @@ def _is_model(name: str) -> bool:
 
 def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
     of = run or first
-    folder = held_out(of)
+    held_out(of)
     part = name.partition(":")[2] if run else ""
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
@@ -71,7 +72,8 @@ def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
         results = store.read_results(run.eval / f"{part or 'tuned'}.json")
     if results is None:
         results = _scored(name, of, part, is_run=run is not None)
-    return Side(name, of, compose.load(of.config), results, folder)
+    folders = {split: f for split, f in read_json(of.data).items() if isinstance(f, str)}
+    return Side(name, of, compose.load(of.config), results, folders)
 
 
 def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
@@ -92,7 +94,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
 
     Raises `DataError` if they were scored on other records, or their answers made otherwise.
     """
-    if first.folder != other.folder:
+    if first.folders["validation"] != other.folders["validation"]:
         raise DataError(
             f"{first.name} and {other.name} were scored on other records",
             where="data.validation",
@@ -106,13 +108,14 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
-    if any(metric.pairwise for metric in metrics):
+    if any(isinstance(metric, judge.Judge) for metric in metrics):
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
-    cache = TokenCache.open(Path(first.folder))
+    cache = TokenCache.open(Path(first.folders["validation"]))
     parts = groups(first.run, cache, pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
+    made |= compare_further(first.results, _alike(other, first), metrics, seed)
     made["notes"] += contamination(other.run)
     classes = Classes.of_run(first.run)
     if classes is None:
@@ -133,10 +136,18 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     return metrics
 
 
+def _alike(other: Side, first: Side) -> Results:
+    """The results of `other` without the further sets that are other records than those of
+    `first`."""
+    same = {split for split, folder in other.folders.items() if first.folders.get(split) == folder}
+    further = {name: part for name, part in other.results.further.items() if name in same}
+    return replace(other.results, further=further)
+
+
 def told(made: Mapping[str, Any]) -> str:
     """The comparison for a terminal."""
     lines = [f"{made['tuned_name']} against {made['base_name']}", summary.table(made)]
-    lines += made["notes"]
+    lines += made["notes"] + summary.beyond(made)
     for part in made["slices"]:
         for name, row in part["metrics"].items():
             if row["verdict"] != "no evidence":

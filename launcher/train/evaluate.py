@@ -62,6 +62,8 @@ class Evaluator:
         )
         self._generates = any(metric.needs == "generation" for metric in self.metrics)
         self._prompts: list[Prompt] | None = None
+        #: evaluators of records beyond the held-out ones, by split.
+        self.further: dict[str, Evaluator] = {}
 
     def quick(self, engine: Any) -> dict[str, float]:
         """Scores of the metrics that need no generation."""
@@ -109,6 +111,13 @@ class Evaluator:
             )
         new = runner.gather(mine, expected=len(remaining))
         return sorted([*known, *new], key=lambda record: record.id)
+
+    def everything(self, engine: Any, model: Any, *rest: Any) -> Results:
+        """`full` with all arguments, and the results of the further sets, without a journal."""
+        results = self.full(engine, model, *rest)
+        for split, own in self.further.items():
+            results.further[split] = own.full(engine, model)
+        return results
 
     def _scored(self, engine: Any) -> Results:
         """What needs no generation."""
@@ -196,6 +205,7 @@ class Evaluator:
             store.VERSION,
             model_identity(self.config),
             data_key,
+            [[name, str(own.cache.folder), len(own.ids)] for name, own in self.further.items()],
             self.plan.precision,
             self.plan.dtype,
             sorted(options.metrics),
@@ -243,7 +253,7 @@ def score_base(
     known = store.read_results(target) or store.read_results(cached)
     if not _agreed(known is not None):
         started = time.monotonic()
-        results = evaluator.full(engine, model, journal, say)
+        results = evaluator.everything(engine, model, journal, say)
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
 from launcher.evals import class_report, compare, judge, store
 from launcher.evals.metric import score_all
+from launcher.report import summary
 from launcher.rundir import RunDir, State
 from launcher.runtime import Ranks
 from launcher.track.tracker import Trackers
@@ -38,7 +39,7 @@ def finish(
         heart.beat("eval", step)
         engine.eval()
         journal = evaluator.journal(run, "tuned", evaluator.base_key(held_out(run)), step)
-        results = evaluator.full(engine, model, journal, say)
+        results = evaluator.everything(engine, model, journal, say)
         if ranks.is_main:
             _store(run, evaluator, results, trackers, step)
     distributed.barrier()
@@ -94,7 +95,7 @@ def _compare(
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
-        metrics = [metric for metric in metrics if not metric.pairwise]
+        metrics = [metric for metric in metrics if not isinstance(metric, judge.Judge)]
         say(f"warning: compared without a judge: {error}")
         say(f"`launcher compare {run.name}:base {run.name}` asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
@@ -111,7 +112,8 @@ def _compare(
     comparison = store.write_comparison(
         run, *sides, metrics, parts, seed=config.seed, notes=notes, lines=lines, **about
     )
-    say("\n".join([compare.table(comparison), *comparison["notes"]]))
+    told = [compare.table(comparison), *comparison["notes"], *summary.beyond(comparison)]
+    say("\n".join(told))
     scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

@@ -34,8 +34,9 @@ from launcher.track.tracker import Trackers
 from launcher.train import checkpoint as checkpoints
 from launcher.train import distributed, restore
 from launcher.train.engine import Engine, connect
-from launcher.train.evaluate import Evaluator, score_base
+from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
+from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.schedule import factor
 from launcher.train.selftest import check_isolation
@@ -171,9 +172,8 @@ def train(
     )
     evaluator = None
     if config.eval.name != "none" and held_out is not None:
-        evaluator = Evaluator(
-            config, plan, ranks, held_out, tokenizer, head, device, stopping, classes
-        )
+        others = tokenizer, head, device, stopping
+        evaluator = make_evaluator(config, plan, ranks, folders, *others, classes=classes)
 
     saved_step = progress.step
 

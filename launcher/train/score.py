@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,17 +12,15 @@ from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
-from launcher.data.cache import TokenCache
-from launcher.data.classes import number
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.class_head import make_head
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, read_json
 from launcher.train import harness
 from launcher.train.command import exit_code_of
-from launcher.train.evaluate import Evaluator
+from launcher.train.further import make_evaluator
 from launcher.train.held_out import held_out
 from launcher.train.inference import Speaker
 from launcher.train.open import open_speaker
@@ -38,28 +35,25 @@ def score(
     the run has no held-out records.
     """
     config = compose.load(run.config)
-    folder = held_out(run)
+    held_out(run)
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
+    classes = Classes.of_run(run)
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
-    classes = Classes.of_run(run)
-    cache = TokenCache.open(Path(folder))
-    if classes is not None:
-        number(cache, classes)
-    evaluator = Evaluator(
+    evaluator = make_evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        cache,
+        read_json(run.data),
         speaker.tokenizer,
         make_head(speaker.model, plan.attention, classes),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
-        classes,
-        vllm.generate_records if by_vllm else generation.generate_records,
+        classes=classes,
+        generate=vllm.generate_records if by_vllm else generation.generate_records,
     )
-    return evaluator.metrics, evaluator.full(speaker.model.eval(), speaker.model)
+    return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)
 
 
 def main(argv: list[str]) -> int:
@@ -89,7 +83,7 @@ def main(argv: list[str]) -> int:
         if options.json:
             print(json.dumps(scores, indent=2))
         else:
-            width = max(map(len, scores))
+            width = max(map(len, scores), default=0)
             for name, value in scores.items():
                 print(f"{name:<{width}}  {value:.4f}")
 

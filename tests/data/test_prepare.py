@@ -15,7 +15,7 @@ from launcher.data import cache as token_cache
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.prepare import prepare
 from launcher.data.worker import unit_hash
-from launcher.errors import ConfigError, LauncherError
+from launcher.errors import ConfigError, DataError, LauncherError
 from support.chats import chat
 
 Configure = Callable[..., Config]
@@ -93,6 +93,31 @@ def test_text_is_learned_whole_and_ends_with_eos(configure: Configure, tmp_path:
         "one\n<|im_end|>",
         "two<|im_end|>",
     ]
+
+
+def test_further_sets_have_folders_and_formats_of_their_own(
+    configure: Configure, make_data: MakeData
+) -> None:
+    config = configure(train=make_data(GOOD), columns={"prompt": "q", "completion": "a"})
+    config.data.format = "prompt"
+    config.data.train = str(make_data([{"q": "what is 3?", "a": "it is 3"}], "pairs.jsonl"))
+    config.eval.general = str(make_data([{"text": "a fine day"}], "general.jsonl"))
+    config.eval.new = {"asked": str(make_data([{"q": "3?", "a": "3"}], "asked.jsonl"))}
+    folders = prepare(config)
+    assert set(folders) == {"train", "validation", "general", "new.asked"}
+    general, asked = (TokenCache.open(str(folders[name])) for name in ("general", "new.asked"))
+    assert text_of(config, general, 0, learned=True) == "a fine day<|im_end|>"
+    assert text_of(config, asked, 0, learned=True) == "3<|im_end|>"
+    assert fingerprint.lookup(config) == folders
+
+
+def test_a_further_set_that_is_not_there_is_named_by_its_key(
+    configure: Configure, make_data: MakeData
+) -> None:
+    config = configure(train=make_data(GOOD))
+    config.eval.new = {"asked": "nowhere.jsonl"}
+    with pytest.raises(DataError, match=r"eval\.new\.asked"):
+        prepare(config)
 
 
 def test_objective_text_learns_every_token(configure: Configure, make_data: MakeData) -> None:

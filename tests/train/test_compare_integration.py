@@ -9,6 +9,7 @@ import pytest
 
 from launcher.errors import ExitCode
 from support import project
+from support.chats import chat
 from support.project import LAUNCHER, Project
 
 pytestmark = pytest.mark.slow
@@ -17,6 +18,7 @@ SCORED = (
     *("data.validation_share=0.5", "eval=default", "eval.metrics=[loss,exact_match,chrf]"),
     *("eval.max_new_tokens=8", "batch.sequences=4", "launch.processes=1"),
     *("eval.slices=[level]", "data.gate=[leakage]"),
+    *("eval.general=general.jsonl", "eval.new.asked_otherwise=new.jsonl"),
 )
 
 
@@ -24,6 +26,13 @@ SCORED = (
 def here(tmp_path_factory):
     """A folder with two runs that differ in their steps, and one with other held-out data."""
     made = Project(tmp_path_factory.mktemp("compare"))
+    texts = [{"text": f"On day {n} the cat sat on the mat and slept."} for n in range(40)]
+    for name, records in {
+        "general": texts,
+        "new": [chat(f"Double {n}!", f"It is {2 * n}.") for n in range(160, 200)],
+    }.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (made.folder / f"{name}.jsonl").write_text(lines)
     records = project.conversations(160)
     made.write_data([{**record, "level": f"level {i % 2}"} for i, record in enumerate(records)])
     for name, words in {
@@ -76,6 +85,42 @@ def test_a_run_against_its_base_gives_what_the_run_has_written(here):
         for key in ("base", "tuned", "difference", "verdict", "improved"):
             assert row[key] == written["metrics"][name][key]
     assert made["slices"] == written["slices"]
+    assert made["further"] == written["further"]
+    assert made["gap"] == written["gap"]
+
+
+def test_further_sets_are_scored_beside_the_held_out_records(here):
+    written = json.loads((here.folder_of("long").eval / "comparison.json").read_text())
+    # Plain text has no answers; the other set has, and is asked.
+    assert set(written["further"]["general"]["metrics"]) == {"loss"}
+    assert written["further"]["general"]["metrics"]["loss"]["records"] == 40
+    new = written["further"]["new.asked_otherwise"]["metrics"]
+    assert new["exact_match"]["records"] == 40
+    assert new["loss"]["verdict"] == "better"
+    assert written["gap"]["records"] == written["metrics"]["loss"]["records"]
+    log = here.folder_of("long").log(1, 0).read_text()
+    assert "general, not in the verdict" in log
+
+
+def test_a_further_set_is_scored_with_a_model_that_is_loaded_again(here):
+    done = here.run((*LAUNCHER, "eval"), "long", "--json")
+    assert done.code == 0, done.output
+    scores = json.loads(done.output[done.output.index("{\n") :])
+    stored = json.loads((here.folder_of("long").eval / "tuned.json").read_text())["metrics"]
+    assert scores == pytest.approx(stored, abs=1e-5)
+    assert {"general/loss", "new.asked_otherwise/chrf", "train/loss"} <= set(scores)
+
+
+def test_training_records_of_other_data_are_not_compared(here):
+    (here.folder / "more.jsonl").write_text((here.folder / "data.jsonl").read_text() * 2)
+    words = (*SCORED[1:], "data.validation=new.jsonl", "train.steps=1")
+    for name, file in {"one": "data.jsonl", "two": "more.jsonl"}.items():
+        done = here.run((*LAUNCHER, "train"), *here.words(name), *words, f"data.train={file}")
+        assert done.code == 0, done.output
+    done = compare(here, "one", "two", "--json")
+    (made,) = json.loads(done.output[done.output.index("[") :])
+    assert made["gap"] is None
+    assert set(made["further"]) == {"general", "new.asked_otherwise"}
 
 
 @pytest.mark.parametrize(

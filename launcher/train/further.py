@@ -1,0 +1,57 @@
+"""Evaluators of the held-out records and of what is scored beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from launcher.config.classes import Classes
+from launcher.config.plan import Plan
+from launcher.config.schema import Config
+from launcher.data.cache import TokenCache
+from launcher.data.classes import number
+from launcher.evals.further import TRAIN
+from launcher.runtime import Ranks
+from launcher.train.evaluate import Evaluator
+
+
+def make_evaluator(
+    config: Config,
+    plan: Plan,
+    ranks: Ranks,
+    folders: Mapping[str, Any],
+    *others: Any,
+    classes: Classes | None = None,
+    **options: Any,
+) -> Evaluator:
+    """The evaluator of the held-out records of a run, with those of all further sets.
+
+    `folders` is data.json; `others` and `options` are the other arguments of `Evaluator`. Of the
+    training records only the loss is taken, of as many as are held out and evenly spread. Raises
+    `DataError` for a label that is none of `classes`.
+    """
+    options["classes"] = classes
+
+    def make(split: str, of: Config = config) -> Evaluator:
+        cache = TokenCache.open(Path(folders[split]))
+        if classes is not None:
+            number(cache, classes)
+        return Evaluator(of, plan, ranks, cache, *others, **options)
+
+    evaluator = make("validation")
+    for split, folder in folders.items():
+        if isinstance(folder, str) and split not in ("validation", TRAIN):
+            evaluator.further[split] = make(split)
+    if "loss" in config.eval.metrics:
+        seen = make(TRAIN, replace(config, eval=replace(config.eval, metrics=["loss"])))
+        seen.ids = evenly(len(seen.cache), len(evaluator.ids))
+        evaluator.further[TRAIN] = seen
+    return evaluator
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    most = min(most, count)
+    return [i * count // most for i in range(most)]
