@@ -10,10 +10,16 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = (
-    *("train.steps=12", "data.limit=300", "launch.processes=1", "train.threads=1"),
+    *(
+        "train.steps=12",
+        "data.limit=300",
+        "data.max_length=128",
+        "launch.processes=1",
+        "train.threads=1",
+    ),
     *("eval.limit=60", "eval.generate_limit=60", "eval.max_new_tokens=8"),
 )
 
@@ -32,7 +38,7 @@ def train(folder: Path, recipe: str, *words: str) -> dict[str, Any]:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     path = folder / "runs" / recipe / "eval" / "comparison.json"
