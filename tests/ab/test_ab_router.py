@@ -171,8 +171,8 @@ def test_streams_are_passed_on_as_they_come(routed):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks).startswith("I am ")
     assert {chunk.model for chunk in chunks} == {"ab"}
     (identifier,) = {chunk.id for chunk in chunks}
-    answer = feedback(routed, identifier, 1)
-    assert answer.status_code == 200
+    said = {"id": identifier, "value": 1}
+    assert routed.client.post("/feedback", body=said, cast_to=object) == said
     with database.opened(routed.db) as db:
         (row,) = db.execute("SELECT * FROM requests").fetchall()
     assert row["status"] == 200
