@@ -6,6 +6,9 @@ that starts at 1, so the chance that it ever reaches 1/0.05 is at most 5 % (Vill
 sequential probability ratio test (Robbins 1970; Johari, Pekelis and Walsh 2015, "Always Valid
 Inference", Operations Research 2022), here for Bernoulli outcomes, where it is exact at any count.
 It holds for a fraction of a win too: by convexity, one with mean r raises the ratio by less.
+
+One thing is outside of that: a prompt that waits for further judges counts with the votes it has,
+and these may yet change its part. tests/bench/ab.py simulates it.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def new(words: list[str]) -> int:
         ),
         (
             ["--max-new-tokens"],
-            {"type": int, "default": 256, "metavar": "N", "help": "longest answer: %(default)s"},
+            {"type": _count, "default": 256, "metavar": "N", "help": "longest answer: %(default)s"},
         ),
     )
     from launcher.ab.making import make
@@ -166,6 +166,14 @@ def _names(text: str) -> list[str]:
         found = f"{text!r} is no list of different names"
         raise ConfigError(found, where="judges", hint="such as alice,bob")
     return names
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        hint = "a number of tokens, 1 or more"
+        raise ConfigError(f"{text} is too small", where="--max-new-tokens", hint=hint)
+    return count
 
 
 def _share(text: str) -> float:

@@ -193,6 +193,7 @@ def test_a_port_in_use_is_named(study, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["new", "a", "b", "-o", "c", "--max-new-tokens", "0"], "is too small"),
         (["serve", "nowhere"], "no such file"),
         (["result", "nowhere"], "no such file"),
         (["judges", "nowhere", "alice"], "no such file"),
