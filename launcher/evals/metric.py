@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
 from launcher.config.variants import METRICS
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 
 Floats = npt.NDArray[np.float64]
-R = TypeVar("R", LossRecord, Generation)
+R = TypeVar("R", LossRecord, Generation, ClassRecord)
 
 
 class Metric(ABC, Generic[R]):
@@ -27,7 +27,7 @@ class Metric(ABC, Generic[R]):
     """
 
     name: ClassVar[str]
-    #: which pass gives its records: "loss" or "generation".
+    #: which pass gives its records: "loss", "generation" or "classes".
     needs: ClassVar[str]
     higher_is_better: ClassVar[bool]
     #: "share" for scores in 0..1 that people read as per cent, else "".
@@ -52,6 +52,10 @@ class Metric(ABC, Generic[R]):
     def scores(self, sums: Floats) -> Floats:
         """Score of each row of summed statistics, [rows, K] -> [rows]; NaN if nothing counts."""
 
+    def each(self, statistics: Floats) -> Floats:
+        """Score of each record, [records]: by it records have improved or worsened."""
+        return self.scores(statistics)
+
     def counts(self, statistics: Floats) -> npt.NDArray[np.bool_]:
         """Which records count, bool [records]."""
         return np.ones(len(statistics), dtype=bool)
@@ -66,7 +70,12 @@ class Metric(ABC, Generic[R]):
 
     def select(self, results: Results) -> Sequence[R]:
         """The records of the pass that this metric needs."""
-        chosen: Any = results.losses if self.needs == "loss" else results.generations
+        passes: dict[str, Any] = {
+            "loss": results.losses,
+            "generation": results.generations,
+            "classes": results.classes,
+        }
+        chosen: Sequence[R] = passes[self.needs]
         return chosen
 
 
