@@ -182,6 +182,11 @@ class RunDir:
         return self.path / "data.json"
 
     @property
+    def classes(self) -> Path:
+        """What a classifier tells apart (see `launcher.data.classes.Classes`)."""
+        return self.path / "classes.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a logged step."""
         return self.path / "metrics.jsonl"

@@ -12,6 +12,7 @@ from pathlib import Path
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
+from launcher.rundir import find_run
 from launcher.runtime import environment_without_ranks
 
 
@@ -35,8 +36,10 @@ def make(
     answers = {name: read_answers(path) for name, path in files.items()}
     if data is None and len(files) < len(set(names)):
         raise ConfigError("models need prompts", where="launcher ab new", hint="--data FILE")
-    prompts = read_prompts(data or files[names[0]])
     models = [name for name in dict.fromkeys(names) if name not in files]
+    for name in models:
+        _require_model(name)  # before a process that takes its time to start
+    prompts = read_prompts(data or files[names[0]])
     if models:
         made = _ask(models, prompts, max_new_tokens)
         answers.update(zip(models, made, strict=True))
@@ -51,6 +54,16 @@ def make(
         hint = "there is nothing to judge: name two models that differ"
         raise DataError(found, where="launcher ab new", hint=hint)
     return Study.create(folder, names, differing, question), len(items) - len(differing)
+
+
+def _require_model(name: str) -> None:
+    if Path(name, "config.json").is_file():
+        return
+    run, _, part = name.partition(":")
+    find_run(run)
+    if part not in ("", "base") and not part.isdecimal():
+        hint = "RUN, RUN:base or RUN:STEP"
+        raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)
 
 
 def _require_all(prompts: Sequence[Prompt], answers: dict[str, str], name: str) -> None:
@@ -71,7 +84,8 @@ def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> l
         asked.write_text("\n".join(lines), encoding="utf-8")
         command = [sys.executable, "-m", "launcher.train.answers", str(asked), folder, *models]
         command.append(f"--max-new-tokens={max_new_tokens}")
-        code = subprocess.call(command, env=environment_without_ranks())  # noqa: S603 - ours
+        # What libraries say on stdout must not mix with ours: 2 is stderr.
+        code = subprocess.call(command, env=environment_without_ranks(), stdout=2)  # noqa: S603
         if code:
             raise ModelsFailed(code)
         return [read_answers(Path(folder, f"{number}.jsonl")) for number in range(len(models))]

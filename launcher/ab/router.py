@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import httpx2
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
@@ -90,6 +91,10 @@ def create_app(traffic: Traffic, urls: Mapping[str, str], model: str) -> FastAPI
         if not traffic.feedback(said.id, said.value, said.comment):
             return _refusal(404, "there is no response of this id")
         return JSONResponse({"id": said.id, "value": said.value})
+
+    @app.exception_handler(RequestValidationError)
+    def wrong(_: Request, error: RequestValidationError) -> Response:
+        return _refusal(422, "feedback is an id, a value from -1 to 1 and perhaps a comment")
 
     @app.exception_handler(StorageError)
     def unavailable(_: Request, error: StorageError) -> Response:

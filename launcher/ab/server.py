@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.responses import FileResponse, JSONResponse
 from pydantic import BaseModel, Field
@@ -87,6 +88,7 @@ def create_app(study: Study) -> FastAPI:
     for path, name in FILES.items():
         _serve_file(app, f"/{path}", Path(__file__).with_name(name))
     app.exception_handler(StorageError)(_unavailable)
+    app.exception_handler(RequestValidationError)(_no_vote)
     app.add_middleware(Guard)
     return app
 
@@ -100,6 +102,11 @@ def _serve_file(app: FastAPI, path: str, file: Path) -> None:
 def _unavailable(_: Request, error: Exception) -> JSONResponse:
     print(f"error: {error}", file=sys.stderr, flush=True)
     return JSONResponse({"detail": "cannot be saved at present"}, 503)
+
+
+def _no_vote(_: Request, error: Exception) -> JSONResponse:
+    # Without what was sent, which FastAPI would repeat: it need not even be text.
+    return JSONResponse({"detail": "this is no vote"}, 422)
 
 
 class Guard:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config import (
     batching,
+    classify_checks,
     eval_checks,
     items,
     model_checks,
@@ -46,6 +47,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_engine(config, has_gpu),
         *_checkpoint(config),
         *eval_checks.check(config),
+        *classify_checks.check(config),
         *_launch(config),
     ]
     if not any(problem.where in batching.KEYS for problem in problems):

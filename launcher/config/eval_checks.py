@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.config import variants
+from launcher.config import classify_checks, variants
 from launcher.config.schema import Config, EvalConfig
 from launcher.errors import Problem, did_you_mean
 
@@ -31,7 +31,7 @@ def check(config: Config) -> Iterator[Problem]:
             yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
     if "text" in (config.objective.name, config.data.format):
         for name in metrics:
-            if name in variants.METRICS and name not in LOSS_METRICS:
+            if name in variants.METRICS and name not in (*LOSS_METRICS, *classify_checks.METRICS):
                 hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
                 yield Problem("eval.metrics", f"{name} with plain text", hint)
     if metrics and config.data.validation is None and config.data.validation_share == 0:

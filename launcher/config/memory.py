@@ -185,7 +185,8 @@ def estimate(
         activations = tokens * size * (shape.layers * shape.hidden + inside)
     else:
         activations = tokens * size * shape.layers * inside
-    logits = min(tokens, LOGIT_CHUNK) * shape.vocab * (size + 8)
+    outputs = len(config.data.labels) if config.objective.classifies else shape.vocab
+    logits = min(tokens, LOGIT_CHUNK) * outputs * (size + 8)
     host = 0.0
     if config.engine.offload_optimizer:
         host, optimizer = host + optimizer, 0.0

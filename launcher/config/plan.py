@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import memory
+from launcher.config import architecture, memory
 from launcher.config.schema import Attention, Config, Dtype, WsdConfig
 from launcher.errors import ConfigError
 
@@ -134,9 +134,12 @@ def resolve_precision(config: Config, has_gpu: bool) -> str:
 
 
 def resolve_attention(config: Config, has_gpu: bool) -> str:
-    """`model.attention` with auto resolved; varlen kernels are for 16-bit numbers on CUDA."""
+    """`model.attention` with auto resolved; varlen kernels are for 16-bit numbers on CUDA, and what
+    keeps packed documents apart is for decoders."""
     if config.model.attention is not Attention.auto:
         return config.model.attention.name
+    if config.objective.classifies and architecture.is_encoder(config.model):
+        return Attention.sdpa.name
     varlen = has_gpu and resolve_precision(config, has_gpu) != "fp32"
     return "varlen" if varlen else "document"
 

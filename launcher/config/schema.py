@@ -228,6 +228,7 @@ class ObjectiveConfig:
     """What is learned from a sequence."""
 
     learns_every_token: ClassVar[bool] = False
+    classifies: ClassVar[bool] = False
 
     name: str = "sft"
     """Objective: see the table in docs/config.md."""
@@ -251,6 +252,27 @@ class TextConfig(ObjectiveConfig):
 
     name: str = "text"
     """Name of the objective."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ClassifyConfig(ObjectiveConfig):
+    """Classification: a head on the model names the class of a whole text."""
+
+    classifies: ClassVar[bool] = True
+
+    name: str = "classify"
+    """Name of the objective."""
+    multi_label: bool = False
+    """Any number of classes may apply to a text: labels are lists, each class has a sigmoid."""
+    out_of_scope: str | None = None
+    """Label of texts that belong to no class. It is not learned: a text is out of scope if its
+    largest probability is below a threshold, which is chosen on held-out records."""
+    class_weights: Any = None
+    """What the loss of each class is multiplied by: {name: weight}, or `balanced`: records /
+    (classes x records of the class). With `objective.multi_label` it is for records that have the
+    class, and `balanced` makes them weigh as much as those without it."""
+    new_head: bool = False
+    """Start with a new head where the model has one for other classes than the data's."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -432,7 +454,8 @@ class EvalConfig:
     metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
     """Metrics: loss, perplexity, token_accuracy; on generated answers exact_match, numeric_match,
     f1, rouge1, rouge2, rougeL, bleu, chrf, json_valid, json_schema, convention, length, distinct,
-    repetition, style_distance, style_classifier, judge."""
+    repetition, style_distance, style_classifier, judge; of a classifier accuracy, f1_macro,
+    f1_micro, ece, auroc, oos_recall, in_scope_accuracy."""
     general: Any = None
     """General held-out data, to see what is forgotten: same forms as `data.validation`; its format
     is detected unless a mapping {path, format, columns} names it."""

@@ -11,7 +11,11 @@ from launcher.registry import Table
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {"hf": schema.ModelConfig, "tiny": schema.TinyModelConfig},
-    "objective": {"sft": schema.SftConfig, "text": schema.TextConfig},
+    "objective": {
+        "sft": schema.SftConfig,
+        "text": schema.TextConfig,
+        "classify": schema.ClassifyConfig,
+    },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
         "adamw": schema.AdamwConfig,
@@ -54,7 +58,11 @@ FORMATS = Table(
 )
 OBJECTIVES = Table(
     "objective.name",
-    {"sft": "launcher.objectives.sft:Sft", "text": "launcher.objectives.text:Text"},
+    {
+        "sft": "launcher.objectives.sft:Sft",
+        "text": "launcher.objectives.text:Text",
+        "classify": "launcher.objectives.classify:Classify",
+    },
 )
 PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = Table(
@@ -80,6 +88,13 @@ METRICS = Table(
         "style_distance": "launcher.evals.style:StyleDistance",
         "style_classifier": "launcher.evals.style_classifier:StyleClassifier",
         "judge": "launcher.evals.judge:Judge",
+        "accuracy": "launcher.evals.accuracy:Accuracy",
+        "in_scope_accuracy": "launcher.evals.accuracy:InScopeAccuracy",
+        "oos_recall": "launcher.evals.accuracy:OosRecall",
+        "f1_macro": "launcher.evals.class_f1:F1Macro",
+        "f1_micro": "launcher.evals.class_f1:F1Micro",
+        "ece": "launcher.evals.ece:Ece",
+        "auroc": "launcher.evals.auroc:Auroc",
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})

@@ -5,6 +5,7 @@ targets.bin    uint8 [tokens]       1 where the token itself is to be learned
 offsets.bin    int64 [records + 1]  where each record begins
 origins.bin    int32 [records, 2]   file index and 1-based line (or record) number
 weights.bin    float32 [records]    only if some record has another weight than 1
+labels.bin     int32 [records]      only of a classifier: which of the index's `labels` a record has
 order.bin      int64 [records]      records by length, those of a length in their order
 histogram.bin  int64 [longest + 1]  how many records there are of each length
 index.json     what is in here; written last, so a folder without it is not a cache
@@ -36,10 +37,11 @@ ARRAYS: dict[str, Any] = {
     "offsets": np.int64,
     "origins": np.int32,
     "weights": np.float32,
+    "labels": np.int32,
     "order": np.int64,
     "histogram": np.int64,
 }
-_OPTIONAL = "weights"
+_OPTIONAL = ("weights", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,18 @@ class Index:
     mixture: list[dict[str, Any]] = field(default_factory=list)
     """Of a mixture, its sources: folder, name, weight, epochs."""
     temperature: float | None = None
+    labels: list[list[str]] = field(default_factory=list)
+    """The different labels of a classifier's records, each the names of the classes that apply."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassTable:
+    """What each of an index's `labels` is to a classifier."""
+
+    targets: NDArray[Any]
+    """int64 [labels]: number of the class; or of several that may apply, fp32 [labels, classes]."""
+    weights: NDArray[np.float32] | None
+    """[labels]: what the loss is multiplied by."""
 
 
 class TokenCache:
@@ -94,6 +108,9 @@ class TokenCache:
         self.offsets = arrays["offsets"]
         self.origins = arrays["origins"].reshape(-1, 2)
         self.weights: NDArray[np.float32] | None = arrays.get("weights")
+        self.labels: NDArray[np.int32] | None = arrays.get("labels")
+        #: set by `launcher.data.classes.number`, which knows the run's classes
+        self.classes: ClassTable | None = None
         self.order = arrays["order"]
         self.histogram = arrays["histogram"]
 
@@ -128,7 +145,28 @@ class TokenCache:
 
     def weight(self, i: int) -> float:
         """What the loss of record `i` is multiplied by."""
-        return 1.0 if self.weights is None else float(self.weights[i])
+        weight = 1.0 if self.weights is None else float(self.weights[i])
+        if self.classes is not None and self.classes.weights is not None:
+            assert self.labels is not None
+            weight *= float(self.classes.weights[self.labels[i]])
+        return weight
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether some record has another weight than 1."""
+        by_class = self.classes is not None and self.classes.weights is not None
+        return self.weights is not None or by_class
+
+    def target(self, i: int) -> Any:
+        """Class of record `i` as `ClassTable` has it; None if the cache is not a classifier's."""
+        if self.classes is None or self.labels is None:
+            return None
+        return self.classes.targets[self.labels[i]]
+
+    def label(self, i: int) -> list[str]:
+        """Names of the classes of record `i`, for a cache of labelled texts."""
+        assert self.labels is not None
+        return self.index.labels[self.labels[i]]
 
     def where(self, i: int) -> str:
         """Origin of record `i` as "file:line"."""
@@ -155,9 +193,9 @@ class JoinedCache:
         return np.concatenate([part.lengths for part in self.parts])
 
     @property
-    def weights(self) -> bool | None:
-        """None if no record of any source has a weight."""
-        return True if any(part.weights is not None for part in self.parts) else None
+    def is_weighted(self) -> bool:
+        """Whether some record has another weight than 1."""
+        return any(part.is_weighted for part in self.parts)
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Tokens and target flags of record `i`, both [length], as views of the mapped files."""
@@ -168,6 +206,16 @@ class JoinedCache:
         """What the loss of record `i` is multiplied by."""
         part, own = self._find(i)
         return part.weight(own)
+
+    def target(self, i: int) -> Any:
+        """Class of record `i` as `ClassTable` has it; None if the cache is not a classifier's."""
+        part, own = self._find(i)
+        return part.target(own)
+
+    def label(self, i: int) -> list[str]:
+        """Names of the classes of record `i`, for a cache of labelled texts."""
+        part, own = self._find(i)
+        return part.label(own)
 
     def where(self, i: int) -> str:
         """Origin of record `i` as "file:line"."""
@@ -208,7 +256,7 @@ def read_index(folder: Path) -> Index:
 def _expected(index: Index) -> list[str]:
     if index.mixture:
         return []
-    return [name for name in ARRAYS if name != _OPTIONAL or name in index.sizes]
+    return [name for name in ARRAYS if name not in _OPTIONAL or name in index.sizes]
 
 
 def verify_checksums(folder: Path, index: Index) -> None:
@@ -237,10 +285,12 @@ def write(
     max_length: int = 1024,
     file: str = "records",
     weights: Sequence[float] | None = None,
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> TokenCache:
     """Make a cache of (tokens, targets) pairs that are at hand, and open it."""
     from launcher.data.writing import CacheWriter
 
+    known = list(dict.fromkeys(map(tuple, labels or ())))
     with CacheWriter(folder) as writer:
         for line, (tokens, targets) in enumerate(records, 1):
             writer.append(
@@ -249,9 +299,17 @@ def write(
                 np.array([len(tokens)], np.int32),
                 np.array([[0, line]], np.int32),
                 np.array([weights[line - 1] if weights else 1], np.float32),
+                np.array([known.index(tuple(labels[line - 1]))], np.int32) if labels else None,
             )
         writer.finish(
-            Index(key="", files=[file], format="tokens", tokenizer="", max_length=max_length)
+            Index(
+                key="",
+                files=[file],
+                format="tokens",
+                tokenizer="",
+                max_length=max_length,
+                labels=list(map(list, known)),
+            )
         )
     cache = TokenCache.open(folder)
     assert isinstance(cache, TokenCache)

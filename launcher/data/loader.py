@@ -19,7 +19,8 @@ class Row:
 
     Only what is learned is listed: `target_index` holds the positions whose *next* token is a
     target. That next token always lies in the same document, so nothing is predicted across a
-    boundary.
+    boundary. For a classifier it holds the last position of each document, and the targets are the
+    classes.
     """
 
     input_ids: torch.Tensor
@@ -31,7 +32,8 @@ class Row:
     target_index: torch.Tensor
     """int64 [targets]: positions to predict from."""
     targets: torch.Tensor
-    """int64 [targets]: the token at each position plus one."""
+    """int64 [targets]: the token at each position plus one, or the document's class (-1: none);
+    fp32 [targets, classes] of 0 and 1 where several classes may apply."""
     longest: int
     """Tokens of the longest document; known here, so that no device has to be asked for it."""
     records: list[int]
@@ -69,16 +71,20 @@ def make_row(
     flags[starts[:-1]] = 0  # a document's first token has nothing before it to be predicted from
     positions = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
     learned = np.flatnonzero(flags)
+    index, targets = learned - 1, tokens[learned]
+    classes = [cache.target(i) for i in chosen]
+    if classes[0] is not None:
+        index, targets = starts[1:].astype(np.int64) - 1, np.stack(classes)
     weights = None
-    if cache.weights is not None:
+    if cache.is_weighted:
         own = np.array([cache.weight(i) for i in chosen], np.float32)
-        weights = torch.from_numpy(np.repeat(own, lengths)[learned])
+        weights = torch.from_numpy(np.repeat(own, lengths)[index])
     return Row(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
         document_starts=torch.from_numpy(starts),
-        target_index=torch.from_numpy(learned - 1),
-        targets=torch.from_numpy(tokens[learned]),
+        target_index=torch.from_numpy(index),
+        targets=torch.from_numpy(targets),
         longest=int(lengths.max()),
         records=chosen,
         packs=list(packs),

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config.schema import Config
+from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import Index
+from launcher.data.labelled import LabelOptions
 from launcher.data.pool import work
 from launcher.data.reading import Cursor, Reading, first_of
 from launcher.data.sources import limits
@@ -57,7 +58,11 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
                 files=reading.files,
                 limit=part.item.limit,
                 bad_records=config.data.bad_records,
-                expect_context=not config.objective.learns_every_token and reading.format != "text",
+                expect_context=not (
+                    config.objective.learns_every_token
+                    or config.objective.classifies
+                    or reading.format == "text"
+                ),
                 tokenizer=tokenizer,
                 stamp=_stamp(folder.name),
             )
@@ -164,4 +169,12 @@ def _options(config: Config, part: Part, format_name: str) -> Options:
         all_targets=config.objective.learns_every_token,
         share=part.share,
         seed=config.seed,
+        classes=_label_options(config, part),
     )
+
+
+def _label_options(config: Config, part: Part) -> LabelOptions | None:
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig):
+        return None
+    return LabelOptions(objective.multi_label, objective.out_of_scope, part.split == "train")

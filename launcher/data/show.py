@@ -13,6 +13,7 @@ from typing import Any
 from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
 from launcher.data.cache import INDEX, JoinedCache, TokenCache
+from launcher.data.classes import is_labelled
 from launcher.data.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
 from launcher.errors import DataError, ExitCode, LauncherError
@@ -31,6 +32,8 @@ def render(
     tokens, targets = cache.record(record)
     share = float(targets.mean()) if len(targets) else 0.0
     head = f"{cache.where(record)}  record {record}, {len(tokens):,} tokens, {share:.1%} targets"
+    if is_labelled(cache):
+        head += f", label {', '.join(cache.label(record)) or 'none'}"
     pieces = []
     for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
         shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -54,6 +54,8 @@ class SplitWriter:
         self._expect_context = expect_context
         self._tokenizer = tokenizer
         self._examples: list[str] = []
+        #: numbers of the different labels, in the order in which they came
+        self._labels: dict[tuple[str, ...], int] = {}
 
     @property
     def tokens(self) -> int:
@@ -77,7 +79,8 @@ class SplitWriter:
 
     def commit(self, cursor: Any) -> None:
         """Make what is written the place from which a later process can go on."""
-        self._cache.commit(cursor, {"counts": asdict(self.counts), "examples": self._examples})
+        state = {"counts": asdict(self.counts), "examples": self._examples}
+        self._cache.commit(cursor, state | {"labels": list(self._labels)})
 
     def resume(self, segments: int) -> None:
         """Take up the first `segments` of an earlier process."""
@@ -85,6 +88,7 @@ class SplitWriter:
         if state is not None:
             self.counts = Counts(**state["counts"])
             self._examples = state["examples"]
+            self._labels = {tuple(names): i for i, names in enumerate(state["labels"])}
 
     def close(self) -> None:
         """Close the files; without `finish` before, what they hold is no cache."""
@@ -109,7 +113,14 @@ class SplitWriter:
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
         early = self._cache.records < TRIAL
-        self._cache.append(batch.tokens, batch.targets, batch.lengths, batch.origins, batch.weights)
+        labels = None
+        if batch.labels is not None:
+            known = self._labels
+            numbers = [known.setdefault(names, len(known)) for names in batch.labels]
+            labels = np.array(numbers, np.int32)
+        self._cache.append(
+            batch.tokens, batch.targets, batch.lengths, batch.origins, batch.weights, labels
+        )
         if early and self._cache.records >= TRIAL:
             self._check_targets()
 
@@ -126,6 +137,7 @@ class SplitWriter:
                 hint="raise data.max_length, or mend the records that were named above",
             )
         index.counts = self.counts
+        index.labels = [list(names) for names in self._labels]
         return self._cache.finish(index)
 
     def _report(self, file: int, batch: Batch) -> None:
@@ -144,8 +156,8 @@ class SplitWriter:
         tokens, targets = batch.tokens[: batch.lengths[0]], batch.targets[: batch.lengths[0]]
         self._examples.append(f"{where}: {self._tokenizer.decode(tokens[:60].tolist())!r}")
         last = int(tokens[targets == 1][-1])
-        whole = batch.fates[0] == Fate.whole
-        if whole and len(self._examples) == 1 and last not in self._tokenizer.all_special_ids:
+        answers = batch.labels is None and batch.fates[0] == Fate.whole
+        if answers and len(self._examples) == 1 and last not in self._tokenizer.all_special_ids:
             say(
                 f"prepare: warning: what is learned of {where} ends with "
                 f"{self._tokenizer.decode([last])!r}, no special token: the model may not learn "
@@ -173,6 +185,7 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
         f"{index.tokens:,} tokens",
         f"{share:.1%} targets",
         f"longest {index.longest:,}",
+        *([f"{len(index.labels):,} labels"] if index.labels else []),
         *(
             f"{number:,} {deed}"
             for deed in ("skipped", "truncated", "split", "dropped")

@@ -51,6 +51,12 @@ def load_tokenizer(model: ModelConfig) -> Any:
     return tokenizer
 
 
+def padding_of(tokenizer: Any) -> int:
+    """The token that fills up a batch; some tokenizer has none, or no end either."""
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(int(token) for token in known if token is not None)
+
+
 def _from_pretrained(source: str, where: str, model: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 

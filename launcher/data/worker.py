@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from launcher.config.schema import Overlong
 from launcher.data.encoding import Encoder, Piece, cut
 from launcher.data.formats import Example, Reader
-from launcher.data.formats.base import BadRecord
+from launcher.data.formats.base import BadRecord, Labelled
+from launcher.data.labelled import LabelOptions, TextEncoder
 from launcher.data.sources import Chunk
 
 #: Splits in the order in which a worker returns them.
@@ -58,6 +59,8 @@ class Options:
     share: float
     """Share of records that go to the validation side."""
     seed: int
+    classes: LabelOptions | None = None
+    """How labels are read, if they are learned by a head instead of as text."""
 
 
 @dataclass(slots=True)
@@ -73,6 +76,8 @@ class Batch:
     pieces: NDArray[np.int32]
     bad: list[tuple[int, int, BadRecord]] = field(default_factory=list)
     """Place among the records read, line, and reason."""
+    labels: list[tuple[str, ...]] | None = None
+    """Class names of each sequence, for a classifier."""
 
     def first(self, records: int) -> Batch:
         """The batch as if only its first `records` records had been read."""
@@ -87,6 +92,7 @@ class Batch:
             self.fates[:records],
             self.pieces[:records],
             [bad for bad in self.bad if bad[0] < records],
+            None if self.labels is None else self.labels[:kept],
         )
 
 
@@ -97,7 +103,11 @@ class Worker:
     def __init__(self, tokenizer: Any, options: Options) -> None:
         self._tokenizer = tokenizer
         self._options = options
-        self._reader = Reader(options.format, options.columns, options.labels)
+        labels, classes = options.labels, options.classes
+        if classes and classes.out_of_scope and labels:
+            labels = [*labels, classes.out_of_scope]
+        self._reader = Reader(options.format, options.columns, labels)
+        self._texts = TextEncoder(tokenizer, classes) if classes else None
         self._encoder = Encoder(tokenizer, system=options.system, all_targets=options.all_targets)
 
     def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
@@ -109,6 +119,7 @@ class Worker:
         lines: list[int] = []
         sides: list[int] = []
         weights: list[float] = []
+        labels: list[tuple[str, ...]] = []
         encoded: list[Piece | BadRecord] = []
         examples: list[Example] = []
         places: list[int] = []
@@ -116,6 +127,7 @@ class Worker:
             lines.append(line)
             sides.append(self._side(raw))
             read = self._reader.read(raw)
+            labels.append(())
             if isinstance(read, BadRecord):
                 encoded.append(read)
                 weights.append(1.0)
@@ -124,15 +136,17 @@ class Worker:
             examples.append(read[0])
             weights.append(read[1])
             encoded.append(_NOTHING)
-        for place, piece in zip(places, self._encoder.encode(examples), strict=True):
+            if isinstance(read[0], Labelled):
+                labels[-1] = read[0].labels
+        encoder = self._texts or self._encoder
+        for place, piece in zip(places, encoder.encode(examples), strict=True):
             encoded[place] = piece
-        records = list(zip(lines, encoded, weights, strict=True))
-        count = 2 if self._options.share else 1
+        records = list(zip(lines, encoded, weights, labels, strict=True))
         return [
             self._batch(
-                chunk.file, [r for r, own in zip(records, sides, strict=True) if own == side]
+                chunk.file, side, [r for r, own in zip(records, sides, strict=True) if own == side]
             )
-            for side in range(count)
+            for side in range(2 if self._options.share else 1)
         ]
 
     def _side(self, raw: Any) -> int:
@@ -140,26 +154,35 @@ class Worker:
             return TRAIN
         return VALIDATION if unit_hash(raw, self._options.seed) < self._options.share else TRAIN
 
-    def _batch(self, file: int, records: Sequence[tuple[int, Piece | BadRecord, float]]) -> Batch:
+    def _batch(
+        self,
+        file: int,
+        side: int,
+        records: Sequence[tuple[int, Piece | BadRecord, float, tuple[str, ...]]],
+    ) -> Batch:
         fates = np.zeros(len(records), np.uint8)
         counts = np.zeros(len(records), np.int32)
         done: list[Piece] = []
         lines: list[int] = []
         weights: list[float] = []
+        labels: list[tuple[str, ...]] = []
         bad: list[tuple[int, int, BadRecord]] = []
-        for place, (line, item, weight) in enumerate(records):
+        classes = self._options.classes
+        for place, (line, item, weight, names) in enumerate(records):
             if isinstance(item, BadRecord):
                 fates[place] = Fate.skipped
                 bad.append((place, line, item))
                 continue
-            if not weight:  # it would be computed for nothing
+            # It would be computed for nothing.
+            if not weight or (classes and classes.leaves_out(names, side == VALIDATION)):
                 fates[place] = Fate.dropped
                 continue
-            pieces, deed = cut(item, self._options.max_length, self._options.overlong)
+            pieces, deed = self._cut(item)
             fates[place], counts[place] = _FATES[deed], len(pieces)
             done += pieces
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
+            labels += [names] * len(pieces)
         return Batch(
             _joined([tokens for tokens, _ in done], np.int32),
             _joined([targets for _, targets in done], np.uint8),
@@ -169,7 +192,12 @@ class Worker:
             fates,
             counts,
             bad,
+            labels if classes else None,
         )
+
+    def _cut(self, piece: Piece) -> tuple[list[Piece], Overlong | None]:
+        shorten = self._texts.cut if self._texts else cut
+        return shorten(piece, self._options.max_length, self._options.overlong)
 
 
 def unit_hash(record: Any, seed: int) -> float:

@@ -31,7 +31,7 @@ JOURNAL = "journal.jsonl"
 SEGMENT_BYTES = 64 << 20
 SEGMENT_S = 10.0
 #: Files that grow with the records; the others follow from them.
-_GROWING = ("tokens", "targets", "offsets", "origins", "weights")
+_GROWING = ("tokens", "targets", "offsets", "origins", "weights", "labels")
 _BLOCK = 1 << 22
 
 
@@ -107,15 +107,18 @@ class CacheWriter:
         lengths: NDArray[np.int32],
         origins: NDArray[np.int32],
         weights: NDArray[np.float32],
+        labels: NDArray[np.int32] | None = None,
     ) -> None:
-        """Add records: tokens and targets [total], lengths and weights [records], origins
-        [records, 2]."""
+        """Add records: tokens and targets [total], lengths, weights and labels [records], origins
+        [records, 2]. Either all records have labels, or none."""
         if not len(lengths):
             return
         self._write("tokens", tokens)
         self._write("targets", targets)
         self._write("origins", origins)
         self._write("weights", weights)
+        if labels is not None:
+            self._write("labels", labels)
         self._write("offsets", self.tokens + np.cumsum(lengths, dtype=np.int64))
         self.records += len(lengths)
         self.tokens += len(tokens)
@@ -160,8 +163,9 @@ class CacheWriter:
                 os.fsync(file.fileno())
             self.close()
             sizes, checksums = dict(self._sizes), _digests(self._hashes)
-            if not self._weighted:
-                del sizes["weights"], checksums["weights"]
+            unused = self._unused()
+            for name in unused:
+                del sizes[name], checksums[name]
             for name, (size, digest) in write_order(self.folder, self.longest).items():
                 sizes[name], checksums[name] = size, digest
         index.records, index.tokens = self.records, self.tokens
@@ -171,9 +175,16 @@ class CacheWriter:
         # Last, so that who is killed or has no space up to here can go on from the journal.
         with rundir.storage_errors(self.folder):
             (self.folder / JOURNAL).unlink(missing_ok=True)
-            if not self._weighted:
-                (self.folder / "weights.bin").unlink()
+            for name in unused:
+                (self.folder / f"{name}.bin").unlink()
         return index
+
+    def _unused(self) -> list[str]:
+        """Columns that say nothing about any record."""
+        return [
+            *([] if self._weighted else ["weights"]),
+            *([] if self._sizes["labels"] else ["labels"]),
+        ]
 
     def _start(self, lines: list[Any] | None) -> None:
         """Open the files behind the segments of `lines`, anew without any."""

@@ -12,7 +12,7 @@ import numpy as np
 from launcher.errors import DataError
 from launcher.evals import significance
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import LossRecord, Results
+from launcher.evals.records import ClassRecord, LossRecord, Results
 from launcher.report.summary import table as table
 
 CONFIDENCE = 0.95
@@ -75,7 +75,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """The rows of `compare` without what depends on how many comparisons are made."""
     found: dict[str, dict[str, Any]] = {}
-    for needs in ("loss", "generation"):
+    for needs in ("loss", "generation", "classes"):
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
@@ -121,7 +121,9 @@ def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[
 
 
 def _task(record: Any) -> object:
-    """What was asked: the number of target tokens, or the reference text."""
+    """What was asked: the number of target tokens, the classes, or the reference text."""
+    if isinstance(record, ClassRecord):
+        return record.truth
     return record.targets if isinstance(record, LossRecord) else record.reference
 
 
@@ -166,7 +168,7 @@ def _row(
 ) -> dict[str, Any]:
     """One metric's comparison from the statistics of base and tuned, and their resampled sums."""
     base, tuned = (float(metric.scores(side.sum(0, keepdims=True))[0]) for side in sides)
-    each_base, each_tuned = (metric.scores(side) for side in sides)
+    each_base, each_tuned = (metric.each(side) for side in sides)
     sign = 1.0 if metric.higher_is_better else -1.0
     with np.errstate(invalid="ignore"):
         gains = sign * (each_tuned - each_base)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
 from launcher.config.variants import METRICS
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 
 Floats = npt.NDArray[np.float64]
-R = TypeVar("R", LossRecord, Generation)
+R = TypeVar("R", LossRecord, Generation, ClassRecord)
 
 
 class Metric(ABC, Generic[R]):
@@ -27,7 +27,7 @@ class Metric(ABC, Generic[R]):
     """
 
     name: ClassVar[str]
-    #: which pass gives its records: "loss" or "generation".
+    #: which pass gives its records: "loss", "generation" or "classes".
     needs: ClassVar[str]
     higher_is_better: ClassVar[bool]
     #: "share" for scores in 0..1 that people read as per cent, else "".
@@ -52,6 +52,10 @@ class Metric(ABC, Generic[R]):
     def scores(self, sums: Floats) -> Floats:
         """Score of each row of summed statistics, [rows, K] -> [rows]; NaN if nothing counts."""
 
+    def each(self, statistics: Floats) -> Floats:
+        """Score of each record, [records]: by it records have improved or worsened."""
+        return self.scores(statistics)
+
     def counts(self, statistics: Floats) -> npt.NDArray[np.bool_]:
         """Which records count, bool [records]."""
         return np.ones(len(statistics), dtype=bool)
@@ -66,7 +70,12 @@ class Metric(ABC, Generic[R]):
 
     def select(self, results: Results) -> Sequence[R]:
         """The records of the pass that this metric needs."""
-        chosen: Any = results.losses if self.needs == "loss" else results.generations
+        passes: dict[str, Any] = {
+            "loss": results.losses,
+            "generation": results.generations,
+            "classes": results.classes,
+        }
+        chosen: Sequence[R] = passes[self.needs]
         return chosen
 
 
@@ -125,12 +134,13 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
     """Name -> score, of the metrics of one model whose pass was made; `SET/NAME` of further
-    sets."""
+    sets, where it is a number."""
     scores = {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
         if metric.select(results) and not metric.pairwise
     }
     for part, own in results.further.items():
-        scores |= {f"{part}/{name}": score for name, score in score_all(metrics, own).items()}
+        known = {name: x for name, x in score_all(metrics, own).items() if not np.isnan(x)}
+        scores |= {f"{part}/{name}": score for name, score in known.items()}
     return scores

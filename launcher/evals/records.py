@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from launcher.config.classes import OUT_OF_SCOPE
+
 
 @dataclass(frozen=True, slots=True)
 class LossRecord:
@@ -34,6 +36,34 @@ class Generation:
     cut: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class ClassRecord:
+    """What a classifier makes of one record; classes by number, -1 is out of scope.
+
+    Of the probabilities only the largest is kept: all that the metrics ask for.
+    """
+
+    id: int
+    truth: list[int]
+    """Its classes, ascending; [-1] for a text that belongs to none."""
+    predicted: list[int]
+    """The likeliest class; of several that may apply, those with more than 1/2."""
+    probability: float
+    """The largest probability."""
+    rejected: bool = False
+    """Whether the probability is below the threshold for texts in scope."""
+
+    @property
+    def answer(self) -> list[int]:
+        """The classes that are named."""
+        return [OUT_OF_SCOPE] if self.rejected else self.predicted
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the text is out of scope in truth."""
+        return self.truth == [OUT_OF_SCOPE]
+
+
 class Prompt(NamedTuple):
     """A prompt to be answered: token ids without padding, and the reference answer as text."""
 
@@ -49,12 +79,14 @@ class Results:
 
     losses: list[LossRecord] = field(default_factory=list)
     generations: list[Generation] = field(default_factory=list)
+    classes: list[ClassRecord] = field(default_factory=list)
     further: dict[str, Results] = field(default_factory=dict)
     """Results on other records than the held-out ones: `general`, `new.NAME`, and `train`."""
 
     def ids(self) -> list[int]:
-        """Ids of all records of both passes, ascending."""
-        return sorted({r.id for r in self.losses} | {r.id for r in self.generations})
+        """Ids of all records of all passes, ascending."""
+        passes = (self.losses, self.generations, self.classes)
+        return sorted({record.id for records in passes for record in records})
 
     def cut(self) -> int:
         """How many answers were cut at the largest number of tokens."""

@@ -14,11 +14,12 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.evals.records import Generation, LossRecord
+from launcher.evals.records import ClassRecord, Generation, LossRecord
 
 Item = TypeVar("Item")
 RowT = TypeVar("RowT", bound="ScoredRow")
-Scored = TypeVar("Scored", LossRecord, Generation)
+ClassRowT = TypeVar("ClassRowT", bound="ClassRow")
+Scored = TypeVar("Scored", LossRecord, Generation, ClassRecord)
 
 
 class ScoredRow(Protocol):
@@ -26,6 +27,12 @@ class ScoredRow(Protocol):
 
     document_starts: Tensor
     target_index: Tensor
+
+
+class ClassRow(Protocol):
+    """What the pass of a classifier reads of a row."""
+
+    targets: Tensor
 
 
 class EvaluationStopped(Exception):
@@ -140,6 +147,40 @@ def loss_records(
             for i, total, targets, right in zip(ids, sums, counts, hits, strict=True)
         )
     return results
+
+
+def class_records(
+    rows: Iterable[tuple[ClassRowT | None, Sequence[int]]],
+    score: Callable[[ClassRowT], tuple[Tensor, Tensor]],
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[list[LossRecord], list[ClassRecord]]:
+    """Score rows of a classifier, as `loss_records` does.
+
+    `score(row)` gives loss in nats (float32 [documents]) and probabilities (float32 [documents,
+    classes]). Records out of scope have no loss.
+    """
+    losses: list[LossRecord] = []
+    classes: list[ClassRecord] = []
+    for row, ids in rows:
+        poll(should_stop)
+        if row is None:
+            continue
+        nats, chances = (values.cpu() for values in score(row))
+        several = row.targets.dim() > 1
+        truths = row.targets.tolist()
+        named = (chances > 0.5).tolist() if several else chances.argmax(-1).tolist()
+        highest = chances.max(-1).values.tolist()
+        for i, record in enumerate(ids):
+            truth = _applying(truths[i]) if several else [truths[i]]
+            predicted = _applying(named[i]) if several else [named[i]]
+            classes.append(ClassRecord(record, truth, predicted, highest[i]))
+            if not classes[-1].is_outside:
+                losses.append(LossRecord(record, float(nats[i]), 1, int(truth == predicted)))
+    return losses, classes
+
+
+def _applying(flags: Sequence[float]) -> list[int]:
+    return [number for number, flag in enumerate(flags) if flag]
 
 
 def gather(

@@ -44,7 +44,8 @@ def compare_slices(
             rows: dict[str, Any] = {}
             if len(ids) >= MIN_RECORDS:
                 sides = _of(base, ids), _of(tuned, ids)
-                rows = compare.measure(*sides, metrics, seed, resamples)
+                made = compare.measure(*sides, metrics, seed, resamples)
+                rows = {name: row for name, row in made.items() if row["records"]}
             found.append({"by": kind, "value": name, "records": len(ids), "metrics": rows})
     compare.judge([row for part in found for row in part["metrics"].values()])
     return found
@@ -72,4 +73,5 @@ def _of(results: Results, ids: Collection[int]) -> Results:
     return Results(
         [record for record in results.losses if record.id in wanted],
         [record for record in results.generations if record.id in wanted],
+        [record for record in results.classes if record.id in wanted],
     )

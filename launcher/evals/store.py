@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from launcher.evals.exact_match import ExactMatch
 from launcher.evals.further import compare_further
 from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 from launcher.evals.slices import Groups, compare_slices
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
@@ -73,6 +73,7 @@ def _raw(results: Results) -> dict[str, Any]:
             "correct": [record.correct for record in results.losses],
         },
         "generations": [asdict(record) for record in results.generations],
+        "classes": _columns(results.classes),
         "further": {name: _raw(part) for name, part in results.further.items()},
     }
 
@@ -91,7 +92,27 @@ def _results(raw: dict[str, Any]) -> Results:
     ]
     generations = [Generation(**record) for record in raw["generations"]]
     further = {name: _results(part) for name, part in raw.get("further", {}).items()}
-    return Results(losses, generations, further)
+    return Results(losses, generations, _class_records(raw.get("classes", {})), further)
+
+
+def _columns(records: Sequence[ClassRecord]) -> dict[str, list[Any]]:
+    """Records by field; six digits of a probability tell all that matters."""
+    names = [field.name for field in fields(ClassRecord)] if records else []
+    columns = {name: [getattr(record, name) for record in records] for name in names}
+    if columns:
+        columns["probability"] = [
+            round(value, 6) if math.isfinite(value) else None for value in columns["probability"]
+        ]
+    return columns
+
+
+def _class_records(columns: dict[str, list[Any]]) -> list[ClassRecord]:
+    rows = zip(*columns.values(), strict=True)
+    records = [ClassRecord(**dict(zip(columns, row, strict=True))) for row in rows]
+    return [
+        replace(record, probability=math.nan) if record.probability is None else record
+        for record in records
+    ]
 
 
 def cache_path(key: str) -> Path:
@@ -109,26 +130,27 @@ def write_comparison(
     seed: int = 0,
     resamples: int = RESAMPLES,
     notes: Sequence[str] = (),
+    lines: Sequence[Mapping[str, Any]] | None = None,
+    **about: Any,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
-    `notes` are put to its own.
+    `notes` are put to its own, `about` beside it as it is; `lines` stand for those of
+    `predictions`.
     """
-    comparison = compare(base, tuned, metrics, seed, resamples)
+    comparison = compare(base, tuned, metrics, seed, resamples) | about
     comparison["notes"] += notes
     comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
     comparison |= compare_further(base, tuned, metrics, seed, resamples)
     write_json(run.eval / "comparison.json", comparison)
-    write_predictions(run, base, tuned, metrics)
+    write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)
     return comparison
 
 
-def write_predictions(
-    run: RunDir, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
-) -> None:
-    """Write eval/predictions.jsonl, see `predictions`, one record a line."""
-    lines = (_compact(line) + "\n" for line in predictions(base, tuned, metrics))
-    write_atomic(run.eval / "predictions.jsonl", "".join(lines))
+def write_predictions(run: RunDir, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Write eval/predictions.jsonl, one record a line."""
+    text = "".join(_compact(line) + "\n" for line in lines)
+    write_atomic(run.eval / "predictions.jsonl", text)
 
 
 def predictions(
@@ -137,8 +159,8 @@ def predictions(
     """Prompt, reference and both answers of each record, in order; what changed by the metrics.
 
     A match is null where exact_match does not judge; `change` is better, worse, changed or same by
-    the first metric of answers. Without a base, its answer, match and the change are null. With the
-    metric judge, `judge` is 1 where it prefers the tuned answer, 0 the base's, 0.5 for a tie.
+    the first metric of answers; `judge` is 1 where a judge prefers the tuned answer, 0 the base's,
+    0.5 for a tie. Without a base, its answer, match and the change are null.
     """
     exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
     judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
@@ -159,7 +181,7 @@ def predictions(
             "base_match": match(answers.get(record.id), record.reference),
             "tuned_match": match(record.answer, record.reference),
             "change": kinds.get(record.id),
-            **({"judge": judge.shares.get((record.id, record.answer))} if judge else {}),
+            "judge": judge.shares.get((record.id, record.answer)) if judge else None,
         }
         for record in tuned.generations
     ]

@@ -11,7 +11,7 @@ from typing import Any
 from launcher import bases, rundir, runtime
 from launcher.config import items
 from launcher.config.items import Item
-from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.config.schema import ClassifyConfig, Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (
@@ -182,6 +182,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 "format": _format(item.format, hashes),
                 "columns": item.columns,
                 "limit": item.limit,
+                **_classes(config, split),
             }
             content = [_identity(source, hashes) for source in sources]
             if share:
@@ -191,6 +192,15 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 keys = {split: _key(mine, content)}
             found.append(Part(split, item, tuple(sources), keys, share, mixed))
     return found
+
+
+def _classes(config: Config, split: str) -> dict[str, Any]:
+    """How a classifier's labels are read; those out of scope are left out of what is learned."""
+    objective = config.objective
+    if not isinstance(objective, ClassifyConfig):
+        return {}
+    outside = [objective.out_of_scope, split] if objective.out_of_scope is not None else None
+    return {"classes": [objective.multi_label, outside]}
 
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:

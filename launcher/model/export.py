@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
 from launcher.model import shards
@@ -54,6 +55,8 @@ class Trained:
     weights: FragmentReader
     tokenizer: Any
     dtype: torch.dtype
+    classes: Classes | None = None
+    """What a classifier tells apart."""
 
     @property
     def num_tokens(self) -> int:
@@ -111,7 +114,7 @@ def _put_in_place(temporary: Path, out: Path) -> None:
 def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
-    model = with_adapters(meta_base(trained.config.model, base, trained.num_tokens), trained.config)
+    model = with_adapters(_structure(trained, base), trained.config, trained.classes)
     require_same_parameters(trained.weights, model)
     _require_known_embeddings(trained, base, model)
     names = trained.weights.keys()
@@ -134,21 +137,27 @@ def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     options.save_pretrained(str(folder))
 
 
+def _structure(trained: Trained, base: Path) -> Any:
+    return meta_base(trained.config.model, base, trained.num_tokens, trained.classes)
+
+
 def _is_local(config: Config) -> bool:
     name = config.model.name
     return name is None or Path(name).expanduser().is_dir()
 
 
 def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -> None:
-    model = meta_base(trained.config.model, base, trained.num_tokens)
+    model = _structure(trained, base)
     names = [*dict(model.named_parameters()), *_saved_buffers(model)]
     aliases = _aliases(model)
     structure = model.config
-    adapted = with_adapters(model, trained.config)
+    structure.architectures = [type(model).__name__]
+    adapted = with_adapters(model, trained.config, trained.classes)
     require_same_parameters(trained.weights, adapted)
     _require_known_embeddings(trained, base, adapted)
     merger = Merger.of(adapted, trained.weights, trained.dtype)
-    source = _streamable(base, names, aliases)
+    kept = [name for name in names if merger is None or merger.replacement(name) is None]
+    source = _streamable(base, kept, aliases)
     if source is None or merger is None:
         _write_whole(trained, base, folder, shard_bytes)
     else:
@@ -195,7 +204,14 @@ def _write_whole(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
     names = trained.weights.keys()
     for name in names:
         _checked(trained.weights, name)
-    model = rebuild(trained.config, trained.weights, base, trained.dtype, trained.num_tokens)
+    model = rebuild(
+        trained.config,
+        trained.weights,
+        base,
+        trained.dtype,
+        trained.num_tokens,
+        trained.classes,
+    )
     if trained.config.peft.name != "none":
         model = model.merge_and_unload()
     model.save_pretrained(folder, max_shard_size=shard_bytes)

@@ -95,7 +95,8 @@ class TargetHead:
         return _score(logits.reshape(-1, logits.shape[-1]), row.targets)
 
     def _call(self, caller: Any, row: Row, request: _Request | None) -> Tensor:
-        inputs = self._packed(row) if self.isolates else _padded(row)
+        keep = {"logits_to_keep": row.target_index}
+        inputs = packed_inputs(row) | keep if self.isolates else _padded(row)
         self._request = request
         try:
             if self.isolates:
@@ -106,18 +107,6 @@ class TargetHead:
         finally:
             self._request = None
         return logits
-
-    def _packed(self, row: Row) -> dict[str, Any]:
-        starts = row.document_starts
-        return {
-            "input_ids": row.input_ids.unsqueeze(0),
-            "position_ids": row.position_ids.unsqueeze(0),
-            "logits_to_keep": row.target_index,
-            "cu_seq_lens_q": starts,
-            "cu_seq_lens_k": starts,
-            "max_length_q": row.longest,
-            "max_length_k": row.longest,
-        }
 
     def _forward(self, hidden: Tensor) -> Tensor:
         request, head = self._request, self.head
@@ -161,21 +150,40 @@ def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     )
 
 
-def _padded(row: Row) -> dict[str, Any]:
+def packed_inputs(row: Row) -> dict[str, Any]:
+    """One line with all documents, for attention that is told where they begin."""
+    starts = row.document_starts
+    return {
+        "input_ids": row.input_ids.unsqueeze(0),
+        "position_ids": row.position_ids.unsqueeze(0),
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": row.longest,
+        "max_length_k": row.longest,
+    }
+
+
+def padded_inputs(row: Row, padding: int = 0) -> dict[str, Tensor]:
     """One line a document, padded on the right: for attention that cannot isolate documents."""
     starts = row.document_starts.tolist()
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
     shape = (len(lengths), max(lengths))
-    ids = row.input_ids.new_zeros(shape)
+    ids = row.input_ids.new_full(shape, padding)
     mask = torch.zeros(shape, dtype=torch.long, device=ids.device)
-    flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
-    flat[row.target_index] = True
-    keep = torch.zeros(shape, dtype=torch.bool, device=ids.device)
     for i, (start, length) in enumerate(zip(starts, lengths, strict=False)):
         ids[i, :length] = row.input_ids[start : start + length]
         mask[i, :length] = 1
-        keep[i, :length] = flat[start : start + length]
-    return {"input_ids": ids, "attention_mask": mask, "logits_to_keep": keep}
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _padded(row: Row) -> dict[str, Any]:
+    """The padded documents, and which of their positions are predicted from."""
+    inputs = padded_inputs(row)
+    keep = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+    flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
+    flat[row.target_index] = True
+    keep[inputs["attention_mask"].bool()] = flat
+    return {**inputs, "logits_to_keep": keep}
 
 
 def _chunk(vocab: int, device: torch.device) -> int:

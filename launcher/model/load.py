@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from launcher import bases
+from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model.attention import IMPLEMENTATIONS, register
+from launcher.model.classifier import auto_class, open_classifier
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -40,15 +42,19 @@ def model_source(config: ModelConfig) -> str:
 
 
 def load_model(
-    config: ModelConfig, plan: Plan, num_tokens: int, zero3: dict[str, Any] | None = None
+    config: ModelConfig,
+    plan: Plan,
+    num_tokens: int,
+    zero3: dict[str, Any] | None = None,
+    classes: Classes | None = None,
 ) -> nn.Module:
-    """The base model, in training mode, with weights in the plan's dtype.
+    """The base model, in training mode, with weights in the plan's dtype; with `classes` it gets a
+    head for them, and `fresh_modules` names what of it the base lacked.
 
     `num_tokens` is the tokenizer's size: embeddings grow to hold it. `zero3` is the DeepSpeed dict
     when parameters are to be sharded while loading: then rank 0 alone reads the checkpoint.
     Raises `ConfigError` when there is no such model or it cannot be loaded.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log is no place for a bar
@@ -64,22 +70,26 @@ def load_model(
         options["quantization_config"] = _quantization(plan)
     # transformers shards while loading only as long as this object lives.
     sharding = _zero3_config(zero3) if zero3 is not None else None
+    model: Any
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(source, **options)
+        if classes is None:
+            model = auto_class(None).from_pretrained(source, **options)
+        else:
+            model, model.fresh_modules = open_classifier(source, classes, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
             hint=_hint(source),
         ) from error
-    if num_tokens > model.get_input_embeddings().num_embeddings:  # type: ignore[operator]
-        model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)  # type: ignore[operator]
-        model.grown_to = num_tokens  # type: ignore[assignment]
+    if num_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
+        model.grown_to = num_tokens
     del sharding
-    model.config.use_cache = False  # type: ignore[union-attr]
+    model.config.use_cache = False
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
-    return model.train()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return cast(nn.Module, model.train())
 
 
 def _zero3_config(zero3: dict[str, Any]) -> Any:

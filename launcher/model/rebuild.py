@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 
+from launcher.config.classes import Classes
 from launcher.config.schema import Config, ModelConfig
 from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
+from launcher.model.classifier import auto_class, head_options, open_classifier
 from launcher.model.fragments import FragmentReader
 from launcher.model.load import model_source
 
@@ -27,24 +29,33 @@ def base_folder(config: ModelConfig) -> Path:
     )
 
 
-def load_base(config: ModelConfig, folder: Path, dtype: torch.dtype, num_tokens: int) -> Any:
-    """The base model for inference on the CPU, its embeddings grown to `num_tokens` rows."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, trust_remote_code=config.trust_remote_code
-    )
+def load_base(
+    config: ModelConfig,
+    folder: Path,
+    dtype: torch.dtype,
+    num_tokens: int,
+    classes: Classes | None = None,
+) -> Any:
+    """The base model for inference on the CPU, its embeddings grown to `num_tokens` rows; with
+    `classes`, under the head that training began with."""
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
+    if classes is None:
+        model = auto_class(None).from_pretrained(folder, **options)
+    else:
+        model, _ = open_classifier(folder, classes, **options)
     return fit(model, num_tokens).eval()
 
 
-def meta_base(config: ModelConfig, folder: Path, num_tokens: int) -> Any:
+def meta_base(
+    config: ModelConfig, folder: Path, num_tokens: int, classes: Classes | None = None
+) -> Any:
     """The base model's structure without memory for its weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     trust = config.trust_remote_code
-    structure = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+    structure = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **head_options(classes))
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(structure, trust_remote_code=trust)
+        model = auto_class(classes).from_config(structure, trust_remote_code=trust)
         return fit(model, num_tokens)
 
 
@@ -55,11 +66,11 @@ def fit(model: Any, num_tokens: int) -> Any:
     return model
 
 
-def with_adapters(model: Any, config: Config) -> Any:
+def with_adapters(model: Any, config: Config, classes: Classes | None = None) -> Any:
     """`model` with fresh adapters of the run's method, or unchanged for a full fine-tune."""
     if config.peft.name == "none":
         return model
-    return PEFT_METHODS.load(config.peft.name)(model, config.peft)
+    return PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
 
 
 def rebuild(
@@ -68,9 +79,11 @@ def rebuild(
     folder: Path,
     dtype: torch.dtype,
     num_tokens: int,
+    classes: Classes | None = None,
 ) -> Any:
     """Base and checkpoint as one model in `dtype`, ready for inference on the CPU."""
-    model = with_adapters(load_base(config.model, folder, dtype, num_tokens), config).eval()
+    base = load_base(config.model, folder, dtype, num_tokens, classes)
+    model = with_adapters(base, config, classes).eval()
     require_same_parameters(weights, model)
     parameters, names = dict(model.named_parameters()), weights.keys()
     with torch.no_grad():

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from launcher.config.classes import Classes
 from launcher.errors import LauncherError
+from launcher.model.classifier import auto_class, open_classifier
 from launcher.model.export import Trained
 from launcher.model.rebuild import base_folder, fit, rebuild
 
@@ -32,7 +34,14 @@ def verify(trained: Trained, folder: Path) -> None:
     """
     tokens = _probe(trained.tokenizer)
     base = base_folder(trained.config.model)
-    model = rebuild(trained.config, trained.weights, base, trained.dtype, trained.num_tokens)
+    model = rebuild(
+        trained.config,
+        trained.weights,
+        base,
+        trained.dtype,
+        trained.num_tokens,
+        trained.classes,
+    )
     expected = _logits(model, tokens)
     has_adapters = hasattr(model, "disable_adapter")
     untrained = None
@@ -65,21 +74,31 @@ def load_export(folder: Path, trained: Trained, base: Path) -> Any:
         dtype=trained.dtype,
         num_tokens=trained.num_tokens,
         trust_remote_code=trained.config.model.trust_remote_code,
+        classes=trained.classes,
     )
 
 
 def open_export(
-    folder: Path, base: Path, *, dtype: torch.dtype, num_tokens: int, trust_remote_code: bool
+    folder: Path,
+    base: Path,
+    *,
+    dtype: torch.dtype,
+    num_tokens: int,
+    trust_remote_code: bool,
+    classes: Classes | None = None,
 ) -> Any:
     """The model of an export folder; an adapter is put on the model in `base`."""
-    from transformers import AutoModelForCausalLM
-
     options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    opener = auto_class(classes)
     if not (folder / "adapter_config.json").is_file():
-        return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+        return opener.from_pretrained(folder, **options).eval()
     from peft import PeftModel
 
-    model = fit(AutoModelForCausalLM.from_pretrained(base, **options), num_tokens)
+    if classes is None:
+        model = opener.from_pretrained(base, **options)
+    else:
+        model, _ = open_classifier(base, classes, **options)
+    model = fit(model, num_tokens)
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
 
 
@@ -90,7 +109,7 @@ def _probe(tokenizer: Any) -> torch.Tensor:
 
 def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        logits: torch.Tensor = model(input_ids=tokens, use_cache=False).logits.float()
+        logits: torch.Tensor = model(input_ids=tokens).logits.float()
     return logits
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
-def apply(model: Any, config: schema.LoraConfig) -> PeftModel:
+def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None) -> PeftModel:
     """Freeze `model` and put trainable adapters beside the target modules (in place).
+
+    Of a classifier, `head` names the modules that its base lacks: they are trained in full.
 
     Raises `ConfigError` naming the closest module names if a target or a module to save does not
     exist. Under ZeRO-3 call it on every rank, after the base was loaded and before
@@ -30,13 +32,15 @@ def apply(model: Any, config: schema.LoraConfig) -> PeftModel:
 
     targets = _targets(config.targets)
     _check_names(model, config, targets)
+    whole = [*config.modules_to_save, *(head or ())]
     options = peft.LoraConfig(
-        task_type=peft.TaskType.CAUSAL_LM,
+        task_type=peft.TaskType.CAUSAL_LM if head is None else peft.TaskType.SEQ_CLS,
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes with floats
         lora_dropout=config.dropout,
         target_modules=targets,
-        modules_to_save=list(config.modules_to_save) or None,
+        modules_to_save=whole or None,
+        exclude_modules=list(head or ()) or None,
         use_dora=config.dora,
         use_rslora=config.rslora,
         ensure_weight_tying=_saves_tied_embedding(model, config),
@@ -44,7 +48,7 @@ def apply(model: Any, config: schema.LoraConfig) -> PeftModel:
     # PEFT still asks by a name that transformers 5.23 has renamed.
     renamed = ".*is_gradient_checkpointing.* is deprecated"
     warnings.filterwarnings("ignore", renamed, FutureWarning)
-    with _as_zero3(model), _gathered(_modules_to_save(model, config)):
+    with _as_zero3(model), _gathered(_modules_to_save(model, whole)):
         # autocast_adapter_dtype=False: adapters take the dtype of the base. DeepSpeed keeps the
         # fp32 master copies of what is trained and computes in one dtype; fp32 adapters in a bf16
         # model would be cast down by it anyway, and under ZeRO-3 would mix dtypes in one
@@ -111,11 +115,11 @@ def _matches(module: str, name: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
-def _modules_to_save(model: nn.Module, config: schema.LoraConfig) -> list[nn.Module]:
+def _modules_to_save(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     return [
         module
         for name, module in model.named_modules()
-        if any(_matches(name, wanted) for wanted in config.modules_to_save)
+        if any(_matches(name, wanted) for wanted in names)
     ]
 
 

@@ -12,7 +12,8 @@ import torch
 
 from launcher.config.schema import ModelConfig
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError, DataError
+from launcher.errors import DataError
+from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records
 from launcher.evals.records import Prompt
 from launcher.model.load import DTYPES
@@ -26,14 +27,11 @@ from launcher.train.open import open_speaker
 def open_model(name: str) -> Speaker:
     """The model that a name of `launcher compare` stands for: RUN, RUN:base, RUN:STEP or a FOLDER.
 
-    Raises `ConfigError` if there is no such thing.
+    Raises `ConfigError` if there is no such run or checkpoint.
     """
     if Path(name, "config.json").is_file():
         return _open_folder(Path(name))
     run, _, part = name.partition(":")
-    if part not in ("", "base") and not part.isdecimal():
-        hint = "RUN, RUN:base or RUN:STEP"
-        raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)
     step = int(part) if part.isdecimal() else None
     return open_speaker(find_run(run), checkpoint=step, base=part == "base")
 
@@ -56,9 +54,7 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
     ]
     model, tokenizer = speaker.model, speaker.tokenizer
     stops = find_stop_tokens(model, tokenizer, [_ended_turn(tokenizer)])
-    made = generate_records(
-        prompts, model, tokenizer, max_new_tokens=max_new_tokens, stop_tokens=stops
-    )
+    made = generate_records(prompts, model, tokenizer, Decoding(max_new_tokens), stop_tokens=stops)
     by_number = {generation.id: generation.answer for generation in made}
     return [by_number[number] for number in range(len(asked))]
 

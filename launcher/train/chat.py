@@ -7,6 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
+from launcher.config.classes import Classes
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of, note
@@ -69,6 +70,12 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
+        if Classes.of_run(run) is not None:
+            raise ConfigError(
+                "the run has trained a classifier, which cannot speak",
+                where=str(run),
+                hint="`launcher generate` names the classes of texts",
+            )
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         if not speaker.tokenizer.chat_template:
             raise ConfigError(

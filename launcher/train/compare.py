@@ -11,10 +11,11 @@ from typing import Any
 
 from launcher import report
 from launcher.config import compose, eval_checks
+from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, judge, slices, store
+from launcher.evals import class_report, compare, judge, slices, store
 from launcher.evals.further import compare_further
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
@@ -111,11 +112,17 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
     made = compare.compare(*pair, metrics, seed)
-    parts = groups(first.run, TokenCache.open(Path(first.folders["validation"])), pair[0].ids())
+    cache = TokenCache.open(Path(first.folders["validation"]))
+    parts = groups(first.run, cache, pair[0].ids())
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
     made |= compare_further(first.results, _alike(other, first), metrics, seed)
     made["notes"] += contamination(other.run)
-    made["answers"] = store.predictions(*pair, metrics)
+    classes = Classes.of_run(first.run)
+    if classes is None:
+        made["answers"] = store.predictions(*pair, metrics)
+    else:
+        made["answers"] = class_report.answers(*pair, classes, cache.where)
+        made["class_report"] = class_report.report(pair[1].classes, classes)
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 

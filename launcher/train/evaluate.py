@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Config
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.loader import make_row
-from launcher.evals import generation, runner, store
+from launcher.data.loader import Row, make_row
+from launcher.evals import class_report, generation, out_of_scope, runner, store
 from launcher.evals.decoding import Decoding
 from launcher.evals.journal import Journal
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Prompt, Results
+from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
 from launcher.rundir import RunDir
@@ -43,14 +46,15 @@ class Evaluator:
         ranks: Ranks,
         cache: TokenCache | JoinedCache,
         tokenizer: Any,
-        head: TargetHead,
+        head: TargetHead | ClassHead,
         device: torch.device,
         should_stop: Callable[[], bool],
+        classes: Classes | None = None,
         generate: Callable[..., list[Generation]] = generation.generate_records,
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
-        self.should_stop, self._generate = should_stop, generate
+        self.should_stop, self.classes, self._generate = should_stop, classes, generate
         self.metrics = make_metrics(config.eval)
         count = len(cache)
         self.ids = list(
@@ -63,8 +67,7 @@ class Evaluator:
 
     def quick(self, engine: Any) -> dict[str, float]:
         """Scores of the metrics that need no generation."""
-        results = Results(losses=self._losses(engine), generations=[])
-        return score_all(self.metrics, results)
+        return score_all(self.metrics, self._scored(engine))
 
     def full(
         self,
@@ -77,10 +80,10 @@ class Evaluator:
 
         Finished answers are kept in `journal`, and those that are in it already are taken from it.
         """
-        losses = self._losses(engine)
-        if not self._generates:
-            return Results(losses=losses, generations=[])
-        return Results(losses=losses, generations=self._answers(model, journal, say))
+        results = self._scored(engine)
+        if self._generates:
+            results.generations = self._answers(model, journal, say)
+        return results
 
     def _answers(
         self, model: Any, journal: Journal | None, say: Callable[[str], None]
@@ -116,7 +119,25 @@ class Evaluator:
             results.further[split] = own.full(engine, model)
         return results
 
-    def _losses(self, engine: Any) -> list[Any]:
+    def _scored(self, engine: Any) -> Results:
+        """What needs no generation."""
+        if isinstance(self.head, ClassHead):
+            return self._classified(engine, self.head)
+        rows = self._rows()
+        mine = runner.loss_records(rows, partial(self.head.score, engine), self.should_stop)
+        return Results(losses=runner.gather(mine, expected=len(self.ids)))
+
+    def _classified(self, engine: Any, head: ClassHead) -> Results:
+        assert self.classes is not None
+        rows = self._rows(None if head.packs else 0)
+        losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
+        records = runner.gather(mine, expected=len(self.ids))
+        if self.classes.out_of_scope is not None:
+            records, _ = out_of_scope.judge(records)
+        return Results(losses=runner.gather(losses), classes=records)
+
+    def _rows(self, padded: int | None = None) -> Iterator[tuple[Row | None, list[int]]]:
+        """This rank's rows and their record ids; `padded` is 0 where a row is a rectangle."""
         lengths = [int(self.cache.lengths[i]) for i in self.ids]
         batches = runner.plan_batches(
             lengths,
@@ -124,12 +145,26 @@ class Evaluator:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             lockstep=self.config.engine.zero == 3,
+            new_tokens=padded,
         )
-        rows = runner.rows_of(
+        return runner.rows_of(
             batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)
         )
-        mine = runner.loss_records(rows, lambda row: self.head.score(engine, row), self.should_stop)
-        return runner.gather(mine, expected=len(self.ids))
+
+    def text(self, record: int) -> str:
+        """A record as text, without special tokens."""
+        tokens, _ = self.cache.record(record)
+        decoded: str = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return decoded
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """What is written beside the results of a classifier."""
+        if self.classes is None:
+            return {}
+        made: dict[str, Any] = {"class_report": class_report.report(results.classes, self.classes)}
+        if self.classes.out_of_scope is not None:
+            made["threshold"] = out_of_scope.choose(results.classes)
+        return made
 
     def _batch_cap(self) -> int:
         """Evaluation keeps no activations, so twice a training row fits where training fits."""
@@ -177,6 +212,8 @@ class Evaluator:
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
             options.batch_tokens,
+            # A classifier's base has a head that begins at random.
+            self.classes and self.classes.as_dict(),
         ]
         return _digest(parts)
 
@@ -220,11 +257,11 @@ def score_base(
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                store.write_results(
-                    path, results, evaluator.metrics, seconds=round(time.monotonic() - started, 3)
-                )
+                seconds = round(time.monotonic() - started, 3)
+                about = evaluator.about(results)
+                store.write_results(path, results, evaluator.metrics, seconds=seconds, **about)
             journal.clear()
-        say(f"base model scored on {len(results.losses)} held-out records")
+        say(f"base model scored on {len(results.ids())} held-out records")
     elif evaluator.ranks.is_main and not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(cached.read_bytes())

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.config import compose
+from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError
@@ -62,7 +63,8 @@ def find_checkpoint(run: RunDir, step: int | None, say: Callable[[str], None]) -
 def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Trained:
     """What the run has trained up to `checkpoint`, in the dtype in which it held the model."""
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
-    return Trained(config, checkpoint.weights(), load_tokenizer(config.model), dtype)
+    tokenizer = load_tokenizer(config.model)
+    return Trained(config, checkpoint.weights(), tokenizer, dtype, Classes.of_run(run))
 
 
 def _require_replaceable(folder: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
-from launcher.evals import compare, judge, store
+from launcher.evals import class_report, compare, judge, store
 from launcher.evals.metric import score_all
 from launcher.report import summary
 from launcher.rundir import RunDir, State
@@ -68,7 +68,9 @@ def finish(
 
 def _store(run: RunDir, evaluator: Evaluator, results: Any, trackers: Trackers, step: int) -> None:
     run.eval.mkdir(parents=True, exist_ok=True)
-    scores = store.write_results(run.eval / "tuned.json", results, evaluator.metrics, step=step)
+    about = evaluator.about(results)
+    path = run.eval / "tuned.json"
+    scores = store.write_results(path, results, evaluator.metrics, step=step, **about)
     record = {"kind": "eval", "time": time.time()}
     trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
 
@@ -85,7 +87,7 @@ def _compare(
     metrics = evaluator.metrics
     base = store.read_results(run.eval / "base.json") if config.eval.base else None
     if base is None:
-        store.write_predictions(run, None, results, metrics)
+        store.write_predictions(run, store.predictions(None, results, metrics))
         scores = score_all(metrics, results)
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
@@ -98,11 +100,20 @@ def _compare(
         say(f"`launcher compare {run.name}:base {run.name}` asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
     notes = contamination(run)
+    about = evaluator.about(results)
+    lines = None
+    if evaluator.classes is not None:
+        about["guessing"] = class_report.guessing(results.classes, evaluator.classes, metrics)
+        notes.append(class_report.told(about["guessing"]))
+        lines = class_report.answers(
+            base, results, evaluator.classes, evaluator.cache.where, evaluator.text
+        )
+    sides = base, results
     comparison = store.write_comparison(
-        run, base, results, metrics, parts, seed=config.seed, notes=notes
+        run, *sides, metrics, parts, seed=config.seed, notes=notes, lines=lines, **about
     )
-    lines = [compare.table(comparison), *comparison["notes"], *summary.beyond(comparison)]
-    say("\n".join(lines))
+    beyond = summary.beyond(comparison)
+    say("\n".join([compare.table(comparison), *comparison["notes"], *beyond]))
     scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

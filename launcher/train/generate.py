@@ -1,11 +1,15 @@
-"""`python -m launcher.train.generate RUN_DIR -p TEXT`: answers to prompts, streamed to stdout."""
+"""`python -m launcher.train.generate RUN_DIR -p TEXT`: answers to prompts, streamed to stdout; of a
+classifier the label of each text and its probability."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from launcher.config import compose
+from launcher.config.classes import Classes
 from launcher.rundir import RunDir
+from launcher.train.classify import classify
 from launcher.train.command import exit_code_of
 from launcher.train.inference import Sampling, Speaker
 from launcher.train.open import open_speaker
@@ -51,10 +55,16 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     def work() -> None:
+        run = RunDir(options.run).require()
         prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
-        speaker = open_speaker(
-            RunDir(options.run).require(), checkpoint=options.checkpoint, base=options.base
-        )
+        speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
+        if classes := Classes.of_run(run):
+            texts = options.prompt or prompts[0].splitlines()
+            longest = compose.load(run.config).data.max_length
+            named = classify(run, classes, speaker.model.eval(), speaker.tokenizer, texts, longest)
+            for label, probability in named:
+                print(f"{label}\t{probability:.3f}", flush=True)
+            return
         sampling = sampling_of(options)
         for number, prompt in enumerate(prompts):
             if number:

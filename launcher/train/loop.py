@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Config, OnNonFinite
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.classes import settle
 from launcher.data.loader import Loader, Row
 from launcher.data.mixture import open_data
-from launcher.data.tokenizer import load_tokenizer
+from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.evals.runner import EvaluationStopped
-from launcher.model.head import TargetHead
+from launcher.model.class_head import make_head
 from launcher.model.load import load_model
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -86,6 +88,10 @@ def train(
     folders = read_json(run.data)
     tokenizer = load_tokenizer(config.model)
     cache, order = open_data(folders["train"], config)
+    held_out = TokenCache.open(Path(folders["validation"])) if folders.get("validation") else None
+    classes = None
+    if config.objective.classifies:
+        classes = replace(settle(config, cache, held_out), padding=padding_of(tokenizer))
     plan = plans.make(
         config,
         world_size=ranks.world_size,
@@ -113,9 +119,13 @@ def train(
     torch.manual_seed(config.seed)
     connect(device.type)
     zero3 = settings if config.engine.zero == 3 else None
-    model: Any = load_model(config.model, plan, len(tokenizer), zero3)
+    model: Any = load_model(config.model, plan, len(tokenizer), zero3, classes)
+    if classes is not None:
+        classes = replace(classes, fresh=model.fresh_modules)
+        if ranks.is_main:
+            write_json(run.classes, classes.as_dict())
     if config.peft.name != "none":
-        model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
         _refuse_untrained_tokens(model, len(tokenizer))
     trainable, total = describe(model)
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
@@ -125,7 +135,7 @@ def train(
         restore.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
-    head = TargetHead(model, plan.attention)
+    head = make_head(model, plan.attention, classes)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     flops = meters.model_flops(model)
     if config.model.compile:
@@ -161,8 +171,10 @@ def train(
         flops=flops, peak_flops=_peak(plan, device), device=device.type, totals=progress.work
     )
     evaluator = None
-    if config.eval.name != "none" and folders.get("validation"):
-        evaluator = make_evaluator(config, plan, ranks, folders, tokenizer, head, device, stopping)
+    if config.eval.name != "none" and held_out is not None:
+        evaluator = make_evaluator(
+            config, plan, ranks, folders, tokenizer, head, device, stopping, classes
+        )
 
     saved_step = progress.step
 

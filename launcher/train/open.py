@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from launcher.config import compose
+from launcher.config.classes import Classes
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError
 from launcher.model.load import DTYPES
@@ -31,17 +32,22 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     folder = base_folder(config.model)
     tokenizer = load_tokenizer(config.model)
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
+    classes = Classes.of_run(run)
     model: Any
     if base:
-        model = load_base(config.model, folder, dtype, len(tokenizer))
+        model = load_base(config.model, folder, dtype, len(tokenizer), classes)
     elif checkpoint is None and _has_export(run):
-        trust = config.model.trust_remote_code
         model = open_export(
-            run.export, folder, dtype=dtype, num_tokens=len(tokenizer), trust_remote_code=trust
+            run.export,
+            folder,
+            dtype=dtype,
+            num_tokens=len(tokenizer),
+            trust_remote_code=config.model.trust_remote_code,
+            classes=classes,
         )
     else:
         trained = trained_model(run, config, find_checkpoint(run, checkpoint, note))
-        model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens)
+        model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, classes)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
@@ -76,12 +82,31 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     trust = config.model.trust_remote_code
     base = base_folder(config.model)
+    classes = Classes.of_run(run)
     model: Any = open_export(
-        folder, base, dtype=dtype, num_tokens=len(tokenizer), trust_remote_code=trust
+        folder,
+        base,
+        dtype=dtype,
+        num_tokens=len(tokenizer),
+        trust_remote_code=trust,
+        classes=classes,
     )
+    if classes is not None:
+        _require_classes(model, classes, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+
+
+def _require_classes(model: Any, classes: Classes, folder: Path) -> None:
+    names = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
+    if names != classes.names:
+        raise DataError(
+            f"a head for {len(names)} classes ({', '.join(map(str, names[:5]))} ...), the run has"
+            f" {len(classes.names)} ({', '.join(classes.names[:5])} ...)",
+            where=str(folder),
+            hint="compare classifiers of the same classes, in the same order",
+        )
 
 
 def _tokens(tokenizer: Any) -> str:

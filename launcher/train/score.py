@@ -11,11 +11,12 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
+from launcher.config.classes import Classes
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
-from launcher.model.head import TargetHead
+from launcher.model.class_head import make_head
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness
 from launcher.train.command import exit_code_of
@@ -39,15 +40,17 @@ def score(
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    classes = Classes.of_run(run)
     evaluator = make_evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
         read_json(run.data),
         speaker.tokenizer,
-        TargetHead(speaker.model, plan.attention),
+        make_head(speaker.model, plan.attention, classes),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
+        classes,
         vllm.generate_records if by_vllm else generation.generate_records,
     )
     return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)

@@ -10,6 +10,7 @@ import torch
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.errors import ConfigError
+from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 
 #: Longest document of the check in tokens: longer ones would only cost time.
@@ -21,7 +22,7 @@ _TOLERANCE = 0.01
 
 
 def check_isolation(
-    head: TargetHead, engine: Any, cache: TokenCache | JoinedCache, device: torch.device
+    head: TargetHead | ClassHead, engine: Any, cache: TokenCache | JoinedCache, device: torch.device
 ) -> None:
     """Change the first of two packed documents and see that the second one's losses stay.
 

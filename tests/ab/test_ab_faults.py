@@ -114,6 +114,20 @@ def test_models_need_prompts(tmp_path):
         make_from(tmp_path, one, "some-run")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"), [("nothing", "no run 'nothing'"), ("made:b", "'b' is no")]
+)
+def test_a_model_that_does_not_exist_is_named_before_one_is_loaded(
+    tmp_path, monkeypatch, name, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "config.yaml").touch()
+    with pytest.raises(ConfigError, match=said) as caught:
+        make_from(tmp_path, name, "made", tmp_path / "prompts.jsonl")
+    assert caught.value.problems[0].hint
+
+
 @pytest.mark.parametrize("name", ["", "nothing.db"])
 def test_no_study(tmp_path, name):
     with pytest.raises(ConfigError, match="no such file"):

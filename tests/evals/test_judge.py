@@ -12,6 +12,7 @@ from launcher.evals.compare import compare
 from launcher.evals.judge import Judge
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results
+from launcher.evals.store import predictions
 from support.endpoint import longer, serve
 
 #: base -> tuned answers: longer three times, shorter once, alike in length, the same.
@@ -55,6 +56,8 @@ def test_wins_count_one_ties_half():
     assert {body["temperature"] for body in served.requests} == {0}
     assert {body["path"] for body in served.requests} == {"/v1/chat/completions"}
     assert "5 of 5 pairs" in made.notes()[0]
+    kept = {line["tuned"]: line["judge"] for line in predictions(*sides(), [made])}
+    assert kept == {"aa": 1, "bbb": 1, "cc": 1, "d": 0, "fe": 0.5, "same": 0.5}
 
 
 def test_a_judge_that_favours_a_position_decides_nothing():

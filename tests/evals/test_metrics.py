@@ -33,7 +33,7 @@ def test_every_row_of_the_table_is_a_metric_with_its_name(tmp_path):
     schema = str(tmp_path / "schema.json")
     metrics = make_metrics(EvalConfig(metrics=list(METRICS), json_schema=schema))
     assert [metric.name for metric in metrics] == list(METRICS)
-    assert all(metric.needs in ("loss", "generation") for metric in metrics)
+    assert all(metric.needs in ("loss", "generation", "classes") for metric in metrics)
 
 
 def test_metrics_keep_their_order_and_repeats_are_dropped():

@@ -11,6 +11,7 @@ from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import (
     cache_path,
+    predictions,
     read_results,
     write_comparison,
     write_predictions,
@@ -102,12 +103,13 @@ def test_comparison_and_predictions_are_written(tmp_path):
         "base_match": False,
         "tuned_match": True,
         "change": "better",
+        "judge": None,
     }
 
 
 def test_predictions_without_a_base_or_a_judge(tmp_path):
     run = RunDir(tmp_path)
-    write_predictions(run, None, results(1.0, "#### {}"), METRICS[:1])
+    write_predictions(run, predictions(None, results(1.0, "#### {}"), METRICS[:1]))
     line = json.loads((run.eval / "predictions.jsonl").read_text().splitlines()[0])
     assert line["base"] is line["base_match"] is line["tuned_match"] is None
 

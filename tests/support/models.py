@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -76,4 +78,25 @@ def make_llama(folder: Path, *, seed: int = 0, **changes: object) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         LlamaForCausalLM(LlamaConfig(**options)).save_pretrained(folder)
+    return folder
+
+
+def make_encoder(folder: Path, texts: Iterable[str] = SENTENCES, **options: Any) -> Path:
+    """A random BERT as its makers store it, without a head for classes, and a WordPiece tokenizer.
+
+    `options` change its config; returns the folder.
+    """
+    import torch
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = BertWordPieceTokenizer()
+    pieces.train_from_iterator(texts, vocab_size=300, show_progress=False)
+    pieces.save_model(str(folder))
+    BertTokenizerFast.from_pretrained(str(folder)).save_pretrained(folder)
+    sizes = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    BertForMaskedLM(BertConfig(**(sizes | options))).save_pretrained(folder)
     return folder

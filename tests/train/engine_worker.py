@@ -14,17 +14,20 @@ from launcher import runtime
 from launcher.config import deepspeed, plan
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
 from launcher.data.cache import TokenCache
+from launcher.data.classes import settle
 from launcher.data.loader import Loader
 from launcher.data.packing import PackedOrder
-from launcher.model.head import TargetHead
+from launcher.model.class_head import make_head
 from launcher.model.load import load_model
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
 from support.configs import make_config
 
 
-def run(case, cache, ranks):
+def run(case, folder, ranks):
     config = make_config(**case["config"])
+    cache = TokenCache.open(folder)
+    classes = settle(config, cache, None) if config.objective.classifies else None
     order = PackedOrder(
         cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
     )
@@ -42,15 +45,18 @@ def run(case, cache, ranks):
     )
     torch.manual_seed(0)
     settings = deepspeed.build(config, made)
-    model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+    zero3 = settings if config.engine.zero == 3 else None
+    model = load_model(config.model, made, 0, zero3, classes)
     if config.peft.name != "none":
-        model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
-    head = TargetHead(model, made.attention)
+        head = model.fresh_modules if classes else None
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft, head)
+    head = make_head(model, made.attention, classes)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     engine = Engine(model, config, made, settings)
     norms = [m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm"]
     is_lean = ["forward" in vars(norm) for norm in norms]
-    assert is_lean == [not config.model.gradient_checkpointing] * len(norms) != []
+    assert is_lean == [not config.model.gradient_checkpointing] * len(norms)
+    assert norms or classes
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
@@ -66,7 +72,7 @@ def run(case, cache, ranks):
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
         losses.append(distributed.sum_over_ranks([total], torch.device("cpu"))[0] / weight)
-    assert (head.head is None) == case.get("fallback", False)
+    assert classes or (head.head is None) == case.get("fallback", False)
     return {"name": case["name"], "losses": losses, "norms": grad_norms}
 
 
@@ -77,8 +83,7 @@ def main():
     distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
     torch.set_num_threads(1)
     connect("cpu")
-    cache = TokenCache.open(cases["cache"])
-    results = [run(case, cache, ranks) for case in cases["cases"]]
+    results = [run(case, case.get("cache", cases["cache"]), ranks) for case in cases["cases"]]
     if ranks.is_main:
         Path(sys.argv[2]).write_text(json.dumps(results))
     dist.destroy_process_group()

@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("answers_worker.py")
 
 
 def answers_of(model: Path, out: Path, ranks: int, *cases: str):
-    run_ranks(WORKER, str(model), str(out), *cases, ranks=ranks)
+    run_ranks(WORKER, str(model), str(out), *cases, ranks=ranks, timeout_s=280)
     return json.loads(out.read_text())
 
 

@@ -50,6 +50,14 @@ class Text:
 class Labelled(Pair):
     """A text as the prompt, and the name of its class as the completion."""
 
+    several: tuple[str, ...] | None = None
+    """Names of the classes where the label is a list of any length; None where it is one name."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of all classes of the text."""
+        return (self.completion,) if self.several is None else self.several
+
 
 @dataclass(frozen=True, slots=True)
 class Preference:

@@ -1,4 +1,7 @@
-"""{"text": ..., "label": ...}: the name of the class is what the model learns to answer."""
+"""{"text": ..., "label": ...}: the class of a text, or a list of its classes.
+
+objective=sft learns to answer with the name, objective=classify trains a head on it.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,32 @@ class ClassificationFormat:
         if "label" not in record:
             text_field(record, "label")
         label = record["label"]
-        if isinstance(label, int) and not isinstance(label, bool):
-            return Labelled(text, str(label))
-        if not isinstance(label, str):
-            raise BadRecord(
-                f"field 'label' is {kind(label)}, neither a name nor an index",
-                hint="write the class as text, or as an index into data.labels",
-            )
-        if not label.strip():
-            raise BadRecord("the label is empty", hint="remove the record, or skip bad ones")
-        return Labelled(text, label)
+        if isinstance(label, list):
+            names = tuple(sorted({_name(one) for one in label}))
+            return Labelled(text, ", ".join(names), names)
+        return Labelled(text, _name(label))
+
+
+def _name(label: Any) -> str:
+    if isinstance(label, int) and not isinstance(label, bool):
+        return str(label)
+    if not isinstance(label, str):
+        raise BadRecord(
+            f"field 'label' is {kind(label)}, neither a name nor an index",
+            hint="write the class as text, or as an index into data.labels",
+        )
+    if not label.strip():
+        raise BadRecord("the label is empty", hint="remove the record, or skip bad ones")
+    return label
 
 
 def name_label(label: Any, names: list[str]) -> Any:
-    """The name of class `label` where it is an index (in CSV, digits); otherwise `label` itself."""
+    """The name of class `label` where it is an index (in CSV, digits); otherwise `label` itself.
+
+    A list gives a list.
+    """
+    if isinstance(label, list):
+        return [name_label(one, names) for one in label]
     if label in names or isinstance(label, bool):
         return label
     digits = isinstance(label, str) and label.strip().isdecimal() and len(label) < MAX_DIGITS

@@ -1,0 +1,184 @@
+"""The classes of a classifier: their names and order, and the number of each record's class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+
+from launcher.config.architecture import head_names
+from launcher.config.classes import Classes
+from launcher.config.schema import ClassifyConfig, Config
+from launcher.data.cache import ClassTable, JoinedCache, TokenCache
+from launcher.errors import ConfigError, DataError, did_you_mean
+
+
+def settle(
+    config: Config, train: TokenCache | JoinedCache, held_out: TokenCache | JoinedCache | None
+) -> Classes:
+    """The classes of the training data, and their numbers given to the records of both splits.
+
+    Raises `DataError` for data that no classifier can be trained on or judged by, `ConfigError`
+    for options that do not fit the classes.
+    """
+    classes = learned(config, train)
+    number(train, classes)
+    if held_out is not None:
+        number(held_out, classes)
+    if classes.out_of_scope is not None:
+        require_out_of_scope(held_out, classes)
+    return classes
+
+
+def learned(config: Config, train: TokenCache | JoinedCache) -> Classes:
+    """The classes of the training data: those of `data.labels`, else all that occur, sorted.
+
+    A model with a head of its own for just these names gives the order. Raises `DataError` for
+    data with one class, `ConfigError` for options that do not fit the classes.
+    """
+    objective = config.objective
+    assert isinstance(objective, ClassifyConfig)
+    counts = label_counts(train)
+    found = Counter[str]()
+    for labels, count in counts.items():
+        found.update(dict.fromkeys(labels, count))
+    outside = objective.out_of_scope
+    found.pop(str(outside), None)
+    names = [name for name in config.data.labels if name != outside] or sorted(found, key=_order)
+    names = _as_the_model(config, names, objective.new_head)
+    if len(names) < (1 if objective.multi_label else 2):
+        raise DataError(
+            f"nothing to tell apart: all records are {names[0]!r}" if names else "no label at all",
+            where="data.train",
+            hint="a classifier needs records of two classes (objective.multi_label=true: of one)",
+        )
+    classes = Classes(
+        names=names,
+        multi_label=objective.multi_label,
+        out_of_scope=outside,
+        records=[found[name] for name in names],
+        usual=[],
+        weights=_weights(objective, names, found, sum(counts.values())),
+        seed=config.seed,
+    )
+    usual = min(counts, key=lambda labels: (-counts[labels], labels))
+    return replace(classes, usual=classes.numbers(usual))
+
+
+def label_counts(cache: TokenCache | JoinedCache) -> Counter[tuple[str, ...]]:
+    """How many records have each label."""
+    counts = Counter[tuple[str, ...]]()
+    for part in parts_of(cache):
+        if part.labels is not None:
+            sizes = np.bincount(part.labels, minlength=len(part.index.labels)).tolist()
+            for names, size in zip(part.index.labels, sizes, strict=True):
+                counts[tuple(names)] += size
+    return counts
+
+
+def number(cache: TokenCache | JoinedCache, classes: Classes) -> None:
+    """Give the records of `cache` the numbers and weights of their classes.
+
+    Raises `DataError`, naming file and line, for a label that is no class.
+    """
+    for part in parts_of(cache):
+        if part.labels is None:
+            continue
+        rows = []
+        for i, names in enumerate(part.index.labels):
+            try:
+                rows.append(classes.numbers(names))
+            except KeyError as error:
+                raise _unknown(part, i, str(error.args[0]), classes) from None
+        part.classes = _table(rows, classes)
+
+
+def require_out_of_scope(cache: TokenCache | JoinedCache | None, classes: Classes) -> None:
+    """`DataError` unless held-out records can tell a threshold for texts out of scope."""
+    counts = label_counts(cache) if cache else Counter[tuple[str, ...]]()
+    outside = sum(size for names, size in counts.items() if classes.out_of_scope in names)
+    if outside < 2 or outside == sum(counts.values()):
+        raise DataError(
+            f"{outside} of {sum(counts.values())} held-out records are {classes.out_of_scope!r}:"
+            " no threshold can be chosen",
+            where="data.validation",
+            hint="give two records at least with that label and some of the classes, or leave"
+            " objective.out_of_scope out",
+        )
+
+
+def is_labelled(cache: TokenCache | JoinedCache) -> bool:
+    """Whether the cache is of a classifier's records."""
+    return any(part.labels is not None for part in parts_of(cache))
+
+
+def parts_of(cache: TokenCache | JoinedCache) -> list[TokenCache]:
+    """The caches that a cache consists of."""
+    return cache.parts if isinstance(cache, JoinedCache) else [cache]
+
+
+def _order(name: str) -> tuple[bool, int, str]:
+    """Indices by their value, before names."""
+    return (not name.isdecimal(), int(name) if name.isdecimal() else 0, name)
+
+
+def _as_the_model(config: Config, names: list[str], new_head: bool) -> list[str]:
+    own = head_names(config.model)
+    if own is None or new_head:
+        return names
+    if set(own) == set(names) and (not config.data.labels or own == names):
+        return own
+    missing = [name for name in own if name not in names]
+    raise ConfigError(
+        f"the model has a head for {len(own)} classes, the data has {len(names)}; of the model's "
+        + (f"the data lacks {', '.join(missing[:5])}" if missing else "the order is another"),
+        where="model.name",
+        hint="objective.new_head=true starts with a new head; to go on with the model's, give"
+        " data.labels in its order",
+    )
+
+
+def _weights(
+    objective: ClassifyConfig, names: list[str], found: Counter[str], total: int
+) -> list[float] | None:
+    wanted = objective.class_weights
+    if wanted is None:
+        return None
+    if wanted == "balanced":
+        if objective.multi_label:
+            return [(total - found[n]) / found[n] if found[n] else 1.0 for n in names]
+        total = sum(found[name] for name in names)
+        return [total / (len(names) * found[n]) if found[n] else 1.0 for n in names]
+    for name in wanted:
+        if str(name) not in names:
+            hint = did_you_mean(str(name), names[:50])
+            raise ConfigError(
+                f"no class is called {name!r}", where="objective.class_weights", hint=hint
+            )
+    given = {str(name): float(weight) for name, weight in wanted.items()}
+    return [given.get(name, 1.0) for name in names]
+
+
+def _table(rows: list[list[int]], classes: Classes) -> ClassTable:
+    if classes.multi_label:
+        ids = np.zeros((len(rows), len(classes.names)), np.float32)
+        for row, numbers in zip(ids, rows, strict=True):
+            row[numbers] = 1
+        return ClassTable(ids, None)
+    single = np.array([row[0] for row in rows], np.int64)
+    weights = None
+    if classes.weights is not None:
+        weights = np.array([*classes.weights, 0.0], np.float32)[single]  # -1: out of scope
+    return ClassTable(single, weights)
+
+
+def _unknown(part: TokenCache, label: int, name: str, classes: Classes) -> DataError:
+    assert part.labels is not None
+    record = int(np.flatnonzero(part.labels == label)[0])
+    return DataError(
+        f"label {name[:100]!r} is no class of the training data",
+        where=part.where(record),
+        hint=did_you_mean(name, classes.names[:200])
+        + "; classes are data.labels, or what occurs in data.train",
+    )

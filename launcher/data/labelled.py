@@ -1,0 +1,98 @@
+"""From labelled texts to tokens, for a classifier: what the tokenizer itself makes of a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from launcher.config.schema import Overlong
+from launcher.data.encoding import Piece
+from launcher.data.formats.base import BadRecord, Example, Labelled
+
+
+@dataclass(frozen=True, slots=True)
+class LabelOptions:
+    """What the labels of a split may be."""
+
+    multi_label: bool
+    out_of_scope: str | None
+    learns: bool
+    """Whether the split is trained on: then texts that are out of scope are left out."""
+
+    def leaves_out(self, names: Sequence[str], held_out: bool) -> bool:
+        """Whether a record is not used, as its label cannot be learned."""
+        return self.learns and not held_out and self.out_of_scope in names
+
+
+class TextEncoder:
+    """Tokens of texts alone, special tokens as the tokenizer adds them: no template, no end.
+
+    So `tokenizer(text)` gives a user of the exported model the tokens of training.
+    """
+
+    def __init__(self, tokenizer: Any, options: LabelOptions) -> None:
+        self._backend = tokenizer.backend_tokenizer
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._special = frozenset(tokenizer.all_special_ids)
+        self._options = options
+
+    def encode(self, examples: Sequence[Example]) -> list[Piece | BadRecord]:
+        """Tokens of each example, the last one marked: there the class is read off."""
+        reasons = [self._refusal(example) for example in examples]
+        texts = [
+            example.prompt
+            for example, reason in zip(examples, reasons, strict=True)
+            if reason is None and isinstance(example, Labelled)
+        ]
+        encodings = iter(self._backend.encode_batch(texts, add_special_tokens=True))
+        return [reason or _piece(next(encodings).ids) for reason in reasons]
+
+    def cut(
+        self, piece: Piece, max_length: int, overlong: Overlong
+    ) -> tuple[list[Piece], Overlong | None]:
+        """The text within `max_length`; what closes it (BERT's [SEP]) is kept, as transformers does
+        when it truncates."""
+        tokens, targets = piece
+        if len(tokens) <= max_length:
+            return [piece], None
+        if overlong is Overlong.drop:
+            return [], Overlong.drop
+        kept = tokens[:max_length].copy()
+        if int(tokens[-1]) in self._special:
+            kept[-1] = tokens[-1]
+        return [(kept, targets[-max_length:])], Overlong.truncate
+
+    def _refusal(self, example: Example) -> BadRecord | None:
+        if not isinstance(example, Labelled):
+            return BadRecord(
+                f"a record without a label ({type(example).__name__.lower()})",
+                hint="objective=classify learns records {text, label}: map columns with "
+                "'data.columns={text: COLUMN, label: COLUMN}', or use objective=sft",
+            )
+        count = len(example.labels)
+        if count != 1 and not self._options.multi_label:
+            hint = "objective.multi_label=true learns any number of labels, none included"
+            return BadRecord(f"the record has {count} labels", hint=hint)
+        if not example.prompt.isascii() and not _is_unicode(example.prompt):
+            return BadRecord("a character that is not Unicode", hint="write the text as UTF-8")
+        return None
+
+
+def _piece(ids: list[int]) -> Piece | BadRecord:
+    if not ids:
+        return BadRecord("the tokenizer makes no token of the text", hint="remove the record")
+    marks = np.zeros(len(ids), np.uint8)
+    marks[-1] = 1
+    return np.array(ids, np.int32), marks
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

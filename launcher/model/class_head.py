@@ -1,0 +1,100 @@
+"""Losses and logits of a classifier, one for each document of a row.
+
+A decoder's documents stay packed: its head runs on their last tokens alone, inside the model's own
+forward, so that ZeRO-3 gathers what it needs. Any other model gets its documents as a padded batch
+and pools them itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from launcher.config.classes import OUT_OF_SCOPE, Classes
+from launcher.errors import ConfigError
+from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
+from launcher.model.classifier import reads_last_token
+from launcher.model.head import Row, TargetHead, packed_inputs, padded_inputs
+
+
+class ClassHead:
+    """Computes losses of the classifier `model`, a transformers or peft model.
+
+    `attention` is the plan's name for its attention; `caller` is what to call for a forward (the
+    DeepSpeed engine while training). Raises `ConfigError` for attention that the model cannot have.
+    """
+
+    def __init__(self, model: Any, attention: str, classes: Classes) -> None:
+        self._multi = classes.multi_label
+        self._weights = torch.tensor(classes.weights) if classes.weights else None
+        self._ends: Tensor | None = None
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        isolates = IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN, "flash_attention_2")
+        self.packs = isolates and reads_last_token(model)
+        if self.packs:
+            self._model, self._own_forward = inner, inner.forward
+            inner.forward = self._forward
+        elif IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN):
+            raise ConfigError(
+                f"{type(inner).__name__} reads texts in both directions, or pools them otherwise"
+                f" than by their last token: model.attention={attention} is not for it",
+                where="model.attention",
+                hint="set model.attention=sdpa data.packing=false",
+            )
+        self._padding = inner.config.get_text_config().pad_token_id or 0
+
+    def loss(self, caller: Any, row: Row) -> Tensor:
+        """Sum over the row's documents of their (weighted) losses in nats: fp32 with gradients."""
+        losses = self._losses(self._logits(caller, row), row.targets, self._weights)
+        return losses.sum() if row.weights is None else losses @ row.weights
+
+    @torch.no_grad()
+    def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
+        """Per document: loss without class weights, fp32 [D]; probabilities, fp32 [D, classes]."""
+        logits = self._logits(caller, row)
+        chances = logits.sigmoid() if self._multi else logits.softmax(-1)
+        return self._losses(logits, row.targets, None), chances
+
+    def _losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        if not self._multi:
+            # Class weights of single labels are in the row's weights.
+            return functional.cross_entropy(
+                logits, targets, reduction="none", ignore_index=OUT_OF_SCOPE
+            )
+        positive = None if weights is None else weights.to(logits.device)
+        each = functional.binary_cross_entropy_with_logits(
+            logits, targets, reduction="none", pos_weight=positive
+        )
+        return each.mean(-1)
+
+    def _logits(self, caller: Any, row: Row) -> Tensor:
+        """fp32 [documents, classes]."""
+        if not self.packs:
+            logits: Tensor = caller(**padded_inputs(row, self._padding)).logits
+            return logits.float()
+        self._ends = row.target_index
+        try:
+            with packed_row():
+                logits = caller(**packed_inputs(row), use_cache=False).logits
+        finally:
+            self._ends = None
+        return logits.float()
+
+    def _forward(self, *args: Any, **inputs: Any) -> Any:
+        """The model's forward, with its head on the last tokens of the documents only."""
+        if self._ends is None:
+            return self._own_forward(*args, **inputs)
+        from transformers.modeling_outputs import SequenceClassifierOutput
+
+        inputs.pop("labels", None)  # peft hands them on, empty
+        body: nn.Module = getattr(self._model, self._model.base_model_prefix)
+        hidden = body(*args, **inputs).last_hidden_state
+        return SequenceClassifierOutput(logits=self._model.score(hidden[0, self._ends]))
+
+
+def make_head(model: Any, attention: str, classes: Classes | None) -> TargetHead | ClassHead:
+    """What computes the losses of `model`: of a classifier with `classes`, or of its tokens."""
+    return TargetHead(model, attention) if classes is None else ClassHead(model, attention, classes)

@@ -1,0 +1,103 @@
+"""A model with a classification head: its making, the same on every rank and at every stage."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from launcher.config.classes import Classes
+
+
+def auto_class(classes: Classes | None) -> Any:
+    """transformers' class for the model: a language model, or one with a head for classes."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+
+
+def head_options(classes: Classes | None) -> dict[str, Any]:
+    """What a model's config says of its classes; nothing for a language model."""
+    if classes is None:
+        return {}
+    return {
+        "id2label": dict(enumerate(classes.names)),
+        "label2id": {name: i for i, name in enumerate(classes.names)},
+        "problem_type": _problem(classes),
+        # Of a padded batch, transformers' decoders find the last token of a text by it.
+        "pad_token_id": classes.padding,
+    }
+
+
+def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """The model of `source` with a head for `classes`, and the modules that `source` lacks.
+
+    Those get weights that depend on the seed and their names alone.
+    """
+    with _quiet():
+        model, loading = auto_class(classes).from_pretrained(
+            source,
+            ignore_mismatched_sizes=True,  # a head for other classes, which the user has let go
+            output_loading_info=True,
+            **head_options(classes),
+            **options,
+        )
+    missing = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    fresh = sorted({name.rpartition(".")[0] for name in missing})
+    _begin(model, fresh, classes.seed)
+    return model, tuple(fresh)
+
+
+def reads_last_token(model: Any) -> bool:
+    """Whether the class is read off the last token of a text by a linear layer, `score`."""
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return isinstance(inner, GenericForSequenceClassification)
+
+
+def _problem(classes: Classes) -> str:
+    return "multi_label_classification" if classes.multi_label else "single_label_classification"
+
+
+def _begin(model: nn.Module, fresh: Iterable[str], seed: int) -> None:
+    """Draw the first weights of modules, whole or partitioned by ZeRO-3."""
+    std = float(getattr(model.config, "initializer_range", 0.02))
+    for name in fresh:
+        module = model.get_submodule(name)
+        for key, parameter in module.named_parameters(recurse=False):
+            digest = hashlib.blake2b(f"{seed} {name}.{key}".encode(), digest_size=6).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+            with _whole(parameter):
+                values = torch.zeros(parameter.shape)
+                if parameter.dim() > 1:
+                    values.normal_(0.0, std, generator=generator)
+                elif key == "weight":  # a norm
+                    values.fill_(1.0)
+                parameter.data.copy_(values)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' table of the head that the model lacks, which is why it is made."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _whole(parameter: nn.Parameter) -> Any:
+    """The parameter gathered from all ranks; what rank 0 writes is kept."""
+    if not hasattr(parameter, "ds_numel"):
+        return contextlib.nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0)

@@ -1,0 +1,136 @@
+"""The head of a classifier: packed texts get what each gets alone; new ones are alike."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.config.classes import Classes
+from launcher.data import cache as caches
+from launcher.data.classes import number
+from launcher.data.loader import Row, make_row
+from launcher.errors import ConfigError
+from launcher.model.attention import IMPLEMENTATIONS, register
+from launcher.model.class_head import ClassHead
+from launcher.model.classifier import open_classifier
+from support.models import make_encoder, make_llama
+
+CLASSES = Classes(
+    names=["a", "b", "c"],
+    multi_label=False,
+    out_of_scope="oos",
+    records=[1, 1, 1],
+    usual=[0],
+    weights=None,
+)
+LABELS = [["a"], ["c"], ["oos"], ["b"]]
+LENGTHS = [3, 9, 5, 1]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    register()
+    root = tmp_path_factory.mktemp("models")
+    return {"decoder": make_llama(root / "llama"), "encoder": make_encoder(root / "bert")}
+
+
+def row_of(folder: Path, classes: Classes, labels: list[list[str]]) -> Row:
+    generator = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(7, 200, (n,), generator=generator).tolist() for n in LENGTHS]
+    records = [(own, [0] * (len(own) - 1) + [1]) for own in tokens]
+    cache = caches.write(folder, records, labels=labels)
+    number(cache, classes)
+    return make_row(cache, range(len(records)))
+
+
+def alone(model: torch.nn.Module, row: Row) -> torch.Tensor:
+    """Logits of every text by itself, through the model's own forward."""
+    starts = row.document_starts.tolist()
+    with torch.no_grad():
+        return torch.cat(
+            [
+                model(input_ids=row.input_ids[a:b].unsqueeze(0)).logits
+                for a, b in zip(starts[:-1], starts[1:], strict=True)
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"),
+    [("decoder", "document"), ("decoder", "sdpa"), ("encoder", "sdpa"), ("encoder", "eager")],
+)
+def test_texts_of_a_row_get_what_each_gets_alone(folders, tmp_path, kind, attention) -> None:
+    options = {"attn_implementation": IMPLEMENTATIONS[attention]}
+    model, fresh = open_classifier(folders[kind], CLASSES, **options)
+    assert fresh == (("score",) if kind == "decoder" else ("bert.pooler.dense", "classifier"))
+    row = row_of(tmp_path, CLASSES, LABELS)
+    expected = alone(model.eval(), row)
+    head = ClassHead(model, attention, CLASSES)
+    assert head.packs is (attention == "document")
+    losses, chances = head.score(model, row)
+    torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
+    truth = torch.tensor([0, 2, -1, 1])
+    plain = torch.nn.functional.cross_entropy(expected, truth, ignore_index=-1, reduction="none")
+    torch.testing.assert_close(losses, plain, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(head.loss(model, row).detach(), plain.sum(), atol=1e-5, rtol=1e-4)
+    # What others call remains the model's own.
+    torch.testing.assert_close(alone(model, row), expected)
+
+
+def test_several_classes_have_losses_of_their_own(folders, tmp_path) -> None:
+    classes = replace(CLASSES, multi_label=True, out_of_scope=None, weights=[1.0, 2.0, 5.0])
+    model, _ = open_classifier(
+        folders["decoder"], classes, attn_implementation=IMPLEMENTATIONS["document"]
+    )
+    row = row_of(tmp_path, classes, [["a", "c"], [], ["b"], ["a"]])
+    expected = alone(model.eval(), row)
+    head = ClassHead(model, "document", classes)
+    flags = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]])
+    for weights, found in (
+        (None, head.score(model, row)[0].sum()),
+        (classes.weights, head.loss(model, row)),
+    ):
+        criterion = torch.nn.BCEWithLogitsLoss(
+            pos_weight=None if weights is None else torch.tensor(weights)
+        )
+        torch.testing.assert_close(
+            found.detach(), criterion(expected, flags) * len(flags), atol=1e-5, rtol=1e-4
+        )
+    torch.testing.assert_close(head.score(model, row)[1], expected.sigmoid(), atol=1e-6, rtol=1e-4)
+
+
+def test_a_fresh_head_depends_on_the_seed_alone(folders) -> None:
+    torch.manual_seed(1)
+    one, _ = open_classifier(folders["encoder"], CLASSES)
+    torch.manual_seed(2)
+    same, _ = open_classifier(folders["encoder"], CLASSES)
+    other, _ = open_classifier(folders["encoder"], replace(CLASSES, seed=1))
+    for name in ("classifier.weight", "bert.pooler.dense.weight"):
+        weights = [model.get_parameter(name) for model in (one, same, other)]
+        assert torch.equal(weights[0], weights[1])
+        assert not torch.equal(weights[0], weights[2])
+        assert 0.01 < float(weights[0].detach().std()) < 0.03
+    assert not one.get_parameter("classifier.bias").any()
+
+
+def test_a_head_of_the_model_is_kept_for_the_same_classes(folders, tmp_path) -> None:
+    first, _ = open_classifier(folders["encoder"], CLASSES)
+    first.save_pretrained(tmp_path)
+    again, fresh = open_classifier(tmp_path, replace(CLASSES, seed=5))
+    assert fresh == ()
+    assert torch.equal(first.classifier.weight, again.classifier.weight)
+    two = replace(CLASSES, names=["x", "y"])
+    other, fresh = open_classifier(tmp_path, two)
+    assert (fresh, other.config.num_labels) == (("classifier",), 2)
+    assert other.config.id2label == {0: "x", 1: "y"}
+
+
+def test_causal_attention_is_not_for_an_encoder(folders) -> None:
+    options = {"attn_implementation": IMPLEMENTATIONS["document"]}
+    model, _ = open_classifier(folders["encoder"], CLASSES, **options)
+    with pytest.raises(ConfigError, match="both directions") as caught:
+        ClassHead(model, "document", CLASSES)
+    assert "model.attention=sdpa" in str(caught.value)

@@ -1,0 +1,205 @@
+"""`objective=classify` with the real commands: train, compare, export, reload, resume, classify."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+
+import pytest
+import torch
+
+from launcher.errors import ExitCode
+from launcher.rundir import read_json
+from support import project
+from support.models import make_encoder
+from support.project import LAUNCHER, Project
+
+pytestmark = pytest.mark.slow
+
+SAID = {
+    "fruit": ("apples", "pears", "plums", "grapes"),
+    "metal": ("iron", "zinc", "copper", "gold"),
+    "oos": ("thunder", "rain", "clouds", "fog"),
+}
+WORDS = (
+    *("data=classification", "objective=classify", "eval=classify", "data.train=train.jsonl"),
+    *("data.validation=held_out.jsonl", "data.max_length=32", "export.at_end=true"),
+    *("schedule=constant", "optim.lr=3e-3", "launch.processes=1"),
+)
+OOS = (
+    *("objective.out_of_scope=oos", "objective.class_weights=balanced", "batch.sequences=4"),
+    "eval.metrics=[loss,accuracy,in_scope_accuracy,oos_recall,f1_macro,ece,auroc]",
+    *("train.steps=40", "eval.every_steps=20"),
+)
+ENCODER = ("model.name=bert", "data.packing=false", "batch.sequences=16", "train.steps=30")
+
+#: Adapters on a random base take larger steps to show anything.
+FASTER = ("optim.lr=6e-3", "train.steps=60")
+
+
+def texts(count: int, seed: int) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    labels = [rng.choice(tuple(SAID)) for _ in range(count)]
+    return [
+        {"text": f"I saw {rng.randint(2, 99)} {rng.choice(SAID[label])} today", "label": label}
+        for label in labels
+    ]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("classify"))
+    for name, records in {
+        "train": texts(240, 0),
+        "held_out": texts(90, 1),
+        "tagged": [{"text": r["text"], "label": [r["label"]]} for r in texts(120, 2)],
+    }.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (made.folder / f"{name}.jsonl").write_text(lines)
+    make_encoder(made.folder / "bert", [record["text"] for record in texts(300, 3)])
+    return made
+
+
+def train(here: Project, name: str, *words: str):
+    done = here.run((*LAUNCHER, "train"), *here.words(name), *WORDS, *words)
+    assert done.code == 0, done.output
+    run = here.folder_of(name)
+    assert "report could not be written" not in done.output
+    return run, read_json(run.eval / "tuned.json"), done.output
+
+
+@pytest.fixture(scope="module")
+def full(here):
+    return train(here, "full", *OOS)
+
+
+def predictions(model, tokenizer, records):
+    """What a user of the folder gets: label numbers and largest probabilities."""
+    batch = tokenizer([r["text"] for r in records], return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    with torch.no_grad():
+        chances = model.eval()(**batch).logits.softmax(-1)
+    return chances.argmax(-1).tolist(), chances.max(-1).values.tolist()
+
+
+def test_a_run_ends_with_a_comparison_that_says_what_a_classifier_does(full):
+    run, tuned, output = full
+    made = read_json(run.eval / "comparison.json")
+    assert made["metrics"]["accuracy"]["verdict"] == "better"
+    assert tuned["metrics"]["in_scope_accuracy"] > 0.8
+    assert tuned["metrics"]["auroc"] > 0.6
+    assert 0 <= tuned["threshold"] <= 1
+    labels = {part["value"]: part["records"] for part in made["slices"] if part["by"] == "label"}
+    assert labels.keys() == SAID.keys()
+    assert sum(labels.values()) == 90
+    rows = {row["name"]: row for row in made["class_report"]["classes"]}
+    assert {name: row["support"] for name, row in rows.items()} == labels
+    assert sum(count for *_, count in made["class_report"]["confusion"]) == 90
+    usual = made["guessing"]
+    assert usual["label"] in ("fruit", "metal")
+    assert f"always {usual['label']!r}" in output
+    assert read_json(run.classes)["names"] == ["fruit", "metal"]
+    lines = [json.loads(line) for line in (run.eval / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 90
+    assert {line["reference"] for line in lines} == labels.keys()
+    assert all(line["where"].startswith("held_out.jsonl:") for line in lines)
+    assert sum(line["change"] == "better" for line in lines) >= 10
+
+
+def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run, tuned, _ = full
+    model = AutoModelForSequenceClassification.from_pretrained(run.export)
+    assert model.config.id2label == {0: "fruit", 1: "metal"}
+    records = [json.loads(line) for line in (here.folder / "held_out.jsonl").open()]
+    found, chances = predictions(model, AutoTokenizer.from_pretrained(run.export), records)
+    stored = tuned["classes"]
+    assert [[i] for i in found] == stored["predicted"]
+    assert chances == pytest.approx(stored["probability"], abs=1e-4)
+
+
+def test_eval_compare_and_generate_know_the_classes(here, full):
+    run, tuned, _ = full
+    done = here.run((*LAUNCHER, "eval", "full", "--json"))
+    scores = json.loads(done.output[done.output.index("{") :])
+    assert scores == pytest.approx(tuned["metrics"], abs=1e-5)
+    done = here.run((*LAUNCHER, "compare", "full:base", "full", "--json"))
+    (made,) = json.loads(done.output[done.output.index("[") :])
+    written = read_json(run.eval / "comparison.json")["metrics"]["accuracy"]
+    assert made["metrics"]["accuracy"] == written
+    done = here.run(
+        (*LAUNCHER, "generate", "full", "-p", "I saw 7 pears today", "-p", "I saw 9 zinc today")
+    )
+    named = [line.split("\t") for line in done.output.splitlines() if "\t" in line]
+    assert [name for name, _ in named] == ["fruit", "metal"]
+    assert all(0.5 <= float(probability) <= 1 for _, probability in named)
+    done = here.run((*LAUNCHER, "chat", "full"))
+    assert (done.code, "launcher generate" in done.output) == (ExitCode.usage, True)
+
+
+def test_a_stopped_run_goes_on_to_the_same_classifier(here, full):
+    run = here.folder_of("stopped")
+    words = here.words("stopped", *WORDS, *OOS, "checkpoint.every_steps=2")
+    started = here.start((*LAUNCHER, "train"), *words)
+    started.wait_until(lambda: project.checkpoint_files(run), "the first checkpoint")
+    started.process.send_signal(signal.SIGINT)
+    assert started.end().code == ExitCode.preempted, started.output
+    done = here.run((*LAUNCHER, "resume", "stopped"))
+    assert done.code == 0, done.output
+    assert project.losses(run) == pytest.approx(project.losses(full[0]), rel=1e-6)
+    scores = read_json(run.eval / "tuned.json")["metrics"]
+    assert scores == pytest.approx(full[1]["metrics"], abs=1e-5)
+
+
+@pytest.mark.parametrize("peft", ["none", "lora"])
+def test_an_encoder_as_its_makers_store_it(here, peft):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    name = f"encoder-{peft}"
+    run, tuned, _ = train(here, name, *ENCODER, f"peft={peft}")
+    assert read_json(run.classes)["fresh"] == ["bert.pooler.dense", "classifier"]
+    base = read_json(run.eval / "base.json")["classes"]["probability"]
+    assert tuned["classes"]["probability"] != base
+    if peft == "none":  # adapters on random weights would take longer
+        assert tuned["metrics"]["accuracy"] > 0.6
+    folder = run.export
+    if peft == "lora":
+        done = here.run((*LAUNCHER, "export", name, "--merge", "-o", "merged"))
+        assert done.code == 0, done.output
+        folder = here.folder / "merged"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert model.config.architectures == ["BertForSequenceClassification"]
+    records = [json.loads(line) for line in (here.folder / "held_out.jsonl").open()]
+    found, _ = predictions(model, AutoTokenizer.from_pretrained(folder), records)
+    assert [[i] for i in found] == tuned["classes"]["predicted"]
+    if peft == "lora":
+        done = here.run((*LAUNCHER, "compare", name, "merged", "--require", "not-worse"))
+        assert done.code == 0, done.output
+
+
+def test_several_labels_with_adapters_at_stage_3(here):
+    words = ("objective.multi_label=true", "eval.metrics=[loss,accuracy,f1_macro,f1_micro]")
+    data = ("data.train=tagged.jsonl", "data.validation=tagged.jsonl", "train.steps=30")
+    run, tuned, _ = train(
+        here, "tagged", *words, *data, "batch.sequences=4", "peft=lora", "engine=zero3", *FASTER
+    )
+    assert read_json(run.eval / "comparison.json")["metrics"]["loss"]["verdict"] == "better"
+    assert tuned["metrics"].keys() == {"loss", "accuracy", "f1_macro", "f1_micro"}
+    assert read_json(run.export / "adapter_config.json")["task_type"] == "SEQ_CLS"
+    done = here.run((*LAUNCHER, "generate", "tagged", "-p", "I saw 7 pears today"))
+    label, probability = done.output.splitlines()[-1].split("\t")
+    assert {*label.split(", ")} <= {*SAID, "(none)"}
+    assert 0 < float(probability) < 1
+
+
+def test_a_label_that_no_training_record_has_is_found_before_training(here):
+    (here.folder / "other.jsonl").write_text('{"text": "hello", "label": "greeting"}\n')
+    done = here.run(
+        (*LAUNCHER, "train"), *here.words("bad"), *WORDS, *OOS, "data.validation=other.jsonl"
+    )
+    assert done.code == ExitCode.data
+    assert "other.jsonl:1" in done.output
+    assert "HINT" in done.output
