@@ -134,12 +134,13 @@ def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:
     """Name -> score, of the metrics of one model whose pass was made; `SET/NAME` of further
-    sets."""
+    sets, where it is a number."""
     scores = {
         metric.name: metric.score(metric.select(results))
         for metric in metrics
         if metric.select(results) and not metric.pairwise
     }
     for part, own in results.further.items():
-        scores |= {f"{part}/{name}": score for name, score in score_all(metrics, own).items()}
+        known = {name: x for name, x in score_all(metrics, own).items() if not np.isnan(x)}
+        scores |= {f"{part}/{name}": score for name, score in known.items()}
     return scores

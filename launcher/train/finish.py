@@ -112,8 +112,8 @@ def _compare(
     comparison = store.write_comparison(
         run, *sides, metrics, parts, seed=config.seed, notes=notes, lines=lines, **about
     )
-    told = [compare.table(comparison), *comparison["notes"], *summary.beyond(comparison)]
-    say("\n".join(told))
+    beyond = summary.beyond(comparison)
+    say("\n".join([compare.table(comparison), *comparison["notes"], *beyond]))
     scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

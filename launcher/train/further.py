@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from launcher.config.classes import Classes
 from launcher.config.plan import Plan
@@ -13,6 +15,8 @@ from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.classes import number
 from launcher.evals.further import TRAIN
+from launcher.model.class_head import ClassHead
+from launcher.model.head import TargetHead
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
 
@@ -22,23 +26,26 @@ def make_evaluator(
     plan: Plan,
     ranks: Ranks,
     folders: Mapping[str, Any],
-    *others: Any,
+    tokenizer: Any,
+    head: TargetHead | ClassHead,
+    device: torch.device,
+    should_stop: Callable[[], bool],
     classes: Classes | None = None,
-    **options: Any,
+    *rest: Any,
 ) -> Evaluator:
     """The evaluator of the held-out records of a run, with those of all further sets.
 
-    `folders` is data.json; `others` and `options` are the other arguments of `Evaluator`. Of the
-    training records only the loss is taken, of as many as are held out and evenly spread. Raises
-    `DataError` for a label that is none of `classes`.
+    `folders` is data.json; the other arguments are those of `Evaluator`. Of the training records
+    only the loss is taken, of as many as are held out and evenly spread. Raises `DataError` for a
+    label that is no class.
     """
-    options["classes"] = classes
 
     def make(split: str, of: Config = config) -> Evaluator:
         cache = TokenCache.open(Path(folders[split]))
         if classes is not None:
             number(cache, classes)
-        return Evaluator(of, plan, ranks, cache, *others, **options)
+        common = (tokenizer, head, device, should_stop, classes)
+        return Evaluator(of, plan, ranks, cache, *common, *rest)
 
     evaluator = make("validation")
     for split, folder in folders.items():

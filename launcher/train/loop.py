@@ -172,8 +172,9 @@ def train(
     )
     evaluator = None
     if config.eval.name != "none" and held_out is not None:
-        others = tokenizer, head, device, stopping
-        evaluator = make_evaluator(config, plan, ranks, folders, *others, classes=classes)
+        evaluator = make_evaluator(
+            config, plan, ranks, folders, tokenizer, head, device, stopping, classes
+        )
 
     saved_step = progress.step
 

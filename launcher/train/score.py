@@ -38,9 +38,9 @@ def score(
     held_out(run)
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
-    classes = Classes.of_run(run)
     attention.register()
     speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    classes = Classes.of_run(run)
     evaluator = make_evaluator(
         config,
         plan,
@@ -50,8 +50,8 @@ def score(
         make_head(speaker.model, plan.attention, classes),
         torch.device("cuda" if has_gpu else "cpu"),
         lambda: False,
-        classes=classes,
-        generate=vllm.generate_records if by_vllm else generation.generate_records,
+        classes,
+        vllm.generate_records if by_vllm else generation.generate_records,
     )
     return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)
 
