@@ -22,6 +22,8 @@ from support.ranks import environment
 OPTIONS = [(group, option) for group, options in groups.list_groups().items() for option in options]
 #: options that need something beside them before they can run anywhere.
 NEEDS = {
+    "objective=classify": ["eval=classify"],
+    "eval=classify": ["objective=classify"],
     "data=text": ["objective=text"],
     "objective=text": ["data=text"],
 }
