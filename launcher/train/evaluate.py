@@ -131,10 +131,12 @@ class Evaluator:
         assert self.classes is not None
         rows = self._rows(None if head.packs else 0)
         losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
-        records = runner.gather(mine, expected=len(self.ids))
-        if self.classes.out_of_scope is not None:
-            records, _ = out_of_scope.judge(records)
-        return Results(losses=runner.gather(losses), classes=records)
+        results = Results(losses=runner.gather(losses))
+        if any(metric.needs == "classes" for metric in self.metrics):
+            results.classes = runner.gather(mine, expected=len(self.ids))
+            if self.classes.out_of_scope is not None:
+                results.classes, _ = out_of_scope.judge(results.classes)
+        return results
 
     def _rows(self, padded: int | None = None) -> Iterator[tuple[Row | None, list[int]]]:
         """This rank's rows and their record ids; `padded` is 0 where a row is a rectangle."""

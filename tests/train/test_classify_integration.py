@@ -187,7 +187,8 @@ def test_several_labels_with_adapters_at_stage_3(here):
         here, "tagged", *words, *data, "batch.sequences=4", "peft=lora", "engine=zero3", *FASTER
     )
     assert read_json(run.eval / "comparison.json")["metrics"]["loss"]["verdict"] == "better"
-    assert tuned["metrics"].keys() == {"loss", "accuracy", "f1_macro", "f1_micro"}
+    scores = {"loss", "accuracy", "f1_macro", "f1_micro", "train/loss"}
+    assert tuned["metrics"].keys() == scores
     assert read_json(run.export / "adapter_config.json")["task_type"] == "SEQ_CLS"
     done = here.run((*LAUNCHER, "generate", "tagged", "-p", "I saw 7 pears today"))
     label, probability = done.output.splitlines()[-1].split("\t")
