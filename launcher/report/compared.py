@@ -32,6 +32,7 @@ def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows(comparison),
         "notes": comparison.get("notes", []),
         "slices": slices(comparison),
+        "beyond": beyond(comparison),
         "samples": shown,
         "kinds": kinds(shown),
         "num_first": min(SHOWN, len(predictions)),
@@ -61,6 +62,20 @@ def row(name: str, found: Mapping[str, Any], widest: float | None = None) -> dic
         "needed": found.get("needed"),
         "plot": charts.interval_plot(found, widest),
     }
+
+
+def beyond(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """What the verdict does not rest on: `sets` of (title, rows), and the `flags` they raise."""
+    titles = {"general": "General records: what is forgotten"}
+    sets = [
+        (titles.get(name, f"New records: {name.removeprefix('new.')}"), rows(part))
+        for name, part in comparison.get("further", {}).items()
+    ]
+    gap = comparison.get("gap")
+    if gap:
+        lower = {**gap, "higher_is_better": False}
+        sets.append(("Held-out loss minus loss on training records", [row("gap", lower)]))
+    return {"sets": sets, "flags": summary.flags(comparison)}
 
 
 def slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ def view(facts: Facts) -> dict[str, Any]:
         "comparison": compared.rows(facts.comparison),
         "notes": facts.comparison.get("notes", []),
         "slices": compared.slices(facts.comparison),
+        "beyond": compared.beyond(facts.comparison),
         "classes": classes.view(facts.comparison),
         "charts": _charts(facts),
         "samples": samples,

@@ -90,6 +90,23 @@ def test_slices_of_a_kind_share_a_scale_and_small_ones_are_named(finished_run):
     assert first["plot"]["at"] - 500 == pytest.approx(10 * (second["plot"]["at"] - 500), abs=1)
 
 
+def test_what_was_forgotten_is_flagged_below_the_verdict(finished_run):
+    path = finished_run.eval / "comparison.json"
+    comparison = json.loads(path.read_text())
+    loss = comparison["metrics"]["loss"]
+    forgot = {**loss, "base": 1.5, "tuned": 2.5, "verdict": "worse", "interval": [0.8, 1.2]}
+    comparison["further"] = {"general": {"metrics": {"loss": forgot}, "confidence": 0.95}}
+    gap = {"base": 0.0, "tuned": 0.4, "difference": 0.4, "interval": [0.3, 0.5], "records": 200}
+    comparison["gap"] = {**gap, "verdict": "worse", "train": [3.2, 0.6]}
+    path.write_text(json.dumps(comparison))
+    page = page_of(finished_run)
+    assert "beyond" in page.ids
+    assert "forgetting: general loss 1.500 -> 2.500, worse" in page.text
+    assert "Held-out loss minus loss on training records" in page.text
+    row = view(collect(finished_run))["beyond"]["sets"][1][1][0]
+    assert row["plot"]["at"] < 500
+
+
 def test_hostile_text_stays_text(finished_run):
     line = dict.fromkeys(("where", "prompt", "reference", "base", "tuned"), SCRIPT)
     (finished_run.eval / "predictions.jsonl").write_text(json.dumps(line) + "\n")
