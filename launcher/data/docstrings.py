@@ -1,7 +1,7 @@
 """Text of one domain that every machine has: the docstrings of Python's standard library.
 
 They are read from its source files, which are parsed and not imported. A file belongs to validation
-or to train as a whole, so that no held-out text has a sibling that was trained on.
+or to train as a whole, so that held-out texts are of other modules than those trained on.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Metric(ABC, Generic[R]):
     binary: ClassVar[bool] = False
     #: whether it has values only for two models together.
     pairwise: ClassVar[bool] = False
+    #: whether it learns from the answers of the first model, which then has to be the base.
+    learns_from_base: ClassVar[bool] = False
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config

@@ -30,12 +30,19 @@ def mcnemar(improved: int, worsened: int) -> float:
 
 
 def bootstrap(differences: Floats) -> float:
-    """Two-sided p-value from resampled differences: how often they reach 0 or the other side."""
+    """Two-sided p-value from resampled differences: how often they reach 0 or the other side.
+
+    Where none does, resamples cannot tell how small it is: then the tail of a normal distribution
+    with their mean and deviation, if it is smaller.
+    """
     kept = differences[np.isfinite(differences)]
     if not len(kept):
         return 1.0
     side = min(int((kept <= 0).sum()), int((kept >= 0).sum()))
-    return min(1.0, 2 * (side + 1) / (len(kept) + 1))
+    p_value = min(1.0, 2 * (side + 1) / (len(kept) + 1))
+    if side == 0 and (deviation := float(kept.std())):
+        return min(p_value, math.erfc(abs(float(kept.mean())) / deviation / math.sqrt(2)))
+    return p_value
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -31,7 +31,7 @@ def compare_slices(
     """The comparison within each slice: `by`, `value`, `records`, `metrics` as of `compare`.
 
     p-values are corrected over all slices and metrics together, so that the one slice in twenty
-    that differs by chance is not called better. A slice of less than `MIN_RECORDS` has no metrics.
+    that differs by chance is not called better. A metric of less than `MIN_RECORDS` is left out.
     Kinds with one slice only say nothing and are left out.
     """
     found: list[dict[str, Any]] = []
@@ -45,7 +45,7 @@ def compare_slices(
             if len(ids) >= MIN_RECORDS:
                 sides = _of(base, ids), _of(tuned, ids)
                 made = compare.measure(*sides, metrics, seed, resamples)
-                rows = {name: row for name, row in made.items() if row["records"]}
+                rows = {name: row for name, row in made.items() if row["records"] >= MIN_RECORDS}
             found.append({"by": kind, "value": name, "records": len(ids), "metrics": rows})
     compare.judge([row for part in found for row in part["metrics"].values()])
     return found

@@ -194,7 +194,8 @@ def changes(base: Results, tuned: Results, metrics: Sequence[Metric[Any]]) -> di
     ids = sorted(before.keys() & after.keys())
     if by is None or not ids:
         return {}
-    values = [by.scores(by.statistics([side[i] for i in ids])) for side in (before, after)]
+    sides = by.paired(*([side[i] for i in ids] for side in (before, after)))
+    values = [by.each(side) for side in sides]
     sign = 1 if by.higher_is_better else -1
     found = {}
     for i, old, new in zip(ids, *values, strict=True):

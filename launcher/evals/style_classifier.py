@@ -27,9 +27,10 @@ class StyleClassifier(Ratio[Generation]):
 
     A logistic regression on character n-grams learns to tell the references from the base's
     answers, and judges both models' answers to records that it has not learned from: five folds by
-    record. Numbers and the words of the prompt are masked but for function words, as in text
-    distortion (Stamatatos 2017), so that style is told rather than content. The classifiers stay as
-    they are when records are resampled. One model alone has no score.
+    record. Numbers and words that few texts have are masked, as in text distortion (Stamatatos
+    2017), so that style is told rather than content. The classifiers stay as they are when records
+    are resampled. One model alone has no score. Whatever is unlike the base may be taken for a
+    reference, so it says something only beside `style_distance`.
     """
 
     name = "style_classifier"
@@ -38,6 +39,7 @@ class StyleClassifier(Ratio[Generation]):
     unit = "share"
     binary = True
     pairwise = True
+    learns_from_base = True
 
     def values(self, records: Sequence[Generation]) -> tuple[Floats, Floats]:
         """Zeros: without a base there is nothing to tell the references from."""

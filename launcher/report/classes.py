@@ -36,7 +36,7 @@ def view(comparison: Mapping[str, Any]) -> dict[str, Any] | None:
         ],
         "num_confused": len(wrong),
         "matrix": _matrix(names, cells, support) if cells and few else None,
-        "map": None if few else _map(names, cells, support),
+        "map": None if few or not cells else _map(names, cells, support),
         "guessing": _guessing(comparison.get("guessing")),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from launcher.report import charts, summary
+from launcher.report import charts, classes, summary
 from launcher.report.diff import marked
 
 #: answers on a page of comparisons that are not chosen, and most of one kind beside them.
@@ -33,6 +33,7 @@ def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "notes": comparison.get("notes", []),
         "slices": slices(comparison),
         "beyond": beyond(comparison),
+        "classes": classes.view(comparison),
         "samples": shown,
         "kinds": kinds(shown),
         "num_first": min(SHOWN, len(predictions)),
@@ -85,18 +86,15 @@ def slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     for by, group in groupby(comparison.get("slices", []), key=lambda part: part["by"]):
         parts = list(group)
         judged = [part for part in parts if metric in part["metrics"]]
+        others = [part for part in parts if set(part["metrics"]) - {metric}]
         widest = max((charts.reach(part["metrics"][metric]) for part in judged), default=0.0)
         tables.append(
             {
                 "by": by,
                 "metric": metric,
                 "rows": [row(part["value"], part["metrics"][metric], widest) for part in judged],
-                "others": [
-                    {"name": part["value"], "rows": rows(part)}
-                    for part in judged
-                    if len(part["metrics"]) > 1
-                ],
-                "small": [(p["value"], p["records"]) for p in parts if p not in judged],
+                "others": [{"name": part["value"], "rows": rows(part)} for part in others],
+                "small": [(p["value"], p["records"]) for p in parts if not p["metrics"]],
             }
         )
     return tables

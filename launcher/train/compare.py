@@ -127,9 +127,14 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
 
 
 def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
-    """Metrics that both runs list."""
+    """Metrics that both runs list, without those that only a base may come first in."""
     theirs = set(other.config.eval.metrics)
-    metrics = [m for m in make_metrics(first.config.eval) if m.name in theirs]
+    is_base = first.name.endswith(":base")
+    metrics = [
+        metric
+        for metric in make_metrics(first.config.eval)
+        if metric.name in theirs and (is_base or not metric.learns_from_base)
+    ]
     if not metrics:
         hint = "see eval.metrics of both with `launcher config`"
         raise DataError("the runs have no metric in common", where="eval.metrics", hint=hint)

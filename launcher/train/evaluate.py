@@ -26,7 +26,7 @@ from launcher.evals.records import Generation, Prompt, Results
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, write_atomic
 from launcher.runtime import Ranks
 from launcher.train import distributed, gathered
 
@@ -237,7 +237,8 @@ def model_identity(config: Config) -> list[Any]:
         for path in sorted(folder.iterdir()):
             info = path.stat()
             files.append([path.name, info.st_size, info.st_mtime_ns])
-    return [source, config.model.revision, config.model.add_tokens, files]
+    quantization = config.model.quantization.name
+    return [source, config.model.revision, config.model.add_tokens, quantization, files]
 
 
 def score_base(
@@ -264,9 +265,9 @@ def score_base(
                 store.write_results(path, results, evaluator.metrics, seconds=seconds, **about)
             journal.clear()
         say(f"base model scored on {len(results.ids())} held-out records")
-    elif evaluator.ranks.is_main and not target.exists():
+    elif evaluator.ranks.is_main and store.read_results(target) is None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(cached.read_bytes())
+        write_atomic(target, cached.read_text())
         say("base model's scores come from the cache")
 
 

@@ -62,6 +62,15 @@ def test_holm_lies_between_no_correction_and_that_of_bonferroni(p_values):
         assert raw - 1e-12 <= adjusted <= min(1.0, len(p_values) * raw) + 1e-12
 
 
+def test_a_p_value_may_be_smaller_than_resamples_can_tell_but_not_larger():
+    rng = np.random.default_rng(0)
+    far, near = rng.normal(10, 1, 1000), rng.normal(4, 1, 1000)
+    assert significance.bootstrap(far) < 1e-20
+    assert significance.bootstrap(near) <= 2 / 1001
+    assert significance.bootstrap(-far) == significance.bootstrap(far)
+    assert significance.bootstrap(np.ones(1000)) == 2 / 1001
+
+
 def test_effect_is_the_mean_gain_in_standard_deviations():
     assert significance.effect_size(np.array([1.0, 3.0])) == pytest.approx(2 / math.sqrt(2))
     assert significance.effect_size(np.ones(5)) is None

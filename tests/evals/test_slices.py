@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from launcher.config.schema import EvalConfig
 from launcher.evals import slices
 from launcher.evals.metric import make_metrics
-from launcher.evals.records import Generation, Results
+from launcher.evals.records import Generation, LossRecord, Results
 
 MATCH = make_metrics(EvalConfig(metrics=["exact_match"]))
 
@@ -45,6 +45,33 @@ def test_small_slices_are_named_and_not_judged():
     found = slices.compare_slices(answers([False] * 59), answers([True] * 59), MATCH, groups)
     assert [bool(part["metrics"]) for part in found] == [True, False]
     assert found[1]["records"] == 29
+
+
+def test_a_metric_with_few_answers_in_a_slice_is_not_judged():
+    right = [LossRecord(i, 1.0, 5, 2) for i in range(100)]
+    better = [LossRecord(i, 0.5, 5, 3) for i in range(100)]
+    base, tuned = (
+        Results(losses=losses, generations=answers([ok] * 8).generations)
+        for losses, ok in ((right, False), (better, True))
+    )
+    metrics = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))
+    groups = {"source": {"a": range(50), "b": range(50, 100)}}
+    for part in slices.compare_slices(base, tuned, metrics, groups):
+        assert set(part["metrics"]) == {"loss"}
+
+
+def test_a_clear_gain_in_each_of_two_hundred_slices_is_found():
+    rng = np.random.default_rng(0)
+    count = slices.MIN_RECORDS * 20
+    base = Results(losses=[LossRecord(i, x, 5, 2) for i, x in enumerate(rng.normal(10, 1, count))])
+    tuned = Results(losses=[LossRecord(r.id, r.loss_sum - 4, 5, 2) for r in base.losses])
+    for record, noise in zip(list(tuned.losses), rng.normal(0, 0.5, count), strict=True):
+        tuned.losses[record.id] = LossRecord(record.id, record.loss_sum + noise, 5, 2)
+    parts = {str(n): range(n, count, 20) for n in range(20)}
+    groups = {f"field {n}": parts for n in range(10)}
+    metrics = make_metrics(EvalConfig(metrics=["loss"]))
+    found = slices.compare_slices(base, tuned, metrics, groups, resamples=1000)
+    assert [part["metrics"]["loss"]["verdict"] for part in found] == ["better"] * 200
 
 
 def test_one_slice_of_a_kind_says_nothing_new():

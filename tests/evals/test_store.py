@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -105,6 +106,14 @@ def test_comparison_and_predictions_are_written(tmp_path):
         "change": "better",
         "judge": None,
     }
+
+
+def test_what_changed_follows_a_metric_that_judges_pairs():
+    asked = [Generation(i, "d:1", "q", f"Ahoy, it is {i}!", f"It is {i}.") for i in range(40)]
+    spoken = [replace(record, answer=record.reference) for record in asked]
+    metrics = make_metrics(EvalConfig(metrics=["style_classifier"]))
+    lines = predictions(Results(generations=asked), Results(generations=spoken), metrics)
+    assert {line["change"] for line in lines} == {"better"}
 
 
 def test_predictions_without_a_base_or_a_judge(tmp_path):

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from launcher.report import build, classes
+from launcher.report import build, build_comparison, classes, compared
 from support.html import Page
 
 
@@ -47,6 +47,12 @@ def test_few_classes_are_a_matrix_with_the_worst_first(finished_run):
     assert made["map"] is None
 
 
+def test_the_page_of_comparisons_has_the_matrix_too(comparison, tmp_path):
+    build_comparison([{**comparison, **report_of(FEW)}], tmp_path / "page.html")
+    page = Page((tmp_path / "page.html").read_text())
+    assert "Confusion matrix" in page.text
+
+
 def test_many_classes_are_a_map_of_the_cells_that_there_are():
     answers = [(f"c{i:03}", f"c{i + i % 2:03}") for i in range(150)]
     made = classes.view(report_of(answers))
@@ -56,6 +62,26 @@ def test_many_classes_are_a_map_of_the_cells_that_there_are():
     assert sum(cell["right"] for cell in made["map"]["cells"]) == 75
     assert made["num_confused"] == 75
     assert len(made["confused"]) == classes.MOST
+
+
+def test_many_classes_of_which_several_may_apply_have_no_map():
+    made = report_of([(f"c{i:03}", f"c{i:03}") for i in range(60)])
+    made["class_report"]["confusion"] = []
+    found = classes.view(made)
+    assert (found["map"], found["matrix"], len(found["rows"])) == (None, None, 60)
+
+
+def test_a_slice_without_the_headline_metric_is_not_called_small(comparison):
+    loss, match = (comparison["metrics"][name] for name in ("loss", "exact_match"))
+    parts = {"a": {"loss": loss, "exact_match": match}, "oos": {"loss": loss}, "few": {}}
+    comparison["slices"] = [
+        {"by": "label", "value": value, "records": 1000, "metrics": metrics}
+        for value, metrics in parts.items()
+    ]
+    (table,) = compared.slices(comparison)
+    assert [row["name"] for row in table["rows"]] == ["a"]
+    assert [part["name"] for part in table["others"]] == ["a", "oos"]
+    assert table["small"] == [("few", 1000)]
 
 
 @pytest.mark.parametrize("comparison", [{}, {"class_report": {"classes": [], "confusion": []}}])
