@@ -125,7 +125,8 @@ def _text(reply: bytes) -> str:
         content = json.loads(reply)["choices"][0]["message"]["content"]
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"no chat completion: {reply[:200]!r}") from error
-    return content if isinstance(content, str) else ""
+    # JSON may hold half a character, which no file can.
+    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
 
 
 def _seconds(header: str | None) -> float:

@@ -163,6 +163,7 @@ def test_a_little_nonsense_is_left_out_and_counted():
         "Verdict: tie?\n'verdict: @'.",
         "```\nVerdict: @\n```\n",
         pytest.param(f"{RUBRIC}\nVerdict: @", id="after an echo"),
+        pytest.param("\ud83d\nVerdict: @", id="after half a character"),
     ],
 )
 def test_the_last_line_is_the_verdict(reply):
