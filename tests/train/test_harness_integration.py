@@ -140,5 +140,6 @@ def test_one_model_at_a_time_is_held(here, monkeypatch):
     opened = harness.open_speaker
     monkeypatch.setattr(harness, "open_speaker", open_speaker)
     monkeypatch.chdir(here.folder)
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")  # lm-eval sets it, and leaves it behind
     harness.evaluate(here.folder_of("run"), ["sums.yaml"], ["base", "tuned"])
     assert len(seen) == 2
