@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -87,7 +88,8 @@ def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> N
     Raises `StorageError` when the disk is full, read-only or not permitted.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Threads of one process may write the same file.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with storage_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

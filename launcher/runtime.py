@@ -145,7 +145,7 @@ def single_threaded_rayon() -> None:
 
 def secret(variable: str) -> str | None:
     """The key that the user keeps in this environment variable; None if it is not set."""
-    return os.environ.get(variable) or None
+    return os.environ.get(variable, "").strip() or None
 
 
 def has_wandb_credentials() -> bool:

@@ -8,7 +8,7 @@ from argparse import Namespace
 
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ExitCode
+from launcher.errors import ConfigError, ExitCode
 from launcher.runtime import environment_without_ranks
 
 _BASE: Argument = (["--base"], {"action": "store_true", "help": "the model before training"})
@@ -33,12 +33,37 @@ def evaluate(words: list[str]) -> int:
     wants_json = (["--json"], {"action": "store_true", "help": "for programs"})
     harness: Argument = (
         ["--lm-eval"],
-        {"metavar": "TASK[,TASK]", "help": "score tuned and base on lm-eval's tasks instead"},
+        {
+            "action": "extend",
+            "type": _tasks,
+            "metavar": "TASK[,TASK]",
+            "help": "score tuned and base on lm-eval's tasks instead",
+        },
     )
     vllm = (["--vllm"], {"action": "store_true", "help": "let vLLM make the answers"})
     options = (_CHECKPOINT, _BASE, harness, vllm, wants_json)
     parsed = arguments.existing_run("eval", words, *options)
+    if parsed.base and parsed.checkpoint is not None:
+        raise ConfigError(
+            "--base and --checkpoint name two models",
+            where="launcher eval",
+            hint="give one of them, and score the other with a second command",
+        )
+    if parsed.lm_eval and parsed.vllm:
+        raise ConfigError(
+            "--lm-eval makes its own answers, not by --vllm",
+            where="launcher eval",
+            hint="leave out --vllm, or --lm-eval for the scores of the held-out records",
+        )
     return _become("launcher.train.score", parsed)
+
+
+def _tasks(text: str) -> list[str]:
+    """Tasks of lm-eval; files by absolute path, since another folder will be the current one."""
+    return [
+        os.path.abspath(task) if task.endswith((".yaml", ".yml")) else task
+        for task in text.split(",")
+    ]
 
 
 def compare(words: list[str]) -> int:

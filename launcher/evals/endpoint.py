@@ -27,12 +27,26 @@ class Unanswered(Exception):
     """No reply to this question after all tries."""
 
 
+class Declined(Unanswered):
+    """The endpoint is there, and will not answer this question."""
+
+
 class Endpoint:
-    """The model of `config` behind its URL; `ask` may be called from several threads."""
+    """The model of `config` behind its URL; `ask` may be called from several threads.
+
+    Raises `ConfigError` for a key that no header can hold.
+    """
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
         self._key = runtime.secret(config.key_variable)
+        if self._key and not (self._key.isascii() and self._key.isprintable()):
+            # Said here, since http.client's error would show the key.
+            raise ConfigError(
+                "the key holds characters that are not printable ASCII",
+                where=config.key_variable,
+                hint="set it again, without line breaks, from where the key was issued",
+            )
         self._closed = threading.Event()
 
     def request(self, question: str) -> dict[str, Any]:
@@ -48,7 +62,8 @@ class Endpoint:
     def ask(self, question: str) -> str:
         """The reply's text.
 
-        Raises `Unanswered`, and `ConfigError` for what no other question would change.
+        Raises `Unanswered` (`Declined` if a new try is of no use), and `ConfigError` for what no
+        other question would change.
         """
         body = json.dumps(self.request(question)).encode()
         for attempt in range(self._config.retries + 1):
@@ -62,7 +77,7 @@ class Endpoint:
                 if error.code in (401, 403, 404):
                     raise self._refused(problem) from error
                 if error.code not in _PASSING:
-                    raise Unanswered(problem) from error
+                    raise Declined(problem) from error
                 wait_s = max(wait_s, _seconds(error.headers.get("Retry-After")))
             except (OSError, HTTPException, ValueError) as error:
                 problem = f"{type(error).__name__}: {error}"
@@ -108,9 +123,10 @@ def _text(reply: bytes) -> str:
     """The text of a chat completion; `ValueError` for anything else."""
     try:
         content = json.loads(reply)["choices"][0]["message"]["content"]
-    except (LookupError, TypeError) as error:
+    except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"no chat completion: {reply[:200]!r}") from error
-    return content if isinstance(content, str) else ""
+    # JSON may hold half a character, which no file can.
+    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
 
 
 def _seconds(header: str | None) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from launcher import runtime
 from launcher.config.schema import EvalConfig
 from launcher.errors import ConfigError, DataError
-from launcher.evals.endpoint import Endpoint, Unanswered
+from launcher.evals.endpoint import Declined, Endpoint, Unanswered
 from launcher.evals.metric import Floats, Mean, Metric
 from launcher.evals.records import Generation, Results
 from launcher.rundir import read_json, write_json
@@ -51,10 +51,12 @@ Give your reasons in at most three sentences. Then end with one line, which is "
 """
 
 _PLACES = re.compile(r"\{(prompt|reference|first|second)\}")
-_VERDICT = re.compile(r"\bverdict\W{0,8}(1|2|tie)\b", re.IGNORECASE)
+_VERDICT = re.compile(r"verdict: *(1|2|tie)", re.IGNORECASE)
+#: Mark-up and quotes around a verdict.
+_ADORNMENT = str.maketrans("", "", "*`\"'.")
 #: Largest share of answers that may stay unjudged.
 MOST_UNJUDGED = 0.2
-#: So many answers in a row without any reply: the endpoint is gone.
+#: So many pairs in a row without any reply: the endpoint is gone.
 _GIVES_UP = 3
 _SIGN_OF_LIFE_S = 1.0
 
@@ -127,7 +129,8 @@ class Judge(Mean):
                 f" e.g. {verdicts.example[:200]!r}",
                 where="eval.judge",
                 hint="the judge must end with a line 'Verdict: 1', 'Verdict: 2' or 'Verdict: tie':"
-                " take another eval.judge.model, or write an eval.judge.prompt that it follows",
+                " take another eval.judge.model, or write an eval.judge.prompt that it follows;"
+                " after HTTP 4xx see what the request may not hold (eval.judge.extra)",
             )
 
 
@@ -174,8 +177,8 @@ class _Verdicts:
             first, second = self._ask(other, one, other), self._ask(other, other, one)
         except Unanswered as error:
             self.example = str(error)
-            return "silent"
-        return "nonsense" if first is None or second is None else (1 - first, second)
+            return "unjudged" if isinstance(error, Declined) else "silent"
+        return "unjudged" if first is None or second is None else (1 - first, second)
 
     def _ask(self, record: Generation, first: Generation, second: Generation) -> float | None:
         """1 if the first answer is preferred, 0 if the second; None for no verdict."""
@@ -190,16 +193,25 @@ class _Verdicts:
         parts = [self._config.url, self._endpoint.request(question)]
         key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
         cached = runtime.cache_dir() / "judge" / key[:2] / f"{key}.json"
-        reply = (read_json(cached) or {}).get("reply")
-        is_new = reply is None
-        reply = self._endpoint.ask(question) if reply is None else reply
-        said = _VERDICT.findall(reply)
-        if not said:
-            self.example = reply
-            return None
-        if is_new:
-            write_json(cached, {"reply": reply})
-        return {"1": 1.0, "2": 0.0}.get(said[-1], 0.5)
+        share = _verdict((read_json(cached) or {}).get("reply", ""))
+        if share is None:
+            reply = self._endpoint.ask(question)
+            share = _verdict(reply)
+            if share is None:
+                self.example = reply
+            else:
+                write_json(cached, {"reply": reply})
+        return share
+
+
+def _verdict(reply: str) -> float | None:
+    """1, 0 or 0.5 by the reply's last line; None if that is no verdict.
+
+    Other lines may hold one that is not the judge's: of the rubric, or of an answer.
+    """
+    lines = [line for line in reply.translate(_ADORNMENT).splitlines() if line.strip()]
+    said = _VERDICT.fullmatch(lines[-1].strip()) if lines else None
+    return {"1": 1.0, "2": 0.0}.get(said[1], 0.5) if said else None
 
 
 def settle(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from launcher import registry
+from launcher.config.classes import Classes
 from launcher.errors import ConfigError, DataError, LauncherError, did_you_mean
 from launcher.report.summary import number
 from launcher.rundir import RunDir, read_json, write_json
@@ -24,9 +26,15 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
 
     A side is "base", "tuned" (the export) or the step of a checkpoint. The results are put into
     eval/lm_eval.json, beside those of other tasks, and all of it is returned, by side. Raises
-    `ConfigError` without the library and for unknown tasks, `DataError` for a task that lm-eval
-    cannot run.
+    `ConfigError` for a classifier's run, without the library and for unknown tasks, `DataError` for
+    a task that lm-eval cannot run.
     """
+    if Classes.of_run(run) is not None:
+        raise ConfigError(
+            "the run has trained a classifier, which lm-eval's tasks cannot score",
+            where=str(run),
+            hint="`launcher eval` without --lm-eval scores it on its held-out records",
+        )
     registry.need("lm_eval", "--lm-eval needs", where="launcher eval", extra="lm-eval")
     from lm_eval.tasks import TaskManager
 
@@ -42,8 +50,9 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
     for side in sides:
         note(f"lm-eval: {', '.join(names)} on {side} of {run.name}")
         step = int(side) if side.isdecimal() else None
-        speaker = open_speaker(run, checkpoint=step, base=side == "base")
-        scores = _scored(speaker, names, manager)
+        # In no variable here, and collected: the next model is loaded when this one is gone.
+        scores = _scored(open_speaker(run, checkpoint=step, base=side == "base"), names, manager)
+        gc.collect()
         made = read_json(path) or {}
         made[side] = {**made.get(side, {}), **scores}
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run")
     parser.add_argument("--checkpoint", type=int, metavar="STEP")
     parser.add_argument("--base", action="store_true", help="the model before training")
-    parser.add_argument("--lm-eval", type=lambda text: text.split(","), metavar="TASK[,TASK]")
+    parser.add_argument("--lm-eval", action="append", metavar="TASK")
     parser.add_argument("--vllm", action="store_true", help="let vLLM make the answers")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(argv)

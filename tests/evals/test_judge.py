@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
 from launcher.config.schema import EvalConfig, JudgeConfig
 from launcher.errors import ConfigError, DataError
 from launcher.evals.compare import compare
-from launcher.evals.judge import Judge
+from launcher.evals.judge import RUBRIC, Judge
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results
 from launcher.evals.store import predictions
@@ -154,6 +155,42 @@ def test_a_little_nonsense_is_left_out_and_counted():
     assert "4 of 5 pairs" in made.notes()[0]
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "**Verdict:** @",
+        "Good.\n\n`Verdict: @`\n\n",
+        "Verdict: tie?\n'verdict: @'.",
+        "```\nVerdict: @\n```\n",
+        pytest.param(f"{RUBRIC}\nVerdict: @", id="after an echo"),
+        pytest.param("\ud83d\nVerdict: @", id="after half a character"),
+    ],
+)
+def test_the_last_line_is_the_verdict(reply):
+    def decided(prompt, first, second):
+        return reply.replace("@", "1" if len(first) > len(second) else "2")
+
+    with serve(decided) as served:
+        made = judge(served.url)
+        made.settle(*sides(PAIRS[:1]))
+    assert made.shares == {(0, "aa"): 1, (0, "a"): 0}
+
+
+ECHOES = {
+    "rubric": RUBRIC,
+    "rubric, cut short": RUBRIC.rstrip()[:-1].rpartition(" or ")[0],
+    "reasons after it": "Verdict: 2\nBecause it is longer.",
+    "cut short after one": 'I leaned to "Verdict: 1", but then',
+    "cut short within": "The first is wrong.\nVerdict:",
+}
+
+
+@pytest.mark.parametrize("reply", ECHOES.values(), ids=ECHOES)
+def test_a_verdict_elsewhere_is_none(reply):
+    with serve(lambda *_: reply) as served, pytest.raises(DataError, match="5 of 5 pairs"):
+        judge(served.url).settle(*sides())
+
+
 @pytest.mark.parametrize("reply", ["Both are fine.", "", "Verdict: 12", "My verdict? Perhaps 1."])
 def test_a_judge_that_talks_nonsense_is_an_error(reply):
     with serve(lambda *_: reply) as served:
@@ -179,6 +216,65 @@ def test_a_question_that_is_refused_is_one_answer_unjudged():
         made = judge(served.url)
         made.settle(*sides())
     assert "4 of 5 pairs" in made.notes()[0]
+
+
+def test_questions_that_are_refused_in_a_row_are_no_dead_endpoint():
+    def filtered(prompt, first, second):
+        return (400, {}) if prompt in ("q0", "q1", "q2") else longer(prompt, first, second)
+
+    with serve(filtered) as served:
+        made = judge(served.url, concurrency=1)
+        made.settle(*sides([("a", "aa")] * 20))
+    assert "17 of 20 pairs" in made.notes()[0]
+
+
+def test_a_request_that_is_never_right_is_shown():
+    told = pytest.raises(DataError, match=r"5 of 5 pairs(?s:.)*HTTP 400(?s:.)*eval.judge.extra")
+    with serve(lambda *_: (400, {})) as served, told:
+        judge(served.url).settle(*sides())
+
+
+def test_a_reply_nested_too_deep_is_one_answer_unjudged():
+    def nested(prompt, first, second):
+        return b"[" * 200_000 if prompt == "q0" else longer(prompt, first, second)
+
+    with serve(nested) as served:
+        made = judge(served.url, retries=0)
+        made.settle(*sides())
+    assert "4 of 5 pairs" in made.notes()[0]
+
+
+def test_equal_records_may_be_judged_at_the_same_moment():
+    count = 8
+    together = threading.Barrier(count)
+
+    def at_once(prompt, first, second):
+        together.wait(20)
+        return longer(prompt, first, second)
+
+    def side(answer):
+        return Results(generations=[Generation(i, "d", "q", "", answer) for i in range(count)])
+
+    with serve(at_once) as served:
+        made = judge(served.url, concurrency=count, timeout_s=30)
+        made.settle(side("a"), side("aa"))
+    assert "8 of 8 pairs" in made.notes()[0]
+
+
+def test_a_line_break_after_the_key_is_not_sent(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-s3cret\n")
+    with serve() as served:
+        judge(served.url).settle(*sides(PAIRS[:1]))
+    assert set(served.keys) == {"Bearer sk-s3cret"}
+
+
+@pytest.mark.parametrize("key", ["sk-s3\ncret", "sk-s3cr\u00e9t", "\u201csk-s3cret\u201d"])
+def test_a_key_that_cannot_be_sent_is_not_shown(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with serve() as served, pytest.raises(ConfigError, match="OPENAI_API_KEY") as told:
+        judge(served.url, retries=0).settle(*sides())
+    assert "s3" not in str(told.value)
+    assert not served.requests
 
 
 BRIEF = {"timeout_s": 0.1, "retries": 0, "concurrency": 2}

@@ -1,4 +1,4 @@
-"""vLLM is asked for by name where it is not installed; no test machine has it."""
+"""Without vLLM the error names the extra that installs it."""
 
 import importlib.util
 

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-#: What a judge says to (prompt, first answer, second answer): a reply, or (HTTP status, headers).
-Judge = Callable[[str, str, str], "str | tuple[int, dict[str, str]]"]
+#: A judge's reply, the body of one as it is, or (HTTP status, headers).
+Said = str | bytes | tuple[int, dict[str, str]]
+#: What a judge says to (prompt, first answer, second answer).
+Judge = Callable[[str, str, str], Said]
 
 
 @dataclass
@@ -59,9 +61,10 @@ def serve(judge: Judge = longer, delay_s: float = 0.0) -> Iterator[Served]:
             with contextlib.suppress(ConnectionError):
                 self._reply(said)
 
-        def _reply(self, said: str | tuple[int, dict[str, str]]) -> None:
-            status, headers = (200, {}) if isinstance(said, str) else said
-            content = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+        def _reply(self, said: Said) -> None:
+            status, headers = said if isinstance(said, tuple) else (200, {})
+            content = json.dumps({"choices": [{"message": {"content": str(said)}}]}).encode()
+            content = said if isinstance(said, bytes) else content
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)

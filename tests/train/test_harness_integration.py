@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import weakref
 
 import pytest
 
+from launcher.cli import models
+from launcher.config.classes import Classes
 from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import RunDir, read_json
+from launcher.rundir import RunDir, read_json, write_json
 from launcher.train import harness
 from support import project
 from support.project import LAUNCHER, Project
@@ -45,6 +48,27 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 def test_without_the_library_the_extra_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"needs lm_eval(?s:.)*launcher\[lm-eval\]"):
         harness.evaluate(RunDir(tmp_path), ["arc_easy"], ["tuned"])
+
+
+def test_a_classifier_is_refused(tmp_path):
+    run = RunDir(tmp_path)
+    write_json(run.classes, Classes(["a", "b"], False, None, [1, 1], [0], None).as_dict())
+    with pytest.raises(ConfigError, match=r"classifier(?s:.)*HINT"):
+        harness.evaluate(run, ["arc_easy"], ["tuned"])
+
+
+@pytest.mark.parametrize("words", [("--lm-eval", "x", "--vllm"), ("--base", "--checkpoint", "4")])
+def test_options_of_which_one_would_be_ignored_are_refused(words):
+    with pytest.raises(ConfigError, match=rf"{words[0]}(?s:.)*HINT"):
+        models.evaluate(["run", *words])
+
+
+def test_a_task_file_is_looked_for_where_the_user_is(tmp_path, monkeypatch):
+    handed_on = []
+    monkeypatch.setattr(models, "_become", lambda module, parsed: handed_on.append(parsed.lm_eval))
+    monkeypatch.chdir(tmp_path)
+    models.evaluate(["run", "--lm-eval", "sub/my.yaml,arc_easy", "--lm-eval", "/a/b.yml"])
+    assert handed_on == [[str(tmp_path / "sub" / "my.yaml"), "arc_easy", "/a/b.yml"]]
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +113,33 @@ def test_what_cannot_be_run_is_said(here):
     done = scored(here, "--lm-eval", "lost.yaml")
     assert done.code == ExitCode.data, done.output
     assert "Traceback" not in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="needs lm-eval")
+def test_a_task_file_lies_elsewhere_than_the_run(here, tmp_path):
+    data = here.folder / "sums.jsonl"
+    (tmp_path / "mine.yaml").write_text(CHOICE.format(data=data).replace("sums", "mine", 1))
+    command = (*LAUNCHER, "eval", "run", "--root", str(here.folder / "runs"), "--base")
+    done = Project(tmp_path, here.model).run(command, "--lm-eval", "mine.yaml")
+    assert done.code == ExitCode.ok, done.output
+    assert "mine" in read_json(here.folder_of("run").eval / "lm_eval.json")["base"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="needs lm-eval")
+def test_one_model_at_a_time_is_held(here, monkeypatch):
+    seen: list[weakref.ref] = []
+
+    def open_speaker(*words, **options):
+        assert all(model() is None for model in seen)
+        speaker = opened(*words, **options)
+        seen.append(weakref.ref(speaker.model))
+        return speaker
+
+    opened = harness.open_speaker
+    monkeypatch.setattr(harness, "open_speaker", open_speaker)
+    monkeypatch.chdir(here.folder)
+    monkeypatch.setenv("HF_XET_HIGH_PERFORMANCE", "1")  # lm-eval sets it, and leaves it behind
+    harness.evaluate(here.folder_of("run"), ["sums.yaml"], ["base", "tuned"])
+    assert len(seen) == 2
