@@ -177,6 +177,8 @@ def test_a_wrong_link_says_so_and_shows_nothing(page):
     base = link("x").partition("#")[0]
     for address, title in (
         (f"{base}#forged", "This link is not valid"),
+        (f"{base}#%zz", "This link is not valid"),
+        (f"{base}#né東", "This link is not valid"),
         (base, "A link is missing"),
     ):
         browser.open(address)
