@@ -47,7 +47,7 @@ def counts(study: Study, name: str) -> dict:
 
 def press(browser, key: str, then: str) -> None:
     browser.key(key)
-    browser.wait(f"{COUNT} === {then!r} && {JUDGING} && {SAVED} === 'Saved'")
+    browser.wait(f"{COUNT} === {then!r} && {JUDGING} && {SAVED} === 'Saved' && !unsaved.length")
 
 
 def test_a_study_is_judged_by_keyboard_and_gone_on_with_after_a_reload(page):
