@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,16 @@ BUSY_S = 30.0
 META = "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;"
 
 
-def create(path: Path, kind: str, tables: str, meta: dict[str, Any]) -> None:
-    """Make an empty database of a kind of `APPLICATIONS`; what is read later is in `meta`.
+def create(
+    path: Path,
+    kind: str,
+    tables: str,
+    meta: dict[str, Any],
+    fill: Callable[[sqlite3.Connection], object] = lambda _: None,
+) -> None:
+    """Make a database of a kind of `APPLICATIONS`; what is read later is in `meta`.
+
+    `fill` writes its first rows, so that a file is whole or none of ours.
 
     Raises `ConfigError` if there is a file already, `StorageError` if it cannot be written.
     """
@@ -39,6 +47,7 @@ def create(path: Path, kind: str, tables: str, meta: dict[str, Any]) -> None:
                 for statement in (META + tables).split(";"):
                     database.execute(statement)
                 database.executemany("INSERT INTO meta VALUES (?, ?)", rows)
+                fill(database)
                 database.execute(f"PRAGMA user_version = {VERSION}")
                 # Last: a file without it was never finished.
                 database.execute(f"PRAGMA application_id = {APPLICATIONS[kind]}")
@@ -90,6 +99,16 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
         database.execute("ROLLBACK")
         raise
     database.execute("COMMIT")
+
+
+@contextlib.contextmanager
+def snapshot(database: sqlite3.Connection) -> Iterator[None]:
+    """All of the block's reads see the same moment; nobody who writes meanwhile waits for it."""
+    database.execute("BEGIN")
+    try:
+        yield
+    finally:
+        database.execute("ROLLBACK")
 
 
 def meta(database: sqlite3.Connection) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listening.bind(found[4])
         # Here, so that whoever reads the address can connect at once.
         listening.listen(128)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         taken = getattr(error, "errno", None) == errno.EADDRINUSE
         hint = "--port with another number, or 0 for a free one" if taken else "mend --host, --port"
         raise ConfigError(f"cannot listen: {error}", where=f"{host}:{port}", hint=hint) from error

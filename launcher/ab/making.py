@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
+from launcher.config.classes import Classes
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.rundir import find_run
 from launcher.runtime import environment_without_ranks
@@ -59,8 +60,14 @@ def make(
 def _require_model(name: str) -> None:
     if Path(name, "config.json").is_file():
         return
+    if Path(name, "adapter_config.json").is_file():
+        found = "holds an adapter only, without the model that it changes"
+        hint = "name the run that trained it, or a folder in which both are merged"
+        raise ConfigError(found, where=name, hint=hint)
     run, _, part = name.partition(":")
-    find_run(run)
+    if Classes.of_run(find_run(run)) is not None:
+        found = "the run has trained a classifier, which cannot speak"
+        raise ConfigError(found, where=name, hint="`launcher compare` compares classifiers")
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
         raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)

@@ -99,7 +99,7 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
         turns.append({"role": role, "content": content})
     if turns and turns[-1]["role"] == "assistant":
         turns.pop()
-    if not turns or turns[-1]["role"] != "user":
+    if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise DataError("the user does not speak last", where=where, hint=PROMPT_HINT)
     return turns
 

@@ -23,7 +23,7 @@ def result(path: Path) -> dict[str, Any]:
     """
     file = path / FILE if path.is_dir() else path
     make = {"study": _of_study, "traffic": _of_traffic}[database.check(file)]
-    with database.opened(file) as db, database.transaction(db):
+    with database.opened(file) as db, database.snapshot(db):
         return make(db, database.meta(db))
 
 
@@ -66,16 +66,26 @@ def preferences(values: Iterable[Iterable[float]]) -> tuple[float, float, int]:
 def pairs(feedback: Iterable[tuple[str, str, float]]) -> list[float]:
     """Differences of paired users, the second model's minus the first's.
 
-    `feedback` is (user, side, value) by time. A user counts once, with the mean of all values, and
-    the n-th user of one side who said something is paired with the n-th of the other: without a
-    difference between the models, one of a pair is as likely to be the happier one as the other
-    (Wald, Sequential Analysis, 1947, on double dichotomies).
+    `feedback` is (user, side, value) by time. A user counts once, with the mean of all values. Each
+    new user is paired with the newest of the other side who still waits for a partner, so that both
+    have lived at the same time even if one side has few users: without a difference between the
+    models, one of a pair is then as likely to be the happier one as the other (Wald, Sequential
+    Analysis, 1947, on double dichotomies), whatever changes with time for all. Pairs never change.
     """
-    sides: dict[str, dict[str, list[float]]] = {"a": {}, "b": {}}
+    side_of: dict[str, str] = {}
+    values: dict[str, list[float]] = defaultdict(list)
     for user, side, value in feedback:
-        sides[side].setdefault(user, []).append(value)
-    both = zip(sides["a"].values(), sides["b"].values(), strict=False)
-    return [fmean(b) - fmean(a) for a, b in both]
+        side_of.setdefault(user, side)
+        values[user].append(value)
+    waiting: list[str] = []  # all of one side
+    paired: list[dict[str, str]] = []
+    for user, side in side_of.items():
+        if waiting and side_of[waiting[-1]] != side:
+            other = waiting.pop()
+            paired.append({side: user, side_of[other]: other})
+        else:
+            waiting.append(user)
+    return [fmean(values[pair["b"]]) - fmean(values[pair["a"]]) for pair in paired]
 
 
 def _of_study(db: Any, meta: Mapping[str, Any]) -> dict[str, Any]:

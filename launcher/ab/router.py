@@ -1,6 +1,7 @@
 """One OpenAI-compatible endpoint in front of two: users are split, and what comes of it is kept."""
 
 # Annotations are not postponed here: FastAPI reads them, those of local names too.
+import asyncio
 import contextlib
 import json
 import secrets
@@ -18,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from launcher.ab.traffic import Traffic
-from launcher.errors import StorageError
+from launcher.errors import ConfigError, StorageError
 
 #: Seconds to reach an endpoint; and between two pieces of an answer, since models are slow.
 CONNECT_S, READ_S = 10.0, 600.0
@@ -50,6 +51,19 @@ class Sent:
         return time.monotonic() - self.began
 
 
+def require_url(text: str, where: str) -> None:
+    """Raise `ConfigError` unless `text` can be an endpoint's base URL."""
+    try:
+        url = httpx2.URL(text)
+        is_plain = url.host and (url.port or 0) < 1 << 16 and not (url.query or url.fragment)
+        if is_plain and url.scheme in ("http", "https"):
+            return
+    except httpx2.InvalidURL:
+        pass
+    hint = "http(s)://HOST[:PORT]/v1, the base URL of an endpoint"
+    raise ConfigError(f"{text!r} is no address of an endpoint", where=where, hint=hint)
+
+
 def create_app(traffic: Traffic, urls: Mapping[str, str], model: str) -> FastAPI:
     """The service. Responses carry `model` and an id of ours, whichever endpoint made them."""
     endpoints = {side: Endpoint(url) for side, url in urls.items()}
@@ -75,12 +89,15 @@ def create_app(traffic: Traffic, urls: Mapping[str, str], model: str) -> FastAPI
     ) -> Response:
         try:
             body = json.loads(await request.body())
-        except ValueError:
+        except (ValueError, RecursionError):
             return _refusal(400, "the body is not JSON")
         if not isinstance(body, dict):
             return _refusal(400, "the body is not a JSON object")
-        user = body.get("user", x_user)
-        assignment = traffic.assign(user if isinstance(user, str) and user else None)
+        user = body.get("user")
+        user = x_user if user is None else user
+        if isinstance(user, bool) or not isinstance(user, str | int | None):
+            return _refusal(400, "`user` is neither text nor a whole number")
+        assignment = traffic.assign(None if user in (None, "") else str(user))
         sent = Sent(assignment.side)
         await run_in_threadpool(traffic.begin, sent.id, assignment)
         passage = Passage(traffic, sent, model)
@@ -139,26 +156,32 @@ class Passage:
         try:
             asked = {**body, "model": await endpoint.model(headers)}
             request = endpoint.client.build_request(
-                "POST", "chat/completions", json=asked, headers=headers
+                "POST",
+                "chat/completions",
+                content=json.dumps(asked),
+                headers={**headers, "Content-Type": "application/json"},
             )
             response = await endpoint.client.send(request, stream=True)
             self._sent.first_s = self._sent.elapsed_s()
             if response.headers.get("content-type", "").startswith("text/event-stream"):
                 # Not awaited: the pieces go out as they come, and the end is kept after the last.
                 media = "text/event-stream"
-                return StreamingResponse(self._pieces(response), media_type=media)
+                pieces = self._pieces(response)
+                return StreamingResponse(pieces, response.status_code, media_type=media)
             try:
                 answer = json.loads(await response.aread())
             finally:
                 await response.aclose()
-        except (httpx2.HTTPError, ValueError, LookupError, TypeError) as error:
+        except (httpx2.HTTPError, ValueError, LookupError, TypeError, RecursionError) as error:
             print(f"endpoint {self._sent.side}: {error!r}", file=sys.stderr, flush=True)
             await self._end(502)
             return _refusal(502, "the model gave no answer")
         await self._end(response.status_code)
         if response.is_success:
             answer = self._renamed(answer)
-        return JSONResponse(answer, response.status_code)
+        # Not JSONResponse, which fails on NaN and on half of a surrogate pair; models send both.
+        content = json.dumps(answer)
+        return Response(content, response.status_code, media_type="application/json")
 
     async def _pieces(self, response: httpx2.Response) -> AsyncIterator[str]:
         status = CLIENT_GONE
@@ -176,9 +199,11 @@ class Passage:
             yield f"data: {json.dumps(_error('the model stopped in the middle'))}\n\n"
         finally:
             # Even while the client's going away cancels this task.
-            self._keep(status)
-            with contextlib.suppress(httpx2.HTTPError):
-                await response.aclose()
+            try:
+                await asyncio.shield(self._end(status))
+            finally:
+                with contextlib.suppress(httpx2.HTTPError):
+                    await response.aclose()
 
     def _line(self, line: str) -> str:
         name, _, value = line.partition(":")
@@ -186,7 +211,7 @@ class Passage:
             return line
         try:
             return f"data: {json.dumps(self._renamed(json.loads(value)))}"
-        except ValueError:
+        except (ValueError, RecursionError):
             return line
 
     def _renamed(self, answer: Any) -> Any:

@@ -62,10 +62,9 @@ class Study:
         made = {"a": names[0], "b": names[1], "question": question, "created": time.time()}
         # Decides sides and order; who knows it, knows which model is on which side.
         made["seed"] = secrets.token_hex(16)
-        database.create(study.path, "study", TABLES, made)
-        with database.opened(study.path) as db, database.transaction(db):
-            rows = [(item.prompt, item.a, item.b) for item in items]
-            db.executemany("INSERT INTO items (prompt, a, b) VALUES (?, ?, ?)", rows)
+        rows = [(item.prompt, item.a, item.b) for item in items]
+        query = "INSERT INTO items (prompt, a, b) VALUES (?, ?, ?)"
+        database.create(study.path, "study", TABLES, made, lambda db: db.executemany(query, rows))
         return study
 
     def check(self) -> Study:

@@ -133,6 +133,8 @@ def route(words: list[str]) -> int:
     from launcher.ab import listen, router
     from launcher.ab.traffic import Traffic
 
+    router.require_url(parsed.a, where="--a")
+    router.require_url(parsed.b, where="--b")
     traffic = Traffic.open(parsed.db, (parsed.a, parsed.b), parsed.share)
     app = router.create_app(traffic, {"a": parsed.a, "b": parsed.b}, parsed.model)
     return listen.run(app, parsed.host, parsed.port)

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2.exceptions import TemplateError
 
 from launcher.config.schema import ModelConfig
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError
 from launcher.evals.decoding import Decoding
-from launcher.evals.generation import find_stop_tokens, generate_records
+from launcher.evals.generation import find_stop_tokens, fit, generate_records
 from launcher.evals.records import Prompt
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import load_base
@@ -47,7 +48,10 @@ def _open_folder(folder: Path) -> Speaker:
 
 
 def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
-    """The likeliest answer to each record's `messages`, in their order."""
+    """The likeliest answer to each record's `messages`, in their order.
+
+    Says how many ended only at `max_new_tokens`, and to how many prompts the model saw an end only.
+    """
     prompts = [
         Prompt(number, _tokens(speaker, record), "", record["where"])
         for number, record in enumerate(asked)
@@ -55,6 +59,12 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
     model, tokenizer = speaker.model, speaker.tokenizer
     stops = find_stop_tokens(model, tokenizer, [_ended_turn(tokenizer)])
     made = generate_records(prompts, model, tokenizer, Decoding(max_new_tokens), stop_tokens=stops)
+    cut = sum(generation.cut for generation in made)
+    if cut:
+        note(f"{cut:,} of {len(made):,} answers are cut at --max-new-tokens {max_new_tokens:,}")
+    short = sum(len(fit(list(p.tokens), model, max_new_tokens)) < len(p.tokens) for p in prompts)
+    if short:
+        note(f"{short:,} of {len(prompts):,} prompts are too long: the model saw only their end")
     by_number = {generation.id: generation.answer for generation in made}
     return [by_number[number] for number in range(len(asked))]
 
@@ -74,7 +84,14 @@ def _ended_turn(tokenizer: Any) -> list[int]:
 def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
     messages = record["messages"]
     if speaker.tokenizer.chat_template:
-        return speaker.tokens(messages)
+        try:
+            return speaker.tokens(messages)
+        except TemplateError as error:
+            raise DataError(
+                f"the model's chat template refuses the conversation: {error.message}",
+                where=record["where"],
+                hint="change its roles and their order to those that the model was made for",
+            ) from error
     if len(messages) > 1:
         raise DataError(
             "a conversation, but the model's tokenizer has no chat template",

@@ -12,9 +12,10 @@ from launcher.ab import database
 from launcher.ab.making import make
 from launcher.ab.prompts import read_answers, read_prompts
 from launcher.ab.result import result
-from launcher.ab.study import Study
+from launcher.ab.study import Item, Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import main
+from launcher.config.classes import Classes
 from launcher.errors import ConfigError, DataError, ExitCode, StorageError
 from support.studies import write_lines
 
@@ -35,6 +36,7 @@ def make_from(tmp_path, one, other, data=None):
         ({"messages": []}, "the user does not speak last"),
         ({"messages": [{"role": "user"}]}, "a message without role and content"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "the user does not speak last"),
+        ({"messages": [USER, {**USER, "content": " \n"}]}, "the user does not speak last"),
         ({"prompt": "first"}, "the same prompt as"),
         ('{"prompt": "\\ud800"}', "surrogate"),
     ],
@@ -128,6 +130,26 @@ def test_a_model_that_does_not_exist_is_named_before_one_is_loaded(
     assert caught.value.problems[0].hint
 
 
+@pytest.mark.parametrize(
+    ("file", "part", "said"),
+    [
+        ("adapter_config.json", "", "an adapter only"),
+        ("classes.json", "", "trained a classifier"),
+        ("classes.json", ":base", "trained a classifier"),
+    ],
+)
+def test_a_model_that_cannot_speak_is_refused(tmp_path, file, part, said):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.yaml").touch()
+    classes = Classes(["a", "b"], False, None, [1, 1], [0], None)
+    (folder / file).write_text(json.dumps(classes.as_dict()))
+    ready = write_lines(tmp_path / "1.jsonl", {"prompt": "a", "answer": "x"})
+    with pytest.raises(ConfigError, match=said) as caught:
+        make_from(tmp_path, f"{folder}{part}", ready, ready)
+    assert caught.value.problems[0].hint
+
+
 @pytest.mark.parametrize("name", ["", "nothing.db"])
 def test_no_study(tmp_path, name):
     with pytest.raises(ConfigError, match="no such file"):
@@ -201,6 +223,8 @@ def test_a_port_in_use_is_named(study, capsys):
         (["route", "--a", "x", "--b", "y", "--db", "z", "--share", "1.5"], "is no share"),
         (["serve", "STUDY", "--port", "99999"], "cannot listen"),
         (["serve", "STUDY", "--host", "256.1.1.1"], "cannot listen"),
+        (["serve", "STUDY", "--host", "a..b"], "cannot listen"),
+        (["serve", "STUDY", "--host", "x" * 64], "cannot listen"),
         (["nothing"], "there is no verb 'ab nothing'"),
     ],
 )
@@ -210,6 +234,43 @@ def test_wrong_words_are_refused(study, capsys, words, said):
     told = capsys.readouterr().err
     assert said in told
     assert "HINT" in told
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "x", "host:8000/v1", "ftp://host/v1", "http://", "http:///v1", "http://host:port", "a\nb"]
+    + ["http://host:99999999", "http://host/v1?key=1", "http://[::1/v1"],
+)
+@pytest.mark.parametrize("option", ["--a", "--b"])
+def test_what_is_no_endpoint_is_refused_before_a_file_is_made(tmp_path, capsys, option, url):
+    urls = {"--a": "http://one:8000/v1", "--b": "https://other/v1", option: url}
+    db = tmp_path / "x.db"
+    words = ["ab", "route", "--db", str(db), *(f"{key}={value}" for key, value in urls.items())]
+    assert main(words) == ExitCode.usage
+    told = capsys.readouterr().err
+    assert f"{option}: {url!r} is no address" in told
+    assert "HINT" in told
+    assert not db.exists()
+
+
+def test_a_study_that_cannot_be_filled_is_not_made(tmp_path):
+    with pytest.raises(StorageError):
+        Study.create(tmp_path, ("a", "b"), [Item("p", "1", None)], "?")
+    with pytest.raises(ConfigError, match="no A/B study"):
+        Study(tmp_path).check()
+
+
+def test_looking_at_a_result_waits_for_no_writer_and_holds_none_up(study):
+    study.invite("alice")
+    with database.opened(study.path) as db, database.transaction(db):
+        assert result(study.folder)["prompts"] == 12
+    with database.opened(study.path) as db, database.snapshot(db):
+        db.execute("SELECT count(*) FROM items").fetchone()
+        with database.opened(study.path) as other:
+            other.execute("PRAGMA busy_timeout = 0")
+            with database.transaction(other):
+                other.execute("UPDATE judges SET name = 'bob'")
+        assert [row["name"] for row in db.execute("SELECT name FROM judges")] == ["alice"]
 
 
 def test_a_gate_refuses_what_is_not_better(study, capsys):

@@ -47,7 +47,7 @@ def counts(study: Study, name: str) -> dict:
 
 def press(browser, key: str, then: str) -> None:
     browser.key(key)
-    browser.wait(f"{COUNT} === {then!r} && {JUDGING} && {SAVED} === 'Saved'")
+    browser.wait(f"{COUNT} === {then!r} && {JUDGING} && {SAVED} === 'Saved' && !unsaved.length")
 
 
 def test_a_study_is_judged_by_keyboard_and_gone_on_with_after_a_reload(page):
@@ -177,6 +177,8 @@ def test_a_wrong_link_says_so_and_shows_nothing(page):
     base = link("x").partition("#")[0]
     for address, title in (
         (f"{base}#forged", "This link is not valid"),
+        (f"{base}#%zz", "This link is not valid"),
+        (f"{base}#né東", "This link is not valid"),
         (base, "A link is missing"),
     ):
         browser.open(address)

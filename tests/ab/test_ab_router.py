@@ -43,9 +43,11 @@ def handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             pass
 
         def send(self, status: int, body: dict) -> None:
-            content = json.dumps(body).encode()
+            self.send_raw(status, json.dumps(body).encode())
+
+        def send_raw(self, status: int, content: bytes, kind: str = "application/json") -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -60,6 +62,13 @@ def handler(upstream: Upstream) -> type[BaseHTTPRequestHandler]:
             said = body["messages"][-1]["content"]
             if said == "overload":
                 self.send(429, {"error": {"message": "too much", "type": "rate", "code": "slow"}})
+            elif said == "odd":
+                odd = {"nan": float("nan"), "low": float("-inf"), "half": "\ud800"}
+                self.send(200, {**self.head("chat.completion"), "choices": [odd]})
+            elif said == "deep":
+                self.send_raw(200, b"[" * 200_000)
+            elif said == "refused stream":
+                self.send_raw(503, b'data: {"error": {"message": "full"}}\n\n', "text/event-stream")
             elif said == "nonsense":
                 self.send(200, {})
                 self.wfile.write(b"")
@@ -226,6 +235,52 @@ def test_errors_are_passed_on_and_counted(routed):
     sides = result(routed.db)["sides"].values()
     assert sum(side["errors"] for side in sides) == 2
     assert sum(side["unfinished"] for side in sides) == 0
+
+
+def post(routed: Routed, content: bytes | dict, **headers: str):
+    content = content if isinstance(content, bytes) else json.dumps(content).encode()
+    url = f"{routed.url}/v1/chat/completions"
+    return CLIENT.post(url, content=content, headers=headers)
+
+
+def asking(said: str = "Hi", **more: object) -> dict:
+    return {"messages": [{"role": "user", "content": said}], **more}
+
+
+def test_a_user_is_one_however_they_are_named(routed):
+    for number in range(12):
+        named = asking(user=str(number))
+        answers = [
+            post(routed, asking(user=number)),
+            post(routed, asking(user=None), **{"X-User": str(number)}),
+            post(routed, named, **{"X-User": "other"}),
+        ]
+        said = [answer.json()["choices"][0]["message"]["content"] for answer in answers]
+        assert len(set(said)) == 1
+    made = result(routed.db)
+    assert sum(side["users"] for side in made["sides"].values()) == 12
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 200_000, *(asking(user=user) for user in (True, 1.5, ["a"], {"a": 1}))]
+)
+def test_what_is_no_request_is_refused_and_not_counted(routed, body):
+    assert post(routed, body).status_code == 400
+    assert sum(side["requests"] for side in result(routed.db)["sides"].values()) == 0
+
+
+def test_odd_answers_are_passed_on(routed):
+    odd = post(routed, asking("odd", half="\ud800"))
+    assert odd.status_code == 200
+    assert odd.json()["model"] == "ab"
+    assert odd.json()["choices"][0]["half"] == "\ud800"
+    assert post(routed, asking("deep")).status_code == 502
+    refused = post(routed, asking("refused stream", stream=True))
+    assert refused.status_code == 503
+    assert '"full"' in refused.text
+    with database.opened(routed.db) as db:
+        kept = [row["status"] for row in db.execute("SELECT status FROM requests ORDER BY time")]
+    assert kept == [200, 502, 503]
 
 
 def test_a_client_that_goes_away_is_counted(routed):

@@ -138,6 +138,14 @@ def test_users_are_paired_by_their_first_word_with_the_mean_of_all():
     assert result.pairs([("u", "a", 1.0)]) == []
 
 
+def test_a_new_user_is_paired_with_the_newest_who_waits():
+    """A's users were happy once; B's few come later and are as unhappy as A's are by then."""
+    early = [(f"early {number}", "a", 1.0) for number in range(9)]
+    late = [("x", "a", 0.0), ("y", "b", 0.0), ("z", "a", 0.0), ("w", "b", 0.5)]
+    assert result.pairs([*early, *late]) == [0.0, 0.5]
+    assert result.pairs([*early, *late, ("v", "b", 0.0)]) == [0.0, 0.5, -1.0]
+
+
 @pytest.mark.slow
 def test_peeking_at_traffic_raises_few_false_alarms():
     """Of 150 routers of 1,000 users without a difference at most 5 % may alarm; here 7."""

@@ -38,29 +38,44 @@ def shares(made: Callable[[int], Iterator[ab.Counts]], repetitions: int) -> list
 
 def traffic_rows(repetitions: int) -> Iterator[tuple[str, ...]]:
     """Users of a router, for several rates of likes."""
-    for *rates, split in (
-        *((0.6, 0.6, 0.5), (0.6, 0.6, 0.1), (0.05, 0.05, 0.5)),
-        *((0.6, 0.62, 0.5), (0.6, 0.63, 0.5), (0.6, 0.64, 0.5), (0.6, 0.65, 0.5)),
+    for *rates, split, drift in (
+        *((0.6, 0.6, 0.5, 0), (0.6, 0.6, 0.1, 0), (0.05, 0.05, 0.5, 0)),
+        *((0.8, 0.8, 0.5, -0.4), (0.8, 0.8, 0.1, -0.4)),
+        *((0.6, 0.62, 0.5, 0), (0.6, 0.63, 0.5, 0), (0.6, 0.64, 0.5, 0), (0.6, 0.65, 0.5, 0)),
     ):
         router = Traffic(Path("no.db"), "bench", split)
         is_b = np.array([router.assign(f"user {n}").side == "b" for n in range(USERS)])
+        chance = np.where(is_b, rates[1], rates[0]) + drift * np.arange(USERS) / USERS
+        paired = partners(is_b)
 
-        def one(seed: int, rates=tuple(rates), is_b=is_b) -> Iterator[ab.Counts]:
-            chance = np.where(is_b, rates[1], rates[0])
+        def one(seed: int, case=(is_b, paired, chance)) -> Iterator[ab.Counts]:
+            is_b, paired, chance = case
             liked = np.random.default_rng(seed).random(USERS) < chance
-            return looks(is_b, liked.astype(float))
+            return looks(is_b, paired, liked.astype(float))
 
-        check(is_b, one(0), np.random.default_rng(0).random(USERS) < np.where(is_b, *rates[::-1]))
-        made_of = (f"{rates[0]:.0%}", f"{rates[1]:.0%}", f"{split:.0%}")
-        yield (*made_of, *shares(one, repetitions))
+        check(is_b, one(0), np.random.default_rng(0).random(USERS) < chance)
+        moves = [f" to {rate + drift:.0%}" if drift else "" for rate in rates]
+        liked_by = [f"{rate:.0%}{move}" for rate, move in zip(rates, moves, strict=True)]
+        yield (*liked_by, f"{split:.0%}", *shares(one, repetitions))
 
 
-def looks(is_b: np.ndarray, liked: np.ndarray) -> Iterator[ab.Counts]:
-    """Wins and losses of paired users after each batch: `launcher.ab.result.pairs` with numpy."""
+def partners(is_b: np.ndarray) -> np.ndarray:
+    """Users of A and of B who are paired, shape (2, pairs), as `launcher.ab.result.pairs` does."""
+    waiting: list[int] = []
+    paired = []
+    for user, b in enumerate(is_b):
+        if waiting and is_b[waiting[-1]] != b:
+            paired.append((waiting.pop(), user) if b else (user, waiting.pop()))
+        else:
+            waiting.append(user)
+    return np.array(paired).T
+
+
+def looks(is_b: np.ndarray, paired: np.ndarray, liked: np.ndarray) -> Iterator[ab.Counts]:
+    """Wins and losses of paired users after each batch."""
     b_so_far = np.cumsum(is_b)[BATCH - 1 :: BATCH]
     num_pairs = np.minimum(b_so_far, np.arange(BATCH, USERS + 1, BATCH) - b_so_far)
-    most = num_pairs[-1]
-    differences = liked[is_b][:most] - liked[~is_b][:most]
+    differences = liked[paired[1]] - liked[paired[0]]
     wins, losses = (
         np.concatenate([[0], np.cumsum(side)])[num_pairs].tolist()
         for side in (differences > 0, differences < 0)
