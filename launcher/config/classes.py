@@ -32,6 +32,8 @@ class Classes:
     """Modules that the base model lacks: the head, and what else began at random."""
     seed: int = 0
     """Seed of their first weights."""
+    new_head: bool = False
+    """Whether the head begins at random although the base model has one."""
 
     @classmethod
     def of_run(cls, run: RunDir) -> Classes | None:

@@ -272,7 +272,7 @@ class ClassifyConfig(ObjectiveConfig):
     (classes x records of the class). With `objective.multi_label` it is for records that have the
     class, and `balanced` makes them weigh as much as those without it."""
     new_head: bool = False
-    """Start with a new head where the model has one for other classes than the data's."""
+    """Start with a new head where the model has one, be it for the same number of classes."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -27,7 +27,7 @@ def settle(
     if held_out is not None:
         number(held_out, classes)
     if classes.out_of_scope is not None:
-        require_out_of_scope(held_out, classes)
+        require_out_of_scope(held_out, classes, config.eval.limit)
     return classes
 
 
@@ -61,6 +61,7 @@ def learned(config: Config, train: TokenCache | JoinedCache) -> Classes:
         usual=[],
         weights=_weights(objective, names, found, sum(counts.values())),
         seed=config.seed,
+        new_head=objective.new_head,
     )
     usual = min(counts, key=lambda labels: (-counts[labels], labels))
     return replace(classes, usual=classes.numbers(usual))
@@ -94,17 +95,23 @@ def number(cache: TokenCache | JoinedCache, classes: Classes) -> None:
         part.classes = _table(rows, classes)
 
 
-def require_out_of_scope(cache: TokenCache | JoinedCache | None, classes: Classes) -> None:
-    """`DataError` unless held-out records can tell a threshold for texts out of scope."""
-    counts = label_counts(cache) if cache else Counter[tuple[str, ...]]()
-    outside = sum(size for names, size in counts.items() if classes.out_of_scope in names)
-    if outside < 2 or outside == sum(counts.values()):
+def require_out_of_scope(
+    cache: TokenCache | JoinedCache | None, classes: Classes, limit: int | None = None
+) -> None:
+    """`DataError` unless the first `limit` held-out records can tell a threshold for texts out of
+    scope."""
+    count = len(cache) if cache else 0
+    used = count if limit is None else min(limit, count)
+    outside = sum(classes.out_of_scope in cache.label(i) for i in range(used)) if cache else 0
+    if outside < 2 or outside == used:
+        which = "the first " if used < count else ""
         raise DataError(
-            f"{outside} of {sum(counts.values())} held-out records are {classes.out_of_scope!r}:"
+            f"{outside} of {which}{used} held-out records are {classes.out_of_scope!r}:"
             " no threshold can be chosen",
-            where="data.validation",
-            hint="give two records at least with that label and some of the classes, or leave"
-            " objective.out_of_scope out",
+            where="eval.limit" if used < count else "data.validation",
+            hint="give two records at least with that label and some of the classes"
+            + (" among them, or a larger eval.limit" if used < count else "")
+            + ", or leave objective.out_of_scope out",
         )
 
 

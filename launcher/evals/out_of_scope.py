@@ -21,22 +21,28 @@ def judge(records: Sequence[ClassRecord]) -> tuple[list[ClassRecord], float]:
     halves = _halves(records)
     chosen = [choose(half) for half in halves]
     judged = [
-        replace(record, rejected=record.probability < threshold)
+        record
         for half, threshold in zip(halves, reversed(chosen), strict=True)
-        for record in half
+        for record in reject(half, threshold)
     ]
     return sorted(judged, key=lambda record: record.id), choose(records)
+
+
+def reject(records: Sequence[ClassRecord], threshold: float) -> list[ClassRecord]:
+    """The records as a threshold judges them that was chosen on others."""
+    return [replace(record, rejected=record.probability < threshold) for record in records]
 
 
 def choose(records: Sequence[ClassRecord]) -> float:
     """The threshold with the most records judged right, out of scope counted as a class.
 
     That is the criterion of Larson et al. (2019). Halfway between two probabilities; of equally
-    good ones the lowest. 0 without records; probabilities that are no numbers are left out.
+    good ones the lowest, and one above 1 rejects everything. 0 without records; probabilities that
+    are no numbers are left out.
     """
     usable = (record for record in records if math.isfinite(record.probability))
     ordered = sorted(usable, key=lambda record: record.probability)
-    values = [0.0, *(record.probability for record in ordered), 1.0]
+    values = [0.0, *(record.probability for record in ordered), 2.0]
     outside = np.array([record.is_outside for record in ordered], dtype=np.int64)
     right = np.array([record.truth == record.predicted for record in ordered], dtype=np.int64)
     # With the first k rejected: those of them that are outside, and the right ones of the rest.

@@ -75,13 +75,21 @@ class ClassHead:
         if not self.packs:
             logits: Tensor = caller(**padded_inputs(row, self._padding)).logits
             return logits.float()
-        self._ends = row.target_index
+        self._ends = self._last_tokens(row)
         try:
             with packed_row():
                 logits = caller(**packed_inputs(row), use_cache=False).logits
         finally:
             self._ends = None
         return logits.float()
+
+    def _last_tokens(self, row: Row) -> Tensor:
+        """int64 [documents]: where each one is read, as transformers' own forward has it: at its
+        last token that is not the padding token, which some tokenizer puts at the end."""
+        ids = row.input_ids
+        positions = torch.arange(len(ids), device=ids.device).masked_fill(ids == self._padding, -1)
+        last = positions.cummax(0).values[row.target_index]
+        return torch.maximum(last, row.document_starts[:-1].long())
 
     def _forward(self, *args: Any, **inputs: Any) -> Any:
         """The model's forward, with its head on the last tokens of the documents only."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from launcher.config.classes import Classes
+from launcher.errors import ConfigError
 
 
 def auto_class(classes: Classes | None) -> Any:
@@ -36,7 +37,8 @@ def head_options(classes: Classes | None) -> dict[str, Any]:
 def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any, tuple[str, ...]]:
     """The model of `source` with a head for `classes`, and the modules that `source` lacks.
 
-    Those get weights that depend on the seed and their names alone.
+    Those get weights that depend on the seed and their names alone. With `classes.new_head` the
+    head counts as lacking; raises `ConfigError` if it cannot be told from the rest of the model.
     """
     with _quiet():
         model, loading = auto_class(classes).from_pretrained(
@@ -47,6 +49,8 @@ def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any,
             **options,
         )
     missing = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
+    if classes.new_head:
+        missing |= _head_parameters(model)
     fresh = sorted({name.rpartition(".")[0] for name in missing})
     _begin(model, fresh, classes.seed)
     return model, tuple(fresh)
@@ -58,6 +62,19 @@ def reads_last_token(model: Any) -> bool:
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return isinstance(inner, GenericForSequenceClassification)
+
+
+def _head_parameters(model: Any) -> set[str]:
+    """Names of the parameters that are not of the model's body."""
+    body = {id(parameter) for parameter in model.base_model.parameters()}
+    found = {name for name, parameter in model.named_parameters() if id(parameter) not in body}
+    if not found:
+        raise ConfigError(
+            f"{type(model).__name__} does not say which part of it is the head",
+            where="objective.new_head",
+            hint="leave it out: a head for other classes is begun anew all the same",
+        )
+    return found
 
 
 def _problem(classes: Classes) -> str:

@@ -31,12 +31,16 @@ from launcher.model.rebuild import (
     require_same_parameters,
     with_adapters,
 )
-from launcher.rundir import fsync_folder, storage_errors
+from launcher.rundir import fsync_folder, read_json, storage_errors, write_json
 
 SHARD_BYTES = 2 * 1024**3
 
 #: Empty file in every export: only a folder that has it may be replaced by another.
 MARKER = ".launcher-export"
+
+
+#: In the export of a classifier's adapter: names of the classes in the order of the outputs.
+CLASSES = "classes.json"
 
 
 class Kind(Enum):
@@ -57,6 +61,8 @@ class Trained:
     dtype: torch.dtype
     classes: Classes | None = None
     """What a classifier tells apart."""
+    threshold: float | None = None
+    """Probability below which a text is out of scope."""
 
     @property
     def num_tokens(self) -> int:
@@ -88,6 +94,8 @@ def export(
             else:
                 _write_model(trained, base, temporary, shard_bytes)
             trained.tokenizer.save_pretrained(temporary)
+            if trained.classes is not None:
+                _write_classes(trained.classes, trained.threshold, temporary)
             check(temporary)
             (temporary / MARKER).touch()
             for path in temporary.iterdir():
@@ -135,6 +143,15 @@ def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     options.base_model_name_or_path = str(base) if _is_local(trained.config) else name
     options.revision = trained.config.model.revision
     options.save_pretrained(str(folder))
+
+
+def _write_classes(classes: Classes, threshold: float | None, folder: Path) -> None:
+    """Say the threshold in config.json; for an adapter, which has none, the labels too."""
+    about = {} if threshold is None else {"out_of_scope_threshold": threshold}
+    if (folder / "adapter_config.json").is_file():
+        write_json(folder / CLASSES, {"names": classes.names, **about})
+    elif about:
+        write_json(folder / "config.json", {**read_json(folder / "config.json"), **about})
 
 
 def _structure(trained: Trained, base: Path) -> Any:

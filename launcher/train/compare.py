@@ -106,6 +106,7 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             found = f"{first.name} has {values[0]!r}, {other.name} {values[1]!r}"
             hint = "answers are compared that were made and judged alike"
             raise DataError(found, where=f"eval.{key}", hint=hint)
+    _require_same_classes(first, other)
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
     if any(isinstance(metric, judge.Judge) for metric in metrics):
@@ -120,10 +121,28 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     classes = Classes.of_run(first.run)
     if classes is None:
         made["answers"] = store.predictions(*pair, metrics)
+    elif not all(side.classes for side in pair):  # a run without metrics of classes keeps none
+        made["answers"] = []
     else:
         made["answers"] = class_report.answers(*pair, classes, cache.where)
         made["class_report"] = class_report.report(pair[1].classes, classes)
     return {"base_name": first.name, "tuned_name": other.name, **made}
+
+
+def _require_same_classes(first: Side, other: Side) -> None:
+    """`DataError` unless both name the same classes in the same order, or neither names any."""
+    pair = [Classes.of_run(side.run) for side in (first, other)]
+    for key in ("names", "multi_label", "out_of_scope"):
+        values = [getattr(classes, key, None) for classes in pair]
+        if values[0] != values[1]:
+            texts = [str(value)[:100] for value in values]
+            raise DataError(
+                f"other classes, by their {key}: {first.name} has {texts[0]},"
+                f" {other.name} {texts[1]}",
+                where="objective",
+                hint="compare classifiers of the same classes in the same order: give both the same"
+                " data.labels and objective",
+            )
 
 
 def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:

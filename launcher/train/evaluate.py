@@ -20,6 +20,7 @@ from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
 from launcher.evals import class_report, generation, out_of_scope, runner, store
 from launcher.evals.decoding import Decoding
+from launcher.evals.further import TRAIN
 from launcher.evals.journal import Journal
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Prompt, Results
@@ -61,6 +62,8 @@ class Evaluator:
             range(count if config.eval.limit is None else min(config.eval.limit, count))
         )
         self._generates = any(metric.needs == "generation" for metric in self.metrics)
+        #: whether texts may be out of scope: a threshold is chosen then, whatever the metrics.
+        self._is_open = classes is not None and classes.out_of_scope is not None
         self._prompts: list[Prompt] | None = None
         #: evaluators of records beyond the held-out ones, by split.
         self.further: dict[str, Evaluator] = {}
@@ -113,10 +116,19 @@ class Evaluator:
         return sorted([*known, *new], key=lambda record: record.id)
 
     def everything(self, engine: Any, model: Any, *rest: Any) -> Results:
-        """`full` with all arguments, and the results of the further sets, without a journal."""
+        """`full` with all arguments, and the results of the further sets, without a journal.
+
+        The further sets are judged by the threshold of the held-out records; training records have
+        losses alone.
+        """
         results = self.full(engine, model, *rest)
         for split, own in self.further.items():
-            results.further[split] = own.full(engine, model)
+            results.further[split] = part = own.full(engine, model)
+            if split == TRAIN:
+                part.classes = []
+            elif self._is_open:
+                threshold = out_of_scope.choose(results.classes)
+                part.classes = out_of_scope.reject(part.classes, threshold)
         return results
 
     def _scored(self, engine: Any) -> Results:
@@ -132,10 +144,10 @@ class Evaluator:
         rows = self._rows(None if head.packs else 0)
         losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
         results = Results(losses=runner.gather(losses))
-        if any(metric.needs == "classes" for metric in self.metrics):
+        if self._is_open or any(metric.needs == "classes" for metric in self.metrics):
             results.classes = runner.gather(mine, expected=len(self.ids))
-            if self.classes.out_of_scope is not None:
-                results.classes, _ = out_of_scope.judge(results.classes)
+        if self._is_open:
+            results.classes, _ = out_of_scope.judge(results.classes)
         return results
 
     def _rows(self, padded: int | None = None) -> Iterator[tuple[Row | None, list[int]]]:
@@ -164,7 +176,7 @@ class Evaluator:
         if self.classes is None:
             return {}
         made: dict[str, Any] = {"class_report": class_report.report(results.classes, self.classes)}
-        if self.classes.out_of_scope is not None:
+        if self._is_open:
             made["threshold"] = out_of_scope.choose(results.classes)
         return made
 

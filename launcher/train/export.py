@@ -64,7 +64,8 @@ def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Traine
     """What the run has trained up to `checkpoint`, in the dtype in which it held the model."""
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     tokenizer = load_tokenizer(config.model)
-    return Trained(config, checkpoint.weights(), tokenizer, dtype, Classes.of_run(run))
+    threshold = read_json(run.eval / "tuned.json", {}).get("threshold")
+    return Trained(config, checkpoint.weights(), tokenizer, dtype, Classes.of_run(run), threshold)
 
 
 def _require_replaceable(folder: Path) -> None:

@@ -8,8 +8,9 @@ import sys
 
 from launcher.config import compose
 from launcher.config.classes import Classes
+from launcher.errors import ConfigError
 from launcher.rundir import RunDir
-from launcher.train.classify import classify
+from launcher.train.classify import classify, require_texts, threshold_of
 from launcher.train.command import exit_code_of
 from launcher.train.inference import Sampling, Speaker
 from launcher.train.open import open_speaker
@@ -56,15 +57,14 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
+        classes = Classes.of_run(run)
+        if classes is not None:
+            _refuse_sampling(parser, options)
         prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
-        speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
-        if classes := Classes.of_run(run):
-            texts = options.prompt or prompts[0].splitlines()
-            longest = compose.load(run.config).data.max_length
-            named = classify(run, classes, speaker.model.eval(), speaker.tokenizer, texts, longest)
-            for label, probability in named:
-                print(f"{label}\t{probability:.3f}", flush=True)
+        if classes is not None:
+            _name_classes(run, classes, options, options.prompt or prompts[0].split("\n"))
             return
+        speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         sampling = sampling_of(options)
         for number, prompt in enumerate(prompts):
             if number:
@@ -74,6 +74,29 @@ def main(argv: list[str]) -> int:
             print(flush=True)
 
     return exit_code_of(work)
+
+
+def _refuse_sampling(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    names = ("raw", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed")
+    given = [name for name in names if getattr(options, name) != parser.get_default(name)]
+    if given:
+        raise ConfigError(
+            "the run has trained a classifier, which reads the text alone and makes no tokens",
+            where=", ".join("--" + name.replace("_", "-") for name in given),
+            hint="leave it out",
+        )
+
+
+def _name_classes(
+    run: RunDir, classes: Classes, options: argparse.Namespace, texts: list[str]
+) -> None:
+    require_texts(texts, "-p" if options.prompt else "stdin")
+    threshold = threshold_of(run, classes, options.base, options.checkpoint)
+    speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
+    longest = compose.load(run.config).data.max_length
+    model, tokenizer = speaker.model.eval(), speaker.tokenizer
+    for label, chance in classify(classes, threshold, model, tokenizer, texts, longest):
+        print(f"{label}\t{chance:.3f}", flush=True)
 
 
 def show(piece: str) -> None:

@@ -12,6 +12,7 @@ from launcher.config import compose
 from launcher.config.classes import Classes
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError
+from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_base, rebuild
 from launcher.model.verify import open_export
@@ -57,7 +58,7 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
     """The model of a Hugging Face folder, to be scored on the held-out records of `run`.
 
     Raises `DataError` if the folder has another tokenizer or chat template than the run, so that
-    the same records would be other tokens.
+    the same records would be other tokens, or if a classifier's classes are others.
     """
     config = compose.load(run.config)
     tokenizer = load_tokenizer(config.model)
@@ -83,6 +84,14 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
     trust = config.model.trust_remote_code
     base = base_folder(config.model)
     classes = Classes.of_run(run)
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if classes is not None and is_adapter:
+        # Before it is opened: the heads may not even be of one size.
+        names = read_json(folder / CLASSES, {}).get("names")
+        if names is None:
+            note(f"warning: {folder} has no {CLASSES}: nobody knows the order of its classes")
+        else:
+            _require_classes(names, classes, folder)
     model: Any = open_export(
         folder,
         base,
@@ -91,15 +100,15 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
         trust_remote_code=trust,
         classes=classes,
     )
-    if classes is not None:
-        _require_classes(model, classes, folder)
+    if classes is not None and not is_adapter:
+        labels = model.config.id2label
+        _require_classes([labels.get(i) for i in range(len(labels))], classes, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
 
 
-def _require_classes(model: Any, classes: Classes, folder: Path) -> None:
-    names = [model.config.id2label.get(i) for i in range(model.config.num_labels)]
+def _require_classes(names: list[Any], classes: Classes, folder: Path) -> None:
     if names != classes.names:
         raise DataError(
             f"a head for {len(names)} classes ({', '.join(map(str, names[:5]))} ...), the run has"

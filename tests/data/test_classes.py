@@ -198,6 +198,23 @@ def test_no_threshold_without_records_out_of_scope(classify, make_data) -> None:
     assert "0 of 2" in said.found
 
 
+def test_only_the_held_out_records_that_are_scored_can_tell_a_threshold(
+    classify, make_data
+) -> None:
+    inside, outside = rows([("a", "x"), ("b", "y")]), rows([("c", "oos"), ("d", "oos")])
+    data = {"train": make_data(inside), "validation": make_data(inside + outside, "v.jsonl")}
+    config = classify({"out_of_scope": "oos"}, **data)
+    train, held_out = opened(config), opened(config, "validation")
+    assert settle(config, train, held_out).new_head is False
+    config.eval.limit = 3
+    with pytest.raises(DataError, match="1 of the first 3") as caught:
+        settle(config, train, held_out)
+    assert caught.value.problems[0].where == "eval.limit"
+    config.objective.new_head = True
+    config.eval.limit = None
+    assert settle(config, train, held_out).new_head is True
+
+
 def test_weights_of_a_class_that_is_not_there(classify, make_data) -> None:
     data = make_data(rows(TEXTS))
     said = problem(classify({"class_weights": {"shopping": 2}}, train=data))

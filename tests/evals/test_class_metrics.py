@@ -182,11 +182,14 @@ def test_no_threshold_is_better_than_the_chosen(records):
 
     chosen = out_of_scope.choose(records)
     candidates = [0.0, 1.1, *(r.probability for r in records)]
-    # Above 1 nothing is: rejecting all is the same as a threshold between the largest and 1.
-    best = max(map(right, candidates))
-    if max(r.probability for r in records) < 1:
-        assert right(chosen) == best
-    assert 0 <= chosen <= 1
+    assert right(chosen) == max(map(right, candidates))
+    judged = out_of_scope.reject(records, chosen)
+    assert [r.rejected for r in judged] == [r.probability < chosen for r in records]
+
+
+def test_a_model_that_is_sure_of_everything_out_of_scope_is_rejected_whole():
+    records = [ClassRecord(i, [OUT_OF_SCOPE], [0], 1.0) for i in range(4)]
+    assert all(r.rejected for r in out_of_scope.reject(records, out_of_scope.choose(records)))
 
 
 @QUICKLY

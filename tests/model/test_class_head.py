@@ -128,6 +128,36 @@ def test_a_head_of_the_model_is_kept_for_the_same_classes(folders, tmp_path) -> 
     assert other.config.id2label == {0: "x", 1: "y"}
 
 
+def test_a_new_head_is_begun_for_as_many_classes_too(folders, tmp_path) -> None:
+    for kind, name in (("encoder", "classifier"), ("decoder", "score")):
+        first, _ = open_classifier(folders[kind], CLASSES)
+        first.save_pretrained(tmp_path / kind)
+        again, fresh = open_classifier(tmp_path / kind, replace(CLASSES, seed=5, new_head=True))
+        assert fresh == (name,)
+        old, new = (model.get_parameter(f"{name}.weight") for model in (first, again))
+        assert not torch.equal(old, new)
+        body = [next(model.base_model.parameters()) for model in (first, again)]
+        assert torch.equal(*body)
+
+
+@pytest.mark.parametrize("attention", ["document", "sdpa"])
+def test_a_text_that_ends_with_the_padding_token_is_read_before_it(
+    folders, tmp_path, attention
+) -> None:
+    """As transformers reads it: some tokenizer appends the token that also fills up batches."""
+    classes = replace(CLASSES, padding=2)
+    options = {"attn_implementation": IMPLEMENTATIONS[attention]}
+    model, _ = open_classifier(folders["decoder"], classes, **options)
+    tokens = [[9, 17, 2], [2, 30, 2, 41, 2, 2], [2, 2], [50]]
+    records = [(own, [0] * (len(own) - 1) + [1]) for own in tokens]
+    cache = caches.write(tmp_path, records, labels=LABELS)
+    number(cache, classes)
+    row = make_row(cache, range(len(records)))
+    expected = alone(model.eval(), row)
+    _, chances = ClassHead(model, attention, classes).score(model, row)
+    torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
+
+
 def test_causal_attention_is_not_for_an_encoder(folders) -> None:
     options = {"attn_implementation": IMPLEMENTATIONS["document"]}
     model, _ = open_classifier(folders["encoder"], CLASSES, **options)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 
-from launcher.errors import ExitCode
-from launcher.rundir import read_json
+from launcher.config.classes import Classes
+from launcher.errors import DataError, ExitCode
+from launcher.rundir import RunDir, read_json
+from launcher.train import generate
+from launcher.train.classify import threshold_of
+from launcher.train.compare import against, sides
 from support import project
 from support.models import make_encoder
 from support.project import LAUNCHER, Project
@@ -30,7 +37,7 @@ WORDS = (
 OOS = (
     *("objective.out_of_scope=oos", "objective.class_weights=balanced", "batch.sequences=4"),
     "eval.metrics=[loss,accuracy,in_scope_accuracy,oos_recall,f1_macro,ece,auroc]",
-    *("train.steps=40", "eval.every_steps=20"),
+    *("train.steps=40", "eval.every_steps=20", "eval.general=general.jsonl"),
 )
 ENCODER = ("model.name=bert", "data.packing=false", "batch.sequences=16", "train.steps=30")
 
@@ -53,6 +60,9 @@ def here(tmp_path_factory):
     for name, records in {
         "train": texts(240, 0),
         "held_out": texts(90, 1),
+        # Most of them are no longer in scope: on its own, this set would have everything rejected.
+        "general": [{**r, "label": "oos"} for r in texts(60, 5) if r["label"] != "oos"]
+        + [r for r in texts(20, 6) if r["label"] != "oos"],
         "tagged": [{"text": r["text"], "label": [r["label"]]} for r in texts(120, 2)],
     }.items():
         lines = "".join(json.dumps(record) + "\n" for record in records)
@@ -107,12 +117,23 @@ def test_a_run_ends_with_a_comparison_that_says_what_a_classifier_does(full):
     assert sum(line["change"] == "better" for line in lines) >= 10
 
 
+def test_a_further_set_is_judged_by_the_held_out_threshold(full):
+    for side in ("base", "tuned"):
+        stored = read_json(full[0].eval / f"{side}.json")
+        found = stored["further"]["general"]["classes"]
+        by_threshold = [p < stored["threshold"] for p in found["probability"]]
+        assert found["rejected"] == by_threshold
+        assert stored["further"]["train"]["classes"] == {}
+    assert not all(found["rejected"])
+
+
 def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     run, tuned, _ = full
     model = AutoModelForSequenceClassification.from_pretrained(run.export)
     assert model.config.id2label == {0: "fruit", 1: "metal"}
+    assert model.config.out_of_scope_threshold == tuned["threshold"]
     records = [json.loads(line) for line in (here.folder / "held_out.jsonl").open()]
     found, chances = predictions(model, AutoTokenizer.from_pretrained(run.export), records)
     stored = tuned["classes"]
@@ -139,6 +160,60 @@ def test_eval_compare_and_generate_know_the_classes(here, full):
     assert (done.code, "launcher generate" in done.output) == (ExitCode.usage, True)
 
 
+def test_what_generate_refuses_of_a_classifier(full, monkeypatch, capsys):
+    run = str(full[0])
+    for words, code, said in (
+        (("-p", "I saw 7 pears today", "-p", ""), ExitCode.data, "text 2 is empty"),
+        (("-p", "x", "--raw", "--max-new-tokens", "9"), ExitCode.usage, "--raw, --max-new-tokens"),
+        (("-p", "x", "--system", "be kind"), ExitCode.usage, "--system"),
+    ):
+        assert generate.main([run, *words]) == code
+        told = capsys.readouterr().err
+        assert said in told
+        assert "HINT" in told
+    monkeypatch.setattr("sys.stdin", io.StringIO("I saw 7\u2028pears today\nI saw 9 zinc today\n"))
+    assert generate.main([run]) == ExitCode.ok
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_each_model_has_its_threshold(full, capsys):
+    run, tuned, _ = full
+    classes = Classes.of_run(run)
+    base = read_json(run.eval / "base.json")
+    assert base["threshold"] != tuned["threshold"]
+    assert threshold_of(run, classes, base=True, checkpoint=None) == base["threshold"]
+    assert threshold_of(run, classes, base=False, checkpoint=None) == tuned["threshold"]
+    assert capsys.readouterr().err == ""
+    assert threshold_of(run, classes, base=False, checkpoint=20) == tuned["threshold"]
+    assert "that of the run's end" in capsys.readouterr().err
+
+
+def test_classifiers_of_other_classes_are_not_compared(here, full, tmp_path, monkeypatch):
+    monkeypatch.chdir(here.folder)
+    first, second = sides([f"{full[0]}:base", str(full[0])])
+    other = tmp_path / "other"
+    other.mkdir()
+    content = {**read_json(full[0].classes), "names": ["fruit", "metal", "wood"]}
+    (other / "classes.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="other classes, by their names") as caught:
+        against(first, replace(second, run=RunDir(other)))
+    assert "data.labels" in str(caught.value)
+    # Of a run without metrics of classes there are losses alone.
+    for side in (first, second):
+        side.config.eval.metrics = ["loss"]
+    made = against(replace(first, results=replace(first.results, classes=[])), second)
+    assert made["metrics"].keys() == {"loss"}
+    assert (made["answers"], "class_report" in made) == ([], False)
+
+
+def test_a_threshold_is_chosen_whatever_the_metrics_are(here):
+    words = ("objective.out_of_scope=oos", "eval.metrics=[loss]", "train.steps=2", "peft=none")
+    run, tuned, _ = train(here, "loss-only", *words, "batch.sequences=4")
+    assert len(tuned["classes"]["id"]) == 90
+    assert tuned["threshold"] > 0
+    assert read_json(run.export / "config.json")["out_of_scope_threshold"] == tuned["threshold"]
+
+
 def test_a_stopped_run_goes_on_to_the_same_classifier(here, full):
     run = here.folder_of("stopped")
     words = here.words("stopped", *WORDS, *OOS, "checkpoint.every_steps=2")
@@ -156,6 +231,8 @@ def test_a_stopped_run_goes_on_to_the_same_classifier(here, full):
 @pytest.mark.parametrize("peft", ["none", "lora"])
 def test_an_encoder_as_its_makers_store_it(here, peft):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from peft import PeftModel
 
     name = f"encoder-{peft}"
     run, tuned, _ = train(here, name, *ENCODER, f"peft={peft}")
@@ -178,6 +255,19 @@ def test_an_encoder_as_its_makers_store_it(here, peft):
     if peft == "lora":
         done = here.run((*LAUNCHER, "compare", name, "merged", "--require", "not-worse"))
         assert done.code == 0, done.output
+        names = read_json(run.export / "classes.json")["names"]
+        base = AutoModelForSequenceClassification.from_pretrained(
+            here.folder / "bert", num_labels=len(names), id2label=dict(enumerate(names))
+        )
+        adapted = PeftModel.from_pretrained(base, str(run.export))
+        found, _ = predictions(adapted, AutoTokenizer.from_pretrained(run.export), records)
+        assert [[i] for i in found] == tuned["classes"]["predicted"]
+        swapped = here.folder / "swapped"
+        shutil.copytree(run.export, swapped)
+        (swapped / "classes.json").write_text(json.dumps({"names": names[::-1]}))
+        done = here.run((*LAUNCHER, "compare", name, "swapped"))
+        assert done.code == ExitCode.data, done.output
+        assert "in the same order" in done.output
 
 
 def test_several_labels_with_adapters_at_stage_3(here):
