@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,9 @@ class WandbTracker:
     def _init(self, mode: str) -> Any:
         import wandb
 
+        # silent=True does not reach the advice to install Weave that wandb gives when a library for
+        # models' endpoints (openai, mcp, ...) is loaded beside it.
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
         options = self._config.track.wandb
         return wandb.init(
             id=self._id,

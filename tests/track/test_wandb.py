@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import struct
 from collections.abc import Iterator
@@ -105,6 +106,8 @@ def test_an_offline_run_holds_config_history_summary_table_and_artifact(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WANDB_SILENT")  # the tracker is to be silent by itself
+    monkeypatch.delenv("WANDB_DISABLE_WEAVE", raising=False)
+    importlib.import_module("openai")  # wandb gives advice where it finds it
     run = tmp_path / "nice-name"
     (run / "export").mkdir(parents=True)
     (run / "export" / "config.json").write_text("{}")
