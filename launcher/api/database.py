@@ -1,0 +1,80 @@
+"""The service's database: SQLite beside the files, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import string
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from launcher.errors import ConfigError
+
+_ALPHABET = string.ascii_letters + string.digits
+_BUSY_MS = 30_000
+
+
+class Database:
+    """Opens sessions; each is one transaction."""
+
+    def __init__(self, url: str) -> None:
+        """`url`: sqlite:///PATH or postgresql+psycopg://...; `ConfigError` for another."""
+        self.engine = _engine(url)
+
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[Session]:
+        """A transaction that may write; committed at its end, rolled back by an exception."""
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            if self.is_sqlite:
+                # At once: SQLite refuses, without waiting, to make a reader a writer later.
+                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+            yield session
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that only reads, and holds up nobody."""
+        with Session(self.engine, expire_on_commit=False) as session:
+            if self.is_sqlite:
+                session.connection().exec_driver_sql("BEGIN")
+            yield session
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the database is a file of SQLite."""
+        return self.engine.dialect.name == "sqlite"
+
+
+def new_id(prefix: str, length: int = 24) -> str:
+    """A random id in the form of OpenAI's, e.g. file-..., ftjob-..., upload_..."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
+
+
+def _engine(url: str) -> Engine:
+    try:
+        engine = create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        hint = "sqlite:////folder/serve.db, or postgresql+psycopg://user:password@host/name"
+        raise ConfigError(f"no database: {error}", where="database", hint=hint) from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+    elif engine.dialect.name != "postgresql":
+        raise ConfigError(
+            f"{engine.dialect.name} is not supported",
+            where="database",
+            hint="use SQLite or PostgreSQL",
+        )
+    return engine
+
+
+def _prepare_sqlite(connection: Any, _: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()

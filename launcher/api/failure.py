@@ -1,0 +1,54 @@
+"""Errors as clients of OpenAI know them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ApiError(Exception):
+    """An answer that is an error: `{"error": {message, type, param, code}}` and an HTTP status."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.headers = headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """The envelope; all four members are always there."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kind,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+
+def missing_job(job: str) -> ApiError:
+    """For an id that is no job of the client's project."""
+    message = f"Could not find fine tune: {job}"
+    return ApiError(404, message, param="fine_tune_id", code="fine_tune_not_found")
+
+
+def missing_file(file: str) -> ApiError:
+    """For an id that is no file of the client's project."""
+    return ApiError(404, f"No such File object: {file}", param="id")
+
+
+def missing_model(model: str) -> ApiError:
+    """For a name that is no model of the client's project."""
+    message = f"The model '{model}' does not exist"
+    return ApiError(404, message, param="model", code="model_not_found")
