@@ -1,0 +1,35 @@
+"""What the parts of a running service share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.api import site
+from launcher.api.database import Database
+from launcher.api.store import Store
+
+DATABASE = "serve.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The service of one folder. The web server and the controller each open their own."""
+
+    home: Path
+    site: site.Site
+    database: Database
+    store: Store
+
+    @classmethod
+    def open(cls, home: Path) -> Service:
+        """The service of `home`, its database and store ready; `ConfigError` for bad settings."""
+        home = home.resolve()
+        settled = site.read(home / site.FILE)
+        database = Database(settled.database or f"sqlite:///{home / DATABASE}")
+        return cls(home, settled, database, Store(settled.files or str(home / "files")))
+
+    @property
+    def runs(self) -> Path:
+        """The run folders; that of a job bears its id."""
+        return self.home / "runs"
