@@ -57,16 +57,13 @@ class Answering:
 
     def work(self) -> None:
         """Answer until `listen` has come to its end."""
-        following = self._next(wait=True)
-        while following:
-            batch, following = following, []
-            while not following and (more := self._next(wait=False)):
-                if _fits(batch | more):
-                    batch |= more
-                else:
-                    following = more
+        first = self._next(wait=True)
+        while first:
+            batch = first
+            while (following := self._next(wait=False)) and _fits(batch | following):
+                batch |= following
             self._answer(batch)
-            following = following or self._next(wait=True)
+            first = following or self._next(wait=True)
 
     def _next(self, *, wait: bool) -> dict[str, list[Ask]]:
         """What the next request wants, by its id; nothing if none waits or none will come."""

@@ -43,13 +43,14 @@ class Bytes:
 def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     pieces = Pieces(Bytes(), stop)
     shown = ""
-    ends = [text.find(string) for string in stop if string in text]
-    expected = text[: min(ends)] if ends else text
+    prefixes = (text[:end] for end in range(len(text) + 1))
+    cut = next((prefix for prefix in prefixes if any(map(prefix.endswith, stop))), None)
+    expected = text if cut is None else cut[: min(cut.find(s) for s in stop if s in cut)]
     for byte in text.encode():
         shown += pieces.add([byte])
         assert expected.startswith(shown)  # never the beginning of a stop string, never half of é
     assert shown + pieces.rest() == expected
-    assert pieces.is_stopped == bool(ends)
+    assert pieces.is_stopped == (cut is not None)
 
 
 def test_text_that_stops_being_a_stop_string_is_shown_after_all() -> None:
