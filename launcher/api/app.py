@@ -16,7 +16,7 @@ from launcher.api.service import Service
 from launcher.errors import StorageError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
-ROUTES: tuple[str, ...] = ("models", "chat")
+ROUTES: tuple[str, ...] = ("models", "chat", "page")
 
 
 def create_app(service: Service) -> FastAPI:
