@@ -26,7 +26,7 @@ from launcher.runtime import environment_without_ranks
 #: Kind of a page -> its title.
 TITLES = {"run": "Run: curves, comparison, answers", "data": "Training data: what is in it"}
 LINK_S = 300
-_SECRET = "links.key"
+_KEY_FILE = "links.key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +59,9 @@ class Link:
 
 def secret_of(home: Path) -> bytes:
     """What signs the links of a service; made once, and the same for all its servers."""
-    path = home / _SECRET
+    path = home / _KEY_FILE
     if not path.exists():
-        temporary = home / f".{_SECRET}.{secrets.token_hex(8)}"
+        temporary = home / f".{_KEY_FILE}.{secrets.token_hex(8)}"
         temporary.touch(0o600)
         temporary.write_bytes(secrets.token_bytes(32))
         try:
