@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.requests import ClientDisconnect
 
 from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.answers import Answer, refuse, unavailable
-from launcher.api.failure import ApiError
 from launcher.api.pool import Failed, Pool, Source
 from launcher.api.service import Service
 from launcher.api.talker import Line
@@ -94,7 +94,7 @@ async def _unless_gone(request: Request, work: Awaitable[_T]) -> _T:
     try:
         while not (await asyncio.wait({task}, timeout=_LOOK_EVERY_S))[0]:
             if await request.is_disconnected():
-                raise ApiError(499, "The client has gone.")
+                raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
