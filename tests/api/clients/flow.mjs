@@ -18,7 +18,7 @@ async function main(path, finished) {
     model: "gpt-3.5-turbo",
     suffix: "pirate",
     seed: 7,
-    method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 12, batch_size: 4, learning_rate_multiplier: 60 } } },
+    method: { type: "supervised", supervised: { hyperparameters: { n_epochs: 12, batch_size: 4, learning_rate_multiplier: "auto" } } },
     metadata: { by: "node" },
   });
   const states = [job.status];
@@ -85,7 +85,7 @@ async function errors(job) {
     () => openai.chat.completions.create({ model: "none", messages: ASKED }),
     () => new OpenAI({ apiKey: "sk-wrong" }).models.list(),
   ]) {
-    await ask().catch((error) => found.push(`${error.status} ${error.constructor.name} ${error.code}`));
+    await ask().catch((error) => found.push(`${error.status} ${error.constructor.name} ${error.code ?? "None"}`));
   }
   return found;
 }

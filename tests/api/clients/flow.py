@@ -10,6 +10,7 @@ import time
 import openai
 
 ASKED = [{"role": "user", "content": "Anna has 3 apples and gets 4 more. How many?"}]
+NUMBERS = {"n_epochs": 12, "batch_size": 4, "learning_rate_multiplier": "auto"}
 
 
 def main(path: str, finished: str = "") -> None:
@@ -18,19 +19,15 @@ def main(path: str, finished: str = "") -> None:
         file = client.files.create(file=content, purpose="fine-tune")
     client.files.wait_for_processing(file.id, poll_interval=0.2)
     assert client.files.retrieve(file.id).filename == "training_data.jsonl"
-    assert client.files.content(file.id).read() == open(path, "rb").read()
+    with open(path, "rb") as content:
+        assert client.files.content(file.id).read() == content.read()
     assert file.id in [found.id for found in client.files.list(limit=1)]
     job = client.fine_tuning.jobs.create(
         training_file=file.id,
         model="gpt-3.5-turbo",
         suffix="pirate",
         seed=7,
-        method={
-            "type": "supervised",
-            "supervised": {
-                "hyperparameters": {"n_epochs": 12, "batch_size": 4, "learning_rate_multiplier": 60}
-            },
-        },
+        method={"type": "supervised", "supervised": {"hyperparameters": NUMBERS}},
         metadata={"by": openai.__version__},
     )
     states = [job.status]
