@@ -24,7 +24,7 @@ from launcher.api.service import Service
 from launcher.errors import StorageError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
-ROUTES: tuple[str, ...] = ("files", "uploads", "operations")
+ROUTES: tuple[str, ...] = ("files", "uploads", "jobs", "operations")
 
 _LOG = logging.getLogger(__name__)
 
