@@ -3,31 +3,65 @@
 # Annotations are not postponed here: FastAPI reads them.
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    PlainSerializer,
+    StrictFloat,
+    StrictInt,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
 
 from launcher.api.tables import Event, Job, JobState, Model
 from launcher.api.wire import Said
 
 
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain NUL")
-    return text
+def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else check(value)
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-Label = Annotated[Text, Field(max_length=64)]
-Auto = Literal["auto"]
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _described(**number: Any) -> WithJsonSchema:
+    """For OpenAPI, what a number or "auto" is."""
+    return WithJsonSchema({"anyOf": [{"const": "auto", "type": "string"}, number]})
+
+
+#: Beside a number, "auto" will do. A union of both would say of a number that it is not "auto".
+_OR_AUTO, _PLAIN = WrapValidator(_or_auto), PlainSerializer(_as_it_is)
+_AUTO: Any = "auto"
+Label = Annotated[str, Field(max_length=64)]
 
 
 class Hyperparameters(Said):
     """How long and how fast to train; `auto` follows from the number of examples."""
 
-    n_epochs: Auto | Annotated[StrictInt, Field(ge=1, le=50)] = "auto"
-    batch_size: Auto | Annotated[StrictInt, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: (
-        Auto | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, strict=True)]
-    ) = "auto"
+    n_epochs: Annotated[
+        StrictInt,
+        Field(ge=1, le=50),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=50),
+    ] = _AUTO
+    batch_size: Annotated[
+        StrictInt,
+        Field(ge=1, le=256),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=256),
+    ] = _AUTO
+    learning_rate_multiplier: Annotated[
+        StrictFloat,
+        Field(gt=0, le=1000, allow_inf_nan=False),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="number", exclusiveMinimum=0, maximum=1000),
+    ] = _AUTO
 
 
 class Supervised(Said):
@@ -46,10 +80,10 @@ class Method(Said):
 class WandbIntegration(Said):
     """Where the run is shown in Weights & Biases."""
 
-    project: Annotated[Text, Field(min_length=1, max_length=128)]
-    name: Annotated[Text, Field(max_length=128)] | None = None
-    entity: Annotated[Text, Field(max_length=128)] | None = None
-    tags: list[Annotated[Text, Field(min_length=1, max_length=64)]] | None = Field(
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    name: Annotated[str, Field(max_length=128)] | None = None
+    entity: Annotated[str, Field(max_length=128)] | None = None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(
         default=None, max_length=50
     )
 
@@ -64,16 +98,16 @@ class Integration(Said):
 class NewJob(Said):
     """What a client asks for."""
 
-    training_file: Annotated[Text, Field(max_length=256)]
-    model: Annotated[Text, Field(max_length=512)]
-    validation_file: Annotated[Text, Field(max_length=256)] | None = None
+    training_file: Annotated[str, Field(max_length=256)]
+    model: Annotated[str, Field(max_length=512)]
+    validation_file: Annotated[str, Field(max_length=256)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    suffix: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, le=2147483647)] | None = None
     metadata: (
         Annotated[
-            dict[Label, Annotated[Text, Field(max_length=512, strict=True)]], Field(max_length=16)
+            dict[Label, Annotated[str, Field(max_length=512, strict=True)]], Field(max_length=16)
         ]
         | None
     ) = None
