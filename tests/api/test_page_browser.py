@@ -49,6 +49,7 @@ def job(served: Served, browser: Browser, tmp_path_factory: pytest.TempPathFacto
 
 def ask(browser: Browser, text: str) -> None:
     turns = browser.value(f"{TURNS}.length")
+    browser.value("document.querySelector('#try-longest').value = 30")
     browser.value("document.querySelector('#try-text').focus()")
     browser.type(text)
     browser.key("Enter")

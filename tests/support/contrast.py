@@ -6,7 +6,7 @@ from __future__ import annotations
 def contrast(selector: str) -> str:
     """JavaScript: contrast of an element's text with what is behind it, as WCAG defines it."""
     return f"""(() => {{
-      const canvas = new OffscreenCanvas(1, 1).getContext("2d");
+      const canvas = new OffscreenCanvas(1, 1).getContext("2d", {{ willReadFrequently: true }});
       const light = (colour) => {{
         canvas.fillStyle = colour;
         canvas.fillRect(0, 0, 1, 1);

@@ -85,6 +85,7 @@ function choose(select, names, wanted) {
 
 async function showJobs() {
   const jobs = await get(`fine_tuning/jobs?limit=${shown}`);
+  if (view !== "jobs") return false;
   const states = jobs.data.map((job) => `${job.id} ${job.status} ${job.fine_tuned_model}`).join("\n");
   element("no-jobs").hidden = jobs.data.length > 0;
   element("more").hidden = !jobs.has_more;
@@ -372,7 +373,10 @@ async function send() {
   let answer = "";
   try {
     const messages = [...(system ? [{ role: "system", content: system }] : []), ...asked];
-    const body = { model: element("try-model").value, messages, temperature: Number(element("try-temperature").value), stream: true };
+    const body = {
+      model: element("try-model").value, messages, stream: true,
+      temperature: Number(element("try-temperature").value), max_tokens: Number(element("try-longest").value),
+    };
     const response = await ask("chat/completions", { method: "POST", body: JSON.stringify(body), signal: answering.signal });
     for await (const event of streamed(response.body)) {
       if (event.error) throw new Error(event.error.message);
