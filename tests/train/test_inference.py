@@ -84,6 +84,11 @@ def test_the_newest_checkpoint_is_exported_and_a_step_can_be_named(
     assert not any(torch.equal(newest[name], five[name]) for name in newest)
 
 
+def test_the_base_has_no_checkpoint(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="the model before training has no step 5"):
+        open_speaker(run, checkpoint=5, base=True)
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDir, tmp_path: Path) -> None:
     file = run.checkpoints / "step-00000010" / "weights-rank-00000.safetensors"
     content = bytearray(file.read_bytes())
