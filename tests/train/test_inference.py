@@ -73,6 +73,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_exported_and_a_step_can_be_named(
     run: RunDir, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_the_base_has_no_checkpoint(run: RunDir) -> None:
         open_speaker(run, checkpoint=5, base=True)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDir, tmp_path: Path) -> None:
     file = run.checkpoints / "step-00000010" / "weights-rank-00000.safetensors"
     content = bytearray(file.read_bytes())
@@ -131,6 +133,7 @@ def test_the_export_command_prints_the_folder_or_its_exit_code(
     assert "HINT" in captured.err
 
 
+@pytest.mark.slow
 def test_export_checkpoint_and_base_speak_for_themselves(run: RunDir) -> None:
     sampling = Sampling(max_new_tokens=12)
 
