@@ -85,7 +85,7 @@ def _commands(block: Block) -> Iterator[tuple[str, list[str]]]:
         for part in re.split(r" \| |<\(", line):
             words = shlex.split(part.rstrip(")"), comments=True)
             if words[:1] == ["launcher"]:
-                verb = next(v for v in (" ".join(words[1:3]), *words[1:2]) if v in VERBS)
+                verb = next(v for v in (" ".join(words[1:n]) for n in (4, 3, 2)) if v in VERBS)
                 yield verb, words[1 + len(verb.split()) :]
             elif "launcher.train" in words:
                 yield "", words[words.index("launcher.train") + 1 :]

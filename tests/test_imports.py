@@ -27,6 +27,7 @@ CONTROL = (
     "host",
     "jobs",
     "launch",
+    "listen",
     "procfs",
     "ranks",
     "registry",

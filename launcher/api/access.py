@@ -4,16 +4,25 @@
 import hashlib
 import hmac
 import secrets
+import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPBearer
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from launcher.api.database import Database, new_id
 from launcher.api.failure import ApiError
 from launcher.api.service import Service
 from launcher.api.tables import Key, Project, now
+
+#: A revoked key is refused after this at the latest.
+_REMEMBERED_S = 1.0
+_REMEMBERED = 10_000
+#: So that the OpenAPI document says how to ask.
+_BEARER = HTTPBearer(auto_error=False, description="A key of `launcher serve keys create`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +34,76 @@ class Caller:
     requests_per_minute: int | None
 
 
-def create_key(database: Database, name: str, project: str, key: str | None = None) -> str:
+class Keys:
+    """The keys that are good at present. Safe to use from several threads."""
+
+    def __init__(self, database: Database, demo_key: str | None = None) -> None:
+        """`demo_key`, of the project demo, is good while the server runs and kept nowhere."""
+        self._database = database
+        self._known: dict[str, tuple[float, Caller | None]] = {}
+        self._demo = ""
+        if demo_key is not None:
+            self._demo = digest(demo_key)
+            with database.begin() as session:
+                project = find_project(session, "demo")
+                self._demo_caller = Caller(project.id, "key_demo", None)
+
+    def remembered(self, wanted: str) -> tuple[bool, Caller | None]:
+        """Whether it is known whose key has this digest, and whose; asks no database."""
+        if self._demo and hmac.compare_digest(self._demo, wanted):
+            return True, self._demo_caller
+        at, found = self._known.get(wanted, (0.0, None))
+        return time.monotonic() - at < _REMEMBERED_S, found
+
+    def look_up(self, wanted: str) -> Caller | None:
+        """Whose key has this digest; None if nobody's."""
+        with self._database.read() as session:
+            key = session.scalar(select(Key).where(Key.digest == wanted))
+        found = None
+        if key is not None and not key.revoked_at and hmac.compare_digest(key.digest, wanted):
+            found = Caller(key.project_id, key.id, key.requests_per_minute)
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known[wanted] = (time.monotonic(), found)
+        return found
+
+
+def find_project(session: Session, name: str) -> Project:
+    """The project of this name, which is made if there is none."""
+    Database.lock(session, "projects")
+    found = session.scalar(select(Project).where(Project.name == name))
+    if found is None:
+        found = Project(id=new_id("proj_"), name=name)
+        session.add(found)
+        session.flush()
+    return found
+
+
+def create_key(
+    database: Database, name: str, project: str, requests_per_minute: int | None = None
+) -> str:
     """A new key for `project`, which is made if there is none; the key is returned only here."""
-    key = key or f"sk-{secrets.token_urlsafe(32)}"
+    key = f"sk-{secrets.token_urlsafe(32)}"
     with database.begin() as session:
-        found = session.scalar(select(Project).where(Project.name == project))
-        if found is None:
-            found = Project(id=new_id("proj_"), name=project)
-            session.add(found)
-            session.flush()
-        hint = f"{key[:5]}...{key[-4:]}"
         session.add(
-            Key(id=new_id("key_"), project_id=found.id, name=name, digest=digest(key), hint=hint)
+            Key(
+                id=new_id("key_"),
+                project_id=find_project(session, project).id,
+                name=name,
+                digest=digest(key),
+                hint=f"{key[:5]}...{key[-4:]}",
+                requests_per_minute=requests_per_minute,
+            )
         )
     return key
+
+
+def list_keys(database: Database) -> list[tuple[Key, str]]:
+    """All keys, oldest first, each with the name of its project."""
+    wanted = select(Key, Project.name).join(Project, Key.project_id == Project.id)
+    with database.read() as session:
+        rows = session.execute(wanted.order_by(Key.created_at, Key.id))
+        return [(key, project) for key, project in rows]
 
 
 def revoke_key(database: Database, key_id: str) -> bool:
@@ -55,33 +120,40 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def service_of(request: Request) -> Service:
-    """The service that an app was made for."""
-    service = request.app.state.service
-    assert isinstance(service, Service)
-    return service
-
-
-def caller(request: Request) -> Caller:
-    """Whoever's key the request carries; 401 in the envelope without a valid one."""
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+def key_of(authorization: str) -> str:
+    """Digest of the key in this header; `ApiError` 401 if there is none."""
+    scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise ApiError(
             401,
             "You didn't provide an API key: send it as `Authorization: Bearer KEY`.",
             headers={"WWW-Authenticate": "Bearer"},
         )
-    wanted = digest(key.strip())
-    with service_of(request).database.read() as session:
-        found = session.scalar(select(Key).where(Key.digest == wanted))
-    if found is None or found.revoked_at or not hmac.compare_digest(found.digest, wanted):
-        raise ApiError(
-            401,
-            "Incorrect API key provided.",
-            code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-    return Caller(found.project_id, found.id, found.requests_per_minute)
+    return digest(key.strip())
+
+
+def wrong_key() -> ApiError:
+    """For a key that is nobody's."""
+    return ApiError(
+        401,
+        "Incorrect API key provided.",
+        code="invalid_api_key",
+        headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+async def service_of(request: Request) -> Service:
+    """The service that an app was made for."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service
+
+
+async def caller(request: Request, _: Annotated[object, Security(_BEARER)]) -> Caller:
+    """Whoever's key the request carries: the gate has looked."""
+    found = request.state.caller
+    assert isinstance(found, Caller)
+    return found
 
 
 Asking = Annotated[Caller, Depends(caller)]

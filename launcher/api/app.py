@@ -2,69 +2,91 @@
 
 from __future__ import annotations
 
-import secrets
-import sys
+import logging
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 
-from launcher import registry
-from launcher.api.failure import ApiError
+from launcher import __version__, registry
+from launcher.api.access import Keys
+from launcher.api.audit import Auditor
+from launcher.api.edge import Edge
+from launcher.api.failure import ApiError, answer
+from launcher.api.gate import Gate
+from launcher.api.metrics import Metrics
 from launcher.api.service import Service
 from launcher.errors import StorageError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
-ROUTES: tuple[str, ...] = ()
+ROUTES: tuple[str, ...] = (
+    *("files", "uploads", "jobs", "models", "chat"),
+    *("operations", "page"),
+)
+
+_LOG = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> FastAPI:
-    """The service as an ASGI application."""
-    app = FastAPI(title="launcher", docs_url=None, redoc_url=None)
+def create_app(
+    service: Service,
+    demo_key: str | None = None,
+    lifespan: Any = None,
+) -> FastAPI:
+    """The service as an ASGI application; `demo_key` is good as long as it lives."""
+    app = FastAPI(
+        title="launcher",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    metrics = Metrics(service.database)
     app.state.service = service
+    app.state.metrics = metrics
     for name in ROUTES:
         app.include_router(registry.load(f"launcher.api.routes.{name}:router"))
     app.exception_handler(ApiError)(_answer)
     app.exception_handler(HTTPException)(_no_route)
     app.exception_handler(RequestValidationError)(_invalid)
     app.exception_handler(StorageError)(_unavailable)
-    app.middleware("http")(_with_request_id)
+    app.exception_handler(OperationalError)(_unavailable)
+    app.exception_handler(DataError)(_unkeepable)
+    # Innermost first.
+    keys = Keys(service.database, demo_key)
+    app.add_middleware(Gate, keys=keys, limits=service.site.limits)
+    app.add_middleware(Auditor, database=service.database)
+    app.add_middleware(Edge, metrics=metrics)
     return app
-
-
-async def _with_request_id(request: Request, go_on) -> Response:  # type: ignore[no-untyped-def]
-    response: Response = await go_on(request)
-    response.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
-    return response
 
 
 def _answer(_: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), error.status, error.headers)
+    return answer(error)
 
 
 def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    known = ApiError(
-        error.status_code,
-        f"Invalid URL ({request.method} {request.url.path})"
-        if error.status_code == 404
-        else str(error.detail),
-        headers=dict(error.headers or {}),
-    )
-    return _answer(request, known)
+    unknown = error.status_code in (404, 405)
+    found = f"Invalid URL ({request.method} {request.url.path})" if unknown else str(error.detail)
+    return answer(ApiError(error.status_code, found, headers=dict(error.headers or {})))
 
 
-def _invalid(request: Request, error: Exception) -> Response:
+def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     name = ".".join(where) or None
     found = f"{first['msg']} - '{name}'" if name else str(first["msg"])
-    return _answer(request, ApiError(400, found, param=name))
+    return answer(ApiError(400, found, param=name))
 
 
 def _unavailable(request: Request, error: Exception) -> Response:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return _answer(request, ApiError(503, "The service cannot keep this at present."))
+    _LOG.error("%s", error, extra={"request_id": request.state.request_id})
+    return answer(ApiError(503, "The service cannot do this at present."))
+
+
+def _unkeepable(_: Request, __: Exception) -> Response:
+    return answer(ApiError(400, "The request holds a value that cannot be kept."))

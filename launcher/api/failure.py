@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastapi.responses import JSONResponse
+
 
 class ApiError(Exception):
     """An answer that is an error: `{"error": {message, type, param, code}}` and an HTTP status."""
@@ -27,6 +29,7 @@ class ApiError(Exception):
     def body(self) -> dict[str, Any]:
         """The envelope; all four members are always there."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        kind = "rate_limit_error" if self.status == 429 else kind
         return {
             "error": {
                 "message": self.message,
@@ -35,6 +38,11 @@ class ApiError(Exception):
                 "code": self.code,
             }
         }
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The error as an answer."""
+    return JSONResponse(error.body(), error.status, error.headers)
 
 
 def missing_job(job: str) -> ApiError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.api import site
+from launcher.api import schema, site
 from launcher.api.database import Database
 from launcher.api.store import Store
 
@@ -23,10 +23,16 @@ class Service:
 
     @classmethod
     def open(cls, home: Path) -> Service:
-        """The service of `home`, its database and store ready; `ConfigError` for bad settings."""
+        """The service of `home`, which is made if need be, its database and store ready.
+
+        Raises `ConfigError` for bad settings or a database that is no use.
+        """
         home = home.resolve()
+        home.mkdir(parents=True, exist_ok=True)
         settled = site.read(home / site.FILE)
+        settled.models = settled.models or site.DEMO
         database = Database(settled.database or f"sqlite:///{home / DATABASE}")
+        schema.upgrade(database)
         return cls(home, settled, database, Store(settled.files or str(home / "files")))
 
     @property

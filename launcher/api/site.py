@@ -45,6 +45,8 @@ class Limits:
     """Largest part."""
     line_bytes: int = 8 << 20
     """Longest line of a JSONL file."""
+    body_bytes: int = 4 << 20
+    """Largest body of any other request."""
     requests_per_minute: int = 6000
     """Of one key, unless the key says otherwise."""
     idle_s: float = 30.0
@@ -89,6 +91,13 @@ class Site:
         if offer is None:
             return None
         return offer.alias or name
+
+
+#: What is offered where a site has settled nothing: runs on any machine, without network.
+DEMO = {
+    "tiny": Offer(overrides=["model=tiny", "optim.lr=5e-3"]),
+    "gpt-3.5-turbo": Offer(alias="tiny"),
+}
 
 
 def read(path: Path) -> Site:

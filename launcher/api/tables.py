@@ -10,7 +10,7 @@ import enum
 import time
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, ForeignKey, Index, Integer, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, Integer, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 #: SQLite counts up by itself only for a plain INTEGER.
@@ -41,6 +41,11 @@ class JobState(enum.Enum):
 
 class Base(DeclarativeBase):
     """Base of all tables."""
+
+    type_annotation_map = {
+        int: BigInteger(),  # seconds too: 32 bits end in 2038
+        JobState: Enum(JobState, native_enum=False, length=32),
+    }
 
 
 class Project(Base):

@@ -63,6 +63,10 @@ VERBS = {
         "split requests between two endpoints and count feedback",
         "launcher.cli.ab:route",
     ),
+    "serve": ("OpenAI-compatible fine-tuning jobs, over HTTP", "launcher.cli.serve:serve"),
+    "serve keys create": ("make an API key; it is shown this once", "launcher.cli.serve:create"),
+    "serve keys list": ("whose API keys there are, and their ids", "launcher.cli.serve:index"),
+    "serve keys revoke": ("an API key is of no use from now on", "launcher.cli.serve:revoke"),
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
 
@@ -101,7 +105,7 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"launcher {__version__}")
         return ExitCode.ok
-    for count in (2, 1):
+    for count in (3, 2, 1):
         verb = " ".join(words[:count])
         if verb in VERBS:
             return int(registry.load(VERBS[verb][1])(words[count:]))

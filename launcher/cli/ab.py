@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
-from launcher.registry import need
 
 if TYPE_CHECKING:
     from launcher.ab.study import Study
@@ -74,12 +73,13 @@ def judges(words: list[str]) -> int:
 
 def serve(words: list[str]) -> int:
     """Serve the page on which judges vote, until Ctrl-C."""
-    parsed = arguments.plain("ab serve", words, _STUDY, *_listen(PORT))
+    parsed = arguments.plain("ab serve", words, _STUDY, *arguments.listen(PORT))
     from launcher.ab.study import Study
 
     study = Study(parsed.study).check()
-    _need_server()
-    from launcher.ab import listen, server
+    arguments.need_server("launcher ab")
+    from launcher import listen
+    from launcher.ab import server
 
     return listen.run(server.create_app(study), parsed.host, parsed.port)
 
@@ -127,10 +127,11 @@ def route(words: list[str]) -> int:
             },
         ),
         (["--model"], {"default": "ab", "metavar": "NAME", "help": "what users call it: ab"}),
-        *_listen(PORT + 1),
+        *arguments.listen(PORT + 1),
     )
-    _need_server()
-    from launcher.ab import listen, router
+    arguments.need_server("launcher ab")
+    from launcher import listen
+    from launcher.ab import router
     from launcher.ab.traffic import Traffic
 
     router.require_url(parsed.a, where="--a")
@@ -147,19 +148,6 @@ def _invite(study: Study, names: list[str], url: str) -> None:
         print(f"{name:<{width}}  {url.rstrip('/')}/#{study.invite(name)}")
     if names:
         print("each link is shown this once: only its hash is kept", file=sys.stderr)
-
-
-def _listen(port: int) -> tuple[Argument, ...]:
-    host = {"default": "127.0.0.1", "help": "address to listen at: %(default)s"}
-    return (
-        (["--host"], host),
-        (["--port"], {"type": int, "default": port, "help": "default: %(default)s; 0: a free one"}),
-    )
-
-
-def _need_server() -> None:
-    for module in ("fastapi", "uvicorn", "httpx2"):
-        need(module, "this needs", where="launcher ab", extra="serve")
 
 
 def _names(text: str) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from launcher.cli import VERBS
+from launcher.registry import need
 from launcher.rundir import RunDir, find_run
 
 #: One argument of a verb: its names and the keywords for argparse.
@@ -89,6 +90,21 @@ def plain(verb: str, words: list[str], *arguments: Argument) -> argparse.Namespa
     for names, keywords in arguments:
         parser.add_argument(*names, **keywords)
     return parser.parse_args(words)
+
+
+def listen(port: int) -> tuple[Argument, ...]:
+    """Options of the verbs that serve: `.host` and `.port`."""
+    host = {"default": "127.0.0.1", "help": "address to listen at: %(default)s"}
+    return (
+        (["--host"], host),
+        (["--port"], {"type": int, "default": port, "help": "default: %(default)s; 0: a free one"}),
+    )
+
+
+def need_server(verb: str) -> None:
+    """`ConfigError` with what to install unless apps can be served."""
+    for module in ("fastapi", "uvicorn", "httpx2"):
+        need(module, "this needs", where=verb, extra="serve")
 
 
 def words(parsed: argparse.Namespace, *names: str) -> list[str]:

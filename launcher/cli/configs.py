@@ -72,7 +72,8 @@ def _completions(line: list[str], current: str) -> list[str]:
     from launcher.config import completion
 
     verbs = [verb.split() for verb in VERBS]
-    seconds = [verb[1] for verb in verbs if len(verb) == 2 and verb[:1] == line]
-    if seconds:
-        return [word for word in seconds if word.startswith(current)]
+    known = len(line)
+    further = [verb[known] for verb in verbs if known and verb[:known] == line and verb[known:]]
+    if further:
+        return [word for word in dict.fromkeys(further) if word.startswith(current)]
     return completion.words(list(dict.fromkeys(verb[0] for verb in verbs)), line, current)

@@ -12,27 +12,42 @@ from launcher.errors import ConfigError, ExitCode
 
 
 def run(app: Any, host: str, port: int) -> int:
-    """Serve until Ctrl-C or SIGTERM; prints the address on stdout once it can be reached.
+    """Serve until Ctrl-C or SIGTERM: `bind`, then `serve`."""
+    return serve(app, bind(host, port))
 
-    Raises `ConfigError` if the address cannot be had. There is no access log: it would hold who
-    asked what.
+
+def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int = 5) -> int:
+    """Serve until Ctrl-C or SIGTERM; prints the address on stdout, where it can be reached.
+
+    `http` is uvicorn's protocol class; requests have `grace_s` to end. There is no access log of
+    uvicorn's: it would hold who asked what.
     """
     import uvicorn
 
-    listening = _bind(host, port)
     address, port = listening.getsockname()[:2]
     shown = f"[{address}]" if ":" in address else address
     print(f"http://{shown}:{port}", flush=True)
-    if not ipaddress.ip_address(address).is_loopback:
+    if not is_loopback(listening):
         print("reachable from elsewhere, unencrypted: put a TLS proxy in front", file=sys.stderr)
     config = uvicorn.Config(
-        app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=5
+        app,
+        http=http,
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=grace_s,
     )
     uvicorn.Server(config).run(sockets=[listening])
     return ExitCode.ok
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def is_loopback(listening: socket.socket) -> bool:
+    """Whether only this host reaches it."""
+    return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens there; `ConfigError` if the address cannot be had."""
     try:
         if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
             raise OverflowError(f"{port} is no port")
@@ -41,7 +56,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
         # Here, so that whoever reads the address can connect at once.
-        listening.listen(128)
+        listening.listen(1024)
     except (OSError, OverflowError, UnicodeError) as error:
         taken = getattr(error, "errno", None) == errno.EADDRINUSE
         hint = "--port with another number, or 0 for a free one" if taken else "mend --host, --port"

@@ -1,0 +1,70 @@
+"""What every request passes before its route: who asks, how often, and with what body."""
+
+from __future__ import annotations
+
+import re
+
+from anyio import to_thread
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from launcher.api.access import Caller, Keys, key_of, wrong_key
+from launcher.api.bodies import guarded
+from launcher.api.failure import ApiError, answer
+from launcher.api.ratelimit import RateLimits
+from launcher.api.site import Limits
+
+_PREFIX = "/v1/"
+_NUL = re.compile(rb"%00|\0")
+
+
+class Gate:
+    """ASGI middleware. A route below /v1 finds `Caller` in its request's state."""
+
+    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
+        self._app, self._keys, self._limits = app, keys, limits
+        self._rates = RateLimits()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let the request through, or answer why not."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        left: dict[str, str] = {}
+
+        async def tell(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    *((name.encode(), value.encode()) for name, value in left.items()),
+                ]
+            await send(message)
+
+        try:
+            if scope["path"].startswith(_PREFIX):
+                caller = await self._caller(scope)
+                scope["state"]["caller"] = caller
+                per_minute = caller.requests_per_minute or self._limits.requests_per_minute
+                left = self._rates.take(caller.key_id, per_minute)
+            _check_url(scope)
+            body = await guarded(scope, receive, self._limits.body_bytes, self._limits.idle_s)
+        except ApiError as error:
+            await answer(error)(scope, receive, tell)
+            return
+        await self._app(scope, body, tell)
+
+    async def _caller(self, scope: Scope) -> Caller:
+        wanted = key_of(Headers(scope=scope).get("authorization", ""))
+        is_known, found = self._keys.remembered(wanted)
+        if not is_known:
+            found = await to_thread.run_sync(self._keys.look_up, wanted)
+        if found is None:
+            raise wrong_key()
+        return found
+
+
+def _check_url(scope: Scope) -> None:
+    if _NUL.search(scope["raw_path"]):
+        raise ApiError(404, "Invalid URL: it holds the character U+0000")
+    if _NUL.search(scope["query_string"]):
+        raise ApiError(400, "Invalid query: it holds the character U+0000")

@@ -1,0 +1,62 @@
+"""A form with a file, from the socket into the store."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from anyio import CapacityLimiter, to_thread
+from fastapi import Request
+from fastapi.concurrency import contextmanager_in_threadpool
+
+from launcher.api.failure import ApiError
+from launcher.api.multipart import Form
+from launcher.api.store import Incoming, Store
+
+#: What goes to a thread at once: few changes of threads, little memory.
+_PIECE = 1 << 20
+#: Beside the file: the other fields, boundaries and headers of parts.
+_MARGIN = 1 << 20
+#: Threads that parse, hash and write, so that many uploads leave the others their turn.
+WRITERS = CapacityLimiter(2)
+#: The same, of what takes long: looking at each line of a file, putting parts together.
+READERS = CapacityLimiter(2)
+
+
+@contextlib.asynccontextmanager
+async def received(
+    request: Request, store: Store, part: str, limit: int
+) -> AsyncIterator[tuple[Form, Incoming]]:
+    """The whole form, its file `part` in the store but not kept.
+
+    Raises `ApiError` 400 for a bad form and 413 for a file of more than `limit` bytes.
+    """
+    stated = request.headers.get("content-length", "")
+    if stated.isdecimal() and int(stated) > limit + _MARGIN:
+        raise _too_large(limit)
+    async with contextmanager_in_threadpool(store.incoming()) as content:
+
+        def sink(piece: bytes) -> None:
+            if content.bytes + len(piece) > limit:
+                raise _too_large(limit)
+            content.write(piece)
+
+        form = Form(request.headers.get("content-type", ""), part, sink)
+        metrics = request.app.state.metrics
+        pending = bytearray()
+        async for piece in request.stream():
+            pending += piece
+            if len(pending) >= _PIECE:
+                await to_thread.run_sync(form.write, bytes(pending), limiter=WRITERS)
+                metrics.uploaded(len(pending))
+                pending.clear()
+        await to_thread.run_sync(form.write, bytes(pending), limiter=WRITERS)
+        metrics.uploaded(len(pending))
+        form.finish()
+        if form.filename is None:
+            raise ApiError(400, f"'{part}' is a required property")
+        yield form, content
+
+
+def _too_large(limit: int) -> ApiError:
+    return ApiError(413, f"The file is too large: at most {limit:,} bytes are accepted.")

@@ -1,0 +1,66 @@
+"""uvicorn's HTTP protocol, which waits for no one forever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from launcher.api.failure import ApiError
+
+
+def guarded(idle_s: float) -> type[H11Protocol]:
+    """The protocol class for `listen.serve`.
+
+    A request's head has to be whole within `idle_s`, and so has the rest of a request that has
+    been answered already. Bodies that a route reads are watched by `bodies.guarded`.
+    """
+
+    class Guarded(H11Protocol):
+        """A connection; `idle_s` is the class's."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self._deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._unwatch()
+            super().connection_lost(exc)
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                body = json.dumps(ApiError(400, msg).body()).encode()
+                headers = [("content-type", "application/json"), ("connection", "close")]
+                for event in (
+                    h11.Response(status_code=400, headers=headers, reason="Bad Request"),
+                    h11.Data(data=body),
+                    h11.EndOfMessage(),
+                ):
+                    self.transport.write(self.conn.send(event) or b"")
+            self.transport.close()
+
+        def _watch(self) -> None:
+            head = self.conn.their_state is h11.IDLE
+            late = self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE
+            if not head and not late:
+                self._unwatch()
+            elif self._deadline is None and self.timeout_keep_alive_task is None:
+                self._deadline = self.loop.call_later(idle_s, self.transport.abort)
+
+        def _unwatch(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+    return Guarded

@@ -1,0 +1,153 @@
+"""/v1/files."""
+
+# Annotations are not postponed here: FastAPI reads them.
+from collections.abc import Iterator
+from typing import IO, Annotated, Literal
+from urllib.parse import quote
+
+from anyio import to_thread
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+
+from launcher.api import files, jsonl, wire
+from launcher.api.access import Asking, Caller, Served
+from launcher.api.failure import ApiError
+from launcher.api.intake import READERS, received
+from launcher.api.multipart import Form
+from launcher.api.service import Service
+from launcher.api.store import Incoming
+
+router = APIRouter(prefix="/v1/files", tags=["files"])
+
+_PIECE = 256 << 10
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {
+                            "type": "integer",
+                            "minimum": wire.SHORTEST_S,
+                            "maximum": wire.LONGEST_S,
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", responses=wire.answers(), openapi_extra=_FORM)
+async def create(request: Request, service: Served, caller: Asking) -> wire.File:
+    """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
+    async with received(request, service.store, "file", service.site.limits.file_bytes) as found:
+        return await to_thread.run_sync(_insert, service, caller, *found, limiter=READERS)
+
+
+@router.get("", responses=wire.answers(404))
+def index(
+    service: Served,
+    caller: Asking,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: str | None = None,
+) -> wire.Bounded[wire.File]:
+    """The project's files."""
+    with service.database.read() as session:
+        found, more = files.page(
+            session,
+            caller.project_id,
+            after=after or None,
+            limit=limit,
+            newest_first=order == "desc",
+            purpose=purpose or None,
+        )
+        data = [files.shown(file) for file in found]
+    first, last = (data[0].id, data[-1].id) if data else (None, None)
+    return wire.Bounded[wire.File](data=data, has_more=more, first_id=first, last_id=last)
+
+
+@router.get("/{file_id}", responses=wire.answers(404))
+def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
+    """One file."""
+    with service.database.read() as session:
+        return files.shown(files.find(session, caller.project_id, file_id))
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=StreamingResponse,
+    responses={
+        200: {"content": {"application/octet-stream": {"schema": {"type": "string"}}}},
+        **wire.answers(404),
+    },
+)
+def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
+    """The bytes of a file."""
+    with service.database.read() as session:
+        file = files.find(session, caller.project_id, file_id)
+    headers = {
+        "Content-Length": str(file.bytes),
+        "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+        "X-Content-Type-Options": "nosniff",
+    }
+    opened = service.store.open(file.sha256)
+    return StreamingResponse(
+        _pieces(opened), headers=headers, media_type="application/octet-stream"
+    )
+
+
+@router.delete("/{file_id}", responses=wire.answers(404))
+def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
+    """Delete a file, and its content unless another file has the same."""
+    files.remove(service.database, service.store, caller.project_id, file_id)
+    return wire.Deleted(id=file_id, object="file")
+
+
+def _insert(service: Service, caller: Caller, form: Form, content: Incoming) -> wire.File:
+    purpose = files.require_purpose(form.fields.get("purpose"))
+    expires_after_s = _expires_after_s(form)
+    if purpose == files.TRAINING:
+        with service.store.read(content) as opened:
+            jsonl.check(opened, service.site.limits.line_bytes)
+    assert form.filename is not None
+    with service.database.begin() as session:
+        file = files.insert(
+            session,
+            service.store,
+            content,
+            caller.project_id,
+            form.filename,
+            purpose,
+            expires_after_s,
+        )
+        return files.shown(file)
+
+
+def _expires_after_s(form: Form) -> int | None:
+    names = {name: f"expires_after[{name}]" for name in wire.ExpiresAfter.model_fields}
+    stated = {key: form.fields[name] for key, name in names.items() if name in form.fields}
+    if not stated:
+        return None
+    try:
+        return wire.ExpiresAfter.model_validate(stated).seconds
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = names[str(first["loc"][0])]
+        raise ApiError(400, f"{first['msg']} - '{name}'", param=name) from error
+
+
+def _pieces(opened: IO[bytes]) -> Iterator[bytes]:
+    with opened:
+        while piece := opened.read(_PIECE):
+            yield piece

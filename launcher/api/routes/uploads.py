@@ -1,0 +1,65 @@
+"""/v1/uploads: files that come in parts."""
+
+# Annotations are not postponed here: FastAPI reads them.
+from anyio import to_thread
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+
+from launcher.api import uploads, wire
+from launcher.api.access import Asking, Served
+from launcher.api.intake import READERS, received
+
+router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["data"],
+                    "properties": {"data": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", responses=wire.answers())
+def create(wanted: wire.NewUpload, service: Served, caller: Asking) -> wire.Upload:
+    """Begin a file that comes in parts, within the hour."""
+    return uploads.create(service, caller.project_id, wanted)
+
+
+@router.post("/{upload_id}/parts", responses=wire.answers(404), openapi_extra=_FORM)
+async def add_part(upload_id: str, request: Request, service: Served, caller: Asking) -> wire.Part:
+    """Add a part; parts may come at the same time."""
+    await run_in_threadpool(_require_pending, service, caller.project_id, upload_id)
+    limit = service.site.limits.part_bytes
+    async with received(request, service.store, "data", limit) as (_, content):
+        return await to_thread.run_sync(
+            uploads.add_part, service, caller.project_id, upload_id, content, limiter=READERS
+        )
+
+
+@router.post("/{upload_id}/complete", responses=wire.answers(404))
+async def complete(
+    upload_id: str, asked: wire.Completion, service: Served, caller: Asking
+) -> wire.Upload:
+    """Make a file of the parts, in this order."""
+    return await to_thread.run_sync(
+        uploads.complete, service, caller.project_id, upload_id, asked, limiter=READERS
+    )
+
+
+@router.post("/{upload_id}/cancel", responses=wire.answers(404))
+def cancel(upload_id: str, service: Served, caller: Asking) -> wire.Upload:
+    """Give the upload up."""
+    return uploads.cancel(service, caller.project_id, upload_id)
+
+
+def _require_pending(service: Served, project_id: str, upload_id: str) -> None:
+    with service.database.read() as session:
+        uploads.pending(session, project_id, upload_id)

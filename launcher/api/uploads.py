@@ -1,0 +1,178 @@
+"""Files that come in parts: what is pending, and putting the parts together."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from launcher.api import files, jsonl, wire
+from launcher.api.database import new_id
+from launcher.api.failure import ApiError
+from launcher.api.multipart import base_name
+from launcher.api.service import Service
+from launcher.api.store import Incoming
+from launcher.api.tables import File, Part, Upload, now
+
+_LIVES_S = 3600
+_PIECE = 1 << 20
+
+
+def create(service: Service, project_id: str, wanted: wire.NewUpload) -> wire.Upload:
+    """A new upload. `ApiError` 400 for a wrong purpose or too large a file."""
+    purpose = files.require_purpose(wanted.purpose)
+    limit = service.site.limits.upload_bytes
+    if wanted.bytes > limit:
+        raise ApiError(400, f"'bytes' is more than {limit:,}", param="bytes")
+    upload = Upload(
+        id=new_id("upload_"),
+        project_id=project_id,
+        bytes=wanted.bytes,
+        filename=base_name(wanted.filename),
+        mime_type=wanted.mime_type,
+        purpose=purpose,
+        status="pending",
+        created_at=now(),
+        expires_at=now() + _LIVES_S,
+        file_expires_after=wanted.expires_after.seconds if wanted.expires_after else None,
+    )
+    with service.database.begin() as session:
+        session.add(upload)
+        session.flush()
+        return shown(session, upload)
+
+
+def find(session: Session, project_id: str, upload_id: str, *, alone: bool = False) -> Upload:
+    """An upload of the project, `alone` until the transaction ends; `ApiError` 404."""
+    found = session.get(Upload, upload_id, with_for_update=alone)
+    if found is None or found.project_id != project_id:
+        raise ApiError(404, f"No such Upload object: {upload_id}", param="upload_id")
+    return found
+
+
+def pending(session: Session, project_id: str, upload_id: str, *, alone: bool = False) -> Upload:
+    """The same; `ApiError` 400 if nothing can be added to it any more."""
+    found = find(session, project_id, upload_id, alone=alone)
+    status = found.status
+    if status == "pending" and found.expires_at <= now():
+        status = "expired"
+    if status != "pending":
+        raise ApiError(400, f"Upload {upload_id} has status '{status}', it must be 'pending'.")
+    return found
+
+
+def add_part(service: Service, project_id: str, upload_id: str, content: Incoming) -> wire.Part:
+    """A new part of what has come in."""
+    with service.database.begin() as session:
+        upload = pending(session, project_id, upload_id, alone=True)
+        had = select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == upload_id)
+        # Twice the file: a client that has lost an answer sends the part again.
+        room = 2 * upload.bytes + service.site.limits.part_bytes
+        if int(session.scalar(had) or 0) + content.bytes > room:
+            raise ApiError(400, f"Upload {upload_id} was to have {upload.bytes:,} bytes.")
+        files.keep(session, service.store, content)
+        part = Part(
+            id=new_id("part_"),
+            upload_id=upload_id,
+            sha256=content.sha256,
+            bytes=content.bytes,
+            created_at=now(),
+        )
+        session.add(part)
+        session.flush()
+        return wire.Part.model_validate(part, from_attributes=True)
+
+
+def complete(
+    service: Service, project_id: str, upload_id: str, asked: wire.Completion
+) -> wire.Upload:
+    """Make a file of the parts, in the order asked for.
+
+    Asked again, because the answer was lost, it says the same. `ApiError` 400 if the parts are not
+    those of the upload, or not all of it.
+    """
+    with service.database.read() as session:
+        upload = find(session, project_id, upload_id)
+        if upload.status == "completed":
+            return shown(session, upload)
+        upload = pending(session, project_id, upload_id)
+        hashes = _hashes(session, upload, asked.part_ids)
+    with service.store.incoming() as content:
+        md5 = hashlib.md5(usedforsecurity=False)
+        for piece in _pieces(service, hashes):
+            md5.update(piece)
+            content.write(piece)
+        if asked.md5 is not None and asked.md5.lower() != md5.hexdigest():
+            raise ApiError(400, f"The parts' md5 is {md5.hexdigest()}.", param="md5")
+        if upload.purpose == files.TRAINING:
+            with service.store.read(content) as opened:
+                jsonl.check(opened, service.site.limits.line_bytes)
+        with service.database.begin() as session:
+            upload = pending(session, project_id, upload_id, alone=True)
+            file = files.insert(
+                session,
+                service.store,
+                content,
+                project_id,
+                upload.filename,
+                upload.purpose,
+                upload.file_expires_after,
+            )
+            upload.status, upload.file_id = "completed", file.id
+            left = files.drop_parts(session, upload)
+            answer = shown(session, upload)
+    files.collect(service.database, service.store, left)
+    return answer
+
+
+def cancel(service: Service, project_id: str, upload_id: str) -> wire.Upload:
+    """Nothing can be added to it any more, and its parts are gone."""
+    with service.database.begin() as session:
+        upload = pending(session, project_id, upload_id, alone=True)
+        upload.status = "cancelled"
+        left = files.drop_parts(session, upload)
+        answer = shown(session, upload)
+    files.collect(service.database, service.store, left)
+    return answer
+
+
+def shown(session: Session, upload: Upload) -> wire.Upload:
+    """The upload as clients see it."""
+    file = session.scalar(select(File).where(File.id == upload.file_id)) if upload.file_id else None
+    return wire.Upload(
+        id=upload.id,
+        bytes=upload.bytes,
+        created_at=upload.created_at,
+        expires_at=upload.expires_at,
+        filename=upload.filename,
+        purpose=upload.purpose,
+        status=upload.status,  # type: ignore[arg-type]
+        file=files.shown(file) if file else None,
+    )
+
+
+def _hashes(session: Session, upload: Upload, part_ids: list[str]) -> list[str]:
+    if len(set(part_ids)) < len(part_ids):
+        raise ApiError(400, "A part is named twice.", param="part_ids")
+    rows = session.scalars(select(Part).where(Part.upload_id == upload.id))
+    parts = {part.id: part for part in rows}
+    for part_id in part_ids:
+        if part_id not in parts:
+            raise ApiError(400, f"No such Part object: {part_id}", param="part_ids")
+    size = sum(parts[part_id].bytes for part_id in part_ids)
+    if size != upload.bytes:
+        raise ApiError(
+            400,
+            f"The parts have {size:,} bytes, but the upload was to have {upload.bytes:,}.",
+            param="part_ids",
+        )
+    return [parts[part_id].sha256 for part_id in part_ids]
+
+
+def _pieces(service: Service, hashes: list[str]) -> Iterator[bytes]:
+    for sha256 in hashes:
+        with service.store.open(sha256) as opened:
+            while piece := opened.read(_PIECE):
+                yield piece

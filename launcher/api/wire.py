@@ -1,0 +1,121 @@
+"""What goes over the wire, as the official clients' types say: files, uploads, pages, errors."""
+
+# Annotations are not postponed here: pydantic reads them.
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+#: Of a file, after which it goes; in seconds.
+SHORTEST_S, LONGEST_S = 3600, 2_592_000
+
+
+class Said(BaseModel):
+    """Base of what clients send. Members that nobody knows are passed over, as by OpenAI."""
+
+    model_config = ConfigDict(str_max_length=1 << 20)
+
+
+class Page(BaseModel, Generic[Item]):
+    """A page of a list. Clients ask for the next one with `after=<id of the last>`."""
+
+    object: Literal["list"] = "list"
+    data: list[Item]
+    has_more: bool
+
+
+class Bounded(Page[Item], Generic[Item]):
+    """A page that also names its first and last; null if it is empty."""
+
+    first_id: str | None
+    last_id: str | None
+
+
+class Problem(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Envelope(BaseModel):
+    """Every answer that is an error."""
+
+    error: Problem
+
+
+class File(BaseModel):
+    """A file of the project."""
+
+    id: str
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    expires_at: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None
+    filename: str
+    purpose: str
+    status: Literal["uploaded", "processed", "error"]
+    status_details: str | None = None
+
+
+class Deleted(BaseModel):
+    """What is gone."""
+
+    id: str
+    object: str
+    deleted: bool = True
+
+
+class ExpiresAfter(Said):
+    """When a file is to go."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=SHORTEST_S, le=LONGEST_S)]
+
+
+class Upload(BaseModel):
+    """A file that comes in parts."""
+
+    id: str
+    object: Literal["upload"] = "upload"
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: str
+    status: Literal["pending", "completed", "cancelled", "expired"]
+    file: File | None = None
+
+
+class Part(BaseModel):
+    """A part of an upload."""
+
+    id: str
+    object: Literal["upload.part"] = "upload.part"
+    created_at: int
+    upload_id: str
+
+
+class NewUpload(Said):
+    """Body of POST /v1/uploads."""
+
+    bytes: Annotated[int, Field(ge=1, strict=True)]
+    filename: Annotated[str, Field(min_length=1, max_length=1024)]
+    mime_type: Annotated[str, Field(max_length=255)]
+    purpose: str
+    expires_after: ExpiresAfter | None = None
+
+
+class Completion(Said):
+    """Body of POST /v1/uploads/{id}/complete."""
+
+    part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
+    md5: Annotated[str | None, Field(max_length=64)] = None
+
+
+def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For a route's `responses=`: the errors that it may answer with, beside those of any."""
+    return {status: {"model": Envelope} for status in (400, 401, 413, 429, *statuses)}
