@@ -16,6 +16,7 @@ from launcher.api.audit import Auditor
 from launcher.api.edge import Edge
 from launcher.api.failure import ApiError, answer
 from launcher.api.gate import Gate
+from launcher.api.intake import Workers
 from launcher.api.metrics import Metrics
 from launcher.api.service import Service
 from launcher.errors import StorageError
@@ -46,6 +47,7 @@ def create_app(
     metrics = Metrics(service.database)
     app.state.service = service
     app.state.metrics = metrics
+    app.state.workers = Workers()
     for name in ROUTES:
         app.include_router(registry.load(f"launcher.api.routes.{name}:router"))
     app.exception_handler(ApiError)(_answer)

@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 _PREFIX = "/v1/"
 #: POSTs that change nothing.
 _ANSWERING = ("/v1/chat/completions", "/v1/completions")
-_ID_LENGTH = 200
+_LENGTH = 200
 
 
 class Auditor:
@@ -54,7 +54,7 @@ class Auditor:
             key_id=caller.key_id,
             project_id=caller.project_id,
             address=(scope.get("client") or ("", 0))[0],
-            action=f"{scope['method']} {route_of(scope)}",
+            action=_action(scope),
             object=made,
             status=status,
         )
@@ -75,6 +75,13 @@ def route_of(scope: Scope) -> str:
     return route.path if route is not None else "none"
 
 
+def _action(scope: Scope) -> str:
+    if scope.get("route") is not None:
+        return f"{scope['method']} {route_of(scope)}"
+    # It has come to no route: what was asked for, as far as it can be kept.
+    return f"{scope['method']} {scope['path']}".replace("\0", "")[:_LENGTH]
+
+
 def _is_change(scope: Scope) -> bool:
     return (
         scope["type"] == "http"
@@ -90,4 +97,4 @@ def _object(scope: Scope, status: int, body: bytes) -> str:
     made = str(next(iter(named.values()), ""))
     if not made and status == 200:
         made = str(json.loads(body)["id"])
-    return made[:_ID_LENGTH]
+    return made[:_LENGTH]

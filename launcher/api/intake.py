@@ -1,12 +1,12 @@
 """A form with a file, from the socket into the store."""
 
-from __future__ import annotations
-
+# Annotations are not postponed here: FastAPI reads them.
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Annotated
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 
 from launcher.api.failure import ApiError
@@ -17,10 +17,26 @@ from launcher.api.store import Incoming, Store
 _PIECE = 1 << 20
 #: Beside the file: the other fields, boundaries and headers of parts.
 _MARGIN = 1 << 20
-#: Threads that parse, hash and write, so that many uploads leave the others their turn.
-WRITERS = CapacityLimiter(2)
-#: The same, of what takes long: looking at each line of a file, putting parts together.
-READERS = CapacityLimiter(2)
+
+
+class Workers:
+    """Threads of an app for files, few, so that many uploads leave the others their turn."""
+
+    def __init__(self) -> None:
+        self.writing = CapacityLimiter(2)
+        """Parse, hash and write what comes in."""
+        self.reading = CapacityLimiter(2)
+        """What takes long: look at each line of a file, put parts together."""
+
+
+async def workers_of(request: Request) -> Workers:
+    """The workers of the app."""
+    workers = request.app.state.workers
+    assert isinstance(workers, Workers)
+    return workers
+
+
+Working = Annotated[Workers, Depends(workers_of)]
 
 
 @contextlib.asynccontextmanager
@@ -43,14 +59,15 @@ async def received(
 
         form = Form(request.headers.get("content-type", ""), part, sink)
         metrics = request.app.state.metrics
+        writing = request.app.state.workers.writing
         pending = bytearray()
         async for piece in request.stream():
             pending += piece
             if len(pending) >= _PIECE:
-                await to_thread.run_sync(form.write, bytes(pending), limiter=WRITERS)
+                await to_thread.run_sync(form.write, bytes(pending), limiter=writing)
                 metrics.uploaded(len(pending))
                 pending.clear()
-        await to_thread.run_sync(form.write, bytes(pending), limiter=WRITERS)
+        await to_thread.run_sync(form.write, bytes(pending), limiter=writing)
         metrics.uploaded(len(pending))
         form.finish()
         if form.filename is None:

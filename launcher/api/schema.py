@@ -8,7 +8,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import ScriptDirectory
-from alembic.script.revision import ResolutionError
+from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
@@ -43,7 +43,7 @@ def _upgrade(connection: Connection, scripts: ScriptDirectory) -> None:
         return
     try:
         scripts.get_revision(current or "base")
-    except ResolutionError as error:
+    except CommandError as error:
         found = f"is of a newer version (revision {current}; this one knows {head})"
         hint = "install the launcher that made it, or a newer one"
         raise ConfigError(found, where="database", hint=hint) from error

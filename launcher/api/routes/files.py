@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from launcher.api import files, jsonl, wire
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
-from launcher.api.intake import READERS, received
+from launcher.api.intake import Working, received
 from launcher.api.multipart import Form
 from launcher.api.service import Service
 from launcher.api.store import Incoming
@@ -47,10 +47,10 @@ _FORM = {
 
 
 @router.post("", responses=wire.answers(), openapi_extra=_FORM)
-async def create(request: Request, service: Served, caller: Asking) -> wire.File:
+async def create(request: Request, service: Served, caller: Asking, workers: Working) -> wire.File:
     """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
     async with received(request, service.store, "file", service.site.limits.file_bytes) as found:
-        return await to_thread.run_sync(_insert, service, caller, *found, limiter=READERS)
+        return await to_thread.run_sync(_insert, service, caller, *found, limiter=workers.reading)
 
 
 @router.get("", responses=wire.answers(404))

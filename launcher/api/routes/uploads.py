@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from launcher.api import uploads, wire
 from launcher.api.access import Asking, Served
-from launcher.api.intake import READERS, received
+from launcher.api.intake import Working, received
 
 router = APIRouter(prefix="/v1/uploads", tags=["uploads"])
 
@@ -34,23 +34,30 @@ def create(wanted: wire.NewUpload, service: Served, caller: Asking) -> wire.Uplo
 
 
 @router.post("/{upload_id}/parts", responses=wire.answers(404), openapi_extra=_FORM)
-async def add_part(upload_id: str, request: Request, service: Served, caller: Asking) -> wire.Part:
+async def add_part(
+    upload_id: str, request: Request, service: Served, caller: Asking, workers: Working
+) -> wire.Part:
     """Add a part; parts may come at the same time."""
     await run_in_threadpool(_require_pending, service, caller.project_id, upload_id)
     limit = service.site.limits.part_bytes
     async with received(request, service.store, "data", limit) as (_, content):
         return await to_thread.run_sync(
-            uploads.add_part, service, caller.project_id, upload_id, content, limiter=READERS
+            uploads.add_part,
+            service,
+            caller.project_id,
+            upload_id,
+            content,
+            limiter=workers.reading,
         )
 
 
 @router.post("/{upload_id}/complete", responses=wire.answers(404))
 async def complete(
-    upload_id: str, asked: wire.Completion, service: Served, caller: Asking
+    upload_id: str, asked: wire.Completion, service: Served, caller: Asking, workers: Working
 ) -> wire.Upload:
     """Make a file of the parts, in this order."""
     return await to_thread.run_sync(
-        uploads.complete, service, caller.project_id, upload_id, asked, limiter=READERS
+        uploads.complete, service, caller.project_id, upload_id, asked, limiter=workers.reading
     )
 
 

@@ -1,0 +1,213 @@
+"""Who is let in, how often, with what; every refusal is in the envelope and leaves a trace."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from sqlalchemy import select
+from starlette.testclient import TestClient
+
+from launcher.api import access, logs, ratelimit
+from launcher.api.app import create_app
+from launcher.api.failure import ApiError
+from launcher.api.service import Service
+from launcher.api.tables import Audit, Key
+
+ENVELOPE = {"message", "type", "param", "code"}
+
+
+def refused(answer, status: int, code: str | None = None):
+    """The error of an answer that is one, in the envelope and with an id."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-request-id"].startswith("req_")
+    error = answer.json()["error"]
+    assert set(error) == ENVELOPE
+    assert error["code"] == code
+    return error
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Basic c2s6"])
+def test_without_a_key(client, header) -> None:
+    client.headers.pop("authorization")
+    given = {} if header is None else {"Authorization": header}
+    error = refused(client.get("/v1/files", headers=given), 401)
+    assert "You didn't provide an API key" in error["message"]
+
+
+@pytest.mark.parametrize("key", ["sk-wrong", "ü" * 9, "x" * 5000, "sk-demo"])
+def test_with_a_wrong_key(client, key) -> None:
+    headers = {"Authorization": f"Bearer {key}".encode()}
+    refused(client.get("/v1/files", headers=headers), 401, "invalid_api_key")
+
+
+def test_a_key_is_kept_hashed_and_can_be_revoked(client, service) -> None:
+    key = client.headers["authorization"].removeprefix("Bearer ")
+    assert client.get("/v1/files").status_code == 200
+    (found,) = access.list_keys(service.database)
+    assert key not in json.dumps({c.name: str(vars(found[0])[c.name]) for c in Key.__table__.c})
+    assert access.revoke_key(service.database, found[0].id)
+    assert not access.revoke_key(service.database, "key_none")
+    fresh = TestClient(create_app(service), headers=client.headers)
+    refused(fresh.get("/v1/files"), 401, "invalid_api_key")
+
+
+def test_a_demo_key_is_kept_nowhere(service) -> None:
+    headers = {"Authorization": "Bearer sk-demo"}
+    assert TestClient(create_app(service, "sk-demo"), headers=headers).get("/v1/files").is_success
+    assert access.list_keys(service.database) == []
+    refused(
+        TestClient(create_app(service), headers=headers).get("/v1/files"), 401, "invalid_api_key"
+    )
+
+
+def test_keys_have_a_rate(service) -> None:
+    key = access.create_key(service.database, "slow", "ours", requests_per_minute=3)
+    client = TestClient(create_app(service), headers={"Authorization": f"Bearer {key}"})
+    answers = [client.get("/v1/files") for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
+    assert answers[0].headers["x-ratelimit-limit-requests"] == "3"
+    error = refused(answers[3], 429, "rate_limit_exceeded")
+    assert error["message"].startswith("Rate limit reached: 3 requests per minute.")
+    assert 1 <= int(answers[3].headers["retry-after"]) <= 20
+
+
+def test_a_bucket_fills_evenly(monkeypatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(ratelimit.time, "monotonic", lambda: clock)
+    rates = ratelimit.RateLimits()
+    for _ in range(60):
+        rates.take("a", 60)
+    with pytest.raises(ApiError):
+        rates.take("a", 60)
+    rates.take("b", 60)
+    clock += 1.0
+    rates.take("a", 60)
+    with pytest.raises(ApiError):
+        rates.take("a", 60)
+    clock += 3600
+    assert rates.take("a", 60)["x-ratelimit-remaining-requests"] == "59"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/nothing", 404),
+        ("GET", "/nothing", 404),
+        ("GET", "/v1/files/", 404),
+        ("GET", "/v1/files/" + "x" * 5000, 404),
+        ("GET", "/v1/files/%00", 404),
+        ("GET", "/v1/files/%2e%2e%2f%2e%2e%2fetc", 404),
+        ("GET", "/v1/files/%ff%fe", 404),
+        ("GET", "/v1/files?after=%00", 400),
+        ("GET", "/v1/files?limit=" + "9" * 5000, 400),
+        ("PUT", "/v1/files", 405),
+        ("PATCH", "/v1/files/x", 405),
+        ("POST", "/v1/fine_tuning/alpha/graders/run", 404),
+    ],
+)
+def test_urls_that_are_none(client, method, path, status) -> None:
+    answer = client.request(method, path)
+    refused(answer, status)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b"{", "Expecting"),
+        (b"", "required"),
+        (b"null", "valid"),
+        (b"[1]", "valid"),
+        (b"\xff", "utf-8"),
+        (b'{"bytes": NaN}', "NaN is no JSON"),
+        (b'{"bytes": ' + b"1" * 5000 + b"}", "limit"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"filename": "a\\u0000"}', "U+0000"),
+        (b'{"filename": ["\\ud800"]}', "surrogate"),
+        (b'{"\\udfff": 1}', "surrogate"),
+    ],
+)
+def test_bodies_that_are_no_json(client, body, found) -> None:
+    headers = {"Content-Type": "application/json"}
+    error = refused(client.post("/v1/uploads", content=body, headers=headers), 400)
+    assert found in error["message"]
+
+
+def test_bodies_have_limits(client, service) -> None:
+    service.site.limits.body_bytes = 1000
+    headers = {"Content-Type": "application/json"}
+    body = b'{"a": "' + b"x" * 1000 + b'"}'
+    refused(client.post("/v1/uploads", content=body, headers=headers), 413)
+    refused(client.post("/v1/uploads", content=iter([body]), headers=headers), 413)
+    refused(client.post("/v1/uploads", files={"x": body}), 413)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "gzip, gzip"])
+def test_compressed_bodies_are_refused(client, encoding) -> None:
+    for path in ("/v1/uploads", "/v1/files"):
+        answer = client.post(path, content=b"\x1f\x8b", headers={"Content-Encoding": encoding})
+        refused(answer, 415)
+
+
+def test_what_may_change_something_leaves_a_row(client, service, stranger) -> None:
+    made = client.post(
+        "/v1/files", files={"file": ("a", b"x")}, data={"purpose": "user_data"}
+    ).json()["id"]
+    client.get(f"/v1/files/{made}")
+    client.delete(f"/v1/files/{made}", headers=stranger)
+    client.post("/v1/uploads", content=b"{")
+    client.post("/v1/uploads", headers={"Authorization": "Bearer wrong"})
+    client.delete(f"/v1/files/{made}")
+    with service.database.read() as session:
+        rows = list(session.scalars(select(Audit).order_by(Audit.number)))
+    assert [(row.action, row.object, row.status) for row in rows] == [
+        ("POST /v1/files", made, 200),
+        ("DELETE /v1/files/{file_id}", made, 404),
+        ("POST /v1/uploads", "", 400),
+        ("DELETE /v1/files/{file_id}", made, 200),
+    ]
+    assert rows[0].key_id == rows[3].key_id != rows[1].key_id
+    assert rows[0].address == "testclient"
+
+
+def test_what_nobody_expects_is_an_answer_and_a_traceback(service, caplog) -> None:
+    app = create_app(service, "sk-demo")
+
+    def broken() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    app.get("/v1/broken")(broken)
+    client = TestClient(app, headers={"Authorization": "Bearer sk-demo"})
+    answer = client.get("/v1/broken")
+    error = refused(answer, 500)
+    assert error["type"] == "server_error"
+    assert answer.headers["x-request-id"] in error["message"]
+    assert "on purpose" not in answer.text
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.request_id == answer.headers["x-request-id"]
+    assert "on purpose" in record.exc_text or "on purpose" in caplog.text
+
+
+def test_a_store_that_fails_is_no_defect(client, service: Service) -> None:
+    made = client.post("/v1/files", files={"file": ("a", b"x")}, data={"purpose": "evals"})
+    service.store.delete(service.store.hashes(-60)[0])
+    assert refused(client.get(f"/v1/files/{made.json()['id']}/content"), 503)
+
+
+def test_logs_are_for_people_or_programs() -> None:
+    record = logging.LogRecord("launcher.api", logging.INFO, "", 0, "request", (), None)
+    vars(record).update(request_id="req_1", status=200, secret="no", key=None)
+    told = json.loads(logs._Json().format(record))
+    assert told == {
+        "time": told["time"],
+        "level": "info",
+        "message": "request",
+        "request_id": "req_1",
+        "status": 200,
+    }
+    assert logs._Text().format(record).endswith("info    request request_id=req_1 status=200")
