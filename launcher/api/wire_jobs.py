@@ -3,31 +3,55 @@
 # Annotations are not postponed here: FastAPI reads them.
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, Field, StrictInt, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StrictFloat,
+    StrictInt,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 from launcher.api.tables import Event, Job, JobState, Model
 from launcher.api.wire import Said
 
 
-def _storable(text: str) -> str:
-    if "\0" in text:
-        raise ValueError("must not contain NUL")
-    return text
+class _OrAuto:
+    """Beside a number: "auto" will do too.
+
+    A union of both would say of a wrong number that it is not "auto".
+    """
+
+    def __get_pydantic_core_schema__(self, source: Any, number: GetCoreSchemaHandler) -> CoreSchema:
+        """What pydantic checks by."""
+        return core_schema.no_info_wrap_validator_function(
+            lambda value, check: value if value == "auto" else check(value),
+            number(source),
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
+        )
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, inner: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        """What OpenAPI says."""
+        return {"anyOf": [{"const": "auto", "type": "string"}, inner(schema)]}
 
 
-Text = Annotated[str, AfterValidator(_storable)]
-Label = Annotated[Text, Field(max_length=64)]
-Auto = Literal["auto"]
+_AUTO: Any = "auto"
+Label = Annotated[str, Field(max_length=64)]
 
 
 class Hyperparameters(Said):
     """How long and how fast to train; `auto` follows from the number of examples."""
 
-    n_epochs: Auto | Annotated[StrictInt, Field(ge=1, le=50)] = "auto"
-    batch_size: Auto | Annotated[StrictInt, Field(ge=1, le=256)] = "auto"
-    learning_rate_multiplier: (
-        Auto | Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False, strict=True)]
-    ) = "auto"
+    n_epochs: Annotated[StrictInt, Field(ge=1, le=50), _OrAuto()] = _AUTO
+    batch_size: Annotated[StrictInt, Field(ge=1, le=256), _OrAuto()] = _AUTO
+    learning_rate_multiplier: Annotated[
+        StrictFloat, Field(gt=0, le=1000, allow_inf_nan=False), _OrAuto()
+    ] = _AUTO
 
 
 class Supervised(Said):
@@ -46,10 +70,10 @@ class Method(Said):
 class WandbIntegration(Said):
     """Where the run is shown in Weights & Biases."""
 
-    project: Annotated[Text, Field(min_length=1, max_length=128)]
-    name: Annotated[Text, Field(max_length=128)] | None = None
-    entity: Annotated[Text, Field(max_length=128)] | None = None
-    tags: list[Annotated[Text, Field(min_length=1, max_length=64)]] | None = Field(
+    project: Annotated[str, Field(min_length=1, max_length=128)]
+    name: Annotated[str, Field(max_length=128)] | None = None
+    entity: Annotated[str, Field(max_length=128)] | None = None
+    tags: list[Annotated[str, Field(min_length=1, max_length=64)]] | None = Field(
         default=None, max_length=50
     )
 
@@ -64,16 +88,16 @@ class Integration(Said):
 class NewJob(Said):
     """What a client asks for."""
 
-    training_file: Annotated[Text, Field(max_length=256)]
-    model: Annotated[Text, Field(max_length=512)]
-    validation_file: Annotated[Text, Field(max_length=256)] | None = None
+    training_file: Annotated[str, Field(max_length=256)]
+    model: Annotated[str, Field(max_length=512)]
+    validation_file: Annotated[str, Field(max_length=256)] | None = None
     method: Method | None = None
     hyperparameters: Hyperparameters | None = None
-    suffix: Annotated[Text, Field(min_length=1, max_length=64)] | None = None
+    suffix: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     seed: Annotated[StrictInt, Field(ge=0, le=2147483647)] | None = None
     metadata: (
         Annotated[
-            dict[Label, Annotated[Text, Field(max_length=512, strict=True)]], Field(max_length=16)
+            dict[Label, Annotated[str, Field(max_length=512, strict=True)]], Field(max_length=16)
         ]
         | None
     ) = None
