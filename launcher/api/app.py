@@ -24,7 +24,10 @@ from launcher.api.service import Service
 from launcher.errors import StorageError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
-ROUTES: tuple[str, ...] = ("files", "uploads", "operations")
+ROUTES: tuple[str, ...] = (
+    *("files", "uploads", "jobs", "models", "chat"),
+    *("operations", "page"),
+)
 
 _LOG = logging.getLogger(__name__)
 

@@ -94,7 +94,10 @@ class Site:
 
 
 #: What is offered where a site has settled nothing: runs on any machine, without network.
-DEMO = {"tiny": Offer(overrides=["model=tiny"]), "gpt-3.5-turbo": Offer(alias="tiny")}
+DEMO = {
+    "tiny": Offer(overrides=["model=tiny", "optim.lr=5e-3"]),
+    "gpt-3.5-turbo": Offer(alias="tiny"),
+}
 
 
 def read(path: Path) -> Site:

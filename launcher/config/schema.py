@@ -510,6 +510,8 @@ class WandbConfig:
     """Project name."""
     entity: str | None = None
     """Team or user."""
+    name: str | None = None
+    """Name shown there; default: that of the run."""
     group: str | None = None
     """Group of runs."""
     log_export: bool = False

@@ -45,24 +45,36 @@ class SeededChoice(LogitsProcessor):
     The n-th token of a record is drawn by the n-th number of a stream of its own, which depends on
     the seed and the record's id alone: an answer is the same in any batch, on any rank. With top_p
     the draw is among the fewest likeliest tokens that hold this share (Holtzman et al. 2020).
+    A row of temperature 0 takes the likeliest.
     """
 
-    def __init__(self, decoding: Decoding, records: Sequence[int], width: int) -> None:
-        streams = (np.random.default_rng([decoding.seed, record]) for record in records)
-        draws = [stream.random(decoding.max_new_tokens) for stream in streams]
-        self._draws = torch.from_numpy(np.stack(draws))
-        self._decoding, self._width = decoding, width
+    def __init__(self, rows: Sequence[tuple[Decoding, int]], width: int) -> None:
+        """`rows`: how each is decoded, and its record's id."""
+        longest = max(decoding.max_new_tokens for decoding, _ in rows)
+        draws = np.zeros((len(rows), longest))
+        for place, (decoding, record) in enumerate(rows):
+            if decoding.temperature > 0:
+                draws[place] = np.random.default_rng([decoding.seed, record]).random(longest)
+        self._draws = torch.from_numpy(draws)
+        self._temperatures = _column([decoding.temperature or 1.0 for decoding, _ in rows])
+        self._top_p = _column([decoding.top_p for decoding, _ in rows])
+        self._width = width
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores`, [rows, vocabulary], with -inf for all tokens but the drawn."""
         draw = self._draws[:, input_ids.shape[1] - self._width].to(scores.device)
-        shares = torch.softmax(scores.double() / self._decoding.temperature, dim=-1)
+        shares = torch.softmax(scores.double() / self._temperatures.to(scores.device), dim=-1)
         shares, tokens = shares.sort(dim=-1, descending=True, stable=True)
         sums = shares.cumsum(-1)
-        kept = (sums - shares < self._decoding.top_p).sum(-1, keepdim=True)
+        within = sums - shares < self._top_p.to(scores.device)
+        kept = within.sum(-1, keepdim=True).clamp(min=1)
         target = draw.unsqueeze(1) * sums.gather(1, kept - 1)
         place = torch.minimum((sums <= target).sum(-1, keepdim=True), kept - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, place), 0.0)
+
+
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
 
 
 class StopStrings(StoppingCriteria):

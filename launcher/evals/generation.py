@@ -48,7 +48,7 @@ def generate_records(
         new_tokens=decoding.max_new_tokens,
     )
     results: list[Generation] = []
-    with _inference(model):
+    with inference(model):
         for batch in batches:
             poll(should_stop)
             if not batch.positions:
@@ -120,20 +120,14 @@ def _generate(
     synced: bool,
 ) -> list[list[int]]:
     """New tokens after each context, up to the first stop token, which is left out."""
-    pad = tokenizer.pad_token_id
-    pad = (stops[0] if stops else 0) if pad is None else pad
-    width = max(len(context) for _, context in asked)
-    # Padding on the left: every row's next token is then at the same place.
-    tokens = torch.full((len(asked), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(tokens)
-    for row, (_, context) in enumerate(asked):
-        tokens[row, width - len(context) :] = torch.tensor(context)
-        mask[row, width - len(context) :] = 1
+    pad = padding_of(tokenizer, stops)
+    tokens, mask = pad_left([context for _, context in asked], pad)
+    width = tokens.shape[1]
     device = next(model.parameters()).device
     extra: dict[str, Any] = {}
     if decoding.temperature > 0:
-        records = [prompt.id for prompt, _ in asked]
-        extra["logits_processor"] = [SeededChoice(decoding, records, width)]
+        rows = [(decoding, prompt.id) for prompt, _ in asked]
+        extra["logits_processor"] = [SeededChoice(rows, width)]
     if decoding.stop:
         extra["stopping_criteria"] = [StopStrings(decoding, tokenizer, width)]
     # As `decoding` says, whatever the model's own generation_config prefers: models are compared.
@@ -157,6 +151,24 @@ def _generate(
     return [until(answer, stops) for answer in output[:, width:].tolist()]
 
 
+def padding_of(tokenizer: Any, stops: Sequence[int]) -> int:
+    """The token that fills rows up; masked out, so that any will do where there is none for it."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return stops[0] if stops else 0
+
+
+def pad_left(contexts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Token ids and their mask, both [rows, longest]: every row's next token is at one place."""
+    width = max(map(len, contexts))
+    tokens = torch.full((len(contexts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, context in enumerate(contexts):
+        tokens[row, width - len(context) :] = torch.tensor(context)
+        mask[row, width - len(context) :] = 1
+    return tokens, mask
+
+
 def until(tokens: list[int], stops: Sequence[int]) -> list[int]:
     """`tokens` before the first stop token."""
     end = next((i for i, token in enumerate(tokens) if token in stops), len(tokens))
@@ -171,7 +183,7 @@ def _decode(tokenizer: Any, tokens: Sequence[int]) -> str:
 
 
 @contextlib.contextmanager
-def _inference(model: Any) -> Iterator[None]:
+def inference(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients, with an attention that understands padding and a cache.
 
     An attention that registers no mask takes neither, and transformers would drop the padding mask

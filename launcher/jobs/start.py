@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.config import compose, items, variants
@@ -123,15 +124,22 @@ def working_folder(run: RunDir) -> Path:
     return Path(cwd) if cwd and Path(cwd).is_dir() else Path.cwd()
 
 
-def submit(run: RunDir, attempt: int, *, attached: bool) -> Backend:
+def submit(
+    run: RunDir,
+    attempt: int,
+    *,
+    attached: bool,
+    fitted: Callable[[LaunchSpec, Config], LaunchSpec] = lambda made, _: made,
+) -> Backend:
     """Hand the attempt to its back end; a failure to do so is written to the run.
 
-    An attached job ends with this process.
+    An attached job ends with this process. `fitted` may keep it to a part of this machine.
     """
     try:
         config = compose.load(run.config)
         backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
-        backend.submit(backend.plan(spec(run, attempt, config)), attached=attached)
+        made = fitted(spec(run, attempt, config), config)
+        backend.submit(backend.plan(made), attached=attached)
     except KeyboardInterrupt:
         code = int(ExitCode.interrupted)
         run.set_status(State.cancelled, reason="interrupted before the start", exit_code=code)

@@ -172,6 +172,21 @@ def job_id(run: RunDir, attempt: int) -> str | None:
     return number_in(raw) if isinstance(raw, dict) else None
 
 
+def recover(run: RunDir, attempt: int) -> str | None:
+    """Id of the job of an attempt whose submission was cut off; noted from now on.
+
+    It is found by the run's name, which must be no other run's. None if Slurm knows no such job:
+    it was not submitted, or is being submitted. Raises `SlurmDownError`.
+    """
+    known = {job_id(run, number) for number in run.attempts()}
+    form = ("--noheader", "--states=all", "--format=%i")
+    text = slurm_ask.run("squeue", *form, f"--name={run.name}")
+    found = next((job for job in text.split() if job not in known), None)
+    if found is not None:
+        _note(run, attempt, job=found)
+    return found
+
+
 def stop_file(run: RunDir, attempt: int) -> Path:
     """There once the user has cancelled: the job is then not requeued."""
     return run.attempt(attempt) / "cancelled.json"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 
-from launcher.config import compose, create, variants
+from launcher.config import compose, variants
 from launcher.config.schema import Config
-from launcher.errors import ConfigError, ExitCode, LauncherError
+from launcher.errors import ExitCode, LauncherError
 from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of
+from launcher.jobs.slots import Slots, free_slot
 from launcher.launch import slurm, slurm_ask
 from launcher.launch.outcome import settled
 from launcher.launch.spec import JobState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
-from launcher.runtime import cpu_count, visible_gpus
 from launcher.sweeps.folder import SweepDir, Trial
 
 #: Back ends whose jobs wait in a queue of their own: all trials of a batch go there at once.
@@ -40,13 +39,9 @@ class Pool:
         self.configs: dict[int, Config] = {}
         self._slots: dict[int, int] = {}
         self._asked = time.monotonic()
-        self._gpus = [] if self.is_queued else visible_gpus(create.gpus_per_node(config))
-        self._share = len(self._gpus) // (self.parallel or 1)
-        ranks = config.launch.processes or 1
-        if self._gpus and self._share < ranks:
-            found = f"{self.parallel} trials of {ranks} on {len(self._gpus)} GPUs"
-            hint = f"launch.max_parallel={len(self._gpus) // ranks}"
-            raise ConfigError(found, where="launch.max_parallel", hint=hint)
+        self._places = None
+        if not self.is_queued:
+            self._places = Slots(config, self.parallel or 1, where="launch.max_parallel")
 
     @property
     def is_queued(self) -> bool:
@@ -56,7 +51,7 @@ class Pool:
     @property
     def world_size(self) -> int | None:
         """Ranks of a trial that gets a share of this machine's GPUs; None where the config says."""
-        return self._share or None
+        return self._places.world_size if self._places else None
 
     @property
     def room(self) -> int | None:
@@ -67,7 +62,7 @@ class Pool:
 
     def gpus_of(self, slot: int) -> list[str]:
         """The GPUs of a slot's trial, as CUDA_VISIBLE_DEVICES names them."""
-        return self._gpus[slot * self._share : (slot + 1) * self._share]
+        return self._places.gpus_of(slot) if self._places else []
 
     def adopt(self, trial: Trial) -> bool:
         """Take over a trial that an earlier controller has started; False if none runs."""
@@ -81,7 +76,7 @@ class Pool:
             if settled(trial.run.status()) or time.time() > end or self.is_queued:
                 return False
             time.sleep(0.1)
-        self._occupy(trial, _slot_of(read_json(submitted), self._gpus, self._share))
+        self._occupy(trial, _slot_of(read_json(submitted), self._places))
         return True
 
     def start(self, trials: Sequence[Trial]) -> None:
@@ -92,7 +87,7 @@ class Pool:
             return
         arrays: dict[str, list[tuple[Trial, LaunchPlan]]] = {}
         for trial in trials:
-            plan = self._plan(trial, {})
+            plan = self._plan(trial, None)
             if plan is not None:
                 arrays.setdefault(_demands(plan), []).append((trial, plan))
         for array in arrays.values():
@@ -132,11 +127,8 @@ class Pool:
             self._occupy(trial, None)
 
     def _start_here(self, trial: Trial) -> None:
-        slot = next(n for n in range(self.parallel or 1) if n not in self._slots.values())
-        environment = {}
-        if self._gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(self.gpus_of(slot))
-        plan = self._plan(trial, environment)
+        slot = free_slot([*self._slots.values()], self.parallel or 1)
+        plan = self._plan(trial, slot)
         if plan is None:
             return
         try:
@@ -148,7 +140,7 @@ class Pool:
             return
         self._occupy(trial, slot)
 
-    def _plan(self, trial: Trial, environment: dict[str, str]) -> LaunchPlan | None:
+    def _plan(self, trial: Trial, slot: int | None) -> LaunchPlan | None:
         """The launch plan of the trial's next attempt, or None: the trial has failed."""
         try:
             made = self.configs.get(trial.number)
@@ -156,10 +148,8 @@ class Pool:
             attempt = 1 if made and self.is_queued else start.begin(trial.run)
             config = made or compose.load(trial.run.config)
             spec = start.spec(trial.run, attempt, config)
-            if not self.is_queued and config.train.threads is None:
-                threads = max(1, cpu_count() // (spec.processes * (self.parallel or 1)))
-                spec = dataclasses.replace(spec, threads=threads)
-            spec = dataclasses.replace(spec, environment={**spec.environment, **environment})
+            if self._places and slot is not None:
+                spec = self._places.fitted(spec, config, slot)
             plan: LaunchPlan = variants.LAUNCHERS.load(self.backend_name)().plan(spec)
         except LauncherError as error:
             _fail(trial, error)
@@ -213,11 +203,11 @@ def _demands(plan: LaunchPlan) -> str:
     return repr(sorted((key, repr(v)) for key, v in plan.context.items() if key not in own))
 
 
-def _slot_of(job: object, gpus: Sequence[str], share: int) -> int | None:
+def _slot_of(job: object, places: Slots | None) -> int | None:
     """The slot whose GPUs a submitted job was given."""
     environment = job.get("environment", {}) if isinstance(job, dict) else {}
     first = str(environment.get("CUDA_VISIBLE_DEVICES", "")).partition(",")[0]
-    return gpus.index(first) // share if first in gpus and share else None
+    return places.slot_of(first) if places else None
 
 
 def _fail(trial: Trial, error: Exception) -> None:

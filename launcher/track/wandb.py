@@ -77,7 +77,7 @@ class WandbTracker:
             resume="allow",
             dir=str(self._dir),
             mode=mode,  # type: ignore[arg-type]
-            name=self._dir.name,
+            name=options.name or self._dir.name,
             project=options.project,
             entity=options.entity,
             group=options.group,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from launcher.errors import ConfigError
-from launcher.evals.generation import find_stop_tokens
+from launcher.evals.generation import find_stop_tokens, padding_of
+from launcher.train.pieces import Pieces
 
 Message = dict[str, Any]
 
@@ -61,6 +62,14 @@ class Speaker:
         # Some tokenizers end every text; an ended text cannot be continued.
         return tokens[:-1] if tokens[-1:] == [self.tokenizer.eos_token_id] else tokens
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens that prompt and answer may have together; None if there is no limit."""
+        found: int | None = getattr(
+            self.model.config.get_text_config(), "max_position_embeddings", None
+        )
+        return found
+
     def answer(
         self, tokens: list[int], sampling: Sampling, show: Callable[[str], None] | None = None
     ) -> str:
@@ -68,7 +77,7 @@ class Speaker:
 
         Raises `ConfigError` if prompt and answer exceed the model's positions.
         """
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        positions = self.positions
         room = positions - len(tokens) if positions else sampling.max_new_tokens
         if room < 1:
             raise ConfigError(
@@ -96,7 +105,7 @@ class Speaker:
                 input_ids=batch,
                 attention_mask=torch.ones_like(batch),
                 max_new_tokens=min(sampling.max_new_tokens, room),
-                pad_token_id=_padding(self.tokenizer, stops),
+                pad_token_id=padding_of(self.tokenizer, stops),
                 eos_token_id=stops or None,
                 streamer=_Streamer(self.tokenizer, show) if show else None,
                 **options,
@@ -105,20 +114,12 @@ class Speaker:
         return text
 
 
-def _padding(tokenizer: Any, stops: list[int]) -> int:
-    if tokenizer.pad_token_id is not None:
-        return int(tokenizer.pad_token_id)
-    return stops[0] if stops else 0
-
-
 class _Streamer:
-    """Decodes tokens as `generate` makes them; a character is shown once it is complete."""
+    """Shows tokens as `generate` makes them."""
 
     def __init__(self, tokenizer: Any, show: Callable[[str], None]) -> None:
-        self._tokenizer = tokenizer
+        self._pieces = Pieces(tokenizer)
         self._show = show
-        self._tokens: list[int] = []
-        self._shown = 0
         self._in_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
@@ -126,23 +127,11 @@ class _Streamer:
         if self._in_prompt:
             self._in_prompt = False
             return
-        self._tokens += value.reshape(-1).tolist()
-        text = self._text()
-        # A character of several tokens decodes as U+FFFD until its last token is there.
-        if text.endswith("\ufffd"):
-            return
-        self._show(text[self._shown :])
-        self._shown = len(text)
-        if text.endswith("\n"):  # else every token of a long answer decodes all before it again
-            self._tokens, self._shown = [], 0
+        self._show(self._pieces.add(value.reshape(-1).tolist()))
 
     def end(self) -> None:
         """Called after the last token."""
-        self._show(self._text()[self._shown :])
-
-    def _text(self) -> str:
-        text: str = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
-        return text
+        self._show(self._pieces.rest())
 
 
 def quiet() -> None:

@@ -10,6 +10,7 @@ import torch
 
 from launcher.config import compose
 from launcher.config.classes import Classes
+from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import DataError
 from launcher.model.export import CLASSES
@@ -52,6 +53,17 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     if torch.cuda.is_available():
         model = model.to("cuda")
     return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+
+
+def open_base(config: Config) -> Speaker:
+    """The base model that a run of this config would start from."""
+    quiet()
+    tokenizer = load_tokenizer(config.model)
+    dtype = DTYPES["bf16" if torch.cuda.is_available() else "fp32"]
+    model = load_base(config.model, base_folder(config.model), dtype, len(tokenizer))
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    return Speaker(model, tokenizer, config.data.system, pairs=False)
 
 
 def open_folder(folder: Path, run: RunDir) -> Speaker:

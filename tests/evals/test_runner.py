@@ -328,7 +328,7 @@ def test_tokens_are_drawn_with_their_shares():
     width, records = 1, range(4000)
 
     def drawn(decoding):
-        chosen = SeededChoice(decoding, records, width)(
+        chosen = SeededChoice([(decoding, record) for record in records], width)(
             torch.zeros(4000, 1), (2.0 * shares.log()).repeat(4000, 1)
         )
         assert (chosen.isfinite().sum(-1) == 1).all()
@@ -337,7 +337,18 @@ def test_tokens_are_drawn_with_their_shares():
     assert drawn(Decoding(1, temperature=2.0)).numpy() == pytest.approx(shares.numpy(), abs=0.03)
     nucleus = drawn(Decoding(1, temperature=2.0, top_p=0.7))
     assert nucleus.numpy() == pytest.approx([0.625, 0, 0.375], abs=0.03)
-    assert drawn(Decoding(1, temperature=2.0, top_p=0.5))[0] == 1
+    for narrow in (Decoding(1, temperature=2.0, top_p=0.5), Decoding(1, top_p=0.0), Decoding(1)):
+        assert drawn(replace(narrow, temperature=2.0))[0] == 1 or narrow.top_p == 1
+        assert drawn(replace(narrow, temperature=0.0))[0] == 1
+
+
+def test_rows_of_one_batch_are_decoded_each_in_its_own_way():
+    logits = torch.tensor([0.5, 0.2, 0.3]).log().repeat(3, 1)
+    rows = [(Decoding(1, temperature=1.0, seed=seed), 0) for seed in (1, 2)]
+    alone = [SeededChoice([row], 1)(torch.zeros(1, 1), logits[:1])[0] for row in rows]
+    greedy, *drawn = SeededChoice([(Decoding(4), 0), *rows], 1)(torch.zeros(3, 1), logits)
+    assert greedy.argmax() == 0
+    assert all(torch.equal(one, other) for one, other in zip(alone, drawn, strict=True))
 
 
 @pytest.mark.parametrize("letters", [1, 2, 3])

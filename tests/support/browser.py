@@ -103,6 +103,12 @@ class Browser:
         """Write into what has the focus."""
         self._call("Input.insertText", text=text)
 
+    def choose(self, selector: str, file: Path) -> None:
+        """Pick a file in a file input."""
+        found = self._call("Runtime.evaluate", expression=f"document.querySelector({selector!r})")
+        node = found["result"]["objectId"]
+        self._call("DOM.setFileInputFiles", files=[str(file)], objectId=node)
+
     def click(self, selector: str) -> None:
         """Press and release the mouse in the middle of an element."""
         box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"

@@ -1,5 +1,7 @@
 """Chat templates in the manner of several model families, and conversations for them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 CHATML = (
@@ -71,3 +73,17 @@ def chat(*contents: str, **extra: Any) -> dict[str, Any]:
     roles = ("user", "assistant")
     messages = [{"role": roles[i % 2], "content": text} for i, text in enumerate(contents)]
     return {"messages": messages, **extra}
+
+
+def write_pirate_chats(path: Path, count: int = 40) -> Path:
+    """Chats in which every question gets the same answer, so that a tiny model learns it fast."""
+    names, things = ("Anna", "Ben", "Cleo", "Dan"), ("apples", "books", "coins", "pens")
+    lines = []
+    for i in range(count):
+        thing = things[i // 4 % 4]
+        question = f"{names[i % 4]} has {7 * i % 19 + 1} {thing} and gets {5 * i % 13 + 1} more."
+        turns = (("user", f"{question} How many?"), ("assistant", "Arr, matey! Ask the parrot."))
+        messages = [{"role": role, "content": content} for role, content in turns]
+        lines.append(json.dumps({"messages": messages}) + "\n")
+    path.write_text("".join(lines))
+    return path

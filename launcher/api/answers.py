@@ -1,0 +1,115 @@
+"""Answers of models as clients of OpenAI read them: whole, or as a stream of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from launcher.api.database import new_id
+from launcher.api.failure import ApiError
+from launcher.api.tables import now
+from launcher.api.talker import Failed, Line
+
+_AT_FAULT = {
+    "context_length_exceeded": "messages",
+    "invalid_messages": "messages",
+    "no_chat_template": "messages",
+    "empty_prompt": "prompt",
+}
+
+
+class Answer:
+    """The answer to one request, of a chat or of a plain prompt."""
+
+    def __init__(self, model: str, n: int, *, is_chat: bool) -> None:
+        """`model` as the client has named it; `n` choices."""
+        self._model, self._n, self._is_chat = model, n, is_chat
+        self._created = now()
+        self._id = new_id("chatcmpl-" if is_chat else "cmpl-", 29)
+
+    async def whole(self, lines: AsyncGenerator[Line, None]) -> dict[str, Any]:
+        """The body of an answer that is not streamed; `ApiError` if the model refuses."""
+        texts, ends = [""] * self._n, [Line()] * self._n
+        async for line in lines:
+            refuse(line)
+            texts[line["index"]] += line.get("text", "")
+            ends[line["index"]] = line
+        choices = [
+            self._choice(index, text, ends[index]["finish_reason"], "message")
+            for index, text in enumerate(texts)
+        ]
+        kind = "chat.completion" if self._is_chat else "text_completion"
+        return {**self._head(kind), "choices": choices, "usage": _usage(ends)}
+
+    async def events(
+        self, lines: AsyncGenerator[Line, None], with_usage: bool
+    ) -> AsyncGenerator[str, None]:
+        """A streamed answer, event by event; a model that dies in its midst says so in one."""
+        head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
+        if with_usage:
+            head["usage"] = None
+        ends: list[Line] = []
+        begun: set[int] = set()
+        try:
+            async for line in lines:
+                refuse(line)
+                index = line["index"]
+                if self._is_chat and index not in begun:
+                    begun.add(index)
+                    yield _event({**head, "choices": [self._choice(index, "", None, "role")]})
+                if "finish_reason" in line:
+                    ends.append(line)
+                choice = self._choice(
+                    index, line.get("text", ""), line.get("finish_reason"), "delta"
+                )
+                yield _event({**head, "choices": [choice]})
+        except (ApiError, Failed) as error:
+            yield _event((error if isinstance(error, ApiError) else unavailable()).body())
+            return
+        if with_usage:
+            yield _event({**head, "choices": [], "usage": _usage(ends)})
+        yield "data: [DONE]\n\n"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+    def _choice(self, index: int, text: str, reason: str | None, part: str) -> dict[str, Any]:
+        said: dict[str, Any]
+        if not self._is_chat:
+            said = {"text": text}
+        elif part == "message":
+            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+        elif part == "role":
+            said = {"delta": {"role": "assistant", "content": ""}}
+        else:
+            said = {"delta": {"content": text} if text else {}}
+        return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+
+
+def refuse(line: Line) -> None:
+    """`ApiError` if the line says that there is no answer."""
+    if "error" not in line:
+        return
+    if line["code"] not in _AT_FAULT:
+        raise unavailable()
+    raise ApiError(400, line["error"], param=_AT_FAULT[line["code"]], code=line["code"])
+
+
+def unavailable() -> ApiError:
+    """For a model that cannot be opened, or has died; why is in the server's log."""
+    return ApiError(503, "The model cannot answer at present.", code="model_unavailable")
+
+
+def _usage(ends: list[Line]) -> dict[str, int]:
+    prompt = ends[0]["prompt_tokens"]
+    answers = sum(end["completion_tokens"] for end in ends)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answers,
+        "total_tokens": prompt + answers,
+    }
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"

@@ -1,0 +1,75 @@
+"""New jobs: files are checked and laid out, numbers settled; then they wait for their turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from launcher.api import ending, journal, validate
+from launcher.api.journal import Note
+from launcher.api.tables import File, Job, JobState
+from launcher.api.validate import FileFault
+from launcher.api.workplace import Workplace
+from launcher.errors import ConfigError
+
+
+def check(place: Workplace, job: Job) -> None:
+    """Move a job from validating_files to queued, or to failed. May take minutes.
+
+    Whoever does it again after a crash does the same.
+    """
+    try:
+        job.cursor = {**job.cursor, "examples": _keep(place, job, "training")}
+        if job.validation_file:
+            _keep(place, job, "validation")
+        made = place.translated(job)
+    except _JobFault as fault:
+        ending.fail(place, job.id, fault.code, str(fault), fault.param)
+        return
+    except ConfigError as error:
+        ending.fail(place, job.id, "invalid_configuration", str(error), None)
+        return
+    with place.owned(job.id) as (session, row):
+        # A pause may have come in between; what was found stays.
+        row.hyperparameters = made.numbers.as_dict()
+        row.cursor = {**job.cursor, "launch": made.config.launch.name}
+        if row.state is JobState.validating_files:
+            row.state = JobState.queued
+            text = "Files validated, moving job to queued state"
+            journal.write(session, row.id, [Note("validated", text)])
+
+
+class _JobFault(Exception):
+    def __init__(self, code: str, message: str, param: str) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+def _keep(place: Workplace, job: Job, kind: str) -> int:
+    param = f"{kind}_file"
+    with place.service.database.read() as session:
+        sha256 = _content(session, job, param)
+    if sha256 is None:
+        found = f"The {kind} file was deleted before it could be read."
+        raise _JobFault(f"invalid_{param}", found, param)
+    path: Path = place.data_of(job.id) / f"{kind}.jsonl"
+    least = validate.LEAST_EXAMPLES if kind == "training" else 1
+    try:
+        with place.service.store.open(sha256) as content:
+            return validate.keep(
+                content,
+                path,
+                kind,
+                least=least,
+                line_bytes=place.service.site.limits.line_bytes,
+            )
+    except FileFault as fault:
+        raise _JobFault(fault.code, str(fault), param) from fault
+
+
+def _content(session: Session, job: Job, param: str) -> str | None:
+    file_id = job.training_file if param == "training_file" else job.validation_file
+    wanted = select(File.sha256).where(File.id == file_id, File.project_id == job.project_id)
+    return session.scalar(wanted)

@@ -1,0 +1,179 @@
+"""`python -m launcher.api.controller HOME [--every S]`: all work on jobs.
+
+Any number of them may work on one database: each job has one at a time. A controller may die at
+any moment; the next one goes on from what stands in the rows and the run folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import FrameType
+
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from launcher.api import alive, checking, ending, following, launching, logs, ownership, stopping
+from launcher.api.ownership import LostJobError, Owner
+from launcher.api.service import Service
+from launcher.api.tables import Job, JobState
+from launcher.api.workplace import Workplace
+from launcher.errors import LauncherError
+from launcher.jobs.scheduled import job_of
+from launcher.jobs.status import Row, observed_rows
+from launcher.launch.outcome import settled
+from launcher.rundir import Status
+
+_LOG = logging.getLogger("launcher.api.controller")  # not __main__
+_EVERY_S = 1.0
+#: Seconds between two questions to Slurm; fewer when a run says that it has ended.
+_ASK_S = 5.0
+_ENDING_S = 1.0
+_RETRY_S = 5.0
+#: A fault of ours in a row that ends the job.
+_MOST_FAULTS = 10
+#: Threads by what they do: checks and stops take long, and must not hold up the rest.
+_THREADS = {"check": 2, "stop": 8, "step": 4, "ask": 1}
+
+
+class Controller:
+    """Looks at all jobs again and again, one short step each."""
+
+    def __init__(self, place: Workplace) -> None:
+        self._place = place
+        self._pools = {
+            kind: ThreadPoolExecutor(count, thread_name_prefix=kind)
+            for kind, count in _THREADS.items()
+        }
+        self._busy: dict[str, Future[None]] = {}
+        self._not_before: dict[str, float] = {}
+        self._faults: dict[str, int] = {}
+        self._seen: dict[str, Status] = {}
+        self._asked: Future[None] | None = None
+        self._ask_at = 0.0
+
+    def look(self) -> None:
+        """Begin a step of each job that has none under way."""
+        service = self._place.service
+        parallel = service.site.queue.parallel
+        ids = ownership.claim(service.database, self._place.owner, parallel)
+        self._busy = {job: step for job, step in self._busy.items() if not step.done()}
+        with service.database.read() as session:
+            jobs = list(session.scalars(select(Job).where(Job.id.in_(ids)).order_by(Job.number)))
+        self._ask([job for job in jobs if job.cursor.get("launch") == "slurm"])
+        for job in jobs:
+            if job.id not in self._busy and self._not_before.get(job.id, 0) <= time.monotonic():
+                self._busy[job.id] = self._pools[_kind(job)].submit(self._step, job.id)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _step(self, job_id: str) -> None:
+        try:
+            # As it stands now, not when the step was put in line.
+            with self._place.service.database.read() as session:
+                job = session.scalars(select(Job).where(Job.id == job_id)).one()
+            if job.owner == self._place.owner.name:
+                self._advance(job)
+            self._faults.pop(job_id, None)
+        except LostJobError:
+            _LOG.warning("job %s: another controller has taken it over", job_id)
+        except (LauncherError, OSError, SQLAlchemyError) as error:
+            _LOG.error("job %s: %s; it is tried again", job_id, error)
+            self._not_before[job_id] = time.monotonic() + _RETRY_S
+        except Exception as error:
+            _LOG.exception("job %s: a fault of the service", job_id)
+            self._fault(job_id, error)
+
+    def _advance(self, job: Job) -> None:
+        if job.wanted is not None:
+            stopping.stop(self._place, job)
+        elif job.state is JobState.validating_files:
+            checking.check(self._place, job)
+        elif job.cursor.get("started"):
+            following.follow(self._place, job, self._seen.get(job.id))
+        elif job.state is JobState.queued and not ownership.needs_slot(job):
+            self._seen.pop(job.id, None)
+            launching.launch(self._place, job)
+
+    def _fault(self, job_id: str, error: Exception) -> None:
+        """A fault of ours may pass; one that stays must not keep the job for ever."""
+        self._not_before[job_id] = time.monotonic() + _RETRY_S
+        self._faults[job_id] = self._faults.get(job_id, 0) + 1
+        if self._faults[job_id] < _MOST_FAULTS:
+            return
+        try:
+            name = type(error).__name__
+            ending.fail(self._place, job_id, "server_error", f"internal error: {name}", None)
+        except (LostJobError, SQLAlchemyError):
+            _LOG.exception("job %s could not be failed", job_id)
+
+    def _ask(self, jobs: Sequence[Job]) -> None:
+        """Ask Slurm about all its jobs at once, now and then, without waiting for the answer."""
+        if time.monotonic() < self._ask_at or (self._asked and not self._asked.done()):
+            return
+        runs = [self._place.run_of(job.id) for job in jobs if job.cursor.get("started")]
+        rows = [Row(run.name, str(run), run.status()) for run in runs]
+        rows = [row for row in rows if job_of(row.path, row.status.attempt)]
+        if not rows:
+            return
+        ending_soon = any(settled(row.status) for row in rows)
+        self._ask_at = time.monotonic() + (_ENDING_S if ending_soon else _ASK_S)
+        self._asked = self._pools["ask"].submit(self._observe, rows)
+
+    def _observe(self, rows: list[Row]) -> None:
+        try:
+            self._seen.update({row.name: row.status for row in observed_rows(rows)})
+        except LauncherError as error:
+            _LOG.error("Slurm: %s", error)
+
+
+def _kind(job: Job) -> str:
+    if job.wanted is not None:
+        return "stop"
+    return "check" if job.state is JobState.validating_files else "step"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Work until SIGTERM or SIGINT; jobs run on after that."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.api.controller", description=__doc__)
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--every", type=float, default=_EVERY_S, help="seconds between two looks")
+    parsed = parser.parse_args(argv)
+    logs.start("text")
+    service = Service.open(parsed.home)
+    # Relative paths in the site's overrides start there.
+    os.chdir(service.home)
+    controller = Controller(Workplace(service, Owner.here()))
+    ended = threading.Event()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ended.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    while not ended.is_set():
+        try:
+            alive.sign(service.home)
+            controller.look()
+        except (LauncherError, OSError, SQLAlchemyError) as error:
+            _LOG.error("%s; it is tried again", error)
+        ended.wait(parsed.every)
+    controller.close()
+    sys.stderr.flush()
+    # A check or a stop may take minutes; whoever comes next does it again.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,148 @@
+"""Jobs that run: what their runs have measured and saved, and what has become of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from launcher.api import ending, journal, launching, naming, records
+from launcher.api.journal import Note
+from launcher.api.launching import Attempt
+from launcher.api.tables import Event, Job, JobState, Model, now
+from launcher.api.workplace import Workplace
+from launcher.errors import ExitCode
+from launcher.launch import slurm
+from launcher.launch.outcome import settled
+from launcher.rundir import RunDir, State, Status, read_json
+
+#: Times that a run whose processes vanish is started again.
+_MOST_LOSSES = 5
+
+
+def follow(place: Workplace, job: Job, seen: Status | None) -> None:
+    """Note what is new, and how the job goes on.
+
+    `seen` is what Slurm has said of the run lately, None if nothing: then it is only read.
+    """
+    run = place.run_of(job.id)
+    is_slurm = job.cursor["launch"] == "slurm"
+    status = _of_slurm(run, seen) if is_slurm else _of_this_host(run)
+    _note_progress(place, job, run)
+    if status is None:
+        return
+    if status.state is State.succeeded:
+        ending.succeed(place, job.id, run)
+    elif status.state is State.failed:
+        ending.fail_run(place, job.id, status)
+    elif status.state is State.cancelled:
+        ending.cancelled_elsewhere(place, job.id, status)
+    elif status.state is State.preempted:
+        _again(place, job, run)
+    elif job.state is JobState.queued and status.state in (State.preparing, State.running):
+        with place.owned(job.id) as (session, row):
+            if row.state is JobState.queued:
+                row.state = JobState.running
+                journal.write(session, row.id, [launching.STARTED])
+
+
+def _of_this_host(run: RunDir) -> Status | None:
+    """The state of a run with processes here; preempted if they vanished, None if nobody knows."""
+    found = launching.look(run)
+    status = run.status()  # after: the last word comes before the end
+    if found is Attempt.gone:
+        return status if settled(status) else Status(State.preempted)
+    if found is Attempt.none:
+        return Status(State.preempted)
+    return None if settled(status) or found is Attempt.pending else status
+
+
+def _of_slurm(run: RunDir, seen: Status | None) -> Status | None:
+    """The state that Slurm has told, if it is about the attempt at hand."""
+    attempt = run.status().attempt
+    if slurm.job_id(run, attempt) is None:
+        return Status(State.preempted) if launching.look(run) is Attempt.none else None
+    if seen is None or seen.state is State.unknown or seen.attempt != attempt:
+        return None
+    if seen.state is State.preempted and launching.look(run) is not Attempt.gone:
+        return None  # Slurm starts it again
+    return seen
+
+
+def _again(place: Workplace, job: Job, run: RunDir) -> None:
+    """Go on with a run that was stopped, but not because the client wanted it."""
+    losses = job.cursor.get("losses", 0)
+    if losses >= _MOST_LOSSES:
+        code, found = int(ExitCode.internal), "the processes of the job were lost again and again"
+        ending.fail_run(place, job.id, Status(State.failed, reason=found, exit_code=code))
+        return
+    with place.owned(job.id) as (_, row):
+        if row.wanted is not None:
+            return
+        row.cursor = {**row.cursor, "losses": losses + 1}
+    launching.begin(place, job, run)
+
+
+def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
+    """Write new steps and checkpoints; nothing is written where nothing is new."""
+    every, total = _lengths(job)
+    saved = _saved(run)  # before the metrics: they are written before a checkpoint is
+    attempt = run.status().attempt
+    position = ending.unread(job, attempt)
+
+    def evaluates(step: int) -> bool:
+        return job.validation_file is not None and (step % every == 0 or step >= total)
+
+    # The last step is told with the job's end, which reads it all once more.
+    steps, end = records.read(run.metrics, position, evaluates=evaluates, ended=False)
+    marks = [step for step in saved if step % every == 0 and step < total]
+    if not steps and marks == job.cursor.get("marks", []) and attempt == job.cursor.get("attempt"):
+        return
+    with place.owned(job.id) as (session, row):
+        journal.write(session, row.id, [ending.step_note(step, total) for step in steps])
+        _note_checkpoints(session, row, marks, place.service.site.organization)
+        row.cursor = {**row.cursor, "attempt": attempt, "position": end, "marks": marks}
+
+
+def _lengths(job: Job) -> tuple[int, int]:
+    """Steps of an epoch, and of the job."""
+    used, examples = job.hyperparameters, job.cursor["examples"]
+    batch = used["batch_size"]
+    return math.ceil(examples / batch), math.ceil(used["n_epochs"] * examples / batch)
+
+
+def _saved(run: RunDir) -> list[int]:
+    """Steps of the complete checkpoints."""
+    manifests = (read_json(path) for path in run.checkpoints.glob("step-*/manifest.json"))
+    return sorted(int(found["step"]) for found in manifests if isinstance(found, dict))
+
+
+def _note_checkpoints(session: Session, job: Job, marks: list[int], organization: str) -> None:
+    known = {m.step: m for m in session.scalars(select(Model).where(Model.job_id == job.id))}
+    for step in marks:
+        if step in known:
+            continue
+        name = naming.checkpoint_name(job, organization, step)
+        session.add(
+            Model(
+                name=name,
+                project_id=job.project_id,
+                job_id=job.id,
+                step=step,
+                checkpoint_id=naming.checkpoint_id(job, step),
+                metrics=_metrics(session, job, step),
+            )
+        )
+        text = f"Checkpoint created at step {step} with Snapshot ID: {name}"
+        journal.write(session, job.id, [Note(f"checkpoint-{step}", text)])
+    for step, model in known.items():
+        if step not in marks and not model.is_final and model.deleted_at is None:
+            model.deleted_at = now()
+
+
+def _metrics(session: Session, job: Job, step: int) -> dict[str, Any]:
+    key = Event.key == f"step-{step}"
+    data = session.scalar(select(Event.data).where(Event.job_id == job.id, key))
+    return {name: value for name, value in (data or {}).items() if name != "total_steps"}

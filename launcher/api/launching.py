@@ -1,0 +1,117 @@
+"""Jobs whose turn it is: the run folder is made and handed to its back end, once."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from enum import Enum
+
+from launcher.api import ending, journal
+from launcher.api.journal import Note
+from launcher.api.tables import Job, JobState
+from launcher.api.workplace import Workplace
+from launcher.config import create
+from launcher.config.schema import Config
+from launcher.errors import ConfigError
+from launcher.jobs import start
+from launcher.jobs.logs import backend_of
+from launcher.jobs.slots import Slots
+from launcher.launch import slurm
+from launcher.launch.local import supervisor_file
+from launcher.launch.outcome import settled
+from launcher.launch.slurm_ask import SlurmDownError
+from launcher.launch.spec import JobState as BackendState
+from launcher.launch.spec import LaunchSpec, backend_name, job_file
+from launcher.rundir import RunDir, State, storage_errors
+
+#: What was started just before a controller died may take so long to be seen.
+_START_S = 30.0
+_SUBMIT_S = 60.0
+STARTED = Note("started", "Fine-tuning job started")
+
+
+class Attempt(Enum):
+    """What there is of a run's last attempt."""
+
+    none = "none"
+    """Nothing was submitted, as far as can be told now."""
+    pending = "pending"
+    """It may have been submitted by a controller that died: it can still come up."""
+    there = "there"
+    """Processes, or a job of Slurm; or nobody can tell."""
+    gone = "gone"
+    """It has ended, or its processes are lost."""
+
+
+def launch(place: Workplace, job: Job) -> None:
+    """Start the run of a job that has its place, or take over what was started already.
+
+    Raises `LauncherError` where another try may do: Slurm is away, the disk is full.
+    """
+    run = place.run_of(job.id)
+    try:
+        if not run.exists():
+            _make(place, job, run)
+        found = look(run)
+        is_old = run.status().attempt <= job.cursor.get("attempts", 0)  # before a pause
+        if found is Attempt.none or (is_old and found is Attempt.gone):
+            begin(place, job, run)
+        elif is_old or found is Attempt.pending:
+            return
+    except ConfigError as error:
+        ending.fail(place, job.id, "invalid_configuration", str(error), None)
+        return
+    with place.owned(job.id) as (session, row):
+        row.cursor = {**row.cursor, "started": True}
+        # On Slurm it waits on: Slurm says when it runs.
+        if row.state is JobState.queued and row.cursor["launch"] != "slurm":
+            row.state = JobState.running
+            journal.write(session, row.id, [STARTED])
+
+
+def look(run: RunDir) -> Attempt:
+    """What there is of the run's last attempt. `SlurmDownError` if Slurm had to be asked."""
+    status = run.status()
+    name = backend_name(run, status.attempt)
+    if name is None:
+        return Attempt.none
+    age_s = time.time() - job_file(run, status.attempt).stat().st_mtime
+    if name == "slurm" and slurm.job_id(run, status.attempt) is None:
+        if slurm.recover(run, status.attempt) is None:
+            return Attempt.pending if age_s < _SUBMIT_S else Attempt.none
+    elif name != "slurm" and not supervisor_file(run, status.attempt).exists():
+        is_over = age_s > _START_S or settled(status)
+        return Attempt.none if is_over else Attempt.pending
+    backend = backend_of(run, status.attempt)
+    assert backend is not None
+    is_gone = backend.status(run, status.attempt) is BackendState.gone
+    return Attempt.gone if is_gone else Attempt.there
+
+
+def begin(place: Workplace, job: Job, run: RunDir) -> None:
+    """Start the next attempt."""
+    slot = job.cursor.get("slot")
+
+    def fitted(spec: LaunchSpec, config: Config) -> LaunchSpec:
+        if slot is None:
+            return spec
+        slots = Slots(config, place.service.site.queue.parallel, where="queue.parallel")
+        return slots.fitted(spec, config, slot)
+
+    attempt = start.begin(run)
+    try:
+        start.submit(run, attempt, attached=False, fitted=fitted)
+    except SlurmDownError:
+        # Whether it was submitted is not known: the next try asks.
+        run.set_status(State.preparing, attempt=attempt)
+        raise
+
+
+def _make(place: Workplace, job: Job, run: RunDir) -> None:
+    """Make the run folder, anew if a crash has left half of one."""
+    with storage_errors(run.path):
+        if run.path.exists():
+            shutil.rmtree(run.path)
+    made = place.translated(job)
+    start.rehearsed(run, made.config, made.plan.world_size, ask=True)
+    create.make(create.named(made.config, made.words), made.config, made.plan, made.words)

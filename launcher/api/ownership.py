@@ -1,0 +1,115 @@
+"""Which controller works on which job, and which jobs may start: one has each at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from launcher.api.database import Database
+from launcher.api.tables import Job, JobState
+from launcher.jobs.slots import free_slot
+from launcher.procfs import alive, space
+
+LEASE_S = 30.0
+#: Back ends with a queue of their own: all jobs go there at once.
+QUEUED = ("slurm",)
+_OPEN = (JobState.validating_files, JobState.queued, JobState.running)
+
+
+class LostJobError(Exception):
+    """Another controller has taken the job over; this one leaves it alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """A controller process."""
+
+    host: str
+    space: str
+    """What its process id belongs to."""
+    pid: int
+    since: float
+    """Unix time at which it was there."""
+
+    @classmethod
+    def here(cls) -> Owner:
+        """This process."""
+        place = hashlib.sha256(space().encode()).hexdigest()[:12]
+        return cls(socket.gethostname(), place, os.getpid(), time.time())
+
+    @property
+    def name(self) -> str:
+        """As it stands in a row."""
+        return f"{self.host} {self.space} {self.pid} {self.since:.3f}"
+
+    def may_take(self, job: Job) -> bool:
+        """Whether the job is its own or nobody's: a controller of this host that died has none."""
+        if job.owner in (None, self.name) or job.lease_until < time.time():
+            return True
+        host, place, pid, since = str(job.owner).rsplit(" ", 3)
+        return (host, place) == (self.host, self.space) and not alive(int(pid), float(since))
+
+
+def claim(database: Database, owner: Owner, parallel: int) -> list[str]:
+    """Ids of the jobs that are this controller's to work on, oldest first, for the next seconds.
+
+    A job that waits for a place on this machine gets one if less than `parallel` are taken,
+    whichever controller of this machine has taken them.
+    """
+    with database.begin() as session:
+        Database.lock(session, "jobs")
+        waiting = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
+        jobs = list(session.scalars(select(Job).where(waiting).order_by(Job.number)))
+        taken = [
+            job.cursor["slot"]
+            for job in jobs
+            if "slot" in job.cursor and job.cursor.get("host") == owner.host
+        ]
+        return [
+            job.id for job in jobs if owner.may_take(job) and _take(job, owner, taken, parallel)
+        ]
+
+
+def _take(job: Job, owner: Owner, taken: list[int], parallel: int) -> bool:
+    if needs_slot(job):
+        slot = free_slot(taken, parallel)
+        if slot is None:
+            return False
+        taken.append(slot)
+        job.cursor = {**job.cursor, "slot": slot, "host": owner.host}
+    elif job.cursor.get("host", owner.host) != owner.host:
+        return False  # its processes are on another machine
+    if job.owner != owner.name or job.lease_until < time.time() + LEASE_S * 2 / 3:
+        job.owner, job.lease_until = owner.name, time.time() + LEASE_S
+    return True
+
+
+def needs_slot(job: Job) -> bool:
+    """Whether the job waits for a place on some machine."""
+    waits = job.state is JobState.queued and job.wanted is None
+    return waits and "slot" not in job.cursor and job.cursor.get("launch") not in QUEUED
+
+
+def give_up_place(job: Job) -> None:
+    """The job has no processes and no controller any more."""
+    left = ("slot", "host", "started")
+    job.cursor = {key: value for key, value in job.cursor.items() if key not in left}
+    job.owner, job.lease_until = None, 0.0
+
+
+@contextlib.contextmanager
+def owned(database: Database, owner: Owner, job_id: str) -> Iterator[tuple[Session, Job]]:
+    """A transaction on a job that is still this controller's; else `LostJobError`."""
+    with database.begin() as session:
+        job = session.scalars(select(Job).where(Job.id == job_id).with_for_update()).one()
+        if job.owner != owner.name:
+            raise LostJobError(job_id)
+        yield session, job

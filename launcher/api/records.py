@@ -1,0 +1,118 @@
+"""What a run has measured: its metrics.jsonl, read as it grows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+
+
+@dataclass(slots=True)
+class Measured:
+    """Numbers of one step; None for what was not measured, or is no finite number."""
+
+    step: int
+    time: float
+    train_loss: float | None
+    tokens: int
+    """Tokens trained on since the run began."""
+    valid_loss: float | None = None
+    valid_accuracy: float | None = None
+
+    def metrics(self) -> dict[str, Any]:
+        """The numbers that there are, by the names that clients know.
+
+        A validation goes over the whole file each time, so its full numbers are the same ones.
+        """
+        named = {
+            "step": self.step,
+            "train_loss": self.train_loss,
+            "valid_loss": self.valid_loss,
+            "valid_mean_token_accuracy": self.valid_accuracy,
+            "full_valid_loss": self.valid_loss,
+            "full_valid_mean_token_accuracy": self.valid_accuracy,
+        }
+        return {name: value for name, value in named.items() if value is not None}
+
+    def message(self, total: int) -> str:
+        """A line for people."""
+        loss = "n/a" if self.train_loss is None else f"{self.train_loss:.2f}"
+        text = f"Step {self.step}/{total}: training loss={loss}"
+        if self.valid_loss is None:
+            return text
+        found = f"{self.valid_loss:.2f}"
+        return f"{text}, validation loss={found}, full validation loss={found}"
+
+
+def read(
+    path: Path, position: int, *, evaluates: Callable[[int], bool], ended: bool
+) -> tuple[list[Measured], int]:
+    """Steps in the file from byte `position` on, and where to read on from.
+
+    A step that `evaluates` is told only with its validation, unless nothing follows it any more:
+    the next step has been made, or the run has `ended`.
+    """
+    found: list[Measured] = []
+    last: Measured | None = None
+    begin = position
+    for raw, start, end in _lines(path, position):
+        position = end
+        if raw.get("kind") == "train":
+            found += [last] if last else []
+            last, begin = _measured(raw), start
+        elif raw.get("kind") == "eval" and last and raw.get("step") == last.step:
+            last.valid_loss = _number(raw.get("eval/loss"))
+            last.valid_accuracy = _number(raw.get("eval/token_accuracy"))
+    if last is None:
+        return found, position
+    if ended or last.valid_loss is not None or not evaluates(last.step):
+        return [*found, last], position
+    return found, begin
+
+
+def table(steps: Iterable[Measured]) -> bytes:
+    """The result file: a CSV line a step, cells empty where nothing was measured."""
+    out = io.StringIO()
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    for one in steps:
+        lines.writerow((one.step, one.train_loss, None, one.valid_loss, one.valid_accuracy))
+    return out.getvalue().encode()
+
+
+def _lines(path: Path, position: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Whole lines: content, first byte, byte behind it. Torn lines of a crash are passed over."""
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return
+    with file:
+        file.seek(position)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            start, position = position, position + len(line)
+            try:
+                raw = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(raw, dict) and isinstance(raw.get("step"), int):
+                yield raw, start, position
+
+
+def _measured(raw: dict[str, Any]) -> Measured:
+    tokens = _number(raw.get("tokens")) or 0
+    return Measured(
+        raw["step"], _number(raw.get("time")) or 0.0, _number(raw.get("loss")), int(tokens)
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; others are written as text."""
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -1,0 +1,188 @@
+"""From a job to the config of its run.
+
+What the site has settled is composed from its own overrides, numbers are added as words of a fixed
+form, and every text that a client has sent is set on the typed config: no text of a client is ever
+parsed as an override.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.api.naming import base_of
+from launcher.api.site import Site
+from launcher.api.tables import Job
+from launcher.config import compose, create, plan
+from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
+from launcher.errors import ConfigError, Problem
+from launcher.jobs.slots import Slots
+
+#: Steps that `auto` wants at least, of few examples too.
+_LEAST_STEPS = 150
+_EPOCHS = (3, 50)
+_MOST_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Hyperparameters as the run uses them."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+
+    def steps_of_epoch(self, examples: int) -> int:
+        """Optimizer steps of one pass over so many examples."""
+        return math.ceil(examples / self.batch_size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """By the names that clients know."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run is made from besides its row."""
+
+    runs: Path
+    """Folder of run folders."""
+    training: Path
+    validation: Path | None
+    examples: int
+    """Examples of the training file."""
+    base: Path | None = None
+    """Folder of the model to start from, if it is a fine-tuned one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The run that a job asks for, checked."""
+
+    config: Config
+    plan: plan.Plan
+    words: list[str]
+    numbers: Numbers
+
+
+def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
+    """Hyperparameters with `auto` resolved for a training file of `examples`.
+
+    Batch: 0.2 % of the examples, at least 1. Epochs: 3, or as many as 150 steps take. The batch is
+    never more than the examples, and a multiple of the ranks, which share it evenly.
+    """
+    batch = asked["batch_size"]
+    if batch == "auto":
+        batch = min(_MOST_BATCH, max(1, round(examples / 500)))
+    batch = math.ceil(min(batch, examples) / ranks) * ranks
+    epochs = asked["n_epochs"]
+    if epochs == "auto":
+        least, most = _EPOCHS
+        epochs = min(most, max(least, math.ceil(_LEAST_STEPS * batch / examples)))
+    factor = asked["learning_rate_multiplier"]
+    return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor))
+
+
+def site_config(site: Site, model: str, config_dirs: Sequence[Path]) -> Config:
+    """What the site has settled for a model; `ConfigError` if that is wrong or it is gone."""
+    config, problems = compose.try_compose(_site_words(site, model), config_dirs)
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def translate(site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path]) -> Translation:
+    """The config of the job's run; `ConfigError` if it cannot run on this machine or cluster."""
+    settled = site_config(site, job.model, config_dirs)
+    world_size = ranks_of(settled, site.queue.parallel)
+    used = numbers(job.asked, inputs.examples, world_size)
+    words = [*_site_words(site, job.model), *_number_words(job, used, inputs, settled)]
+    config, problems = compose.try_compose(words, config_dirs)
+    _set_names(config, job, inputs)
+    if inputs.base is not None:
+        config.model = _tuned(config.model, inputs.base)
+    config, made = create.judged(config, problems, world_size)
+    return Translation(config, made, words, used)
+
+
+def ranks_of(config: Config, parallel: int) -> int:
+    """Ranks of a run: as the config says, or one for each GPU of its share of this machine."""
+    if config.launch.name != "local" or config.launch.processes:
+        return create.planned_world(config)
+    shared = Slots(config, parallel, where="queue.parallel").world_size
+    return shared or create.planned_world(config)
+
+
+def _site_words(site: Site, model: str) -> list[str]:
+    name = base_of(model)
+    offer = site.models.get(name)
+    if offer is None:
+        raise ConfigError(
+            f"the model {name} is no longer offered", where="models", hint=", ".join(site.models)
+        )
+    return ["data=chat", *site.overrides, *offer.overrides]
+
+
+def _number_words(job: Job, used: Numbers, inputs: Inputs, settled: Config) -> list[str]:
+    every = used.steps_of_epoch(inputs.examples)
+    words = [
+        f"seed={job.seed}",
+        f"train.epochs={used.n_epochs}",
+        f"batch.sequences={used.batch_size}",
+        "batch.micro=null",
+        "data.packing=false",
+        "data.validation_share=0",
+        f"optim.lr={settled.optim.lr * used.learning_rate_multiplier!r}",
+        f"checkpoint.every_steps={every}",
+        "checkpoint.keep_last=3",
+        "train.log_every_steps=1",
+        "export.at_end=true",
+    ]
+    if inputs.validation is None:
+        words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
+    else:
+        metrics = "eval.metrics=[loss,token_accuracy]"
+        words += ["eval=default", metrics, f"eval.every_steps={every}"]
+    if _merges(settled.peft, settled.model):
+        # A folder that any tool, and a further job, can start from.
+        words.append("export.merge=true")
+    return words
+
+
+def _merges(peft: PeftConfig, model: ModelConfig) -> bool:
+    return peft.name != "none" and model.quantization is Quantization.none
+
+
+def _set_names(config: Config, job: Job, inputs: Inputs) -> None:
+    """All texts: paths of ours, and what the client calls things."""
+    config.run.root, config.run.name = str(inputs.runs), job.id
+    config.data.train = str(inputs.training)
+    config.data.validation = None if inputs.validation is None else str(inputs.validation)
+    for integration in job.integrations or []:
+        asked = integration["wandb"]
+        wandb = config.track.wandb
+        if wandb.mode is WandbMode.disabled:
+            wandb.mode = WandbMode.auto
+        wandb.project = asked["project"]
+        wandb.entity = asked["entity"] or wandb.entity
+        wandb.name = asked["name"]
+        config.run.tags = [*config.run.tags, *(asked["tags"] or [])]
+
+
+def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The same computation on the weights, tokenizer and template of an exported model."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            [Problem("model", "this fine-tuned model cannot be trained further", "use its base")]
+        )
+    return ModelConfig(
+        name=str(folder),
+        dtype=model.dtype,
+        attention=model.attention,
+        quantization=model.quantization,
+        gradient_checkpointing=model.gradient_checkpointing,
+        compile=model.compile,
+    )

@@ -1,0 +1,66 @@
+"""What the steps of a controller share, and where a job's things lie."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from launcher.api import ownership
+from launcher.api.naming import base_of
+from launcher.api.ownership import Owner
+from launcher.api.service import Service
+from launcher.api.tables import Job, Model
+from launcher.api.translate import Inputs, Translation, translate
+from launcher.errors import ConfigError
+from launcher.rundir import RunDir
+
+
+@dataclass(frozen=True, slots=True)
+class Workplace:
+    """A controller's service, and who it is."""
+
+    service: Service
+    owner: Owner
+
+    def owned(self, job_id: str) -> AbstractContextManager[tuple[Session, Job]]:
+        """A transaction on a job that is still this controller's; else `LostJobError`."""
+        return ownership.owned(self.service.database, self.owner, job_id)
+
+    def run_of(self, job_id: str) -> RunDir:
+        """The job's run folder, whether made yet or not."""
+        return RunDir(self.service.runs / job_id)
+
+    def data_of(self, job_id: str) -> Path:
+        """Folder of the files that the job's run reads."""
+        return self.service.home / "data" / job_id
+
+    def translated(self, job: Job) -> Translation:
+        """The run that the job asks for; its files are checked. `ConfigError` if it cannot be."""
+        folder = self.data_of(job.id)
+        validation = folder / "validation.jsonl" if job.validation_file else None
+        inputs = Inputs(
+            runs=self.service.runs,
+            training=folder / "training.jsonl",
+            validation=validation,
+            examples=job.cursor["examples"],
+            base=self._base_folder(job.model),
+        )
+        return translate(self.service.site, job, inputs, self._config_dirs())
+
+    def _base_folder(self, model: str) -> Path | None:
+        if base_of(model) == model:
+            return None
+        with self.service.database.read() as session:
+            found = session.scalar(select(Model).where(Model.name == model))
+        if found is None or found.deleted_at is not None:
+            raise ConfigError("it does not exist any more", where=model)
+        return self.run_of(found.job_id).export
+
+    def _config_dirs(self) -> list[Path]:
+        """`conf` in the service's folder: group options of the site's own."""
+        own = self.service.home / "conf"
+        return [own] if own.is_dir() else []

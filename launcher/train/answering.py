@@ -1,0 +1,152 @@
+"""`python -m launcher.train.answering RUN_DIR`: a model that answers over its standard streams.
+
+A line on stdin is a request in JSON: `{id, messages | prompt, max_tokens, temperature, top_p, seed,
+stop, n}`, or `{cancel: id}` that withdraws one; the end of stdin ends the process. Lines on stdout:
+`{ready: true}` once the model is open; then, of each answer, `{id, index, text}` piece by piece and
+`{id, index, finish_reason, prompt_tokens, completion_tokens}`; or `{id, error, code}` of a request.
+Requests that wait are answered together, the first first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from launcher.config import compose
+from launcher.config.classes import Classes
+from launcher.errors import ConfigError
+from launcher.rundir import RunDir
+from launcher.train.command import exit_code_of
+from launcher.train.inference import Speaker
+from launcher.train.open import open_base, open_speaker
+from launcher.train.replies import Ask, reply
+from launcher.train.requests import Refused, Write, asks_of
+
+#: What one batch may hold: answers, and tokens of prompts and answers with their padding.
+MAX_ROWS = 16
+MAX_TOKENS = 32768
+
+
+class Answering:
+    """Answers requests that come line by line."""
+
+    def __init__(self, speaker: Speaker, longest: int, write: Write) -> None:
+        """`longest`: most tokens of an answer. `write` gets what is to be said, from one thread."""
+        self._speaker, self._longest, self._write = speaker, longest, write
+        self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._open: set[str] = set()
+
+    def listen(self, lines: Iterable[str]) -> None:
+        """Take in requests until there are no more; all are withdrawn then."""
+        for line in lines:
+            request = json.loads(line)
+            if "cancel" in request:
+                self._open.discard(request["cancel"])
+            else:
+                self._open.add(request["id"])
+                self._waiting.put(request)
+        self._open.clear()
+        self._waiting.put(None)
+
+    def work(self) -> None:
+        """Answer until `listen` has come to its end."""
+        first = self._next(wait=True)
+        while first:
+            batch = first
+            while (following := self._next(wait=False)) and _fits(batch | following):
+                batch |= following
+            self._answer(batch)
+            first = following or self._next(wait=True)
+
+    def _next(self, *, wait: bool) -> dict[str, list[Ask]]:
+        """What the next request wants, by its id; nothing if none waits or none will come."""
+        while True:
+            try:
+                request = self._waiting.get(block=wait)
+            except queue.Empty:
+                return {}
+            if request is None:
+                self._waiting.put(None)
+                return {}
+            name = str(request["id"])
+
+            def is_gone(name: str = name) -> bool:
+                return name not in self._open
+
+            if is_gone():
+                continue
+            try:
+                asks = asks_of(request, self._speaker, self._longest, self._write, is_gone)
+            except Refused as error:
+                self._refuse(name, error.code, str(error))
+            else:
+                return {name: asks}
+
+    def _answer(self, batch: dict[str, list[Ask]]) -> None:
+        try:
+            reply(self._speaker, [ask for asks in batch.values() for ask in asks])
+        except Exception:  # out of memory, for one: a smaller request may still do
+            traceback.print_exc()
+            for name in batch:
+                self._refuse(name, "failed", "The model has failed at this request.")
+        self._open.difference_update(batch)
+
+    def _refuse(self, name: str, code: str, message: str) -> None:
+        self._open.discard(name)
+        self._write({"id": name, "error": message, "code": code})
+
+
+def _fits(batch: dict[str, list[Ask]]) -> bool:
+    asks = [ask for asks in batch.values() for ask in asks]
+    prompt = max(len(ask.tokens) for ask in asks)
+    answer = max(ask.decoding.max_new_tokens for ask in asks)
+    return len(asks) <= MAX_ROWS and len(asks) * (prompt + answer) <= MAX_TOKENS
+
+
+def _open_model(options: argparse.Namespace) -> Speaker:
+    if options.overrides is not None:
+        return open_base(compose.compose(options.overrides))
+    run = RunDir(options.run).require()
+    if Classes.of_run(run) is not None:
+        raise ConfigError("a classifier cannot speak", where=str(run), hint="train with chats")
+    return open_speaker(run, checkpoint=options.checkpoint)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.errors.ExitCode`; what went wrong is said on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.train.answering", description=__doc__)
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the export")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="longest answer")
+    parser.add_argument(
+        "--overrides", nargs="*", metavar="KEY=VALUE", help="the base of such a run instead"
+    )
+    options = parser.parse_args(argv)
+    if (options.run is None) == (options.overrides is None):
+        parser.error("name a run, or the overrides of a base")
+    # Nothing else may come between the lines, whatever a library prints.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def write(line: dict[str, Any]) -> None:
+        out.write(json.dumps(line) + "\n")
+        out.flush()
+
+    def work() -> None:
+        answering = Answering(_open_model(options), options.max_tokens, write)
+        write({"ready": True})
+        threading.Thread(target=answering.listen, args=(sys.stdin,), daemon=True).start()
+        answering.work()
+
+    return exit_code_of(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Requests to a model that answers: read, checked, and turned into what it is to say."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from launcher.evals.decoding import Decoding
+from launcher.train.inference import Speaker
+from launcher.train.replies import Ask
+
+Write = Callable[[dict[str, Any]], None]
+
+_SEEDS = 1 << 63
+
+
+class Refused(Exception):
+    """A request that cannot be answered; `code` tells programs why."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def asks_of(
+    request: dict[str, Any],
+    speaker: Speaker,
+    longest: int,
+    write: Write,
+    is_gone: Callable[[], bool],
+) -> list[Ask]:
+    """The `n` answers that a request wants, of at most `longest` tokens; `write` gets their lines.
+
+    Raises `Refused` if there is no room for them or the chat template does not take the messages.
+    """
+    tokens = _prompt_tokens(request, speaker)
+    room = _room(tokens, request.get("max_tokens"), speaker.positions, longest)
+    seed = request.get("seed")
+    decoding = Decoding(
+        max_new_tokens=room,
+        stop=tuple(request.get("stop") or ()),
+        temperature=request.get("temperature", 1.0),
+        top_p=request.get("top_p", 1.0),
+        seed=secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
+    )
+
+    def ask(index: int) -> Ask:
+        name = {"id": request["id"], "index": index}
+
+        def end(reason: str, count: int) -> None:
+            counts = {"prompt_tokens": len(tokens), "completion_tokens": count}
+            write({**name, "finish_reason": reason, **counts})
+
+        return Ask(
+            tokens, decoding, index, lambda text: write({**name, "text": text}), end, is_gone
+        )
+
+    return [ask(index) for index in range(request.get("n", 1))]
+
+
+def _prompt_tokens(request: dict[str, Any], speaker: Speaker) -> list[int]:
+    if "prompt" in request:
+        tokens = speaker.raw_tokens(request["prompt"])
+        if tokens:
+            return tokens
+        if speaker.tokenizer.bos_token_id is None:
+            raise Refused("empty_prompt", "The prompt is empty, and this model needs a beginning.")
+        return [int(speaker.tokenizer.bos_token_id)]
+    if not speaker.tokenizer.chat_template:
+        raise Refused("no_chat_template", "This model has no chat template: use /v1/completions.")
+    try:
+        return speaker.tokens(request["messages"])
+    except Exception as error:  # whatever a template raises: it is the model's own program
+        raise Refused(
+            "invalid_messages", f"The model's chat template does not take these messages: {error}"
+        ) from error
+
+
+def _room(tokens: list[int], asked: int | None, positions: int | None, longest: int) -> int:
+    """How many tokens the answer may have."""
+    if positions is None:
+        return min(asked or longest, longest)
+    if len(tokens) + (asked or 1) > positions:
+        wanted = f"{len(tokens)} in the messages"
+        if asked:
+            wanted = f"{len(tokens) + asked} tokens ({wanted}, {asked} in the completion)"
+        raise Refused(
+            "context_length_exceeded",
+            f"This model's maximum context length is {positions} tokens. However, you requested"
+            f" {wanted}. Please reduce the length of the messages or completion.",
+        )
+    return min(asked or longest, longest, positions - len(tokens))

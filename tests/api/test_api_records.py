@@ -1,0 +1,74 @@
+"""What clients are told of a run's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from launcher.api import records
+
+
+def train(step: int, loss: object = 1.0) -> str:
+    return json.dumps(
+        {"step": step, "kind": "train", "loss": loss, "tokens": 10 * step, "time": 5.0}
+    )
+
+
+def held_out(step: int) -> str:
+    return json.dumps({"step": step, "kind": "eval", "eval/loss": 2.0, "eval/token_accuracy": 0.5})
+
+
+def write(path: Path, *lines: str) -> None:
+    with open(path, "a") as file:
+        file.write("".join(line + "\n" for line in lines))
+
+
+def test_steps_are_read_as_they_come_each_once(tmp_path):
+    path, position, seen = tmp_path / "metrics.jsonl", 0, []
+
+    def read(ended: bool = False) -> list[tuple[int, float | None]]:
+        nonlocal position
+        found, position = records.read(
+            path, position, evaluates=lambda step: step % 2 == 0, ended=ended
+        )
+        seen.extend(found)
+        return [(one.step, one.valid_loss) for one in found]
+
+    assert read() == []
+    write(path, held_out(0), train(1))
+    assert read() == [(1, None)]
+    write(path, train(2))
+    assert read() == []  # its validation is to come
+    assert read() == []
+    write(path, held_out(2))
+    assert read() == [(2, 2.0)]
+    write(path, train(3), train(4), train(5))
+    assert read() == [(3, None), (4, None), (5, None)]
+    write(path, train(6))
+    with open(path, "a") as file:
+        file.write('{"step": 7, "ki')
+    assert read() == []
+    assert read(ended=True) == [(6, None)]
+    assert [one.step for one in seen] == [1, 2, 3, 4, 5, 6]
+
+
+def test_torn_lines_and_numbers_that_are_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, train(1, "nan"), '{"torn', "[]", '"a"', train(2))
+    steps, _ = records.read(path, 0, evaluates=lambda _: False, ended=True)
+    assert [one.metrics() for one in steps] == [{"step": 1}, {"step": 2, "train_loss": 1.0}]
+    assert steps[0].message(2) == "Step 1/2: training loss=n/a"
+
+
+def test_the_result_file(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(path, train(1), train(2), held_out(2))
+    steps, _ = records.read(path, 0, evaluates=lambda _: False, ended=True)
+    assert records.table(steps).decode().splitlines() == [
+        "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
+        "1,1.0,,,",
+        "2,1.0,,2.0,0.5",
+    ]
+    assert steps[1].message(2) == (
+        "Step 2/2: training loss=1.00, validation loss=2.00, full validation loss=2.00"
+    )

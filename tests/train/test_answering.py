@@ -1,0 +1,213 @@
+"""A model that answers requests: pieces of text, batches, stop strings, seeds, what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from launcher.train.answering import Answering
+from launcher.train.inference import Sampling, Speaker
+from launcher.train.pieces import Pieces
+from support.ranks import environment
+
+HELLO = [{"role": "user", "content": "How many apples?"}]
+
+
+@pytest.fixture(scope="module")
+def speaker(tiny_llama: Path) -> Speaker:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    return Speaker(model, AutoTokenizer.from_pretrained(tiny_llama), None, pairs=False)
+
+
+class Bytes:
+    """A tokenizer whose tokens are bytes."""
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
+@given(
+    st.text(alphabet="ab\n é東🙂", max_size=30), st.lists(st.text("ab é", min_size=1), max_size=3)
+)
+def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
+    pieces = Pieces(Bytes(), stop)
+    shown = ""
+    prefixes = (text[:end] for end in range(len(text) + 1))
+    cut = next((prefix for prefix in prefixes if any(map(prefix.endswith, stop))), None)
+    expected = text if cut is None else cut[: min(cut.find(s) for s in stop if s in cut)]
+    for byte in text.encode():
+        shown += pieces.add([byte])
+        assert expected.startswith(shown)  # never the beginning of a stop string, never half of é
+    assert shown + pieces.rest() == expected
+    assert pieces.is_stopped == (cut is not None)
+
+
+def test_text_that_stops_being_a_stop_string_is_shown_after_all() -> None:
+    pieces = Pieces(Bytes(), ["matey"])
+    assert [pieces.add(list(text.encode())) for text in ("Arr, ma", "te", " and so")] == [
+        "Arr, ",
+        "",
+        "mate and so",
+    ]
+
+
+def test_half_a_character_at_the_end_is_shown_as_such() -> None:
+    pieces = Pieces(Bytes())
+    assert pieces.add(list("né".encode()[:-1])) + pieces.rest() == "n\ufffd"
+
+
+def ask_all(speaker: Speaker, *requests: dict[str, Any], longest: int = 64) -> dict[str, Any]:
+    """What became of each answer, by "id/index"; all wait before the first is answered."""
+    lines: list[dict[str, Any]] = []
+    names = {request["id"] for request in requests if "id" in request}
+    is_taken, is_over = threading.Event(), threading.Event()
+
+    def feed() -> Iterator[str]:
+        yield from map(json.dumps, requests)
+        is_taken.set()
+        is_over.wait(60)
+
+    def write(line: dict[str, Any]) -> None:
+        lines.append(line)
+        if {name.partition("/")[0] for name in found(lines)} >= names - withdrawn:
+            is_over.set()
+
+    withdrawn = {request["cancel"] for request in requests if "cancel" in request}
+    work = Answering(speaker, longest, write)
+    thread = threading.Thread(target=work.listen, args=(feed(),))
+    thread.start()
+    is_taken.wait()
+    work.work()
+    thread.join()
+    return found(lines)
+
+
+def found(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The end of each answer, by "id/index" or id, with all its text."""
+    texts: dict[str, str] = defaultdict(str)
+    ends = {}
+    for line in lines:
+        name = f"{line['id']}/{line['index']}" if "index" in line else line["id"]
+        if "text" in line:
+            assert name not in ends
+            texts[name] += line["text"]
+        else:
+            ends[name] = line
+    return {name: {**end, "text": texts[name]} for name, end in ends.items()}
+
+
+def test_answers_of_one_batch_are_those_of_each_alone(speaker: Speaker) -> None:
+    requests = [
+        {"id": "greedy", "messages": HELLO, "temperature": 0, "max_tokens": 12},
+        {"id": "drawn", "messages": HELLO, "temperature": 1.5, "seed": 7, "n": 2, "max_tokens": 9},
+        {"id": "other", "prompt": "Apples and pears", "top_p": 0.9, "seed": -1, "max_tokens": 30},
+    ]
+    together = ask_all(speaker, *requests)
+    assert set(together) == {"greedy/0", "drawn/0", "drawn/1", "other/0"}
+    alone = {k: v for request in requests for k, v in ask_all(speaker, request).items()}
+    assert alone == together
+    assert together["drawn/0"]["text"] != together["drawn/1"]["text"]
+    tokens = speaker.tokens(HELLO)
+    greedy = together["greedy/0"]
+    assert greedy["text"] == speaker.answer(tokens, Sampling(12))
+    assert (greedy["prompt_tokens"], greedy["completion_tokens"]) == (len(tokens), 12)
+    assert greedy["finish_reason"] == "length"
+
+
+def test_an_answer_ends_before_a_stop_string(speaker: Speaker) -> None:
+    request = {"id": "a", "messages": HELLO, "temperature": 0, "max_tokens": 30}
+    text = ask_all(speaker, request)["a/0"]["text"]
+    stop = text[5:8]
+    end = ask_all(speaker, {**request, "stop": [stop, "never"]})["a/0"]
+    assert end["text"] == text[: text.index(stop)]
+    assert end["finish_reason"] == "stop"
+    assert end["completion_tokens"] < 30
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "message"),
+    [
+        ({"messages": HELLO, "max_tokens": 300}, "context_length_exceeded", "256 tokens. However"),
+        ({"prompt": "apples " * 300}, "context_length_exceeded", "Please reduce"),
+        ({"messages": [{"role": "user"}]}, "invalid_messages", "chat template"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(
+    speaker: Speaker, request_: dict[str, Any], code: str, message: str
+) -> None:
+    following = {"id": "next", "messages": HELLO, "max_tokens": 2}
+    answers = ask_all(speaker, {"id": "bad", **request_}, following)
+    assert answers["bad"]["code"] == code
+    assert message in answers["bad"]["error"]
+    assert answers["next/0"]["finish_reason"] in ("stop", "length")
+
+
+def test_without_max_tokens_an_answer_takes_what_room_there_is(speaker: Speaker) -> None:
+    request = {"id": "a", "prompt": "apples " * 120, "seed": 1}
+    (end,) = ask_all(speaker, request, longest=1000).values()
+    assert end["finish_reason"] == "stop" or end["prompt_tokens"] + end["completion_tokens"] == 256
+    assert ask_all(speaker, request, longest=3)["a/0"]["completion_tokens"] <= 3
+
+
+def test_a_withdrawn_request_is_not_answered(speaker: Speaker) -> None:
+    asked = {"id": "gone", "messages": HELLO}, {"cancel": "gone"}, {"cancel": "unknown"}
+    assert set(ask_all(speaker, *asked, {"id": "b", "messages": HELLO, "max_tokens": 2})) == {"b/0"}
+
+
+def test_many_requests_become_several_batches(speaker: Speaker) -> None:
+    asked = [{"id": str(i), "messages": HELLO, "n": 3, "max_tokens": 2} for i in range(7)]
+    assert len(ask_all(speaker, *asked)) == 21
+
+
+def test_a_model_that_fails_says_so_and_goes_on(speaker: Speaker) -> None:
+    class Failing:
+        def __init__(self) -> None:
+            self.left = 1
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(speaker.model, name)
+
+        def generate(self, **options: Any) -> Any:
+            self.left -= 1
+            if self.left == 0:
+                raise RuntimeError("out of memory")
+            return speaker.model.generate(**options)
+
+    failing = Speaker(Failing(), speaker.tokenizer, None, pairs=False)
+    asked = [{"id": str(i), "messages": HELLO, "n": 16, "max_tokens": 1} for i in range(2)]
+    answers = ask_all(failing, *asked)
+    assert answers["0"]["code"] == "failed"
+    assert len(answers) == 17
+
+
+@pytest.mark.slow
+def test_the_process_answers_over_its_streams_and_ends_with_them(tmp_path: Path) -> None:
+    with open(tmp_path / "log", "wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launcher.train.answering", "--overrides", "model=tiny"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            env=environment(),
+            text=True,
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        assert json.loads(process.stdout.readline()) == {"ready": True}
+        process.stdin.write(json.dumps({"id": "a", "messages": HELLO, "max_tokens": 1000}) + "\n")
+        process.stdin.flush()
+        assert "text" in json.loads(process.stdout.readline())
+        process.stdin.close()  # in the middle of its answer
+        assert process.wait(30) == 0
