@@ -9,10 +9,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from launcher import __version__, registry
 from launcher.api.access import Keys
 from launcher.api.audit import Auditor
+from launcher.api.document import document
 from launcher.api.edge import Edge
 from launcher.api.failure import ApiError, answer
 from launcher.api.gate import Gate
@@ -45,6 +47,7 @@ def create_app(
         lifespan=lifespan,
     )
     metrics = Metrics(service.database)
+    app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.state.service = service
     app.state.metrics = metrics
     app.state.workers = Workers()
@@ -73,7 +76,19 @@ def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     unknown = error.status_code in (404, 405)
     found = f"Invalid URL ({request.method} {request.url.path})" if unknown else str(error.detail)
-    return answer(ApiError(error.status_code, found, headers=dict(error.headers or {})))
+    headers = dict(error.headers or {})
+    methods = _methods(request) if error.status_code == 405 else []
+    if methods:  # of all routes with this path: Starlette names those of one
+        headers["allow"] = ", ".join(methods)
+    return answer(ApiError(error.status_code, found, headers=headers))
+
+
+def _methods(request: Request) -> list[str]:
+    found = set()
+    for path, operations in request.app.openapi()["paths"].items():
+        if compile_path(path)[0].match(request.url.path):
+            found |= {method.upper() for method in operations}
+    return sorted(found)
 
 
 def _invalid(_: Request, error: Exception) -> Response:

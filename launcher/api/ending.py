@@ -26,7 +26,8 @@ _LONGEST_MESSAGE = 2000
 
 def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
     """The run is done: its model, its result file and its last numbers, in one go."""
-    steps, _ = records.read(run.metrics, 0, evaluates=lambda _: False, ended=True)
+    attempt = run.status().attempt
+    steps = _steps(run, 0)
     organization = place.service.site.organization
     with place.owned(job_id) as (session, job):
         if job.state.is_final:
@@ -43,7 +44,8 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         job.trained_tokens = last.tokens if last else 0
         job.fine_tuned_model = name
         job.state, job.finished_at = JobState.succeeded, now()
-        journal.write(session, job.id, _last_notes(job, name, steps))
+        new = _steps(run, unread(job, attempt))
+        journal.write(session, job.id, _last_notes(name, new, last.step if last else 0))
         _release(job)
 
 
@@ -104,10 +106,19 @@ def _add_final(session: Session, job: Job, name: str, last: Measured) -> None:
     )
 
 
-def _last_notes(job: Job, name: str, steps: list[Measured]) -> list[Note]:
-    total = steps[-1].step if steps else 0
+def unread(job: Job, attempt: int) -> int:
+    """First byte of the run's metrics that has not been noted: all, if they were written anew."""
+    return int(job.cursor["position"]) if job.cursor.get("attempt") == attempt else 0
+
+
+def _steps(run: RunDir, position: int) -> list[Measured]:
+    steps, _ = records.read(run.metrics, position, evaluates=lambda _: False, ended=True)
+    return steps
+
+
+def _last_notes(name: str, new: list[Measured], total: int) -> list[Note]:
     return [
-        *(step_note(step, total) for step in steps),
+        *(step_note(step, total) for step in new),
         Note(f"checkpoint-{total}", f"Checkpoint created at step {total} with Snapshot ID: {name}"),
         Note("model", f"New fine-tuned model created: {name}"),
         Note("succeeded", "The job has successfully completed"),

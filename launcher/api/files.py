@@ -13,8 +13,6 @@ from launcher.api.failure import ApiError, missing_file
 from launcher.api.store import Incoming, Store
 from launcher.api.tables import File, Part, Upload, now
 
-#: What clients may upload for.
-PURPOSES = ("fine-tune", "assistants", "batch", "user_data", "vision", "evals")
 RESULTS = "fine-tune-results"
 TRAINING = "fine-tune"
 
@@ -162,8 +160,8 @@ def require_purpose(purpose: str | None) -> str:
     """A purpose for which clients may upload; `ApiError` 400 in OpenAI's words."""
     if purpose is None:
         raise ApiError(400, "'purpose' is a required property")
-    if purpose not in PURPOSES:
-        known = list(PURPOSES)
+    if purpose not in wire.PURPOSES:
+        known = list(wire.PURPOSES)
         raise ApiError(400, f"'{purpose}' is not one of {known} - 'purpose'", param="purpose")
     return purpose
 

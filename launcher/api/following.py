@@ -90,7 +90,7 @@ def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     every, total = _lengths(job)
     saved = _saved(run)  # before the metrics: they are written before a checkpoint is
     attempt = run.status().attempt
-    position = job.cursor.get("position", 0) if job.cursor.get("attempt") == attempt else 0
+    position = ending.unread(job, attempt)
 
     def evaluates(step: int) -> bool:
         return job.validation_file is not None and (step % every == 0 or step >= total)

@@ -128,9 +128,11 @@ def complete(
 
 
 def cancel(service: Service, project_id: str, upload_id: str) -> wire.Upload:
-    """Nothing can be added to it any more, and its parts are gone."""
+    """Nothing can be added to it any more, and its parts are gone; asked again, the same."""
     with service.database.begin() as session:
-        upload = pending(session, project_id, upload_id, alone=True)
+        upload = find(session, project_id, upload_id, alone=True)
+        if upload.status != "cancelled":
+            upload = pending(session, project_id, upload_id)
         upload.status = "cancelled"
         left = files.drop_parts(session, upload)
         answer = shown(session, upload)

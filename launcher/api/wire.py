@@ -1,12 +1,14 @@
 """What goes over the wire, as the official clients' types say: files, uploads, pages, errors."""
 
 # Annotations are not postponed here: pydantic reads them.
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 Item = TypeVar("Item")
 
+#: What clients may upload for.
+PURPOSES = ("fine-tune", "assistants", "batch", "user_data", "vision", "evals")
 #: Of a file, after which it goes; in seconds.
 SHORTEST_S, LONGEST_S = 3600, 2_592_000
 
@@ -105,7 +107,7 @@ class NewUpload(Said):
     bytes: Annotated[int, Field(ge=1, strict=True)]
     filename: Annotated[str, Field(min_length=1, max_length=1024)]
     mime_type: Annotated[str, Field(max_length=255)]
-    purpose: str
+    purpose: Annotated[str, Field(json_schema_extra={"enum": list(PURPOSES)})]
     expires_after: ExpiresAfter | None = None
 
 
@@ -114,8 +116,3 @@ class Completion(Said):
 
     part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]
     md5: Annotated[str | None, Field(max_length=64)] = None
-
-
-def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For a route's `responses=`: the errors that it may answer with, beside those of any."""
-    return {status: {"model": Envelope} for status in (400, 401, 413, 429, *statuses)}

@@ -6,40 +6,34 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     BaseModel,
     Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
+    PlainSerializer,
     StrictFloat,
     StrictInt,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
     model_validator,
 )
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema, core_schema
 
 from launcher.api.tables import Event, Job, JobState, Model
 from launcher.api.wire import Said
 
 
-class _OrAuto:
-    """Beside a number: "auto" will do too.
-
-    A union of both would say of a wrong number that it is not "auto".
-    """
-
-    def __get_pydantic_core_schema__(self, source: Any, number: GetCoreSchemaHandler) -> CoreSchema:
-        """What pydantic checks by."""
-        return core_schema.no_info_wrap_validator_function(
-            lambda value, check: value if value == "auto" else check(value),
-            number(source),
-            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value),
-        )
-
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, inner: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        """What OpenAPI says."""
-        return {"anyOf": [{"const": "auto", "type": "string"}, inner(schema)]}
+def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else check(value)
 
 
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _described(**number: Any) -> WithJsonSchema:
+    """For OpenAPI, what a number or "auto" is."""
+    return WithJsonSchema({"anyOf": [{"const": "auto", "type": "string"}, number]})
+
+
+#: Beside a number, "auto" will do. A union of both would say of a number that it is not "auto".
+_OR_AUTO, _PLAIN = WrapValidator(_or_auto), PlainSerializer(_as_it_is)
 _AUTO: Any = "auto"
 Label = Annotated[str, Field(max_length=64)]
 
@@ -47,10 +41,26 @@ Label = Annotated[str, Field(max_length=64)]
 class Hyperparameters(Said):
     """How long and how fast to train; `auto` follows from the number of examples."""
 
-    n_epochs: Annotated[StrictInt, Field(ge=1, le=50), _OrAuto()] = _AUTO
-    batch_size: Annotated[StrictInt, Field(ge=1, le=256), _OrAuto()] = _AUTO
+    n_epochs: Annotated[
+        StrictInt,
+        Field(ge=1, le=50),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=50),
+    ] = _AUTO
+    batch_size: Annotated[
+        StrictInt,
+        Field(ge=1, le=256),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=256),
+    ] = _AUTO
     learning_rate_multiplier: Annotated[
-        StrictFloat, Field(gt=0, le=1000, allow_inf_nan=False), _OrAuto()
+        StrictFloat,
+        Field(gt=0, le=1000, allow_inf_nan=False),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="number", exclusiveMinimum=0, maximum=1000),
     ] = _AUTO
 
 

@@ -106,6 +106,7 @@ def test_a_bucket_fills_evenly(monkeypatch) -> None:
         ("GET", "/v1/files?limit=" + "9" * 5000, 400),
         ("PUT", "/v1/files", 405),
         ("PATCH", "/v1/files/x", 405),
+        ("POST", "/healthz", 405),
         ("POST", "/v1/fine_tuning/alpha/graders/run", 404),
     ],
 )

@@ -31,13 +31,17 @@ _FORM = {
                     "required": ["file", "purpose"],
                     "properties": {
                         "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(files.PURPOSES)},
+                        "purpose": {"type": "string", "enum": list(wire.PURPOSES)},
                         "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
                         "expires_after[seconds]": {
                             "type": "integer",
                             "minimum": wire.SHORTEST_S,
                             "maximum": wire.LONGEST_S,
                         },
+                    },
+                    "dependentRequired": {
+                        "expires_after[anchor]": ["expires_after[seconds]"],
+                        "expires_after[seconds]": ["expires_after[anchor]"],
                     },
                 }
             }
@@ -46,14 +50,14 @@ _FORM = {
 }
 
 
-@router.post("", responses=wire.answers(), openapi_extra=_FORM)
+@router.post("", openapi_extra=_FORM)
 async def create(request: Request, service: Served, caller: Asking, workers: Working) -> wire.File:
     """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
     async with received(request, service.store, "file", service.site.limits.file_bytes) as found:
         return await to_thread.run_sync(_insert, service, caller, *found, limiter=workers.reading)
 
 
-@router.get("", responses=wire.answers(404))
+@router.get("")
 def index(
     service: Served,
     caller: Asking,
@@ -77,7 +81,7 @@ def index(
     return wire.Bounded[wire.File](data=data, has_more=more, first_id=first, last_id=last)
 
 
-@router.get("/{file_id}", responses=wire.answers(404))
+@router.get("/{file_id}")
 def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
     """One file."""
     with service.database.read() as session:
@@ -89,7 +93,6 @@ def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
     response_class=StreamingResponse,
     responses={
         200: {"content": {"application/octet-stream": {"schema": {"type": "string"}}}},
-        **wire.answers(404),
     },
 )
 def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
@@ -107,7 +110,7 @@ def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
     )
 
 
-@router.delete("/{file_id}", responses=wire.answers(404))
+@router.delete("/{file_id}")
 def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
     """Delete a file, and its content unless another file has the same."""
     files.remove(service.database, service.store, caller.project_id, file_id)

@@ -17,14 +17,14 @@ from launcher.api.failure import ApiError, missing_job
 from launcher.api.journal import Note
 from launcher.api.service import Service
 from launcher.api.tables import Event, Job, JobState, Model, now
-from launcher.api.wire import Bounded, Page, answers
+from launcher.api.wire import Bounded, Page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Limit = Annotated[int, Query(ge=1)]
 
 
-@router.post("", response_model=wire_jobs.JobView, responses=answers())
+@router.post("", response_model=wire_jobs.JobView)
 def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str, Any]:
     """A new job; it begins by itself."""
     method = asked.method.type if asked.method else "supervised"
@@ -57,7 +57,7 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.get("", response_model=Bounded[wire_jobs.JobView], responses=answers())
+@router.get("", response_model=Bounded[wire_jobs.JobView])
 def list_jobs(
     request: Request,
     caller: Asking,
@@ -90,7 +90,7 @@ def list_jobs(
     )
 
 
-@router.get("/{job_id}", response_model=wire_jobs.JobView, responses=answers(404))
+@router.get("/{job_id}", response_model=wire_jobs.JobView)
 def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     """One job."""
     with service.database.read() as session:
@@ -98,7 +98,7 @@ def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.post("/{job_id}/cancel", response_model=wire_jobs.JobView, responses=answers(404))
+@router.post("/{job_id}/cancel", response_model=wire_jobs.JobView)
 def cancel(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     """End the job for good; it is cancelled at once, its processes soon after."""
     with service.database.begin() as session:
@@ -111,7 +111,7 @@ def cancel(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.post("/{job_id}/pause", response_model=wire_jobs.JobView, responses=answers(404))
+@router.post("/{job_id}/pause", response_model=wire_jobs.JobView)
 def pause(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     """Hold the job; a running one saves a checkpoint first."""
     with service.database.begin() as session:
@@ -124,7 +124,7 @@ def pause(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.post("/{job_id}/resume", response_model=wire_jobs.JobView, responses=answers(404))
+@router.post("/{job_id}/resume", response_model=wire_jobs.JobView)
 def resume(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     """Let a paused job go on from where it was."""
     with service.database.begin() as session:
@@ -137,7 +137,7 @@ def resume(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.get("/{job_id}/events", response_model=Page[wire_jobs.EventView], responses=answers(404))
+@router.get("/{job_id}/events", response_model=Page[wire_jobs.EventView])
 def events(
     job_id: str, caller: Asking, service: Served, after: str | None = None, limit: Limit = 20
 ) -> dict[str, Any]:
@@ -157,7 +157,6 @@ def events(
 @router.get(
     "/{job_id}/checkpoints",
     response_model=Bounded[wire_jobs.CheckpointView],
-    responses=answers(404),
 )
 def checkpoints(
     job_id: str, caller: Asking, service: Served, after: str | None = None, limit: Limit = 10

@@ -27,13 +27,13 @@ _FORM = {
 }
 
 
-@router.post("", responses=wire.answers())
+@router.post("")
 def create(wanted: wire.NewUpload, service: Served, caller: Asking) -> wire.Upload:
     """Begin a file that comes in parts, within the hour."""
     return uploads.create(service, caller.project_id, wanted)
 
 
-@router.post("/{upload_id}/parts", responses=wire.answers(404), openapi_extra=_FORM)
+@router.post("/{upload_id}/parts", openapi_extra=_FORM)
 async def add_part(
     upload_id: str, request: Request, service: Served, caller: Asking, workers: Working
 ) -> wire.Part:
@@ -51,7 +51,7 @@ async def add_part(
         )
 
 
-@router.post("/{upload_id}/complete", responses=wire.answers(404))
+@router.post("/{upload_id}/complete")
 async def complete(
     upload_id: str, asked: wire.Completion, service: Served, caller: Asking, workers: Working
 ) -> wire.Upload:
@@ -61,7 +61,7 @@ async def complete(
     )
 
 
-@router.post("/{upload_id}/cancel", responses=wire.answers(404))
+@router.post("/{upload_id}/cancel")
 def cancel(upload_id: str, service: Served, caller: Asking) -> wire.Upload:
     """Give the upload up."""
     return uploads.cancel(service, caller.project_id, upload_id)
