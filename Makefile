@@ -24,7 +24,7 @@ test: lint  ## Install, check, and run all tests
 	@$(BIN)/pytest -n 3 --durations 40 --dist loadfile $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
 
 check: lint  ## Format, lint, types, import contracts and the quick tests
-	@$(BIN)/pytest -q -m "$(UNIT)" -n auto --maxprocesses 8 --dist worksteal
+	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
 	@$(BIN)/ruff format --check --quiet .
