@@ -69,6 +69,23 @@ class Pool:
         Waits for the model to be opened, and before that for room. Raises `Failed`, the reason on
         stderr, if it cannot be opened or dies.
         """
+        known = self._known(source)
+        # It may have died unnoticed since the last question: then another answers.
+        may_be_dead = known is not None and known.start.done()
+        try:
+            async with contextlib.aclosing(self._ask(source, request)) as lines:
+                async for line in lines:
+                    may_be_dead = False
+                    yield line
+            return
+        except Failed:
+            if not may_be_dead:
+                raise
+        async with contextlib.aclosing(self._ask(source, request)) as lines:
+            async for line in lines:
+                yield line
+
+    async def _ask(self, source: Source, request: Line) -> AsyncGenerator[Line, None]:
         place = await self._take(source)
         try:
             talker = await asyncio.shield(place.start)
