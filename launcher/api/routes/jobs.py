@@ -91,10 +91,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=wire_jobs.JobView)
-def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
-    """One job."""
-    with service.database.read() as session:
-        job = _find(session, caller, job_id)
+async def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
+    """One job. Clients poll for it, so no thread is changed for it where none is needed."""
+    job = await service.database.ask(lambda session: _find(session, caller, job_id))
     return wire_jobs.job_view(job, service.site.organization)
 
 
