@@ -80,7 +80,9 @@ def new_id(prefix: str, length: int = 24) -> str:
 
 def _engine(url: str) -> Engine:
     try:
-        engine = create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+        # A server may have gone in the meantime, a file not.
+        ping = not url.startswith("sqlite")
+        engine = create_engine(url, pool_size=10, max_overflow=40, pool_pre_ping=ping)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         hint = "sqlite:////folder/serve.db, or postgresql+psycopg://user:password@host/name"
         raise ConfigError(f"no database: {error}", where="database", hint=hint) from error

@@ -38,6 +38,13 @@ def document(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}"
     )
     del schemas["Envelope"]["$defs"]
+    made["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of `launcher serve keys create`.",
+        }
+    }
     for operations in made["paths"].values():
         for operation in operations.values():
             _declare(operation)
@@ -48,6 +55,7 @@ def _declare(operation: dict[str, Any]) -> None:
     statuses = [*_COMMON]
     if "requestBody" in operation:
         statuses += _WITH_A_BODY
+    operation["security"] = [{"key": []}]
     answers = operation["responses"]
     answers.pop(_INVALID, None)
     for status in sorted(statuses):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, delete, or_, select, union
 from sqlalchemy.orm import Session
 
-from launcher.api import jsonl, wire
+from launcher.api import looking, wire
 from launcher.api.database import Database, new_id
 from launcher.api.failure import ApiError, missing_file
 from launcher.api.service import Service
@@ -160,7 +160,7 @@ def _lives() -> ColumnElement[bool]:
 def require_lines(service: Service, content: Incoming) -> None:
     """`ApiError` 400, naming the line, unless what has come in is JSONL."""
     with service.store.read(content) as opened:
-        found = jsonl.wrong(opened, content.bytes, service.site.limits.line_bytes)
+        found = looking.wrong(opened, content.bytes, service.site.limits.line_bytes)
     if found is not None:
         raise ApiError(400, found, param="file")
 

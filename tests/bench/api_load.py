@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import random
 import statistics
@@ -44,10 +45,10 @@ WARM_S = 5.0
 class Connection:
     """HTTP/1.1 over one socket, with as little work as can be: both sides share the CPUs."""
 
-    def __init__(self, server: Served) -> None:
-        host, _, port = server.url.removeprefix("http://").partition(":")
+    def __init__(self, url: str, key: str) -> None:
+        host, _, port = url.removeprefix("http://").partition(":")
         self._address = host, int(port)
-        self.head = f"Host: {host}\r\nAuthorization: Bearer {server.key}\r\n".encode()
+        self.head = f"Host: {host}\r\nAuthorization: Bearer {key}\r\n".encode()
 
     async def open(self) -> None:
         """Connect."""
@@ -108,51 +109,64 @@ def make_job(home: Path) -> str:
 async def poll(server: Served, job: str, options: argparse.Namespace) -> None:
     """Print what clients wait for their answers."""
     waits: list[float] = []
-    uploads: list[float] = []
     begin = time.monotonic() + WARM_S
     end = begin + options.seconds
-
-    def note(times: list[float], started: float) -> None:
-        if time.monotonic() > begin:
-            times.append(time.perf_counter() - started)
 
     async def client(number: int) -> None:
         rng = random.Random(number)
         await asyncio.sleep(rng.random() * options.every)
-        connection = Connection(server)
+        connection = Connection(server.url, server.key)
         await connection.open()
         while time.monotonic() < end:
             started = time.perf_counter()
             await connection.get(f"/v1/fine_tuning/jobs/{job}")
-            note(waits, started)
+            if time.monotonic() > begin:
+                waits.append(time.perf_counter() - started)
             await asyncio.sleep(options.every * rng.uniform(0.8, 1.2))
         connection.close()
 
+    await asyncio.gather(*(client(number) for number in range(options.clients)))
+    show("retrieve", waits, options.seconds)
+
+
+async def send(url: str, key: str, options: argparse.Namespace) -> None:
+    """Print how long uploads take."""
+    waits: list[float] = []
+    end = time.monotonic() + WARM_S + options.seconds
+    content = [LINE * (options.kilobytes * 1024 // 4 // len(LINE))] * 4
+
     async def uploader(number: int) -> None:
-        content = [LINE * (options.kilobytes * 1024 // 4 // len(LINE))] * 4
-        connection = Connection(server)
+        connection = Connection(url, key)
         await connection.open()
         count = 0
         while time.monotonic() < end:
             started = time.perf_counter()
             mark = b'{"n": %d}\n' % (number * 1_000_000 + count)
             await connection.upload(form(iter([mark, *content])))
-            note(uploads, started)
+            waits.append(time.perf_counter() - started)
             count += 1
         connection.close()
 
-    await asyncio.gather(
-        *(client(number) for number in range(options.clients)),
-        *(uploader(number) for number in range(options.uploaders)),
-    )
-    print(f"| {'':<8} | {'a second':>8} | {'p50 ms':>8} | {'p99 ms':>8} | {'max ms':>8} |")
-    print(f"|{'-' * 10}|{'-' * 10}|{'-' * 10}|{'-' * 10}|{'-' * 10}|")
-    for name, times in (("retrieve", waits), ("upload", uploads)):
-        if len(times) > 1:
-            cuts = statistics.quantiles(times, n=100)
-            shown = [1000 * value for value in (cuts[49], cuts[98], max(times))]
-            cells = " | ".join(f"{value:8.1f}" for value in shown)
-            print(f"| {name:<8} | {len(times) / options.seconds:8.1f} | {cells} |")
+    await asyncio.gather(*(uploader(number) for number in range(options.uploaders)))
+    show("upload", waits, options.seconds + WARM_S)
+
+
+def show(name: str, times: list[float], seconds: float) -> None:
+    """A row of the table."""
+    cuts = statistics.quantiles(times, n=100)
+    shown = [1000 * value for value in (cuts[49], cuts[98], max(times))]
+    cells = " | ".join(f"{value:8.1f}" for value in shown)
+    print(f"| {name:<8} | {len(times) / seconds:8.1f} | {cells} |", flush=True)
+
+
+@contextlib.contextmanager
+def uploading(server: Served, options: argparse.Namespace) -> Iterator[None]:
+    """Uploads in a process of their own, so that they hold up no poll at its source."""
+    said = [f"--{name}={vars(options)[name]}" for name in ("uploaders", "kilobytes", "seconds")]
+    words = ["send", f"--url={server.url}", f"--key={server.key}", *said]
+    process = subprocess.Popen([sys.executable, __file__, *words])
+    yield
+    process.wait()
 
 
 async def many(server: Served, job: str, count: int) -> None:
@@ -161,7 +175,7 @@ async def many(server: Served, job: str, count: int) -> None:
 
     async def client() -> None:
         nonlocal left
-        connection = Connection(server)
+        connection = Connection(server.url, server.key)
         await connection.open()
         while left > 0:
             left -= 1
@@ -184,7 +198,7 @@ async def upload(server: Served, gigabytes: float) -> None:
     """Print the server's highest memory during one large upload."""
     before = resident_mib(server.process.pid)
     line = b'{"text": "' + b"x" * (CHUNK - 13) + b'"}\n'
-    connection = Connection(server)
+    connection = Connection(server.url, server.key)
     await connection.open()
     count = int(gigabytes * 1e9 / CHUNK)
     started = time.perf_counter()
@@ -211,7 +225,9 @@ def train(cpus: int) -> list[subprocess.Popen[bytes]]:
 def main() -> None:
     """Start a server in a folder that goes afterwards, and load it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("poll", "requests", "upload"))
+    parser.add_argument("what", choices=("poll", "requests", "upload", "send"))
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--key", help=argparse.SUPPRESS)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two polls")
     parser.add_argument("--uploaders", type=int, default=20)
@@ -221,6 +237,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--gigabytes", type=float, default=5.0)
     options = parser.parse_args()
+    if options.what == "send":  # see `uploading`
+        asyncio.run(send(options.url, options.key, options))
+        return
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder) / "home"
         home.mkdir()
@@ -230,7 +249,15 @@ def main() -> None:
         try:
             with served(home) as server:
                 if options.what == "poll":
-                    asyncio.run(poll(server, job, options))
+                    head = ("", "a second", "p50 ms", "p99 ms", "max ms")
+                    print(f"| {'':<8} | " + " | ".join(f"{name:>8}" for name in head[1:]) + " |")
+                    print("|" + "----------|" * len(head), flush=True)
+                    with (
+                        uploading(server, options)
+                        if options.uploaders
+                        else contextlib.nullcontext()
+                    ):
+                        asyncio.run(poll(server, job, options))
                 elif options.what == "requests":
                     asyncio.run(many(server, job, options.count))
                 else:
