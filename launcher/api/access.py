@@ -8,8 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Request, Security
-from fastapi.security import HTTPBearer
+from fastapi import Depends, Request
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -21,8 +20,6 @@ from launcher.api.tables import Key, Project, now
 #: A revoked key is refused after this at the latest.
 _REMEMBERED_S = 1.0
 _REMEMBERED = 10_000
-#: So that the OpenAPI document says how to ask.
-_BEARER = HTTPBearer(auto_error=False, description="A key of `launcher serve keys create`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +146,7 @@ async def service_of(request: Request) -> Service:
     return service
 
 
-async def caller(request: Request, _: Annotated[object, Security(_BEARER)]) -> Caller:
+async def caller(request: Request) -> Caller:
     """Whoever's key the request carries: the gate has looked."""
     found = request.state.caller
     assert isinstance(found, Caller)

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import secrets
 import string
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
+from anyio import to_thread
 from sqlalchemy import Engine, create_engine, event, func, select
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -18,6 +19,8 @@ from launcher.errors import ConfigError
 _ALPHABET = string.ascii_letters + string.digits
 _BUSY_MS = 30_000
 
+Answer = TypeVar("Answer")
+
 
 class Database:
     """Opens sessions; each is one transaction."""
@@ -25,6 +28,7 @@ class Database:
     def __init__(self, url: str) -> None:
         """`url`: sqlite:///PATH or postgresql+psycopg://...; `ConfigError` for another."""
         self.engine = _engine(url)
+        self._is_sqlite = self.engine.dialect.name == "sqlite"
 
     @contextlib.contextmanager
     def begin(self) -> Iterator[Session]:
@@ -43,6 +47,18 @@ class Database:
                 session.connection().exec_driver_sql("BEGIN")
             yield session
 
+    async def ask(self, question: Callable[[Session], Answer]) -> Answer:
+        """What a short `question` reads.
+
+        SQLite answers here and now: its readers wait for nobody. PostgreSQL is asked in a thread.
+        """
+
+        def asked() -> Answer:
+            with self.read() as session:
+                return question(session)
+
+        return asked() if self.is_sqlite else await to_thread.run_sync(asked)
+
     @staticmethod
     def lock(session: Session, name: str) -> None:
         """Be the only one with this name until the transaction ends, on whatever host."""
@@ -54,7 +70,7 @@ class Database:
     @property
     def is_sqlite(self) -> bool:
         """Whether the database is a file of SQLite."""
-        return self.engine.dialect.name == "sqlite"
+        return self._is_sqlite
 
 
 def new_id(prefix: str, length: int = 24) -> str:
@@ -64,7 +80,9 @@ def new_id(prefix: str, length: int = 24) -> str:
 
 def _engine(url: str) -> Engine:
     try:
-        engine = create_engine(url, pool_size=10, max_overflow=20, pool_pre_ping=True)
+        # A server may have gone in the meantime, a file not.
+        ping = not url.startswith("sqlite")
+        engine = create_engine(url, pool_size=10, max_overflow=40, pool_pre_ping=ping)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         hint = "sqlite:////folder/serve.db, or postgresql+psycopg://user:password@host/name"
         raise ConfigError(f"no database: {error}", where="database", hint=hint) from error

@@ -9,7 +9,13 @@ from fastapi import FastAPI
 
 from launcher.api import wire
 
-_COMMON = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.TOO_MANY_REQUESTS)
+#: 404 too: what a path, a query or a body names may be another project's, or gone.
+_COMMON = (
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.NOT_FOUND,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
 _WITH_A_BODY = (
     HTTPStatus.REQUEST_TIMEOUT,
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -32,19 +38,24 @@ def document(app: FastAPI) -> dict[str, Any]:
         ref_template="#/components/schemas/{model}"
     )
     del schemas["Envelope"]["$defs"]
-    for path, operations in made["paths"].items():
+    made["components"]["securitySchemes"] = {
+        "key": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "A key of `launcher serve keys create`.",
+        }
+    }
+    for operations in made["paths"].values():
         for operation in operations.values():
-            _declare(path, operation)
+            _declare(operation)
     return made
 
 
-def _declare(path: str, operation: dict[str, Any]) -> None:
+def _declare(operation: dict[str, Any]) -> None:
     statuses = [*_COMMON]
-    names = {parameter["name"] for parameter in operation.get("parameters", [])}
-    if "{" in path or "after" in names:
-        statuses.append(HTTPStatus.NOT_FOUND)
     if "requestBody" in operation:
         statuses += _WITH_A_BODY
+    operation["security"] = [{"key": []}]
     answers = operation["responses"]
     answers.pop(_INVALID, None)
     for status in sorted(statuses):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import subprocess
@@ -59,6 +60,9 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
             asyncio.create_task(_tidy(service, files.expire, _EXPIRE_EVERY_S, stopping)),
             asyncio.create_task(_tidy(service, files.sweep, _SWEEP_EVERY_S, stopping)),
         ]
+        # What lives as long as the server is not looked at again: that takes a tenth of a second.
+        gc.collect()
+        gc.freeze()
         yield
         stopping.set()
         await asyncio.gather(*tasks)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from launcher.api import files, jsonl, wire
+from launcher.api import files, wire
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError
 from launcher.api.multipart import base_name
@@ -107,8 +107,7 @@ def complete(
         if asked.md5 is not None and asked.md5.lower() != md5.hexdigest():
             raise ApiError(400, f"The parts' md5 is {md5.hexdigest()}.", param="md5")
         if upload.purpose == files.TRAINING:
-            with service.store.read(content) as opened:
-                jsonl.check(opened, service.site.limits.line_bytes)
+            files.require_lines(service, content)
         with service.database.begin() as session:
             upload = pending(session, project_id, upload_id, alone=True)
             file = files.insert(

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 
-from launcher.api import files, jsonl, wire
+from launcher.api import files, wire
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
 from launcher.api.intake import Working, received
@@ -82,10 +82,10 @@ def index(
 
 
 @router.get("/{file_id}")
-def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
-    """One file."""
-    with service.database.read() as session:
-        return files.shown(files.find(session, caller.project_id, file_id))
+async def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
+    """One file. Clients poll for it, so no thread is changed for it where none is needed."""
+    found = await service.database.ask(lambda s: files.find(s, caller.project_id, file_id))
+    return files.shown(found)
 
 
 @router.get(
@@ -121,8 +121,7 @@ def _insert(service: Service, caller: Caller, form: Form, content: Incoming) -> 
     purpose = files.require_purpose(form.fields.get("purpose"))
     expires_after_s = _expires_after_s(form)
     if purpose == files.TRAINING:
-        with service.store.read(content) as opened:
-            jsonl.check(opened, service.site.limits.line_bytes)
+        files.require_lines(service, content)
     assert form.filename is not None
     with service.database.begin() as session:
         file = files.insert(

@@ -7,7 +7,7 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from launcher.api import files, journal, paging, wire_jobs
@@ -22,6 +22,8 @@ from launcher.api.wire import Bounded, Page
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Limit = Annotated[int, Query(ge=1)]
+#: Made once: this is asked most often.
+_ONE = select(Job).where(Job.id == bindparam("job"), Job.project_id == bindparam("project"))
 
 
 @router.post("", response_model=wire_jobs.JobView)
@@ -91,10 +93,9 @@ def list_jobs(
 
 
 @router.get("/{job_id}", response_model=wire_jobs.JobView)
-def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
-    """One job."""
-    with service.database.read() as session:
-        job = _find(session, caller, job_id)
+async def retrieve(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
+    """One job. Clients poll for it, so no thread is changed for it where none is needed."""
+    job = await service.database.ask(lambda session: _find(session, caller, job_id))
     return wire_jobs.job_view(job, service.site.organization)
 
 
@@ -184,8 +185,8 @@ def _find(
     *,
     for_update: bool = False,
 ) -> Job:
-    query = select(Job).where(Job.id == _plain(job_id), Job.project_id == caller.project_id)
-    job = session.scalar(query.with_for_update() if for_update else query)
+    named = {"job": _plain(job_id), "project": caller.project_id}
+    job = session.scalar(_ONE.with_for_update() if for_update else _ONE, named)
     if job is None:
         raise missing or missing_job(job_id)
     return job
