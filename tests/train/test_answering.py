@@ -70,7 +70,6 @@ def test_half_a_character_at_the_end_is_shown_as_such() -> None:
 def ask_all(speaker: Speaker, *requests: dict[str, Any], longest: int = 64) -> dict[str, Any]:
     """What became of each answer, by "id/index"; all wait before the first is answered."""
     lines: list[dict[str, Any]] = []
-    names = {request["id"] for request in requests if "id" in request}
     is_taken, is_over = threading.Event(), threading.Event()
 
     def feed() -> Iterator[str]:
@@ -80,8 +79,14 @@ def ask_all(speaker: Speaker, *requests: dict[str, Any], longest: int = 64) -> d
 
     def write(line: dict[str, Any]) -> None:
         lines.append(line)
-        if {name.partition("/")[0] for name in found(lines)} >= names - withdrawn:
+        ends = found(lines)
+        if all(is_ended(request, ends) for request in requests):
             is_over.set()
+
+    def is_ended(request: dict[str, Any], ends: dict[str, Any]) -> bool:
+        name = request.get("id")
+        wanted = {f"{name}/{index}" for index in range(request.get("n", 1))}
+        return name is None or name in withdrawn or name in ends or wanted <= ends.keys()
 
     withdrawn = {request["cancel"] for request in requests if "cancel" in request}
     work = Answering(speaker, longest, write)
