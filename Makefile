@@ -8,7 +8,7 @@ UNIT := not slow and not gpu and not browser and not cluster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test check lint format docs coverage clean
+.PHONY: help install quickstart test check lint format docs screenshot coverage clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,7 +24,7 @@ test: lint  ## Install, check, and run all tests
 	@$(BIN)/pytest -n 3 --durations 40 --dist loadfile $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
 
 check: lint  ## Format, lint, types, import contracts and the quick tests
-	@$(BIN)/pytest -q -m "$(UNIT)" -n auto --maxprocesses 8 --dist worksteal
+	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
 	@$(BIN)/ruff format --check --quiet .
@@ -38,6 +38,9 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 
 docs: $(VENV)/.installed-dev  ## Write docs/config.md anew from the config classes
 	@$(BIN)/python -m launcher.config.reference
+
+screenshot: $(VENV)/.installed-dev  ## Make docs/serve.png anew, with a real job in Chromium
+	@PYTHONPATH=.:tests $(BIN)/python tests/support/page.py docs/serve.png
 
 coverage: $(VENV)/.installed-dev  ## Show what the quick tests do not reach
 	@$(BIN)/pytest -q -m "$(UNIT)" --cov --cov-report=term-missing

@@ -143,6 +143,12 @@ def single_threaded_rayon() -> None:
     os.environ["RAYON_NUM_THREADS"] = "1"
 
 
+def keep_wandb_from_advising() -> None:
+    """No advice to install Weave, which wandb gives, even when it is told to be silent, where a
+    library for models' endpoints (openai, mcp, ...) is loaded."""
+    os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+
+
 def secret(variable: str) -> str | None:
     """The key that the user keeps in this environment variable; None if it is not set."""
     return os.environ.get(variable, "").strip() or None

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from support import leaks, slurm
@@ -13,6 +14,9 @@ from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
 pytest_plugins = ["pytester"]
+
+# For `make check`, which is run again and again; `make test` draws as many as each test says.
+hypothesis.settings.register_profile("quick", max_examples=25)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -42,6 +42,7 @@ def test_after():
 """
 
 
+@pytest.mark.slow
 def test_a_test_that_leaks_fails_and_is_mended(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:

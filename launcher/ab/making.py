@@ -13,8 +13,10 @@ from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
 from launcher.config.classes import Classes
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
-from launcher.rundir import find_run
+from launcher.rundir import find_run, read_json
 from launcher.runtime import environment_without_ranks
+
+_CLASSIFIER_HINT = "`launcher compare` compares classifiers"
 
 
 def make(
@@ -58,7 +60,11 @@ def make(
 
 
 def _require_model(name: str) -> None:
-    if Path(name, "config.json").is_file():
+    config = Path(name, "config.json")
+    if config.is_file():
+        made = read_json(config, {}).get("architectures") or [""]
+        if made[0].endswith("Classification"):
+            raise ConfigError(f"{made[0]} cannot speak", where=name, hint=_CLASSIFIER_HINT)
         return
     if Path(name, "adapter_config.json").is_file():
         found = "holds an adapter only, without the model that it changes"
@@ -67,7 +73,7 @@ def _require_model(name: str) -> None:
     run, _, part = name.partition(":")
     if Classes.of_run(find_run(run)) is not None:
         found = "the run has trained a classifier, which cannot speak"
-        raise ConfigError(found, where=name, hint="`launcher compare` compares classifiers")
+        raise ConfigError(found, where=name, hint=_CLASSIFIER_HINT)
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
         raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)

@@ -142,6 +142,8 @@ class Pool:
     async def _open(self, source: Source) -> Talker:
         words, cwd = ["--max-tokens", str(self._chat.max_tokens)], str(self._service.home)
         if source.job is None:
+            own = self._service.home / "conf"
+            words += ["--config-dir", str(own)] if own.is_dir() else []
             words += ["--overrides", *source.overrides]
         else:
             run = RunDir(self._service.runs / source.job)

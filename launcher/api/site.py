@@ -95,7 +95,7 @@ class Site:
 
 #: What is offered where a site has settled nothing: runs on any machine, without network.
 DEMO = {
-    "tiny": Offer(overrides=["model=tiny", "optim.lr=5e-3"]),
+    "tiny": Offer(overrides=["model=tiny", "optim.lr=2e-3", "optim.beta2=0.95"]),
     "gpt-3.5-turbo": Offer(alias="tiny"),
 }
 

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import Namespace
 
+from launcher import interruptible
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
@@ -160,5 +161,5 @@ def _become(module: str, parsed: Namespace) -> int:
 
 
 def _replace(module: str, *words: str) -> int:
-    command = [sys.executable, "-m", module, *words]
+    command = interruptible.command(module, *words)
     os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606

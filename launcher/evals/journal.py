@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,6 +21,11 @@ class Journal:
     def __init__(self, folder: Path, name: str, key: str, rank: int) -> None:
         self._folder, self._name, self._key, self._rank = folder, name, key, rank
         self._appended = False
+
+    def part(self, split: str) -> Journal:
+        """A journal of the records of `split`, which this one does not read but clears."""
+        name = hashlib.blake2b(split.encode(), digest_size=6).hexdigest()
+        return Journal(self._folder, f"{self._name}.{name}", f"{self._key}.{name}", self._rank)
 
     def read(self) -> list[Generation]:
         """The answers of all ranks of earlier attempts, whatever the number of ranks was."""
@@ -46,7 +52,7 @@ class Journal:
         self._appended = True
 
     def clear(self) -> None:
-        """Forget all ranks' answers: the results are stored."""
+        """Forget all ranks' answers, those of parts too: the results are stored."""
         for path in self._files():
             path.unlink(missing_ok=True)
 

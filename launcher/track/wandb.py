@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,9 +67,7 @@ class WandbTracker:
     def _init(self, mode: str) -> Any:
         import wandb
 
-        # silent=True does not reach the advice to install Weave that wandb gives when a library for
-        # models' endpoints (openai, mcp, ...) is loaded beside it.
-        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")
+        runtime.keep_wandb_from_advising()
         options = self._config.track.wandb
         return wandb.init(
             id=self._id,

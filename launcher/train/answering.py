@@ -112,7 +112,7 @@ def _fits(batch: dict[str, list[Ask]]) -> bool:
 
 def _open_model(options: argparse.Namespace) -> Speaker:
     if options.overrides is not None:
-        return open_base(compose.compose(options.overrides))
+        return open_base(compose.compose(options.overrides, options.config_dir))
     run = RunDir(options.run).require()
     if Classes.of_run(run) is not None:
         raise ConfigError("a classifier cannot speak", where=str(run), hint="train with chats")
@@ -128,6 +128,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--overrides", nargs="*", metavar="KEY=VALUE", help="the base of such a run instead"
     )
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR")
     options = parser.parse_args(argv)
     if (options.run is None) == (options.overrides is None):
         parser.error("name a run, or the overrides of a base")

@@ -115,15 +115,22 @@ class Evaluator:
         new = runner.gather(mine, expected=len(remaining))
         return sorted([*known, *new], key=lambda record: record.id)
 
-    def everything(self, engine: Any, model: Any, *rest: Any) -> Results:
-        """`full` with all arguments, and the results of the further sets, without a journal.
+    def everything(
+        self,
+        engine: Any,
+        model: Any,
+        journal: Journal | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Results:
+        """`full`, and the results of the further sets; of each the answers are kept apart.
 
         The further sets are judged by the threshold of the held-out records; training records have
         losses alone.
         """
-        results = self.full(engine, model, *rest)
+        results = self.full(engine, model, journal, say)
         for split, own in self.further.items():
-            results.further[split] = part = own.full(engine, model)
+            kept = journal.part(split) if journal else None
+            results.further[split] = part = own.full(engine, model, kept, say)
             if split == TRAIN:
                 part.classes = []
             elif self._is_open:

@@ -12,7 +12,7 @@ from launcher.config import compose
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import DataError
+from launcher.errors import ConfigError, DataError
 from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_base, rebuild
@@ -26,9 +26,15 @@ from launcher.train.inference import Speaker, quiet
 def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> Speaker:
     """The run's model on the GPU if there is one: the export, else the newest checkpoint.
 
-    `checkpoint` names a step instead, `base` the model before training. Raises `ConfigError` if the
-    run has no such checkpoint.
+    `checkpoint` names a step instead, `base` the model before training. Raises `ConfigError` for
+    both, and if the run has no such checkpoint.
     """
+    if base and checkpoint is not None:
+        raise ConfigError(
+            f"the model before training has no step {checkpoint}",
+            where="--base --checkpoint",
+            hint="give one of them",
+        )
     quiet()
     config = compose.load(run.config)
     folder = base_folder(config.model)

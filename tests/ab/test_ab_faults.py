@@ -150,6 +150,16 @@ def test_a_model_that_cannot_speak_is_refused(tmp_path, file, part, said):
     assert caught.value.problems[0].hint
 
 
+def test_a_folder_of_a_classifier_is_refused(tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    config = {"architectures": ["LlamaForSequenceClassification"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    ready = write_lines(tmp_path / "1.jsonl", {"prompt": "a", "answer": "x"})
+    with pytest.raises(ConfigError, match="LlamaForSequenceClassification cannot speak"):
+        make_from(tmp_path, str(folder), ready, ready)
+
+
 @pytest.mark.parametrize("name", ["", "nothing.db"])
 def test_no_study(tmp_path, name):
     with pytest.raises(ConfigError, match="no such file"):

@@ -7,6 +7,7 @@ import pytest
 from launcher.ab.result import result
 from launcher.ab.study import Item, Study
 from support.browser import CHROMIUM, DESKTOP, PHONE, SKIP, chromium
+from support.contrast import contrast
 from support.studies import QUESTION, serving
 
 pytestmark = [
@@ -111,27 +112,6 @@ def test_the_page_fits_and_can_be_read(page, size, dark):
         " <= document.querySelector('.answer.b').getBoundingClientRect().left"
     )
     assert side_by_side == (size == DESKTOP)
-
-
-def contrast(selector: str) -> str:
-    """JavaScript: contrast of an element's text with what is behind it, as WCAG defines it."""
-    return f"""(() => {{
-      const canvas = new OffscreenCanvas(1, 1).getContext("2d");
-      const light = (colour) => {{
-        canvas.fillStyle = colour;
-        canvas.fillRect(0, 0, 1, 1);
-        const parts = [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3)
-          .map((value) => value / 255)
-          .map((value) => (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
-      }};
-      let element = document.querySelector({selector!r});
-      const ink = light(getComputedStyle(element).color);
-      while (getComputedStyle(element).backgroundColor === "rgba(0, 0, 0, 0)")
-        element = element.parentElement;
-      const paper = light(getComputedStyle(element).backgroundColor);
-      return (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-    }})()"""
 
 
 def test_votes_wait_for_a_network_that_is_away(page):

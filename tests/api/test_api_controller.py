@@ -6,6 +6,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import select
@@ -13,6 +14,7 @@ from sqlalchemy import select
 from launcher.api.tables import Model
 from launcher.launch import processes
 from launcher.rundir import State
+from support.postgres import SKIP, postgres
 from support.workshop import JOBS, Workshop, examples, workshop
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -114,8 +116,7 @@ def test_paused_and_resumed_loses_no_step(shop):
     shop.await_idle(job_id)
     assert shop.supervisors(job_id) == []
     assert shop.run(job_id).status().state is not State.succeeded
-    other = shop.create(hyperparameters=QUICK)  # its place is free
-    shop.await_status(other, "succeeded")
+    assert "slot" not in shop.row(job_id).cursor
     assert shop.job(job_id)["status"] == "paused"
     assert shop.ask(job_id, "resume")["status"] == "queued"
     shop.await_status(job_id, "succeeded")
@@ -204,14 +205,24 @@ def test_killed_at_any_moment_nothing_is_lost_doubled_or_stuck(tmp_path):
         assert shop.job(unwanted)["status"] == "cancelled"
 
 
-def test_two_controllers_start_a_job_once(tmp_path):
-    with workshop(tmp_path / "home") as shop:
-        ids = [shop.create(hyperparameters=QUICK) for _ in range(3)]
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """Settings of both kinds."""
+    if request.param == "sqlite":
+        yield None
+        return
+    with postgres() as url:
+        if url is None:
+            pytest.skip(SKIP)
+        yield url
+
+
+def test_two_controllers_start_a_job_once(tmp_path, database):
+    with workshop(tmp_path / "home", database=database) as shop:
+        job_id = shop.create(hyperparameters=QUICK)
         first, _ = shop.start(), shop.start()
-        seen = shop.wait(lambda: shop.supervisors(ids[0]), "the first job")
-        assert len(seen) == 1
+        assert len(shop.wait(lambda: shop.supervisors(job_id), "the run")) == 1
         shop.kill(first)
-        for job_id in ids:
-            shop.await_status(job_id, "succeeded")
-            finished_as_told(shop, job_id, 6)
-            assert shop.run(job_id).attempts() == [1]
+        shop.await_status(job_id, "succeeded")
+        finished_as_told(shop, job_id, 6)
+        assert shop.run(job_id).attempts() == [1]

@@ -219,6 +219,7 @@ def append(writer: CacheWriter, number: int, records: list[tuple[int, float]]) -
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(BATCHES, st.data())
 def test_a_cache_written_in_pieces_is_the_one_written_at_once(

@@ -119,6 +119,7 @@ def test_interval_holds_the_true_difference_at_about_the_nominal_rate():
     assert 0.90 <= hits / trials <= 0.985
 
 
+@pytest.mark.slow
 def test_no_difference_is_rarely_called_one():
     rng = np.random.default_rng(1)
     calls, trials = 0, 300

@@ -38,3 +38,14 @@ def test_stored_results_leave_no_journal(tmp_path):
     Journal(tmp_path, "base", "k", 0).append(ANSWERS)
     Journal(tmp_path, "tuned", "k", 1).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["base.0.jsonl"]
+
+
+def test_a_part_is_read_apart_and_cleared_with_the_whole(tmp_path):
+    whole = Journal(tmp_path, "tuned", "k", 0)
+    part = whole.part("new: a/b")
+    whole.append(ANSWERS[:1])
+    part.append(ANSWERS[1:])
+    assert (whole.read(), part.read()) == (ANSWERS[:1], ANSWERS[1:])
+    assert whole.part("other").read() == []
+    whole.clear()
+    assert (whole.read(), part.read()) == ([], [])

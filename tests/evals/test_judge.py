@@ -123,6 +123,7 @@ def test_requests_run_side_by_side_within_the_bound():
     assert alive
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [429, 500])
 def test_passing_trouble_is_waited_out(status):
     turned_away = set()

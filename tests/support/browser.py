@@ -123,9 +123,9 @@ class Browser:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    def wait(self, expression: str, what: str = "") -> Any:
+    def wait(self, expression: str, what: str = "", within_s: float = TIMEOUT_S) -> Any:
         """Wait until a JavaScript expression is true; returns it."""
-        end = time.monotonic() + TIMEOUT_S
+        end = time.monotonic() + within_s
         while True:
             found = self.value(expression)
             if found:

@@ -108,6 +108,7 @@ def test_a_wrong_trial_is_made_as_failed(made: Made) -> None:
     assert not trial.run.exists()
 
 
+@pytest.mark.slow
 def test_a_thousand_trials(made: Made) -> None:
     sweep, request = made("optim.lr=range(1,101)", "seed=range(1,11)")
     maker = Maker(sweep, request)
@@ -210,6 +211,7 @@ def test_a_page_without_results(made: Made) -> None:
     assert "No trial has finished" in page.build(sweep).read_text()
 
 
+@pytest.mark.slow
 def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, request = made("optim.lr=tag(log,interval(1e-6,1e-1))", "seed=1,2", "sweep=random")
     maker = Maker(sweep, request)
@@ -248,6 +250,7 @@ def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_wandb_file(made: Made) -> None:
     _, request = made(
         "optim.lr=tag(log,interval(1e-5,1e-2))",

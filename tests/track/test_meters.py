@@ -183,6 +183,7 @@ def test_sizes_of_partitioned_and_packed_parameters_are_those_of_the_whole() -> 
     assert full_shape(torch.nn.Parameter(torch.empty(3, 5))) == (3, 5)
 
 
+@pytest.mark.slow
 def test_memory_on_the_cpu_is_the_peak_of_the_process() -> None:
     before = peak_memory_bytes("cpu")
     block = torch.ones(before // 4 + 2**26)  # larger than all that was ever resident

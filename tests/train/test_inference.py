@@ -73,6 +73,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+@pytest.mark.slow
 def test_the_newest_checkpoint_is_exported_and_a_step_can_be_named(
     run: RunDir, tmp_path: Path
 ) -> None:
@@ -84,6 +85,12 @@ def test_the_newest_checkpoint_is_exported_and_a_step_can_be_named(
     assert not any(torch.equal(newest[name], five[name]) for name in newest)
 
 
+def test_the_base_has_no_checkpoint(run: RunDir) -> None:
+    with pytest.raises(ConfigError, match="the model before training has no step 5"):
+        open_speaker(run, checkpoint=5, base=True)
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(run: RunDir, tmp_path: Path) -> None:
     file = run.checkpoints / "step-00000010" / "weights-rank-00000.safetensors"
     content = bytearray(file.read_bytes())
@@ -126,6 +133,7 @@ def test_the_export_command_prints_the_folder_or_its_exit_code(
     assert "HINT" in captured.err
 
 
+@pytest.mark.slow
 def test_export_checkpoint_and_base_speak_for_themselves(run: RunDir) -> None:
     sampling = Sampling(max_new_tokens=12)
 

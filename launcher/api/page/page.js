@@ -84,7 +84,8 @@ function choose(select, names, wanted) {
 // ---- jobs
 
 async function showJobs() {
-  const jobs = (await get(`fine_tuning/jobs?limit=${shown}`));
+  const jobs = await get(`fine_tuning/jobs?limit=${shown}`);
+  if (view !== "jobs") return false;
   const states = jobs.data.map((job) => `${job.id} ${job.status} ${job.fine_tuned_model}`).join("\n");
   element("no-jobs").hidden = jobs.data.length > 0;
   element("more").hidden = !jobs.has_more;
@@ -258,6 +259,7 @@ function plot({ train, valid }) {
   const width = Math.max(figure.clientWidth, 280);
   const [height, left, right, top, bottom] = [Math.min(300, 0.62 * width), 44, width - 8, 8, 26];
   const [steps, losses] = [points.map((p) => p[0]), points.map((p) => p[1])];
+  if (Math.min(...losses) < Math.max(...losses) / 2) losses.push(0); // else all would look like a fall to nothing
   const [x, y] = [scale(steps, left, right), scale(losses, height - bottom, top)];
   const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told(train, valid) });
   for (const tick of ticks(Math.min(...losses), Math.max(...losses), 4)) {
@@ -371,7 +373,10 @@ async function send() {
   let answer = "";
   try {
     const messages = [...(system ? [{ role: "system", content: system }] : []), ...asked];
-    const body = { model: element("try-model").value, messages, temperature: Number(element("try-temperature").value), stream: true };
+    const body = {
+      model: element("try-model").value, messages, stream: true,
+      temperature: Number(element("try-temperature").value), max_tokens: Number(element("try-longest").value),
+    };
     const response = await ask("chat/completions", { method: "POST", body: JSON.stringify(body), signal: answering.signal });
     for await (const event of streamed(response.body)) {
       if (event.error) throw new Error(event.error.message);

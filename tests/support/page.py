@@ -1,0 +1,73 @@
+"""The page of the job API in a browser: entering it, starting a job, looking at it.
+
+`make screenshot` makes the picture in the README anew with `main`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from support.browser import DESKTOP, Browser, chromium
+from support.chats import write_pirate_chats
+from support.served import Served, served
+
+NARROW = (1120, 760)
+STATE = "document.querySelector('#job-state').textContent"
+
+
+def enter(
+    browser: Browser,
+    server: Served,
+    view: str = "jobs",
+    *,
+    size: tuple[int, int] = DESKTOP,
+    dark: bool = False,
+) -> None:
+    """Open the page, give it the key, go to a view."""
+    browser.open(f"{server.url}/#{view}", size=size, dark=dark)
+    browser.wait("document.activeElement !== null && typeof route === 'function'")
+    if browser.value("key === ''"):
+        browser.value("document.querySelector('#key').focus()")
+        browser.type(server.key)
+        browser.key("Enter")
+    name = "job" if view.startswith("jobs/") else view.partition("/")[0]
+    browser.wait(f"!document.querySelector('#view-{name}').hidden")
+
+
+def start_job(browser: Browser, folder: Path) -> str:
+    """Fill in the form of a new job and send it; returns the job's id."""
+    training = write_pirate_chats(folder / "training_data.jsonl")
+    validation = write_pirate_chats(folder / "validation_data.jsonl", 12)
+    browser.value("location.hash = '#new'")
+    browser.wait("document.querySelector('#new-model').value")
+    browser.choose("#new-train", training)
+    browser.choose("#new-valid", validation)
+    browser.value("document.querySelector('#view-new details').open = true")
+    for field, text in (("suffix", "pirate"), ("epochs", "12"), ("batch", "4")):
+        browser.value(f"document.querySelector('#new-{field}').focus()")
+        browser.type(text)
+    browser.value("document.querySelector('#new-send').focus()")
+    browser.key("Enter")
+    browser.wait("location.hash.startsWith('#jobs/ftjob-')", "the new job")
+    return str(browser.value("location.hash.slice(6)"))
+
+
+def picture(path: Path) -> None:
+    """A job in its midst, as a picture."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with served(folder / "home") as server, chromium(folder) as browser:
+            enter(browser, server, size=NARROW)
+            start_job(browser, folder)
+            browser.wait("document.querySelectorAll('#curve circle').length > 8")
+            browser.wait(f"{STATE} === 'succeeded'", within_s=180)
+            browser.wait("!document.querySelector('#comparison-card').hidden")
+            time.sleep(0.5)  # what fades is there
+            browser.screenshot(path)
+
+
+if __name__ == "__main__":
+    picture(Path(sys.argv[1]))
