@@ -46,7 +46,11 @@ class Lookers:
 
     def _take(self) -> subprocess.Popen[bytes]:
         with contextlib.suppress(IndexError):
-            return self._idle.pop()
+            while True:
+                process = self._idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)
         # Without site: the script needs the standard library only.
         command = [sys.executable, "-IS", jsonl.__file__]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
