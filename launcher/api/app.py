@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -38,19 +40,27 @@ def create_app(
     lifespan: Any = None,
 ) -> FastAPI:
     """The service as an ASGI application; `demo_key` is good as long as it lives."""
+    workers = Workers()
+
+    @contextlib.asynccontextmanager
+    async def living(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app) if lifespan else contextlib.nullcontext():
+            yield
+        workers.lookers.close()
+
     app = FastAPI(
         title="launcher",
         version=__version__,
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        lifespan=lifespan,
+        lifespan=living,
     )
     metrics = Metrics(service.database)
     app.openapi = lambda: document(app)  # type: ignore[method-assign]
     app.state.service = service
     app.state.metrics = metrics
-    app.state.workers = Workers()
+    app.state.workers = workers
     for name in ROUTES:
         app.include_router(registry.load(f"launcher.api.routes.{name}:router"))
     app.exception_handler(ApiError)(_answer)

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, delete, or_, select, union
 from sqlalchemy.orm import Session
 
-from launcher.api import looking, wire
+from launcher.api import wire
 from launcher.api.database import Database, new_id
 from launcher.api.failure import ApiError, missing_file
+from launcher.api.looking import Lookers
 from launcher.api.service import Service
 from launcher.api.store import Incoming, Store
 from launcher.api.tables import File, Part, Upload, now
@@ -157,10 +158,10 @@ def _lives() -> ColumnElement[bool]:
     return or_(File.expires_at.is_(None), File.expires_at > now())
 
 
-def require_lines(service: Service, content: Incoming) -> None:
+def require_lines(service: Service, lookers: Lookers, content: Incoming) -> None:
     """`ApiError` 400, naming the line, unless what has come in is JSONL."""
     with service.store.read(content) as opened:
-        found = looking.wrong(opened, content.bytes, service.site.limits.line_bytes)
+        found = lookers.wrong(opened, content.bytes, service.site.limits.line_bytes)
     if found is not None:
         raise ApiError(400, found, param="file")
 

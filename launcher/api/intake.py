@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 
 from launcher.api.failure import ApiError
+from launcher.api.looking import Lookers
 from launcher.api.multipart import Form
 from launcher.api.store import Incoming, Store
 
@@ -27,6 +28,7 @@ class Workers:
         """Parse, hash and write what comes in."""
         self.reading = CapacityLimiter(2)
         """What takes long: look at each line of a file, put parts together."""
+        self.lookers = Lookers()
 
 
 async def workers_of(request: Request) -> Workers:

@@ -1,9 +1,9 @@
 """Files for fine-tuning are JSONL: every line is looked at, one at a time.
 
-    python launcher/api/jsonl.py LINE_BYTES <FILE
+    python launcher/api/jsonl.py
 
-prints what is wrong, if anything is, and exits with 3 then. Started for each large file, so it
-imports as little as it can.
+reads "BYTES LINE_BYTES", a line end and so many bytes from stdin, answers with one line of JSON,
+what is wrong or null, and goes on until there is no more. It imports as little as it can.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import IO, NoReturn
+    from typing import IO, NoReturn, Protocol
 
-#: Exit code, `ExitCode.data`.
-WRONG = 3
+    class Lines(Protocol):
+        """What has lines."""
+
+        def readline(self, limit: int, /) -> bytes: ...
+
+
+_PIECE = 1 << 20
 _EXPECTED = "Expected file to have JSONL format, where every line is a valid JSON dictionary."
 
 
-def look(content: IO[bytes], line_bytes: int) -> str | None:
+def look(content: Lines, line_bytes: int) -> str | None:
     """What is wrong, naming the line; None if every line is a JSON object.
 
     No line may be longer than `line_bytes`. Lines of blanks are passed over.
@@ -58,15 +63,33 @@ def _no_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
 
 
-def main() -> int:
-    """Look at stdin, whenever the machine has nothing better to do."""
+class _Part:
+    """So many bytes of a stream, as a file."""
+
+    def __init__(self, stream: IO[bytes], num_bytes: int) -> None:
+        self._stream, self._left = stream, num_bytes
+
+    def readline(self, limit: int) -> bytes:
+        line = self._stream.readline(min(limit, self._left))
+        self._left -= len(line)
+        return line
+
+    def skip(self) -> None:
+        while self._left and (piece := self._stream.read(min(_PIECE, self._left))):
+            self._left -= len(piece)
+
+
+def main() -> None:
+    """Look at what comes, whenever the machine has nothing better to do."""
     os.nice(10)
-    found = look(sys.stdin.buffer, int(sys.argv[1]))
-    if found is None:
-        return 0
-    sys.stdout.buffer.write(found.encode("utf-8"))
-    return WRONG
+    while head := sys.stdin.buffer.readline():
+        num_bytes, line_bytes = map(int, head.split())
+        part = _Part(sys.stdin.buffer, num_bytes)
+        found = look(part, line_bytes)
+        part.skip()
+        sys.stdout.buffer.write(json.dumps(found).encode() + b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -1,11 +1,13 @@
-"""Looking at the lines of a file, in a process of its own if it is large.
+"""Looking at the lines of files in processes of their own.
 
-A thread that does it would leave the server little time for anyone else.
+A thread that does it would leave the server little time for anyone else, and so would starting a
+process for each file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 import sys
 from typing import IO
@@ -13,25 +15,60 @@ from typing import IO
 from launcher.api import jsonl
 from launcher.errors import LauncherError
 
-#: To start a process takes longer than to look at so much.
-_SMALL = 64 << 10
+#: To ask a process takes longer than to look at so much.
+_SMALL = 16 << 10
 _PIECE = 1 << 20
 
 
-def wrong(content: IO[bytes], num_bytes: int, line_bytes: int) -> str | None:
-    """What is wrong with JSONL, as `jsonl.look` says it; None if nothing is."""
-    if num_bytes <= _SMALL:
-        return jsonl.look(content, line_bytes)
-    # Without site: the script needs the standard library only.
-    command = [sys.executable, "-IS", jsonl.__file__, str(line_bytes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:  # noqa: S603
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it has seen enough
-            while piece := content.read(_PIECE):
-                process.stdin.write(piece)
-            process.stdin.close()
-        found = process.stdout.read().decode("utf-8")
-    if process.returncode not in (0, jsonl.WRONG):
-        raise LauncherError(f"a file could not be looked at: code {process.returncode}")
-    return found or None
+class Lookers:
+    """Processes that look at lines; as many as are asked at a time, started when needed."""
+
+    def __init__(self) -> None:
+        self._idle: list[subprocess.Popen[bytes]] = []
+
+    def wrong(self, content: IO[bytes], num_bytes: int, line_bytes: int) -> str | None:
+        """What is wrong with JSONL, as `jsonl.look` says it; None if nothing is."""
+        if num_bytes <= _SMALL:
+            return jsonl.look(content, line_bytes)
+        process = self._take()
+        try:
+            found = _ask(process, content, num_bytes, line_bytes)
+        except (OSError, ValueError) as error:
+            _end(process)
+            raise LauncherError(f"a file could not be looked at: {error}") from error
+        self._idle.append(process)
+        return found
+
+    def close(self) -> None:
+        """End those that are idle. They end by themselves when this process does."""
+        while self._idle:
+            _end(self._idle.pop())
+
+    def _take(self) -> subprocess.Popen[bytes]:
+        with contextlib.suppress(IndexError):
+            while True:
+                process = self._idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)
+        # Without site: the script needs the standard library only.
+        command = [sys.executable, "-IS", jsonl.__file__]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+
+
+def _ask(
+    process: subprocess.Popen[bytes], content: IO[bytes], num_bytes: int, line_bytes: int
+) -> str | None:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"%d %d\n" % (num_bytes, line_bytes))
+    while piece := content.read(_PIECE):
+        process.stdin.write(piece)
+    process.stdin.flush()
+    found: str | None = json.loads(process.stdout.readline())
+    return found
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.communicate()

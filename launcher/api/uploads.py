@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from launcher.api import files, wire
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError
+from launcher.api.looking import Lookers
 from launcher.api.multipart import base_name
 from launcher.api.service import Service
 from launcher.api.store import Incoming
@@ -86,7 +87,7 @@ def add_part(service: Service, project_id: str, upload_id: str, content: Incomin
 
 
 def complete(
-    service: Service, project_id: str, upload_id: str, asked: wire.Completion
+    service: Service, lookers: Lookers, project_id: str, upload_id: str, asked: wire.Completion
 ) -> wire.Upload:
     """Make a file of the parts, in the order asked for.
 
@@ -107,7 +108,7 @@ def complete(
         if asked.md5 is not None and asked.md5.lower() != md5.hexdigest():
             raise ApiError(400, f"The parts' md5 is {md5.hexdigest()}.", param="md5")
         if upload.purpose == files.TRAINING:
-            files.require_lines(service, content)
+            files.require_lines(service, lookers, content)
         with service.database.begin() as session:
             upload = pending(session, project_id, upload_id, alone=True)
             file = files.insert(

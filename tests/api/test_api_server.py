@@ -161,8 +161,9 @@ def test_health_and_numbers(served: Served) -> None:
     with served.client() as client:
         client.get("/files/file-none")
         assert client.get(f"{served.url}/healthz").json() == {"status": "ok"}
-        ready = client.get(f"{served.url}/readyz").json()
-        assert (ready["database"], ready["store"]) == ("ok", "ok")
+        ready = client.get(f"{served.url}/readyz")
+        assert ready.status_code == 200
+        assert set(ready.json().values()) == {"ok"}
         text = client.get(f"{served.url}/metrics").text
     wanted = r'launcher_requests_total\{method="GET",route="/v1/files/\{file_id\}",status="404"\} 1'
     assert re.search(wanted, text)

@@ -33,8 +33,12 @@ SET_BY_LIBRARIES = (
     "ZE_",
 )
 
-#: Helpers of Python's multiprocessing that live as long as the process that started them.
-HELPERS = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+#: Helpers that live as long as the process that started them, Python's and a server's.
+HELPERS = (
+    b"multiprocessing.resource_tracker",
+    b"multiprocessing.forkserver",
+    b"launcher/api/jsonl.py",
+)
 
 GRACE_S = 3.0
 

@@ -62,6 +62,7 @@ class Served:
 def start(home: Path, *words: str, key: str = DEMO_KEY, **environ: str) -> Served:
     """`launcher serve` on a free port of this host; with `key` as the demo key unless empty."""
     home.mkdir(parents=True, exist_ok=True)
+    born = time.time()
     log = home.parent / f"{home.name}.log"
     demo = ("--demo-key", key) if key else ()
     with open(log, "a") as errors:
@@ -86,7 +87,15 @@ def start(home: Path, *words: str, key: str = DEMO_KEY, **environ: str) -> Serve
         raise AssertionError(f"the server did not start:\n{log.read_text()}")
     drain = threading.Thread(target=process.stdout.read, daemon=True)
     drain.start()
-    return Served(home, url, key, process, log, drain)
+    # Or the guard against leaks would take the controller for a process of the first test.
+    alive = home / "controller.alive"
+    found = Served(home, url, key, process, log, drain)
+    try:
+        wait_until(lambda: alive.exists() and alive.stat().st_mtime >= born, "it", START_S)
+    except AssertionError as error:
+        found.kill()
+        raise AssertionError(f"no controller:\n{log.read_text()}") from error
+    return found
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from launcher.api import files, wire
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
 from launcher.api.intake import Working, received
+from launcher.api.looking import Lookers
 from launcher.api.multipart import Form
 from launcher.api.service import Service
 from launcher.api.store import Incoming
@@ -54,7 +55,9 @@ _FORM = {
 async def create(request: Request, service: Served, caller: Asking, workers: Working) -> wire.File:
     """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
     async with received(request, service.store, "file", service.site.limits.file_bytes) as found:
-        return await to_thread.run_sync(_insert, service, caller, *found, limiter=workers.reading)
+        return await to_thread.run_sync(
+            _insert, service, workers.lookers, caller, *found, limiter=workers.reading
+        )
 
 
 @router.get("")
@@ -117,11 +120,13 @@ def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
     return wire.Deleted(id=file_id, object="file")
 
 
-def _insert(service: Service, caller: Caller, form: Form, content: Incoming) -> wire.File:
+def _insert(
+    service: Service, lookers: Lookers, caller: Caller, form: Form, content: Incoming
+) -> wire.File:
     purpose = files.require_purpose(form.fields.get("purpose"))
     expires_after_s = _expires_after_s(form)
     if purpose == files.TRAINING:
-        files.require_lines(service, content)
+        files.require_lines(service, lookers, content)
     assert form.filename is not None
     with service.database.begin() as session:
         file = files.insert(

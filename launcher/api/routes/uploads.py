@@ -57,7 +57,13 @@ async def complete(
 ) -> wire.Upload:
     """Make a file of the parts, in this order."""
     return await to_thread.run_sync(
-        uploads.complete, service, caller.project_id, upload_id, asked, limiter=workers.reading
+        uploads.complete,
+        service,
+        workers.lookers,
+        caller.project_id,
+        upload_id,
+        asked,
+        limiter=workers.reading,
     )
 
 
