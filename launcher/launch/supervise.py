@@ -62,9 +62,18 @@ def main(argv: list[str]) -> int:
         raise
     finally:
         if plan.nodes:
-            nodes.close(run, attempt, len(plan.nodes))
+            _close(run, plan)
         _sweep(wishes)
     return code
+
+
+def _close(run: RunDir, plan: LaunchPlan) -> None:
+    """Have the nodes end what still runs; how the attempt was settled stays the last word."""
+    end = run.status()
+    nodes.close(run, plan.attempt, len(plan.nodes))
+    # A rank on another host may have reported a step more before it was ended.
+    if run.status() != end:
+        run.set_status(end.state, reason=end.reason, exit_code=end.exit_code)
 
 
 def _attempt(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:

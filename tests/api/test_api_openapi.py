@@ -49,7 +49,8 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
                 *(sys.executable, "-m", "schemathesis.cli", "--no-color"),
                 *("--config-file", "schemathesis.toml", "run", f"{server.url}/openapi.json"),
                 *("-H", f"Authorization: Bearer {server.key}", "--checks", "all"),
-                *("--max-examples", "5", "--seed", "1", "--workers", "2", "--no-shrink"),
+                # One worker: its generator shares state between threads, and then is flaky.
+                *("--max-examples", "5", "--seed", "1", "--workers", "1", "--no-shrink"),
             ],
             cwd=tmp_path,
             env=environment(),
