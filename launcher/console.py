@@ -44,6 +44,8 @@ def metrics_parts(record: Mapping[str, Any], steps: int | None) -> list[str]:
     parts = []
     if record.get("loss") is not None:
         parts.append(f"loss {record['loss']:.4f}")
+    if record.get("token_accuracy") is not None:
+        parts.append(f"accuracy {record['token_accuracy']:.1%}")
     if record.get("lr") is not None:
         parts.append(f"lr {record['lr']:.1e}")
     if record.get("grad_norm") is not None:

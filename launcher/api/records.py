@@ -20,6 +20,7 @@ class Measured:
     step: int
     time: float
     train_loss: float | None
+    train_accuracy: float | None
     tokens: int
     """Tokens trained on since the run began."""
     valid_loss: float | None = None
@@ -33,6 +34,7 @@ class Measured:
         named = {
             "step": self.step,
             "train_loss": self.train_loss,
+            "train_mean_token_accuracy": self.train_accuracy,
             "valid_loss": self.valid_loss,
             "valid_mean_token_accuracy": self.valid_accuracy,
             "full_valid_loss": self.valid_loss,
@@ -82,7 +84,8 @@ def table(steps: Iterable[Measured]) -> bytes:
     lines = csv.writer(out, lineterminator="\n")
     lines.writerow(_COLUMNS)
     for one in steps:
-        lines.writerow((one.step, one.train_loss, None, one.valid_loss, one.valid_accuracy))
+        valid = one.valid_loss, one.valid_accuracy
+        lines.writerow((one.step, one.train_loss, one.train_accuracy, *valid))
     return out.getvalue().encode()
 
 
@@ -109,7 +112,11 @@ def _lines(path: Path, position: int) -> Iterator[tuple[dict[str, Any], int, int
 def _measured(raw: dict[str, Any]) -> Measured:
     tokens = _number(raw.get("tokens")) or 0
     return Measured(
-        raw["step"], _number(raw.get("time")) or 0.0, _number(raw.get("loss")), int(tokens)
+        raw["step"],
+        _number(raw.get("time")) or 0.0,
+        _number(raw.get("loss")),
+        _number(raw.get("token_accuracy")),
+        int(tokens),
     )
 
 

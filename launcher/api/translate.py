@@ -139,6 +139,7 @@ def _number_words(job: Job, used: Numbers, inputs: Inputs, settled: Config) -> l
         f"checkpoint.every_steps={every}",
         "checkpoint.keep_last=3",
         "train.log_every_steps=1",
+        "train.token_accuracy=true",
         "export.at_end=true",
     ]
     if inputs.validation is None:

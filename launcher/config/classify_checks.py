@@ -29,6 +29,9 @@ def check(config: Config) -> Iterator[Problem]:
         return
     yield from _data(config)
     yield from _metrics(config, objective)
+    if config.train.token_accuracy:
+        hint = "a classifier has no target tokens: eval.metrics=[accuracy] judges its classes"
+        yield Problem("train.token_accuracy", "true with objective=classify", hint)
     if objective.multi_label and objective.out_of_scope is not None:
         hint = "a text of no class has an empty list of labels: leave objective.out_of_scope out"
         yield Problem("objective.out_of_scope", "given with objective.multi_label=true", hint)

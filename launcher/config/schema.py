@@ -217,6 +217,8 @@ class TrainConfig:
     """Passes over the training data; the last step is filled up from the next pass."""
     log_every_steps: int = 10
     """Write a line of metrics every N steps."""
+    token_accuracy: bool = False
+    """Log the share of target tokens that the model would have chosen; costs a pass over logits."""
     on_nonfinite: OnNonFinite = OnNonFinite.stop
     """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
     threads: int | None = None

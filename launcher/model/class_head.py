@@ -27,6 +27,9 @@ class ClassHead:
     DeepSpeed engine while training). Raises `ConfigError` for attention that the model cannot have.
     """
 
+    hits: Tensor | None = None
+    """There are no target tokens to count, as `TargetHead.hits` does."""
+
     def __init__(self, model: Any, attention: str, classes: Classes) -> None:
         self._multi = classes.multi_label
         self._weights = torch.tensor(classes.weights) if classes.weights else None
@@ -103,6 +106,10 @@ class ClassHead:
         return SequenceClassifierOutput(logits=self._model.score(hidden[0, self._ends]))
 
 
-def make_head(model: Any, attention: str, classes: Classes | None) -> TargetHead | ClassHead:
+def make_head(
+    model: Any, attention: str, classes: Classes | None, *, counts_hits: bool = False
+) -> TargetHead | ClassHead:
     """What computes the losses of `model`: of a classifier with `classes`, or of its tokens."""
-    return TargetHead(model, attention) if classes is None else ClassHead(model, attention, classes)
+    if classes is not None:
+        return ClassHead(model, attention, classes)
+    return TargetHead(model, attention, counts_hits=counts_hits)

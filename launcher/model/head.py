@@ -46,6 +46,7 @@ class _Request:
     smoothing: float
     score: bool
     weights: Tensor | None = None
+    counts: bool = False
     result: Tensor | None = None
     losses: Tensor | None = None
     correct: Tensor | None = None
@@ -55,10 +56,14 @@ class TargetHead:
     """Computes losses of `model` at target positions.
 
     `model` is the bare transformers or peft model, `attention` the plan's name for its attention;
-    `caller` is what to call for a forward (the DeepSpeed engine while training).
+    `caller` is what to call for a forward (the DeepSpeed engine while training). With
+    `counts_hits`, `loss` also counts the targets that are the model's first choice.
     """
 
-    def __init__(self, model: nn.Module, attention: str) -> None:
+    def __init__(self, model: nn.Module, attention: str, *, counts_hits: bool = False) -> None:
+        self._counts_hits = counts_hits
+        self.hits: Tensor | None = None
+        """Targets of the last `loss` that are the model's first choice: int64 scalar."""
         self.isolates = IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN, "flash_attention_2")
         self._request: _Request | None = None
         self.head = _plain_head(model)
@@ -70,14 +75,20 @@ class TargetHead:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
         if self.head is not None:
-            request = _Request(row.targets, smoothing, score=False, weights=row.weights)
+            request = _Request(
+                row.targets, smoothing, score=False, weights=row.weights, counts=self._counts_hits
+            )
             logits = self._call(caller, row, request)
             if _is_same(logits, request.result):
+                self.hits = request.correct
                 return logits
             self._give_up_fusing()
         logits = self._call(caller, row, None)
         flat = logits.reshape(-1, logits.shape[-1])
-        total: Tensor = _LogitsLoss.apply(flat, row.targets, smoothing, row.weights)
+        total: Tensor
+        total, self.hits = _LogitsLoss.apply(
+            flat, row.targets, smoothing, row.weights, self._counts_hits
+        )
         return total
 
     @torch.no_grad()
@@ -119,8 +130,9 @@ class TargetHead:
             request.losses, request.correct = _score_hidden(flat, head, request.targets)
             request.result = request.losses.sum()
         else:
-            request.result = _HeadLoss.apply(
-                flat, head.weight, head.bias, request.targets, request.smoothing, request.weights
+            request.result, request.correct = _HeadLoss.apply(
+                *(flat, head.weight, head.bias, request.targets),
+                *(request.smoothing, request.weights, request.counts),
             )
         return request.result
 
@@ -209,6 +221,10 @@ def _loss_and_gradient(
     return loss, gradient
 
 
+def _hits(logits: Tensor, targets: Tensor) -> Tensor:
+    return (logits.argmax(-1) == targets).sum()
+
+
 def _part(weights: Tensor | None, part: slice) -> Tensor | None:
     return None if weights is None else weights[part]
 
@@ -225,7 +241,8 @@ class _HeadLoss(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         weights: Tensor | None,
-    ) -> Tensor:
+        counts: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
@@ -233,10 +250,13 @@ class _HeadLoss(torch.autograd.Function):
             None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
         )
         total = hidden.new_zeros((), dtype=torch.float32)
+        hits = targets.new_zeros(()) if counts else None
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, hidden.shape[0], size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
+            if hits is not None:
+                hits += _hits(logits, targets[part])
             loss, gradient = _loss_and_gradient(
                 logits, targets[part], smoothing, _part(weights, part)
             )
@@ -253,7 +273,9 @@ class _HeadLoss(torch.autograd.Function):
                     grad_weight += gradient.t() @ hidden[part]
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        return total
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return total, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -266,6 +288,7 @@ class _HeadLoss(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
@@ -274,10 +297,16 @@ class _LogitsLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
-    ) -> Tensor:
+        ctx: Any,
+        logits: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        weights: Tensor | None,
+        counts: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         gradient = torch.empty_like(logits)
         total = logits.new_zeros((), dtype=torch.float32)
+        hits = _hits(logits, targets) if counts else None
         size = _chunk(logits.shape[-1], logits.device)
         for start in range(0, logits.shape[0], size):
             part = slice(start, start + size)
@@ -287,12 +316,14 @@ class _LogitsLoss(torch.autograd.Function):
             total += loss
             gradient[part] = grad
         ctx.save_for_backward(gradient)
-        return total
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return total, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None
+        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None, None
 
 
 def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,9 @@ class Progress:
     window_loss: float = 0.0
     """Loss sum of the steps since the last logged one."""
     window_weight: float = 0.0
+    window_hits: float = 0.0
+    """Target tokens of those steps that were the model's first choice, if they are counted."""
+    window_targets: float = 0.0
 
 
 def train(
@@ -135,7 +138,8 @@ def train(
         restore.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
-    head = make_head(model, plan.attention, classes)
+    counts_hits = config.train.token_accuracy
+    head = make_head(model, plan.attention, classes, counts_hits=counts_hits)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     flops = meters.model_flops(model)
     if config.model.compile:
@@ -245,7 +249,7 @@ def train(
                     where="data.train",
                     hint="raise data.max_length: targets may be cut off",
                 )
-            losses = []
+            losses, hits = [], []
             for index, row in enumerate(rows):
                 heart.beat("step", step, "forward")
                 with own.forward():
@@ -254,11 +258,14 @@ def train(
                 # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
+                if head.hits is not None:
+                    hits.append(head.hits)
                 if index < len(rows) - 1:
                     engine.micro_step()
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
+            mine.append(float(torch.stack(hits).sum()) if hits else 0.0)
             heart.beat("step", step, "agree on the loss")
-            loss_sum, stops, *seconds = distributed.sum_over_ranks(
+            loss_sum, stops, hit_sum, *seconds = distributed.sum_over_ranks(
                 [*mine, *_one_of(own.read(), ranks)], device
             )
             if not math.isfinite(loss_sum) and config.train.on_nonfinite is OnNonFinite.stop:
@@ -274,6 +281,8 @@ def train(
             if result.applied:
                 progress.window_loss += loss_sum
                 progress.window_weight += weight
+                progress.window_hits += hit_sum
+                progress.window_targets += work.target_tokens
             else:
                 progress.skipped += 1
                 if plan.precision != "fp16" and config.train.on_nonfinite is OnNonFinite.stop:
@@ -295,7 +304,11 @@ def train(
                     **meter.read(),
                     **stragglers.read(),
                 }
+                if counts_hits:
+                    accuracy = progress.window_hits / (progress.window_targets or math.nan)
+                    record["token_accuracy"] = accuracy
                 progress.window_loss = progress.window_weight = 0.0
+                progress.window_hits = progress.window_targets = 0.0
                 trackers.log(progress.step, record)
                 say(console.metrics_line({"step": progress.step, **record}, plan.steps))
                 if ranks.is_main:
@@ -344,6 +357,8 @@ def _progress(start: checkpoints.Checkpoint) -> Progress:
         eval_loss=state["eval_loss"],
         window_loss=state["window_loss"],
         window_weight=state["window_weight"],
+        window_hits=state.get("window_hits", 0.0),
+        window_targets=state.get("window_targets", 0.0),
     )
 
 
@@ -359,6 +374,8 @@ def _state(progress: Progress) -> dict[str, Any]:
         "eval_loss": progress.eval_loss,
         "window_loss": progress.window_loss,
         "window_weight": progress.window_weight,
+        "window_hits": progress.window_hits,
+        "window_targets": progress.window_targets,
     }
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from launcher.api import records
 
 
-def train(step: int, loss: object = 1.0) -> str:
-    return json.dumps(
-        {"step": step, "kind": "train", "loss": loss, "tokens": 10 * step, "time": 5.0}
-    )
+def train(step: int, loss: object = 1.0, **more: object) -> str:
+    numbers = {"loss": loss, "tokens": 10 * step, "time": 5.0}
+    return json.dumps({"step": step, "kind": "train", **numbers, **more})
 
 
 def held_out(step: int) -> str:
@@ -62,12 +61,13 @@ def test_torn_lines_and_numbers_that_are_none(tmp_path):
 
 def test_the_result_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write(path, train(1), train(2), held_out(2))
+    write(path, train(1), train(2, token_accuracy=0.25), held_out(2))
     steps, _ = records.read(path, 0, evaluates=lambda _: False, ended=True)
+    assert steps[1].metrics()["train_mean_token_accuracy"] == 0.25
     assert records.table(steps).decode().splitlines() == [
         "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",
         "1,1.0,,,",
-        "2,1.0,,2.0,0.5",
+        "2,1.0,0.25,2.0,0.5",
     ]
     assert steps[1].message(2) == (
         "Step 2/2: training loss=1.00, validation loss=2.00, full validation loss=2.00"

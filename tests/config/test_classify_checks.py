@@ -99,6 +99,13 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     ),
     ("data.system", "system message", "text alone", {"data": {"system": "x"}}, {}),
     (
+        "train.token_accuracy",
+        "true with",
+        "eval.metrics=[accuracy]",
+        {"train": {"steps": 1, "token_accuracy": True}},
+        {},
+    ),
+    (
         "data.overlong",
         "split with",
         "truncate",

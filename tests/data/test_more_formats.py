@@ -278,7 +278,7 @@ def test_a_weighted_loss_is_that_of_repeated_targets(
     logits = torch.randn(len(weights), 7, requires_grad=True)
     targets = torch.arange(len(weights)) % 7
     scale = torch.tensor(weights)
-    total = _LogitsLoss.apply(logits.clone(), targets, smoothing, scale)
+    total, _ = _LogitsLoss.apply(logits.clone(), targets, smoothing, scale, False)
     (got,) = torch.autograd.grad(total, logits)
     each = torch.nn.functional.cross_entropy(
         logits, targets, reduction="none", label_smoothing=smoothing

@@ -123,6 +123,22 @@ def test_models_that_change_their_logits_are_noticed(after):
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.parametrize("after", [None, lambda x: x * 0.5])
+def test_hits_are_counted_beside_the_loss(after):
+    torch.manual_seed(0)
+    model = Tiny(5, 4, bias=True, after=after)
+    row = row_of([3, 1, 4, 1, 0, 2, 2, 1], [0, 1, 1, 0, 1, 1, 0, 1])
+    plain(model, row).backward()
+    expected = gradients(model)
+    _, correct = TargetHead(model, "document").score(model, row)
+    head = TargetHead(model, "document", counts_hits=True)
+    head.loss(model, row).backward()
+    assert head.hits is not None
+    assert int(head.hits) == int(correct.sum())
+    for got, wanted in zip(gradients(model), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_scores_are_those_of_the_logits():
     torch.manual_seed(0)
     model = Tiny(17, 5, bias=True)

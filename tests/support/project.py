@@ -154,12 +154,12 @@ def checkpoint_files(run: RunDir) -> dict[int, dict[str, str]]:
     return found
 
 
-def losses(run: RunDir) -> dict[int, Any]:
-    """Step -> training loss; a step that stands twice in metrics.jsonl fails."""
+def losses(run: RunDir, name: str = "loss") -> dict[int, Any]:
+    """Step -> training loss, or another metric; a step that stands twice in metrics.jsonl fails."""
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert len(steps) == len(set(steps))
-    return {line["step"]: line["loss"] for line in lines if line["kind"] == "train"}
+    return {line["step"]: line[name] for line in lines if line["kind"] == "train"}
 
 
 def rank_pid(run: RunDir, rank: int) -> int:

@@ -21,6 +21,7 @@ RECIPE = (
     "batch.sequences=4",
     "batch.micro=1",
     f"train.steps={STEPS}",
+    "train.token_accuracy=true",
     "optim.lr=1e-3",
     "schedule.warmup=10",
     "checkpoint.every_steps=2",
@@ -48,7 +49,8 @@ def undisturbed(here):
 def assert_same(run, undisturbed):
     assert run.status().state is State.succeeded
     assert list(project.losses(run)) == list(range(1, STEPS + 1))
-    assert project.losses(run) == project.losses(undisturbed)
+    for name in ("loss", "token_accuracy"):
+        assert project.losses(run, name) == project.losses(undisturbed, name)
     files = project.checkpoint_files(run)
     assert list(files) == [STEPS - 4, STEPS - 2, STEPS]
     assert files == project.checkpoint_files(undisturbed)
@@ -65,6 +67,23 @@ def test_launcher_train_accumulates_learns_and_is_tracked_by_rank_0_alone(undist
     recorded = (followed / f"run-{run_id}.wandb").read_bytes()
     assert b"train/loss" in recorded
     assert b"undisturbed" in recorded
+
+
+def test_token_accuracy_is_that_of_an_evaluation_of_the_same_records(here):
+    words = (
+        "train.epochs=1",
+        "train.log_every_steps=100",
+        "train.token_accuracy=true",
+        "eval=default",
+    )
+    words += ("batch.sequences=10", "batch.micro=1", "data.packing=false", "optim.lr=1e-12")
+    words += ("data.validation=data.jsonl", "data.gate=[]", "eval.base=true", "launch.processes=2")
+    done = here.run((*LAUNCHER, "train"), *here.words("counted", *words))
+    assert done.code == ExitCode.ok, done.output
+    run = here.folder_of("counted")
+    (counted,) = project.losses(run, "token_accuracy").values()
+    base = read_json(run.eval / "base.json")["metrics"]["token_accuracy"]
+    assert counted == pytest.approx(base, abs=1e-4)
 
 
 @pytest.mark.parametrize("command", [TORCHRUN, DEEPSPEED], ids=["torchrun", "deepspeed"])
