@@ -182,11 +182,17 @@ def test_a_wrong_file_is_told_and_text_stays_text(
     assert browser.value("document.title") == "Fine-tuning"
 
 
-def test_a_job_is_cancelled_when_that_is_asked_for_twice(
+def test_a_job_is_paused_goes_on_and_is_cancelled_when_that_is_asked_for_twice(
     browser: Browser, served: Served, job: str, tmp_path: Path
 ) -> None:
     enter(browser, served)
     other = start_job(browser, tmp_path)
+    browser.wait(f"{STATE} === 'running'", within_s=60)
+    browser.value("document.querySelector('#job-pause').click()")
+    browser.wait(f"{STATE} === 'paused'")
+    assert browser.value("document.querySelector('#job-pause').hidden")
+    browser.value("document.querySelector('#job-resume').click()")
+    browser.wait(f"{STATE} === 'running'", within_s=120)
     cancel = "document.querySelector('#job-cancel')"
     browser.wait(f"!{cancel}.hidden")
     browser.value(f"{cancel}.click()")
