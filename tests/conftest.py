@@ -33,6 +33,18 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that at the end no worker is left alone with one."""
+
+    def marks(item: pytest.Item) -> set[str]:
+        return {mark.name for mark in item.iter_markers()} & {"slow", "cluster", "browser"}
+
+    rank: dict[Path, int] = {}
+    for item in items:
+        rank[item.path] = max(rank.get(item.path, 0), len(marks(item)))
+    items.sort(key=lambda item: -rank[item.path])
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _launcher_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the launcher for this session alone."""
