@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
@@ -158,6 +160,24 @@ def test_wandb_is_refused_where_it_is_not_installed(client, file, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     answer = create(client, file, integrations=wandb)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "integrations")
+
+
+def test_when_a_job_is_expected_to_end(client, file, service):
+    job_id = create(client, file).json()["id"]
+
+    def expected(state, at):
+        set_state(service, job_id, state, estimated_finish=at)
+        return client.get(f"{JOBS}/{job_id}").json()["estimated_finish"]
+
+    later = int(time.time()) + 1000
+    assert expected(JobState.queued, later) is None
+    assert expected(JobState.running, None) is None
+    assert expected(JobState.running, later) == later
+    assert abs(expected(JobState.running, 1) - time.time()) < 10  # what comes after the last step
+    assert expected(JobState.running, later) == later
+    assert client.post(f"{JOBS}/{job_id}/pause").json()["estimated_finish"] is None
+    set_state(service, job_id, JobState.running)
+    assert client.get(f"{JOBS}/{job_id}").json()["estimated_finish"] is None
 
 
 def test_strangers_see_nothing(client, stranger, file, service):

@@ -120,6 +120,7 @@ def pause(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
         if job.state is not JobState.paused:
             _require(job, "pause", not job.state.is_final)
             job.state, job.wanted = JobState.paused, JobState.paused
+            job.estimated_finish = None
             key = f"paused-{new_id('', 8)}"
             journal.write(session, job.id, [Note(key, "Fine-tuning job paused")])
     return wire_jobs.job_view(job, service.site.organization)
