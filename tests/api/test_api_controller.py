@@ -74,8 +74,13 @@ def test_a_job_from_file_to_model(shop):
     further = shop.create(model=job["fine_tuned_model"], hyperparameters=QUICK)
     tuned = shop.await_status(further, "succeeded")
     assert tuned["fine_tuned_model"].startswith("ft:tiny:local::")
-    losses = [event.data["train_loss"] for event in shop.events(further) if event.data]
-    assert losses[0] < 4  # not the 6 nats of an untrained model
+    from_checkpoint = page["data"][1]["fine_tuned_model_checkpoint"]
+    third = shop.create(model=from_checkpoint, hyperparameters=QUICK)
+    shop.client.delete(f"/v1/models/{job['fine_tuned_model']}")
+    assert shop.await_status(third, "succeeded")["model"] == from_checkpoint
+    for tuned_on in (further, third):
+        losses = [event.data["train_loss"] for event in shop.events(tuned_on) if event.data]
+        assert losses[0] < 4  # not the 6 nats of an untrained model
 
 
 def test_bad_files_fail_the_job(shop):

@@ -230,7 +230,11 @@ def test_fine_tuned_models_of_ones_own_can_be_tuned_further(client, file, servic
     add_model(service, first, "ft:tiny:local::on-the-way", step=10)
     answer = create(client, file, model="ft:tiny:local::done")
     assert answer.json()["model"] == "ft:tiny:local::done"
-    assert create(client, file, model="ft:tiny:local::on-the-way").status_code == 400
+    answer = create(client, file, model="ft:tiny:local::on-the-way")
+    assert answer.json()["model"] == "ft:tiny:local::on-the-way"
+    client.delete("/v1/models/ft:tiny:local::on-the-way")
+    answer = create(client, file, model="ft:tiny:local::on-the-way")
+    assert answer.json()["error"]["code"] == "model_not_available"
 
 
 def test_pages(client, file):

@@ -10,12 +10,11 @@ from fastapi import APIRouter, Query, Request
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher.api import files, journal, paging, wire_jobs
+from launcher.api import files, journal, models, paging, wire_jobs
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError, missing_job
 from launcher.api.journal import Note
-from launcher.api.service import Service
 from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.wire import Bounded, Page
 
@@ -43,7 +42,7 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
         job = Job(
             id=new_id("ftjob-"),
             project_id=caller.project_id,
-            model=_base(session, caller, service, asked.model),
+            model=models.startable(session, service.site, caller.project_id, asked.model),
             training_file=asked.training_file,
             validation_file=asked.validation_file,
             method=method,
@@ -214,31 +213,6 @@ def _require_file(session: Session, caller: Caller, file_id: str, param: str) ->
     if file.purpose != files.TRAINING:
         found = f"File {file_id} has purpose '{file.purpose}', but needs 'fine-tune'."
         raise ApiError(400, found, param=param)
-
-
-def _base(session: Session, caller: Caller, service: Service, name: str) -> str:
-    """The model to start from: what the site offers, or one that a job of the project has made."""
-    offered = service.site.resolve(name)
-    if offered is not None:
-        return offered
-    own = session.scalar(
-        select(Model).where(
-            Model.name == name,
-            Model.project_id == caller.project_id,
-            Model.deleted_at.is_(None),
-            Model.is_final,
-        )
-    )
-    if own is not None:
-        return own.name
-    names = ", ".join(service.site.models) or "none"
-    raise ApiError(
-        400,
-        f"Model {name} is not available for fine-tuning or does not exist."
-        f" Models offered here: {names}.",
-        param="model",
-        code="model_not_available",
-    )
 
 
 def _first_notes(job: Job) -> list[Note]:
