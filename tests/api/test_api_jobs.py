@@ -154,9 +154,17 @@ def test_files_for_something_else(client):
     assert "has purpose 'batch'" in error["message"]
 
 
-def test_wandb_is_refused_where_it_is_not_installed(client, file, monkeypatch):
+def test_wandb_is_refused_where_it_would_come_to_nothing(client, file, service, monkeypatch):
     wandb = [{"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}]
+    monkeypatch.setenv("WANDB_API_KEY", "x")
     assert create(client, file, integrations=wandb).json()["integrations"][0]["type"] == "wandb"
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", "/nowhere")
+    answer = create(client, file, integrations=wandb)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "integrations")
+    assert "not logged in" in answer.json()["error"]["message"]
+    service.site.overrides.append("track.wandb.mode=offline")  # the site has settled it
+    assert create(client, file, integrations=wandb).status_code == 200
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     answer = create(client, file, integrations=wandb)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "integrations")
@@ -247,6 +255,7 @@ def test_pages(client, file):
     assert (rest["first_id"], rest["last_id"]) == (ids[2], ids[4])
     last = client.get(JOBS, params={"after": ids[4]}).json()
     assert (last["data"], last["has_more"], last["first_id"]) == ([], False, None)
+    assert len(client.get(JOBS, params={"after": ""}).json()["data"]) == 5
     for bad in ({"limit": 0}, {"limit": "x"}, {"after": "ftjob-x"}, {"after": "\0"}):
         assert client.get(JOBS, params=bad).status_code == 400
 
