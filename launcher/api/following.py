@@ -90,7 +90,7 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
 
 def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     """Write new steps and checkpoints; nothing is written where nothing is new."""
-    every, total = _lengths(job)
+    every, total = _lengths(job, run)
     saved = _saved(run)  # before the metrics: they are written before a checkpoint is
     attempt = run.status().attempt
     position = ending.unread(job, attempt)
@@ -121,11 +121,15 @@ def _steadied(known: int | None, found: int | None) -> int | None:
     return round(known + _NEWEST * (found - known))
 
 
-def _lengths(job: Job) -> tuple[int, int]:
-    """Steps of an epoch, and of the job."""
+def _lengths(job: Job, run: RunDir) -> tuple[int, int]:
+    """Steps of an epoch, and of the job: fewer where the run has dropped examples.
+
+    Those are dropped of which nothing is left to learn once they are cut.
+    """
     used, examples = job.hyperparameters, job.cursor["examples"]
     batch = used["batch_size"]
-    return math.ceil(examples / batch), math.ceil(used["n_epochs"] * examples / batch)
+    total = run.status().steps or math.ceil(used["n_epochs"] * examples / batch)
+    return math.ceil(examples / batch), total
 
 
 def _saved(run: RunDir) -> list[int]:

@@ -165,6 +165,22 @@ def test_a_failed_run_fails_the_job(shop):
     assert shop.row(job["id"]).owner is None
 
 
+def test_examples_of_which_nothing_is_left_take_no_steps(shop):
+    """Of half of them the answer is cut off; the job ends where it would be half way."""
+    messages = [
+        {"role": "user", "content": "Why? " * 500},
+        {"role": "assistant", "content": "Because."},
+    ]
+    file = shop.upload(examples(6) + (json.dumps({"messages": messages}) + "\n").encode() * 6)
+    asked = {"n_epochs": 2, "batch_size": 4}
+    job_id = shop.create(file, hyperparameters=asked)
+    shop.await_status(job_id, "succeeded")
+    finished_as_told(shop, job_id, 3)
+    assert shop.events(job_id)[-4].message.startswith("Step 3/3: ")
+    page = shop.client.get(f"{JOBS}/{job_id}/checkpoints").json()
+    assert [one["step_number"] for one in page["data"]] == [3]
+
+
 def test_old_checkpoints_go(shop):
     job_id = shop.create(hyperparameters={**QUICK, "n_epochs": 5, "batch_size": 12})
     shop.await_status(job_id, "succeeded")
