@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -31,6 +33,7 @@ ROUTES: tuple[str, ...] = (
     *("operations", "page"),
 )
 
+_TYPE = re.compile(r"str|int|float|bool|list\[.*\]")
 _LOG = logging.getLogger(__name__)
 
 
@@ -105,7 +108,8 @@ def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    name = ".".join(where) or None
+    # Where several types would do, pydantic adds which one it means.
+    name = ".".join(itertools.takewhile(lambda part: not _TYPE.fullmatch(part), where)) or None
     found = f"{first['msg']} - '{name}'" if name else str(first["msg"])
     return answer(ApiError(400, found, param=name))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.api import ending, journal, validate
+from launcher.api import ending, journal, origin, validate
 from launcher.api.journal import Note
 from launcher.api.tables import File, Job, JobState
 from launcher.api.validate import FileFault
@@ -24,6 +24,7 @@ def check(place: Workplace, job: Job) -> None:
         job.cursor = {**job.cursor, "examples": _keep(place, job, "training")}
         if job.validation_file:
             _keep(place, job, "validation")
+        origin.prepare(place.service, job, place.data_of(job.id))
         made = place.translated(job)
     except _JobFault as fault:
         ending.fail(place, job.id, fault.code, str(fault), fault.param)

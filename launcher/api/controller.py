@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from sqlalchemy import select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from launcher.api import alive, checking, ending, following, launching, logs, ownership, stopping
 from launcher.api.ownership import LostJobError, Owner
@@ -88,6 +88,9 @@ class Controller:
             self._faults.pop(job_id, None)
         except LostJobError:
             _LOG.warning("job %s: another controller has taken it over", job_id)
+        except IntegrityError as error:  # no other try will do better
+            _LOG.exception("job %s: a fault of the service", job_id)
+            self._fault(job_id, error)
         except (LauncherError, OSError, SQLAlchemyError) as error:
             _LOG.error("job %s: %s; it is tried again", job_id, error)
             self._not_before[job_id] = time.monotonic() + _RETRY_S

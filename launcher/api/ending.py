@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
 from launcher.api import files, journal, naming, ownership, records
@@ -93,6 +94,8 @@ def _release(job: Job) -> None:
 
 
 def _add_final(session: Session, job: Job, name: str, last: Measured) -> None:
+    # A checkpoint of this step may have been noted before anyone knew that it is the last.
+    session.execute(delete(Model).where(Model.job_id == job.id, Model.step == last.step))
     session.add(
         Model(
             name=name,

@@ -18,6 +18,8 @@ from launcher.launch import slurm
 from launcher.launch.outcome import settled
 from launcher.rundir import RunDir, State, Status, read_json
 
+#: Weight of the newest steps in a job's expected end: single ones are slow or quick by chance.
+_NEWEST = 0.3
 #: Times that a run whose processes vanish is started again.
 _MOST_LOSSES = 5
 
@@ -82,12 +84,13 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
         if row.wanted is not None:
             return
         row.cursor = {**row.cursor, "losses": losses + 1}
+        row.estimated_finish = None
     launching.begin(place, job, run)
 
 
 def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     """Write new steps and checkpoints; nothing is written where nothing is new."""
-    every, total = _lengths(job)
+    every, total = _lengths(job, run)
     saved = _saved(run)  # before the metrics: they are written before a checkpoint is
     attempt = run.status().attempt
     position = ending.unread(job, attempt)
@@ -103,14 +106,30 @@ def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     with place.owned(job.id) as (session, row):
         journal.write(session, row.id, [ending.step_note(step, total) for step in steps])
         _note_checkpoints(session, row, marks, place.service.site.organization)
+        # Of an attempt just begun, the first that is read are the steps of those before it.
+        is_of_old = attempt != row.cursor.get("attempt", attempt)
+        if steps and not is_of_old and row.state is JobState.running:
+            row.estimated_finish = _steadied(
+                row.estimated_finish, records.expected_end(steps, total)
+            )
         row.cursor = {**row.cursor, "attempt": attempt, "position": end, "marks": marks}
 
 
-def _lengths(job: Job) -> tuple[int, int]:
-    """Steps of an epoch, and of the job."""
+def _steadied(known: int | None, found: int | None) -> int | None:
+    if known is None or found is None:
+        return known if found is None else found
+    return round(known + _NEWEST * (found - known))
+
+
+def _lengths(job: Job, run: RunDir) -> tuple[int, int]:
+    """Steps of an epoch, and of the job: fewer where the run has dropped examples.
+
+    Those are dropped of which nothing is left to learn once they are cut.
+    """
     used, examples = job.hyperparameters, job.cursor["examples"]
     batch = used["batch_size"]
-    return math.ceil(examples / batch), math.ceil(used["n_epochs"] * examples / batch)
+    total = run.status().steps or math.ceil(used["n_epochs"] * examples / batch)
+    return math.ceil(examples / batch), total
 
 
 def _saved(run: RunDir) -> list[int]:

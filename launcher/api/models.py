@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.api.failure import missing_model
+from launcher.api.failure import ApiError, missing_model
 from launcher.api.pool import Source
 from launcher.api.site import Site
 from launcher.api.tables import Model, Project
@@ -39,6 +39,25 @@ def made_by_job(session: Session, project_id: str, name: str) -> Model:
     if model is None or model.project_id != project_id or model.deleted_at:
         raise missing_model(name)
     return model
+
+
+def startable(session: Session, site: Site, project_id: str, name: str) -> str:
+    """The model that a job starts from: one that the site offers, aliases resolved, or one of the
+    project's own; 400 in the envelope for another name."""
+    offered = site.resolve(name)
+    if offered is not None:
+        return offered
+    try:
+        return made_by_job(session, project_id, name).name
+    except ApiError as error:
+        names = ", ".join(site.models) or "none"
+        raise ApiError(
+            400,
+            f"Model {name} is not available for fine-tuning or does not exist."
+            f" Models offered here: {names}.",
+            param="model",
+            code="model_not_available",
+        ) from error
 
 
 def source(session: Session, site: Site, project_id: str, name: str) -> Source:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+#: Steps whose mean time is the pace.
+_RECENT = 20
 
 
 @dataclass(slots=True)
@@ -25,6 +28,8 @@ class Measured:
     """Tokens trained on since the run began."""
     valid_loss: float | None = None
     valid_accuracy: float | None = None
+    seconds: float | None = None
+    """What it took."""
 
     def metrics(self) -> dict[str, Any]:
         """The numbers that there are, by the names that clients know.
@@ -78,6 +83,15 @@ def read(
     return found, begin
 
 
+def expected_end(steps: Sequence[Measured], total: int) -> int | None:
+    """Unix seconds at which step `total` is made at the pace of the last of `steps`, if known."""
+    paces = [one.seconds for one in steps[-_RECENT:] if one.seconds]
+    if not paces:
+        return None
+    left = max(0, total - steps[-1].step)
+    return math.ceil(steps[-1].time + left * sum(paces) / len(paces))
+
+
 def table(steps: Iterable[Measured]) -> bytes:
     """The result file: a CSV line a step, cells empty where nothing was measured."""
     out = io.StringIO()
@@ -117,6 +131,7 @@ def _measured(raw: dict[str, Any]) -> Measured:
         _number(raw.get("loss")),
         _number(raw.get("token_accuracy")),
         int(tokens),
+        seconds=_number(raw.get("step_time_s")),
     )
 
 

@@ -92,6 +92,10 @@ class Site:
             return None
         return offer.alias or name
 
+    def sets(self, key: str) -> bool:
+        """Whether the site's overrides settle a key for every job."""
+        return any(word.lstrip("+").startswith(f"{key}=") for word in self.overrides)
+
 
 #: What is offered where a site has settled nothing: runs on any machine, without network.
 DEMO = {

@@ -138,6 +138,8 @@ class Job(Base):
     project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
     created_at: Mapped[int] = mapped_column(default=now)
     finished_at: Mapped[int | None]
+    estimated_finish: Mapped[int | None]
+    """Of a running job, once its pace is known."""
     state: Mapped[JobState] = mapped_column(default=JobState.validating_files)
     wanted: Mapped[JobState | None]
     """cancelled or paused: asked for by the client, not yet done by the controller."""

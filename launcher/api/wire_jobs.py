@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from launcher.api.tables import Event, Job, JobState, Model
+from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.wire import Said
 
 
@@ -204,9 +204,16 @@ def job_view(job: Job, organization: str) -> dict[str, Any]:
         "seed": job.seed,
         "metadata": job.labels,
         "integrations": job.integrations or [],
-        "estimated_finish": None,
+        "estimated_finish": _estimated_finish(job),
         "user_provided_suffix": job.suffix,
     }
+
+
+def _estimated_finish(job: Job) -> int | None:
+    """Null unless the job runs. After the last step come comparison and export: not in the past."""
+    if job.state is not JobState.running or job.estimated_finish is None:
+        return None
+    return max(job.estimated_finish, now())
 
 
 def event_view(event: Event) -> dict[str, Any]:

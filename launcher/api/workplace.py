@@ -6,16 +6,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.api import ownership
-from launcher.api.naming import base_of
+from launcher.api import origin, ownership
 from launcher.api.ownership import Owner
 from launcher.api.service import Service
-from launcher.api.tables import Job, Model
+from launcher.api.tables import Job
 from launcher.api.translate import Inputs, Translation, translate
-from launcher.errors import ConfigError
 from launcher.rundir import RunDir
 
 
@@ -47,18 +44,9 @@ class Workplace:
             training=folder / "training.jsonl",
             validation=validation,
             examples=job.cursor["examples"],
-            base=self._base_folder(job.model),
+            base=origin.folder_of(self.service, job, folder),
         )
         return translate(self.service.site, job, inputs, self._config_dirs())
-
-    def _base_folder(self, model: str) -> Path | None:
-        if base_of(model) == model:
-            return None
-        with self.service.database.read() as session:
-            found = session.scalar(select(Model).where(Model.name == model))
-        if found is None or found.deleted_at is not None:
-            raise ConfigError("it does not exist any more", where=model)
-        return self.run_of(found.job_id).export
 
     def _config_dirs(self) -> list[Path]:
         """`conf` in the service's folder: group options of the site's own."""

@@ -75,8 +75,13 @@ def test_a_job_from_file_to_model(shop):
     further = shop.create(model=job["fine_tuned_model"], hyperparameters=QUICK)
     tuned = shop.await_status(further, "succeeded")
     assert tuned["fine_tuned_model"].startswith("ft:tiny:local::")
-    losses = [event.data["train_loss"] for event in shop.events(further) if event.data]
-    assert losses[0] < 4  # not the 6 nats of an untrained model
+    from_checkpoint = page["data"][1]["fine_tuned_model_checkpoint"]
+    third = shop.create(model=from_checkpoint, hyperparameters=QUICK)
+    shop.client.delete(f"/v1/models/{job['fine_tuned_model']}")
+    assert shop.await_status(third, "succeeded")["model"] == from_checkpoint
+    for tuned_on in (further, third):
+        losses = [event.data["train_loss"] for event in shop.events(tuned_on) if event.data]
+        assert losses[0] < 4  # not the 6 nats of an untrained model
 
 
 def test_bad_files_fail_the_job(shop):
@@ -159,6 +164,22 @@ def test_a_failed_run_fails_the_job(shop):
     assert str(shop.home) not in error["message"]
     assert job["fine_tuned_model"] is None
     assert shop.row(job["id"]).owner is None
+
+
+def test_examples_of_which_nothing_is_left_take_no_steps(shop):
+    """Of half of them the answer is cut off; the job ends where it would be half way."""
+    messages = [
+        {"role": "user", "content": "Why? " * 500},
+        {"role": "assistant", "content": "Because."},
+    ]
+    file = shop.upload(examples(6) + (json.dumps({"messages": messages}) + "\n").encode() * 6)
+    asked = {"n_epochs": 2, "batch_size": 4}
+    job_id = shop.create(file, hyperparameters=asked)
+    shop.await_status(job_id, "succeeded")
+    finished_as_told(shop, job_id, 3)
+    assert shop.events(job_id)[-4].message.startswith("Step 3/3: ")
+    page = shop.client.get(f"{JOBS}/{job_id}/checkpoints").json()
+    assert [one["step_number"] for one in page["data"]] == [3]
 
 
 def test_old_checkpoints_go(shop):

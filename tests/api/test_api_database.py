@@ -105,6 +105,18 @@ def test_the_revisions_make_the_tables(opened: Callable[[], Service]) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
+def test_a_database_of_the_first_version_is_brought_to_this_one(opened, client_of) -> None:
+    service = opened()
+    file = upload(client_of(service))
+    with service.database.begin() as session:
+        session.execute(text("ALTER TABLE jobs DROP COLUMN estimated_finish"))
+        session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+    again = client_of(opened())
+    assert again.get(f"/v1/files/{file}").status_code == 200
+    asked = {"model": "tiny", "training_file": file}
+    assert again.post("/v1/fine_tuning/jobs", json=asked).json()["estimated_finish"] is None
+
+
 def test_servers_that_start_together_make_the_tables_once(opened, client_of) -> None:
     found = at_once(4, lambda _: opened())
     assert all(isinstance(service, Service) for service in found), found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
@@ -152,12 +154,38 @@ def test_files_for_something_else(client):
     assert "has purpose 'batch'" in error["message"]
 
 
-def test_wandb_is_refused_where_it_is_not_installed(client, file, monkeypatch):
+def test_wandb_is_refused_where_it_would_come_to_nothing(client, file, service, monkeypatch):
     wandb = [{"type": "wandb", "wandb": {"project": "p", "tags": ["a"]}}]
+    monkeypatch.setenv("WANDB_API_KEY", "x")
     assert create(client, file, integrations=wandb).json()["integrations"][0]["type"] == "wandb"
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.setenv("NETRC", "/nowhere")
+    answer = create(client, file, integrations=wandb)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "integrations")
+    assert "not logged in" in answer.json()["error"]["message"]
+    service.site.overrides.append("track.wandb.mode=offline")  # the site has settled it
+    assert create(client, file, integrations=wandb).status_code == 200
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     answer = create(client, file, integrations=wandb)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "integrations")
+
+
+def test_when_a_job_is_expected_to_end(client, file, service):
+    job_id = create(client, file).json()["id"]
+
+    def expected(state, at):
+        set_state(service, job_id, state, estimated_finish=at)
+        return client.get(f"{JOBS}/{job_id}").json()["estimated_finish"]
+
+    later = int(time.time()) + 1000
+    assert expected(JobState.queued, later) is None
+    assert expected(JobState.running, None) is None
+    assert expected(JobState.running, later) == later
+    assert abs(expected(JobState.running, 1) - time.time()) < 10  # what comes after the last step
+    assert expected(JobState.running, later) == later
+    assert client.post(f"{JOBS}/{job_id}/pause").json()["estimated_finish"] is None
+    set_state(service, job_id, JobState.running)
+    assert client.get(f"{JOBS}/{job_id}").json()["estimated_finish"] is None
 
 
 def test_strangers_see_nothing(client, stranger, file, service):
@@ -210,7 +238,11 @@ def test_fine_tuned_models_of_ones_own_can_be_tuned_further(client, file, servic
     add_model(service, first, "ft:tiny:local::on-the-way", step=10)
     answer = create(client, file, model="ft:tiny:local::done")
     assert answer.json()["model"] == "ft:tiny:local::done"
-    assert create(client, file, model="ft:tiny:local::on-the-way").status_code == 400
+    answer = create(client, file, model="ft:tiny:local::on-the-way")
+    assert answer.json()["model"] == "ft:tiny:local::on-the-way"
+    client.delete("/v1/models/ft:tiny:local::on-the-way")
+    answer = create(client, file, model="ft:tiny:local::on-the-way")
+    assert answer.json()["error"]["code"] == "model_not_available"
 
 
 def test_pages(client, file):
@@ -223,6 +255,7 @@ def test_pages(client, file):
     assert (rest["first_id"], rest["last_id"]) == (ids[2], ids[4])
     last = client.get(JOBS, params={"after": ids[4]}).json()
     assert (last["data"], last["has_more"], last["first_id"]) == ([], False, None)
+    assert len(client.get(JOBS, params={"after": ""}).json()["data"]) == 5
     for bad in ({"limit": 0}, {"limit": "x"}, {"after": "ftjob-x"}, {"after": "\0"}):
         assert client.get(JOBS, params=bad).status_code == 400
 

@@ -72,3 +72,14 @@ def test_the_result_file(tmp_path):
     assert steps[1].message(2) == (
         "Step 2/2: training loss=1.00, validation loss=2.00, full validation loss=2.00"
     )
+
+
+def test_the_end_is_expected_at_the_pace_of_the_last_steps():
+    def made(step: int, seconds: float | None) -> records.Measured:
+        return records.Measured(step, 100.0 + step, 1.0, 0, seconds=seconds)
+
+    assert records.expected_end([made(1, None)], 10) is None
+    assert records.expected_end([made(4, 1.0), made(5, 2.0)], 10) == 113
+    assert records.expected_end([made(10, 1.0)], 10) == 110
+    slow = [made(n, 9.0) for n in range(1, 10)]
+    assert records.expected_end([*slow, *(made(n, 1.0) for n in range(10, 30))], 30) == 130

@@ -90,6 +90,7 @@ def test_models_of_another_project_are_none(
         ({"n": 17}, "n", "16"),
         ({"stop": ["a"] * 5}, "stop", "at most 4"),
         ({"stop": ""}, "stop", "empty"),
+        ({"stop": 5}, "stop", "string"),
         ({"max_tokens": 0}, "max_tokens", "greater"),
         ({"max_tokens": 5000}, "max_tokens", "at most 4096"),
         ({"logprobs": True}, "logprobs", "not supported"),

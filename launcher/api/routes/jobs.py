@@ -7,21 +7,25 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import AfterValidator
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher.api import files, journal, paging, wire_jobs
+from launcher import runtime
+from launcher.api import files, journal, models, paging, wire_jobs
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError, missing_job
 from launcher.api.journal import Note
-from launcher.api.service import Service
+from launcher.api.site import Site
 from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.wire import Bounded, Page
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
 Limit = Annotated[int, Query(ge=1)]
+#: Blank is none: some clients write what is not there so.
+After = Annotated[str | None, AfterValidator(lambda after: after or None)]
 #: Made once: this is asked most often.
 _ONE = select(Job).where(Job.id == bindparam("job"), Job.project_id == bindparam("project"))
 
@@ -33,9 +37,8 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
     if method != "supervised":
         found = f"Method '{method}' is not offered here; use 'supervised'."
         raise ApiError(400, found, param="method.type")
-    if asked.integrations and importlib.util.find_spec("wandb") is None:
-        found = "The integration 'wandb' is not installed on this service."
-        raise ApiError(400, found, param="integrations")
+    if asked.integrations:
+        _require_wandb(service.site)
     with service.database.begin() as session:
         _require_file(session, caller, asked.training_file, "training_file")
         if asked.validation_file is not None:
@@ -43,7 +46,7 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
         job = Job(
             id=new_id("ftjob-"),
             project_id=caller.project_id,
-            model=_base(session, caller, service, asked.model),
+            model=models.startable(session, service.site, caller.project_id, asked.model),
             training_file=asked.training_file,
             validation_file=asked.validation_file,
             method=method,
@@ -64,7 +67,7 @@ def list_jobs(
     request: Request,
     caller: Asking,
     service: Served,
-    after: str | None = None,
+    after: After = None,
     limit: Limit = 20,
 ) -> dict[str, Any]:
     """Jobs of the project, newest first, perhaps only those with certain metadata."""
@@ -120,6 +123,7 @@ def pause(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
         if job.state is not JobState.paused:
             _require(job, "pause", not job.state.is_final)
             job.state, job.wanted = JobState.paused, JobState.paused
+            job.estimated_finish = None
             key = f"paused-{new_id('', 8)}"
             journal.write(session, job.id, [Note(key, "Fine-tuning job paused")])
     return wire_jobs.job_view(job, service.site.organization)
@@ -140,7 +144,7 @@ def resume(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
 
 @router.get("/{job_id}/events", response_model=Page[wire_jobs.EventView])
 def events(
-    job_id: str, caller: Asking, service: Served, after: str | None = None, limit: Limit = 20
+    job_id: str, caller: Asking, service: Served, after: After = None, limit: Limit = 20
 ) -> dict[str, Any]:
     """What happened to the job, newest first."""
     with service.database.read() as session:
@@ -160,7 +164,7 @@ def events(
     response_model=Bounded[wire_jobs.CheckpointView],
 )
 def checkpoints(
-    job_id: str, caller: Asking, service: Served, after: str | None = None, limit: Limit = 10
+    job_id: str, caller: Asking, service: Served, after: After = None, limit: Limit = 10
 ) -> dict[str, Any]:
     """Checkpoints that can be used as models, newest first."""
     with service.database.read() as session:
@@ -215,29 +219,15 @@ def _require_file(session: Session, caller: Caller, file_id: str, param: str) ->
         raise ApiError(400, found, param=param)
 
 
-def _base(session: Session, caller: Caller, service: Service, name: str) -> str:
-    """The model to start from: what the site offers, or one that a job of the project has made."""
-    offered = service.site.resolve(name)
-    if offered is not None:
-        return offered
-    own = session.scalar(
-        select(Model).where(
-            Model.name == name,
-            Model.project_id == caller.project_id,
-            Model.deleted_at.is_(None),
-            Model.is_final,
-        )
-    )
-    if own is not None:
-        return own.name
-    names = ", ".join(service.site.models) or "none"
-    raise ApiError(
-        400,
-        f"Model {name} is not available for fine-tuning or does not exist."
-        f" Models offered here: {names}.",
-        param="model",
-        code="model_not_available",
-    )
+def _require_wandb(site: Site) -> None:
+    if importlib.util.find_spec("wandb") is None:
+        missing = "installed on this service"
+    elif not runtime.has_wandb_credentials() and not site.sets("track.wandb.mode"):
+        missing = "available: this service is not logged in to Weights & Biases"
+    else:
+        return
+    found = f"The integration 'wandb' is not {missing}."
+    raise ApiError(400, found, param="integrations")
 
 
 def _first_notes(job: Job) -> list[Note]:
