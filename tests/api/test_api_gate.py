@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from starlette.testclient import TestClient
 
 from launcher.api import access, logs, ratelimit
 from launcher.api.app import create_app
+from launcher.api.database import Database
 from launcher.api.failure import ApiError
 from launcher.api.service import Service
 from launcher.api.tables import Audit, Key
@@ -131,6 +134,8 @@ def test_urls_that_are_none(client, method, path, status) -> None:
         (b'{"filename": "a\\u0000"}', "U+0000"),
         (b'{"filename": ["\\ud800"]}', "surrogate"),
         (b'{"\\udfff": 1}', "surrogate"),
+        (b'{"a": "' + b"x" * 70_000 + b'\\u0000"}', "U+0000"),
+        (b'{"a": [' + b"[]," * 100_000 + b"[]]}", "more than 100,000 objects and lists"),
     ],
 )
 def test_bodies_that_are_no_json(client, body, found) -> None:
@@ -146,6 +151,57 @@ def test_bodies_have_limits(client, service) -> None:
     refused(client.post("/v1/uploads", content=body, headers=headers), 413)
     refused(client.post("/v1/uploads", content=iter([body]), headers=headers), 413)
     refused(client.post("/v1/uploads", files={"x": body}), 413)
+
+
+def test_of_a_stranger_no_body_is_read(service) -> None:
+    pulled = []
+
+    def body():
+        for _ in range(3):
+            pulled.append(1)
+            yield b"[" * 1_000_000
+
+    async def ask(path: str) -> list[dict]:
+        pieces, sent = body(), []
+
+        async def receive():
+            return {"type": "http.request", "body": next(pieces, b""), "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+        scope |= {"query_string": b"", "headers": headers, "client": ("testclient", 1)}
+        await create_app(service)(scope, receive, send)
+        return sent
+
+    for path, status in (("/nothing", 404), ("/healthz", 405), ("/v1/uploads", 401)):
+        assert asyncio.run(ask(path))[0]["status"] == status
+    assert not pulled
+
+
+def test_without_its_database_the_service_says_so(client, service, monkeypatch, caplog) -> None:
+    def away(*_):
+        raise OperationalError("SELECT", {"digest": "private"}, OSError("gone"))
+
+    assert client.get("/v1/files").status_code == 200
+    monkeypatch.setattr(Database, "read", away)
+    monkeypatch.setattr(access, "_REMEMBERED_S", -1.0)
+    assert refused(client.get("/v1/files"), 503)["type"] == "server_error"
+    monkeypatch.setattr(access, "_REMEMBERED_S", 1000.0)
+    assert refused(client.get("/v1/files"), 503)
+    assert client.get("/readyz").status_code == 503
+    numbers = client.get("/metrics")
+    assert numbers.status_code == 200
+    assert "launcher_requests_total" in numbers.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_clients_send_is_in_no_message_of_the_database(service) -> None:
+    with pytest.raises(DBAPIError) as found, service.database.begin() as session:
+        session.execute(text("INSERT INTO nowhere VALUES (:it)"), {"it": "private"})
+    assert "private" not in str(found.value)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "gzip, gzip"])
