@@ -17,7 +17,7 @@ from launcher.api.failure import ApiError
 #: These read their body piece by piece, and have limits of their own.
 _STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 #: Bytes a second, once a body has had its time to begin: a trickle holds no connection for long.
-_SLOWEST = 1024.0
+SLOWEST = 1024.0
 #: More JSON is looked at in a thread, beside the requests of others.
 _LARGE = 64 << 10
 #: Objects and lists of one body, brackets in its texts included: each costs far more than a byte.
@@ -89,7 +89,7 @@ def _patient(receive: Receive, idle_s: float) -> Receive:
         nonlocal received, done
         if done:
             return await receive()
-        due_s = idle_s + received / _SLOWEST - (time.monotonic() - started)
+        due_s = idle_s + received / SLOWEST - (time.monotonic() - started)
         try:
             with anyio.fail_after(min(idle_s, due_s)):
                 message = await receive()
