@@ -7,6 +7,7 @@ import ipaddress
 import socket
 import sys
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.errors import ConfigError, ExitCode
 
@@ -44,6 +45,15 @@ def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int
 def is_loopback(listening: socket.socket) -> bool:
     """Whether only this host reaches it."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def names_loopback(host: str) -> bool:
+    """Whether a request's `Host` is an address or a name that stands for this host everywhere."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -17,6 +17,8 @@ from launcher.api.failure import ApiError
 from launcher.api.service import Service
 from launcher.api.tables import Key, Project, now
 
+#: Id of the demo key, which has no row.
+DEMO = "key_demo"
 #: A revoked key is refused after this at the latest.
 _REMEMBERED_S = 1.0
 _REMEMBERED = 10_000
@@ -43,7 +45,7 @@ class Keys:
             self._demo = digest(demo_key)
             with database.begin() as session:
                 project = find_project(session, "demo")
-                self._demo_caller = Caller(project.id, "key_demo", None)
+                self._demo_caller = Caller(project.id, DEMO, None)
 
     def remembered(self, wanted: str) -> tuple[bool, Caller | None]:
         """Whether it is known whose key has this digest, and whose; asks no database."""
@@ -136,6 +138,15 @@ def wrong_key() -> ApiError:
         "Incorrect API key provided.",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def not_here() -> ApiError:
+    """For the demo key under a name of the server that others could have."""
+    return ApiError(
+        401,
+        "The demo key is for this host only: ask for http://127.0.0.1 or http://localhost.",
+        code="invalid_api_key",
     )
 
 

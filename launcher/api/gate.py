@@ -9,7 +9,8 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher.api.access import Caller, Keys, key_of, wrong_key
+from launcher import listen
+from launcher.api.access import DEMO, Caller, Keys, key_of, not_here, wrong_key
 from launcher.api.bodies import guarded
 from launcher.api.database import AWAY
 from launcher.api.failure import ApiError, answer, not_now
@@ -59,7 +60,8 @@ class Gate:
         await self._app(scope, body, tell)
 
     async def _caller(self, scope: Scope) -> Caller:
-        wanted = key_of(Headers(scope=scope).get("authorization", ""))
+        headers = Headers(scope=scope)
+        wanted = key_of(headers.get("authorization", ""))
         is_known, found = self._keys.remembered(wanted)
         if not is_known:
             try:
@@ -69,6 +71,9 @@ class Gate:
                 raise not_now() from error
         if found is None:
             raise wrong_key()
+        # Everybody knows the demo key, and a web page may have this server's address for its own.
+        if found.key_id == DEMO and not listen.names_loopback(headers.get("host", "")):
+            raise not_here()
         return found
 
 

@@ -59,11 +59,40 @@ def test_a_key_is_kept_hashed_and_can_be_revoked(client, service) -> None:
 
 def test_a_demo_key_is_kept_nowhere(service) -> None:
     headers = {"Authorization": "Bearer sk-demo"}
-    assert TestClient(create_app(service, "sk-demo"), headers=headers).get("/v1/files").is_success
+    client = TestClient(create_app(service, "sk-demo"), "http://localhost", headers=headers)
+    assert client.get("/v1/files").is_success
     assert access.list_keys(service.database) == []
     refused(
         TestClient(create_app(service), headers=headers).get("/v1/files"), 401, "invalid_api_key"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8700", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.2:1", 200),
+        ("evil.example", 401),
+        ("localhost.evil", 401),
+        ("127.0.0.1.evil:8700", 401),
+        ("0.0.0.0", 401),  # noqa: S104
+        ("[::]", 401),
+        ("[::1", 401),
+        ("127.1", 401),
+        ("10.0.0.1", 401),
+        ("", 401),
+    ],
+)
+def test_the_demo_key_is_for_this_host(service, host, status) -> None:
+    """A page of somebody else, whose name was made to lead here, cannot use it."""
+    headers = {"Authorization": "Bearer sk-demo", "Host": host}
+    client = TestClient(create_app(service, "sk-demo"), headers=headers)
+    assert client.get("/v1/files").status_code == status
+    client.headers["Authorization"] = f"Bearer {access.create_key(service.database, 'a', 'b')}"
+    assert client.get("/v1/files").status_code == 200
 
 
 def test_keys_have_a_rate(service) -> None:
@@ -239,7 +268,8 @@ def test_what_nobody_expects_is_an_answer_and_a_traceback(service, caplog) -> No
         raise ZeroDivisionError("on purpose")
 
     app.get("/v1/broken")(broken)
-    client = TestClient(app, headers={"Authorization": "Bearer sk-demo"})
+    headers = {"Authorization": "Bearer sk-demo"}
+    client = TestClient(app, "http://127.0.0.1", headers=headers)
     answer = client.get("/v1/broken")
     error = refused(answer, 500)
     assert error["type"] == "server_error"

@@ -22,7 +22,7 @@ from support.served import served as serving
 pytestmark = pytest.mark.slow
 
 LINE = b'{"messages": []}\n'
-HEAD = f"Host: x\r\nAuthorization: Bearer {DEMO_KEY}\r\n".encode()
+HEAD = f"Host: localhost\r\nAuthorization: Bearer {DEMO_KEY}\r\n".encode()
 
 
 @pytest.fixture(scope="module")
