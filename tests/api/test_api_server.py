@@ -248,7 +248,7 @@ def test_it_stops_at_once_and_takes_its_controller_along(tmp_path: Path) -> None
     with serving(tmp_path / "home", "--log-format", "json") as server:
         with server.client() as client:
             client.get("/files")
-        server.stop()
+        assert server.stop() == 0
         lines = server.log.read_text().splitlines()
     told = [json.loads(line) for line in lines if line.startswith("{")]
     (request,) = [line for line in told if line["message"] == "request"]
