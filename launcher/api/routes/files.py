@@ -125,6 +125,7 @@ def _insert(
     if purpose == files.TRAINING:
         files.require_lines(service, lookers, content)
     assert form.filename is not None
+    service.store.prepare(content)
     with service.database.begin() as session:
         file = files.insert(
             session,
