@@ -250,7 +250,9 @@ def test_what_may_change_something_leaves_a_row(client, service, stranger) -> No
     client.post("/v1/uploads", headers={"Authorization": "Bearer wrong"})
     client.delete(f"/v1/files/{made}")
     with service.database.read() as session:
-        rows = list(session.scalars(select(Audit).order_by(Audit.number)))
+        rows = list(
+            session.scalars(select(Audit).where(Audit.key_id.is_not(None)).order_by(Audit.number))
+        )
     assert [(row.action, row.object, row.status) for row in rows] == [
         ("POST /v1/files", made, 200),
         ("DELETE /v1/files/{file_id}", made, 404),
@@ -259,6 +261,39 @@ def test_what_may_change_something_leaves_a_row(client, service, stranger) -> No
     ]
     assert rows[0].key_id == rows[3].key_id != rows[1].key_id
     assert rows[0].address == "testclient"
+
+
+def test_keys_that_come_and_go_leave_rows(service) -> None:
+    access.create_key(service.database, "a", "ours")
+    ((key, _),) = access.list_keys(service.database)
+    for _ in range(2):
+        access.revoke_key(service.database, key.id)
+    with service.database.read() as session:
+        rows = list(session.scalars(select(Audit).order_by(Audit.number)))
+    assert [row.action for row in rows] == ["keys create", "keys revoke"]
+    assert {(row.object, row.project_id) for row in rows} == {(key.id, key.project_id)}
+
+
+def test_who_has_hung_up_is_no_defect_in_the_audit(service) -> None:
+    key = access.create_key(service.database, "a", "ours")
+
+    async def ask() -> None:
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(_):
+            raise AssertionError("there is nobody to tell")
+
+        headers = [(b"authorization", f"Bearer {key}".encode()), (b"transfer-encoding", b"chunked")]
+        headers += [(b"content-type", b"multipart/form-data; boundary=b")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/files", "raw_path": b"/v1/files"}
+        scope |= {"query_string": b"", "headers": headers, "client": ("testclient", 1)}
+        await create_app(service)(scope, receive, send)
+
+    asyncio.run(ask())
+    with service.database.read() as session:
+        last = session.scalars(select(Audit).order_by(Audit.number.desc())).first()
+    assert (last.action, last.status) == ("POST /v1/files", 499)
 
 
 def test_what_nobody_expects_is_an_answer_and_a_traceback(service, caplog) -> None:
