@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
+import signal
 import socket
 import sys
+from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 from launcher.errors import ConfigError, ExitCode
 
@@ -18,6 +22,7 @@ def run(app: Any, host: str, port: int) -> int:
 
 def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int = 5) -> int:
     """Serve until Ctrl-C or SIGTERM; prints the address on stdout, where it can be reached.
+    After SIGTERM it ends with exit code 0.
 
     `http` is uvicorn's protocol class; requests have `grace_s` to end. There is no access log of
     uvicorn's: it would hold who asked what.
@@ -37,13 +42,29 @@ def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int
         server_header=False,
         timeout_graceful_shutdown=grace_s,
     )
+    with contextlib.suppress(ValueError):  # not in the main thread, as in tests
+        # uvicorn raises the signal again once all is ended well: that is no death by a signal.
+        signal.signal(signal.SIGTERM, _end)
     uvicorn.Server(config).run(sockets=[listening])
     return ExitCode.ok
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(ExitCode.ok)
 
 
 def is_loopback(listening: socket.socket) -> bool:
     """Whether only this host reaches it."""
     return ipaddress.ip_address(listening.getsockname()[0]).is_loopback
+
+
+def names_loopback(host: str) -> bool:
+    """Whether a request's `Host` is an address or a name that stands for this host everywhere."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -15,8 +15,10 @@ from sqlalchemy.orm import Session
 from launcher.api.database import Database, new_id
 from launcher.api.failure import ApiError
 from launcher.api.service import Service
-from launcher.api.tables import Key, Project, now
+from launcher.api.tables import Audit, Key, Project, now
 
+#: Id of the demo key, which has no row.
+DEMO = "key_demo"
 #: A revoked key is refused after this at the latest.
 _REMEMBERED_S = 1.0
 _REMEMBERED = 10_000
@@ -43,7 +45,7 @@ class Keys:
             self._demo = digest(demo_key)
             with database.begin() as session:
                 project = find_project(session, "demo")
-                self._demo_caller = Caller(project.id, "key_demo", None)
+                self._demo_caller = Caller(project.id, DEMO, None)
 
     def remembered(self, wanted: str) -> tuple[bool, Caller | None]:
         """Whether it is known whose key has this digest, and whose; asks no database."""
@@ -82,16 +84,15 @@ def create_key(
     """A new key for `project`, which is made if there is none; the key is returned only here."""
     key = f"sk-{secrets.token_urlsafe(32)}"
     with database.begin() as session:
-        session.add(
-            Key(
-                id=new_id("key_"),
-                project_id=find_project(session, project).id,
-                name=name,
-                digest=digest(key),
-                hint=f"{key[:5]}...{key[-4:]}",
-                requests_per_minute=requests_per_minute,
-            )
+        made = Key(
+            id=new_id("key_"),
+            project_id=find_project(session, project).id,
+            name=name,
+            digest=digest(key),
+            hint=f"{key[:5]}...{key[-4:]}",
+            requests_per_minute=requests_per_minute,
         )
+        session.add_all([made, _noted("keys create", made)])
     return key
 
 
@@ -107,9 +108,16 @@ def revoke_key(database: Database, key_id: str) -> bool:
     """Whether there was such a key; it is of no use from now on."""
     with database.begin() as session:
         key = session.get(Key, key_id)
-        if key is not None:
-            key.revoked_at = key.revoked_at or now()
+        if key is not None and key.revoked_at is None:
+            key.revoked_at = now()
+            session.add(_noted("keys revoke", key))
     return key is not None
+
+
+def _noted(action: str, key: Key) -> Audit:
+    """A row of the audit for what was done on this host, not over HTTP."""
+    project = key.project_id
+    return Audit(project_id=project, address="", action=action, object=key.id, status=200)
 
 
 def digest(key: str) -> str:
@@ -136,6 +144,15 @@ def wrong_key() -> ApiError:
         "Incorrect API key provided.",
         code="invalid_api_key",
         headers={"WWW-Authenticate": "Bearer"},
+    )
+
+
+def not_here() -> ApiError:
+    """For the demo key under a name of the server that others could have."""
+    return ApiError(
+        401,
+        "The demo key is for this host only: ask for http://127.0.0.1 or http://localhost.",
+        code="invalid_api_key",
     )
 
 

@@ -11,21 +11,22 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from launcher import __version__, registry
 from launcher.api.access import Keys
 from launcher.api.audit import Auditor
+from launcher.api.database import AWAY
 from launcher.api.document import document
 from launcher.api.edge import Edge
-from launcher.api.failure import ApiError, answer
+from launcher.api.failure import ApiError, answer, not_now
 from launcher.api.gate import Gate
 from launcher.api.intake import Workers
 from launcher.api.metrics import Metrics
 from launcher.api.service import Service
-from launcher.errors import StorageError
+from launcher.errors import LauncherError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
 ROUTES: tuple[str, ...] = (
@@ -69,8 +70,8 @@ def create_app(
     app.exception_handler(ApiError)(_answer)
     app.exception_handler(HTTPException)(_no_route)
     app.exception_handler(RequestValidationError)(_invalid)
-    app.exception_handler(StorageError)(_unavailable)
-    app.exception_handler(OperationalError)(_unavailable)
+    for kind in (LauncherError, *AWAY):
+        app.exception_handler(kind)(_unavailable)
     app.exception_handler(DataError)(_unkeepable)
     # Innermost first.
     keys = Keys(service.database, demo_key)
@@ -116,7 +117,7 @@ def _invalid(_: Request, error: Exception) -> Response:
 
 def _unavailable(request: Request, error: Exception) -> Response:
     _LOG.error("%s", error, extra={"request_id": request.state.request_id})
-    return answer(ApiError(503, "The service cannot do this at present."))
+    return answer(not_now())
 
 
 def _unkeepable(_: Request, __: Exception) -> Response:

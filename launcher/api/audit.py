@@ -7,6 +7,7 @@ import logging
 
 from anyio import to_thread
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launcher.api.database import Database
@@ -17,6 +18,8 @@ _PREFIX = "/v1/"
 #: POSTs that change nothing.
 _ANSWERING = ("/v1/chat/completions", "/v1/completions")
 _LENGTH = 200
+#: Status, in the log too, of what a client has not waited for.
+GONE = 499
 
 
 class Auditor:
@@ -37,6 +40,9 @@ class Auditor:
 
         try:
             await self._app(scope, receive, wait)
+        except ClientDisconnect:
+            await self._note(scope, GONE, "")
+            raise
         except Exception:
             await self._note(scope, 500, "")
             raise

@@ -8,6 +8,7 @@ import time
 from typing import NoReturn
 
 import anyio
+from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
@@ -16,7 +17,13 @@ from launcher.api.failure import ApiError
 #: These read their body piece by piece, and have limits of their own.
 _STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 #: Bytes a second, once a body has had its time to begin: a trickle holds no connection for long.
-_SLOWEST = 1024.0
+SLOWEST = 1024.0
+#: More JSON is looked at in a thread, beside the requests of others.
+_LARGE = 64 << 10
+#: Objects and lists of one body, brackets in its texts included: each costs far more than a byte.
+_MOST_BRACKETS = 100_000
+#: How JSON writes what cannot be kept: the character U+0000, or half a character.
+_ESCAPED = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 async def guarded(scope: Scope, receive: Receive, limit: int, idle_s: float) -> Receive:
@@ -38,19 +45,24 @@ async def guarded(scope: Scope, receive: Receive, limit: int, idle_s: float) -> 
         raise _too_large(limit)
     body = await _whole(patient, limit)
     if body and _is_json(headers.get("content-type", "application/json")):
-        check_json(body)
+        if len(body) > _LARGE:
+            await to_thread.run_sync(check_json, body)
+        else:
+            check_json(body)
     return _replayed(body, receive)
 
 
 def check_json(body: bytes) -> None:
     """Raise `ApiError` 400 unless it is JSON whose strings can be kept and sent."""
+    if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
+        raise _wrong(f"it has more than {_MOST_BRACKETS:,} objects and lists")
     try:
         value = json.loads(body.decode("utf-8"), parse_constant=_no_json)
     except RecursionError as error:
         raise _wrong("it is nested too deeply") from error
     except ValueError as error:  # also bad UTF-8, and numbers with more digits than Python reads
         raise _wrong(str(error)) from error
-    left = [value]
+    left = [value] if _ESCAPED.search(body) else []
     while left:
         item = left.pop()
         if isinstance(item, str):
@@ -77,7 +89,7 @@ def _patient(receive: Receive, idle_s: float) -> Receive:
         nonlocal received, done
         if done:
             return await receive()
-        due_s = idle_s + received / _SLOWEST - (time.monotonic() - started)
+        due_s = idle_s + received / SLOWEST - (time.monotonic() - started)
         try:
             with anyio.fail_after(min(idle_s, due_s)):
                 message = await receive()

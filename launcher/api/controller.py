@@ -1,4 +1,4 @@
-"""`python -m launcher.api.controller HOME [--every S]`: all work on jobs.
+"""`python -m launcher.api.controller HOME`: all work on jobs.
 
 Any number of them may work on one database: each job has one at a time. A controller may die at
 any moment; the next one goes on from what stands in the rows and the run folders.
@@ -152,8 +152,9 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m launcher.api.controller", description=__doc__)
     parser.add_argument("home", type=Path)
     parser.add_argument("--every", type=float, default=_EVERY_S, help="seconds between two looks")
+    parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parsed = parser.parse_args(argv)
-    logs.start("text")
+    logs.start(parsed.log_format)
     service = Service.open(parsed.home)
     # Relative paths in the site's overrides start there.
     os.chdir(service.home)

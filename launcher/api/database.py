@@ -10,14 +10,25 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from anyio import to_thread
-from sqlalchemy import Engine, create_engine, event, func, select
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+from sqlalchemy import Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import (
+    ArgumentError,
+    InterfaceError,
+    NoSuchModuleError,
+    OperationalError,
+    TimeoutError,
+)
 from sqlalchemy.orm import Session
 
 from launcher.errors import ConfigError
 
 _ALPHABET = string.ascii_letters + string.digits
 _BUSY_MS = 30_000
+#: libpq's, where the URL says nothing: a host that has vanished is given up after seconds.
+_PATIENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
+
+#: What is raised while the database cannot be asked.
+AWAY = (OperationalError, InterfaceError, TimeoutError)
 
 Answer = TypeVar("Answer")
 
@@ -80,10 +91,19 @@ def new_id(prefix: str, length: int = 24) -> str:
 
 def _engine(url: str) -> Engine:
     try:
-        # A server may have gone in the meantime, a file not.
-        ping = not url.startswith("sqlite")
-        engine = create_engine(url, pool_size=10, max_overflow=40, pool_pre_ping=ping)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        made = make_url(url)
+        is_libpq = made.get_driver_name() in ("psycopg", "psycopg2")
+        patience = {name: value for name, value in _PATIENCE.items() if name not in made.query}
+        engine = create_engine(
+            made,
+            pool_size=10,
+            max_overflow=40,
+            # A server may have gone in the meantime, a file not.
+            pool_pre_ping=made.get_backend_name() != "sqlite",
+            hide_parameters=True,  # an error goes to the log, with what clients have sent
+            connect_args=patience if is_libpq else {},
+        )
+    except (ArgumentError, NoSuchModuleError, ImportError, ValueError) as error:
         hint = "sqlite:////folder/serve.db, or postgresql+psycopg://user:password@host/name"
         raise ConfigError(f"no database: {error}", where="database", hint=hint) from error
     if engine.dialect.name == "sqlite":

@@ -9,12 +9,11 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher.api.audit import route_of
+from launcher.api.audit import GONE, route_of
 from launcher.api.failure import ApiError, answer
 from launcher.api.metrics import Metrics
 
 _LOG = logging.getLogger(__name__)
-_GONE = 499
 
 
 class Edge:
@@ -44,7 +43,7 @@ class Edge:
         try:
             await self._app(scope, receive, tell)
         except ClientDisconnect:
-            status = _GONE
+            status = GONE
         except Exception:
             _LOG.exception("unexpected error", extra={"request_id": request_id})
             if not status:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
@@ -29,8 +31,12 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
     """The run is done: its model, its result file and its last numbers, in one go."""
     attempt = run.status().attempt
     steps = _steps(run, 0)
-    organization = place.service.site.organization
-    with place.owned(job_id) as (session, job):
+    organization, store = place.service.site.organization, place.service.store
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(store.incoming())
+        table.write(records.table(steps))
+        store.prepare(table)
+        session, job = stack.enter_context(place.owned(job_id))
         if job.state.is_final:
             _release(job)
             return
@@ -38,9 +44,7 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         name = naming.final_name(job, organization)
         if last is not None:
             _add_final(session, job, name, last)
-        content = records.table(steps)
-        store = place.service.store
-        result = files.add(session, store, job.project_id, _RESULTS, files.RESULTS, content)
+        result = files.insert(session, store, table, job.project_id, _RESULTS, files.RESULTS)
         job.result_file = result.id
         job.trained_tokens = last.tokens if last else 0
         job.fine_tuned_model = name

@@ -45,6 +45,11 @@ def answer(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
+def not_now() -> ApiError:
+    """For what a full disk or a database that is away keeps from being done; the log says why."""
+    return ApiError(503, "The service cannot do this at present.")
+
+
 def missing_job(job: str) -> ApiError:
     """For an id that is no job of the client's project."""
     message = f"Could not find fine tune: {job}"

@@ -21,20 +21,6 @@ TRAINING = "fine-tune"
 _GRACE_S = 3600.0
 
 
-def add(
-    session: Session,
-    store: Store,
-    project_id: str,
-    filename: str,
-    purpose: str,
-    content: bytes,
-) -> File:
-    """A new file of what is in memory; `session` may write and commits it."""
-    with store.incoming() as incoming:
-        incoming.write(content)
-        return insert(session, store, incoming, project_id, filename, purpose)
-
-
 def insert(
     session: Session,
     store: Store,
@@ -44,7 +30,10 @@ def insert(
     purpose: str,
     expires_after_s: int | None = None,
 ) -> File:
-    """A new file of what has come in; it is there once `session` has committed it."""
+    """A new file of what has come in; it is there once `session` has committed it.
+
+    `store.prepare` comes before: a transaction that may write waits for no bucket.
+    """
     keep(session, store, content)
     born = now()
     file = File(

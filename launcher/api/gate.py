@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher.api.access import Caller, Keys, key_of, wrong_key
+from launcher import listen
+from launcher.api.access import DEMO, Caller, Keys, key_of, not_here, wrong_key
 from launcher.api.bodies import guarded
-from launcher.api.failure import ApiError, answer
+from launcher.api.database import AWAY
+from launcher.api.failure import ApiError, answer, not_now
 from launcher.api.ratelimit import RateLimits
 from launcher.api.site import Limits
 
+_LOG = logging.getLogger(__name__)
 _PREFIX = "/v1/"
 _NUL = re.compile(rb"%00|\0")
 
@@ -47,19 +51,29 @@ class Gate:
                 per_minute = caller.requests_per_minute or self._limits.requests_per_minute
                 left = self._rates.take(caller.key_id, per_minute)
             _check_url(scope)
-            body = await guarded(scope, receive, self._limits.body_bytes, self._limits.idle_s)
+            body = receive
+            if "caller" in scope["state"]:  # of a stranger nothing is read but the head
+                body = await guarded(scope, receive, self._limits.body_bytes, self._limits.idle_s)
         except ApiError as error:
             await answer(error)(scope, receive, tell)
             return
         await self._app(scope, body, tell)
 
     async def _caller(self, scope: Scope) -> Caller:
-        wanted = key_of(Headers(scope=scope).get("authorization", ""))
+        headers = Headers(scope=scope)
+        wanted = key_of(headers.get("authorization", ""))
         is_known, found = self._keys.remembered(wanted)
         if not is_known:
-            found = await to_thread.run_sync(self._keys.look_up, wanted)
+            try:
+                found = await to_thread.run_sync(self._keys.look_up, wanted)
+            except AWAY as error:
+                _LOG.error("%s", error, extra={"request_id": scope["state"]["request_id"]})
+                raise not_now() from error
         if found is None:
             raise wrong_key()
+        # Everybody knows the demo key, and a web page may have this server's address for its own.
+        if found.key_id == DEMO and not listen.names_loopback(headers.get("host", "")):
+            raise not_here()
         return found
 
 

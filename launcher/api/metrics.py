@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from sqlalchemy import func, select
 
-from launcher.api.database import Database
+from launcher.api.database import AWAY, Database
 from launcher.api.tables import Job, JobState
 
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60, 600)
@@ -59,10 +59,13 @@ class Metrics:
         return [_jobs()]
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Jobs by state."""
-        with self._database.read() as session:
-            rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
-            counts = {state: int(count) for state, count in rows}
+        """Jobs by state; nothing while the database is away, when the other numbers matter most."""
+        try:
+            with self._database.read() as session:
+                rows = session.execute(select(Job.state, func.count()).group_by(Job.state))
+                counts = {state: int(count) for state, count in rows}
+        except AWAY:
+            return
         family = _jobs()
         for state in JobState:
             family.add_metric([state.value], counts.get(state, 0))

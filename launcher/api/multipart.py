@@ -15,6 +15,7 @@ from launcher.api.failure import ApiError
 
 _FIELD_BYTES = 64 << 10
 _FIELDS = 32
+_HEADER_BYTES = 16 << 10
 _NAME_LENGTH = 255
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -70,9 +71,16 @@ class Form:
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
+        self._check_header()
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
         self._value += data[start:end]
+        self._check_header()
+
+    def _check_header(self) -> None:
+        # Not all releases of the parser have a limit.
+        if len(self._header) + len(self._value) > _HEADER_BYTES:
+            raise ApiError(400, "Invalid form: the header of a part is too long")
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":

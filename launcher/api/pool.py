@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,6 +15,8 @@ from launcher.api.talker import Line, Talker
 from launcher.jobs.start import working_folder
 from launcher.rundir import RunDir
 from launcher.runtime import environment_without_ranks
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +95,7 @@ class Pool:
                 async for line in lines:
                     yield line
         except Failed as error:
-            print(f"error: model of {source}: {error}", file=sys.stderr, flush=True)
+            _LOG.error("model of %s: %s", source, error)
             if self._places.get(source) is place:
                 self._remove(source)
             raise

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import sys
+import termios
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from launcher.api.bodies import SLOWEST
 from launcher.api.failure import ApiError
 
 
@@ -16,7 +21,8 @@ def guarded(idle_s: float) -> type[H11Protocol]:
     """The protocol class for `listen.serve`.
 
     A request's head has to be whole within `idle_s`, and so has the rest of a request that has
-    been answered already. Bodies that a route reads are watched by `bodies.guarded`.
+    been answered already. Bodies that a route reads are watched by `bodies.guarded`. Whoever takes
+    less of an answer than `SLOWEST` bytes a second, once it has to be waited for, is left.
     """
 
     class Guarded(H11Protocol):
@@ -25,6 +31,7 @@ def guarded(idle_s: float) -> type[H11Protocol]:
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
             self._deadline: asyncio.TimerHandle | None = None
+            self._reader: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -36,7 +43,16 @@ def guarded(idle_s: float) -> type[H11Protocol]:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._unwatch()
+            self._unwatch_reader()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._watch_reader()
+
+        def resume_writing(self) -> None:
+            self._unwatch_reader()
+            super().resume_writing()
 
         def send_400_response(self, msg: str) -> None:
             if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -63,4 +79,28 @@ def guarded(idle_s: float) -> type[H11Protocol]:
                 self._deadline.cancel()
                 self._deadline = None
 
+        def _watch_reader(self) -> None:
+            before = _unsent(self.transport)
+            self._reader = self.loop.call_later(idle_s, self._look_at_reader, before)
+
+        def _look_at_reader(self, before: int) -> None:
+            if before - _unsent(self.transport) < SLOWEST * idle_s:
+                self.transport.abort()
+            else:
+                self._watch_reader()
+
+        def _unwatch_reader(self) -> None:
+            if self._reader is not None:
+                self._reader.cancel()
+                self._reader = None
+
     return Guarded
+
+
+def _unsent(transport: asyncio.Transport) -> int:
+    """Bytes that the client has not got: here, and in Linux's buffer, which may hold megabytes."""
+    waiting = transport.get_write_buffer_size()
+    with contextlib.suppress(OSError):
+        found = fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4))
+        waiting += int.from_bytes(found, sys.byteorder)
+    return waiting

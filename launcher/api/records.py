@@ -23,9 +23,9 @@ class Measured:
     step: int
     time: float
     train_loss: float | None
-    train_accuracy: float | None
     tokens: int
     """Tokens trained on since the run began."""
+    train_accuracy: float | None = None
     valid_loss: float | None = None
     valid_accuracy: float | None = None
     seconds: float | None = None
@@ -129,8 +129,8 @@ def _measured(raw: dict[str, Any]) -> Measured:
         raw["step"],
         _number(raw.get("time")) or 0.0,
         _number(raw.get("loss")),
-        _number(raw.get("token_accuracy")),
         int(tokens),
+        _number(raw.get("token_accuracy")),
         seconds=_number(raw.get("step_time_s")),
     )
 

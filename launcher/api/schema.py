@@ -31,6 +31,8 @@ def upgrade(database: Database) -> None:
             _upgrade(session.connection(), scripts)
     except DBAPIError as error:
         hint = "see that it runs and that its URL in serve.yaml is right"
+        if database.is_sqlite:
+            hint = "see that the folder can be written to and has room"
         found = f"cannot be used: {error.orig}"
         raise ConfigError(found, where="database", hint=hint) from error
 

@@ -56,7 +56,7 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
     async def lifespan(_: object) -> AsyncIterator[None]:
         stopping = asyncio.Event()
         tasks = [
-            asyncio.create_task(_control(home.resolve(), stopping)),
+            asyncio.create_task(_control(home.resolve(), log_format, stopping)),
             asyncio.create_task(_tidy(service, files.expire, _EXPIRE_EVERY_S, stopping)),
             asyncio.create_task(_tidy(service, files.sweep, _SWEEP_EVERY_S, stopping)),
         ]
@@ -72,14 +72,15 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
     return listen.serve(app, listening, http=protocol, grace_s=_GRACE_S)
 
 
-async def _control(home: Path, stopping: asyncio.Event) -> None:
+async def _control(home: Path, log_format: str, stopping: asyncio.Event) -> None:
     """Keep a controller running; it ends with this process, however that ends."""
+    module = [sys.executable, "-m", "launcher.api.controller"]
     pause_s = 1.0
     while not stopping.is_set():
         born = time.monotonic()
         # From the main thread, as `end_with_parent` asks: the event loop runs in it.
         process = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-m", "launcher.api.controller", str(home)],
+            [*module, str(home), "--log-format", log_format],
             stdin=subprocess.DEVNULL,
             preexec_fn=end_with_parent(),
             start_new_session=True,  # Ctrl-C is for the server, which ends it

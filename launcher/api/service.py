@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher.api import schema, site
 from launcher.api.database import Database
 from launcher.api.store import Store
+from launcher.errors import StorageError
 
 DATABASE = "serve.db"
 
@@ -25,10 +26,17 @@ class Service:
     def open(cls, home: Path) -> Service:
         """The service of `home`, which is made if need be, its database and store ready.
 
-        Raises `ConfigError` for bad settings or a database that is no use.
+        A folder that is made is for its owner alone. Raises `ConfigError` for bad settings or a
+        database that is no use, `StorageError` where the folder cannot be.
         """
         home = home.resolve()
-        home.mkdir(parents=True, exist_ok=True)
+        try:
+            # Data and models of all projects lie there, and the database's password may.
+            home.mkdir(0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            hint = "--home with a folder that can be written to"
+            found = f"cannot be made: {error.strerror}"
+            raise StorageError(found, where=str(home), hint=hint) from error
         settled = site.read(home / site.FILE)
         settled.models = settled.models or site.DEMO
         database = Database(settled.database or f"sqlite:///{home / DATABASE}")

@@ -75,11 +75,25 @@ class Store:
             with contextlib.suppress(OSError):
                 self._files.rm_file(path)
 
+    def prepare(self, content: Incoming) -> None:
+        """What takes long of `keep`, for before the transaction in which that happens.
+
+        In a folder nothing does. A bucket knows no move: what it has then is a copy.
+        """
+        content.finish()
+        path = self._path(content.sha256)
+        with _told("cannot be kept"):
+            if not self._is_local and not self._has(path, content.bytes):
+                self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._files.cp_file(content.path, path)
+
     def keep(self, content: Incoming) -> None:
         """Put what has been written where its hash says; it can be opened from now on."""
         content.finish()
         path = self._path(content.sha256)
         with _told("cannot be kept"):
+            if not self._is_local and self._has(path, content.bytes):
+                return
             self._files.makedirs(path.rpartition("/")[0], exist_ok=True)
             self._files.mv(content.path, path)
 
@@ -118,6 +132,13 @@ class Store:
         with self.incoming() as probe:
             probe.write(b"?")
             probe.finish()
+
+    def _has(self, path: str, size: int) -> bool:
+        self._files.invalidate_cache(path)  # another server may have deleted it
+        try:
+            return bool(self._files.info(path)["size"] == size)
+        except FileNotFoundError:
+            return False
 
     def _older(self, folder: str, than_s: float) -> list[str]:
         found = []

@@ -218,7 +218,7 @@ class Audit(Base):
     project_id: Mapped[str | None]
     address: Mapped[str]
     action: Mapped[str]
-    """Method and route, e.g. POST /v1/files."""
+    """Method and route, e.g. POST /v1/files; or "keys create", "keys revoke" by the site."""
     object: Mapped[str]
     """The id that was made or changed, or empty."""
     status: Mapped[int]

@@ -66,6 +66,7 @@ def pending(session: Session, project_id: str, upload_id: str, *, alone: bool = 
 
 def add_part(service: Service, project_id: str, upload_id: str, content: Incoming) -> wire.Part:
     """A new part of what has come in."""
+    service.store.prepare(content)
     with service.database.begin() as session:
         upload = pending(session, project_id, upload_id, alone=True)
         had = select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == upload_id)
@@ -109,6 +110,7 @@ def complete(
             raise ApiError(400, f"The parts' md5 is {md5.hexdigest()}.", param="md5")
         if upload.purpose == files.TRAINING:
             files.require_lines(service, lookers, content)
+        service.store.prepare(content)
         with service.database.begin() as session:
             upload = pending(session, project_id, upload_id, alone=True)
             file = files.insert(

@@ -37,6 +37,8 @@ def keep(content: IO[bytes], path: Path, name: str, *, least: int, line_bytes: i
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # by whoever died in the midst of it
+            left.unlink(missing_ok=True)
         try:
             with open(temporary, "wb") as out:
                 count = _copy(content, out, name, line_bytes)

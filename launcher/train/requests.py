@@ -13,6 +13,8 @@ from launcher.train.replies import Ask
 Write = Callable[[dict[str, Any]], None]
 
 _SEEDS = 1 << 63
+#: Characters; a token has four in prose, and in a whole text never so many.
+_LONGEST_TOKENS = 32
 
 
 class Refused(Exception):
@@ -34,6 +36,7 @@ def asks_of(
 
     Raises `Refused` if there is no room for them or the chat template does not take the messages.
     """
+    _check_length(request, speaker.positions)
     tokens = _prompt_tokens(request, speaker)
     room = _room(tokens, request.get("max_tokens"), speaker.positions, longest)
     seed = request.get("seed")
@@ -57,6 +60,18 @@ def asks_of(
         )
 
     return [ask(index) for index in range(request.get("n", 1))]
+
+
+def _check_length(request: dict[str, Any], positions: int | None) -> None:
+    """A text that no tokenizer makes fit is not tokenised: others wait meanwhile."""
+    texts = [message.get("content") or "" for message in request.get("messages", [])]
+    length = sum(map(len, [*texts, request.get("prompt", "")]))
+    if positions is not None and length > _LONGEST_TOKENS * positions:
+        raise Refused(
+            "context_length_exceeded",
+            f"This model's maximum context length is {positions} tokens. However, you sent"
+            f" {length} characters. Please reduce the length of the messages or prompt.",
+        )
 
 
 def _prompt_tokens(request: dict[str, Any], speaker: Speaker) -> list[int]:

@@ -19,7 +19,7 @@ from launcher.api.app import create_app
 from launcher.api.database import Database
 from launcher.api.service import DATABASE, Service
 from launcher.api.tables import Base
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, StorageError
 from support.postgres import SKIP, postgres
 
 LINE = b'{"messages": []}\n'
@@ -140,6 +140,15 @@ def test_what_is_no_database_is_refused(tmp_path: Path) -> None:
         (tmp_path / site.FILE).write_text(f"database: {url}\n")
         with pytest.raises(ConfigError, match="database"):
             Service.open(tmp_path)
+
+
+def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
+    Service.open(tmp_path / "home").database.engine.dispose()
+    assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "file").touch()
+    for home in (tmp_path / "file", tmp_path / "file" / "home"):
+        with pytest.raises(StorageError, match="cannot be made"):
+            Service.open(home)
 
 
 def test_sqlite_waits_for_no_reader(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from starlette.testclient import TestClient
 
-from launcher.api import files
+from launcher.api import access, files
+from launcher.api.app import create_app
 from launcher.api.service import Service
+from launcher.api.store import Store
 
 LINE = json.dumps({"messages": [{"role": "user", "content": "Hi"}]}).encode() + b"\n"
 
@@ -211,10 +215,53 @@ def test_sweeping_removes_what_nobody_names(client, service, monkeypatch) -> Non
 def test_a_result_file_is_added_by_the_service(client, service) -> None:
     project = client.get("/v1/files")  # so that the key is known to be good
     assert project.status_code == 200
-    from launcher.api import access
-
-    with service.database.begin() as session:
+    with service.store.incoming() as content, service.database.begin() as session:
+        content.write(b"step\n")
         ours = access.find_project(session, "ours").id
-        made = files.add(session, service.store, ours, "r.csv", files.RESULTS, b"step\n")
+        made = files.insert(session, service.store, content, ours, "r.csv", files.RESULTS)
     assert client.get(f"/v1/files/{made.id}").json()["purpose"] == "fine-tune-results"
     assert client.get(f"/v1/files/{made.id}/content").content == b"step\n"
+
+
+def test_a_bucket_is_never_waited_for_by_who_may_write(tmp_path, monkeypatch) -> None:
+    """A bucket copies where a folder moves, for minutes: nobody else's change waits for that."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "serve.yaml").write_text("files: memory://bucket/launcher\n")
+    service = Service.open(home)
+    key = access.create_key(service.database, "test", "ours")
+    client = TestClient(create_app(service), headers={"Authorization": f"Bearer {key}"})
+    copied = []
+
+    def copy(store, source, target, **_) -> None:
+        with sqlite3.connect(home / "serve.db", timeout=0) as other:
+            other.execute("BEGIN IMMEDIATE")
+        other.close()
+        copied.append(target)
+        store.pipe_file(target, store.cat_file(source))
+
+    monkeypatch.setattr(MemoryFileSystem, "cp_file", copy)
+    made = [upload(client).json()["id"] for _ in range(2)]
+    assert len(copied) == 1
+    wanted = {"bytes": 9, "filename": "x", "mime_type": "x/y", "purpose": "evals"}
+    begun = client.post("/v1/uploads", json=wanted).json()["id"]
+    part = client.post(f"/v1/uploads/{begun}/parts", files={"data": b"nine byte"}).json()["id"]
+    done = client.post(f"/v1/uploads/{begun}/complete", json={"part_ids": [part]}).json()
+    assert client.get(f"/v1/files/{done['file']['id']}/content").content == b"nine byte"
+    client.delete(f"/v1/files/{made[0]}")
+    assert client.get(f"/v1/files/{made[1]}/content").content == LINE
+    client.delete(f"/v1/files/{made[1]}")
+    assert len(blobs(service)) == 1
+    assert not MemoryFileSystem().find("/bucket/launcher/incoming")
+    service.database.engine.dispose()
+
+
+def test_content_that_goes_while_it_is_prepared_is_kept_all_the_same(tmp_path) -> None:
+    store = Store("memory://bucket/race")
+    with store.incoming() as content:
+        content.write(LINE)
+        store.prepare(content)
+        store.delete(content.sha256)  # its last file was deleted just now
+        store.keep(content)
+    with store.open(content.sha256) as opened:
+        assert opened.read() == LINE

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from starlette.testclient import TestClient
 
 from launcher.api import access, logs, ratelimit
 from launcher.api.app import create_app
+from launcher.api.database import Database
 from launcher.api.failure import ApiError
 from launcher.api.service import Service
 from launcher.api.tables import Audit, Key
@@ -56,11 +59,40 @@ def test_a_key_is_kept_hashed_and_can_be_revoked(client, service) -> None:
 
 def test_a_demo_key_is_kept_nowhere(service) -> None:
     headers = {"Authorization": "Bearer sk-demo"}
-    assert TestClient(create_app(service, "sk-demo"), headers=headers).get("/v1/files").is_success
+    client = TestClient(create_app(service, "sk-demo"), "http://localhost", headers=headers)
+    assert client.get("/v1/files").is_success
     assert access.list_keys(service.database) == []
     refused(
         TestClient(create_app(service), headers=headers).get("/v1/files"), 401, "invalid_api_key"
     )
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8700", 200),
+        ("LOCALHOST", 200),
+        ("[::1]:80", 200),
+        ("127.0.0.2:1", 200),
+        ("evil.example", 401),
+        ("localhost.evil", 401),
+        ("127.0.0.1.evil:8700", 401),
+        ("0.0.0.0", 401),  # noqa: S104
+        ("[::]", 401),
+        ("[::1", 401),
+        ("127.1", 401),
+        ("10.0.0.1", 401),
+        ("", 401),
+    ],
+)
+def test_the_demo_key_is_for_this_host(service, host, status) -> None:
+    """A page of somebody else, whose name was made to lead here, cannot use it."""
+    headers = {"Authorization": "Bearer sk-demo", "Host": host}
+    client = TestClient(create_app(service, "sk-demo"), headers=headers)
+    assert client.get("/v1/files").status_code == status
+    client.headers["Authorization"] = f"Bearer {access.create_key(service.database, 'a', 'b')}"
+    assert client.get("/v1/files").status_code == 200
 
 
 def test_keys_have_a_rate(service) -> None:
@@ -131,6 +163,8 @@ def test_urls_that_are_none(client, method, path, status) -> None:
         (b'{"filename": "a\\u0000"}', "U+0000"),
         (b'{"filename": ["\\ud800"]}', "surrogate"),
         (b'{"\\udfff": 1}', "surrogate"),
+        (b'{"a": "' + b"x" * 70_000 + b'\\u0000"}', "U+0000"),
+        (b'{"a": [' + b"[]," * 100_000 + b"[]]}", "more than 100,000 objects and lists"),
     ],
 )
 def test_bodies_that_are_no_json(client, body, found) -> None:
@@ -146,6 +180,57 @@ def test_bodies_have_limits(client, service) -> None:
     refused(client.post("/v1/uploads", content=body, headers=headers), 413)
     refused(client.post("/v1/uploads", content=iter([body]), headers=headers), 413)
     refused(client.post("/v1/uploads", files={"x": body}), 413)
+
+
+def test_of_a_stranger_no_body_is_read(service) -> None:
+    pulled = []
+
+    def body():
+        for _ in range(3):
+            pulled.append(1)
+            yield b"[" * 1_000_000
+
+    async def ask(path: str) -> list[dict]:
+        pieces, sent = body(), []
+
+        async def receive():
+            return {"type": "http.request", "body": next(pieces, b""), "more_body": True}
+
+        async def send(message):
+            sent.append(message)
+
+        headers = [(b"content-type", b"application/json"), (b"transfer-encoding", b"chunked")]
+        scope = {"type": "http", "method": "POST", "path": path, "raw_path": path.encode()}
+        scope |= {"query_string": b"", "headers": headers, "client": ("testclient", 1)}
+        await create_app(service)(scope, receive, send)
+        return sent
+
+    for path, status in (("/nothing", 404), ("/healthz", 405), ("/v1/uploads", 401)):
+        assert asyncio.run(ask(path))[0]["status"] == status
+    assert not pulled
+
+
+def test_without_its_database_the_service_says_so(client, service, monkeypatch, caplog) -> None:
+    def away(*_):
+        raise OperationalError("SELECT", {"digest": "private"}, OSError("gone"))
+
+    assert client.get("/v1/files").status_code == 200
+    monkeypatch.setattr(Database, "read", away)
+    monkeypatch.setattr(access, "_REMEMBERED_S", -1.0)
+    assert refused(client.get("/v1/files"), 503)["type"] == "server_error"
+    monkeypatch.setattr(access, "_REMEMBERED_S", 1000.0)
+    assert refused(client.get("/v1/files"), 503)
+    assert client.get("/readyz").status_code == 503
+    numbers = client.get("/metrics")
+    assert numbers.status_code == 200
+    assert "launcher_requests_total" in numbers.text
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def test_what_clients_send_is_in_no_message_of_the_database(service) -> None:
+    with pytest.raises(DBAPIError) as found, service.database.begin() as session:
+        session.execute(text("INSERT INTO nowhere VALUES (:it)"), {"it": "private"})
+    assert "private" not in str(found.value)
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "gzip, gzip"])
@@ -165,7 +250,9 @@ def test_what_may_change_something_leaves_a_row(client, service, stranger) -> No
     client.post("/v1/uploads", headers={"Authorization": "Bearer wrong"})
     client.delete(f"/v1/files/{made}")
     with service.database.read() as session:
-        rows = list(session.scalars(select(Audit).order_by(Audit.number)))
+        rows = list(
+            session.scalars(select(Audit).where(Audit.key_id.is_not(None)).order_by(Audit.number))
+        )
     assert [(row.action, row.object, row.status) for row in rows] == [
         ("POST /v1/files", made, 200),
         ("DELETE /v1/files/{file_id}", made, 404),
@@ -176,6 +263,39 @@ def test_what_may_change_something_leaves_a_row(client, service, stranger) -> No
     assert rows[0].address == "testclient"
 
 
+def test_keys_that_come_and_go_leave_rows(service) -> None:
+    access.create_key(service.database, "a", "ours")
+    ((key, _),) = access.list_keys(service.database)
+    for _ in range(2):
+        access.revoke_key(service.database, key.id)
+    with service.database.read() as session:
+        rows = list(session.scalars(select(Audit).order_by(Audit.number)))
+    assert [row.action for row in rows] == ["keys create", "keys revoke"]
+    assert {(row.object, row.project_id) for row in rows} == {(key.id, key.project_id)}
+
+
+def test_who_has_hung_up_is_no_defect_in_the_audit(service) -> None:
+    key = access.create_key(service.database, "a", "ours")
+
+    async def ask() -> None:
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        async def send(_):
+            raise AssertionError("there is nobody to tell")
+
+        headers = [(b"authorization", f"Bearer {key}".encode()), (b"transfer-encoding", b"chunked")]
+        headers += [(b"content-type", b"multipart/form-data; boundary=b")]
+        scope = {"type": "http", "method": "POST", "path": "/v1/files", "raw_path": b"/v1/files"}
+        scope |= {"query_string": b"", "headers": headers, "client": ("testclient", 1)}
+        await create_app(service)(scope, receive, send)
+
+    asyncio.run(ask())
+    with service.database.read() as session:
+        last = session.scalars(select(Audit).order_by(Audit.number.desc())).first()
+    assert (last.action, last.status) == ("POST /v1/files", 499)
+
+
 def test_what_nobody_expects_is_an_answer_and_a_traceback(service, caplog) -> None:
     app = create_app(service, "sk-demo")
 
@@ -183,7 +303,8 @@ def test_what_nobody_expects_is_an_answer_and_a_traceback(service, caplog) -> No
         raise ZeroDivisionError("on purpose")
 
     app.get("/v1/broken")(broken)
-    client = TestClient(app, headers={"Authorization": "Bearer sk-demo"})
+    headers = {"Authorization": "Bearer sk-demo"}
+    client = TestClient(app, "http://127.0.0.1", headers=headers)
     answer = client.get("/v1/broken")
     error = refused(answer, 500)
     assert error["type"] == "server_error"

@@ -22,7 +22,7 @@ from support.served import served as serving
 pytestmark = pytest.mark.slow
 
 LINE = b'{"messages": []}\n'
-HEAD = f"Host: x\r\nAuthorization: Bearer {DEMO_KEY}\r\n".encode()
+HEAD = f"Host: localhost\r\nAuthorization: Bearer {DEMO_KEY}\r\n".encode()
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,33 @@ def test_a_refused_body_is_not_read_forever(impatient: Served) -> None:
     assert not list((impatient.home / "files" / "incoming").glob("*"))
 
 
+@pytest.mark.parametrize("reads", [0, 3000])
+def test_a_download_is_not_held_open_by_who_does_not_read(impatient: Served, reads: int) -> None:
+    """It is left; who reads slowly, but on, is not."""
+    with impatient.client() as client:
+        form = {"files": {"file": ("a", b"x" * 3_000_000)}, "data": {"purpose": "evals"}}
+        made = client.post("/files", **form).json()["id"]
+        held = [f"/proc/{impatient.process.pid}/fd/{n}" for n in range(64)]
+
+        def is_open() -> bool:
+            return any("/sha256/" in os.readlink(fd) for fd in held if os.path.lexists(fd))
+
+        with socket.socket() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            host, _, port = impatient.url.removeprefix("http://").partition(":")
+            connection.connect((host, int(port)))
+            connection.sendall(b"GET /v1/files/%b/content HTTP/1.1\r\n" % made.encode() + HEAD)
+            connection.sendall(b"\r\n")
+            wait_until(is_open, "the download to begin")
+            end = time.monotonic() + 5
+            while time.monotonic() < end and (reads or is_open()):
+                connection.recv(reads) if reads else None
+                time.sleep(0.2)
+            assert is_open() == bool(reads)
+        wait_until(lambda: not is_open(), "the file to be closed")
+        client.delete(f"/files/{made}")
+
+
 def test_too_large_a_file_is_refused_on_its_way(impatient: Served) -> None:
     def pieces() -> Iterator[bytes]:
         whole = form(b"x" * 20_000_000, file_first=True)
@@ -142,7 +169,7 @@ def test_too_large_a_file_is_refused_on_its_way(impatient: Served) -> None:
         answer = client.post("/files", content=pieces(), headers=kind)
         assert answer.status_code == 413
         assert client.get("/files").json()["data"] == []
-    assert not list((impatient.home / "files").rglob("*/*"))
+    assert not [path for path in (impatient.home / "files").rglob("*") if path.is_file()]
 
 
 def test_whoever_goes_leaves_nothing(served: Served) -> None:
@@ -221,7 +248,7 @@ def test_it_stops_at_once_and_takes_its_controller_along(tmp_path: Path) -> None
     with serving(tmp_path / "home", "--log-format", "json") as server:
         with server.client() as client:
             client.get("/files")
-        server.stop()
+        assert server.stop() == 0
         lines = server.log.read_text().splitlines()
     told = [json.loads(line) for line in lines if line.startswith("{")]
     (request,) = [line for line in told if line["message"] == "request"]

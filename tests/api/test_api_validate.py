@@ -81,7 +81,10 @@ def keep(content: bytes, path: Path, least: int = 10, line_bytes: int = 1 << 20)
 def test_what_is_good_is_kept_line_by_line(tmp_path):
     lines = [line(USER, {**ANSWER, "content": f"Because {n}."}) for n in range(12)]
     content = b"\xef\xbb\xbf" + b"\r\n\n".join(lines)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".t.jsonl.1.tmp").write_bytes(b"of one that was killed")
     assert keep(content, tmp_path / "a" / "t.jsonl") == 12
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["t.jsonl"]
     assert (tmp_path / "a" / "t.jsonl").read_bytes().split(b"\n") == [*lines, b""]
 
 

@@ -145,6 +145,12 @@ def test_an_answer_ends_before_a_stop_string(speaker: Speaker) -> None:
     [
         ({"messages": HELLO, "max_tokens": 300}, "context_length_exceeded", "256 tokens. However"),
         ({"prompt": "apples " * 300}, "context_length_exceeded", "Please reduce"),
+        ({"prompt": "apples " * 2000}, "context_length_exceeded", "you sent 14000 characters"),
+        (
+            {"messages": [*HELLO, {"role": "user", "content": "a" * 9000}]},
+            "context_length_exceeded",
+            "you sent 9016 characters",
+        ),
         ({"messages": [{"role": "user"}]}, "invalid_messages", "chat template"),
     ],
 )

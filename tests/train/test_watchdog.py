@@ -252,7 +252,9 @@ def test_a_long_phase_with_signs_of_life_is_no_hang(start):
 @pytest.mark.slow
 def test_ranks_that_wait_for_one_that_saves_are_no_hang(start):
     workers = start(
-        '{"timeout": 3, "save": 60}', ("work=0.3", "save=7"), ("work=0.3", "wait=7", "work=0.1")
+        '{"timeout": 3, "save": 60}',
+        ("work=0.3", "save=7", "work=10"),  # for as long as the other may have begun later
+        ("work=0.3", "wait=7", "work=0.1"),
     )
     assert workers.end() == [0, 0]
 

@@ -1,7 +1,6 @@
 """/v1/files."""
 
 # Annotations are not postponed here: FastAPI reads them.
-from collections.abc import Iterator
 from typing import IO, Annotated, Literal
 from urllib.parse import quote
 
@@ -9,6 +8,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from launcher.api import files, wire
 from launcher.api.access import Asking, Caller, Served
@@ -107,10 +107,7 @@ def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
         "X-Content-Type-Options": "nosniff",
     }
-    opened = service.store.open(file.sha256)
-    return StreamingResponse(
-        _pieces(opened), headers=headers, media_type="application/octet-stream"
-    )
+    return _Content(service.store.open(file.sha256), headers)
 
 
 @router.delete("/{file_id}")
@@ -128,6 +125,7 @@ def _insert(
     if purpose == files.TRAINING:
         files.require_lines(service, lookers, content)
     assert form.filename is not None
+    service.store.prepare(content)
     with service.database.begin() as session:
         file = files.insert(
             session,
@@ -154,7 +152,16 @@ def _expires_after_s(form: Form) -> int | None:
         raise ApiError(400, f"{first['msg']} - '{name}'", param=name) from error
 
 
-def _pieces(opened: IO[bytes]) -> Iterator[bytes]:
-    with opened:
-        while piece := opened.read(_PIECE):
-            yield piece
+class _Content(StreamingResponse):
+    """The bytes of an open file, which is closed however the answer ends."""
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, opened: IO[bytes], headers: dict[str, str]) -> None:
+        super().__init__(iter(lambda: opened.read(_PIECE), b""), headers=headers)
+        self._opened = opened
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send them."""
+        with self._opened:  # a generator's own would wait for the garbage collector
+            await super().__call__(scope, receive, send)
