@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -23,6 +23,10 @@ MIN_DIFFERING = 6
 CHUNK = 1_000_000
 
 
+def nothing() -> None:
+    """For whoever does not want to know that work goes on."""
+
+
 class Verdict(Enum):
     """What the data says about the tuned model."""
 
@@ -37,6 +41,7 @@ def compare(
     metrics: Sequence[Metric[Any]],
     seed: int = 0,
     resamples: int = RESAMPLES,
+    alive: Callable[[], object] = nothing,
 ) -> dict[str, Any]:
     """Compare `tuned` with `base`, metric by metric, by a paired bootstrap over records.
 
@@ -47,8 +52,9 @@ def compare(
     None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs;
     `notes` are sentences on both; numbers that are not finite are None. Raises `DataError` if the
     two models were not scored on the same records and the same target tokens or references.
+    `alive` is called every now and then, as resampling many records takes minutes.
     """
-    rows = measure(base, tuned, metrics, seed, resamples)
+    rows = measure(base, tuned, metrics, seed, resamples, alive)
     judge(list(rows.values()))
     notes = [note for metric in metrics for note in metric.notes()]
     return {
@@ -71,7 +77,12 @@ def _cut(base: Results, tuned: Results) -> list[str]:
 
 
 def measure(
-    base: Results, tuned: Results, metrics: Sequence[Metric[Any]], seed: int, resamples: int
+    base: Results,
+    tuned: Results,
+    metrics: Sequence[Metric[Any]],
+    seed: int,
+    resamples: int,
+    alive: Callable[[], object] = nothing,
 ) -> dict[str, dict[str, Any]]:
     """The rows of `compare` without what depends on how many comparisons are made."""
     found: dict[str, dict[str, Any]] = {}
@@ -79,7 +90,7 @@ def measure(
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
-            found.update(_compare_pass(a, b, chosen, seed, resamples))
+            found.update(_compare_pass(a, b, chosen, seed, resamples, alive))
     return {metric.name: found[metric.name] for metric in metrics if metric.name in found}
 
 
@@ -133,11 +144,12 @@ def _compare_pass(
     metrics: Sequence[Metric[Any]],
     seed: int,
     resamples: int,
+    alive: Callable[[], object],
 ) -> dict[str, dict[str, Any]]:
     """Compare metrics of one pass; all of them see the same resampled records."""
     pairs = [metric.paired(base, tuned) for metric in metrics]
     columns = np.concatenate([side for pair in pairs for side in pair], axis=1)
-    sums = resampled_sums(columns, seed, resamples)
+    sums = resampled_sums(columns, seed, resamples, alive)
     rows, first = {}, 0
     for metric, (one, other) in zip(metrics, pairs, strict=True):
         middle, last = first + one.shape[1], first + one.shape[1] + other.shape[1]
@@ -148,13 +160,16 @@ def _compare_pass(
     return rows
 
 
-def resampled_sums(columns: Floats, seed: int, resamples: int) -> Floats:
+def resampled_sums(
+    columns: Floats, seed: int, resamples: int, alive: Callable[[], object] = nothing
+) -> Floats:
     """Column sums [resamples, K] of `columns` [records, K], records drawn with replacement."""
     num_records = len(columns)
     rng = np.random.default_rng(seed)
     sums = np.empty((resamples, columns.shape[1]))
     chunk = max(1, CHUNK // num_records)
     for start in range(0, resamples, chunk):
+        alive()
         size = min(chunk, resamples - start)
         drawn = rng.integers(0, num_records, (size, num_records))
         drawn += np.arange(size)[:, None] * num_records

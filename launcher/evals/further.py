@@ -5,7 +5,7 @@ Nothing here enters the verdict on the held-out records.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def compare_further(
     metrics: Sequence[Metric[Any]],
     seed: int = 0,
     resamples: int = compare.RESAMPLES,
+    alive: Callable[[], object] = compare.nothing,
 ) -> dict[str, Any]:
     """`further`: set -> comparison as of `compare.compare`, of the sets that both models have.
 
@@ -37,15 +38,22 @@ def compare_further(
     shared = [name for name in base.further if name in tuned.further and name != TRAIN]
     return {
         "further": {
-            name: compare.compare(base.further[name], tuned.further[name], metrics, seed, resamples)
+            name: compare.compare(
+                base.further[name], tuned.further[name], metrics, seed, resamples, alive
+            )
             for name in shared
         },
-        "gap": compare_gap(base, tuned, metrics, seed, resamples),
+        "gap": compare_gap(base, tuned, metrics, seed, resamples, alive),
     }
 
 
 def compare_gap(
-    base: Results, tuned: Results, metrics: Sequence[Metric[Any]], seed: int, resamples: int
+    base: Results,
+    tuned: Results,
+    metrics: Sequence[Metric[Any]],
+    seed: int,
+    resamples: int,
+    alive: Callable[[], object] = compare.nothing,
 ) -> dict[str, Any] | None:
     """How far held-out loss lies above the loss on training records, in nats, and its growth.
 
@@ -59,8 +67,8 @@ def compare_gap(
     ids = [[record.id for record in losses] for losses in seen]
     if loss is None or ids[0] != ids[1] or min(len(ids[0]), len(base.losses)) < MIN_RECORDS:
         return None
-    trained = _draws(loss, seen, seed + 1, resamples)
-    gaps = _draws(loss, [base.losses, tuned.losses], seed, resamples) - trained
+    trained = _draws(loss, seen, seed + 1, resamples, alive)
+    gaps = _draws(loss, [base.losses, tuned.losses], seed, resamples, alive) - trained
     if not np.isfinite(gaps).all():
         return None
     growth = gaps[:, 1] - gaps[:, 0]
@@ -76,9 +84,15 @@ def compare_gap(
     }
 
 
-def _draws(loss: Loss, sides: Sequence[Sequence[LossRecord]], seed: int, resamples: int) -> Floats:
+def _draws(
+    loss: Loss,
+    sides: Sequence[Sequence[LossRecord]],
+    seed: int,
+    resamples: int,
+    alive: Callable[[], object],
+) -> Floats:
     """Losses of both models, [1 + resamples, 2]: over the records as they are, then resampled."""
     columns = np.concatenate([loss.statistics(side) for side in sides], axis=1)
-    drawn = compare.resampled_sums(columns, seed, resamples)
+    drawn = compare.resampled_sums(columns, seed, resamples, alive)
     sums = np.concatenate([columns.sum(0, keepdims=True), drawn])
     return np.stack([loss.scores(sums[:, :2]), loss.scores(sums[:, 2:])], axis=1)

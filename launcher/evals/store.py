@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.evals.compare import RESAMPLES, compare
+from launcher.evals.compare import RESAMPLES, compare, nothing
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.further import compare_further
 from launcher.evals.judge import Judge
@@ -131,17 +131,19 @@ def write_comparison(
     resamples: int = RESAMPLES,
     notes: Sequence[str] = (),
     lines: Sequence[Mapping[str, Any]] | None = None,
+    alive: Callable[[], object] = nothing,
     **about: Any,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
     `notes` are put to its own, `about` beside it as it is; `lines` stand for those of
-    `predictions`.
+    `predictions`, and `alive` is called every now and then.
     """
-    comparison = compare(base, tuned, metrics, seed, resamples) | about
+    chance = seed, resamples, alive
+    comparison = compare(base, tuned, metrics, *chance) | about
     comparison["notes"] += notes
-    comparison["slices"] = compare_slices(base, tuned, metrics, groups, seed, resamples)
-    comparison |= compare_further(base, tuned, metrics, seed, resamples)
+    comparison["slices"] = compare_slices(base, tuned, metrics, groups, *chance)
+    comparison |= compare_further(base, tuned, metrics, *chance)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)
     return comparison

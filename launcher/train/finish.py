@@ -108,9 +108,9 @@ def _compare(
         lines = class_report.answers(
             base, results, evaluator.classes, evaluator.cache.where, evaluator.text
         )
-    sides = base, results
+    more = {"notes": notes, "lines": lines, "alive": heart.again, **about}
     comparison = store.write_comparison(
-        run, *sides, metrics, parts, seed=config.seed, notes=notes, lines=lines, **about
+        run, base, results, metrics, parts, seed=config.seed, **more
     )
     beyond = summary.beyond(comparison)
     say("\n".join([compare.table(comparison), *comparison["notes"], *beyond]))

@@ -169,7 +169,9 @@ def test_resampling_in_chunks_draws_what_one_go_draws(monkeypatch):
     whole = compare(base, tuned, LOSS, 1, 300)
     assert CHUNK > 50 * 300
     monkeypatch.setattr("launcher.evals.compare.CHUNK", 50 * 7)
-    assert compare(base, tuned, LOSS, 1, 300) == whole
+    signs: list[None] = []
+    assert compare(base, tuned, LOSS, 1, 300, lambda: signs.append(None)) == whole
+    assert len(signs) == -(-300 // 7)
 
 
 def test_different_records_are_refused_with_examples():

@@ -156,7 +156,7 @@ def test_slow_rank_is_reported_with_its_host(here):
 
 
 def test_an_evaluation_longer_than_its_limit_is_no_hang(here, undisturbed):
-    """Each batch is a sign of life."""
+    """Each batch is a sign of life, and so are the parts of the comparison at the end."""
     words = ("eval=default", "eval.batch_tokens=1", "batch.sequences=2", "train.steps=2")
     share = ("data.validation_share=0.5", "launch.processes=2", "watchdog.eval=2")
     here.write_data(project.conversations(4000))
