@@ -121,10 +121,11 @@ def _fault_of_record(record: Mapping[str, Any]) -> str:
         return "has no message from the assistant."
     if all(message.get("weight") == 0 for message in answers):
         return "has weight 0 on every message from the assistant: nothing can be learned."
-    tools = record.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(map(_is_object, tools))):
-        return 'has "tools" that are no list of objects.'
-    if not isinstance(record.get("parallel_tool_calls", False), bool):
+    for name in ("tools", "functions"):
+        tools = record.get(name)
+        if tools is not None and not (isinstance(tools, list) and all(map(_is_object, tools))):
+            return f'has "{name}" that are no list of objects.'
+    if not isinstance(record.get("parallel_tool_calls"), bool | None):
         return 'has "parallel_tool_calls" that is neither true nor false.'
     return ""
 
@@ -133,14 +134,17 @@ def _fault_of_message(message: Any) -> str:
     if not _is_object(message):
         return "it is not an object."
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
+    if calls is None and (call := message.get("function_call")) is not None:
+        calls = [{"function": call}]
     if role not in _ROLES:
         return f'its "role" is not one of {", ".join(_ROLES)}.'
-    if not isinstance(message.get("name", ""), str):
+    if not isinstance(message.get("name", ""), str | None):
         return 'its "name" is not text.'
-    if "weight" in message:
-        weight = message["weight"]
-        if role != "assistant" or weight not in (0, 1) or isinstance(weight, bool):
-            return 'a "weight" is 0 or 1, and only for the assistant.'
+    # In files that were made from tables, null stands for what is not there.
+    weight = message.get("weight")
+    is_right = role == "assistant" and weight in (0, 1) and not isinstance(weight, bool)
+    if weight is not None and not is_right:
+        return 'a "weight" is 0 or 1, and only for the assistant.'
     if calls is not None:
         if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
             return 'its "tool_calls" are no list of calls of functions by the assistant.'

@@ -34,6 +34,14 @@ def line(*messages: object, **beside: object) -> bytes:
         line(USER, {"role": "assistant", "tool_calls": [CALL]}, tools=[{"type": "function"}]),
         line({**USER, "name": "Ann"}, ANSWER, parallel_tool_calls=False),
         line({"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER),
+        line({**USER, "name": None, "weight": None}, {**ANSWER, "weight": None}),
+        line(
+            USER,
+            {"role": "assistant", "content": None, "function_call": CALL["function"]},
+            {"role": "function", "name": "f", "content": "7"},
+            ANSWER,
+            functions=[{"name": "f", "parameters": {}}],
+        ),
     ],
 )
 def test_lines_as_openai_writes_them_are_good(good):
@@ -64,6 +72,8 @@ def test_lines_as_openai_writes_them_are_good(good):
         (line(USER, {"role": "assistant"}), "content"),
         (line(USER, {"role": "assistant", "content": 7}), "content"),
         (line(USER, {"role": "assistant", "tool_calls": [{}]}), "tool_calls"),
+        (line(USER, {"role": "assistant", "function_call": {}}), "tool_calls"),
+        (line(USER, ANSWER, functions={}), "functions"),
         (line({**USER, "name": 7}, ANSWER), "name"),
         (line(USER, ANSWER, tools={}), "tools"),
         (line(USER, ANSWER, parallel_tool_calls="no"), "parallel_tool_calls"),

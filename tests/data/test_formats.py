@@ -24,6 +24,24 @@ def test_chat_keeps_messages_and_tools() -> None:
     )
 
 
+def test_older_function_calls_are_tool_calls() -> None:
+    call = {"name": "add", "arguments": '{"a": 1}'}
+    asked = {"role": "assistant", "content": None, "function_call": call}
+    answered = {"role": "function", "name": "add", "content": "1"}
+    functions = [{"name": "add", "parameters": {}}]
+    record = {"messages": [USER, asked, answered, ASSISTANT], "functions": functions}
+    read = ChatFormat().read(record)
+    assert read.tools == [{"type": "function", "function": functions[0]}]
+    function = {"name": "add", "arguments": {"a": 1}}
+    assert read.messages[1:3] == [
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "tool", "name": "add", "content": "1"},
+    ]
+    newer = [USER, {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}]
+    newer += [{"role": "tool", "name": "add", "content": "1"}, ASSISTANT]
+    assert ChatFormat().read({"messages": newer, "tools": read.tools}) == read
+
+
 def test_chat_parses_arguments_of_tool_calls_and_drops_nulls() -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call], "name": None}

@@ -10,7 +10,10 @@ from launcher.data.formats.base import BadRecord, Chat, kind
 
 
 class ChatFormat:
-    """OpenAI's chat layout: tools, tool calls and a per-message "weight" of 0 or 1 included."""
+    """OpenAI's chat layout: tools, tool calls and a per-message "weight" of 0 or 1 included.
+
+    Its older layout of calls (`functions`, `function_call`, role `function`) is read as the same.
+    """
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Whether there is a list of messages."""
@@ -25,7 +28,10 @@ class ChatFormat:
                 hint="put records of another format into a file of their own, or map the column "
                 "with data.columns.messages=COLUMN",
             )
-        return conversation(record["messages"], record.get("tools"))
+        tools, functions = record.get("tools"), record.get("functions")
+        if tools is None and isinstance(functions, list):
+            tools = [{"type": "function", "function": function} for function in functions]
+        return conversation(record["messages"], tools)
 
 
 def conversation(raw: Any, tools: Any) -> Chat:
@@ -59,6 +65,9 @@ def read_messages(raw: Any, field: str) -> list[dict[str, Any]]:
 def _message(raw: Any, number: int) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise BadRecord(f"message {number} is {kind(raw)}, not an object")
+    if (call := raw.get("function_call")) is not None and raw.get("tool_calls") is None:
+        raw = {key: value for key, value in raw.items() if key != "function_call"}
+        raw["tool_calls"] = [{"type": "function", "function": call}]
     role, content, calls = raw.get("role"), raw.get("content"), raw.get("tool_calls")
     if not isinstance(role, str):
         hint = "from/value is ShareGPT's: data=sharegpt" if "from" in raw else ""
@@ -81,6 +90,8 @@ def _message(raw: Any, number: int) -> dict[str, Any]:
         raise BadRecord(f"the tool_calls of message {number} are {kind(calls)}, not a list")
     # Absent and null mean the same to people, not to templates.
     message = {key: value for key, value in raw.items() if value is not None and key != "weight"}
+    if role == "function":
+        message["role"] = "tool"
     if isinstance(content, list):
         message["content"] = "".join(_text_part(part, number) for part in content)
     if calls:
