@@ -3,6 +3,8 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+# On all cores, where pip would use one. Some packages hold files that are no Python: no error.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # Quick tests: no processes, no GPU, no browser, no cluster.
 UNIT := not slow and not gpu and not browser and not cluster
 
@@ -51,12 +53,14 @@ clean:  ## Remove .venv, builds and caches; runs/ stays
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install --no-compile -c constraints.txt -e .
+	@$(COMPILE)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
+	@$(PIP) install --no-compile -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
+	@$(COMPILE)
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

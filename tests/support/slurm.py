@@ -34,6 +34,8 @@ _CONF = """\
 ClusterName=launcher-test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ports[0]}
+# The ranks' port follows from it: clusters at the same time must not have the same jobs.
+FirstJobId={first_job}
 AuthType=auth/munge
 # cred_expire is also how long a requeued job is held back; the default is two minutes.
 AuthInfo=socket={folder}/munge.sock,cred_expire=5
@@ -171,7 +173,9 @@ def cluster(folder: Path) -> Iterator[Cluster | None]:
 def _own(folder: Path) -> Iterator[Cluster]:
     host = socket.gethostname().partition(".")[0]
     (folder / "state").mkdir()
-    text = _CONF.format(host=host, folder=folder, ports=_free_ports(3), node=_NODE)
+    ports = _free_ports(3)
+    first_job = 1 + ports[0] % 9000
+    text = _CONF.format(host=host, folder=folder, ports=ports, first_job=first_job, node=_NODE)
     (folder / "slurm.conf").write_text(text)
     for number in range(2):  # of a GPU, Slurm only wants a file with a number
         (folder / f"gpu{number}").touch()
