@@ -3,8 +3,6 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-# On all cores, where pip would use one. Some packages hold files that are no Python: no error.
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 # Quick tests: no processes, no GPU, no browser, no cluster.
 UNIT := not slow and not gpu and not browser and not cluster
 
@@ -53,14 +51,12 @@ clean:  ## Remove .venv, builds and caches; runs/ stays
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes the first time ..."
-	@$(PIP) install --no-compile -c constraints.txt -e .
-	@$(COMPILE)
+	@$(PIP) install -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
-	@$(PIP) install --no-compile -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
-	@$(COMPILE)
+	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:
