@@ -90,9 +90,9 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
 
 def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     """Write new steps and checkpoints; nothing is written where nothing is new."""
-    every, total = _lengths(job, run)
     saved = _saved(run)  # before the metrics: they are written before a checkpoint is
-    attempt = run.status().attempt
+    status = run.status()
+    attempt, (every, total) = status.attempt, _lengths(job, status)
     position = ending.unread(job, attempt)
 
     def evaluates(step: int) -> bool:
@@ -121,14 +121,14 @@ def _steadied(known: int | None, found: int | None) -> int | None:
     return round(known + _NEWEST * (found - known))
 
 
-def _lengths(job: Job, run: RunDir) -> tuple[int, int]:
+def _lengths(job: Job, status: Status) -> tuple[int, int]:
     """Steps of an epoch, and of the job: fewer where the run has dropped examples.
 
     Those are dropped of which nothing is left to learn once they are cut.
     """
     used, examples = job.hyperparameters, job.cursor["examples"]
     batch = used["batch_size"]
-    total = run.status().steps or math.ceil(used["n_epochs"] * examples / batch)
+    total = status.steps or math.ceil(used["n_epochs"] * examples / batch)
     return math.ceil(examples / batch), total
 
 

@@ -46,7 +46,6 @@ class _Request:
     smoothing: float
     score: bool
     weights: Tensor | None = None
-    counts: bool = False
     result: Tensor | None = None
     losses: Tensor | None = None
     correct: Tensor | None = None
@@ -75,9 +74,7 @@ class TargetHead:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
         if self.head is not None:
-            request = _Request(
-                row.targets, smoothing, score=False, weights=row.weights, counts=self._counts_hits
-            )
+            request = _Request(row.targets, smoothing, score=False, weights=row.weights)
             logits = self._call(caller, row, request)
             if _is_same(logits, request.result):
                 self.hits = request.correct
@@ -132,7 +129,7 @@ class TargetHead:
         else:
             request.result, request.correct = _HeadLoss.apply(
                 *(flat, head.weight, head.bias, request.targets),
-                *(request.smoothing, request.weights, request.counts),
+                *(request.smoothing, request.weights, self._counts_hits),
             )
         return request.result
 

@@ -108,9 +108,13 @@ def _compare(
         lines = class_report.answers(
             base, results, evaluator.classes, evaluator.cache.where, evaluator.text
         )
-    more = {"notes": notes, "lines": lines, "alive": heart.again, **about}
     comparison = store.write_comparison(
-        run, base, results, metrics, parts, seed=config.seed, **more
+        *(run, base, results, metrics, parts),
+        seed=config.seed,
+        notes=notes,
+        lines=lines,
+        alive=heart.again,
+        **about,
     )
     beyond = summary.beyond(comparison)
     say("\n".join([compare.table(comparison), *comparison["notes"], *beyond]))
