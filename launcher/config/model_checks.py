@@ -10,8 +10,6 @@ from launcher.config.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
 from launcher.errors import Problem
 
-#: attention implementations that keep packed documents apart.
-ISOLATING = (Attention.auto, Attention.varlen, Attention.flash, Attention.document)
 #: attention kernels that exist on CUDA only, and for 16-bit numbers only.
 CUDA_ONLY = (Attention.varlen, Attention.flash)
 COMPILERS = ("c++", "g++", "clang++")
@@ -77,11 +75,6 @@ def _tiny(config: Config) -> Iterator[Problem]:
 
 def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:
     attention = config.model.attention
-    if config.data.packing and attention not in ISOLATING:
-        hint = (
-            "packed documents would see each other: use model.attention=auto, or data.packing=false"
-        )
-        yield Problem("model.attention", f"{attention.name} with data.packing=true", hint)
     if attention in CUDA_ONLY:
         if not has_gpu:
             hint = "use model.attention=auto (per-document SDPA on CPU)"

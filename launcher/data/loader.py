@@ -92,6 +92,54 @@ def make_row(
     )
 
 
+def rectangles(row: Row) -> list[Row]:
+    """The documents of `row` by length, in rows that hold no more tokens than it even when each
+    document is padded to the longest: so a long one does not have many padded to its length."""
+    lengths = row.document_starts.diff().tolist()
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= len(row.input_ids):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [_documents(row, group) for group in groups]
+
+
+def without_targets(row: Row) -> Row:
+    """`row`, of which nothing is learned."""
+    none = row.target_index.new_empty(0)
+    weights = None if row.weights is None else row.weights[none]
+    return replace(row, target_index=none, targets=row.targets[none], weights=weights)
+
+
+def _documents(row: Row, chosen: list[int]) -> Row:
+    """These documents of `row`, in this order."""
+    starts = row.document_starts.tolist()
+    spans = [(starts[i], starts[i + 1]) for i in chosen]
+    lengths = [end - start for start, end in spans]
+    begins = np.cumsum([0, *lengths], dtype=np.int32)
+    learned = [
+        ((row.target_index >= start) & (row.target_index < end)).nonzero().flatten()
+        for start, end in spans
+    ]
+    own = torch.cat(learned)
+    moved = [
+        row.target_index[index] - start + int(begin)
+        for index, (start, _), begin in zip(learned, spans, begins[:-1], strict=True)
+    ]
+    return Row(
+        input_ids=torch.cat([row.input_ids[start:end] for start, end in spans]),
+        position_ids=torch.cat([row.position_ids[start:end] for start, end in spans]),
+        document_starts=torch.from_numpy(begins),
+        target_index=torch.cat(moved),
+        targets=row.targets[own],
+        longest=max(lengths),
+        records=[row.records[i] for i in chosen],
+        packs=row.packs,
+        weights=None if row.weights is None else row.weights[own],
+    )
+
+
 class Loader:
     """Cuts the global batch of a step into this rank's micro-batches, purely by the step's number.
 

@@ -15,35 +15,39 @@ from torch.nn import functional
 
 from launcher.config.classes import OUT_OF_SCOPE, Classes
 from launcher.errors import ConfigError
-from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
+from launcher.model import attention
 from launcher.model.classifier import reads_last_token
-from launcher.model.head import Row, TargetHead, packed_inputs, padded_inputs
+from launcher.model.head import Inputs, Row, TargetHead, packed_inputs, padded_inputs
 
 
 class ClassHead:
     """Computes losses of the classifier `model`, a transformers or peft model.
 
-    `attention` is the plan's name for its attention; `caller` is what to call for a forward (the
-    DeepSpeed engine while training). Raises `ConfigError` for attention that the model cannot have.
+    `caller` is what to call for a forward (the DeepSpeed engine while training). Raises
+    `ConfigError` for attention that the model cannot have.
     """
 
     hits: Tensor | None = None
     """There are no target tokens to count, as `TargetHead.hits` does."""
 
-    def __init__(self, model: Any, attention: str, classes: Classes) -> None:
+    def __init__(self, model: Any, classes: Classes) -> None:
         self._multi = classes.multi_label
         self._weights = torch.tensor(classes.weights) if classes.weights else None
         self._ends: Tensor | None = None
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        isolates = IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN, "flash_attention_2")
-        self.packs = isolates and reads_last_token(model)
-        if self.packs:
+        implementation = inner.config._attn_implementation
+        self.isolates = attention.isolates(inner) and reads_last_token(model)
+        """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
+        self.layout = ""
+        """How documents are kept apart, as `launcher.train.isolation` has found out."""
+        self.inputs = Inputs(model)
+        if self.isolates:
             self._model, self._own_forward = inner, inner.forward
             inner.forward = self._forward
-        elif IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN):
+        elif implementation in (attention.DOCUMENT, attention.VARLEN):
             raise ConfigError(
                 f"{type(inner).__name__} reads texts in both directions, or pools them otherwise"
-                f" than by their last token: model.attention={attention} is not for it",
+                f" than by their last token: {implementation} is not for it",
                 where="model.attention",
                 hint="set model.attention=sdpa data.packing=false",
             )
@@ -75,13 +79,16 @@ class ClassHead:
 
     def _logits(self, caller: Any, row: Row) -> Tensor:
         """fp32 [documents, classes]."""
-        if not self.packs:
-            logits: Tensor = caller(**padded_inputs(row, self._padding)).logits
+        if not self.isolates:
+            padded = self.inputs.accepted(padded_inputs(row, self._padding))
+            with attention.packed_row(None):
+                logits: Tensor = caller(**padded).logits
             return logits.float()
         self._ends = self._last_tokens(row)
         try:
-            with packed_row():
-                logits = caller(**packed_inputs(row), use_cache=False).logits
+            with attention.packed_row(row.document_starts):
+                own = self.inputs.accepted({**packed_inputs(row), "use_cache": False})
+                logits = caller(**own).logits
         finally:
             self._ends = None
         return logits.float()
@@ -107,9 +114,9 @@ class ClassHead:
 
 
 def make_head(
-    model: Any, attention: str, classes: Classes | None, *, counts_hits: bool = False
+    model: Any, classes: Classes | None, *, counts_hits: bool = False
 ) -> TargetHead | ClassHead:
     """What computes the losses of `model`: of a classifier with `classes`, or of its tokens."""
     if classes is not None:
-        return ClassHead(model, attention, classes)
-    return TargetHead(model, attention, counts_hits=counts_hits)
+        return ClassHead(model, classes)
+    return TargetHead(model, counts_hits=counts_hits)

@@ -13,6 +13,7 @@ themselves, at target positions, with the cross entropy in chunks.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from launcher.model.attention import DOCUMENT, IMPLEMENTATIONS, VARLEN, packed_row
+from launcher.model import attention
 
 #: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -43,6 +44,7 @@ class _Request:
     """What the patched head computes on its next call, and what came of it."""
 
     targets: Tensor
+    keep: Tensor
     smoothing: float
     score: bool
     weights: Tensor | None = None
@@ -54,16 +56,20 @@ class _Request:
 class TargetHead:
     """Computes losses of `model` at target positions.
 
-    `model` is the bare transformers or peft model, `attention` the plan's name for its attention;
-    `caller` is what to call for a forward (the DeepSpeed engine while training). With
-    `counts_hits`, `loss` also counts the targets that are the model's first choice.
+    `model` is the bare transformers or peft model; `caller` is what to call for a forward (the
+    DeepSpeed engine while training). With `counts_hits`, `loss` also counts the targets that are
+    the model's first choice.
     """
 
-    def __init__(self, model: nn.Module, attention: str, *, counts_hits: bool = False) -> None:
+    def __init__(self, model: nn.Module, *, counts_hits: bool = False) -> None:
         self._counts_hits = counts_hits
         self.hits: Tensor | None = None
         """Targets of the last `loss` that are the model's first choice: int64 scalar."""
-        self.isolates = IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN, "flash_attention_2")
+        self.isolates = attention.isolates(model)
+        """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
+        self.layout = ""
+        """How documents are kept apart, as `launcher.train.isolation` has found out."""
+        self.inputs = Inputs(model)
         self._request: _Request | None = None
         self.head = _plain_head(model)
         if self.head is not None:
@@ -74,14 +80,13 @@ class TargetHead:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
         if self.head is not None:
-            request = _Request(row.targets, smoothing, score=False, weights=row.weights)
-            logits = self._call(caller, row, request)
+            logits, request = self._call(caller, row, smoothing, score=False)
             if _is_same(logits, request.result):
                 self.hits = request.correct
                 return logits
             self._give_up_fusing()
-        logits = self._call(caller, row, None)
-        flat = logits.reshape(-1, logits.shape[-1])
+        logits, request = self._call(caller, row)
+        flat = _select(logits, request)
         total: Tensor
         total, self.hits = _LogitsLoss.apply(
             flat, row.targets, smoothing, row.weights, self._counts_hits
@@ -92,29 +97,33 @@ class TargetHead:
     def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
         if self.head is not None:
-            request = _Request(row.targets, 0.0, score=True)
-            logits = self._call(caller, row, request)
+            logits, request = self._call(caller, row, score=True)
             if _is_same(logits, request.result):
                 assert request.losses is not None
                 assert request.correct is not None
                 return request.losses, request.correct
             self._give_up_fusing()
-        logits = self._call(caller, row, None)
-        return _score(logits.reshape(-1, logits.shape[-1]), row.targets)
+        logits, request = self._call(caller, row)
+        return _score(_select(logits, request), row.targets)
 
-    def _call(self, caller: Any, row: Row, request: _Request | None) -> Tensor:
-        keep = {"logits_to_keep": row.target_index}
-        inputs = packed_inputs(row) | keep if self.isolates else _padded(row)
+    def _call(
+        self, caller: Any, row: Row, smoothing: float = 0.0, *, score: bool = False
+    ) -> tuple[Tensor, _Request]:
+        """What leaves the model, and what was asked of its head on the way."""
+        if self.isolates:
+            starts, inputs, keep = row.document_starts, packed_inputs(row), row.target_index
+        else:
+            starts, inputs = None, padded_inputs(row)
+            keep = _kept(row, inputs["attention_mask"])
+        request = _Request(row.targets, keep, smoothing, score, row.weights)
         self._request = request
         try:
-            if self.isolates:
-                with packed_row():
-                    logits: Tensor = caller(**inputs, use_cache=False).logits
-            else:
-                logits = caller(**inputs, use_cache=False).logits
+            with attention.packed_row(starts):
+                own = self.inputs.accepted({**inputs, "logits_to_keep": keep, "use_cache": False})
+                logits: Tensor = caller(**own).logits
         finally:
             self._request = None
-        return logits
+        return logits, request
 
     def _forward(self, hidden: Tensor) -> Tensor:
         request, head = self._request, self.head
@@ -122,7 +131,7 @@ class TargetHead:
         if request is None:
             plain: Tensor = self._plain_forward(hidden)
             return plain
-        flat = hidden.reshape(-1, hidden.shape[-1])
+        flat = _select(hidden, request)
         if request.score:
             request.losses, request.correct = _score_hidden(flat, head, request.targets)
             request.result = request.losses.sum()
@@ -151,6 +160,40 @@ def _plain_head(model: nn.Module) -> nn.Linear | None:
     return head if type(head) is nn.Linear else None
 
 
+class Inputs:
+    """What the forward of a transformers model, or of the one in a peft model, takes."""
+
+    def __init__(self, model: Any) -> None:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        parameters = inspect.signature(base.forward).parameters
+        self._names = set(parameters)
+        self.hands_on = True
+        """Whether it is told the boundaries of documents; `packed_row` holds them in any case."""
+        self._all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+    def accepted(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Those of `inputs` that it takes."""
+        return {
+            name: value
+            for name, value in inputs.items()
+            if (self._all or name in self._names)
+            and (self.hands_on or name not in attention.BOUNDARIES)
+        }
+
+    @property
+    def has_positions(self) -> bool:
+        """Whether it can be told where each token lies in its document."""
+        return self._all or "position_ids" in self._names
+
+
+def _select(values: Tensor, request: _Request) -> Tensor:
+    """The vectors [targets, width] at the positions to predict from; some models pick them."""
+    flat = values.reshape(-1, values.shape[-1])
+    if len(flat) == len(request.targets):
+        return flat
+    return flat[request.keep.flatten()]
+
+
 def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     return (
         result is not None
@@ -172,7 +215,7 @@ def packed_inputs(row: Row) -> dict[str, Any]:
     }
 
 
-def padded_inputs(row: Row, padding: int = 0) -> dict[str, Tensor]:
+def padded_inputs(row: Row, padding: int = 0) -> dict[str, Any]:
     """One line a document, padded on the right: for attention that cannot isolate documents."""
     starts = row.document_starts.tolist()
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
@@ -185,14 +228,13 @@ def padded_inputs(row: Row, padding: int = 0) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _padded(row: Row) -> dict[str, Any]:
-    """The padded documents, and which of their positions are predicted from."""
-    inputs = padded_inputs(row)
-    keep = torch.zeros_like(inputs["attention_mask"], dtype=torch.bool)
+def _kept(row: Row, mask: Tensor) -> Tensor:
+    """Which positions of the padded documents are predicted from: bool, as `mask`."""
+    keep = torch.zeros_like(mask, dtype=torch.bool)
     flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
     flat[row.target_index] = True
-    keep[inputs["attention_mask"].bool()] = flat
-    return {**inputs, "logits_to_keep": keep}
+    keep[mask.bool()] = flat
+    return keep
 
 
 def _chunk(vocab: int, device: torch.device) -> int:

@@ -7,13 +7,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers import AutoConfig
 
 from launcher import bases
 from launcher.config.classes import Classes
 from launcher.config.plan import Plan
-from launcher.config.schema import ModelConfig, Quantization, TinyModelConfig
+from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
-from launcher.model.attention import IMPLEMENTATIONS, register
+from launcher.model import attention
 from launcher.model.classifier import auto_class, open_classifier
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -58,11 +59,10 @@ def load_model(
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # a log is no place for a bar
-    register()
+    attention.register()
     source = model_source(config)
     options: dict[str, Any] = {
         "dtype": DTYPES[plan.dtype],
-        "attn_implementation": IMPLEMENTATIONS[plan.attention],
         "revision": config.revision,
         "trust_remote_code": config.trust_remote_code,
     }
@@ -72,6 +72,7 @@ def load_model(
     sharding = _zero3_config(zero3) if zero3 is not None else None
     model: Any
     try:
+        options["attn_implementation"] = _implementation(config, plan, source, classes)
         if classes is None:
             model = auto_class(None).from_pretrained(source, **options)
         else:
@@ -88,8 +89,31 @@ def load_model(
     del sharding
     model.config.use_cache = False
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        options = {"use_reentrant": False}
+        if not config.compile:  # dynamo knows no such contexts
+            options["context_fn"] = attention.checkpoint_contexts
+        model.gradient_checkpointing_enable(options)
     return cast(nn.Module, model.train())
+
+
+def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Classes | None) -> str:
+    """transformers' name for the attention; with `model.attention=auto`, one that the model has."""
+    wanted = attention.IMPLEMENTATIONS[plan.attention]
+    found = AutoConfig.from_pretrained(
+        source, revision=config.revision, trust_remote_code=config.trust_remote_code
+    )
+    known = auto_class(classes)._model_mapping.get(type(found), None)
+    if known is None:  # code of the model's own
+        return wanted
+    kind = known[0] if isinstance(known, tuple) else known
+    supported = attention.supported(kind, wanted)
+    if supported != wanted and config.attention is not Attention.auto:
+        raise ConfigError(
+            f"{kind.__name__} has no {config.attention.name} attention",
+            where="model.attention",
+            hint=f"set model.attention=auto, which takes {supported}",
+        )
+    return supported
 
 
 def _zero3_config(zero3: dict[str, Any]) -> Any:

@@ -249,6 +249,15 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return result
 
 
+def max_over_ranks(value: int, device: torch.device) -> int:
+    """The largest number of all ranks; one collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return int(tensor)
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

@@ -132,6 +132,10 @@ class Engine:
         """Accumulate a micro-batch's gradients; `loss` is already divided by the global weight."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
+    def last_micro_batch(self, is_last: bool) -> None:
+        """Say before a forward whether the optimizer steps after its backward."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+
     def micro_step(self) -> None:
         """Tell DeepSpeed that a micro-batch inside the accumulation window is done."""
         self._engine.step()

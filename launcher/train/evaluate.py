@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from launcher.model.load import model_source
 from launcher.rundir import RunDir, write_atomic
 from launcher.runtime import Ranks
 from launcher.train import distributed, gathered
+
+#: Packages whose versions may change a score.
+_COMPUTE = ("launcher", "torch", "transformers", "peft", "tokenizers")
 
 
 class Evaluator:
@@ -142,13 +146,13 @@ class Evaluator:
         """What needs no generation."""
         if isinstance(self.head, ClassHead):
             return self._classified(engine, self.head)
-        rows = self._rows()
+        rows = self._rows(None if self.head.isolates else 0)
         mine = runner.loss_records(rows, partial(self.head.score, engine), self.should_stop)
         return Results(losses=runner.gather(mine, expected=len(self.ids)))
 
     def _classified(self, engine: Any, head: ClassHead) -> Results:
         assert self.classes is not None
-        rows = self._rows(None if head.packs else 0)
+        rows = self._rows(None if head.isolates else 0)
         losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
         results = Results(losses=runner.gather(losses))
         if self._is_open or any(metric.needs == "classes" for metric in self.metrics):
@@ -219,16 +223,21 @@ class Evaluator:
 
     # ---- the base model's results, made once
 
-    def base_key(self, data_key: str) -> str:
-        """What the base's results depend on: model, data, options of evaluation, precision."""
+    def base_key(self, data_key: str, commit: str | None = None) -> str:
+        """What the base's results depend on: model, data, options of evaluation, precision, and
+        the code and the way in which documents are computed.
+
+        `commit` is that of a base from the hub, whose name and revision may come to mean another.
+        """
         options = self.config.eval
         parts = [
             store.VERSION,
-            model_identity(self.config),
+            [*model_identity(self.config), commit],
             data_key,
             [[name, str(own.cache.folder), len(own.ids)] for name, own in self.further.items()],
             self.plan.precision,
             self.plan.dtype,
+            [self.head.layout, *(version(package) for package in _COMPUTE)],
             sorted(options.metrics),
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
@@ -250,14 +259,17 @@ def _digest(parts: list[Any]) -> str:
 def model_identity(config: Config) -> list[Any]:
     """Names a base model: source, revision, and size and time of every file if it is a folder."""
     source = model_source(config.model)
-    folder = Path(source)
+    folder = Path(source).expanduser()
     files = []
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             info = path.stat()
             files.append([path.name, info.st_size, info.st_mtime_ns])
     quantization = config.model.quantization.name
-    return [source, config.model.revision, config.model.add_tokens, quantization, files]
+    return [
+        *(source, config.model.tokenizer, config.model.revision),
+        *(config.model.add_tokens, quantization, files),
+    ]
 
 
 def score_base(
@@ -270,7 +282,8 @@ def score_base(
 ) -> None:
     """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
     target = run.eval / "base.json"
-    key = evaluator.base_key(data_key)
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    key = evaluator.base_key(data_key, getattr(inner.config, "_commit_hash", None))
     cached, journal = store.cache_path(key), evaluator.journal(run, "base", key)
     known = store.read_results(target) or store.read_results(cached)
     if not _agreed(known is not None):

@@ -19,12 +19,13 @@ from launcher.config.schema import Config, OnNonFinite
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.classes import settle
-from launcher.data.loader import Loader, Row
+from launcher.data.loader import Loader, Row, rectangles, without_targets
 from launcher.data.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.evals.runner import EvaluationStopped
 from launcher.model.class_head import make_head
+from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -38,8 +39,8 @@ from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
 from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
+from launcher.train.isolation import isolate
 from launcher.train.schedule import factor
-from launcher.train.selftest import check_isolation
 from launcher.train.signals import StopFlag, too_slow_for_grace
 from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
@@ -139,7 +140,7 @@ def train(
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
     counts_hits = config.train.token_accuracy
-    head = make_head(model, plan.attention, classes, counts_hits=counts_hits)
+    head = make_head(model, classes, counts_hits=counts_hits)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     flops = meters.model_flops(model)
     if config.model.compile:
@@ -218,9 +219,12 @@ def train(
         trackers.log(progress.step, record)
         say(console.metrics_line({"step": progress.step, **record}, plan.steps))
 
-    if config.data.packing:
-        engine.eval()
-        check_isolation(head, engine, cache, device)
+    def all_agree(mine: bool) -> bool:
+        return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
+
+    engine.eval()
+    for note in isolate(head, engine, model, cache, device, all_agree):
+        say(f"attention: {note}")
     if ranks.is_main:
         run.set_status(State.running, step=progress.step, steps=plan.steps)
     try:
@@ -242,6 +246,8 @@ def train(
                 rows = loader.step(step)
             heart.beat("step", step, "agree on the batch")
             weight, work = _totals(objective, rows, device)
+            if isinstance(head, TargetHead) and not head.isolates:
+                rows = _rectangles(rows, device)
             rows = [row.to(device, non_blocking=True) for row in rows]
             if not weight:
                 raise DataError(
@@ -252,6 +258,7 @@ def train(
             losses, hits = [], []
             for index, row in enumerate(rows):
                 heart.beat("step", step, "forward")
+                engine.last_micro_batch(index == len(rows) - 1)
                 with own.forward():
                     loss = objective.loss(head, engine, row)
                 heart.beat("step", step, "backward")
@@ -390,6 +397,13 @@ def _due(step: int, every: int | None) -> bool:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
+
+
+def _rectangles(rows: list[Row], device: torch.device) -> list[Row]:
+    """Micro-batches for documents that are padded, as many on every rank."""
+    parts = [part for row in rows for part in rectangles(row)]
+    count = distributed.max_over_ranks(len(parts), device)
+    return parts + [without_targets(parts[-1])] * (count - len(parts))
 
 
 def _totals(objective: Any, rows: list[Row], device: torch.device) -> tuple[float, meters.Work]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
+from launcher.data.cache import TokenCache
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
@@ -19,10 +21,11 @@ from launcher.model import attention
 from launcher.model.class_head import make_head
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness
-from launcher.train.command import exit_code_of
+from launcher.train.command import exit_code_of, note
 from launcher.train.further import make_evaluator
 from launcher.train.held_out import held_out
 from launcher.train.inference import Speaker
+from launcher.train.isolation import isolate
 from launcher.train.open import open_speaker
 
 
@@ -39,21 +42,29 @@ def score(
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
-    speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    model, device = speaker.model, torch.device("cuda" if has_gpu else "cpu")
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wanted = attention.IMPLEMENTATIONS[plan.attention]
+    inner.set_attn_implementation(attention.supported(type(inner), wanted))
     classes = Classes.of_run(run)
+    folders = read_json(run.data)
+    head = make_head(model, classes)
+    cache = TokenCache.open(Path(folders["validation"]))
+    for found in isolate(head, model.eval(), model, cache, device):
+        note(f"attention: {found}")
     evaluator = make_evaluator(
         config,
         plan,
         runtime.Ranks(0, 1, 0, 1, "", "none"),
-        read_json(run.data),
+        folders,
         speaker.tokenizer,
-        make_head(speaker.model, plan.attention, classes),
-        torch.device("cuda" if has_gpu else "cpu"),
+        head,
+        device,
         lambda: False,
         classes,
         vllm.generate_records if by_vllm else generation.generate_records,
     )
-    return evaluator.metrics, evaluator.everything(speaker.model.eval(), speaker.model)
+    return evaluator.metrics, evaluator.everything(model, model)
 
 
 def main(argv: list[str]) -> int:

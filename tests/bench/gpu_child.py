@@ -163,7 +163,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     gpu_models.randomise(model.to(device))
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
-    head = TargetHead(model, made.attention)
+    head = TargetHead(model)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     flops = meters.model_flops(model)
     engine = Engine(model, config, made, deepspeed.build(config, made))

@@ -1,6 +1,7 @@
 """Rows: the same packs for every cut of the global batch, and no document sees another."""
 
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from launcher.data import cache as token_cache
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Loader, Row, make_row
+from launcher.data.loader import Loader, Row, make_row, rectangles, without_targets
 from launcher.data.packing import PackedOrder
 
 RECORDS = st.lists(
@@ -133,3 +134,32 @@ def test_types_and_devices(cache: TokenCache) -> None:
 def test_making_a_row_leaves_the_cache_as_it_was(cache: TokenCache) -> None:
     make_row(cache, list(range(len(cache))))
     TokenCache.open(cache.folder, verify=True)
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.data())
+@settings(deadline=None)
+def test_rectangles_hold_the_row_and_little_padding(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    flags = [data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for n in lengths]
+    records = [(list(range(100 * i, 100 * i + n)), flags[i]) for i, n in enumerate(lengths)]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = token_cache.write(Path(folder) / "cache", records, max_length=64)
+        row = make_row(cache, range(len(lengths)))
+    parts = rectangles(row)
+    learned: list[int] = []
+    for part in parts:
+        number = len(part.document_starts) - 1
+        assert number * part.longest <= max(len(row.input_ids), part.longest)
+        assert torch.equal(part.targets, part.input_ids[part.target_index + 1])
+        assert part.position_ids.tolist() == [
+            i for start, end in pairwise(part.document_starts.tolist()) for i in range(end - start)
+        ]
+        for record, (start, end) in zip(
+            part.records, pairwise(part.document_starts.tolist()), strict=True
+        ):
+            assert part.input_ids[start:end].tolist() == records[record][0]
+        learned += part.targets.tolist()
+    assert sorted(r for part in parts for r in part.records) == list(range(len(lengths)))
+    assert sorted(learned) == sorted(row.targets.tolist())
+    assert without_targets(parts[-1]).targets.tolist() == []

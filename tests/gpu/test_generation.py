@@ -52,7 +52,7 @@ def test_padded_batches_give_the_logits_of_sdpa(folder):
 def test_generate_runs_with_varlen_attention_itself(folder):
     ids, mask = padded(AutoTokenizer.from_pretrained(folder))
     model = load(folder, attention.VARLEN)
-    TargetHead(model, "varlen")
+    TargetHead(model)
     with torch.inference_mode():
         output = model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False
@@ -71,7 +71,7 @@ def test_evaluation_answers_as_a_plain_model_would(folder):
         return {record.id: record.answer for record in found}
 
     model = load(folder, attention.VARLEN)
-    TargetHead(model, "varlen")
+    TargetHead(model)
     got = answers(model)
     assert got == answers(load(folder, "sdpa"))
     assert model.config._attn_implementation == attention.VARLEN

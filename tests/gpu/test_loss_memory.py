@@ -62,7 +62,7 @@ def plain_loss(model, row):
 def test_chunks_take_a_third_of_the_memory_at_most(model, row):
     plain = copy.deepcopy(model)
     plain.set_attn_implementation("sdpa")
-    head = TargetHead(model, "varlen")
+    head = TargetHead(model)
     losses = {}
 
     def run(name, loss):
@@ -82,6 +82,6 @@ def test_chunks_take_a_third_of_the_memory_at_most(model, row):
 
 
 def test_scoring_holds_no_more_than_chunks(model, row):
-    head = TargetHead(model.eval(), "varlen")
+    head = TargetHead(model.eval())
     peak = gpu.peak_bytes(lambda: head.score(model, row))
     assert peak < 4 * VOCAB * TOKENS / 2, f"{peak / 2**20:.0f} MiB"

@@ -146,7 +146,7 @@ def make_row():
 def loss_and_gradients(family, kind, dtype):
     model = make_model(family, attention.IMPLEMENTATIONS[kind], dtype)
     row = make_row()
-    loss = TargetHead(model, kind).loss(model, row) / len(row.targets)
+    loss = TargetHead(model).loss(model, row) / len(row.targets)
     loss.backward()
     return loss.detach(), {name: p.grad.float() for name, p in model.named_parameters()}
 

@@ -46,7 +46,7 @@ def run(case, cache, device):
     if config.peft.name != "none":
         torch.manual_seed(0)  # adapters are made on the CPU, except at stage 3
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
-    head = TargetHead(model, made.attention)
+    head = TargetHead(model)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     engine = Engine(model, config, made, settings)
     losses, norms = [], []

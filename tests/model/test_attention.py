@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.head import TargetHead
 
@@ -105,7 +104,7 @@ def test_packed_equals_one_document_at_a_time(family, packed):
     expected = one_by_one(reference, row)
     expected.backward()
     model = make(family, attention.IMPLEMENTATIONS[packed])
-    loss = TargetHead(model, packed).loss(model, row)
+    loss = TargetHead(model).loss(model, row)
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=2e-5, atol=1e-4)
     wanted = gradients(reference)
@@ -119,15 +118,13 @@ def test_padded_rows_of_other_attentions_give_the_same(family, unpacked):
     row = make_row(LENGTHS)
     expected = one_by_one(make(family, "eager"), row)
     model = make(family, unpacked)
-    torch.testing.assert_close(
-        TargetHead(model, unpacked).loss(model, row), expected, rtol=2e-5, atol=1e-4
-    )
+    torch.testing.assert_close(TargetHead(model).loss(model, row), expected, rtol=2e-5, atol=1e-4)
 
 
 def test_a_document_is_blind_to_its_neighbours():
     row = make_row(LENGTHS)
     model = make("llama", attention.DOCUMENT)
-    head = TargetHead(model, "document")
+    head = TargetHead(model)
     before, _ = head.score(model, row)
     first = (row.target_index < LENGTHS[0]).sum()
     row.input_ids[LENGTHS[0] + 1 :] = 5
@@ -147,16 +144,105 @@ def test_generation_with_padding_equals_transformers_own_attention(family):
     torch.testing.assert_close(got[1], expected[1], rtol=1e-4, atol=1e-4)
 
 
-def test_attention_without_boundaries_is_an_error_inside_a_packed_row():
-    q = torch.randn(1, 2, 4, 8)
-    with attention.packed_row(), pytest.raises(ConfigError, match="see each other"):
-        attention.document_attention(torch.nn.Identity(), q, q, q, None)
+def attend(query, key, value, **options):
+    starts = torch.tensor([0, 4, 12, 13], dtype=torch.int32)
+    with attention.packed_row(starts):
+        return attention.document_attention(torch.nn.Identity(), query, key, value, None, **options)
 
 
-def test_attention_sinks_are_refused():
-    q = torch.randn(1, 2, 4, 8)
-    starts = torch.tensor([0, 4], dtype=torch.int32)
-    with pytest.raises(ConfigError, match="sinks"):
-        attention.document_attention(
-            torch.nn.Identity(), q, q, q, None, cu_seq_lens_q=starts, s_aux=torch.zeros(2)
-        )
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_kernel_gives_what_the_plain_formula_gives(window, sinks, bias):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 13, 8, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    more = {}
+    if sinks:
+        more["s_aux"] = torch.randn(4, generator=generator, dtype=torch.float64).requires_grad_()
+    if bias:
+        draw = torch.randn(1, 4, 13, 13, generator=generator, dtype=torch.float64)
+        more["position_bias"] = draw.requires_grad_()
+    leaves = [query, key, value, *more.values()]
+    out, _ = attend(query, key, value, sliding_window=window, **more)
+    pieces = []
+    for start, end in ((0, 4), (4, 12), (12, 13)):
+        k, v = (x[:, :, start:end].repeat_interleave(2, dim=1) for x in (key, value))
+        scores = query[:, :, start:end] @ k.transpose(-1, -2) / 8**0.5
+        if bias:
+            scores = scores + more["position_bias"][:, :, start:end, start:end]
+        ahead = torch.arange(end - start)[:, None] - torch.arange(end - start)
+        seen = (ahead >= 0) & (ahead < (window or 99))
+        weights = scores.masked_fill(~seen, -torch.inf).exp()
+        total = weights.sum(-1, keepdim=True)
+        if sinks:
+            total = total + more["s_aux"].exp().view(1, 4, 1, 1)
+        pieces.append((weights / total @ v).transpose(1, 2))
+    expected = torch.cat(pieces, dim=1)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn(out.shape, generator=generator, dtype=torch.float64)
+    wanted = torch.autograd.grad(expected, leaves, upstream)
+    torch.testing.assert_close(torch.autograd.grad(out, leaves, upstream), wanted)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, kind=None, **own):
+        super().__init__()
+        self.layer_idx = 0
+        self.config = SimpleNamespace(layer_types=[kind], attention_chunk_size=4, sliding_window=3)
+        vars(self).update(own)
+
+
+def of_layer(layer, starts, **options):
+    q = torch.randn(1, 2, 12, 8, generator=torch.Generator().manual_seed(0))
+    with attention.packed_row(torch.tensor(starts, dtype=torch.int32)):
+        return attention.document_attention(layer, q, q, q, None, **options)[0]
+
+
+def test_chunks_cut_documents_from_their_beginnings():
+    got = of_layer(Layer("chunked_attention"), [0, 6, 12])
+    assert torch.equal(got, of_layer(Layer("full_attention"), [0, 4, 6, 10, 12]))
+
+
+def test_a_layer_that_says_its_window_by_its_type_alone_has_one():
+    got = of_layer(Layer("sliding_attention"), [0, 12])
+    assert torch.equal(got, of_layer(Layer("full_attention"), [0, 12], sliding_window=3))
+
+
+@pytest.mark.parametrize(
+    ("layer", "options"),
+    [
+        (Layer("compressed_sparse_attention"), {}),
+        (Layer("full_attention", is_causal=False), {}),
+        (Layer("full_attention"), {"is_causal": False}),
+        (Layer("full_attention"), {"indices": torch.zeros(1, 12, 2)}),
+    ],
+)
+def test_what_attention_within_documents_does_not_know_is_refused(layer, options):
+    with pytest.raises(attention.Unknown):
+        of_layer(layer, [0, 5, 12], **options)
+
+
+def test_a_model_that_does_not_hand_boundaries_on_has_them_all_the_same():
+    q = torch.randn(1, 2, 13, 8, generator=torch.Generator().manual_seed(0))
+    starts = torch.tensor([0, 4, 12, 13], dtype=torch.int32)
+    told, _ = attention.document_attention(torch.nn.Identity(), q, q, q, None, cu_seq_lens_q=starts)
+    assert torch.equal(attend(q, q, q)[0], told)
+
+
+def test_what_is_computed_again_in_backward_has_the_boundaries_of_its_forward():
+    row = make_row(LENGTHS)
+    plain = make("llama", attention.DOCUMENT)
+    TargetHead(plain).loss(plain, row).backward()
+    again = make("llama", attention.DOCUMENT).train()
+    options = {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+    again.gradient_checkpointing_enable(options)
+    for layer in again.model.layers:  # a model that keeps the boundaries to itself
+        own = layer.self_attn.forward
+        layer.self_attn.forward = lambda *a, own=own, cu_seq_lens_q=None, **k: own(*a, **k)
+    TargetHead(again).loss(again, row).backward()
+    wanted = gradients(plain)
+    for name, gradient in gradients(again).items():
+        torch.testing.assert_close(gradient, wanted[name], msg=name)

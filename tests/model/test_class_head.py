@@ -68,8 +68,8 @@ def test_texts_of_a_row_get_what_each_gets_alone(folders, tmp_path, kind, attent
     assert fresh == (("score",) if kind == "decoder" else ("bert.pooler.dense", "classifier"))
     row = row_of(tmp_path, CLASSES, LABELS)
     expected = alone(model.eval(), row)
-    head = ClassHead(model, attention, CLASSES)
-    assert head.packs is (attention == "document")
+    head = ClassHead(model, CLASSES)
+    assert head.isolates is (attention == "document")
     losses, chances = head.score(model, row)
     torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
     truth = torch.tensor([0, 2, -1, 1])
@@ -87,7 +87,7 @@ def test_several_classes_have_losses_of_their_own(folders, tmp_path) -> None:
     )
     row = row_of(tmp_path, classes, [["a", "c"], [], ["b"], ["a"]])
     expected = alone(model.eval(), row)
-    head = ClassHead(model, "document", classes)
+    head = ClassHead(model, classes)
     flags = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]])
     for weights, found in (
         (None, head.score(model, row)[0].sum()),
@@ -154,7 +154,7 @@ def test_a_text_that_ends_with_the_padding_token_is_read_before_it(
     number(cache, classes)
     row = make_row(cache, range(len(records)))
     expected = alone(model.eval(), row)
-    _, chances = ClassHead(model, attention, classes).score(model, row)
+    _, chances = ClassHead(model, classes).score(model, row)
     torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
 
 
@@ -162,5 +162,5 @@ def test_causal_attention_is_not_for_an_encoder(folders) -> None:
     options = {"attn_implementation": IMPLEMENTATIONS["document"]}
     model, _ = open_classifier(folders["encoder"], CLASSES, **options)
     with pytest.raises(ConfigError, match="both directions") as caught:
-        ClassHead(model, "document", CLASSES)
+        ClassHead(model, CLASSES)
     assert "model.attention=sdpa" in str(caught.value)

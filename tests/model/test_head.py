@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.model import head as head_module
+from launcher.model.attention import DOCUMENT
 from launcher.model.head import TargetHead
 
 
@@ -19,6 +20,7 @@ class Tiny(torch.nn.Module):
         self.embed = torch.nn.Embedding(vocab, width)
         self.lm_head = torch.nn.Linear(width, vocab, bias=bias)
         self.after = after
+        self.config = SimpleNamespace(_attn_implementation=DOCUMENT)
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -85,7 +87,7 @@ def test_loss_and_gradients_equal_the_plain_formula(
     before = dict(head_module.CHUNK_ELEMENTS)
     head_module.CHUNK_ELEMENTS["cpu"] = chunk
     try:
-        head = TargetHead(model, "document")
+        head = TargetHead(model)
         loss = head.loss(model, row, smoothing)
         (loss * scale).backward()
     finally:
@@ -100,7 +102,7 @@ def test_loss_and_gradients_equal_the_plain_formula(
 def test_frozen_head_gets_no_gradient_and_the_body_does():
     model = Tiny(11, 4, bias=False)
     model.lm_head.weight.requires_grad_(False)
-    TargetHead(model, "document").loss(model, row_of([1, 2, 3], [0, 1, 1])).backward()
+    TargetHead(model).loss(model, row_of([1, 2, 3], [0, 1, 1])).backward()
     assert model.lm_head.weight.grad is None
     assert model.embed.weight.grad.abs().sum() > 0
 
@@ -114,7 +116,7 @@ def test_models_that_change_their_logits_are_noticed(after):
     row = row_of([1, 4, 2, 8, 5], [0, 1, 0, 1, 1])
     plain(model, row).backward()
     expected = gradients(model)
-    head = TargetHead(model, "document")
+    head = TargetHead(model)
     loss = head.loss(model, row)
     loss.backward()
     assert head.head is None
@@ -130,8 +132,8 @@ def test_hits_are_counted_beside_the_loss(after):
     row = row_of([3, 1, 4, 1, 0, 2, 2, 1], [0, 1, 1, 0, 1, 1, 0, 1])
     plain(model, row).backward()
     expected = gradients(model)
-    _, correct = TargetHead(model, "document").score(model, row)
-    head = TargetHead(model, "document", counts_hits=True)
+    _, correct = TargetHead(model).score(model, row)
+    head = TargetHead(model, counts_hits=True)
     head.loss(model, row).backward()
     assert head.hits is not None
     assert int(head.hits) == int(correct.sum())
@@ -143,7 +145,7 @@ def test_scores_are_those_of_the_logits():
     torch.manual_seed(0)
     model = Tiny(17, 5, bias=True)
     row = row_of([3, 1, 4, 1, 5, 9, 2, 6], [0, 1, 1, 0, 1, 1, 0, 1])
-    losses, correct = TargetHead(model, "document").score(model, row)
+    losses, correct = TargetHead(model).score(model, row)
     logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
     wanted = torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
     torch.testing.assert_close(losses, wanted)
@@ -154,5 +156,5 @@ def test_the_head_still_gives_logits_outside_of_a_loss():
     model = Tiny(9, 4, bias=False)
     ids = torch.tensor([[1, 2, 3]])
     before = model(ids).logits
-    TargetHead(model, "document")
+    TargetHead(model)
     assert torch.equal(model(ids).logits, before)

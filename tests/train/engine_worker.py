@@ -50,7 +50,7 @@ def run(case, folder, ranks):
     if config.peft.name != "none":
         head = model.fresh_modules if classes else None
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, head)
-    head = make_head(model, made.attention, classes)
+    head = make_head(model, classes)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     engine = Engine(model, config, made, settings)
     norms = [m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm"]

@@ -34,7 +34,7 @@ def build(config, made, start):
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
         restore.load_weights(start, model)
-    head = TargetHead(model, made.attention)
+    head = TargetHead(model)
     engine = Engine(model, config, made, settings)
     if start is not None:
         restore.load_optimizer(start, engine)

@@ -1,0 +1,267 @@
+"""How the documents of a row are kept apart in a model: found out on the model itself.
+
+Three ways, of which the first that is right is taken:
+
+1. side by side in one row, by attention that knows where each begins;
+2. the same, and each layer that carries something along the row beside its attention (a state, a
+   convolution) runs once a document;
+3. a line for each, padded to the longest, with the model's own attention.
+
+Right means that the losses of a document do not change with what lies before it in the row, and
+that they are those of the document alone with the model's own plain attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.loader import Row, make_row
+from launcher.errors import ConfigError
+from launcher.model import attention
+from launcher.model.class_head import ClassHead
+from launcher.model.head import TargetHead
+from launcher.model.mixers import Mixers, part, tensors
+
+#: Tokens of each document of the check at most: longer ones would only cost time.
+_LONGEST = 256
+#: Records that the documents of the check are chosen from.
+_CHOICE = 100
+#: A model has at most so many kinds of layers that carry something along the row.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Tolerance:
+    """What rounding may do. A document that is isolated does not change at all, but for experts,
+    whose batches of tokens are cut otherwise; one that sees other tokens changes by far more."""
+
+    leak: float
+    """Mean change of a target's loss when another document changes, in nats."""
+    loss: float
+    """Mean difference of a target's loss to that of the document alone, in nats."""
+    relative: float
+    """Largest change of a layer's output, in shares of its largest element."""
+
+
+_EXACT = _Tolerance(leak=1e-5, loss=1e-4, relative=1e-5)
+_HALF = _Tolerance(leak=0.01, loss=0.1, relative=0.02)
+
+
+class _Excerpt:
+    """Beginnings of records of a cache, of which each token but the first is a target."""
+
+    def __init__(self, cache: TokenCache | JoinedCache) -> None:
+        self._cache = cache
+        self.is_weighted = False
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        tokens = self._cache.record(i)[0][:_LONGEST]
+        return tokens, np.ones(len(tokens), np.uint8)
+
+    def target(self, i: int) -> Any:
+        return self._cache.target(i)
+
+    def weight(self, i: int) -> float:
+        return 1.0
+
+
+class _Probe:
+    """Two documents of the data, and what a head makes of them; all ranks ask it the same."""
+
+    def __init__(
+        self,
+        head: TargetHead | ClassHead,
+        caller: Any,
+        cache: TokenCache | JoinedCache,
+        device: torch.device,
+    ) -> None:
+        excerpt: Any = _Excerpt(cache)
+        lengths = {i: len(excerpt.record(i)[0]) for i in range(min(len(cache), _CHOICE))}
+        longest = sorted((i for i in lengths if lengths[i] > 1), key=lambda i: -lengths[i])
+        chosen = (longest * 2)[:2]
+        self.head, self._caller = head, caller
+        self.row = make_row(excerpt, chosen).to(device)
+        self.documents = [make_row(excerpt, [i]).to(device) for i in chosen]
+        self.border = int(self.row.document_starts[1])
+        other = self.row.input_ids.clone()
+        other[: self.border] = other[: self.border].roll(1)
+        other[self.border - 1] = self.row.input_ids[self.border]
+        self.changed = replace(self.row, input_ids=other)
+        self._second = self.row.target_index >= self.border
+
+    def losses(self, row: Row) -> Tensor:
+        return self.head.score(self._caller, row)[0]
+
+    def second(self, row: Row) -> Tensor:
+        """Losses of the second document."""
+        return self.losses(row)[self._second]
+
+    def leak(self) -> float:
+        """What a change of the first document does to the second, in nats a target."""
+        difference = (self.second(self.row) - self.second(self.changed)).abs().mean()
+        return float(difference)
+
+    def alone(self) -> Tensor:
+        """The losses of both, one after the other."""
+        return torch.cat([self.losses(row) for row in self.documents])
+
+
+def isolate(
+    head: TargetHead | ClassHead,
+    caller: Any,
+    model: Any,
+    cache: TokenCache | JoinedCache,
+    device: torch.device,
+    agree: Callable[[bool], bool] = bool,
+) -> list[str]:
+    """Choose how `head` keeps documents apart in `model`, and say what is out of the ordinary.
+
+    `caller` is what to call for a forward (the engine while training), in evaluation mode; `agree`
+    tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
+    Raises `ConfigError` for a model that gives a document another loss beside others than alone.
+    """
+    probe = _Probe(head, caller, cache, device)
+    dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
+    tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    asked, head.isolates = head.isolates, False
+    with _plain_attention(inner):
+        expected = probe.alone()
+    if not agree(bool(expected.isfinite().all())):
+        head.isolates = asked
+        return []  # a model that is broken already: its first step says so
+
+    def off() -> float:
+        return float((probe.losses(probe.row) - expected).abs().mean())
+
+    why = None
+    if asked:
+        head.isolates, mixers = True, Mixers()
+        why = _side_by_side(probe, inner, mixers, tolerance)
+        if why is None and off() > tolerance.loss:
+            why = "attention that is not that of packed rows"
+        if agree(why is None):
+            head.layout = ", ".join(["row", *mixers.names])
+            return [f"{name} runs once a document, as it carries state" for name in mixers.names]
+        mixers.undo()
+        head.isolates = False
+        inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
+        if not agree(off() <= tolerance.loss):
+            inner.set_attn_implementation("eager")
+    elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
+        why = "attention of its own"
+    own = inner.config._attn_implementation
+    head.layout = f"padded, {own}"
+    if not agree((difference := off()) <= tolerance.loss):
+        raise ConfigError(
+            f"{type(inner).__name__} gives a document another loss beside others than alone: it is"
+            f" off by {difference:.2g} nats a token",
+            where="model.name",
+            hint="try model.attention=eager, or another model",
+        )
+    return [f"documents are padded, one a line, with {own}: the model has {why}"] if why else []
+
+
+def _side_by_side(
+    probe: _Probe, model: nn.Module, mixers: Mixers, tolerance: _Tolerance
+) -> str | None:
+    """Keep the documents of a row apart, by `mixers` if need be; else what keeps them together."""
+    if not probe.head.inputs.has_positions:
+        return "no places of tokens but those in the row"
+    for _ in range(_ROUNDS):
+        try:
+            if probe.leak() <= tolerance.leak:
+                return None
+            found = _leaking(probe, model, tolerance)
+        except attention.Unknown as error:
+            return error.problems[0].found
+        except torch.OutOfMemoryError:
+            raise
+        # A kernel that takes no boundaries, a layer that cannot be run on a part of its row: each
+        # fails in its own way.
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            inputs = probe.head.inputs
+            if not inputs.hands_on:
+                return f"layers that cannot take a part of a row ({error})"
+            inputs.hands_on = False
+            continue
+        if not found:
+            break
+        mixers.add(model, found)
+    return "layers that see all of a row"
+
+
+def _leaking(probe: _Probe, model: nn.Module, tolerance: _Tolerance) -> set[type[nn.Module]]:
+    """The innermost modules whose output for the second document changes with the first one though
+    their input for it does not."""
+    total, border = len(probe.row.input_ids), probe.border
+    before: dict[str, list[list[Tensor]]] = {}
+    blamed: dict[str, nn.Module] = {}
+
+    def watch(name: str, module: nn.Module, values: tuple[Any, ...]) -> None:
+        *inputs, output = (
+            [x.detach() for x in tensors(part(value, total, border, total))] for value in values
+        )
+        now = [[x for one in inputs for x in one], output]
+        if name not in before:
+            before[name] = now
+            return
+        same_input, same_output = (
+            all(_same(x, y, tolerance.relative) for x, y in zip(*pair, strict=True))
+            for pair in zip(before[name], now, strict=True)
+        )
+        if same_input and not same_output:
+            blamed[name] = module
+
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, kwargs, out, name=name: watch(name, m, (args, kwargs, out)),
+            with_kwargs=True,
+        )
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        probe.losses(probe.row)
+        probe.losses(probe.changed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        type(module)
+        for name, module in blamed.items()
+        if not any(other.startswith(f"{name}.") for other in blamed)
+    }
+
+
+def _same(x: Tensor, y: Tensor, relative: float) -> bool:
+    if x.shape != y.shape:
+        return False
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    if not x.numel():
+        return True
+    return float((x - y).abs().max()) <= relative * float(x.abs().max())
+
+
+@contextmanager
+def _plain_attention(model: Any) -> Iterator[None]:
+    """transformers' plain formula instead of what the model was loaded with."""
+    before = model.config._attn_implementation
+    if before == "eager" or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,277 @@
+"""Records that are computed together do not see each other, whatever the model is made of."""
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from launcher.data import cache as caches
+from launcher.data.loader import make_row
+from launcher.errors import ConfigError
+from launcher.model import attention
+from launcher.model.head import TargetHead
+from launcher.train.isolation import isolate
+
+CPU = torch.device("cpu")
+COMMON = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "tie_word_embeddings": False,
+}
+EXPERTS = {
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+SMALL_MAMBA = {"num_heads": 8, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8}
+
+#: Config class, options, and how documents are to be kept apart.
+MODELS = {
+    "llama": ("LlamaConfig", {}, "row"),
+    "qwen3.5": ("Qwen3_5TextConfig", LINEAR, "row, Qwen3_5GatedDeltaNet"),
+    "qwen3-next": ("Qwen3NextConfig", LINEAR | EXPERTS, "row, Qwen3NextGatedDeltaNet"),
+    "mamba2": ("Mamba2Config", SMALL_MAMBA, "row, Mamba2Mixer"),
+    "falcon-h1": ("FalconH1Config", MAMBA | {"mamba_d_ssm": 64}, "row, FalconH1Mixer"),
+    "lfm2": ("Lfm2Config", {"layer_types": ["conv", "full_attention"]}, "row, Lfm2ShortConv"),
+    "llama4-chunks": (
+        "Llama4TextConfig",
+        {"attention_chunk_size": 8, "intermediate_size_mlp": 48, "num_local_experts": 2},
+        "row",
+    ),
+    "gpt-oss-sinks": (
+        "GptOssConfig",
+        {"sliding_window": 6, "num_local_experts": 4, "num_experts_per_tok": 2},
+        "row",
+    ),
+    "bloom-own-attention": ("BloomConfig", {"n_head": 4, "n_layer": 2}, "padded, eager"),
+    "gpt-neo-own-table": (
+        "GPTNeoConfig",
+        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+        "padded, eager",
+    ),
+    "gptj-own-table": (
+        "GPTJConfig",
+        {"n_embd": 32, "n_head": 4, "n_layer": 2, "rotary_dim": 4},
+        "padded, eager",
+    ),
+}
+
+
+def make(name, implementation=None):
+    kind, options, _ = MODELS[name]
+    kind = getattr(transformers, kind)
+    config = kind(**(COMMON | options))
+    attention.register()
+    torch.manual_seed(0)
+    wanted = implementation
+    if wanted is None:
+        cls = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        wanted = attention.supported(cls, attention.DOCUMENT)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=wanted)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.config.use_cache = False
+    return model.eval()
+
+
+@pytest.fixture
+def cache(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    records = []
+    for length in (7, 19, 2, 11):
+        tokens = torch.randint(3, 61, (length,), generator=generator).tolist()
+        records.append((tokens, [0] + [1] * (length - 1)))
+    return caches.write(tmp_path / "cache", records, max_length=64)
+
+
+def alone(model, cache, weights=None):
+    """Loss sum of all records, each by itself, through plain transformers."""
+    total = 0
+    for i in range(len(cache)):
+        tokens = torch.tensor(cache.record(i)[0], dtype=torch.long)
+        logits = model(input_ids=tokens[None]).logits[0, :-1].float()
+        total = total + torch.nn.functional.cross_entropy(logits, tokens[1:], reduction="sum")
+    return total
+
+
+def gradients(model):
+    return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_and_gradients_of_a_row_are_those_of_its_records_alone(name, cache):
+    reference = make(name, "eager")
+    expected = alone(reference, cache)
+    expected.backward()
+    model = make(name)
+    head = TargetHead(model)
+    notes = isolate(head, model, model, cache, CPU)
+    assert head.layout == MODELS[name][2]
+    assert bool(notes) == (head.layout != "row")
+    loss = head.loss(model, make_row(cache, range(len(cache))))
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-4)
+    wanted = gradients(reference)
+    assert gradients(model).keys() == wanted.keys()
+    for key, gradient in gradients(model).items():
+        scale = float(wanted[key].abs().max())
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-4 + 1e-4 * scale)
+
+
+@pytest.mark.parametrize("name", ["qwen3.5", "falcon-h1"])
+def test_mixers_run_as_ever_outside_of_a_row(name, cache):
+    reference, model = make(name, "eager"), make(name)
+    isolate(TargetHead(model), model, model, cache, CPU)
+    tokens = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(
+        model(input_ids=tokens).logits, reference(input_ids=tokens).logits, rtol=1e-4, atol=1e-4
+    )
+
+
+def test_mixers_know_their_documents_when_they_are_computed_again(cache):
+    plain, again = make("qwen3.5"), make("qwen3.5")
+    options = {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+    again.train().gradient_checkpointing_enable(options)
+    for model in (plain, again):
+        head = TargetHead(model)
+        model.eval()
+        isolate(head, model, model, cache, CPU)
+        model.train()
+        head.loss(model, make_row(cache, range(len(cache)))).backward()
+    wanted = gradients(plain)
+    for name, gradient in gradients(again).items():
+        torch.testing.assert_close(gradient, wanted[name], msg=name)
+
+
+class Leaking(torch.nn.Module):
+    """Adds the mean of all earlier hidden states to each: what a recurrent layer does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, *args, **kwargs):
+        counts = torch.arange(1, hidden.shape[1] + 1).view(1, -1, 1)
+        return self.layer(hidden + hidden.cumsum(1) / counts, *args, **kwargs)
+
+
+def test_a_layer_that_nobody_knows_runs_once_a_document(cache):
+    model = make("llama")
+    model.model.layers[0] = Leaking(model.model.layers[0])
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == [
+        "Leaking runs once a document, as it carries state"
+    ]
+    expected = alone(model, cache)
+    got = head.loss(model, make_row(cache, range(len(cache))))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
+class Whole(torch.nn.Module):
+    """A layer that fails on less than all of its row, as one that counts its tokens would."""
+
+    def __init__(self, layer, total):
+        super().__init__()
+        self.layer, self.total = layer, total
+
+    def forward(self, hidden, *args, **kwargs):
+        if hidden.shape[0] == 1 and hidden.shape[1] > 1 and attention.document_starts() is not None:
+            assert hidden.shape[1] >= self.total
+            if len(attention.document_starts()) == 2:
+                raise ValueError("not on a part of a row")
+            hidden = hidden + hidden.cumsum(1)
+        return self.layer(hidden, *args, **kwargs)
+
+
+def test_documents_are_padded_where_no_layer_can_be_blamed(cache):
+    model = make("llama")
+    model.model.layers[0] = Whole(model.model.layers[0], 19)
+    head = TargetHead(model)
+    (note,) = isolate(head, model, model, cache, CPU)
+    assert "padded" in note
+    assert head.layout == "padded, sdpa"
+    expected = alone(make("llama", "eager"), cache)
+    got = head.loss(model, make_row(cache, range(len(cache))))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4)
+
+
+class Neighbourly(torch.nn.Module):
+    """Mixes the lines of a batch, and fails on a part of a row: nothing can keep them apart."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, *args, **kwargs):
+        starts = attention.document_starts()
+        if starts is not None and len(starts) == 2:
+            raise ValueError("not on a part of a row")
+        return self.layer(hidden + 5 * hidden.mean((0, 1)), *args, **kwargs)
+
+
+def test_a_model_that_cannot_be_isolated_is_refused(cache):
+    model = make("llama")
+    model.model.layers[0] = Neighbourly(model.model.layers[0])
+    with pytest.raises(ConfigError, match="another loss beside others"):
+        isolate(TargetHead(model), model, model, cache, CPU)
+
+
+def test_attention_that_ignores_what_the_model_says_is_noticed(cache, monkeypatch):
+    model = make("gpt-oss-sinks")
+    own = attention.document_attention
+
+    def without_sinks(*args, s_aux=None, **kwargs):
+        return own(*args, **kwargs)
+
+    torch.nn.init.normal_(model.model.layers[0].self_attn.sinks, mean=3.0)
+    from transformers import AttentionInterface
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, attention.DOCUMENT, without_sinks)
+    head = TargetHead(model)
+    (note,) = isolate(head, model, model, cache, CPU)
+    assert "attention that is not that of packed rows" in note
+    assert head.layout == "padded, eager"
+
+
+def test_one_short_record_is_enough(tmp_path):
+    cache = caches.write(tmp_path / "one", [([5, 6], [0, 1])], max_length=8)
+    model = make("qwen3.5")
+    head = TargetHead(model)
+    isolate(head, model, model, cache, CPU)
+    assert head.layout == MODELS["qwen3.5"][2]
+
+
+def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
+    model = make("llama")
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == []
+    assert head.isolates
+
+
+def test_what_one_rank_finds_holds_for_all(cache):
+    model = make("llama")
+    head = TargetHead(model)
+    answers = iter([True, False, True, True])
+    isolate(head, model, model, cache, CPU, lambda mine: next(answers))
+    assert head.layout == "padded, sdpa"
