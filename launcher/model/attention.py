@@ -215,7 +215,7 @@ def document_attention(
             pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=mask))
         else:
             pieces.append(_sdpa(q, k, v, scaling, dropout, is_causal=True))
-    return torch.cat(pieces, dim=2).transpose(1, 2), None
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
 
 
 class _FlashCpu(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +85,7 @@ def load_model(
             where="model.name",
             hint=_hint(source),
         ) from error
+    freeze_as_built(model)
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
@@ -94,6 +97,19 @@ def load_model(
             options["context_fn"] = attention.checkpoint_contexts
         model.gradient_checkpointing_enable(options)
     return cast(nn.Module, model.train())
+
+
+def freeze_as_built(model: Any) -> None:
+    """Freeze what the model's own code freezes, such as biases that balance experts: loading makes
+    every parameter trainable."""
+    code = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
+    if "requires_grad=False" not in code and "requires_grad_(False)" not in code:
+        return  # to build it once more costs seconds for a large one
+    with torch.device("meta"):
+        built = type(model)._from_config(copy.deepcopy(model.config))
+    for name, parameter in built.named_parameters():
+        if not parameter.requires_grad:
+            model.get_parameter(name).requires_grad_(False)
 
 
 def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Classes | None) -> str:

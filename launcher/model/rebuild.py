@@ -13,7 +13,7 @@ from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
 from launcher.model.classifier import auto_class, head_options, open_classifier
 from launcher.model.fragments import FragmentReader
-from launcher.model.load import model_source
+from launcher.model.load import freeze_as_built, model_source
 
 
 def base_folder(config: ModelConfig) -> Path:
@@ -43,6 +43,7 @@ def load_base(
         model = auto_class(None).from_pretrained(folder, **options)
     else:
         model, _ = open_classifier(folder, classes, **options)
+    freeze_as_built(model)
     return fit(model, num_tokens).eval()
 
 
