@@ -1,0 +1,429 @@
+"""What a small model computes under the launcher against what plain transformers computes.
+
+A check returns nothing where they are equal and raises `Different` with a number where not. What
+the launcher refuses comes as its `ConfigError`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from launcher.config import compose
+from launcher.config import plan as plans
+from launcher.config.classes import Classes
+from launcher.config.schema import Config
+from launcher.config.variants import PEFT_METHODS
+from launcher.data import cache as caches
+from launcher.data.cache import TokenCache
+from launcher.data.classes import settle
+from launcher.data.loader import Row, make_row
+from launcher.data.tokenizer import load_tokenizer, padding_of
+from launcher.evals.decoding import Decoding
+from launcher.evals.generation import find_stop_tokens, generate_records, read
+from launcher.evals.records import Prompt
+from launcher.model.class_head import make_head
+from launcher.model.export import Kind, Trained, export
+from launcher.model.fragments import Fragment, FragmentReader, write_fragments
+from launcher.model.load import load_model
+from launcher.model.rebuild import load_base, with_adapters
+from launcher.model.verify import open_export, verify
+from launcher.track import meters
+from launcher.train.selftest import check_isolation
+
+#: Tokens of the documents: one longer than any window of a small model.
+LENGTHS = (5, 40, 17)
+#: Learned tokens at the end of each.
+LEARNED = (2, 30, 9)
+LABELS = (["a"], ["b"], ["a"])
+
+#: Largest difference of a loss in nats, of a gradient as a share of its tensor's largest element,
+#: of logits as a share of their largest element. What is computed in another order differs by less.
+LOSS, GRADIENT, LOGITS = 1e-4, 1e-3, 1e-4
+
+#: How documents may be laid out, and the words for it, the first that is not refused.
+LAYOUTS = {
+    "packed": [["data.packing=true"]],
+    "unpacked": [
+        ["data.packing=false"],
+        ["data.packing=false", "model.attention=sdpa"],
+        ["data.packing=false", "model.attention=eager"],
+    ],
+}
+
+
+class Different(Exception):
+    """The launcher computes something else than plain transformers."""
+
+
+class NotCausal(Exception):
+    """In plain transformers a token sees later ones."""
+
+
+@dataclass(slots=True)
+class Subject:
+    """A base model's folder, its data, and what plain transformers makes of them."""
+
+    base: Path
+    work: Path
+    head: str
+    cache: TokenCache
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has a head for classes."""
+        return self.head == "classes"
+
+    def config(self, words: list[str]) -> Config:
+        """The launcher's config of this model under these words."""
+        about = [f"model.name={self.base}", "data.train=records.jsonl", "data.max_length=128"]
+        if self.classifies:
+            about += ["objective=classify", "data=classification", "eval=classify"]
+        return compose.compose(["model=hf", *about, *words])
+
+    def classes(self, config: Config) -> Classes | None:
+        """What the classifier tells apart, as the training loop settles it."""
+        if not self.classifies:
+            return None
+        padding = padding_of(load_tokenizer(config.model))
+        return replace(settle(config, self.cache, None), padding=padding)
+
+
+def subject(base: Path, work: Path, head: str) -> Subject:
+    """The model in `base`, with a cache of three records in `work`."""
+    generator = torch.Generator().manual_seed(3)
+    records = []
+    for length, learned in zip(LENGTHS, LEARNED, strict=True):
+        tokens = torch.randint(7, 250, (length,), generator=generator).tolist()
+        records.append((tokens, [0] * (length - learned) + [1] * learned))
+    labels = LABELS if head == "classes" else None
+    cache = caches.write(work / "cache", records, labels=labels)
+    return Subject(base, work, head, cache)
+
+
+@dataclass(slots=True)
+class Started:
+    """A model as the training loop has it before its first step."""
+
+    model: Any
+    head: Any
+    config: Config
+    classes: Classes | None
+
+
+def start(one: Subject, words: list[str]) -> Started:
+    """What `launcher.train.loop.train` does up to its first step, without an engine."""
+    config = one.config(words)
+    classes = one.classes(config)
+    plan = plans.make(config, world_size=1, has_gpu=False, train_packs=2)
+    tokenizer = load_tokenizer(config.model)
+    torch.manual_seed(config.seed)
+    model: Any = load_model(config.model, plan, len(tokenizer), None, classes)
+    if classes is not None:
+        classes = replace(classes, fresh=model.fresh_modules)
+    if config.peft.name != "none":
+        method = PEFT_METHODS.load(config.peft.name)
+        model = method(model, config.peft, classes and classes.fresh)
+    head = make_head(model, plan.attention, classes)
+    meters.model_flops(model)
+    if config.data.packing:
+        model.eval()
+        check_isolation(head, model, one.cache, torch.device("cpu"))
+    model.train()
+    return Started(model, head, config, classes)
+
+
+def plain(one: Subject, classes: Classes | None, source: Path | None = None) -> Any:
+    """The model as plain transformers opens it."""
+    from transformers import AutoModelForCausalLM
+
+    if classes is not None:
+        from launcher.model.classifier import open_classifier
+
+        model, _ = open_classifier(source or one.base, classes, dtype=torch.float32)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(source or one.base, dtype=torch.float32)
+    model.config.use_cache = False
+    return model
+
+
+def alone(one: Subject, model: Any, record: int) -> tuple[Tensor, Tensor]:
+    """Logits at the targets of a record by itself, and the targets, by plain transformers."""
+    row = make_row(one.cache, [record])
+    logits = model(input_ids=row.input_ids[None]).logits[0].float()
+    if one.classifies:
+        return logits[None], row.targets
+    return logits[row.target_index], row.targets
+
+
+def alone_losses(one: Subject, model: Any) -> list[Tensor]:
+    """Losses of the targets of every record, each record by itself."""
+    pieces = [alone(one, model, record) for record in range(len(LENGTHS))]
+    return [cross_entropy(logits, targets, reduction="none") for logits, targets in pieces]
+
+
+def check_sense(one: Subject) -> None:
+    """That the model is causal in plain transformers, and its tokens matter to later ones."""
+    if one.classifies:
+        return
+    model = plain(one, None).eval()
+    tokens = make_row(one.cache, [1]).input_ids[None]
+    with torch.no_grad():
+        before = model(input_ids=tokens).logits[0].float()
+        last, first = tokens.clone(), tokens.clone()
+        last[0, -1] = first[0, 0] = 7
+        changed = float((model(input_ids=last).logits[0].float() - before)[:-1].abs().max())
+        moved = float((model(input_ids=first).logits[0].float() - before)[1:].abs().max())
+    if changed > 1e-3:
+        raise NotCausal(f"the last token moves earlier logits by {changed:.1g}")
+    if moved < 1e-3:
+        raise AssertionError(f"the first token moves later logits by {moved:.1g} only")
+
+
+def check_loss(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+    """Losses of the base in rows of these records, those of every target and their sum."""
+    began = start(one, words)
+    reference = plain(one, began.classes).eval()
+    began.model.eval()
+    with torch.no_grad():
+        expected = alone_losses(one, reference)
+    for records in rows:
+        row = make_row(one.cache, records)
+        wanted = torch.cat([expected[record] for record in records])
+        losses, _ = began.head.score(began.model, row)
+        compare("loss of a target", losses, wanted, LOSS * max(1.0, float(wanted.max())))
+        total = began.head.loss(began.model, row).detach()
+        compare("loss of a row", total, wanted.sum(), LOSS * max(1.0, float(wanted.sum())))
+
+
+def check_gradients(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+    """Gradients of one step over these rows, of all that is trained, as plain PyTorch has them."""
+    began = start(one, words)
+    reference = plain(one, began.classes)
+    if began.config.peft.name != "none":
+        fresh = began.classes and began.classes.fresh
+        method = PEFT_METHODS.load(began.config.peft.name)
+        reference = method(reference, began.config.peft, fresh)
+        move(began.model)
+    copy_trained(began.model, reference)
+    began.model.train()
+    reference.train()
+    records = [record for row in rows for record in row]
+    wanted: Any = sum(alone_losses(one, reference)[record].sum() for record in records)
+    wanted.backward()
+    total = 0.0
+    for row in rows:
+        loss = began.head.loss(began.model, make_row(one.cache, row))
+        loss.backward()
+        total += float(loss.detach())
+    limit = LOSS * max(1.0, float(wanted.detach()))
+    compare("loss in training", torch.tensor(total), wanted.detach(), limit)
+    expected = dict(reference.named_parameters())
+    trained = [(n, p) for n, p in began.model.named_parameters() if p.requires_grad]
+    largest = max(float(p.grad.abs().max()) for p in expected.values() if p.grad is not None)
+    for name, parameter in trained:
+        found, want = parameter.grad, expected[name].grad
+        if found is None and want is None:
+            continue
+        found = torch.zeros_like(parameter) if found is None else found
+        want = torch.zeros_like(parameter) if want is None else want
+        limit = GRADIENT * max(float(want.abs().max()), 1e-3 * largest)
+        compare(f"gradient of {name}", found, want, limit)
+
+
+def check_export(one: Subject, words: list[str], kind: Kind) -> None:
+    """Save what training made of the model, open it again, compare."""
+    config = one.config(words)
+    classes = one.classes(config)
+    tokenizer = load_tokenizer(config.model)
+    if classes is not None:
+        classes = replace(classes, fresh=fresh_of(one, classes))
+    base = load_base(config.model, one.base, torch.float32, len(tokenizer), classes)
+    model = with_adapters(base, config, classes).eval()
+    untrained = logits_of(one, model)
+    move(model)
+    expected = logits_of(one, model)
+    if float((untrained - expected).abs().max()) < 1e-3:
+        raise AssertionError("training moved nothing")
+    weights = checkpoint(model, one.work / f"{kind.value}.safetensors")
+    trained = Trained(config, weights, tokenizer, torch.float32, classes)
+    out = one.work / kind.value
+    export(trained, kind, out, lambda folder: verify(trained, folder))
+    again = open_export(
+        out,
+        one.base,
+        dtype=torch.float32,
+        num_tokens=trained.num_tokens,
+        trust_remote_code=False,
+        classes=classes,
+    )
+    limit = LOGITS * float(expected.abs().max())
+    compare("logits of the export", logits_of(one, again), expected, limit)
+
+
+def check_generation(one: Subject, words: list[str]) -> None:
+    """Greedy answers to a batch of prompts, against one `generate` a prompt."""
+    began = start(one, words)
+    tokenizer = load_tokenizer(began.config.model)
+    decoding = Decoding(max_new_tokens=8)
+    prompts = [
+        Prompt(record, one.cache.record(record)[0].tolist(), "", str(record)) for record in (0, 2)
+    ]
+    stops = find_stop_tokens(began.model, tokenizer)
+    with contextlib.ExitStack() as stack:
+        for _ in prompts:
+            stack.enter_context(torch.no_grad())
+        found = generate_records(prompts, began.model, tokenizer, decoding)
+    answers = {record.id: record.answer for record in found}
+    reference = plain(one, None).eval()
+    reference.config.use_cache = True
+    for prompt in prompts:
+        ids = torch.tensor([prompt.tokens])
+        with torch.no_grad():
+            output = reference.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=decoding.max_new_tokens,
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=0,
+                eos_token_id=stops,
+            )
+        new = output[0, ids.shape[1] :].tolist()
+        end = next((i for i, token in enumerate(new) if token in stops), len(new))
+        wanted = read(prompt, prompt.tokens, new[:end], tokenizer, decoding).answer
+        if answers[prompt.id] != wanted:
+            raise Different(f"answer {answers[prompt.id]!r}, not {wanted!r}")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of a check: "equal", "refused", "different", "error" or "skipped"."""
+
+    check: str
+    outcome: str
+    detail: str = ""
+
+
+def check_family(one: Subject) -> Iterator[Outcome]:
+    """All checks of one model, each after the other."""
+    from launcher.errors import LauncherError
+
+    def run(name: str, check: Callable[[], Any]) -> Outcome:
+        try:
+            check()
+        except LauncherError as error:
+            found = "; ".join(problem.found for problem in error.problems)
+            return Outcome(name, "refused", f"{type(error).__name__}: {found}")
+        except Different as error:
+            return Outcome(name, "different", str(error))
+        except NotCausal as error:
+            return Outcome(name, "not causal", str(error))
+        except Exception as error:
+            return Outcome(name, "error", describe(error))
+        return Outcome(name, "equal")
+
+    sense = run("plain", lambda: check_sense(one))
+    yield sense
+    chosen: list[str] = []
+    for layout, ways in LAYOUTS.items():
+        began = Outcome("", "skipped")
+        for words in ways:
+            began = run(f"{layout}/start", lambda words=words: start(one, words))
+            if began.outcome != "refused":
+                began.detail = began.detail or " ".join(words)
+                break
+        yield began
+        if began.outcome != "equal":
+            continue
+        chosen = chosen or words
+        lora = [*words, "peft=lora", "peft.rank=4"]
+        rows = [[0, 1, 2]] if layout == "packed" else [[0, 1], [2]]
+        yield run(f"{layout}/loss", lambda w=words, r=rows: check_loss(one, w, r))
+        if layout == "packed":
+            single = [[0], [1], [2]]
+            yield run(f"{layout}/micro", lambda w=words, s=single: check_loss(one, w, s))
+        yield run(f"{layout}/gradient", lambda w=words, r=rows: check_gradients(one, w, r))
+        yield run(f"{layout}/lora", lambda w=lora, r=rows: check_gradients(one, w, r))
+        recompute = [*words, "model.gradient_checkpointing=true"]
+        yield run(f"{layout}/recompute", lambda w=recompute, r=rows: check_gradients(one, w, r))
+    if not chosen:
+        return
+    lora = [*chosen, "peft=lora", "peft.rank=4"]
+    yield run("full", lambda: check_export(one, chosen, Kind.full))
+    yield run("adapter", lambda: check_export(one, lora, Kind.adapter))
+    yield run("merged", lambda: check_export(one, lora, Kind.merged))
+    if not one.classifies:
+        yield run("generate", lambda: check_generation(one, chosen))
+
+
+def describe(error: BaseException) -> str:
+    """The error, and the last place that raised it, outside of torch."""
+    import traceback
+
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename] or frames
+    place = own[-1].filename.split("site-packages/")[-1].split("/families/")[-1]
+    message = " ".join(str(error).split())[:200]
+    return f"{type(error).__name__}: {message} ({place}:{own[-1].lineno})"
+
+
+def compare(what: str, found: Tensor, wanted: Tensor, limit: float) -> None:
+    """Raise `Different` where any element is further off than `limit`."""
+    if found.shape != wanted.shape:
+        raise Different(f"{what}: shape {tuple(found.shape)}, not {tuple(wanted.shape)}")
+    difference = float((found.double() - wanted.double()).abs().max()) if found.numel() else 0.0
+    if not difference <= limit:
+        raise Different(f"{what} differs by {difference:.2g} (limit {limit:.1g})")
+
+
+@torch.no_grad()
+def move(model: nn.Module) -> None:
+    """Move all that is trained, by the same amounts for the same names in the same order."""
+    generator = torch.Generator().manual_seed(5)
+    for _, parameter in sorted(model.named_parameters()):
+        if parameter.requires_grad:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+@torch.no_grad()
+def copy_trained(source: nn.Module, target: nn.Module) -> None:
+    """Give `target` the trained parameters of `source`; both have the same."""
+    theirs = dict(target.named_parameters())
+    for name, parameter in source.named_parameters():
+        if parameter.requires_grad:
+            theirs[name].copy_(parameter)
+
+
+def checkpoint(model: nn.Module, path: Path) -> FragmentReader:
+    """What is trained, as a checkpoint of one rank holds it."""
+    parts = [
+        Fragment(name, tuple(p.shape), 0, p.numel(), lambda p=p: p.detach().reshape(-1))
+        for name, p in model.named_parameters()
+        if p.requires_grad
+    ]
+    write_fragments(path, parts)
+    return FragmentReader([path])
+
+
+def fresh_of(one: Subject, classes: Classes) -> tuple[str, ...]:
+    """The modules that the base lacks."""
+    from launcher.model.classifier import open_classifier
+
+    fresh: tuple[str, ...] = open_classifier(one.base, classes)[1]
+    return fresh
+
+
+def logits_of(one: Subject, model: Any) -> Tensor:
+    """Logits of the longest record."""
+    with torch.no_grad():
+        tokens: Row = make_row(one.cache, [1])
+        logits: Tensor = model(input_ids=tokens.input_ids[None]).logits.float()
+    return logits
