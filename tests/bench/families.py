@@ -62,6 +62,27 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
             last = time.monotonic()
 
 
+def warm_up() -> None:
+    """Import what the checks need, once for all processes: all that leaves no threads behind."""
+    import torch
+    from transformers.utils import logging
+
+    from launcher.model.export import Kind
+    from support import family_checks
+    from support.families import make_family
+
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as work:
+        base = make_family("llama", Path(work) / "base")
+        one = family_checks.subject(base, Path(work), "causal")
+        words = ["peft=lora", "peft.rank=4"]
+        family_checks.check_loss(one, words, [[0, 1]])
+        family_checks.check_export(one, words, Kind.merged)
+        family_checks.check_generation(one, [])
+
+
 def append(results: Path, line: dict[str, Any]) -> None:
     """One line, whole, however many processes write."""
     with open(results, "a") as file:
@@ -85,14 +106,9 @@ def read(results: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 def sweep(asked: list[tuple[str, str]], results: Path, logs: Path, jobs: int, limit: float) -> None:
     """Check what is asked for, `jobs` at a time; each may take `limit` seconds."""
-    import deepspeed  # noqa: F401
-    import peft  # noqa: F401
-    from transformers.utils import logging
-
-    from support import families, family_checks  # noqa: F401
-
-    warnings.simplefilter("ignore")
-    logging.set_verbosity_error()
+    if not asked:
+        return
+    warm_up()
     context = multiprocessing.get_context("fork")
     running: dict[Any, tuple[str, str, float]] = {}
     waiting = list(reversed(asked))

@@ -6,7 +6,6 @@ the launcher refuses comes as its `ConfigError`.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -277,10 +276,7 @@ def check_generation(one: Subject, words: list[str]) -> None:
         Prompt(record, one.cache.record(record)[0].tolist(), "", str(record)) for record in (0, 2)
     ]
     stops = find_stop_tokens(began.model, tokenizer)
-    with contextlib.ExitStack() as stack:
-        for _ in prompts:
-            stack.enter_context(torch.no_grad())
-        found = generate_records(prompts, began.model, tokenizer, decoding)
+    found = generate_records(prompts, began.model, tokenizer, decoding)
     answers = {record.id: record.answer for record in found}
     reference = plain(one, None).eval()
     reference.config.use_cache = True
@@ -352,6 +348,8 @@ def check_family(one: Subject) -> Iterator[Outcome]:
             yield run(f"{layout}/micro", lambda w=words, s=single: check_loss(one, w, s))
         yield run(f"{layout}/gradient", lambda w=words, r=rows: check_gradients(one, w, r))
         yield run(f"{layout}/lora", lambda w=lora, r=rows: check_gradients(one, w, r))
+        if chosen != words:
+            continue
         recompute = [*words, "model.gradient_checkpointing=true"]
         yield run(f"{layout}/recompute", lambda w=recompute, r=rows: check_gradients(one, w, r))
     if not chosen:
