@@ -54,8 +54,10 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
         try:
             base = make_family(name, Path(work) / "base", head)
         except Exception as error:
-            say("make", "error", describe(error), began)
-            return
+            base = Path(work) / "base"
+            say("make", "unusable", describe(error), began)
+            if not (base / "config.json").is_file():
+                return
         last = time.monotonic()
         for one in check_family(subject(base, Path(work), head)):
             say(one.check, one.outcome, one.detail, last)
@@ -67,6 +69,7 @@ def warm_up() -> None:
     import torch
     from transformers.utils import logging
 
+    from launcher.data.loader import make_row
     from launcher.model.export import Kind
     from support import family_checks
     from support.families import make_family
@@ -77,8 +80,9 @@ def warm_up() -> None:
     with tempfile.TemporaryDirectory() as work:
         base = make_family("llama", Path(work) / "base")
         one = family_checks.subject(base, Path(work), "causal")
-        words = ["peft=lora", "peft.rank=4"]
-        family_checks.check_loss(one, words, [[0, 1]])
+        words = list(family_checks.LORA)
+        began = family_checks.start(one, words)
+        began.head.score(began.model, make_row(one.cache, [0, 1]))
         family_checks.check_export(one, words, Kind.merged)
         family_checks.check_generation(one, [])
 
@@ -242,13 +246,13 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-    from support.families import SKIPPED, architectures
+    from support.families import architectures
 
     every = [
         (one.name, head)
         for one in architectures().values()
         for head in one.heads
-        if options.head in (None, head) and one.name not in SKIPPED
+        if options.head in (None, head)
     ]
     if options.list:
         print("\n".join(f"{name} {head}" for name, head in every))

@@ -92,11 +92,113 @@ SIZES: dict[str, int] = {
     "type_vocab_size": 2,
 }
 
-#: What the generic way does not find, by model type.
-OVERRIDES: dict[str, dict[str, Any]] = {}
 
-#: Not instantiated, and why.
-SKIPPED: dict[str, str] = {}
+@dataclass(frozen=True, slots=True)
+class Nested:
+    """Changes of a config within a config."""
+
+    changes: dict[str, Any]
+
+
+def nested(**changes: Any) -> Nested:
+    """Overrides of a config within a config."""
+    return Nested(changes)
+
+
+#: Gemma 3n and 4: later layers take keys and values of earlier ones.
+SHARING = {
+    "num_hidden_layers": 6,
+    "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 2,
+}
+GEMMA4 = {"global_head_dim": 16}
+MOE = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
+QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8}
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+#: What the generic way does not find, by model type.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
+    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "canine": {"num_hash_buckets": 64},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [1, 1, 2],
+            },
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}
+            | {"mrope_section": [1, 1, 2]},
+        }
+    },
+    "dbrx": {
+        "attn_config": nested(rope_theta=10000.0, kv_n_heads=2),
+        "ffn_config": nested(moe_top_k=2),
+    },
+    "deepseek_v4": {"o_lora_rank": 8, "o_groups": 2},
+    "dots1": MOE,
+    "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
+    | {"swa_q_lora_rank": 12, "swa_kv_lora_rank": 12, "swa_head_dim": 12}
+    | {"swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
+    "esm": {"vocab_size": VOCABULARY},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "gemma3n_text": SHARING | {"activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0, 0.0, 0.0]},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": GEMMA4,
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
+    "layoutlmv3": {"max_2d_position_embeddings": 64},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
+    "llama": GROUPED,
+    "longcat_flash": {"zero_expert_num": 2},
+    "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
+    "mamba2": {"num_heads": 8},
+    "markuplm": {"max_depth": 4},
+    "nemotron": GROUPED,
+    "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
+    "reformer": {
+        "axial_pos_embds_dim": (16, 16),
+        "axial_pos_shape": (16, 16),
+        "attn_layers": ["local", "lsh"],
+        "local_attn_chunk_length": 64,
+        "lsh_attn_chunk_length": 64,
+        "is_decoder": True,
+    },
+    "roc_bert": {"pronunciation_vocab_size": 20, "pronunciation_embed_dim": 8}
+    | {"shape_vocab_size": 20, "shape_embed_dim": 8},
+    "xlm": {"causal": True},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 4,
+        "attention_hidden_size": 64,
+        "attention_head_dim": 16,
+    },
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+#: Further models of an architecture that take another way through its code.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert, bidirectional": ("bert", {"is_decoder": False}),
+    "gemma4_text, shared keys": ("gemma4_text", GEMMA4 | SHARING),
+    "gemma4_text, experts": (
+        "gemma4_text",
+        GEMMA4
+        | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}
+        | {"moe_intermediate_size": 16, "attention_k_eq_v": True, "num_global_key_value_heads": 1},
+    ),
+    "llama, tied": ("llama", GROUPED | {"tie_word_embeddings": True}),
+    "mistral, no window": ("mistral", {"sliding_window": None}),
+    "qwen2, window": ("qwen2", {"use_sliding_window": True}),
+    "falcon, alibi": ("falcon", {"alibi": True}),
+}
+
+#: The families that people tune, first in a sweep.
+MAIN = ("llama", "qwen3", "qwen3_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next")
+MAIN += ("gemma3_text", "gemma4_text", "gpt_oss", "glm4_moe", "deepseek_v3", "phi3", "mistral")
+MAIN += ("mixtral", "llama4_text", "falcon_h1", "granitemoehybrid", "lfm2", "mamba2", "bamba")
+MAIN += ("gemma4_text, shared keys", "gemma4_text, experts", "gemma2", "qwen2", "smollm3")
+MAIN += ("mistral, no window", "qwen2, window", "llama, tied")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,72 +225,77 @@ def architectures() -> dict[str, Architecture]:
         known = found.setdefault((CONFIG_MAPPING[name], heads), Architecture(name, heads))
         if known.name != name:
             known.aliases.append(name)
-    return {one.name: one for one in found.values()}
+    every = {one.name: one for one in found.values()}
+    every |= {name: Architecture(name, ("causal",)) for name in VARIANTS}
+    return {name: every[name] for name in dict.fromkeys([*MAIN, *sorted(every)])}
 
 
 def small_config(name: str, head: str = "causal", **changes: Any) -> Any:
-    """A small config of the model type `name`; `changes` are fields of it."""
+    """A small config of a model type or variant; `changes` are fields of it."""
     from transformers import CONFIG_MAPPING
 
-    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    overrides = OVERRIDES.get(name, {})
-    return _small(CONFIG_MAPPING[name], special | overrides | changes)
+    kind, special = VARIANTS.get(name, (name, {}))
+    overrides = OVERRIDES.get(kind, {}) | special | changes
+    return _small(CONFIG_MAPPING[kind], overrides, decodes=head == "causal")
 
 
-def _small(kind: Any, changes: dict[str, Any]) -> Any:
+def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
     names = {one.name for one in dataclasses.fields(kind)}
-    nested = {key: value for key, value in changes.items() if isinstance(value, _Nested)}
-    plain = {key: value for key, value in changes.items() if not isinstance(value, _Nested)}
-    needed = {key: value for key, value in plain.items() if key not in SIZES}
+    own = {key: value for key, value in changes.items() if not isinstance(value, Nested)}
     try:
         whole = kind()
-    except Exception:  # a class whose own defaults do not fit together
-        whole = kind(**needed)
-    options: dict[str, Any] = {
-        key: size
-        for key, size in SIZES.items()
-        if key in names and isinstance(getattr(whole, key, None), int)
+    except Exception:  # defaults that do not fit together
+        whole = kind(**own)
+    options = {
+        name: size for name, size in SIZES.items() if name in names and _is_size(whole, name)
     }
-    options |= {
-        key: 0.0
-        for key in names
-        if ("drop" in key or key.endswith("_pdrop")) and isinstance(getattr(whole, key), float)
-    }
+    if _value(whole, "num_key_value_heads") == _value(whole, "num_attention_heads"):
+        options.pop("num_key_value_heads", None)
+        options |= {"num_key_value_heads": 4} if "num_key_value_heads" in names else {}
+    options |= {name: 0.0 for name in names if "drop" in name and _is_rate(whole, name)}
     options |= _layers(whole, names)
-    for key in getattr(kind, "sub_configs", {}):
-        part = getattr(whole, key, None)
-        if part is not None and hasattr(part, "to_dict"):
-            own = nested[key].changes if key in nested else {}
-            options[key] = _small(type(part), own)
-    options |= {k: v for k, v in plain.items() if k in names or k not in _SPECIAL}
-    return kind(**options)
+    if "vocab_size" in names or "pad_token_id" in names:
+        options |= {name: token for name, token in SPECIAL.items() if name in names}
+    if "is_decoder" in names and decodes:
+        options["is_decoder"] = True
+    for name in getattr(kind, "sub_configs", {}):
+        part = _value(whole, name)
+        if hasattr(part, "to_dict"):
+            asked = changes[name].changes if name in changes else OVERRIDES.get(part.model_type, {})
+            options[name] = _small(type(part), asked, decodes=False)
+    return kind(**options | own)
 
 
-_SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
-@dataclass(frozen=True, slots=True)
-class _Nested:
-    """Changes of a config within a config."""
+def _value(config: Any, name: str) -> Any:
+    """A field of a config; of one that differs by layer, that of none."""
+    try:
+        return getattr(config, name, None)
+    except Exception:  # a class of transformers' own, which it does not export
+        return config.__dict__.get(name)
 
-    changes: dict[str, Any]
+
+def _is_size(config: Any, name: str) -> bool:
+    value = _value(config, name)
+    return name == "head_dim" if value is None else isinstance(value, int)
 
 
-def nested(**changes: Any) -> Any:
-    """Overrides of a config within a config."""
-    return _Nested(changes)
+def _is_rate(config: Any, name: str) -> bool:
+    return isinstance(_value(config, name), float)
 
 
 def _layers(whole: Any, names: set[str]) -> dict[str, Any]:
     """The number of layers, and the lists with an entry a layer: the first layer of every kind."""
     key = next((name for name in LAYERS if name in names), None)
-    count = getattr(whole, key, None) if key else None
+    count = _value(whole, key) if key else None
     if not isinstance(count, int):
         return {}
     lists = {
         name: list(value)
         for name in sorted(names)
-        if isinstance(value := getattr(whole, name, None), list | tuple)
+        if isinstance(value := _value(whole, name), list | tuple)
         and len(value) == count
         and all(isinstance(one, str | int | float | None) for one in value)
     }
@@ -208,17 +315,20 @@ def _layers(whole: Any, names: set[str]) -> dict[str, Any]:
 def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -> Path:
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
-    Weights are drawn wide, so that every token matters to every later one.
+    Weights are drawn wide, so that every token matters to every later one. Of a model that plain
+    transformers cannot make only the config is saved, and what was raised goes on.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     config = small_config(name, head, **changes)
     make_tokenizer(folder)
+    config.save_pretrained(folder)
     torch.manual_seed(0)
-    opener = AutoModelForCausalLM if head == "causal" else AutoModel
+    opener = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
     model = opener.from_config(config)
     draw(model)
-    model.save_pretrained(folder)
+    body = model if head == "causal" else getattr(model, model.base_model_prefix, model)
+    body.save_pretrained(folder)
     return folder
 
 

@@ -6,8 +6,9 @@ the launcher refuses comes as its `ConfigError`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from launcher.data.cache import TokenCache
 from launcher.data.classes import settle
 from launcher.data.loader import Row, make_row
 from launcher.data.tokenizer import load_tokenizer, padding_of
+from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
 from launcher.evals.records import Prompt
@@ -42,6 +44,8 @@ LENGTHS = (5, 40, 17)
 #: Learned tokens at the end of each.
 LEARNED = (2, 30, 9)
 LABELS = (["a"], ["b"], ["a"])
+
+LORA = ("peft=lora", "peft.rank=4")
 
 #: Largest difference of a loss in nats, of a gradient as a share of its tensor's largest element,
 #: of logits as a share of their largest element. What is computed in another order differs by less.
@@ -67,6 +71,15 @@ class NotCausal(Exception):
 
 
 @dataclass(slots=True)
+class Expected:
+    """What plain transformers makes of the records, each by itself, in training mode."""
+
+    losses: list[Tensor]
+    gradients: dict[str, Tensor | None]
+    """Of the sum of all losses."""
+
+
+@dataclass(slots=True)
 class Subject:
     """A base model's folder, its data, and what plain transformers makes of them."""
 
@@ -74,6 +87,8 @@ class Subject:
     work: Path
     head: str
     cache: TokenCache
+    expected: dict[bool, Expected] = field(default_factory=dict)
+    """By whether there are adapters."""
 
     @property
     def classifies(self) -> bool:
@@ -85,7 +100,10 @@ class Subject:
         about = [f"model.name={self.base}", "data.train=records.jsonl", "data.max_length=128"]
         if self.classifies:
             about += ["objective=classify", "data=classification", "eval=classify"]
-        return compose.compose(["model=hf", *about, *words])
+        config, problems = compose.try_compose(["model=hf", *about, *words], sources=_sources())
+        if problems:
+            raise ConfigError(problems)
+        return config
 
     def classes(self, config: Config) -> Classes | None:
         """What the classifier tells apart, as the training loop settles it."""
@@ -105,6 +123,11 @@ def subject(base: Path, work: Path, head: str) -> Subject:
     labels = LABELS if head == "classes" else None
     cache = caches.write(work / "cache", records, labels=labels)
     return Subject(base, work, head, cache)
+
+
+@functools.cache
+def _sources() -> compose.Sources:
+    return compose.Sources()
 
 
 @dataclass(slots=True)
@@ -186,13 +209,28 @@ def check_sense(one: Subject) -> None:
         raise AssertionError(f"the first token moves later logits by {moved:.1g} only")
 
 
-def check_loss(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+def expect(one: Subject, began: Started) -> Expected:
+    """What plain transformers makes of the records, with the trained weights of `began`."""
+    adapted = began.config.peft.name != "none"
+    if adapted not in one.expected:
+        reference = plain(one, began.classes)
+        if adapted:
+            fresh = began.classes and began.classes.fresh
+            method = PEFT_METHODS.load(began.config.peft.name)
+            reference = method(reference, began.config.peft, fresh)
+        copy_trained(began.model, reference)
+        reference.train()
+        losses = alone_losses(one, reference)
+        torch.cat(losses).sum().backward()
+        gradients = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
+        one.expected[adapted] = Expected([loss.detach() for loss in losses], gradients)
+    return one.expected[adapted]
+
+
+def check_loss(one: Subject, began: Started, rows: list[list[int]]) -> None:
     """Losses of the base in rows of these records, those of every target and their sum."""
-    began = start(one, words)
-    reference = plain(one, began.classes).eval()
+    expected = expect(one, began).losses
     began.model.eval()
-    with torch.no_grad():
-        expected = alone_losses(one, reference)
     for records in rows:
         row = make_row(one.cache, records)
         wanted = torch.cat([expected[record] for record in records])
@@ -202,39 +240,40 @@ def check_loss(one: Subject, words: list[str], rows: list[list[int]]) -> None:
         compare("loss of a row", total, wanted.sum(), LOSS * max(1.0, float(wanted.sum())))
 
 
-def check_gradients(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None:
     """Gradients of one step over these rows, of all that is trained, as plain PyTorch has them."""
-    began = start(one, words)
-    reference = plain(one, began.classes)
-    if began.config.peft.name != "none":
-        fresh = began.classes and began.classes.fresh
-        method = PEFT_METHODS.load(began.config.peft.name)
-        reference = method(reference, began.config.peft, fresh)
-        move(began.model)
-    copy_trained(began.model, reference)
+    expected = expect(one, began)
     began.model.train()
-    reference.train()
-    records = [record for row in rows for record in row]
-    wanted: Any = sum(alone_losses(one, reference)[record].sum() for record in records)
-    wanted.backward()
+    began.model.zero_grad()
     total = 0.0
     for row in rows:
         loss = began.head.loss(began.model, make_row(one.cache, row))
         loss.backward()
         total += float(loss.detach())
-    limit = LOSS * max(1.0, float(wanted.detach()))
-    compare("loss in training", torch.tensor(total), wanted.detach(), limit)
-    expected = dict(reference.named_parameters())
-    trained = [(n, p) for n, p in began.model.named_parameters() if p.requires_grad]
-    largest = max(float(p.grad.abs().max()) for p in expected.values() if p.grad is not None)
-    for name, parameter in trained:
-        found, want = parameter.grad, expected[name].grad
-        if found is None and want is None:
+    wanted = torch.cat(expected.losses).sum()
+    compare("loss in training", torch.tensor(total), wanted, LOSS * max(1.0, float(wanted)))
+    known = [gradient for gradient in expected.gradients.values() if gradient is not None]
+    largest = max(float(gradient.abs().max()) for gradient in known)
+    for name, parameter in began.model.named_parameters():
+        if not parameter.requires_grad:
             continue
+        found, want = parameter.grad, expected.gradients[name]
         found = torch.zeros_like(parameter) if found is None else found
         want = torch.zeros_like(parameter) if want is None else want
         limit = GRADIENT * max(float(want.abs().max()), 1e-3 * largest)
         compare(f"gradient of {name}", found, want, limit)
+
+
+def check_adapters(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+    """Loss and gradients of adapters that have moved from their start."""
+    began = start(one, [*words, *LORA])
+    move(began.model)
+    check_gradients(one, began, rows)
+
+
+def check_recompute(one: Subject, words: list[str], rows: list[list[int]]) -> None:
+    """Gradients with activations that are computed again."""
+    check_gradients(one, start(one, [*words, "model.gradient_checkpointing=true"]), rows)
 
 
 def check_export(one: Subject, words: list[str], kind: Kind) -> None:
@@ -301,65 +340,61 @@ def check_generation(one: Subject, words: list[str]) -> None:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of a check: "equal", "refused", "different", "error" or "skipped"."""
+    """What came of a check: "equal", "refused", "different", "not causal" or "error"."""
 
     check: str
     outcome: str
     detail: str = ""
+    value: Any = None
+    """What the check returned."""
+
+
+def run(name: str, check: Callable[..., Any], *args: Any) -> Outcome:
+    """The outcome of one check."""
+    try:
+        value = check(*args)
+    except LauncherError as error:
+        found = "; ".join(problem.found for problem in error.problems)
+        return Outcome(name, "refused", f"{type(error).__name__}: {found}")
+    except Different as error:
+        return Outcome(name, "different", str(error))
+    except NotCausal as error:
+        return Outcome(name, "not causal", str(error))
+    except Exception as error:
+        return Outcome(name, "error", describe(error))
+    return Outcome(name, "equal", value=value)
 
 
 def check_family(one: Subject) -> Iterator[Outcome]:
     """All checks of one model, each after the other."""
-    from launcher.errors import LauncherError
-
-    def run(name: str, check: Callable[[], Any]) -> Outcome:
-        try:
-            check()
-        except LauncherError as error:
-            found = "; ".join(problem.found for problem in error.problems)
-            return Outcome(name, "refused", f"{type(error).__name__}: {found}")
-        except Different as error:
-            return Outcome(name, "different", str(error))
-        except NotCausal as error:
-            return Outcome(name, "not causal", str(error))
-        except Exception as error:
-            return Outcome(name, "error", describe(error))
-        return Outcome(name, "equal")
-
-    sense = run("plain", lambda: check_sense(one))
-    yield sense
-    chosen: list[str] = []
+    yield run("plain", check_sense, one)
+    chosen: list[str] | None = None
     for layout, ways in LAYOUTS.items():
-        began = Outcome("", "skipped")
         for words in ways:
-            began = run(f"{layout}/start", lambda words=words: start(one, words))
+            began = run(f"{layout}/start", start, one, words)
             if began.outcome != "refused":
                 began.detail = began.detail or " ".join(words)
                 break
         yield began
         if began.outcome != "equal":
             continue
-        chosen = chosen or words
-        lora = [*words, "peft=lora", "peft.rank=4"]
         rows = [[0, 1, 2]] if layout == "packed" else [[0, 1], [2]]
-        yield run(f"{layout}/loss", lambda w=words, r=rows: check_loss(one, w, r))
-        if layout == "packed":
-            single = [[0], [1], [2]]
-            yield run(f"{layout}/micro", lambda w=words, s=single: check_loss(one, w, s))
-        yield run(f"{layout}/gradient", lambda w=words, r=rows: check_gradients(one, w, r))
-        yield run(f"{layout}/lora", lambda w=lora, r=rows: check_gradients(one, w, r))
-        if chosen != words:
-            continue
-        recompute = [*words, "model.gradient_checkpointing=true"]
-        yield run(f"{layout}/recompute", lambda w=recompute, r=rows: check_gradients(one, w, r))
-    if not chosen:
+        single = [[record] for record in range(len(LENGTHS))]
+        yield run(f"{layout}/loss", check_loss, one, began.value, rows)
+        yield run(f"{layout}/micro", check_loss, one, began.value, single)
+        yield run(f"{layout}/gradient", check_gradients, one, began.value, rows)
+        if chosen is None:
+            chosen = words
+            yield run(f"{layout}/lora", check_adapters, one, words, rows)
+            yield run(f"{layout}/recompute", check_recompute, one, words, rows)
+    if chosen is None:
         return
-    lora = [*chosen, "peft=lora", "peft.rank=4"]
-    yield run("full", lambda: check_export(one, chosen, Kind.full))
-    yield run("adapter", lambda: check_export(one, lora, Kind.adapter))
-    yield run("merged", lambda: check_export(one, lora, Kind.merged))
+    lora = [*chosen, *LORA]
+    yield run("full", check_export, one, chosen, Kind.full)
+    yield run("adapter", check_export, one, lora, Kind.adapter)
+    yield run("merged", check_export, one, lora, Kind.merged)
     if not one.classifies:
-        yield run("generate", lambda: check_generation(one, chosen))
+        yield run("generate", check_generation, one, chosen)
 
 
 def describe(error: BaseException) -> str:
