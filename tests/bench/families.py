@@ -250,9 +250,9 @@ def main() -> None:
 
     every = [
         (one.name, head)
+        for head in ("causal", "classes")
         for one in architectures().values()
-        for head in one.heads
-        if options.head in (None, head)
+        if head in one.heads and options.head in (None, head)
     ]
     if options.list:
         print("\n".join(f"{name} {head}" for name, head in every))

@@ -324,11 +324,17 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     make_tokenizer(folder)
     config.save_pretrained(folder)
     torch.manual_seed(0)
-    opener = AutoModelForCausalLM if head == "causal" else AutoModelForSequenceClassification
+    decodes = type(config) in AutoModelForCausalLM._model_mapping and not hasattr(
+        config, "is_decoder"
+    )
+    opener = AutoModelForSequenceClassification
+    if head == "causal" or decodes:
+        opener = AutoModelForCausalLM
     model = opener.from_config(config)
     draw(model)
-    body = model if head == "causal" else getattr(model, model.base_model_prefix, model)
-    body.save_pretrained(folder)
+    if opener is AutoModelForSequenceClassification:  # a base has no head for classes
+        model = getattr(model, model.base_model_prefix, model)
+    model.save_pretrained(folder)
     return folder
 
 
