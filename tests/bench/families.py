@@ -3,11 +3,14 @@
     python tests/bench/families.py                      # what is not in the results yet
     python tests/bench/families.py --only qwen3_next    # one architecture, again (repeatable)
     python tests/bench/families.py --failed             # again what was neither equal nor refused
+    python tests/bench/families.py --head engine        # the main ones under DeepSpeed, minutes
     python tests/bench/families.py --write docs/models.md
 
 A small random model of each architecture goes through the launcher's own functions in a process of
-its own: loading, losses, gradients (full and LoRA), export, generation. `support.family_checks`
-says what is compared. Results are appended to a file of JSON lines, one a check.
+its own: loading, losses, gradients (full and LoRA), export, generation; `support.family_checks`
+says what is compared. Under DeepSpeed a run of each main family is stopped and resumed at ZeRO-2
+and 3 on one and on two ranks, in full and with LoRA. Results are appended to a file of JSON lines,
+one a check.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
     import torch
 
     from support.families import make_family
-    from support.family_checks import check_family, describe, subject
+    from support.family_checks import check_engine, check_family, describe, subject
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -52,14 +55,17 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
         try:
-            base = make_family(name, Path(work) / "base", head)
+            base = make_family(
+                name, Path(work) / "base", "classes" if head == "classes" else "causal"
+            )
         except Exception as error:
             base = Path(work) / "base"
             say("make", "unusable", describe(error), began)
             if not (base / "config.json").is_file():
                 return
         last = time.monotonic()
-        for one in check_family(subject(base, Path(work), head)):
+        checks = check_engine if head == "engine" else check_family
+        for one in checks(subject(base, Path(work), head)):
             say(one.check, one.outcome, one.detail, last)
             last = time.monotonic()
 
@@ -191,6 +197,22 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list
     return lines
 
 
+def engine_table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
+    """A Markdown table of what was trained under DeepSpeed; nothing if nothing was."""
+    rows = [(name, checks) for (name, head), checks in sorted(found.items()) if head == "engine"]
+    if not rows:
+        return []
+    lines = ["### Stopped and resumed under DeepSpeed", ""]
+    lines += ["| architecture | ZeRO-2 and 3, 1 and 2 ranks |", "|---|---|"]
+    for name, checks in rows:
+        lines.append(f"| `{name}` | {'; '.join(_other(checks)) or 'equal'} |")
+    return [*lines, ""]
+
+
+def _other(checks: list[dict[str, Any]]) -> list[str]:
+    return [f"{c['check']} {c['outcome']}" for c in checks if c["outcome"] not in ("equal", "")]
+
+
 def details(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
     """Every check that is not equal."""
     lines = []
@@ -225,6 +247,7 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         "",
         *table(found, "classes"),
         "",
+        *engine_table(found),
     ]
     path.write_text(before + MARKS[0] + "\n".join(section) + "\n" + MARKS[1] + after)
 
@@ -235,7 +258,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
-    parser.add_argument("--head", choices=("causal", "classes"))
+    parser.add_argument("--head", choices=("causal", "classes", "engine"))
     parser.add_argument("--failed", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=180.0, metavar="SECONDS")
@@ -246,7 +269,7 @@ def main() -> None:
     options = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
-    from support.families import architectures
+    from support.families import MAIN, architectures
 
     every = [
         (one.name, head)
@@ -254,6 +277,8 @@ def main() -> None:
         for one in architectures().values()
         if head in one.heads and options.head in (None, head)
     ]
+    if options.head == "engine":
+        every = [(name, "engine") for name in MAIN]
     if options.list:
         print("\n".join(f"{name} {head}" for name, head in every))
         return

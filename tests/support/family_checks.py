@@ -7,11 +7,14 @@ the launcher refuses comes as its `ConfigError`.
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -38,6 +41,7 @@ from launcher.model.rebuild import load_base, with_adapters
 from launcher.model.verify import open_export, verify
 from launcher.track import meters
 from launcher.train.selftest import check_isolation
+from support.ranks import ROOT, run_ranks
 
 #: Tokens of the documents: one longer than any window of a small model.
 LENGTHS = (5, 40, 17)
@@ -395,6 +399,75 @@ def check_family(one: Subject) -> Iterator[Outcome]:
     yield run("merged", check_export, one, lora, Kind.merged)
     if not one.classifies:
         yield run("generate", check_generation, one, chosen)
+
+
+def check_engine(one: Subject) -> Iterator[Outcome]:
+    """Runs that are stopped in the middle and resumed, at ZeRO-2 and 3, on one and on two ranks."""
+    generator = np.random.default_rng(0)
+    records = [
+        (generator.integers(7, 250, n).tolist(), [0] * (n // 2) + [1] * (n - n // 2))
+        for n in generator.integers(5, 60, 24)
+    ]
+    caches.write(one.work / "engine-cache", records, max_length=64)
+    found: dict[tuple[str, int], list[float]] = {}
+    for ranks in (1, 2):
+        trained = run(f"{ranks} rank(s)", train_and_resume, one, ranks)
+        yield trained
+        for name, result in (trained.value or {}).items():
+            yield run(f"resume {name}, {ranks} rank(s)", check_resumed, result)
+            parts = [[*rank["first"], *rank["rest"]] for rank in result["ranks"]]
+            found[name, ranks] = np.sum(parts, axis=0).tolist()
+    for method in ("full", "lora"):
+        own = {key: losses for key, losses in found.items() if key[0].startswith(method)}
+        wanted = own.get((f"{method}-2", 1))
+        for (name, ranks), losses in own.items():
+            if wanted is not None:
+                yield run(f"losses {name}, {ranks} rank(s)", check_same_run, losses, wanted)
+
+
+def train_and_resume(one: Subject, ranks: int) -> dict[str, Any]:
+    """What `tests/train/resume_worker.py` makes of the model, by case."""
+    cases = [
+        {
+            "name": f"{method}-{zero}",
+            "config": {
+                "model": {"name": str(one.base)},
+                "data": {"max_length": 64},
+                "batch": {"sequences": 4, "micro": 1},
+                "train": {"steps": 4},
+                "engine": {"zero": zero},
+                "optim": {"name": "adamw", "lr": 1e-3},
+            }
+            | ({"peft": {"name": "lora", "rank": 4}} if method == "lora" else {}),
+        }
+        for method in ("full", "lora")
+        for zero in (2, 3)
+    ]
+    folder = str(one.work / f"runs-{ranks}")
+    about = {"cache": str(one.work / "engine-cache"), "folder": folder, "cases": cases}
+    described, out = one.work / f"cases-{ranks}.json", one.work / f"out-{ranks}.json"
+    described.write_text(json.dumps(about))
+    worker = ROOT / "tests/train/resume_worker.py"
+    done = run_ranks(worker, str(described), str(out), ranks=ranks, timeout_s=400, exit_code=None)
+    if done.exit_code:
+        lines = [
+            line for line in done.output.splitlines() if re.match(r".*(Error|Exception):", line)
+        ]
+        raise RuntimeError(lines[0] if lines else done.output[-200:])
+    return {result["name"]: result for result in json.loads(out.read_text())}
+
+
+def check_resumed(result: dict[str, Any]) -> None:
+    """That a run went on as if it had never stopped, bit for bit."""
+    for rank in result["ranks"]:
+        if rank["again"] != rank["rest"] or rank["resumed"] != rank["straight"]:
+            raise Different(f"losses {rank['again']}, not {rank['rest']}")
+
+
+def check_same_run(losses: list[float], wanted: list[float]) -> None:
+    """That the losses of every step are those of another stage and number of ranks."""
+    for found, want in zip(losses, wanted, strict=True):
+        compare("loss of a step", torch.tensor(found), torch.tensor(want), 1e-3 * abs(want))
 
 
 def describe(error: BaseException) -> str:
