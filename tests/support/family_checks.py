@@ -40,13 +40,20 @@ from launcher.model.load import load_model
 from launcher.model.rebuild import load_base, with_adapters
 from launcher.model.verify import open_export, verify
 from launcher.track import meters
-from launcher.train.selftest import check_isolation
 from support.ranks import ROOT, run_ranks
 
-#: Tokens of the documents: one longer than any window of a small model.
-LENGTHS = (5, 40, 17)
+try:
+    from launcher.train.isolation import isolate
+except ImportError:
+    from launcher.train.selftest import check_isolation
+
+    isolate = None
+
+#: Tokens of the documents: some longer than any window of a small model, and rows of them as many
+#: as its vectors are wide, so that no size tells which dimension counts tokens.
+LENGTHS = (8, 40, 16)
 #: Learned tokens at the end of each.
-LEARNED = (2, 30, 9)
+LEARNED = (3, 30, 9)
 LABELS = (["a"], ["b"], ["a"])
 
 LORA = ("peft=lora", "peft.rank=4")
@@ -142,6 +149,8 @@ class Started:
     head: Any
     config: Config
     classes: Classes | None
+    layout: list[str]
+    """How documents are kept apart, and what the launcher says of it."""
 
 
 def start(one: Subject, words: list[str]) -> Started:
@@ -157,13 +166,19 @@ def start(one: Subject, words: list[str]) -> Started:
     if config.peft.name != "none":
         method = PEFT_METHODS.load(config.peft.name)
         model = method(model, config.peft, classes and classes.fresh)
-    head = make_head(model, plan.attention, classes)
-    meters.model_flops(model)
-    if config.data.packing:
-        model.eval()
-        check_isolation(head, model, one.cache, torch.device("cpu"))
+    layout = []
+    if isolate is None:
+        head = make_head(model, plan.attention, classes)
+        meters.model_flops(model)
+        if config.data.packing:
+            check_isolation(head, model.eval(), one.cache, torch.device("cpu"))
+    else:
+        head = make_head(model, classes)
+        meters.model_flops(model)
+        notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"))
+        layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
-    return Started(model, head, config, classes)
+    return Started(model, head, config, classes, layout)
 
 
 def plain(one: Subject, classes: Classes | None, source: Path | None = None) -> Any:
@@ -377,13 +392,14 @@ def check_family(one: Subject) -> Iterator[Outcome]:
         for words in ways:
             began = run(f"{layout}/start", start, one, words)
             if began.outcome != "refused":
-                began.detail = began.detail or " ".join(words)
                 break
+        if began.outcome == "equal":
+            began.detail = "; ".join([" ".join(words), *began.value.layout])
         yield began
         if began.outcome != "equal":
             continue
         rows = [[0, 1, 2]] if layout == "packed" else [[0, 1], [2]]
-        single = [[record] for record in range(len(LENGTHS))]
+        single = [[0], [1], [2], [0, 2, 0]]
         yield run(f"{layout}/loss", check_loss, one, began.value, rows)
         yield run(f"{layout}/micro", check_loss, one, began.value, single)
         yield run(f"{layout}/gradient", check_gradients, one, began.value, rows)
