@@ -169,12 +169,10 @@ def start(one: Subject, words: list[str]) -> Started:
     layout = []
     if isolate is None:
         head = make_head(model, plan.attention, classes)
-        meters.model_flops(model)
         if config.data.packing:
             check_isolation(head, model.eval(), one.cache, torch.device("cpu"))
     else:
         head = make_head(model, classes)
-        meters.model_flops(model)
         notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"))
         layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
@@ -405,6 +403,7 @@ def check_family(one: Subject) -> Iterator[Outcome]:
         yield run(f"{layout}/gradient", check_gradients, one, began.value, rows)
         if chosen is None:
             chosen = words
+            yield run("meter", meters.model_flops, began.value.model)
             yield run(f"{layout}/lora", check_adapters, one, words, rows)
             yield run(f"{layout}/recompute", check_recompute, one, words, rows)
     if chosen is None:
