@@ -55,9 +55,8 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as work:
         try:
-            base = make_family(
-                name, Path(work) / "base", "classes" if head == "classes" else "causal"
-            )
+            kind = "causal" if head == "engine" else head
+            base = make_family(name, Path(work) / "base", kind)
         except Exception as error:
             base = Path(work) / "base"
             say("make", "unusable", describe(error), began)
@@ -247,6 +246,10 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         "",
         *table(found, "classes"),
         "",
+        "### Models of images and texts",
+        "",
+        *table(found, "images"),
+        "",
         *engine_table(found),
     ]
     path.write_text(before + MARKS[0] + "\n".join(section) + "\n" + MARKS[1] + after)
@@ -258,7 +261,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", action="append", default=[], metavar="NAME")
-    parser.add_argument("--head", choices=("causal", "classes", "engine"))
+    parser.add_argument("--head", choices=("causal", "classes", "images", "engine"))
     parser.add_argument("--failed", action="store_true")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--limit", type=float, default=180.0, metavar="SECONDS")
@@ -273,7 +276,7 @@ def main() -> None:
 
     every = [
         (one.name, head)
-        for head in ("causal", "classes")
+        for head in ("causal", "classes", "images")
         for one in architectures().values()
         if head in one.heads and options.head in (None, head)
     ]

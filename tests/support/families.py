@@ -203,7 +203,8 @@ MAIN += ("mistral, no window", "qwen2, window", "llama, tied")
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A model type, and what it can be: "causal", "classes", or both."""
+    """A model type, and what it can be: "causal", "classes", or both; or "images", for models of
+    images and texts that transformers does not open as causal ones."""
 
     name: str
     heads: tuple[str, ...]
@@ -212,16 +213,18 @@ class Architecture:
 
 
 def architectures() -> dict[str, Architecture]:
-    """Every model type of transformers' tables for causal and for sequence classification models;
-    those that share a config class and a model class are one."""
+    """Every model type of transformers' tables for causal and for sequence classification models,
+    and those for images and texts that are no causal ones; those of one config class are one."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto import modeling_auto
 
     causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     classes = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    images = modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys() - causal.keys()
+    tables = {"causal": causal, "classes": classes, "images": images}
     found: dict[Any, Architecture] = {}
-    for name in sorted({*causal, *classes}):
-        heads = tuple(h for h, names in (("causal", causal), ("classes", classes)) if name in names)
+    for name in sorted({*causal, *classes, *images}):
+        heads = tuple(head for head, names in tables.items() if name in names)
         known = found.setdefault((CONFIG_MAPPING[name], heads), Architecture(name, heads))
         if known.name != name:
             known.aliases.append(name)
@@ -315,13 +318,21 @@ def _layers(whole: Any, names: set[str]) -> dict[str, Any]:
 def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -> Path:
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
-    Weights are drawn wide, so that every token matters to every later one. Of a model that plain
-    transformers cannot make only the config is saved, and what was raised goes on.
+    Weights are drawn wide, so that every token matters to every later one. Of a model of images,
+    and of one that plain transformers cannot make, there is only the config; what was raised then
+    goes on.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        CONFIG_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
-    config = small_config(name, head, **changes)
     make_tokenizer(folder)
+    if head == "images":
+        CONFIG_MAPPING[name]().save_pretrained(folder)
+        return folder
+    config = small_config(name, head, **changes)
     config.save_pretrained(folder)
     torch.manual_seed(0)
     decodes = type(config) in AutoModelForCausalLM._model_mapping and not hasattr(
