@@ -119,7 +119,11 @@ GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 #: What the generic way does not find, by model type.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1], "num_hidden_layers": 3},
-    "blt": {"encoder_hash_byte_group_vocab": 50},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 50,
+        "encoder_config": nested(hidden_size_global=32),
+        "decoder_config": nested(hidden_size_global=32),
+    },
     "canine": {"num_hash_buckets": 64},
     "cohere_compass_text": {
         "rope_parameters": {
@@ -147,6 +151,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "granitemoehybrid": {
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_hidden_layers": 3,
+    },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"max_2d_position_embeddings": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
