@@ -1,0 +1,118 @@
+"""Architectures of every kind compute under the launcher what they compute in plain transformers.
+
+`python tests/bench/families.py` goes through all of them; here is one of each kind.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.families import VARIANTS, architectures, make_family
+from support.family_checks import (
+    LENGTHS,
+    Different,
+    check_family,
+    check_gradients,
+    check_loss,
+    check_sense,
+    move,
+    run,
+    start,
+    subject,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKED = ["data.packing=true"]
+ALL = [list(range(len(LENGTHS)))]
+
+#: One of a kind: grouped and windowed heads, fused experts, compressed keys, sinks, chunks, layers
+#: that share keys, and state outside of attention (delta rule, Mamba 1 and 2, convolutions).
+KINDS = (
+    "mistral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "gpt_oss",
+    "llama4_text",
+    "gemma4_text, shared keys",
+    "qwen3_5_text",
+    "jamba",
+    "falcon_h1",
+    "lfm2",
+)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_packed_row_gets_what_each_document_gets_alone(tmp_path: Path, name: str) -> None:
+    one = subject(make_family(name, tmp_path / "base"), tmp_path, "causal")
+    check_sense(one)
+    began = start(one, PACKED)
+    check_loss(one, began, ALL)
+    check_gradients(one, began, ALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("qwen3_moe", "causal"),
+        ("qwen3_5_text", "causal"),
+        ("falcon_h1", "causal"),
+        ("gpt_oss", "causal"),
+        ("gemma4_text, experts", "causal"),
+        ("llama4_text", "causal"),
+        ("qwen3", "classes"),
+        ("modernbert", "classes"),
+    ],
+)
+def test_all_that_is_done_with_a_model_equals_plain_transformers(
+    tmp_path: Path, name: str, head: str
+) -> None:
+    one = subject(make_family(name, tmp_path / "base", head), tmp_path, head)
+    outcomes = list(check_family(one))
+    bad = [found for found in outcomes if found.outcome not in ("equal", "refused")]
+    assert not bad
+    refused = [found for found in outcomes if found.outcome == "refused"]
+    assert [found.check for found in refused] == ["packed/start"] * (name == "modernbert")
+    assert len(outcomes) > 10
+
+
+def test_a_model_that_sees_later_tokens_is_refused(tmp_path: Path) -> None:
+    one = subject(make_family("bert, bidirectional", tmp_path / "base"), tmp_path, "causal")
+    assert run("", check_sense, one).outcome == "not causal"
+    for words in (PACKED, ["data.packing=false"], ["data.packing=false", "model.attention=sdpa"]):
+        found = run("", start, one, words)
+        assert found.outcome == "refused", found
+
+
+def test_other_weights_are_noticed(tmp_path: Path) -> None:
+    one = subject(make_family("llama", tmp_path / "base"), tmp_path, "causal")
+    began = start(one, PACKED)
+    check_loss(one, began, ALL)
+    move(began.model)
+    with pytest.raises(Different, match="loss of a target"):
+        check_loss(one, began, ALL)
+    with pytest.raises(Different):
+        check_gradients(one, began, ALL)
+
+
+def test_no_architecture_of_transformers_is_left_out() -> None:
+    from transformers.models.auto import modeling_auto
+
+    known = {
+        *modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        *modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    }
+    found = architectures()
+    names = {name for one in found.values() for name in (one.name, *one.aliases)}
+    assert names - set(VARIANTS) == known
+    assert all(kind in known for kind, _ in VARIANTS.values())
+
+
+def test_the_table_of_the_documentation_has_every_architecture() -> None:
+    text = (ROOT / "docs" / "models.md").read_text()
+    table = text.partition("<!-- families -->")[2].partition("<!-- families end -->")[0]
+    missing = [name for name in architectures() if f"| `{name}` |" not in table]
+    assert not missing
