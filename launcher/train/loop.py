@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def train(
     counts_hits = config.train.token_accuracy
     head = make_head(model, plan.attention, classes, counts_hits=counts_hits)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
-    flops = meters.model_flops(model)
+    flops = meters.known_flops(model, warn)
+    windows = flops.windows if flops else ()
     if config.model.compile:
         model.compile()
     if device.type == "cuda" and config.engine.offload_optimizer:
@@ -241,7 +243,7 @@ def train(
             with own.loading():
                 rows = loader.step(step)
             heart.beat("step", step, "agree on the batch")
-            weight, work = _totals(objective, rows, device)
+            weight, work = _totals(objective, rows, windows, device)
             rows = [row.to(device, non_blocking=True) for row in rows]
             if not weight:
                 raise DataError(
@@ -392,19 +394,23 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
 
 
-def _totals(objective: Any, rows: list[Row], device: torch.device) -> tuple[float, meters.Work]:
+def _totals(
+    objective: Any, rows: list[Row], windows: Sequence[int], device: torch.device
+) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
-    mine = meters.work_of(rows)
+    mine = meters.work_of(rows, windows)
     weight, *work = distributed.sum_over_ranks(
         [
             sum(objective.weight(row) for row in rows),
             float(mine.tokens),
             float(mine.target_tokens),
             float(mine.squared_lengths),
+            *map(float, mine.windowed),
         ],
         device,
     )
-    return weight, meters.Work(*(int(value) for value in work))
+    tokens, targets, squares, *windowed = map(int, work)
+    return weight, meters.Work(tokens, targets, squares, tuple(windowed))
 
 
 def _peak(plan: Plan, device: torch.device) -> float | None:
