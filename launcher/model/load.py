@@ -15,6 +15,7 @@ from launcher.config.schema import ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import auto_class, open_classifier
+from launcher.model.positions import require_positions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,6 +83,7 @@ def load_model(
             where="model.name",
             hint=_hint(source),
         ) from error
+    require_positions(model, plan.max_length)
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
