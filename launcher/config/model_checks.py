@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 
+from launcher.config import architecture
 from launcher.config.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
 from launcher.errors import Problem
@@ -19,6 +20,7 @@ def check(config: Config, has_gpu: bool) -> Iterator[Problem]:
     """Problems of the model, of its making (tiny) and of its attention."""
     yield from _model(config, has_gpu)
     yield from _tiny(config)
+    yield from _positions(config)
     yield from _attention(config, has_gpu)
 
 
@@ -71,6 +73,18 @@ def _tiny(config: Config) -> Iterator[Problem]:
         found = f"{config.data.max_length} is beyond model.max_positions={model.max_positions}"
         hint = f"data.max_length={model.max_positions}, or a larger model.max_positions"
         yield Problem("data.max_length", found, hint)
+
+
+def _positions(config: Config) -> Iterator[Problem]:
+    known = architecture.positions(config.model)
+    if known is not None and known.are_rows and config.data.max_length > known.count:
+        yield too_long(config.data.max_length, known.count)
+
+
+def too_long(max_length: int, count: int) -> Problem:
+    """`data.max_length` for a model that has a table of `count` positions."""
+    found = f"{max_length} is beyond the {count} positions of the model"
+    return Problem("data.max_length", found, f"data.max_length={count}, or a model that reads more")
 
 
 def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:

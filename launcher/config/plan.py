@@ -191,6 +191,14 @@ def describe(config: Config, plan: Plan) -> str:
         total = sum(size for use, size in plan.memory.items() if use != "host")
         host = f", {_gib(plan.memory['host'])} on the host" if plan.memory.get("host") else ""
         lines.append(f"memory   about {_gib(total)} a rank (estimate){host}")
+    else:
+        lines.append("memory   not known: no sizes of this model are at hand")
+    known = architecture.positions(config.model)
+    if known is not None and plan.max_length > known.count:
+        lines.append(
+            f"warning: data.max_length={plan.max_length} is beyond the {known.count} positions that"
+            " the model was made for"
+        )
     return "\n".join(lines)
 
 

@@ -85,6 +85,8 @@ class Index:
     temperature: float | None = None
     labels: list[list[str]] = field(default_factory=list)
     """The different labels of a classifier's records, each the names of the classes that apply."""
+    turn_ends: dict[str, list[int]] | None = None
+    """How learned turns end, as `launcher.data.turn_ends` counts; None where nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from launcher.data.reading import Cursor, Reading, first_of
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
 from launcher.data.split import SplitWriter, say
+from launcher.data.turn_ends import by_template
 from launcher.data.worker import Options, Worker
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import LAYOUT_VERSION, Part
@@ -45,6 +46,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
         format=reading.format,
         tokenizer=str(tokenizer.name_or_path),
         max_length=config.data.max_length,
+        turn_ends=_turn_ends(config, reading.format, tokenizer),
     )
     with contextlib.ExitStack() as stack:
         writers: list[SplitWriter | None] = []
@@ -63,6 +65,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
                     or config.objective.classifies
                     or reading.format == "text"
                 ),
+                max_length=config.data.max_length,
                 tokenizer=tokenizer,
                 stamp=_stamp(folder.name),
             )
@@ -82,6 +85,16 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
             for _, folder in missing:
                 shutil.rmtree(_temporary(folder), ignore_errors=True)
             raise
+
+
+def _turn_ends(config: Config, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
+    """How turns end where the targets do not tell; None where they do."""
+    if config.objective.classifies:
+        return {}
+    if config.objective.learns_every_token and format_name != "text":
+        # Nothing tells a turn from what follows it; without a template the targets do all the same.
+        return {str(token): [1, 0] for token in by_template(tokenizer)} or None
+    return None
 
 
 def _temporary(folder: Path) -> Path:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from launcher.config.schema import Config
 from launcher.data.cache import INDEX, Counts, Index, JoinedCache, TokenCache, read_index
 from launcher.data.packing import PackedOrder, Sizes, permute, round_keys
+from launcher.data.turn_ends import joined
 from launcher.fingerprint import Part
 from launcher.rundir import write_atomic
 
@@ -197,6 +198,7 @@ def join(config: Config, split: str, parts: Sequence[Part], folder: Path) -> Non
             for part in parts
         ],
         temperature=config.data.temperature if shares else None,
+        turn_ends=joined(index.turn_ends for index in indices),
     )
     text = json.dumps(asdict(index), indent=1)
     path = folder / INDEX

@@ -13,6 +13,7 @@ from launcher.config import items
 from launcher.config.schema import OnBadRecord
 from launcher.data.cache import Counts, Index, TokenCache
 from launcher.data.mixture import MixedOrder, make_order
+from launcher.data.turn_ends import TurnEnds
 from launcher.data.worker import Batch, Fate
 from launcher.data.writing import CacheWriter
 from launcher.errors import DataError
@@ -40,6 +41,7 @@ class SplitWriter:
         limit: int | None,
         bad_records: OnBadRecord,
         expect_context: bool,
+        max_length: int,
         tokenizer: Any,
         stamp: Any = None,
     ) -> None:
@@ -53,6 +55,8 @@ class SplitWriter:
         self._stop = bad_records is OnBadRecord.stop
         self._expect_context = expect_context
         self._tokenizer = tokenizer
+        self._max_length = max_length
+        self._ends = TurnEnds(tokenizer)
         self._examples: list[str] = []
         #: numbers of the different labels, in the order in which they came
         self._labels: dict[tuple[str, ...], int] = {}
@@ -80,6 +84,7 @@ class SplitWriter:
     def commit(self, cursor: Any) -> None:
         """Make what is written the place from which a later process can go on."""
         state = {"counts": asdict(self.counts), "examples": self._examples}
+        state["turn_ends"] = self._ends.counts
         self._cache.commit(cursor, state | {"labels": list(self._labels)})
 
     def resume(self, segments: int) -> None:
@@ -88,6 +93,7 @@ class SplitWriter:
         if state is not None:
             self.counts = Counts(**state["counts"])
             self._examples = state["examples"]
+            self._ends.take_up(state.get("turn_ends", {}))
             self._labels = {tuple(names): i for i, names in enumerate(state["labels"])}
 
     def close(self) -> None:
@@ -112,6 +118,10 @@ class SplitWriter:
         )
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
+        # What was cut is of full length but for its last piece.
+        was_cut = np.isin(batch.fates, (Fate.truncated, Fate.split))
+        is_cut = np.repeat(was_cut, batch.pieces) & (batch.lengths == self._max_length)
+        self._ends.add(batch.tokens, batch.targets, batch.lengths, is_cut)
         early = self._cache.records < TRIAL
         labels = None
         if batch.labels is not None:
@@ -138,6 +148,8 @@ class SplitWriter:
             )
         index.counts = self.counts
         index.labels = [list(names) for names in self._labels]
+        if index.turn_ends is None:
+            index.turn_ends = self._ends.counts
         return self._cache.finish(index)
 
     def _report(self, file: int, batch: Batch) -> None:
@@ -157,7 +169,7 @@ class SplitWriter:
         self._examples.append(f"{where}: {self._tokenizer.decode(tokens[:60].tolist())!r}")
         last = int(tokens[targets == 1][-1])
         answers = batch.labels is None and batch.fates[0] == Fate.whole
-        if answers and len(self._examples) == 1 and last not in self._tokenizer.all_special_ids:
+        if answers and len(self._examples) == 1 and not self._ends.may_end(last):
             say(
                 f"prepare: warning: what is learned of {where} ends with "
                 f"{self._tokenizer.decode([last])!r}, no special token: the model may not learn "

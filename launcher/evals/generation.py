@@ -84,19 +84,12 @@ def read(
     )
 
 
-def find_stop_tokens(
-    model: Any, tokenizer: Any, references: Iterable[Sequence[int]] = ()
-) -> list[int]:
-    """Tokens that end an answer: end tokens of tokenizer and model, and those that data teaches.
-
-    `references` are the answers' token ids; a special token that ends one of them (an end-of-turn
-    marker, which differs between chat templates) ends a generated answer too.
-    """
+def find_stop_tokens(model: Any, tokenizer: Any, taught: Iterable[int] = ()) -> list[int]:
+    """Tokens that end an answer: those of the model's generation config and of its tokenizer, and
+    `taught`, those that its data or its chat template ends a turn with."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     stops = set(configured) if isinstance(configured, list) else {configured}
-    stops.add(tokenizer.eos_token_id)
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    stops.update(tokens[-1] for tokens in references if len(tokens) and tokens[-1] in special)
+    stops |= {tokenizer.eos_token_id, *taught}
     return sorted(int(token) for token in stops if token is not None)
 
 

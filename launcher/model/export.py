@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -39,6 +39,8 @@ SHARD_BYTES = 2 * 1024**3
 MARKER = ".launcher-export"
 
 
+GENERATION = "generation_config.json"
+
 #: In the export of a classifier's adapter: names of the classes in the order of the outputs.
 CLASSES = "classes.json"
 
@@ -63,6 +65,8 @@ class Trained:
     """What a classifier tells apart."""
     threshold: float | None = None
     """Probability below which a text is out of scope."""
+    taught: Sequence[int] = ()
+    """Tokens that end a turn in the training data."""
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +100,8 @@ def export(
             trained.tokenizer.save_pretrained(temporary)
             if trained.classes is not None:
                 _write_classes(trained.classes, trained.threshold, temporary)
+            else:
+                _write_generation(trained, base, temporary)
             check(temporary)
             (temporary / MARKER).touch()
             for path in temporary.iterdir():
@@ -152,6 +158,31 @@ def _write_classes(classes: Classes, threshold: float | None, folder: Path) -> N
         write_json(folder / CLASSES, {"names": classes.names, **about})
     elif about:
         write_json(folder / "config.json", {**read_json(folder / "config.json"), **about})
+
+
+def _write_generation(trained: Trained, base: Path, folder: Path) -> None:
+    """Say where an answer ends: the base's generation config, and the ends that were taught.
+
+    transformers and vLLM read it in a folder of a whole model. Beside an adapter it is for whoever
+    loads one: both go by the base's there.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    content = read_json(base / GENERATION)
+    if content is None:
+        trust = trained.config.model.trust_remote_code
+        structure = AutoConfig.from_pretrained(base, trust_remote_code=trust)
+        content = GenerationConfig.from_model_config(structure).to_diff_dict()
+    known, tokenizer = content.get("eos_token_id"), trained.tokenizer
+    known = known if isinstance(known, list) else [known]
+    # The base's come first: transformers pads with the first where no other token is for it.
+    ends = dict.fromkeys([*known, tokenizer.eos_token_id, *trained.taught])
+    found = [token for token in ends if token is not None]
+    if found:
+        content["eos_token_id"] = found if len(found) > 1 else found[0]
+    if content.get("pad_token_id") is None and tokenizer.pad_token_id is not None:
+        content["pad_token_id"] = tokenizer.pad_token_id
+    write_json(folder / GENERATION, content)
 
 
 def _structure(trained: Trained, base: Path) -> Any:

@@ -18,6 +18,7 @@ from launcher.config.schema import Attention, ModelConfig, Quantization, TinyMod
 from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.classifier import auto_class, open_classifier
+from launcher.model.positions import require_positions
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -86,6 +87,7 @@ def load_model(
             hint=_hint(source),
         ) from error
     freeze_as_built(model)
+    require_positions(model, plan.max_length)
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens

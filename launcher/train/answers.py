@@ -13,9 +13,10 @@ from jinja2.exceptions import TemplateError
 
 from launcher.config.schema import ModelConfig
 from launcher.data.tokenizer import load_tokenizer
+from launcher.data.turn_ends import by_template
 from launcher.errors import DataError
 from launcher.evals.decoding import Decoding
-from launcher.evals.generation import find_stop_tokens, fit, generate_records
+from launcher.evals.generation import fit, generate_records
 from launcher.evals.records import Prompt
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import load_base
@@ -44,7 +45,8 @@ def _open_folder(folder: Path) -> Speaker:
     has_gpu = torch.cuda.is_available()
     dtype = DTYPES["bf16" if has_gpu else "fp32"]
     model = load_base(config, folder, dtype, len(tokenizer))
-    return Speaker(model.to("cuda") if has_gpu else model, tokenizer, None, pairs=True)
+    model = model.to("cuda") if has_gpu else model
+    return Speaker(model, tokenizer, None, pairs=True, taught=by_template(tokenizer))
 
 
 def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) -> list[str]:
@@ -57,8 +59,8 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
         for number, record in enumerate(asked)
     ]
     model, tokenizer = speaker.model, speaker.tokenizer
-    stops = find_stop_tokens(model, tokenizer, [_ended_turn(tokenizer)])
-    made = generate_records(prompts, model, tokenizer, Decoding(max_new_tokens), stop_tokens=stops)
+    decoding, stops = Decoding(max_new_tokens), speaker.stop_tokens
+    made = generate_records(prompts, model, tokenizer, decoding, stop_tokens=stops)
     cut = sum(generation.cut for generation in made)
     if cut:
         note(f"{cut:,} of {len(made):,} answers are cut at --max-new-tokens {max_new_tokens:,}")
@@ -67,18 +69,6 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
         note(f"{short:,} of {len(prompts):,} prompts are too long: the model saw only their end")
     by_number = {generation.id: generation.answer for generation in made}
     return [by_number[number] for number in range(len(asked))]
-
-
-def _ended_turn(tokenizer: Any) -> list[int]:
-    """Tokens of a conversation up to what ends the assistant's turn; none without a template."""
-    if not tokenizer.chat_template:
-        return []
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    tokens = list(tokenizer.apply_chat_template(turns, return_dict=True)["input_ids"])
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    while tokens and tokens[-1] not in special:  # a line break, in many templates
-        tokens.pop()
-    return tokens
 
 
 def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:

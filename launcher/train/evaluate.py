@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -41,7 +41,7 @@ class Evaluator:
 
     `should_stop` is asked between batches, on all ranks equally often; it makes a method raise
     `launcher.evals.runner.EvaluationStopped`. `generate` makes the answers, as
-    `launcher.evals.generation.generate_records` does.
+    `launcher.evals.generation.generate_records` does; they end at one of the tokens `taught` too.
     """
 
     def __init__(
@@ -56,10 +56,12 @@ class Evaluator:
         should_stop: Callable[[], bool],
         classes: Classes | None = None,
         generate: Callable[..., list[Generation]] = generation.generate_records,
+        taught: Sequence[int] = (),
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
         self.should_stop, self.classes, self._generate = should_stop, classes, generate
+        self.taught = list(taught)
         self.metrics = make_metrics(config.eval)
         count = len(cache)
         self.ids = list(
@@ -112,7 +114,7 @@ class Evaluator:
                 rank=self.ranks.rank,
                 world_size=self.ranks.world_size,
                 lockstep=lockstep,
-                stop_tokens=self._stop_tokens(model),
+                stop_tokens=generation.find_stop_tokens(model, self.tokenizer, self.taught),
                 should_stop=self.should_stop,
                 done=journal.append if journal else None,
             )
@@ -213,14 +215,6 @@ class Evaluator:
         tokens, targets = self.cache.record(record)
         return runner.prompt_and_reference(tokens.tolist(), targets.tolist())
 
-    def _stop_tokens(self, model: Any) -> list[int]:
-        references = []
-        for prompt in self.prompts(model)[:50]:
-            split = self._split(prompt.id)
-            if split is not None:
-                references.append(split[1])
-        return generation.find_stop_tokens(model, self.tokenizer, references)
-
     # ---- the base model's results, made once
 
     def base_key(self, data_key: str, commit: str | None = None) -> str:
@@ -242,6 +236,7 @@ class Evaluator:
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
             options.batch_tokens,
+            self.taught,
             # A classifier's base has a head that begins at random.
             self.classes and self.classes.as_dict(),
         ]

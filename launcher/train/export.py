@@ -11,6 +11,7 @@ from launcher.config import compose
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
+from launcher.data.turn_ends import taught
 from launcher.errors import ConfigError
 from launcher.model.export import MARKER, Kind, Trained, export
 from launcher.model.load import DTYPES
@@ -65,7 +66,15 @@ def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Traine
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     tokenizer = load_tokenizer(config.model)
     threshold = read_json(run.eval / "tuned.json", {}).get("threshold")
-    return Trained(config, checkpoint.weights(), tokenizer, dtype, Classes.of_run(run), threshold)
+    return Trained(
+        config,
+        checkpoint.weights(),
+        tokenizer,
+        dtype,
+        Classes.of_run(run),
+        threshold,
+        taught(read_json(run.data), tokenizer),
+    )
 
 
 def _require_replaceable(folder: Path) -> None:

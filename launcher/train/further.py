@@ -14,7 +14,10 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.classes import number
+from launcher.data.turn_ends import taught
+from launcher.evals import generation
 from launcher.evals.further import TRAIN
+from launcher.evals.records import Generation
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.runtime import Ranks
@@ -31,7 +34,7 @@ def make_evaluator(
     device: torch.device,
     should_stop: Callable[[], bool],
     classes: Classes | None = None,
-    *rest: Any,
+    generate: Callable[..., list[Generation]] = generation.generate_records,
 ) -> Evaluator:
     """The evaluator of the held-out records of a run, with those of all further sets.
 
@@ -44,9 +47,10 @@ def make_evaluator(
         cache = TokenCache.open(Path(folders[split]))
         if classes is not None:
             number(cache, classes)
-        common = (tokenizer, head, device, should_stop, classes)
-        return Evaluator(of, plan, ranks, cache, *common, *rest)
+        common = (tokenizer, head, device, should_stop, classes, generate, ends)
+        return Evaluator(of, plan, ranks, cache, *common)
 
+    ends = taught(folders, tokenizer)
     evaluator = make("validation")
     for split, folder in folders.items():
         if isinstance(folder, str) and split not in ("validation", TRAIN):

@@ -79,6 +79,7 @@ def _scored(speaker: Any, names: list[str], manager: Any) -> Scores:
     model = speaker.model
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    model.generation_config.eos_token_id = speaker.stop_tokens or None
     try:
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=speaker.tokenizer, batch_size=BATCH),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +32,19 @@ class Speaker:
 
     system: the system message that the run trained with, if any.
     pairs: whether the run trained on prompts and completions, not on documents.
+    taught: tokens that end a turn in the run's data or the chat template.
     """
 
     model: Any
     tokenizer: Any
     system: str | None
     pairs: bool
+    taught: Sequence[int] = ()
+
+    @property
+    def stop_tokens(self) -> list[int]:
+        """The tokens at which an answer ends."""
+        return find_stop_tokens(self.model, self.tokenizer, self.taught)
 
     def tokens(self, messages: list[Message]) -> list[int]:
         """Token ids of a conversation, by the chat template, ready for the assistant to speak."""
@@ -86,7 +93,7 @@ class Speaker:
                 hint="shorten the prompt (in a chat: /reset)",
             )
         batch = torch.tensor([tokens], device=self.model.device)
-        stops = find_stop_tokens(self.model, self.tokenizer)
+        stops = self.stop_tokens
         options: dict[str, Any] = {
             "do_sample": False,
             "temperature": 1.0,

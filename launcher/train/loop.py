@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,8 @@ def train(
     counts_hits = config.train.token_accuracy
     head = make_head(model, classes, counts_hits=counts_hits)
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
-    flops = meters.model_flops(model)
+    flops = meters.known_flops(model, warn)
+    windows = flops.windows if flops else ()
     if config.model.compile:
         model.compile()
     if device.type == "cuda" and config.engine.offload_optimizer:
@@ -245,7 +247,7 @@ def train(
             with own.loading():
                 rows = loader.step(step)
             heart.beat("step", step, "agree on the batch")
-            weight, work = _totals(objective, rows, device)
+            weight, work = _totals(objective, rows, windows, device)
             if isinstance(head, TargetHead) and not head.isolates:
                 rows = _rectangles(rows, device)
             rows = [row.to(device, non_blocking=True) for row in rows]
@@ -406,19 +408,23 @@ def _rectangles(rows: list[Row], device: torch.device) -> list[Row]:
     return parts + [without_targets(parts[-1])] * (count - len(parts))
 
 
-def _totals(objective: Any, rows: list[Row], device: torch.device) -> tuple[float, meters.Work]:
+def _totals(
+    objective: Any, rows: list[Row], windows: Sequence[int], device: torch.device
+) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
-    mine = meters.work_of(rows)
+    mine = meters.work_of(rows, windows)
     weight, *work = distributed.sum_over_ranks(
         [
             sum(objective.weight(row) for row in rows),
             float(mine.tokens),
             float(mine.target_tokens),
             float(mine.squared_lengths),
+            *map(float, mine.windowed),
         ],
         device,
     )
-    return weight, meters.Work(*(int(value) for value in work))
+    tokens, targets, squares, *windowed = map(int, work)
+    return weight, meters.Work(tokens, targets, squares, tuple(windowed))
 
 
 def _peak(plan: Plan, device: torch.device) -> float | None:

@@ -12,6 +12,7 @@ from launcher.config import compose
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
+from launcher.data.turn_ends import by_template, taught
 from launcher.errors import ConfigError, DataError
 from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
@@ -58,7 +59,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
         model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, classes)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+    return Speaker(model, tokenizer, config.data.system, **_data_of(run, tokenizer))
 
 
 def open_base(config: Config) -> Speaker:
@@ -69,7 +70,8 @@ def open_base(config: Config) -> Speaker:
     model = load_base(config.model, base_folder(config.model), dtype, len(tokenizer))
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, pairs=False)
+    ends = by_template(tokenizer)
+    return Speaker(model, tokenizer, config.data.system, pairs=False, taught=ends)
 
 
 def open_folder(folder: Path, run: RunDir) -> Speaker:
@@ -123,7 +125,7 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
         _require_classes([labels.get(i) for i in range(len(labels))], classes, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+    return Speaker(model, tokenizer, config.data.system, **_data_of(run, tokenizer))
 
 
 def _require_classes(names: list[Any], classes: Classes, folder: Path) -> None:
@@ -140,9 +142,13 @@ def _tokens(tokenizer: Any) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
 
 
-def _trained_on_pairs(run: RunDir) -> bool:
-    folder = read_json(run.data, {}).get("train")
-    return bool(folder) and read_json(Path(folder) / "index.json", {}).get("format") != "text"
+def _data_of(run: RunDir, tokenizer: Any) -> dict[str, Any]:
+    """What a `Speaker` must know of the run's training data."""
+    data = read_json(run.data, {})
+    folder = data.get("train")
+    index = read_json(Path(folder) / "index.json", {}) if folder else {}
+    pairs = bool(folder) and index.get("format") != "text"
+    return {"pairs": pairs, "taught": taught(data, tokenizer)}
 
 
 def _has_export(run: RunDir) -> bool:

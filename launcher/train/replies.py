@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from launcher.evals.decoding import Decoding, SeededChoice
-from launcher.evals.generation import find_stop_tokens, inference, pad_left, padding_of
+from launcher.evals.generation import inference, pad_left, padding_of
 from launcher.train.inference import Speaker
 from launcher.train.pieces import Pieces
 
@@ -37,7 +37,7 @@ class Ask:
 def reply(speaker: Speaker, asks: Sequence[Ask]) -> None:
     """Answer all of `asks` in one batch."""
     model, tokenizer = speaker.model, speaker.tokenizer
-    stops = find_stop_tokens(model, tokenizer)
+    stops = speaker.stop_tokens
     pad = padding_of(tokenizer, stops)
     tokens, mask = pad_left([ask.tokens for ask in asks], pad)
     options: dict[str, Any] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 from pathlib import Path
 from typing import Any
@@ -663,3 +664,46 @@ def test_beside_leaves_out_what_follows_from_a_slip() -> None:
 def test_default_config_is_incomplete_in_a_known_way() -> None:
     found = checks.check(schema.Config(), world_size=None, has_gpu=False)
     assert [p.where for p in found] == ["model.name", "data.train", "train", "batch"]
+
+
+@pytest.mark.parametrize(
+    ("content", "count"),
+    [
+        ({"model_type": "bert", "max_position_embeddings": 512}, 512),
+        ({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514}, 512),
+        ({"model_type": "gpt2", "n_positions": 1024}, 1024),
+        ({"model_type": "opt", "max_position_embeddings": 2048, "pad_token_id": 1}, 2048),
+        ({"model_type": "mpt", "max_seq_len": 2048}, 2048),
+        ({"model_type": "deberta-v2", "max_position_embeddings": 512}, 512),
+        (
+            {
+                "model_type": "deberta-v2",
+                "max_position_embeddings": 512,
+                "position_biased_input": False,
+            },
+            None,
+        ),
+        ({"model_type": "llama", "max_position_embeddings": 4096}, None),
+        ({"model_type": "gemma4", "text_config": {"max_position_embeddings": 4096}}, None),
+        ({"model_type": "bert", "max_position_embeddings": "x"}, None),
+        ({"model_type": "bert", "text_config": []}, None),
+    ],
+)
+def test_texts_beyond_a_table_of_positions_are_refused(
+    tmp_path: Path, content: dict[str, Any], count: int | None
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(content))
+
+    def found(length: int) -> list[Problem]:
+        changes = {"model": {"name": str(tmp_path)}, "data": {"max_length": length}}
+        return check({**changes, "batch": {"sequences": 8}})
+
+    if count is None:
+        assert found(100_000) == []
+        return
+    assert found(count) == []
+    (problem,) = found(count + 1)
+    assert problem.where == "data.max_length"
+    assert problem.found == f"{count + 1} is beyond the {count} positions of the model"
+    assert problem.hint.startswith(f"data.max_length={count}, or")

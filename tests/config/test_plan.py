@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -161,7 +163,21 @@ def test_description_before_the_data_is_prepared() -> None:
     text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
     assert "1 sequences of 1024 tokens = 1 ranks x 1 micro-batch" in text
     assert "2 epochs (steps follow when the data is prepared)" in text
-    assert "memory" not in text
+    assert "memory   not known" in text
+
+
+def test_rotary_positions_beyond_those_of_training_are_a_warning(tmp_path: Path) -> None:
+    content = {"model_type": "llama", "max_position_embeddings": 512}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+
+    def told(length: int) -> str:
+        config = make_config(
+            model={"name": str(tmp_path)}, batch={"sequences": 1}, data={"max_length": length}
+        )
+        return plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+
+    assert "warning" not in told(512)
+    assert "warning: data.max_length=513 is beyond the 512 positions that the model" in told(513)
 
 
 @given(packs=st.integers(1, 10_000), epochs=st.floats(0.01, 50), total=st.integers(1, 300))

@@ -287,9 +287,9 @@ def test_long_prompts_keep_their_end(model, documents):
     )
 
 
-def test_stop_tokens_come_from_model_tokenizer_and_references(model):
+def test_stop_tokens_come_from_model_tokenizer_and_what_was_taught(model):
     assert find_stop_tokens(model, Letters()) == [EOS]
-    assert find_stop_tokens(model, Letters(), [[5, 6, TURN], [5, 9], []]) == [EOS, TURN]
+    assert find_stop_tokens(model, Letters(), [TURN, EOS]) == [EOS, TURN]
 
 
 def test_batches_answer_as_generate_does_record_by_record(model, documents):

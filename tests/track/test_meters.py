@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,15 +10,37 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Llama4ForCausalLM,
+    Llama4TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from launcher.config.schema import LoraConfig
 from launcher.peft import lora
 from launcher.track.meters import (
     Meter,
     ModelFlops,
+    UnknownFlops,
     Work,
     full_shape,
+    known_flops,
     model_flops,
     peak_flops,
     peak_memory_bytes,
@@ -174,6 +196,132 @@ def test_experts_count_by_the_share_that_a_token_visits() -> None:
 
     expert = 6 * 2 * 3 * 32 * 48  # six FLOPs, two layers, three matrices
     assert per_token(2) - per_token(1) == pytest.approx(expert)
+
+
+def small_gemma4(**options: Any) -> Any:
+    """Layers with heads of two widths, as all of them have, and a window in one."""
+    config = Gemma4TextConfig(
+        **SMALL,
+        head_dim=8,
+        global_head_dim=16,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        hidden_size_per_layer_input=4,
+        vocab_size_per_layer_input=300,
+        attn_implementation="eager",
+        **options,
+    )
+    return Gemma4ForCausalLM(config)
+
+
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+LATENT |= {"num_key_value_heads": 4}
+ELSE: dict[str, Callable[[], Any]] = {
+    "heads of two widths": small_gemma4,
+    "keys wider than values": lambda: DeepseekV3ForCausalLM(
+        DeepseekV3Config(**(SMALL | LATENT), v_head_dim=12, first_k_dense_replace=2)
+    ),
+    "transposed matrices": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, attn_implementation="eager")
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ELSE)
+def test_other_attention_agrees_with_torchs_own_count(kind: str) -> None:
+    torch.manual_seed(0)
+    model = ELSE[kind]()
+    model.set_attn_implementation("eager")
+    tokens = torch.arange(40)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=tokens).logits.sum().backward()
+    flops = model_flops(model)
+    # Torch counts what a mask hides, so that a window saves nothing there.
+    expected = flops.of(Work(40, 40, 1600, tuple(1600 for _ in flops.windows)))
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
+
+
+def test_a_mixer_without_attention_costs_its_matrices() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2))
+    matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() > 1 and "mixer" in n)
+    assert model_flops(model) == ModelFlops(6 * matrices, 6 * 300 * 32, 0.0)
+
+
+def test_attention_is_counted_layer_by_layer() -> None:
+    flops = model_flops(small_gemma4())
+    # Scores and values, four heads: of 8 numbers within 16 tokens, of 16 numbers in the other.
+    assert flops.per_windowed == {16: 12 * 4 * 8}
+    assert flops.per_squared_length == 12 * 4 * 16
+    rows = [Row(torch.tensor([0, 10, 40]), torch.zeros(0))]
+    work = work_of(rows, flops.windows)
+    assert work == Work(40, 0, 100 + 900, (10 * 10 + 30 * 16,))
+    assert flops.of(work + work) == 2 * flops.of(work)
+    # A resumed run has counted its work before by its lengths alone.
+    assert (Work(5, 1, 25) + work).windowed == work.windowed
+
+
+def test_a_window_of_all_layers_and_chunks_are_read_off_the_config() -> None:
+    sizes = {**SMALL, "num_key_value_heads": 2}
+    mistral = MistralForCausalLM(MistralConfig(**sizes, sliding_window=16))
+    assert model_flops(mistral).per_windowed == {16: 12 * 2 * 32}
+    config = Llama4TextConfig(
+        **{**sizes, "num_hidden_layers": 4},
+        head_dim=8,
+        attention_chunk_size=16,
+        num_local_experts=2,
+        intermediate_size_mlp=48,
+    )
+    flops = model_flops(Llama4ForCausalLM(config))
+    assert (flops.per_windowed, flops.per_squared_length) == ({16: 12 * 3 * 32}, 12 * 32)
+
+
+def test_what_is_not_known_is_said_once_and_stops_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+    model = MixtralForCausalLM(MixtralConfig(**SMALL, num_local_experts=2))
+    model.config.num_experts_per_tok = 0
+    assert known_flops(model, said.append) is None
+    assert said == ["mfu is not measured: its config does not say how many experts a token visits"]
+    said.clear()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: 1 / 0)
+    assert known_flops(model, said.append) is None
+    (line,) = said
+    assert "ZeroDivisionError" in line
+    assert known_flops(ELSE["transposed matrices"](), said.append) is not None
+    assert len(said) == 1
+
+
+#: Heads that no layer of a known name tells of, or experts that the default config does not.
+UNKNOWN = {"cpmant", "deepseek_v2", "deepseek_v4", "inkling2_text", "jetmoe", "moshi", "xlnet"}
+
+
+@pytest.mark.slow
+def test_the_formula_holds_for_every_causal_model_of_transformers() -> None:
+    """Each architecture by its default config, without weights; some defaults make no model."""
+    known, unknown = set(), set()
+    for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        model = default_model(name)
+        if model is None:
+            continue
+        try:
+            assert model_flops(model).per_token > 0
+            known.add(name)
+        except UnknownFlops:
+            unknown.add(name)
+    assert len(known) > 150
+    assert unknown <= UNKNOWN
+
+
+def default_model(name: str) -> Any:
+    try:
+        config = CONFIG_MAPPING[name]()
+        if not getattr(config, "layer_types", None):
+            config.num_hidden_layers = 2
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception:
+        return None
 
 
 def test_sizes_of_partitioned_and_packed_parameters_are_those_of_the_whole() -> None:

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from launcher.config import compose
-from launcher.config.schema import Config, LoraConfig, ModelConfig
+from launcher.config import plan as plans
+from launcher.config.schema import Config, EvalConfig, LoraConfig, ModelConfig
+from launcher.data.prepare import prepare
 from launcher.errors import ConfigError, ExitCode
+from launcher.evals.decoding import Decoding
 from launcher.model.fragments import Fragment, write_fragments
 from launcher.model.rebuild import load_base, with_adapters
 from launcher.rundir import RunDir
@@ -19,6 +25,8 @@ from launcher.train import export as exporter
 from launcher.train.export import export_run
 from launcher.train.inference import Message, Sampling, Speaker, _Streamer
 from launcher.train.open import open_speaker
+from launcher.train.replies import Ask, reply
+from launcher.train.score import score
 from support.models import make_llama
 
 
@@ -172,6 +180,91 @@ def test_sampling_is_repeated_by_its_seed(run: RunDir, capsys: pytest.CaptureFix
 
     assert sampled(1) == sampled(1)
     assert len({sampled(1), sampled(2), sampled(3)}) > 1
+
+
+TURN = "<|end|>"
+
+
+@pytest.fixture
+def taught(run: RunDir, tmp_path: Path) -> RunDir:
+    """The run, with data that ends turns by `<|end|>`; the base knows `<eos>` alone."""
+    config = compose.load(run.config)
+    data = tmp_path / "train.jsonl"
+    turns = [{"role": role, "content": role} for role in ("user", "assistant")]
+    data.write_text(json.dumps({"messages": turns}) + "\n")
+    config.data = replace(config.data, train=str(data), validation=str(data), workers=1)
+    config.data.cache = str(tmp_path / "cache")
+    config.eval = EvalConfig(name="default", metrics=["exact_match"], base=False)
+    config.eval.max_new_tokens = 9
+    compose.save(config, run.config)
+    config.batch.sequences = 1
+    run.data.write_text(json.dumps(prepare(config)))
+    plan = plans.make(config, world_size=1, has_gpu=False, train_packs=1)
+    run.plan.write_text(json.dumps(plans.as_dict(plan)))
+    return run
+
+
+def test_a_run_and_its_export_end_at_the_token_that_was_taught(taught: RunDir) -> None:
+    """`generate`, `chat`, `eval`, `serve` and who loads the export stop at the same token."""
+    export_run(taught, merge=True)
+    model = AutoModelForCausalLM.from_pretrained(taught.export)
+    tokenizer = AutoTokenizer.from_pretrained(taught.export)
+    eos, turn = tokenizer.convert_tokens_to_ids(["<eos>", TURN])
+    assert model.generation_config.eos_token_id == [eos, turn]
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert tokenizer.eos_token_id == eos
+    speaker = open_speaker(taught)
+    assert speaker.stop_tokens == sorted([eos, turn])
+    assert open_speaker(taught, checkpoint=10).stop_tokens == speaker.stop_tokens
+
+    ended: list[tuple[str, int]] = []
+    prompt = speaker.tokens([{"role": "user", "content": "Hi"}])
+    with saying(speaker, [40, 41, turn, 42]):
+        expected = tokenizer.decode([40, 41])
+        assert speaker.answer(prompt, Sampling(9)) == expected  # generate and chat
+        decoding = Decoding(max_new_tokens=9)
+        ask = Ask(
+            prompt, decoding, 0, lambda _: None, lambda *end: ended.append(end), lambda: False
+        )
+        reply(speaker, [ask])  # serve
+        assert ended == [("stop", 2)]
+        _, results = score(taught, speaker)  # eval
+        assert [made.answer for made in results.generations] == [expected]
+    with saying(Speaker(model, tokenizer, None, pairs=True), [40, 41, turn, 42]):
+        tokens = torch.tensor([prompt])
+        made = model.generate(tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=9)
+        assert made[0, len(prompt) :].tolist() == [40, 41, turn]
+
+
+def test_an_adapter_says_where_its_answers_end(taught: RunDir) -> None:
+    export_run(taught)
+    found = GenerationConfig.from_pretrained(taught.export)
+    speaker = open_speaker(taught)
+    assert sorted(found.eos_token_id) == speaker.stop_tokens
+    assert speaker.tokenizer.convert_tokens_to_ids(TURN) in speaker.stop_tokens
+
+
+@contextlib.contextmanager
+def saying(speaker: Speaker, tokens: list[int]) -> Iterator[None]:
+    """The model says `tokens` after any prompt, then the last of them for ever."""
+    model = speaker.model
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    said = 0
+
+    def forced(module: Any, args: Any, kwargs: Any, output: Any) -> Any:
+        nonlocal said
+        if output.logits.dim() < 3:  # a loss
+            return output
+        said = 0 if kwargs["input_ids"].shape[1] > 1 else said + 1  # a prompt, or a token more
+        output.logits[:] = -1e4
+        output.logits[:, -1, tokens[min(said, len(tokens) - 1)]] = 1e4
+        return output
+
+    hook = inner.register_forward_hook(forced, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @pytest.fixture
