@@ -66,7 +66,7 @@ def test_chat_weight_zero_is_context_only() -> None:
         ({"messages": "hi"}, "'messages' is text"),
         ({"messages": []}, "an empty list"),
         ({"messages": ["hi"]}, "message 1 is text"),
-        ({"messages": [{"from": "human", "value": "hi"}]}, "message 1 has no role"),
+        ({"messages": [{"content": "hi"}]}, "message 1 has no role"),
         ({"messages": [{"role": "user", "content": 3}]}, "message 1 (user) is a number"),
         ({"messages": [{"role": "user"}]}, "message 1 (user) is null"),
         ({"messages": [USER]}, "no assistant turn (roles: user)"),
@@ -112,7 +112,7 @@ def test_text() -> None:
     ("read", "record", "found"),
     [
         (PromptFormat().read, {"prompt": "a"}, "no field 'completion'; the record has: 'prompt'"),
-        (PromptFormat().read, {"prompt": ["a"], "completion": "b"}, "'prompt' is a list"),
+        (PromptFormat().read, {"prompt": {"a": 1}, "completion": "b"}, "'prompt' is an object"),
         (PromptFormat().read, {"prompt": "a", "completion": " "}, "completion is empty"),
         (AlpacaFormat().read, {"instruction": "a", "output": ""}, "output is empty"),
         (AlpacaFormat().read, {"instruction": "a", "input": 1, "output": "b"}, "is a number"),
