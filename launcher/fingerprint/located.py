@@ -121,6 +121,10 @@ def find(config: Config, item: Item, split: str) -> Iterator[Source]:
         return
     path = Path(value).expanduser()
     if path.is_file():
+        if is_about(path):
+            raise DataError(
+                f"{path} tells about a data set and is no data", where=where, hint="give its folder"
+            )
         yield path
     elif path.is_dir():
         found = list(_walk(path, split))

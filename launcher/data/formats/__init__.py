@@ -12,7 +12,6 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from launcher.config.variants import FORMATS
 from launcher.data.formats import meanings
 from launcher.data.formats.base import BadRecord, Chat, Example, Labelled, Pair, Preference, Text
 from launcher.data.formats.classification import name_label
-from launcher.data.formats.jsonfields import decoded
+from launcher.data.formats.jsonfields import are_messages, decoded
 from launcher.errors import ConfigError
 
 __all__ = [
@@ -76,7 +75,7 @@ class Reader:
         try:
             record = rename(raw, columns)
             if name in FORMATS:
-                record = decoded(record)
+                record = decoded(record, name)
                 meanings.check(record, name)
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
@@ -129,7 +128,7 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
     raw = record.get("weight")
     if "weight" in columns:
         raw = _TRUTHS.get(str(raw).lower(), raw)
-    if raw is None:
+    if raw is None or raw == "":
         return 1.0
     try:
         weight = math.nan if isinstance(raw, bool) else float(raw)
@@ -159,29 +158,43 @@ def detect(
         first = record if first is None else first
         known_columns = {to: of for to, of in columns.items() if not of or of in record}
         renamed = rename(record, known_columns)
-        with suppress(BadRecord):  # which says so when it is read
-            renamed = decoded(renamed)
+        renamed = decoded(renamed)
         found = (name for name, known in formats.items() if known.matches(renamed))
         votes.update([name] if (name := next(found, None)) else [])
     if votes:
         name = votes.most_common(1)[0][0]
         return "text" if name == "classification" and learns_all else name
-    keys = ", ".join(map(repr, first or {})) or "nothing"
-    raise BadRecord(f"no known format has the fields of this record: {keys}", _unlike(first or {}))
+    raise _unlike(first or {}, columns)
 
 
-def _unlike(record: Record) -> str:
-    """What to do about a record of no known layout."""
+#: The field by which a conversation is known, whatever is in it, and its format.
+_TALKS = {"messages": "chat", "conversations": "sharegpt", "conversation": "sharegpt"}
+
+
+def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
+    """Why a record is of no known format."""
+    for field, name in _TALKS.items():
+        if field in record:  # it is meant to be one, so the format says what is wrong
+            read = Reader(name, {to: of for to, of in columns.items() if of in record}).read(record)
+            if isinstance(read, BadRecord):
+                return read
+    keys = ", ".join(map(repr, record)) or "nothing"
+    found = f"no known format has the fields of this record: {keys}"
+    talk = next((field for field in record if are_messages(record[field])), None)
+    if talk:
+        return BadRecord(
+            found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
+        )
     if "input_ids" in record:
-        return "tokens of another preparation cannot be trained on: give the texts"
-    if "completions" in record and "labels" in record:
-        return "answers judged step by step cannot be learned: give prompt and completion"
-    if "prompt" in record and len(record) == 1:
-        return "there is no answer to learn: give prompt and completion"
-    return (
-        f"name the format with data={'|'.join(FORMATS)}, and map columns, "
-        "e.g. 'data.columns={prompt: question, completion: answer}'"
-    )
+        hint = "tokens of another preparation cannot be trained on: give the texts"
+    elif "completions" in record and "labels" in record:
+        hint = "answers that are judged step by step cannot be learned: give prompt and completion"
+    else:
+        hint = (
+            f"name the format with data={'|'.join(FORMATS)}, and map columns, "
+            "e.g. 'data.columns={prompt: question, completion: answer}'"
+        )
+    return BadRecord(found, hint)
 
 
 def rename(record: Record, columns: Mapping[str, str]) -> Record:

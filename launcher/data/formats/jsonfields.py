@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord
+from launcher.data.formats.meanings import EVERY, reads
 from launcher.data.jsontext import DECODER, why_not
 
 #: What these hold is never text.
@@ -13,6 +14,7 @@ _LISTS = (
     *("messages", "conversations", "conversation", "rejected_messages"),
     *("tools", "functions", "history"),
 )
+_LISTS_OF = {name: [field for field in _LISTS if field in reads(name)] for name in EVERY}
 #: These may be texts, and a text may be JSON: they are messages only if they look so throughout.
 _ANSWERS = (
     *("completion", "response", "output"),
@@ -22,12 +24,20 @@ _ANSWERS = (
 _ASKED = ("prompt", "query", "question", "input")
 
 
-def decoded(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The record with what is JSON text read. `BadRecord` where a list is a text that is none."""
+def decoded(record: Mapping[str, Any], format_name: str | None = None) -> Mapping[str, Any]:
+    """The record with what is JSON text read.
+
+    `BadRecord` where a list that the format reads is a text that is no JSON. Without a format, all
+    is read that can be.
+    """
     found: dict[str, Any] = {}
-    for name in _LISTS:
+    for name in _LISTS if format_name is None else _LISTS_OF.get(format_name, ()):
         if isinstance(text := record.get(name), str):
-            found[name] = structure(text, f"field {name!r} is") if text.strip() else None
+            try:
+                found[name] = structure(text, f"field {name!r} is") if text.strip() else None
+            except BadRecord:
+                if format_name is not None:
+                    raise
     answers = {name: _messages(record[name]) for name in _ANSWERS if name in record}
     answers = {name: messages for name, messages in answers.items() if messages is not None}
     found |= answers
@@ -67,15 +77,20 @@ def _messages(text: Any) -> Any:
     if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
         return None
     value = _json(text)
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        return value if _are_messages(value["messages"]) else None
-    return value if _are_messages(value if isinstance(value, list) else [value]) else None
+    inner = value.get("messages") if isinstance(value, dict) else value
+    whole = isinstance(value, dict) and inner is None
+    return value if are_messages([value] if whole else inner) else None
 
 
-def _are_messages(values: list[Any]) -> bool:
-    return bool(values) and all(
-        isinstance(value, dict)
-        and ("role" in value or "from" in value)
-        and bool({"content", "value", "tool_calls"} & value.keys())
-        for value in values
+def are_messages(value: Any) -> bool:
+    """Whether a value is a list, not empty, of objects that say who says what."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(
+            isinstance(turn, dict)
+            and bool({"role", "from"} & turn.keys())
+            and bool({"content", "value", "tool_calls"} & turn.keys())
+            for turn in value
+        )
     )

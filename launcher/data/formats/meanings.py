@@ -59,8 +59,6 @@ class Field:
     """Whether a value is meant so."""
 
 
-_ALPACA = "data=alpaca 'data.columns={instruction: prompt, input: %s, output: completion}' reads it"
-
 #: Fields beside each other in a record.
 FIELDS = (
     Field(("messages",), ("chat",), Use.read, "the conversation"),
@@ -71,7 +69,7 @@ FIELDS = (
     Field(("input", "context"), ("alpaca",), Use.read, "what the instruction is about"),
     Field(("output", "response"), ("alpaca",), Use.read, "the answer"),
     Field(
-        ("prompt", "input", "messages", "conversations", "instruction"),
+        ("prompt", "input", "messages", "conversations", "instruction", "history"),
         ("preference",),
         Use.read,
         "what both answers follow",
@@ -133,7 +131,13 @@ FIELDS = (
         "write it into the system message",
     ),
     Field(("history",), TALKS, Use.refused, "earlier turns", "put them into the conversation"),
-    Field(("context", "input"), ("prompt",), Use.refused, "a part of what is asked", _ALPACA),
+    Field(
+        ("context", "input"),
+        ("prompt",),
+        Use.refused,
+        "a part of what is asked",
+        "data=alpaca reads it as its input: map instruction, input and output with data.columns",
+    ),
     Field(
         ("instruction",),
         ("prompt",),
@@ -235,6 +239,12 @@ _REFUSED = {name: _refused(FIELDS, name) for name in EVERY}
 _REFUSED_IN_TURNS = _refused(TURN_FIELDS, "chat")
 
 
+def reads(format_name: str) -> set[str]:
+    """Names of the fields that a format reads."""
+    mine = (field for field in FIELDS if field.use is Use.read and format_name in field.formats)
+    return {name for field in mine for name in field.names}
+
+
 def check(record: Mapping[str, Any], format_name: str) -> None:
     """`BadRecord` for the first field of a record that is known and cannot be honoured."""
     _check(record, _REFUSED.get(format_name, {}), "field {!r}")
@@ -246,9 +256,9 @@ def check_turn(turn: Mapping[str, Any], number: int) -> None:
 
 
 def _check(values: Mapping[str, Any], refused: Refused, place: str) -> None:
-    for name in refused.keys() & values.keys():
-        field = refused[name]
-        if field.says(values[name]):
+    for name, value in values.items():
+        field = refused.get(name)
+        if field and field.says(value):
             hint = field.hint % name if "%s" in field.hint else field.hint
             raise BadRecord(
                 f"{place.format(name)} is not read: {field.what}",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, Preference, kind
+from launcher.data.formats.jsonfields import decoded
 from launcher.data.formats.meanings import is_given
 from launcher.data.formats.messages import (
     ROLES,
@@ -61,9 +62,12 @@ class PreferenceFormat:
 
 def how_to_learn_chosen(record: Mapping[str, Any]) -> str:
     """What to type to learn the better answers of records like this one."""
+    record = decoded(record)
     chosen = next((name for name in _CHOSEN if name in record), None)
     if chosen is None:  # the better answer is where it is in records without a worse one
-        return "to learn the better answers: name the format, data=chat or data=prompt"
+        usual = {"messages": "chat", "conversations": "sharegpt", "instruction": "alpaca"}
+        name = next((usual[field] for field in usual if field in record), "prompt")
+        return f"to learn the better answers: data={name}"
     asked = _asked(record)
     mapping = {"prompt": asked, "completion": chosen}
     name = "prompt"
