@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -467,3 +468,20 @@ def test_what_a_hint_maps_is_read() -> None:
     assert "data=alpaca reads it as its input" in refused.hint
     columns = {"instruction": "question", "input": "context", "output": "answer"}
     assert read("alpaca", record, columns) == Pair("q\n\nit", "a")
+
+
+def table(fields: tuple[Field, ...]) -> str:
+    """The fields as docs/data.md shows them."""
+    rows = []
+    for use in Use:
+        for field in (field for field in fields if field.use is use):
+            names = ", ".join(f"`{name}`" for name in field.names)
+            where = "every" if field.formats == EVERY else ", ".join(field.formats)
+            rows.append(f"| {names} | {where} | {use.value}: {field.what} |")
+    return "\n".join(rows)
+
+
+def test_the_documentation_lists_every_field() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    assert table(FIELDS) in page
+    assert table(TURN_FIELDS) in page
