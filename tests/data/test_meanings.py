@@ -250,6 +250,25 @@ def test_no_calls_are_no_calls(name: str, none: Any) -> None:
     assert "the content of message 2 (assistant) is null" in empty.found
 
 
+@pytest.mark.parametrize("caller", ["function_call", "tool_call", "Function_Call"])
+@pytest.mark.parametrize("answerer", ["observation", "tool_response", "function", "tool"])
+def test_a_speaker_may_be_a_call(caller: str, answerer: str) -> None:
+    function = {"name": "f", "arguments": {"x": 1}}
+    called = {"role": "assistant", "tool_calls": [{"function": function}]}
+    expected = Chat([USER, called, {"role": "tool", "content": "1"}, ANSWER])
+    call = json.dumps(function)
+    spoken = [("user", "q"), (caller, call), (answerer, "1"), ("assistant", "a")]
+    turns = [{"role": who, "content": said} for who, said in spoken]
+    assert read("chat", {"messages": turns}) == expected
+    turns = [{"from": who, "value": said} for who, said in spoken]
+    assert read("sharegpt", {"conversations": turns}) == expected
+
+
+def test_columns_of_pairs_that_are_empty_make_no_pair() -> None:
+    record = PLAIN["prompt"] | {"chosen": None, "rejected": None, "rejected_response": ""}
+    assert detect([record], {}) == "prompt"
+
+
 def test_members_that_are_null_are_not_there_but_arguments_keep_theirs() -> None:
     arguments = {"x": None, "y": [None], "z": {"w": None}}
     function = {"name": "f", "arguments": arguments, "strict": None}

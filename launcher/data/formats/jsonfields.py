@@ -31,23 +31,27 @@ def decoded(record: Mapping[str, Any], format_name: str | None = None) -> Mappin
     is read that can be.
     """
     found: dict[str, Any] = {}
-    for name in _LISTS if format_name is None else _LISTS_OF.get(format_name, ()):
-        if isinstance(text := record.get(name), str):
+    lists = _LISTS if format_name is None else _LISTS_OF.get(format_name, ())
+    has_messages = False
+    for name, value in record.items():
+        if name in _ANSWERS:
+            messages = _messages(value)
+            if messages is not None:
+                found[name] = messages
+            has_messages = has_messages or messages is not None or isinstance(value, list)
+        elif not isinstance(value, str):
+            continue
+        elif name in lists:
             try:
-                found[name] = structure(text, f"field {name!r} is") if text.strip() else None
+                found[name] = structure(value, f"field {name!r} is") if value.strip() else None
             except BadRecord:
                 if format_name is not None:
                     raise
-    answers = {name: _messages(record[name]) for name in _ANSWERS if name in record}
-    answers = {name: messages for name, messages in answers.items() if messages is not None}
-    found |= answers
-    if answers or any(isinstance(record.get(name), list) for name in _ANSWERS):
-        asked = {name: _messages(record[name]) for name in _ASKED if name in record}
-        found |= {name: messages for name, messages in asked.items() if messages is not None}
-    label = record.get("label")
-    if isinstance(label, str) and label.lstrip().startswith("["):
-        labels = _json(label)
-        found |= {"label": labels} if isinstance(labels, list) else {}
+        elif name == "label" and isinstance(labels := _json(value), list):
+            found[name] = labels
+    for name in _ASKED if has_messages else ():
+        if (messages := _messages(record.get(name))) is not None:
+            found[name] = messages
     return {**record, **found} if found else record
 
 
@@ -65,7 +69,9 @@ def structure(text: str, where: str) -> Any:
 
 
 def _json(text: str) -> Any:
-    """The JSON value of a text, None if it is no JSON."""
+    """The list or object that a text is in JSON, None if it is anything else."""
+    if text.lstrip()[:1] not in ("[", "{"):
+        return None
     try:
         return DECODER.decode(text.strip())
     except (ValueError, RecursionError):
@@ -74,9 +80,9 @@ def _json(text: str) -> Any:
 
 def _messages(text: Any) -> Any:
     """Messages, or an object around them, that a text is in JSON; None if it is anything else."""
-    if not isinstance(text, str) or text.lstrip()[:1] not in ("[", "{"):
+    value = _json(text) if isinstance(text, str) else None
+    if value is None:
         return None
-    value = _json(text)
     inner = value.get("messages") if isinstance(value, dict) else value
     whole = isinstance(value, dict) and inner is None
     return value if are_messages([value] if whole else inner) else None

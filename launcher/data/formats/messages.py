@@ -16,6 +16,7 @@ Message = dict[str, Any]
 ROLES = {
     "human": "user",
     "user": "user",
+    "prompter": "user",
     "gpt": "assistant",
     "assistant": "assistant",
     "chatgpt": "assistant",
@@ -23,15 +24,22 @@ ROLES = {
     "bard": "assistant",
     "bot": "assistant",
     "model": "assistant",
+    "ai": "assistant",
     "function_call": "assistant",
+    "tool_call": "assistant",
     "system": "system",
     "developer": "developer",
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
+    "tool_response": "tool",
 }
+#: Speakers whose words are a call, as JSON (LLaMA-Factory, ms-swift).
+_CALLERS = ("function_call", "tool_call")
 SYSTEM_ROLES = ("system", "developer")
+#: Members of a turn that has a speaker or words of its own.
+_OWN = frozenset(("role", "from", "content", "value"))
 #: Members of a turn that say whether it is learned.
 FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
 _NOTHING_LEARNED = (
@@ -142,6 +150,9 @@ def read_turns(raw: Any, name: str) -> Turns:
         )
     turns = Turns()
     for number, turn in enumerate(_single(raw), 1):
+        if _is_plain(turn):  # most are, and the rest of this is far slower
+            turns.messages.append(dict(turn))
+            continue
         message = _message(turn, number)
         if _is_context(turn, message["role"], number):
             turns.silent.add(len(turns.messages))
@@ -149,10 +160,20 @@ def read_turns(raw: Any, name: str) -> Turns:
     return turns
 
 
+def _is_plain(turn: Any) -> bool:
+    """Whether a turn is what a template takes as it is: a role and a text."""
+    return (
+        isinstance(turn, dict)
+        and len(turn) == 2
+        and turn.get("role") in ("system", "user", "assistant")
+        and isinstance(turn.get("content"), str)
+    )
+
+
 def _single(raw: Sequence[Any]) -> Iterator[Any]:
     """One turn after the other, where some hold what both speakers say (ms-swift)."""
     for turn in raw:
-        if not isinstance(turn, dict) or {"role", "from", "content", "value"} & turn.keys():
+        if not isinstance(turn, dict) or not _OWN.isdisjoint(turn):
             yield turn
             continue
         said = {name: text for name, text in turn.items() if name in ROLES and text is not None}
@@ -192,7 +213,7 @@ def _message(raw: Any, number: int) -> Message:
     content, calls = _first(raw, "content", "value"), raw.get("tool_calls")
     if calls is None and is_given(call := raw.get("function_call")):
         calls = [{"type": "function", "function": call}]
-    if speaker in ("function_call", "FUNCTION_CALL") and not is_given(calls):
+    if str(speaker).lower() in _CALLERS and not is_given(calls):
         content, calls = None, content
     calls = _calls(calls, number)
     refusal = raw.get("refusal")

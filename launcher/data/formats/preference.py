@@ -31,8 +31,8 @@ class PreferenceFormat:
 
     def matches(self, record: Mapping[str, Any]) -> bool:
         """Whether both answers are there, under any of their names."""
-        if any(name in record for name in _CHOSEN):
-            return any(name in record for name in _REJECTED)
+        if any(is_given(record.get(name)) for name in _CHOSEN):
+            return any(is_given(record.get(name)) for name in _REJECTED)
         return _worse_alone(record) is not None and any(name in record for name in _WHOLE)
 
     def read(self, record: Mapping[str, Any]) -> Preference:
