@@ -166,7 +166,7 @@ class DataConfig:
     """Branch, tag or commit of a hub data set."""
     columns: dict[str, str] = field(default_factory=dict)
     """Rename columns: field that the format wants -> column in the data, e.g.
-    {prompt: question, completion: answer}."""
+    {prompt: question, completion: answer}; an empty name leaves the field aside."""
     labels: list[str] = field(default_factory=list)
     """Names of the classes, for classification data whose labels are indices."""
     system: str | None = None

@@ -47,9 +47,9 @@ NAME_FIELD = {"model": "kind"}
 FORMATS = Table(
     "data.format",
     {
+        "preference": "launcher.data.formats.preference:PreferenceFormat",
         "chat": "launcher.data.formats.chat:ChatFormat",
         "sharegpt": "launcher.data.formats.sharegpt:ShareGptFormat",
-        "preference": "launcher.data.formats.preference:PreferenceFormat",
         "prompt": "launcher.data.formats.prompt:PromptFormat",
         "alpaca": "launcher.data.formats.alpaca:AlpacaFormat",
         "classification": "launcher.data.formats.classification:ClassificationFormat",

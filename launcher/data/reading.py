@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain, islice
+from typing import Any
 
 from launcher.config.schema import Config, OnBadRecord
 from launcher.data import formats, sources
-from launcher.data.encoding import NO_PAIRS
 from launcher.data.formats.base import BadRecord
+from launcher.data.formats.preference import how_to_learn_chosen
 from launcher.data.sources import Chunk
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import Part
@@ -33,10 +34,12 @@ class Reading:
         if self._auto:
             self.format = self._detect(self._first(0), required=True)
         if self.format == "preference":
+            parsed = (record for _, record in self._first(0).parse())
+            pair: Any = next((found for found in parsed if not isinstance(found, BadRecord)), {})
             raise ConfigError(
                 f"{config.objective.name} with preference data ({self.files[0]})",
                 where="objective.name",
-                hint=f"no objective learns from pairs; {NO_PAIRS}",
+                hint=f"no objective learns from pairs; {how_to_learn_chosen(pair)}",
             )
 
     def chunks(self, cursor: Cursor | None) -> Iterator[Chunk] | None:

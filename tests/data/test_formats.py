@@ -1,15 +1,17 @@
 """Formats, with plain dicts."""
 
 import contextlib
+import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.variants import FORMATS
-from launcher.data.formats import BadRecord, Chat, Pair, Text, detect, rename
+from launcher.data.formats import BadRecord, Chat, Pair, Preference, Reader, Text, detect, rename
 from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat
+from launcher.data.formats.meanings import FIELDS, TURN_FIELDS
 from launcher.data.formats.prompt import PromptFormat
 from launcher.data.formats.text import TextFormat
 
@@ -66,7 +68,7 @@ def test_chat_weight_zero_is_context_only() -> None:
         ({"messages": "hi"}, "'messages' is text"),
         ({"messages": []}, "an empty list"),
         ({"messages": ["hi"]}, "message 1 is text"),
-        ({"messages": [{"from": "human", "value": "hi"}]}, "message 1 has no role"),
+        ({"messages": [{"content": "hi"}]}, "message 1 has no role"),
         ({"messages": [{"role": "user", "content": 3}]}, "message 1 (user) is a number"),
         ({"messages": [{"role": "user"}]}, "message 1 (user) is null"),
         ({"messages": [USER]}, "no assistant turn (roles: user)"),
@@ -112,7 +114,7 @@ def test_text() -> None:
     ("read", "record", "found"),
     [
         (PromptFormat().read, {"prompt": "a"}, "no field 'completion'; the record has: 'prompt'"),
-        (PromptFormat().read, {"prompt": ["a"], "completion": "b"}, "'prompt' is a list"),
+        (PromptFormat().read, {"prompt": {"a": 1}, "completion": "b"}, "'prompt' is an object"),
         (PromptFormat().read, {"prompt": "a", "completion": " "}, "completion is empty"),
         (AlpacaFormat().read, {"instruction": "a", "output": ""}, "output is empty"),
         (AlpacaFormat().read, {"instruction": "a", "input": 1, "output": "b"}, "is a number"),
@@ -160,22 +162,49 @@ def test_rename_names_a_missing_column() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = st.sampled_from(
-    ["messages", "tools", "prompt", "completion", "instruction", "input", "output", "text"]
-)
+KEYS = st.sampled_from(sorted({name for field in FIELDS for name in field.names}))
+MEMBERS = sorted({name for field in TURN_FIELDS for name in field.names} | {"human", "gpt"})
+CALL = st.dictionaries(st.sampled_from(["function", "name", "arguments", "type", "id"]), JSON)
+SAID = st.sampled_from(["user", "assistant", "gpt", "a", 0, 1, True]) | JSON
 MESSAGE = st.dictionaries(
-    st.sampled_from(["role", "content", "tool_calls", "weight", "from"]),
-    st.sampled_from(["user", "assistant", 0, 1]) | JSON,
+    st.sampled_from(MEMBERS), SAID | st.lists(CALL | JSON, max_size=2), max_size=4
 )
+TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": SAID},
+    optional={"tool_calls": st.lists(CALL, max_size=2), "weight": SAID, "train_detail": JSON},
+)
+VALUE = JSON | st.lists(MESSAGE, max_size=4) | st.lists(TURN, max_size=4)
+RECORD = st.dictionaries(KEYS, VALUE | VALUE.map(json.dumps), max_size=6)
 
 
-@settings(max_examples=60)
-@given(st.dictionaries(KEYS, JSON | st.lists(MESSAGE, max_size=4)))
+@settings(max_examples=150, deadline=None)
+@given(RECORD)
 def test_any_record_is_read_or_refused(record: dict) -> None:
     for name in FORMATS:
         with contextlib.suppress(BadRecord):
-            assert isinstance(FORMATS.load(name)().read(record), Chat | Pair | Text)
+            read = FORMATS.load(name)().read(record)
+            assert isinstance(read, Chat | Pair | Preference | Text)
+        outcome = Reader(name, {}).read(record)
+        if isinstance(outcome, BadRecord):  # with a reason of the format's own
+            assert "cannot be read as" not in outcome.found
+            continue
+        messages = getattr(outcome[0], "messages", [])
+        assert all(message.get("tool_calls") != [] for message in messages)
+        assert not any(value is None for message in messages for value in message.values())
+    with contextlib.suppress(BadRecord):
+        assert detect([record], {}) in FORMATS
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TURN, min_size=1, max_size=4), st.lists(CALL, max_size=2))
+def test_json_text_is_read_as_the_object(turns: list, tools: list) -> None:
+    for record in ({"messages": turns, "tools": tools}, {"conversations": turns, "tools": tools}):
+        text = {name: json.dumps(value) for name, value in record.items()}
+        name = "chat" if "messages" in record else "sharegpt"
+        outcomes = [Reader(name, {}).read(given) for given in (record, text)]
+        found = [one.found if isinstance(one, BadRecord) else one for one in outcomes]
+        assert found[0] == found[1]

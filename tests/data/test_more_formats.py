@@ -84,7 +84,7 @@ def test_sharegpt_tools_calls_system_and_weight() -> None:
         (turns(("human", "x")), "no assistant turn"),
         (turns(("human", 3), ("gpt", "x")), "content of message 1 (user) is a number"),
         (turns(("human", "x"), ("function_call", "{")), "turn 2: the function call is no JSON"),
-        ({"conversations": ["x"]}, "turn 1 is text"),
+        ({"conversations": ["x"]}, "message 1 is text"),
         (turns(("human", "x"), ("gpt", "y"), system=1), "'system' is a number"),
         (turns(("human", "x"), ("gpt", "y"), tools="["), "'tools' is no JSON"),
     ],

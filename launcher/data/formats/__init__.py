@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config.variants import FORMATS
+from launcher.data.formats import meanings
 from launcher.data.formats.base import BadRecord, Chat, Example, Labelled, Pair, Preference, Text
 from launcher.data.formats.classification import name_label
+from launcher.data.formats.jsonfields import are_messages, decoded
 from launcher.errors import ConfigError
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
+#: Weights of answers that are judged, as Python writes them.
+_TRUTHS = {"true": 1.0, "false": 0.0}
 #: Beyond this, one record is all that a step learns.
 MAX_WEIGHT = 1e6
 
@@ -70,9 +74,13 @@ class Reader:
         name, columns, labels = self._options
         try:
             record = rename(raw, columns)
+            if name in FORMATS:
+                record = decoded(record, name)
+                meanings.check(record, name)
+            record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
                 record = {**record, "label": name_label(record["label"], labels)}
-            return self._format.read(record), _weight(record.get("weight"))
+            return self._format.read(record), _weight(record, columns)
         except BadRecord as error:
             return error
         except Exception as error:
@@ -115,9 +123,12 @@ def load(name: str) -> Format:
     return own
 
 
-def _weight(raw: Any) -> float:
-    """Weight of a record: 1 unless said."""
-    if raw is None:
+def _weight(record: Record, columns: Mapping[str, str]) -> float:
+    """Weight of a record: 1 unless said. A column that is named for it may be of verdicts."""
+    raw = record.get("weight")
+    if "weight" in columns:
+        raw = _TRUTHS.get(str(raw).lower(), raw)
+    if raw is None or raw == "":
         return 1.0
     try:
         weight = math.nan if isinstance(raw, bool) else float(raw)
@@ -126,7 +137,8 @@ def _weight(raw: Any) -> float:
     if not 0 <= weight <= MAX_WEIGHT:
         raise BadRecord(
             f"the record has weight {raw!r}",
-            hint="a weight is a number from 0 to 1e6; if the field means something else, rename it",
+            hint="a weight is a number from 0 to 1e6; if the field means something else, leave it "
+            "aside: data.columns.weight=",
         )
     return weight
 
@@ -144,32 +156,77 @@ def detect(
     first: Record | None = None
     for record in records:
         first = record if first is None else first
-        renamed = {
-            **record,
-            **{want: record[have] for want, have in columns.items() if have in record},
-        }
+        known_columns = {to: of for to, of in columns.items() if not of or of in record}
+        renamed = rename(record, known_columns)
+        renamed = decoded(renamed)
         found = (name for name, known in formats.items() if known.matches(renamed))
         votes.update([name] if (name := next(found, None)) else [])
     if votes:
         name = votes.most_common(1)[0][0]
         return "text" if name == "classification" and learns_all else name
-    keys = ", ".join(map(repr, first or {})) or "nothing"
-    raise BadRecord(
-        f"no known format has the fields of this record: {keys}",
-        hint=f"name the format with data={'|'.join(FORMATS)}, and map columns, "
-        "e.g. 'data.columns={prompt: question, completion: answer}'",
-    )
+    raise _unlike(first or {}, columns)
+
+
+#: The field by which a conversation is known, whatever is in it, and its format.
+_TALKS = {"messages": "chat", "conversations": "sharegpt", "conversation": "sharegpt"}
+
+
+def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
+    """Why a record is of no known format."""
+    for field, name in _TALKS.items():
+        if field in record:  # it is meant to be one, so the format says what is wrong
+            read = Reader(name, {to: of for to, of in columns.items() if of in record}).read(record)
+            if isinstance(read, BadRecord):
+                return read
+    keys = ", ".join(map(repr, record)) or "nothing"
+    found = f"no known format has the fields of this record: {keys}"
+    talk = next((field for field in record if are_messages(record[field])), None)
+    if talk:
+        return BadRecord(
+            found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
+        )
+    if "input_ids" in record:
+        hint = "tokens of another preparation cannot be trained on: give the texts"
+    elif "completions" in record and "labels" in record:
+        hint = "answers that are judged step by step cannot be learned: give prompt and completion"
+    else:
+        hint = (
+            f"name the format with data={'|'.join(FORMATS)}, and map columns, "
+            "e.g. 'data.columns={prompt: question, completion: answer}'"
+        )
+    return BadRecord(found, hint)
 
 
 def rename(record: Record, columns: Mapping[str, str]) -> Record:
-    """The record with the fields that `data.columns` maps; `BadRecord` if a column is missing."""
+    """The record with the fields that `data.columns` maps, and without those mapped to nothing.
+
+    A column that is read under another name does not stand under its own any more. `BadRecord` if
+    a column is missing.
+    """
     if not columns:
         return record
     for want, have in columns.items():
-        if have not in record:
+        if have and have not in record:
             raise BadRecord(
                 f"no column {have!r}, which data.columns maps to {want!r}; "
                 f"there are: {', '.join(map(repr, record))}",
                 hint="correct data.columns",
             )
-    return {**record, **{want: record[have] for want, have in columns.items()}}
+    gone = {*columns, *columns.values()}
+    kept = {name: value for name, value in record.items() if name not in gone}
+    return kept | {want: record[have] for want, have in columns.items() if have}
+
+
+def without(record: Record, names: Sequence[str]) -> Record:
+    """The record whose turns lack the members `names`."""
+    if not names:
+        return record
+
+    def turn(raw: Any) -> Any:
+        is_turn = isinstance(raw, dict)
+        return {key: raw[key] for key in raw if key not in names} if is_turn else raw
+
+    return {
+        field: list(map(turn, value)) if isinstance(value, list) else value
+        for field, value in record.items()
+    }

@@ -83,10 +83,17 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
         )
     value = record[name]
     if not isinstance(value, str):
-        raise BadRecord(
-            f"field {name!r} is {kind(value)}, not text", hint="write the value as a JSON string"
-        )
+        raise BadRecord(f"field {name!r} is {kind(value)}, not text", hint=_as_text(value))
     return value
+
+
+def _as_text(value: object) -> str:
+    """What to do where a text should be."""
+    if value is None:
+        return "give a text, or remove the record"
+    if isinstance(value, (list, dict)):
+        return "write a text; conversations are read with data=chat, from a field 'messages'"
+    return "write the value as a JSON string"
 
 
 def kind(value: object) -> str:

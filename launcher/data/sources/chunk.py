@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, kind
+from launcher.data.jsontext import DECODER, why_not
 from launcher.data.sources import limits
 
 Parsed = tuple[int, Any]
@@ -46,22 +46,6 @@ class Chunk:
         return not (self.records or self.arrow or self.lines.strip())
 
 
-class _Repeated(ValueError):
-    """A key that an object has twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values for one key, neither may be lost unsaid."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Repeated(next(key for key in keys if keys.count(key) > 1))
-    return found
-
-
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
-
-
 def parse_line(line: bytes) -> Any:
     """The JSON value of a line, or the `BadRecord` that says why there is none."""
     try:
@@ -77,19 +61,8 @@ def parse_line(line: bytes) -> Any:
 
 def not_json(error: Exception) -> BadRecord:
     """Why a line is no JSON."""
-    if isinstance(error, json.JSONDecodeError):
-        return BadRecord(
-            f"broken JSON at column {error.colno}: {error.msg}",
-            hint="every line must be one complete JSON object",
-        )
-    if isinstance(error, _Repeated):
-        return BadRecord(
-            f"the key {str(error)!r} is there twice in one object",
-            hint="keep one of the two: which one is meant cannot be told",
-        )
-    deep = isinstance(error, RecursionError)
-    what = "lists or objects nested too deep" if deep else "a number of too many digits"
-    return BadRecord(f"JSON that cannot be read: {what}", hint="mend or remove the line")
+    found, hint = why_not(error)
+    return BadRecord(found, hint=hint)
 
 
 def no_object(value: object) -> BadRecord:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
 from launcher.data.formats.base import BadRecord
+from launcher.data.jsontext import DECODER
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import (
-    DECODER,
     Chunk,
     Parsed,
     grouped,

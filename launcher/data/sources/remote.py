@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from launcher.data.sources.optional import optional
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import RemoteData
-from launcher.fingerprint.located import MANIFEST, is_data
+from launcher.fingerprint.located import ABOUT, MANIFEST, SPLITS, STATE, is_data, saved_files
 from launcher.rundir import storage_errors, write_json
 
 BLOCK_BYTES = 1 << 22
@@ -33,6 +35,8 @@ def fetch(source: RemoteData) -> None:
             where=source.url,
             hint="install it beside the launcher, e.g. pip install s3fs (s3://), gcsfs (gs://)",
         ) from error
+    except DataError:
+        raise
     except Exception as error:  # every file system raises types of its own
         raise _failed(source.url, error) from error
     if not names:
@@ -52,10 +56,35 @@ def fetch(source: RemoteData) -> None:
 
 def _names(system: Any, path: str) -> list[str]:
     if any(character in path for character in "*[") and "http" not in system.protocol:
-        return sorted(name for name in system.glob(path) if is_data(PurePosixPath(name).name))
+        return _data(system, system.glob(path))
     if "http" not in system.protocol and system.isdir(path):
-        return sorted(name for name in system.find(path) if is_data(PurePosixPath(name).name))
+        return _data(system, system.find(path))
     return [path]
+
+
+def _data(system: Any, names: Iterable[str]) -> list[str]:
+    """The data files among `names`, in order; of a `save_to_disk` folder those that it names.
+
+    Raises `DataError` for a folder of several splits, of which one must be said.
+    """
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for name in names:
+        path = PurePosixPath(name)
+        found[str(path.parent)][path.name] = name
+    chosen: list[str] = []
+    for folder, files in sorted(found.items()):
+        if SPLITS in files:
+            raise DataError(
+                "a DatasetDict that save_to_disk wrote, of several splits",
+                where=folder,
+                hint="give the folder of one of its splits",
+            )
+        if STATE in files and ABOUT in files:
+            state = json.loads(system.cat_file(files[STATE]))
+            chosen += [files.get(name, f"{folder}/{name}") for name in saved_files(state, folder)]
+        else:
+            chosen += sorted(files[name] for name in files if is_data(name) and name != ABOUT)
+    return chosen
 
 
 def _download(system: Any, name: str, target: Path, url: str) -> int:

@@ -1,0 +1,266 @@
+"""Which fields of a record mean something, in each format, and what is done with each.
+
+The names are those that axolotl, LLaMA-Factory, TRL, ms-swift, OpenAI and the data sets of the
+Hugging Face hub use. A field is read, or it is refused by its name, or it is known to change
+nothing. Names that are not here are a user's own and are left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from launcher.data.formats.base import BadRecord
+
+TALKS = ("chat", "sharegpt")
+PAIRS = ("prompt", "alpaca")
+LEARNED = (*TALKS, *PAIRS)
+ANSWERS = (*LEARNED, "preference")
+EVERY = (*ANSWERS, "classification", "text")
+
+
+class Use(Enum):
+    """What is done with a field that says something."""
+
+    read = "read"
+    refused = "refused"
+    nothing = "changes nothing"
+
+
+def is_given(value: Any) -> bool:
+    """Whether a value says something; in tables, emptiness has many faces."""
+    if isinstance(value, str):
+        return value.strip() not in ("", "null", "[]", "{}")
+    return value is not None and value != [] and value != {}
+
+
+def is_verdict(value: Any) -> bool:
+    """Whether a label judges an answer: a truth value or a number, in CSV as text."""
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return text in ("true", "false") or text.lstrip("+-").replace(".", "", 1).isdecimal()
+    return isinstance(value, (bool, int, float))
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One meaning that fields of several names have."""
+
+    names: tuple[str, ...]
+    formats: tuple[str, ...]
+    """Formats in which they have it."""
+    use: Use
+    what: str
+    hint: str = ""
+    """What to do about it where it is refused."""
+    says: Callable[[Any], bool] = is_given
+    """Whether a value is meant so."""
+
+
+#: Fields beside each other in a record.
+FIELDS = (
+    Field(("messages",), ("chat",), Use.read, "the conversation"),
+    Field(("conversations", "conversation"), ("sharegpt",), Use.read, "the conversation"),
+    Field(("prompt", "query", "question"), ("prompt",), Use.read, "what is asked"),
+    Field(("completion", "response"), ("prompt",), Use.read, "the answer"),
+    Field(("instruction",), ("alpaca",), Use.read, "what is asked"),
+    Field(("input", "context"), ("alpaca",), Use.read, "what the instruction is about"),
+    Field(("output", "response"), ("alpaca",), Use.read, "the answer"),
+    Field(
+        ("prompt", "input", "messages", "conversations", "instruction", "history"),
+        ("preference",),
+        Use.read,
+        "what both answers follow",
+    ),
+    Field(("chosen", "preferred_output"), ("preference",), Use.read, "the better answer"),
+    Field(
+        ("rejected", "non_preferred_output", "rejected_response", "rejected_messages"),
+        ("preference",),
+        Use.read,
+        "the worse answer",
+    ),
+    Field(("text",), ("classification", "text"), Use.read, "the text"),
+    Field(("label",), ("classification",), Use.read, "the class, or a list of classes"),
+    Field(("system", "system_prompt"), ANSWERS, Use.read, "the system message"),
+    Field(("history",), PAIRS, Use.read, "earlier turns, [user, assistant] each; learned, too"),
+    Field(("tools", "functions"), ANSWERS, Use.read, "descriptions of tools, for the template"),
+    Field(("weight",), EVERY, Use.read, "weight of the record's targets"),
+    Field(
+        ("images", "image", "videos", "video", "audios", "audio", "objects"),
+        EVERY,
+        Use.refused,
+        "what is seen or heard, and only text is trained on",
+        "leave the record out",
+    ),
+    Field(
+        ("input_ids", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask"),
+        EVERY,
+        Use.refused,
+        "tokens or masks of another preparation",
+        "give the texts alone",
+    ),
+    Field(
+        ("labels", "mask"),
+        LEARNED,
+        Use.refused,
+        "which tokens are learned",
+        "say it for each turn: a message with weight 0 is not learned",
+    ),
+    Field(
+        ("label", "kto_tag"),
+        LEARNED,
+        Use.refused,
+        "a verdict on the answer, which may be one that must not be learned",
+        "to learn the answers with true or 1, and no other: data.columns.weight=%s",
+        is_verdict,
+    ),
+    Field(
+        ("chat_template_kwargs",),
+        ANSWERS,
+        Use.refused,
+        "variables of the template for this record",
+        "give a template of your own with model.chat_template=FILE",
+    ),
+    Field(
+        ("response_format",),
+        LEARNED,
+        Use.refused,
+        "a form that the answer must have, which no template shows",
+        "write it into the system message",
+    ),
+    Field(("history",), TALKS, Use.refused, "earlier turns", "put them into the conversation"),
+    Field(
+        ("context", "input"),
+        ("prompt",),
+        Use.refused,
+        "a part of what is asked",
+        "data=alpaca reads it as its input: map instruction, input and output with data.columns",
+    ),
+    Field(
+        ("instruction",),
+        ("prompt",),
+        Use.refused,
+        "a part of what is asked",
+        "put it into the prompt",
+    ),
+    Field(
+        ("reasoning_content", "reasoning", "thinking"),
+        PAIRS,
+        Use.refused,
+        "the thoughts before the answer",
+        "write messages, with the thoughts as reasoning_content beside the assistant's content",
+    ),
+    Field(
+        ("text_pair",),
+        ("classification",),
+        Use.refused,
+        "a second text",
+        "put both texts into one",
+    ),
+    Field(
+        ("rejected", "chosen", "rejected_response", "rejected_messages"),
+        LEARNED,
+        Use.nothing,
+        "a better and a worse answer; a file of them is preference unless another format is said",
+    ),
+    Field(("prompt",), TALKS, Use.nothing, "the first question again (UltraChat)"),
+    Field(("text",), LEARNED, Use.nothing, "the record as one text (Alpaca)"),
+    Field(("parallel_tool_calls",), TALKS, Use.nothing, "an option of the service (OpenAI)"),
+    Field(
+        ("score", "rating", "margin", "score_chosen", "score_rejected"),
+        EVERY,
+        Use.nothing,
+        "a mark; to weigh records by it: data.columns.weight=COLUMN",
+    ),
+    Field(
+        ("attention_mask", "token_type_ids", "position_ids"),
+        EVERY,
+        Use.nothing,
+        "goes with input_ids",
+    ),
+)
+
+#: Members of a turn, in the formats that have turns.
+TURN_FIELDS = (
+    Field(("role", "from"), TALKS, Use.read, "who speaks"),
+    Field(("content", "value"), TALKS, Use.read, "what is said: text, or parts of text"),
+    Field(
+        ("weight", "train", "training", "loss", "loss_weight", "loss_scale"),
+        TALKS,
+        Use.read,
+        "1 or true: learned; 0 or false: context",
+    ),
+    Field(("tool_calls", "function_call"), TALKS, Use.read, "calls of tools; none if empty"),
+    Field(("refusal",), TALKS, Use.read, "what is said where there is no content (OpenAI)"),
+    Field(
+        ("name", "tool_call_id", "reasoning_content", "thinking"),
+        TALKS,
+        Use.read,
+        "given to the template, as any other name is",
+    ),
+    Field(
+        ("train_detail", "training_detail"),
+        TALKS,
+        Use.refused,
+        "which parts of a turn are learned",
+        "split the turn into several messages, with a weight each",
+    ),
+    Field(
+        ("mask", "loss_mask"),
+        TALKS,
+        Use.refused,
+        "learned in some tools, left out in others",
+        "call it weight: 1 is learned, 0 is context",
+    ),
+    Field(
+        ("images", "image", "videos", "video", "audios", "audio"),
+        TALKS,
+        Use.refused,
+        "what is seen or heard, and only text is trained on",
+        "leave the record out",
+    ),
+)
+
+Refused = Mapping[str, Field]
+
+
+def _refused(fields: tuple[Field, ...], format_name: str) -> Refused:
+    return {
+        name: field
+        for field in fields
+        for name in field.names
+        if field.use is Use.refused and format_name in field.formats
+    }
+
+
+_REFUSED = {name: _refused(FIELDS, name) for name in EVERY}
+_REFUSED_IN_TURNS = _refused(TURN_FIELDS, "chat")
+
+
+def reads(format_name: str) -> set[str]:
+    """Names of the fields that a format reads."""
+    mine = (field for field in FIELDS if field.use is Use.read and format_name in field.formats)
+    return {name for field in mine for name in field.names}
+
+
+def check(record: Mapping[str, Any], format_name: str) -> None:
+    """`BadRecord` for the first field of a record that is known and cannot be honoured."""
+    _check(record, _REFUSED.get(format_name, {}), "field {!r}")
+
+
+def check_turn(turn: Mapping[str, Any], number: int) -> None:
+    """The same for turn `number`, counted from 1."""
+    _check(turn, _REFUSED_IN_TURNS, f"{{!r}} in message {number}")
+
+
+def _check(values: Mapping[str, Any], refused: Refused, place: str) -> None:
+    for name, value in values.items():
+        field = refused.get(name)
+        if field and field.says(value):
+            hint = field.hint % name if "%s" in field.hint else field.hint
+            raise BadRecord(
+                f"{place.format(name)} is not read: {field.what}",
+                hint=f"{hint}; to train as if it were not there: data.columns.{name}=",
+            )
