@@ -14,7 +14,7 @@ from launcher.config.plan import Plan
 from launcher.config.schema import ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model.attention import IMPLEMENTATIONS, register
-from launcher.model.classifier import auto_class, open_classifier
+from launcher.model.pretrained import open_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,15 +67,12 @@ def load_model(
         "trust_remote_code": config.trust_remote_code,
     }
     if config.quantization is not Quantization.none:
-        options["quantization_config"] = _quantization(plan)
+        options["nf4"] = _quantization(plan)
     # transformers shards while loading only as long as this object lives.
     sharding = _zero3_config(zero3) if zero3 is not None else None
     model: Any
     try:
-        if classes is None:
-            model = auto_class(None).from_pretrained(source, **options)
-        else:
-            model, model.fresh_modules = open_classifier(source, classes, **options)
+        model = open_pretrained(source, classes, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
