@@ -16,7 +16,10 @@ _CLASSIFIER = "ForSequenceClassification"
 
 def is_encoder(model: ModelConfig) -> bool:
     """Whether the model reads a text in both directions; False if nothing is known of it."""
-    names = _content(model).get("architectures") or []
+    content = _content(model)
+    names = content.get("architectures") or []
+    if "text_config" in content:  # a decoder that also sees or hears
+        return False
     return bool(names) and not any(name.endswith(_DECODERS) for name in names)
 
 
@@ -27,6 +30,18 @@ def head_names(model: ModelConfig) -> list[str] | None:
         return None
     names = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def quantization(model: ModelConfig) -> dict[str, Any] | None:
+    """How the weights of the model are quantised, as its config.json says; None if they are plain
+    or nothing is known of it."""
+    content = _content(model)
+    text = content.get("text_config")
+    parts = [content, text] if isinstance(text, dict) else [content]
+    found = next(
+        (part["quantization_config"] for part in parts if part.get("quantization_config")), None
+    )
+    return found if isinstance(found, dict) else None
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:
