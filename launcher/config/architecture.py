@@ -17,7 +17,10 @@ _CLASSIFIER = "ForSequenceClassification"
 
 def is_encoder(model: ModelConfig) -> bool:
     """Whether the model reads a text in both directions; False if nothing is known of it."""
-    names = _content(model).get("architectures") or []
+    content = _content(model)
+    names = content.get("architectures") or []
+    if "text_config" in content:  # a decoder that also sees or hears
+        return False
     return bool(names) and not any(name.endswith(_DECODERS) for name in names)
 
 
@@ -76,6 +79,18 @@ def positions_in(content: dict[str, Any]) -> Positions | None:
     # DeBERTa may do without its table.
     are_rows = kind in _TABLES.split() and content.get("position_biased_input") is not False
     return Positions(found[0], are_rows)
+
+
+def quantization(model: ModelConfig) -> dict[str, Any] | None:
+    """How the weights of the model are quantised, as its config.json says; None if they are plain
+    or nothing is known of it."""
+    content = _content(model)
+    text = content.get("text_config")
+    parts = [content, text] if isinstance(text, dict) else [content]
+    found = next(
+        (part["quantization_config"] for part in parts if part.get("quantization_config")), None
+    )
+    return found if isinstance(found, dict) else None
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:

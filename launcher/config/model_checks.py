@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 
-from launcher.config import architecture
+from launcher.config import architecture, stored
 from launcher.config.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
 from launcher.errors import Problem
@@ -19,6 +19,7 @@ COMPILERS = ("c++", "g++", "clang++")
 def check(config: Config, has_gpu: bool) -> Iterator[Problem]:
     """Problems of the model, of its making (tiny) and of its attention."""
     yield from _model(config, has_gpu)
+    yield from _stored(config)
     yield from _tiny(config)
     yield from _positions(config)
     yield from _attention(config, has_gpu)
@@ -51,6 +52,15 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
     if model.compile and not compiler():
         hint = f"install one of {', '.join(COMPILERS)}, or model.compile=false"
         yield Problem("model.compile", "torch.compile needs a C++ compiler; none is found", hint)
+
+
+def _stored(config: Config) -> Iterator[Problem]:
+    found = architecture.quantization(config.model)
+    if found is not None:
+        nf4 = config.model.quantization is Quantization.nf4
+        problem = stored.problem(str(config.model.name), found, nf4=nf4)
+        if problem is not None:
+            yield problem
 
 
 def _tiny(config: Config) -> Iterator[Problem]:

@@ -24,6 +24,7 @@ from launcher.errors import LauncherError
 from launcher.model import shards
 from launcher.model.fragments import FragmentReader
 from launcher.model.merge import Merger
+from launcher.model.pretrained import is_quantised
 from launcher.model.rebuild import (
     base_folder,
     meta_base,
@@ -238,7 +239,9 @@ def _stream(
 def _streamable(
     base: Path, names: list[str], aliases: dict[str, list[str]]
 ) -> shards.ShardReader | None:
-    """The base's files if they name tensors as the model does; else transformers must convert."""
+    """The base's files if they hold tensors as the model does; else transformers must convert."""
+    if is_quantised(base):
+        return None
     try:
         source = shards.ShardReader(base)
     except (FileNotFoundError, OSError):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import inspect
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +15,9 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model import attention
-from launcher.model.classifier import auto_class, open_classifier
+from launcher.model.classifier import auto_class
 from launcher.model.positions import require_positions
+from launcher.model.pretrained import open_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,28 +69,25 @@ def load_model(
         "trust_remote_code": config.trust_remote_code,
     }
     if config.quantization is not Quantization.none:
-        options["quantization_config"] = _quantization(plan)
+        options["nf4"] = _quantization(plan)
     # transformers shards while loading only as long as this object lives.
     sharding = _zero3_config(zero3) if zero3 is not None else None
     model: Any
     try:
         options["attn_implementation"] = _implementation(config, plan, source, classes)
-        if classes is None:
-            model = auto_class(None).from_pretrained(source, **options)
-        else:
-            model, model.fresh_modules = open_classifier(source, classes, **options)
+        model = open_pretrained(source, classes, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
             hint=_hint(source),
         ) from error
-    freeze_as_built(model)
     require_positions(model, plan.max_length)
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
     del sharding
+    freeze_as_built(model)
     model.config.use_cache = False
     if config.gradient_checkpointing:
         options = {"use_reentrant": False}
@@ -101,26 +97,14 @@ def load_model(
     return cast(nn.Module, model.train())
 
 
-def freeze_as_built(model: Any) -> None:
-    """Freeze what the model's own code freezes, such as biases that balance experts: loading makes
-    every parameter trainable."""
-    code = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
-    if "requires_grad=False" not in code and "requires_grad_(False)" not in code:
-        return  # to build it once more costs seconds for a large one
-    with torch.device("meta"):
-        built = type(model)._from_config(copy.deepcopy(model.config))
-    for name, parameter in built.named_parameters():
-        if not parameter.requires_grad:
-            model.get_parameter(name).requires_grad_(False)
-
-
 def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Classes | None) -> str:
     """transformers' name for the attention; with `model.attention=auto`, one that the model has."""
     wanted = attention.IMPLEMENTATIONS[plan.attention]
     found = AutoConfig.from_pretrained(
         source, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    known = auto_class(classes)._model_mapping.get(type(found), None)
+    opener = language_class(found) if classes is None else auto_class(classes)
+    known = opener._model_mapping.get(type(found), None)
     if known is None:  # code of the model's own
         return wanted
     kind = known[0] if isinstance(known, tuple) else known

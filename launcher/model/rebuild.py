@@ -11,9 +11,9 @@ from launcher.config.classes import Classes
 from launcher.config.schema import Config, ModelConfig
 from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
-from launcher.model.classifier import auto_class, head_options, open_classifier
 from launcher.model.fragments import FragmentReader
-from launcher.model.load import freeze_as_built, model_source
+from launcher.model.load import model_source
+from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained
 
 
 def base_folder(config: ModelConfig) -> Path:
@@ -39,10 +39,7 @@ def load_base(
     """The base model for inference on the CPU, its embeddings grown to `num_tokens` rows; with
     `classes`, under the head that training began with."""
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
-    if classes is None:
-        model = auto_class(None).from_pretrained(folder, **options)
-    else:
-        model, _ = open_classifier(folder, classes, **options)
+    model = open_pretrained(folder, classes, **options)
     freeze_as_built(model)
     return fit(model, num_tokens).eval()
 
@@ -51,12 +48,8 @@ def meta_base(
     config: ModelConfig, folder: Path, num_tokens: int, classes: Classes | None = None
 ) -> Any:
     """The base model's structure without memory for its weights."""
-    from transformers import AutoConfig
-
-    trust = config.trust_remote_code
-    structure = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **head_options(classes))
     with torch.device("meta"):
-        model = auto_class(classes).from_config(structure, trust_remote_code=trust)
+        model = from_structure(folder, classes, trust_remote_code=config.trust_remote_code)
         return fit(model, num_tokens)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from launcher.config.classes import Classes
 from launcher.errors import LauncherError
-from launcher.model.classifier import auto_class, open_classifier
+from launcher.model.classifier import auto_class
 from launcher.model.export import Trained
+from launcher.model.pretrained import open_pretrained
 from launcher.model.rebuild import base_folder, fit, rebuild
 
 PROBE = (
@@ -88,17 +89,14 @@ def open_export(
     classes: Classes | None = None,
 ) -> Any:
     """The model of an export folder; an adapter is put on the model in `base`."""
-    options = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    opener = auto_class(classes)
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not (folder / "adapter_config.json").is_file():
-        return opener.from_pretrained(folder, **options).eval()
+        if classes is not None:
+            return auto_class(classes).from_pretrained(folder, **options).eval()
+        return open_pretrained(folder, None, **options).eval()
     from peft import PeftModel
 
-    if classes is None:
-        model = opener.from_pretrained(base, **options)
-    else:
-        model, _ = open_classifier(base, classes, **options)
-    model = fit(model, num_tokens)
+    model = fit(open_pretrained(base, classes, **options), num_tokens)
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
 
 

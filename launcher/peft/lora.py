@@ -40,7 +40,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
         lora_dropout=config.dropout,
         target_modules=targets,
         modules_to_save=whole or None,
-        exclude_modules=list(head or ()) or None,
+        exclude_modules=[*(head or ()), *_other_modalities(model)] or None,
         use_dora=config.dora,
         use_rslora=config.rslora,
         ensure_weight_tying=_saves_tied_embedding(model, config),
@@ -54,6 +54,12 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
         # model would be cast down by it anyway, and under ZeRO-3 would mix dtypes in one
         # all-gather.
         return peft.get_peft_model(model, options, autocast_adapter_dtype=False)
+
+
+def _other_modalities(model: nn.Module) -> list[str]:
+    """Modules of the parts that see or hear, which take no part in learning text."""
+    parts = tuple(f"{name}." for name in getattr(model, "other_modalities", ()))
+    return [name for name, _ in model.named_modules() if parts and name.startswith(parts)]
 
 
 def describe(model: nn.Module) -> tuple[int, int]:

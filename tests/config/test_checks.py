@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config import checks, ranges, schema, typed, variants
+from launcher.config import checks, ranges, schema, stored, typed, variants
 from launcher.config.schema import JudgeConfig
 from launcher.errors import Problem
 from support.configs import make_config
@@ -707,3 +707,50 @@ def test_texts_beyond_a_table_of_positions_are_refused(
     assert problem.where == "data.max_length"
     assert problem.found == f"{count + 1} is beyond the {count} positions of the model"
     assert problem.hint.startswith(f"data.max_length={count}, or")
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["a text model", "a text_config"])
+@pytest.mark.parametrize(
+    ("about", "method", "nf4", "where"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "gptq", False, "model.name"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            "bitsandbytes",
+            True,
+            "model.name",
+        ),
+        ({"load_in_4bit": True}, "bitsandbytes", False, "model.name"),
+        ({"quant_method": "fp8"}, "fp8", True, "model.quantization"),
+        ({"quant_method": "mxfp4"}, "mxfp4", False, None),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8", False, None),
+    ],
+)
+def test_quantised_weights_that_cannot_be_trained(
+    tmp_path: Path, about: dict[str, Any], method: str, nf4: bool, where: str | None, within: bool
+) -> None:
+    part = {"quantization_config": about}
+    content = {"text_config": part} if within else part
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    model = {"name": str(tmp_path), "quantization": "nf4" if nf4 else "none"}
+    problems = check({"model": model}, has_gpu=True)
+    found = [p for p in problems if method in p.found and str(tmp_path) in p.found]
+    assert [problem.where for problem in found] == ([where] if where else [])
+
+
+@pytest.mark.parametrize(
+    ("name", "original"),
+    [
+        ("unsloth/Qwen3-4B-unsloth-bnb-4bit", "model.name=unsloth/Qwen3-4B;"),
+        ("Qwen/Qwen3-8B-AWQ", "model.name=Qwen/Qwen3-8B"),
+        ("Qwen/Qwen2.5-7B-Instruct-GPTQ-Int4", "model.name=Qwen/Qwen2.5-7B-Instruct"),
+        ("RedHatAI/Llama-3.1-8B-Instruct-quantized.w4a16", "Llama-3.1-8B-Instruct"),
+        ("moonshotai/Kimi-K2.6", "model.name=<the original>"),
+    ],
+)
+def test_the_hint_names_the_original_of_a_quantised_model(name: str, original: str) -> None:
+    method = {"quant_method": "bitsandbytes" if "bnb" in name else "awq"}
+    problem = stored.problem(name, method, nf4=False)
+    assert problem is not None
+    assert f"{original}" in f"{problem.hint};"
+    assert problem.hint.partition("model.name=")[2].rstrip(";").split(";")[0] != name

@@ -140,3 +140,6 @@ def test_an_encoder_is_known_by_its_config_and_not_packed(tmp_path) -> None:
     decoder = {"model": model("LlamaForCausalLM")}
     assert problems(decoder) == []
     assert plan.make(config_of(decoder), world_size=2, has_gpu=False).attention == "document"
+    sees = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {}}
+    (tmp_path / "config.json").write_text(json.dumps(sees))
+    assert problems(decoder) == []

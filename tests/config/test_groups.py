@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,11 @@ def test_every_group_is_a_section_and_in_the_order_of_help() -> None:
 
 
 def test_numbers_sort_as_numbers() -> None:
-    qwen = [name for name in groups.list_groups()["model"] if name.startswith("qwen3")]
+    dense = re.compile(r"qwen3(\.5)?-[\d.]+b")
+    qwen = [name for name in groups.list_groups()["model"] if dense.fullmatch(name)]
     sizes = ["0.6b", "1.7b", "4b", "8b", "14b", "32b"]
-    assert qwen == [f"qwen3-{size}" for size in sizes]
+    newer = ["0.8b", "2b", "4b", "9b", "27b"]
+    assert qwen == [*(f"qwen3-{size}" for size in sizes), *(f"qwen3.5-{size}" for size in newer)]
 
 
 def test_a_folder_of_the_user_comes_besides(tmp_path: Path) -> None:
