@@ -58,7 +58,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
         model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, classes)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+    return _speaker(model, tokenizer, config, _trained_on_pairs(run))
 
 
 def open_base(config: Config) -> Speaker:
@@ -69,7 +69,7 @@ def open_base(config: Config) -> Speaker:
     model = load_base(config.model, base_folder(config.model), dtype, len(tokenizer))
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, pairs=False)
+    return _speaker(model, tokenizer, config, pairs=False)
 
 
 def open_folder(folder: Path, run: RunDir) -> Speaker:
@@ -123,7 +123,11 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
         _require_classes([labels.get(i) for i in range(len(labels))], classes, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, _trained_on_pairs(run))
+    return _speaker(model, tokenizer, config, _trained_on_pairs(run))
+
+
+def _speaker(model: Any, tokenizer: Any, config: Config, pairs: bool) -> Speaker:
+    return Speaker(model, tokenizer, config.data.system, pairs, dict(config.data.template_options))
 
 
 def _require_classes(names: list[Any], classes: Classes, folder: Path) -> None:
