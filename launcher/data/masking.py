@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -43,6 +43,10 @@ _MARKER = r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]"
 _EMPTY_THOUGHT = re.compile(
     r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\]|<\|channel>thought\s*<channel\|>)\s*"
 )
+_SAMPLE: list[Message] = [
+    {"role": "user", "content": "\u00a7"},
+    {"role": "assistant", "content": "\u00b6"},
+]
 #: Conversations of so many shapes keep their layout.
 _LAYOUTS = 4096
 
@@ -104,6 +108,8 @@ class _Layout:
     """Which message each gap holds."""
     parts: list[str]
     """What stands before the gaps, and behind the last."""
+    behind: str
+    """What ends the last turn and is not written by the template."""
     spans: dict[int, tuple[int, int, int, int]]
     """Message -> gaps before its span begins and characters from there, and the same of its end."""
 
@@ -157,7 +163,9 @@ class ChatRenderer:
         layout = self._layouts[key]
         if layout is None:
             return None
-        text, _ = self._template.render(messages, None)
+        text = self._template.render(messages, None)[0]
+        if layout.behind and len(messages) - 1 not in silent:
+            text += layout.behind
         filled = [said[i] for i in layout.order]
         if _join(layout.parts, filled) != text:
             filled = [own.strip() for own in filled]
@@ -185,8 +193,9 @@ class ChatRenderer:
         shown, _ = self._template.render(painted.messages, None)
         runs = list(painted.runs(shown))
         order = [painted.said[run.color].message for run in runs]
+        behind = text[len(shown) :]
         given = [i for i, message in enumerate(blank) if message["content"]]
-        if left_out or sorted(order) != given or not same_but_painted(text, shown):
+        if left_out or sorted(order) != given or not same_but_painted(text, shown + behind):
             return None
         ends = [0, *(run.end for run in runs)]
         parts = [text[end : run.begin] for end, run in zip(ends, runs, strict=False)]
@@ -196,7 +205,7 @@ class ChatRenderer:
             return before, at - ends[before]
 
         placed = {i: (*place(begin), *place(end)) for i, (begin, end) in spans.items()}
-        return _Layout(order, [*parts, text[ends[-1] :]], placed)
+        return _Layout(order, [*parts, text[ends[-1] :]], behind, placed)
 
     def _look(
         self, messages: list[Message], tools: list[Message] | None, silent: frozenset[int]
@@ -213,8 +222,8 @@ class ChatRenderer:
                     i = answers[number]
                 if i is None and not silent:
                     i = -1 - number
-                if i is not None:
-                    own = self._with_end(view, span, i)
+                if i is not None and i not in silent:
+                    own = self._bounded(view, span, i)
                     before = spans.get(i)
                     # The parts of a turn, with what the template writes between them.
                     spans[i] = (before[0], max(before[1], own[1])) if before else own
@@ -222,12 +231,14 @@ class ChatRenderer:
             spans = {i: self._locate(view, i) for i in answers if i not in silent}
         spans = {i: span for i, span in spans.items() if i not in silent and span[0] < span[1]}
         if not self._options.learn_empty_thoughts:
-            spans = {i: _after_empty_thought(text, span) for i, span in spans.items()}
-        view.require_own(spans)
-        left_out = view.left_out(spans, [i for i in answers if i not in silent])
+            spans = {i: _after_empty_thought(view.text, span) for i, span in spans.items()}
+        learned = [i for i in answers if i not in silent]
+        # A template that marks turns may put those of one speaker into one.
+        view.require_own(spans, learned if tagged else ())
+        left_out = view.left_out(spans, learned)
         # Of a turn that says something, nothing of which is written, there is nothing to learn.
         kept = {i: span for i, span in spans.items() if not view.is_lost(i, span)}
-        return text, kept, tuple(LeftOut(i + 1, kind) for i, kind in left_out)
+        return view.text, kept, tuple(LeftOut(i + 1, kind) for i, kind in left_out)
 
     def _view(self, messages: list[Message], tools: list[Message] | None, text: str) -> _View:
         """The conversation with stand-ins, if the template can be made to treat them alike."""
@@ -254,14 +265,22 @@ class ChatRenderer:
                 found.append(re.compile("|".join(map(re.escape, texts))))
         return found
 
-    def _with_end(self, view: _View, span: Span, i: int) -> Span:
-        """The span of a generation block, extended over an end-of-turn token that it leaves out."""
+    def _bounded(self, view: _View, span: Span, i: int) -> Span:
+        """The span of a generation block without a generation prompt that it holds, and up to the
+        end-of-turn token, which it may leave out or have white space behind."""
         begin, end = span
-        if i < 0 or self.ends_turn(view.text[begin:end].rstrip()):
+        if i < 0:
             return span
-        turn_end = self._locate(view, i)[1]
-        rest = view.text[end:turn_end].strip()
-        return (begin, turn_end) if rest in self._specials else span
+        try:
+            own_begin, own_end = self._locate(view, i)
+        except BadRecord:
+            return span
+        if begin < own_begin < end:
+            begin = own_begin
+        turn = view.text[begin:end].rstrip()
+        if self.ends_turn(turn):
+            return begin, begin + len(turn)
+        return begin, own_end if view.text[end:own_end].strip() in self._specials else end
 
     def _locate(self, view: _View, i: int) -> Span:
         """Where assistant turn `i` lies, by rendering the conversation up to it."""
@@ -291,51 +310,101 @@ class ChatRenderer:
 
     def _end(self, view: _View, i: int, begin: int) -> int:
         if i == len(view.messages) - 1:
-            return self._last_end(view, begin)
+            return self._last_end(view, i, begin)
         after = view.beginning(i + 1, prompt=False)
         if after is None:
             raise _unlike(i)
         if view.shown.startswith(after):
-            return self._stripped(after, begin)
+            return self._ended(after, begin, view.shown)[0]
         at, mine = view.beside(after)
         if at is None:
             raise _unlike(i)
-        end = self._turn_end(mine, view.shown[at : view.next_run(at)])
+        follow = view.shown[at : view.next_run(at)]
+        if self._is_open and follow.startswith(mine):
+            return at + self._ended(mine, 0, follow)[0]
+        end = self._turn_end(mine, follow, self._inner(view, i, begin) - at)
         if end is None:
             raise _unlike(i)
         return at + end
 
-    def _last_end(self, view: _View, begin: int) -> int:
+    def _last_end(self, view: _View, i: int, begin: int) -> int:
         """What ends the last turn: not what the template writes behind every conversation."""
         other = view.followed()
-        if other is not None and not other.startswith(view.shown):
+        if other is None:
+            other = view.shown
+        if not other.startswith(view.shown):
             place, follow = view.beside(view.shown, other)
             if place is not None:
-                end = self._turn_end(other[place:], follow)
+                at = len(view.shown) - len(follow)
+                tail = other[place:]
+                if self._is_open and tail.startswith(follow):
+                    view.append(self._ended(follow, 0, tail)[1])
+                    return len(view.shown)
+                end = self._turn_end(tail, follow, self._inner(view, i, begin) - at)
                 if end is not None:
-                    return len(view.shown) - len(follow) + end
-        return self._stripped(view.shown, begin)
+                    return at + end
+            other = view.shown
+        end, behind = self._ended(view.shown, begin, other)
+        view.append(behind)
+        return end
 
-    def _stripped(self, text: str, begin: int) -> int:
-        """Length of `text`, which ends with a turn: white space behind its end-of-turn token
-        belongs to the template, not to the model."""
+    def _ended(self, text: str, begin: int, whole: str) -> tuple[int, str]:
+        """Where the turn ends with which `text` does, and the token that stands there in `whole`
+        but not in `text`.
+
+        White space behind an end-of-turn token belongs to the template, not to the model. Where
+        turns have no such token, the one with which the next turn opens ends them, as in GLM's.
+        """
         turn = text[begin:].rstrip()
-        return begin + len(turn) if self.ends_turn(turn) else len(text)
+        own = self._control.match(whole, len(text))
+        opens = own is not None and own[0] in self._specials
+        if own and opens and (self._is_open or not self.ends_turn(turn)):
+            return own.end(), own[0]
+        return (begin + len(turn) if self.ends_turn(turn) else len(text)), ""
 
-    def _turn_end(self, other: str, follow: str) -> int | None:
+    def _turn_end(self, other: str, follow: str, inner: int) -> int | None:
         """Where a turn ends in what follows its last word, compared with what follows the same word
         in another conversation, in which the turn is (or is not) the last; None if nothing ends
-        it."""
+        it. Up to `inner` it is not ended."""
         common = self._agreement(other, follow)
-        shared = follow[:common].rstrip()
+        inner = min(max(inner, 0), common)
+        shared = follow[inner:common].rstrip()
         if self.ends_turn(shared):
-            return len(shared)
+            return inner + len(shared)
         if other and common == len(other):
             return common
         one, own = (self._control.match(text, common) for text in (other, follow))
         if one and own:  # each has an end of its own
             return own.end()
         return common or None
+
+    def _inner(self, view: _View, i: int, begin: int) -> int:
+        """Up to where a turn that says nothing is not ended: what the template opens turns with."""
+        if view.speaks(i) or not self._opening:
+            return 0
+        is_there = view.shown.startswith(self._opening, begin)
+        return begin + len(self._opening) * is_there
+
+    @functools.cached_property
+    def _opening(self) -> str:
+        """What the template writes in a turn before a plain answer, such as its channel."""
+        try:
+            text, spans, _ = self._look([*_SAMPLE, _SAMPLE[0]], None, frozenset())
+            return text[spans[1][0] :].partition(_SAMPLE[1]["content"])[0]
+        except (BadRecord, KeyError):
+            return ""
+
+    @functools.cached_property
+    def _is_open(self) -> bool:
+        """Whether a plain answer ends with the token of the next turn."""
+        try:
+            text = self._template.render(_SAMPLE, None)[0]
+            whole = self._template.render([*_SAMPLE, _SAMPLE[0]], None)[0]
+        except BadRecord:
+            return False
+        own = self._control.match(whole, len(text))
+        goes_on = whole.startswith(text) and not self.ends_turn(text.rstrip())
+        return goes_on and own is not None and own[0] in self._specials
 
     def _agreement(self, one: str, other: str) -> int:
         """Characters with which both begin, without a part of a token of either."""
@@ -382,6 +451,11 @@ class _View:
                 more["tool_call_id"] = call["id"]
         return self._render([*self._painted.messages, more], False)
 
+    def append(self, text: str) -> None:
+        """Put a token behind the whole."""
+        self.text += text
+        self.shown += text
+
     def _render(self, messages: list[Message], prompt: bool) -> str | None:
         try:
             return self._template.render(messages, self._tools, prompt)[0]
@@ -407,21 +481,25 @@ class _View:
         """Where the next word begins at or after `at`; the end if there is none."""
         return next((run.begin for run in self.runs if run.begin >= at), len(self.shown))
 
-    def speaker(self, span: Span) -> int | None:
-        """The message whose words come first in a span."""
-        return next((self._owner(run) for run in self._within(span)), None)
+    def speaks(self, i: int) -> bool:
+        """Whether any word of message `i` is written."""
+        return any(self._owner(run) == i for run in self.runs)
 
-    def require_own(self, spans: Mapping[int, Span]) -> None:
-        """`BadRecord` if a span holds what another message says, unless all that do are spoken by
-        the assistant and the template marks turns by itself."""
+    def speaker(self, span: Span) -> int | None:
+        """The message of the assistant whose words come first in a span."""
+        owners = (self._owner(run) for run in self._within(span))
+        return next((i for i in owners if self.messages[i]["role"] == "assistant"), None)
+
+    def require_own(self, spans: Mapping[int, Span], learned: Collection[int]) -> None:
+        """`BadRecord` if a span holds what a message says that is not `learned`."""
         for i, span in spans.items():
             for run in self._within(span):
                 owner = self._owner(run)
-                if owner != i and (i >= 0 or self.messages[owner]["role"] != "assistant"):
+                if owner != i and owner not in learned:
                     role = self.messages[owner]["role"]
                     raise BadRecord(
                         f"the chat template puts what message {owner + 1} ({role}) says into what "
-                        f"the model is to learn",
+                        "the model is to learn",
                         hint="mark what is learned in the template with {% generation %}..."
                         "{% endgeneration %} (model.chat_template=FILE)",
                     )

@@ -157,6 +157,16 @@ def test_a_turn_that_cannot_be_told_apart_is_refused(make_tokenizer: Make) -> No
     assert "generation" in caught.value.hint
 
 
+def test_a_mark_around_what_others_say_is_not_believed(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(
+        "{% generation %}{% for m in messages %}{{ m['content'] }}{% endfor %}{% endgeneration %}"
+    )
+    assert learned(tokenizer, chats.chat("one?", "eins")) == ["eins"]
+    with pytest.raises(BadRecord) as caught:
+        learned(tokenizer, chats.chat("one?", "eins", "two?", "zwei"))
+    assert "puts what message 3 (user) says into what the model is to learn" in caught.value.found
+
+
 def test_no_chat_template(make_tokenizer: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         Encoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])
