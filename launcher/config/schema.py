@@ -42,6 +42,15 @@ class Quantization(Enum):
     nf4 = "nf4"
 
 
+class Thoughts(Enum):
+    """Which of the assistant's thoughts are handed to the chat template, and learned."""
+
+    template = "template"
+    all = "all"
+    last = "last"
+    none = "none"
+
+
 class Overlong(Enum):
     """What happens to a record longer than `data.max_length`."""
 
@@ -171,6 +180,16 @@ class DataConfig:
     """Names of the classes, for classification data whose labels are indices."""
     system: str | None = None
     """System message put before every record that has none."""
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Variables that the chat template reads, by name, in training and when the model is used, e.g.
+    {enable_thinking: false}."""
+    thoughts: Thoughts = Thoughts.template
+    """What the assistant thinks in earlier turns: `template` leaves it to the chat template; `all`
+    is learned, each exchange as a sequence of its own where the template hides earlier ones; `last`
+    keeps what follows the user's last message; `none` takes all out."""
+    learn_empty_thoughts: bool = True
+    """Whether the empty thought that a template writes into a turn without one is learned; false
+    makes it context."""
     max_length: int = 1024
     """Longest sequence in tokens, and the capacity of a pack."""
     packing: bool = True

@@ -14,6 +14,7 @@ RULES = (
     "empty_answers",
     "tiny_answers",
     "overlong",
+    "left_out",
     "unbalanced_turns",
     "exact_duplicates",
     "near_duplicates",

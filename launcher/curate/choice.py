@@ -27,7 +27,7 @@ ALIASES = {
 #: Rules that name records; the others are about the whole.
 DROPS = (
     *("broken", "exact_duplicates", "near_duplicates", "leakage", "conflicts"),
-    *("tiny_answers", "overlong", "label_noise", *BITS),
+    *("tiny_answers", "overlong", "left_out", "label_noise", *BITS),
 )
 REDACTS = (PERSONAL, SECRET)
 

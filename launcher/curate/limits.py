@@ -28,6 +28,9 @@ RULES: dict[str, Limit] = {
     "empty_answers": Limit(0, 0.01, "write answers, or drop them: --drop empty_answers"),
     "tiny_answers": Limit(0.01, 0.2, "look whether these answers were cut off"),
     "overlong": Limit(0.01, 0.2, "raise data.max_length, or choose data.overlong"),
+    "left_out": Limit(
+        0, 0.01, "set model.chat_template or data.template_options; or data.thoughts"
+    ),
     "unbalanced_turns": Limit(0, 0.05, "let user and assistant take turns, the assistant last"),
     "exact_duplicates": Limit(0, 0.01, "keep one of each: --drop duplicates"),
     "near_duplicates": Limit(0.01, 0.1, "keep one of each cluster: --drop near_duplicates"),

@@ -22,6 +22,7 @@ from launcher.curate.leaks import find as find_leaks
 from launcher.curate.marks import BITS
 from launcher.curate.scan import Scan
 from launcher.curate.texts import plural
+from launcher.data.masking import kinds_of_bits
 from launcher.data.sources import source_name
 
 #: An answer of fewer characters is tiny, where the usual one is this many times longer.
@@ -141,6 +142,19 @@ def _overlong(facts: Facts) -> Result:
     lost = int((train["tokens"][over].astype(np.int64) - most).sum())
     rows = [(i, f"{train['tokens'][i]:,} tokens") for i in over]
     found = f"{plural(len(rows), 'record')} over {most:,} tokens, {lost:,} tokens beyond it"
+    return Result(len(rows), len(train), found, rows)
+
+
+def _left_out(facts: Facts) -> Result:
+    train = facts.scan.train
+    if facts.scan.tokenizer is None:
+        return Result(0, 0, "no tokenizer is given, so there is no chat template", skipped=True)
+    bits = train["left_out"]
+    kinds = {i: " and ".join(kinds_of_bits(int(bits[i]))) for i in _where(bits > 0)}
+    rows = [(i, f"the chat template leaves out {kind}") for i, kind in kinds.items()]
+    found = plural(len(rows), "record") + " of which the chat template leaves something out"
+    counts = Counter(kind for i in kinds for kind in kinds_of_bits(int(bits[i]))).most_common()
+    found += f" ({', '.join(f'{kind} {count:,}' for kind, count in counts)})" * bool(counts)
     return Result(len(rows), len(train), found, rows)
 
 
@@ -291,6 +305,7 @@ _RULES: dict[str, Callable[[Facts], Result]] = {
     "broken": _broken,
     "tiny_answers": _tiny,
     "overlong": _overlong,
+    "left_out": _left_out,
     "exact_duplicates": _exact,
     "near_duplicates": _near,
     "conflicts": _conflicts,

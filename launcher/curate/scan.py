@@ -20,6 +20,7 @@ from launcher.curate.item import Item
 from launcher.curate.leakage import Grams
 from launcher.curate.sketch import Sketcher
 from launcher.curate.worker import COLUMNS, Array, Bad, Batch, Options, Scanner, item_of
+from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
 from launcher.data.sources.chunk import Chunk, Parsed, parse_line
 
@@ -133,7 +134,7 @@ def scan(config: Config, tokenizer: Any = None, profile: str | None = None) -> S
     held = _held(config, found, options)
     learns_all = config.objective.learns_every_token
     options = replace(options, held_out=False, profile=profile, all_targets=learns_all)
-    scanner = Scanner(options, tokenizer, data.system, held.grams)
+    scanner = Scanner(options, tokenizer, ChatOptions.of(data), held.grams)
     train = _table(config, scanner, order(found, share, train=True), "train")
     name = str(tokenizer.name_or_path) if tokenizer else None
     return Scan(config, found, train, held, name, profile, share)

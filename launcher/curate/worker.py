@@ -18,6 +18,7 @@ from launcher.curate.marks import flags
 from launcher.curate.sketch import Sketcher
 from launcher.data.encoding import Encoder
 from launcher.data.formats.base import BadRecord, Chat, Example, Preference
+from launcher.data.masking import ChatOptions, kinds_as_bits
 from launcher.data.worker import unit_hash
 
 #: Words that a question needs, and an answer or a whole text, to be looked for by its sequences.
@@ -38,6 +39,7 @@ COLUMNS: dict[str, Any] = {
     "tokens": np.int32,
     "targets": np.int32,
     "flags": np.uint32,
+    "left_out": np.uint8,
     "aside": np.uint8,
 }
 
@@ -92,13 +94,15 @@ class Options:
 class Scanner:
     """Calls with a `Task` give its `Batch`."""
 
-    def __init__(self, options: Options, tokenizer: Any, system: str | None, grams: Grams | None):
+    def __init__(
+        self, options: Options, tokenizer: Any, chat: ChatOptions | None, grams: Grams | None
+    ):
         self._options = options
         self._reading = Reading(options.labels)
         self._encoder = None
         if tokenizer:
             all_targets = options.all_targets
-            self._encoder = Encoder(tokenizer, system=system, all_targets=all_targets)
+            self._encoder = Encoder(tokenizer, chat=chat, all_targets=all_targets)
         self._grams = grams
 
     def __call__(self, task: Task) -> Batch:
@@ -147,15 +151,24 @@ class Scanner:
 
     def _lengths(
         self, examples: Sequence[Example]
-    ) -> tuple[list[tuple[int, int]], dict[int, BadRecord]]:
-        """(tokens, targets) of each example, and those that have none."""
+    ) -> tuple[list[tuple[int, int, int]], dict[int, BadRecord]]:
+        """(tokens, targets, kinds of what is left out) of each example, and those that have none.
+
+        Of an example that becomes several sequences the tokens are those of the longest.
+        """
         if self._encoder is None or self._options.held_out:
-            return [(-1, -1)] * len(examples), {}
-        pieces = self._encoder.encode([_learned(example) for example in examples])
-        refused = {i: piece for i, piece in enumerate(pieces) if isinstance(piece, BadRecord)}
+            return [(-1, -1, 0)] * len(examples), {}
+        found = self._encoder.encode([_learned(example) for example in examples])
+        refused = {i: item for i, item in enumerate(found) if isinstance(item, BadRecord)}
         return [
-            (0, 0) if isinstance(piece, BadRecord) else (len(piece[0]), int(piece[1].sum()))
-            for piece in pieces
+            (0, 0, 0)
+            if isinstance(item, BadRecord)
+            else (
+                max(len(tokens) for tokens, _ in item.pieces),
+                sum(int(targets.sum()) for _, targets in item.pieces),
+                kinds_as_bits(item.left_out),
+            )
+            for item in found
         ], refused
 
     def _batch(
@@ -163,7 +176,7 @@ class Scanner:
         task: Task,
         items: list[Item],
         sizes: list[int],
-        lengths: list[tuple[int, int]],
+        lengths: list[tuple[int, int, int]],
         aside: list[bool],
         bad: list[Bad],
         breaches: list[tuple[int, str, str]],
@@ -173,9 +186,9 @@ class Scanner:
             (
                 *(item.file, item.line, task.number, size),
                 *(len(item.everything), len(item.text.split()), len(item.answer)),
-                *(len(item.roles), *length),
+                *(len(item.roles), *length[:2]),
                 flags(item) if train else 0,
-                out,
+                *(length[2], out),
             )
             for item, size, length, out in zip(items, sizes, lengths, aside, strict=True)
         ]

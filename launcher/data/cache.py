@@ -5,6 +5,7 @@ targets.bin    uint8 [tokens]       1 where the token itself is to be learned
 offsets.bin    int64 [records + 1]  where each record begins
 origins.bin    int32 [records, 2]   file index and 1-based line (or record) number
 weights.bin    float32 [records]    only if some record has another weight than 1
+left_out.bin   uint8 [records]      only if the chat template leaves something out: kinds, as bits
 labels.bin     int32 [records]      only of a classifier: which of the index's `labels` a record has
 order.bin      int64 [records]      records by length, those of a length in their order
 histogram.bin  int64 [longest + 1]  how many records there are of each length
@@ -37,11 +38,12 @@ ARRAYS: dict[str, Any] = {
     "offsets": np.int64,
     "origins": np.int32,
     "weights": np.float32,
+    "left_out": np.uint8,
     "labels": np.int32,
     "order": np.int64,
     "histogram": np.int64,
 }
-_OPTIONAL = ("weights", "labels")
+_OPTIONAL = ("weights", "left_out", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Counts:
     dropped: int = 0
     split: int = 0
     """Records cut into pieces (the pieces are records of their own)."""
+    left_out: int = 0
+    """Records of which the chat template leaves out what the assistant says."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
@@ -110,6 +114,7 @@ class TokenCache:
         self.offsets = arrays["offsets"]
         self.origins = arrays["origins"].reshape(-1, 2)
         self.weights: NDArray[np.float32] | None = arrays.get("weights")
+        self._left_out: NDArray[np.uint8] | None = arrays.get("left_out")
         self.labels: NDArray[np.int32] | None = arrays.get("labels")
         #: set by `launcher.data.classes.number`, which knows the run's classes
         self.classes: ClassTable | None = None
@@ -152,6 +157,10 @@ class TokenCache:
             assert self.labels is not None
             weight *= float(self.classes.weights[self.labels[i]])
         return weight
+
+    def left_out(self, i: int) -> int:
+        """Kinds of what the chat template leaves out of record `i`, as bits."""
+        return 0 if self._left_out is None else int(self._left_out[i])
 
     @property
     def is_weighted(self) -> bool:
@@ -208,6 +217,11 @@ class JoinedCache:
         """What the loss of record `i` is multiplied by."""
         part, own = self._find(i)
         return part.weight(own)
+
+    def left_out(self, i: int) -> int:
+        """Kinds of what the chat template leaves out of record `i`, as bits."""
+        part, own = self._find(i)
+        return part.left_out(own)
 
     def target(self, i: int) -> Any:
         """Class of record `i` as `ClassTable` has it; None if the cache is not a classifier's."""

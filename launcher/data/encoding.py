@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong
+from launcher.config.schema import Overlong, Thoughts
 from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Preference, Text
-from launcher.data.masking import ChatRenderer, Span
+from launcher.data.masking import ChatOptions, ChatRenderer, LeftOut, exchanges
+from launcher.data.provenance import THOUGHTS
 from launcher.data.targets import ByteMap, mark, mark_by_offsets
+from launcher.data.template import Span
+from launcher.data.tokenizer import Frame
 from launcher.data.words import Words
 
 NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
@@ -30,36 +33,72 @@ class Rendered:
     text: str
     spans: list[Span] | None
     is_chat: bool
+    left_out: tuple[LeftOut, ...] = ()
+    """What the assistant says and the chat template does not write."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A record as tokens: one sequence, or several where `data.thoughts` asks for them."""
+
+    pieces: list[Piece]
+    left_out: tuple[LeftOut, ...] = ()
 
 
 class Encoder:
     """Renders and tokenises examples with one tokenizer."""
 
     def __init__(
-        self, tokenizer: Any, *, system: str | None = None, all_targets: bool = False
+        self, tokenizer: Any, *, chat: ChatOptions | None = None, all_targets: bool = False
     ) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
         self._words = Words.make(self._backend)
         self._bytes = ByteMap(self._backend)
-        self._adds_tokens = self._backend.num_special_tokens_to_add(False) > 0
+        self._frame = Frame(tokenizer)
         self._eos: int | None = tokenizer.eos_token_id
-        self._system = system
+        self._options = chat or ChatOptions()
         self._all_targets = all_targets
         self._tokenizer = tokenizer
-        self._chat = ChatRenderer(tokenizer, system) if tokenizer.chat_template else None
+        self._chat = ChatRenderer(tokenizer, chat) if tokenizer.chat_template else None
 
-    def encode(self, examples: Sequence[Example]) -> list[Piece | BadRecord]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """Tokens and targets of each example, or why it cannot be used.
 
         Raises `ConfigError` for conversations when the tokenizer has no chat template.
         """
-        rendered = [self.render(example) for example in examples]
-        pieces = iter(self._pieces([item for item in rendered if isinstance(item, Rendered)]))
-        return [item if isinstance(item, BadRecord) else next(pieces) for item in rendered]
+        rendered = [self._sequences(example) for example in examples]
+        flat = [item for items in rendered if isinstance(items, list) for item in items]
+        pieces = iter(self._pieces(flat))
+        found: list[Encoded | BadRecord] = []
+        for items in rendered:
+            if isinstance(items, BadRecord):
+                found.append(items)
+                continue
+            made = [next(pieces) for _ in items]
+            bad = next((piece for piece in made if isinstance(piece, BadRecord)), None)
+            whole = [piece for piece in made if not isinstance(piece, BadRecord)]
+            missing = dict.fromkeys(entry for item in items for entry in item.left_out)
+            found.append(bad or Encoded(whole, tuple(missing)))
+        return found
+
+    def _sequences(self, example: Example) -> list[Rendered] | BadRecord:
+        """The texts of a record: several if thoughts of earlier turns are to be learned, and the
+        template shows those after the last question only."""
+        item = self.render(example)
+        if isinstance(item, BadRecord):
+            return item
+        hides = any(kind == THOUGHTS for _, kind in item.left_out)
+        if self._options.thoughts is not Thoughts.all or not hides or self._all_targets:
+            return [item]
+        assert isinstance(example, Chat)
+        items = [self.render(part) for part in exchanges(example)]
+        bad = next((part for part in items if isinstance(part, BadRecord)), None)
+        return bad or [part for part in items if isinstance(part, Rendered)]
 
     def render(self, example: Example) -> Rendered | BadRecord:
+        """The text of an example, or why there is none."""
         try:
             item = self._as_text(example)
             item.text.encode()
@@ -84,12 +123,13 @@ class Encoder:
             turns = (("user", example.prompt), ("assistant", example.completion))
             example = Chat([{"role": role, "content": content} for role, content in turns])
         chat = self._chat or ChatRenderer(self._tokenizer)
-        text, spans = chat.render(example)
-        return Rendered(text, None if self._all_targets else spans, is_chat=True)
+        text, spans, left_out = chat.render(example)
+        return Rendered(text, None if self._all_targets else spans, True, left_out)
 
     def _plain(self, pair: Pair) -> Rendered:
         """Prompt and completion without a chat template, on lines of their own."""
-        prompt = f"{self._system}\n\n{pair.prompt}" if self._system else pair.prompt
+        system = self._options.system
+        prompt = f"{system}\n\n{pair.prompt}" if system else pair.prompt
         if prompt and not prompt[-1].isspace() and not pair.completion[:1].isspace():
             prompt += "\n"
         text = prompt + pair.completion
@@ -99,60 +139,67 @@ class Encoder:
     def _pieces(self, items: Sequence[Rendered]) -> Iterator[Piece | BadRecord]:
         """Of all at once: an array for each record would take longer than its numbers do."""
         ids, encodings = self._ids(items)
-        closed = [self._close(item, own) for item, own in zip(items, ids, strict=True)]
+        framed = [self._put_around(item, own) for item, own in zip(items, ids, strict=True)]
         starts = [0, *accumulate(map(len, ids))]
         tokens = np.fromiter(chain.from_iterable(ids), np.int32, starts[-1])
         targets = np.zeros(len(tokens), np.uint8)
         ends = np.zeros(len(tokens) + 1, np.int64)
         np.cumsum(self._bytes.lengths(tokens), out=ends[1:])
-        # Where the tokens of each text begin and end, in bytes; an added end is not of the text.
-        bounds = zip(
-            ends[starts[:-1]].tolist(), ends[np.array(starts[1:]) - closed].tolist(), strict=True
-        )
+        # Where the tokens of each text begin and end: what is put around it is not of the text.
+        opened, closed = np.array(framed, np.int64).reshape(-1, 2).T
+        firsts, lasts = np.array(starts[:-1]) + opened, np.array(starts[1:]) - closed
+        bounds = zip(ends[firsts].tolist(), ends[lasts].tolist(), strict=True)
         spans: list[Span] = []
         for i, (item, (base, end)) in enumerate(zip(items, bounds, strict=True)):
-            own = targets[starts[i] : starts[i + 1]]
             if item.spans is None:
-                own[:] = 1
+                targets[starts[i] : starts[i + 1]] = 1
                 continue
-            own[len(own) - closed[i] :] = 1
+            targets[lasts[i] : starts[i + 1]] = 1
             found = self._bytes.spans(item.text, item.spans, end - base)
             if found is not None:
                 spans += [(base + first, base + last) for first, last in found]
                 continue
-            encoding = encodings.get(i) or self._ask([item.text], item.is_chat)[0]
-            mark_by_offsets(own, encoding, item.spans)
+            encoding = encodings.get(i) or self._ask([item.text])[0]
+            mark_by_offsets(targets[firsts[i] : lasts[i]], encoding, item.spans)
         mark(targets, ends, spans)
         for i, item in enumerate(items):
             part = slice(starts[i], starts[i + 1])
             yield _checked(item, tokens[part], targets[part])
 
     def _ids(self, items: Sequence[Rendered]) -> tuple[list[list[int]], dict[int, Any]]:
-        """Token ids of each, and the encodings of those that the library was asked about."""
+        """Token ids of each text, and the encodings of those that the library was asked about."""
         found: list[list[int] | None] = [None] * len(items)
         encodings: dict[int, Any] = {}
-        for is_chat in (True, False):
-            chosen = [i for i, item in enumerate(items) if item.is_chat == is_chat]
-            if self._words and (is_chat or not self._adds_tokens):
-                for i in chosen:
-                    found[i] = self._words.ids(items[i].text)
-                chosen = [i for i in chosen if found[i] is None]
-            asked = self._ask([items[i].text for i in chosen], is_chat)
-            for i, encoding in zip(chosen, asked, strict=True):
-                encodings[i], found[i] = encoding, encoding.ids
+        if self._words:
+            found = [self._words.ids(item.text) for item in items]
+        chosen = [i for i, own in enumerate(found) if own is None]
+        asked = self._ask([items[i].text for i in chosen])
+        for i, encoding in zip(chosen, asked, strict=True):
+            encodings[i], found[i] = encoding, encoding.ids
         return [own for own in found if own is not None], encodings
 
-    def _ask(self, texts: list[str], is_chat: bool) -> list[Any]:
-        # A chat template writes its special tokens itself; plain text gets the tokenizer's.
-        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=not is_chat)
+    def _ask(self, texts: list[str]) -> list[Any]:
+        encodings: list[Any] = self._backend.encode_batch(texts, add_special_tokens=False)
         return encodings
 
-    def _close(self, item: Rendered, ids: list[int]) -> int:
-        """End the tokens of plain text, unless they are at their end; how many it took."""
-        if item.is_chat or self._eos is None or ids[-1:] == [self._eos]:
-            return 0
-        ids.append(self._eos)
-        return 1
+    def _put_around(self, item: Rendered, ids: list[int]) -> tuple[int, int]:
+        """Put around plain text what the tokenizer puts there, and end it; how many tokens it took.
+
+        A chat template writes all special tokens itself, and none that a text has already comes
+        again.
+        """
+        if item.is_chat:
+            return 0, 0
+        before, after = self._frame.around(item.text, ids)
+        if (
+            self._eos is not None
+            and after[-1:] != (self._eos,)
+            and not self._frame.is_ended(item.text, ids)
+        ):
+            after = (*after, self._eos)
+        ids[:0] = before
+        ids += after
+        return len(before), len(after)
 
 
 def _checked(

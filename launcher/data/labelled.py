@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from launcher.config.schema import Overlong
-from launcher.data.encoding import Piece
+from launcher.data.encoding import Encoded, Piece
 from launcher.data.formats.base import BadRecord, Example, Labelled
 
 
@@ -40,7 +40,7 @@ class TextEncoder:
         self._special = frozenset(tokenizer.all_special_ids)
         self._options = options
 
-    def encode(self, examples: Sequence[Example]) -> list[Piece | BadRecord]:
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """Tokens of each example, the last one marked: there the class is read off."""
         reasons = [self._refusal(example) for example in examples]
         texts = [
@@ -82,12 +82,12 @@ class TextEncoder:
         return None
 
 
-def _piece(ids: list[int]) -> Piece | BadRecord:
+def _piece(ids: list[int]) -> Encoded | BadRecord:
     if not ids:
         return BadRecord("the tokenizer makes no token of the text", hint="remove the record")
     marks = np.zeros(len(ids), np.uint8)
     marks[-1] = 1
-    return np.array(ids, np.int32), marks
+    return Encoded([(np.array(ids, np.int32), marks)])
 
 
 def _is_unicode(text: str) -> bool:

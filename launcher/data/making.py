@@ -16,6 +16,7 @@ from launcher import runtime
 from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import Index
 from launcher.data.labelled import LabelOptions
+from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
 from launcher.data.reading import Cursor, Reading, first_of
 from launcher.data.sources import limits
@@ -176,7 +177,7 @@ def _options(config: Config, part: Part, format_name: str) -> Options:
         format=format_name,
         columns=part.item.columns,
         labels=data.labels,
-        system=data.system,
+        chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
         all_targets=config.objective.learns_every_token,

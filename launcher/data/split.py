@@ -12,14 +12,21 @@ import numpy as np
 from launcher.config import items
 from launcher.config.schema import OnBadRecord
 from launcher.data.cache import Counts, Index, TokenCache
+from launcher.data.masking import told
 from launcher.data.mixture import MixedOrder, make_order
 from launcher.data.turn_ends import TurnEnds
 from launcher.data.worker import Batch, Fate
 from launcher.data.writing import CacheWriter
 from launcher.errors import DataError
 
-#: Bad records that are shown one by one when they are skipped.
+#: Bad records that are shown one by one when they are skipped; and records of which something is
+#: left out.
 SHOWN = 5
+#: What to do about the latter.
+MEND = (
+    "give a template that writes it (model.chat_template=FILE), set what the template asks for "
+    "(data.template_options), or data.thoughts; data.gate=[left_out] stops a run on it"
+)
 #: After so many records it is certain enough that all tokens are targets.
 TRIAL = 1000
 
@@ -115,6 +122,7 @@ class SplitWriter:
             truncated=fates[Fate.truncated],
             dropped=fates[Fate.dropped],
             split=fates[Fate.split],
+            left_out=len(batch.lossy),
         )
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
@@ -129,13 +137,24 @@ class SplitWriter:
             numbers = [known.setdefault(names, len(known)) for names in batch.labels]
             labels = np.array(numbers, np.int32)
         self._cache.append(
-            batch.tokens, batch.targets, batch.lengths, batch.origins, batch.weights, labels
+            batch.tokens,
+            batch.targets,
+            batch.lengths,
+            batch.origins,
+            batch.weights,
+            labels,
+            batch.left_out,
         )
         if early and self._cache.records >= TRIAL:
             self._check_targets()
 
     def finish(self, index: Index) -> Index:
         """Check the whole and write index.json. Raises `DataError` when no record is left."""
+        if left_out := self.counts.left_out:
+            say(
+                f"prepare: warning: the chat template leaves out what the assistant says in "
+                f"{left_out:,} of {self.counts.read:,} records\n  HINT: {MEND}"
+            )
         if self._cache.records:
             self._check_targets()
         elif self.name == "train" or self.counts.read:
@@ -161,6 +180,13 @@ class SplitWriter:
                 say(f"prepare: skipped {where}: {reason.found}")
             elif number == SHOWN:
                 say("prepare: more records are skipped; the summary counts them")
+
+        for number, (_, line, left_out) in enumerate(batch.lossy, self.counts.left_out):
+            if number < SHOWN:
+                where = f"{self._files[file]}:{line}"
+                say(f"prepare: warning: {where}: the chat template leaves out {told(left_out)}")
+            elif number == SHOWN:
+                say("prepare: something is left out of more records; the summary counts them")
 
     def _look_at(self, file: int, batch: Batch) -> None:
         """Keep the batch's first record as an example, and see that its end is learned."""
@@ -203,6 +229,7 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
             for deed in ("skipped", "truncated", "split", "dropped")
             if (number := getattr(counts, deed))
         ),
+        *([f"{counts.left_out:,} with something left out"] if counts.left_out else []),
     ]
     if packing and index.records:
         order = make_order(cache, index.max_length, seed=0)

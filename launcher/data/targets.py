@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.data.masking import Span
+from launcher.data.template import Span
 from launcher.data.words import byte_lengths
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,39 @@ def load_tokenizer(model: ModelConfig) -> Any:
     if model.add_tokens:
         tokenizer.add_tokens(model.add_tokens, special_tokens=True)
     return tokenizer
+
+
+class Frame:
+    """The special tokens that a tokenizer puts before and behind every text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        backend = tokenizer.backend_tokenizer
+        self._eos: int | None = tokenizer.eos_token_id
+        samples = ((backend.encode(text, add_special_tokens=False).ids, text) for text in "a0.")
+        bare, text = next(((ids, text) for ids, text in samples if ids), ([], "a"))
+        full = backend.encode(text).ids
+        places = range(len(full) - len(bare) + 1)
+        at = next((i for i in places if full[i : i + len(bare)] == bare), len(full))
+        self._before, self._after = tuple(full[:at]), tuple(full[at + len(bare) :])
+        self._names = {i: backend.id_to_token(i) or "" for i in {*full, self._eos} if i is not None}
+
+    def around(self, text: str, ids: list[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """What is to be put before and behind `text`, whose own tokens are `ids`: nothing of what
+        it begins or ends with already, as texts do that were laid out beforehand."""
+        before, after = self._before, self._after
+        if before and self._has(before[0], ids, text.lstrip().startswith):
+            before = ()
+        if after and self._has(after[-1], ids, text.rstrip().endswith):
+            after = ()
+        return before, after
+
+    def is_ended(self, text: str, ids: list[int]) -> bool:
+        """Whether the text's last token, but for white space, is the end-of-sequence token."""
+        return self._eos is not None and self._has(self._eos, ids, text.rstrip().endswith)
+
+    def _has(self, token: int, ids: list[int], at_border: Callable[[str], bool]) -> bool:
+        name = self._names[token]
+        return token in ids and bool(name) and at_border(name)
 
 
 def padding_of(tokenizer: Any) -> int:

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Overlong
-from launcher.data.encoding import Encoder, Piece, cut
+from launcher.data.encoding import Encoded, Encoder, Piece, cut
 from launcher.data.formats import Example, Reader
 from launcher.data.formats.base import BadRecord, Labelled
 from launcher.data.labelled import LabelOptions, TextEncoder
+from launcher.data.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.sources import Chunk
 
 #: Splits in the order in which a worker returns them.
@@ -42,7 +43,7 @@ _FATES = {
 }
 
 
-_NOTHING: Piece = (np.zeros(0, np.int32), np.zeros(0, np.uint8))
+_NOTHING = Encoded([])
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Options:
     format: str
     columns: Mapping[str, str]
     labels: Sequence[str]
-    system: str | None
+    chat: ChatOptions
     max_length: int
     overlong: Overlong
     all_targets: bool
@@ -72,10 +73,14 @@ class Batch:
     lengths: NDArray[np.int32]
     origins: NDArray[np.int32]
     weights: NDArray[np.float32]
+    left_out: NDArray[np.uint8]
+    """Kinds of what the chat template leaves out of each sequence's record, as bits."""
     fates: NDArray[np.uint8]
     pieces: NDArray[np.int32]
     bad: list[tuple[int, int, BadRecord]] = field(default_factory=list)
     """Place among the records read, line, and reason."""
+    lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = field(default_factory=list)
+    """Place among the records read, line, and what the chat template leaves out."""
     labels: list[tuple[str, ...]] | None = None
     """Class names of each sequence, for a classifier."""
 
@@ -89,9 +94,11 @@ class Batch:
             self.lengths[:kept],
             self.origins[:kept],
             self.weights[:kept],
+            self.left_out[:kept],
             self.fates[:records],
             self.pieces[:records],
             [bad for bad in self.bad if bad[0] < records],
+            [lossy for lossy in self.lossy if lossy[0] < records],
             None if self.labels is None else self.labels[:kept],
         )
 
@@ -108,7 +115,7 @@ class Worker:
             labels = [*labels, classes.out_of_scope]
         self._reader = Reader(options.format, options.columns, labels)
         self._texts = TextEncoder(tokenizer, classes) if classes else None
-        self._encoder = Encoder(tokenizer, system=options.system, all_targets=options.all_targets)
+        self._encoder = Encoder(tokenizer, chat=options.chat, all_targets=options.all_targets)
 
     def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
         return Worker, (self._tokenizer, self._options)
@@ -120,7 +127,7 @@ class Worker:
         sides: list[int] = []
         weights: list[float] = []
         labels: list[tuple[str, ...]] = []
-        encoded: list[Piece | BadRecord] = []
+        encoded: list[Encoded | BadRecord] = []
         examples: list[Example] = []
         places: list[int] = []
         for line, raw in chunk.parse():
@@ -139,8 +146,8 @@ class Worker:
             if isinstance(read[0], Labelled):
                 labels[-1] = read[0].labels
         encoder = self._texts or self._encoder
-        for place, piece in zip(places, encoder.encode(examples), strict=True):
-            encoded[place] = piece
+        for place, item in zip(places, encoder.encode(examples), strict=True):
+            encoded[place] = item
         records = list(zip(lines, encoded, weights, labels, strict=True))
         return [
             self._batch(
@@ -158,7 +165,7 @@ class Worker:
         self,
         file: int,
         side: int,
-        records: Sequence[tuple[int, Piece | BadRecord, float, tuple[str, ...]]],
+        records: Sequence[tuple[int, Encoded | BadRecord, float, tuple[str, ...]]],
     ) -> Batch:
         fates = np.zeros(len(records), np.uint8)
         counts = np.zeros(len(records), np.int32)
@@ -167,6 +174,8 @@ class Worker:
         weights: list[float] = []
         labels: list[tuple[str, ...]] = []
         bad: list[tuple[int, int, BadRecord]] = []
+        lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = []
+        bits: list[int] = []
         classes = self._options.classes
         for place, (line, item, weight, names) in enumerate(records):
             if isinstance(item, BadRecord):
@@ -180,6 +189,9 @@ class Worker:
             pieces, deed = self._cut(item)
             fates[place], counts[place] = _FATES[deed], len(pieces)
             done += pieces
+            if pieces and item.left_out:
+                lossy.append((place, line, item.left_out))
+            bits += [kinds_as_bits(item.left_out)] * len(pieces)
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
             labels += [names] * len(pieces)
@@ -189,15 +201,25 @@ class Worker:
             np.array([len(tokens) for tokens, _ in done], np.int32),
             np.array([(file, line) for line in lines], np.int32).reshape(-1, 2),
             np.array(weights, np.float32),
+            np.array(bits, np.uint8),
             fates,
             counts,
             bad,
+            lossy,
             labels if classes else None,
         )
 
-    def _cut(self, piece: Piece) -> tuple[list[Piece], Overlong | None]:
+    def _cut(self, item: Encoded) -> tuple[list[Piece], Overlong | None]:
         shorten = self._texts.cut if self._texts else cut
-        return shorten(piece, self._options.max_length, self._options.overlong)
+        options = self._options
+        done = [shorten(piece, options.max_length, options.overlong) for piece in item.pieces]
+        pieces = [piece for own, _ in done for piece in own]
+        deeds = [deed for _, deed in done if deed is not None]
+        kept = [deed for deed in deeds if deed is not Overlong.drop]
+        # A record of which some sequences are left is not dropped, but cut.
+        if pieces and deeds and not kept:
+            return pieces, Overlong.truncate
+        return pieces, next(iter(kept or deeds), None)
 
 
 def unit_hash(record: Any, seed: int) -> float:

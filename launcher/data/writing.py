@@ -31,7 +31,7 @@ JOURNAL = "journal.jsonl"
 SEGMENT_BYTES = 64 << 20
 SEGMENT_S = 10.0
 #: Files that grow with the records; the others follow from them.
-_GROWING = ("tokens", "targets", "offsets", "origins", "weights", "labels")
+_GROWING = ("tokens", "targets", "offsets", "origins", "weights", "left_out", "labels")
 _BLOCK = 1 << 22
 
 
@@ -51,7 +51,7 @@ class CacheWriter:
         self._sizes = dict.fromkeys(_GROWING, 0)
         self._begun, self._segment_bytes = time.monotonic(), 0
         self.records = self.tokens = self.target_tokens = self.longest = 0
-        self._weighted = False
+        self._weighted = self._lossy = False
         #: hashes and sizes after each segment of an earlier process, and what its line says
         self._found: list[tuple[dict[str, Any], dict[str, Any]]] = []
         with rundir.storage_errors(folder):
@@ -91,7 +91,7 @@ class CacheWriter:
         self._sizes = dict(line["sizes"])
         for name, value in line["totals"].items():
             setattr(self, name, value)
-        self._weighted = line["weighted"]
+        self._weighted, self._lossy = line["weighted"], line["lossy"]
         self._start([entry for entry, _ in found])
         return line["state"]
 
@@ -108,15 +108,20 @@ class CacheWriter:
         origins: NDArray[np.int32],
         weights: NDArray[np.float32],
         labels: NDArray[np.int32] | None = None,
+        left_out: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Add records: tokens and targets [total], lengths, weights and labels [records], origins
-        [records, 2]. Either all records have labels, or none."""
+        """Add records: tokens and targets [total], lengths, weights, labels and left_out [records],
+        origins [records, 2]. Either all records have labels, or none."""
         if not len(lengths):
             return
         self._write("tokens", tokens)
         self._write("targets", targets)
         self._write("origins", origins)
         self._write("weights", weights)
+        if left_out is None:
+            left_out = np.zeros(len(lengths), np.uint8)
+        self._write("left_out", left_out)
+        self._lossy = self._lossy or bool(left_out.any())
         if labels is not None:
             self._write("labels", labels)
         self._write("offsets", self.tokens + np.cumsum(lengths, dtype=np.int64))
@@ -146,6 +151,7 @@ class CacheWriter:
                 for name in ("records", "tokens", "target_tokens", "longest")
             },
             "weighted": self._weighted,
+            "lossy": self._lossy,
         }
         with rundir.storage_errors(self.folder):
             for file in self._files.values():
@@ -183,6 +189,7 @@ class CacheWriter:
         """Columns that say nothing about any record."""
         return [
             *([] if self._weighted else ["weights"]),
+            *([] if self._lossy else ["left_out"]),
             *([] if self._sizes["labels"] else ["labels"]),
         ]
 

@@ -170,6 +170,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
         "tokenizer": _tokenizer(config.model, hashes),
         "all_targets": config.objective.learns_every_token,
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
+        "chat": [data.template_options, data.thoughts, data.learn_empty_thoughts],
         "bad_records": data.bad_records,
     }
     held_out = data.validation_share if data.validation is None else 0.0

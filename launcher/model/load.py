@@ -17,7 +17,7 @@ from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.classifier import auto_class
 from launcher.model.positions import require_positions
-from launcher.model.pretrained import open_pretrained
+from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

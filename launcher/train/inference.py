@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from launcher.data.tokenizer import Frame
 from launcher.errors import ConfigError
 from launcher.evals.generation import find_stop_tokens, padding_of
 from launcher.train.pieces import Pieces
@@ -33,6 +34,7 @@ class Speaker:
     system: the system message that the run trained with, if any.
     pairs: whether the run trained on prompts and completions, not on documents.
     taught: tokens that end a turn in the run's data or the chat template.
+    template_options: variables of the chat template that the run trained with.
     """
 
     model: Any
@@ -40,6 +42,7 @@ class Speaker:
     system: str | None
     pairs: bool
     taught: Sequence[int] = ()
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def stop_tokens(self) -> list[int]:
@@ -51,7 +54,11 @@ class Speaker:
         if self.system and all(message["role"] != "system" for message in messages):
             messages = [{"role": "system", "content": self.system}, *messages]
         rendered = self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+            messages,
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **self.template_options,
         )
         return [int(token) for token in rendered["input_ids"]]
 
@@ -65,8 +72,10 @@ class Speaker:
 
     def raw_tokens(self, text: str) -> list[int]:
         """Token ids of text to be continued as it stands."""
-        tokens = [int(token) for token in self.tokenizer(text)["input_ids"]]
-        # Some tokenizers end every text; an ended text cannot be continued.
+        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        # Only what begins a text: some tokenizers end it too, and none can be continued then.
+        before, _ = Frame(self.tokenizer).around(text, tokens)
+        tokens = [int(token) for token in (*before, *tokens)]
         return tokens[:-1] if tokens[-1:] == [self.tokenizer.eos_token_id] else tokens
 
     @property

@@ -59,7 +59,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
         model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, classes)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, **_data_of(run, tokenizer))
+    return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
 
 
 def open_base(config: Config) -> Speaker:
@@ -71,7 +71,7 @@ def open_base(config: Config) -> Speaker:
     if torch.cuda.is_available():
         model = model.to("cuda")
     ends = by_template(tokenizer)
-    return Speaker(model, tokenizer, config.data.system, pairs=False, taught=ends)
+    return _speaker(model, tokenizer, config, pairs=False, taught=ends)
 
 
 def open_folder(folder: Path, run: RunDir) -> Speaker:
@@ -125,7 +125,12 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
         _require_classes([labels.get(i) for i in range(len(labels))], classes, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return Speaker(model, tokenizer, config.data.system, **_data_of(run, tokenizer))
+    return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
+
+
+def _speaker(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker:
+    data["template_options"] = dict(config.data.template_options)
+    return Speaker(model, tokenizer, config.data.system, **data)
 
 
 def _require_classes(names: list[Any], classes: Classes, folder: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from launcher.data.encoding import Encoder
 from launcher.data.formats import BadRecord, Chat
 from launcher.data.formats.chat import ChatFormat
-from launcher.data.masking import ChatRenderer
+from launcher.data.masking import ChatOptions, ChatRenderer
 from launcher.errors import ConfigError
 from support import chats
 
@@ -19,7 +19,8 @@ Make = Callable[..., Any]
 
 def learned(tokenizer: Any, record: dict[str, Any], **options: Any) -> list[str]:
     """The spans of text that are learned."""
-    text, spans = ChatRenderer(tokenizer, **options).render(ChatFormat().read(record))
+    renderer = ChatRenderer(tokenizer, ChatOptions(**options))
+    text, spans, _ = renderer.render(ChatFormat().read(record))
     return [text[begin:end] for begin, end in spans]
 
 
@@ -49,8 +50,8 @@ def test_tokens_of_the_spans_are_the_targets(family: str, make_tokenizer: Make) 
     template, stop = FAMILIES[family]
     tokenizer = make_tokenizer(template)
     record = chats.chat("Wieviel?", "äöü 🙂 日本", "two?", "zwei 🙂")
-    (piece,) = Encoder(tokenizer).encode([ChatFormat().read(record)])
-    tokens, targets = piece
+    (item,) = Encoder(tokenizer).encode([ChatFormat().read(record)])
+    ((tokens, targets),) = item.pieces
     assert tokenizer.decode(tokens[targets == 1]).replace(" ", "") == f"äöü🙂日本{stop}zwei🙂{stop}"
     whole = tokenizer.apply_chat_template(record["messages"], tokenize=True, return_dict=False)
     assert tokens.tolist() == whole
@@ -82,11 +83,11 @@ def test_weight_zero_is_not_learned(make_tokenizer: Make) -> None:
 
 
 def test_system_message_is_put_before_records_without_one(make_tokenizer: Make) -> None:
-    renderer = ChatRenderer(make_tokenizer(chats.CHATML), system="Be kind.")
-    text, _ = renderer.render(ChatFormat().read(chats.chat("one?", "eins")))
+    renderer = ChatRenderer(make_tokenizer(chats.CHATML), ChatOptions(system="Be kind."))
+    text, _, _ = renderer.render(ChatFormat().read(chats.chat("one?", "eins")))
     assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>")
     own = {"messages": [{"role": "system", "content": "Own."}, *chats.chat("a", "b")["messages"]]}
-    text, _ = renderer.render(ChatFormat().read(own))
+    text, _, _ = renderer.render(ChatFormat().read(own))
     assert "Be kind." not in text
 
 
@@ -117,7 +118,7 @@ def test_tools_and_tool_calls_reach_the_template(make_tokenizer: Make) -> None:
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     }
-    text, spans = ChatRenderer(make_tokenizer(template)).render(ChatFormat().read(record))
+    text, spans, _ = ChatRenderer(make_tokenizer(template)).render(ChatFormat().read(record))
     assert text.startswith("f\n")
     assert [text[a:b] for a, b in spans] == ["call-me<|im_end|>", "ok<|im_end|>"]
 
@@ -156,6 +157,16 @@ def test_a_turn_that_cannot_be_told_apart_is_refused(make_tokenizer: Make) -> No
     assert "generation" in caught.value.hint
 
 
+def test_a_mark_around_what_others_say_is_not_believed(make_tokenizer: Make) -> None:
+    tokenizer = make_tokenizer(
+        "{% generation %}{% for m in messages %}{{ m['content'] }}{% endfor %}{% endgeneration %}"
+    )
+    assert learned(tokenizer, chats.chat("one?", "eins")) == ["eins"]
+    with pytest.raises(BadRecord) as caught:
+        learned(tokenizer, chats.chat("one?", "eins", "two?", "zwei"))
+    assert "puts what message 3 (user) says into what the model is to learn" in caught.value.found
+
+
 def test_no_chat_template(make_tokenizer: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         Encoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])
@@ -173,9 +184,11 @@ def test_prefixes_and_tags_agree(
 ) -> None:
     chat = ChatFormat().read(chats.chat(*(text for turn in turns for text in turn)))
     rendered = [
-        ChatRenderer(make_tokenizer(template), "Be kind." if system else None).render(chat)
+        ChatRenderer(
+            make_tokenizer(template), ChatOptions(system="Be kind." if system else None)
+        ).render(chat)
         for template in (chats.CHATML, chats.CHATML_TAGGED, chats.TAGGED_SHORT)
     ]
     assert rendered[0] == rendered[1] == rendered[2]
-    text, spans = rendered[0]
+    text, spans, _ = rendered[0]
     assert [text[a:b] for a, b in spans] == [f"{answer}<|im_end|>" for _, answer in turns]

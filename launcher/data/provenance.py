@@ -1,0 +1,205 @@
+"""Where in a rendered conversation stands what each message says.
+
+A second rendering tells: in it the characters of every text are replaced, one by one, by a
+character that stands for that text alone. Whatever a template trims, splits, reorders, repeats or
+leaves out, it does to both, so that a character of the one has the origin of that in its place in
+the other. What templates look for in texts is left as it is where they would do otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]
+
+#: Stand-ins: characters of a plane that no text uses.
+_FIRST = 0x100000
+_RUN = re.compile("([\U00100000-\U0010fffd])\\1*")
+#: White space is trimmed and these are escaped in JSON; all others are as good as any other.
+_PAINTED = r'[^\s"\\\x00-\x1f]'
+#: Thoughts at the beginning of a content, with their tags; some models' opening tag is in the
+#: prompt.
+_THOUGHTS = re.compile(
+    r"\s*(?:<think>.*?</think>|\[THINK\].*?\[/THINK\]|<\|channel>thought\b.*?<channel\|>"
+    r"|(?:(?!<think>).)*?</think>)",
+    re.DOTALL,
+)
+#: Names under which thoughts stand beside the content.
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+CONTENT, THOUGHTS, CALLS = "content", "thoughts", "tool calls"
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """One text of a message, by its stand-in `color`. `size` is in characters that have one."""
+
+    message: int
+    kind: str
+    color: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Characters [begin, end) of a rendering that are of one text."""
+
+    begin: int
+    end: int
+    color: str
+
+
+class Painted:
+    """Messages with stand-ins for all texts but those that match `keep`."""
+
+    def __init__(self, messages: list[Message], keep: re.Pattern[str] | None = None) -> None:
+        self._pattern = re.compile(f"({keep.pattern})|{_PAINTED}" if keep else _PAINTED)
+        self._keeps = keep is not None
+        self.said: dict[str, Said] = {}
+        self.messages = [self._message(i, message) for i, message in enumerate(messages)]
+
+    def runs(self, text: str) -> Iterator[Run]:
+        """The stand-ins in a rendering, in order."""
+        for match in _RUN.finditer(text):
+            yield Run(match.start(), match.end(), match[1])
+
+    def _message(self, i: int, message: Message) -> Message:
+        painted = dict(message)
+        content = message.get("content")
+        if isinstance(content, str):
+            thought = split_thoughts(content)[0] if message["role"] == "assistant" else ""
+            painted["content"] = self._text(i, THOUGHTS, thought) + self._text(
+                i, CONTENT, content[len(thought) :]
+            )
+        elif isinstance(content, list):
+            painted["content"] = [
+                {**part, "text": self._text(i, CONTENT, part["text"])}
+                if isinstance(part, dict) and isinstance(part.get("text"), str)
+                else part
+                for part in content
+            ]
+        known: dict[str, str] = {}
+        for field in THOUGHT_FIELDS:
+            value = message.get(field)
+            if isinstance(value, str):
+                if value not in known:
+                    known[value] = self._text(i, THOUGHTS, value)
+                painted[field] = known[value]
+        if message.get("tool_calls"):
+            painted["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
+        return painted
+
+    def _call(self, i: int, call: Any) -> Any:
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict):
+            return call
+        paint = self._painter()
+        name, arguments = paint(function.get("name")), _arguments(function.get("arguments"), paint)
+        self._note(i, CALLS, paint.color, paint.size)
+        painted = {**function, "name": name}
+        if "arguments" in function:
+            painted["arguments"] = arguments
+        return {**call, "function": painted}
+
+    def _text(self, i: int, kind: str, text: str) -> str:
+        if not text:
+            return text
+        paint = self._painter()
+        painted: str = paint(text)
+        self._note(i, kind, paint.color, paint.size)
+        return painted
+
+    def _note(self, i: int, kind: str, color: str, size: int) -> None:
+        self.said[color] = Said(i, kind, color, size)
+
+    def _painter(self) -> _Painter:
+        return _Painter(chr(_FIRST + len(self.said)), self._pattern, self._keeps)
+
+
+class _Painter:
+    """Replaces the characters of texts by `color`, and counts them."""
+
+    def __init__(self, color: str, pattern: re.Pattern[str], keeps: bool) -> None:
+        self.color = color
+        self.size = 0
+        self._pattern = pattern
+        self._keeps = keeps
+
+    def __call__(self, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        if not self._keeps:
+            painted, count = self._pattern.subn(self.color, value)
+        else:
+            painted = self._pattern.sub(lambda match: match[1] or self.color, value)
+            count = painted.count(self.color)
+        self.size += count
+        return painted
+
+
+def _leaves(value: Any, paint: _Painter) -> Any:
+    """Nested data with its texts painted; the names of fields stay."""
+    if isinstance(value, dict):
+        return {key: _leaves(item, paint) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_leaves(item, paint) for item in value]
+    return paint(value)
+
+
+def _arguments(value: Any, paint: _Painter) -> Any:
+    """Arguments of a call, painted; of JSON text what it holds, so that it stays JSON."""
+    if not isinstance(value, str):
+        return _leaves(value, paint)
+    try:
+        held = json.loads(value)
+    except ValueError:
+        return value
+    if json.dumps(held, ensure_ascii=False) != value:
+        return value
+    return json.dumps(_leaves(held, paint), ensure_ascii=False)
+
+
+def split_thoughts(content: str) -> tuple[str, str]:
+    """Thoughts at the beginning of an assistant's content with their tags, and the rest."""
+    match = _THOUGHTS.match(content) if "<" in content or "[" in content else None
+    end = match.end() if match else 0
+    return content[:end], content[end:]
+
+
+def same_but_painted(text: str, painted: str) -> bool:
+    """Whether two renderings differ in nothing but characters that are stand-ins in the second."""
+    if len(text) != len(painted):
+        return False
+    begin = 0
+    for match in _RUN.finditer(painted):
+        if text[begin : match.start()] != painted[begin : match.start()]:
+            return False
+        begin = match.end()
+    return text[begin:] == painted[begin:]
+
+
+def looked_for(source: str, *, words: bool) -> list[str]:
+    """Texts in a Jinja template that it may look for in what people say, longest first.
+
+    Without `words` only those that no one would write by chance, such as tags.
+    """
+    import jinja2
+    from jinja2 import nodes
+    from jinja2.exceptions import TemplateError
+    from transformers.utils import chat_template_utils
+
+    try:
+        compiled = chat_template_utils._compile_jinja_template(source)
+        tree = compiled.environment.parse(source)
+    except (TemplateError, jinja2.TemplateSyntaxError, AttributeError):
+        return []
+    found = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    chosen = {
+        text.strip()
+        for text in found
+        if words or (len(text.strip()) > 1 and not text.strip().replace("_", "").isalnum())
+    }
+    return sorted(chosen - {""}, key=lambda text: (-len(text), text))
