@@ -137,10 +137,11 @@ def by_template(tokenizer: Any) -> list[int]:
     found = set()
     for chat in _samples():
         try:
-            text, spans = renderer.render(chat)
+            rendering = renderer.render(chat)
         except BadRecord:
             continue  # a template that knows no tools, or wants their arguments otherwise
-        turn = text[slice(*spans[-1])].rstrip() if spans else ""
+        spans = rendering.spans
+        turn = rendering.text[slice(*spans[-1])].rstrip() if spans else ""
         if renderer.ends_turn(turn):
             found.add(int(tokenizer(turn, add_special_tokens=False)["input_ids"][-1]))
     return sorted(found)
