@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -39,16 +40,17 @@ def generate_records(
     """
     stops = list(stop_tokens or find_stop_tokens(model, tokenizer))
     contexts = [fit(list(prompt.tokens), model, decoding.max_new_tokens) for prompt in prompts]
-    batches = plan_batches(
-        [len(tokens) for tokens in contexts],
-        batch_tokens=batch_tokens,
-        rank=rank,
-        world_size=world_size,
-        lockstep=lockstep,
-        new_tokens=decoding.max_new_tokens,
-    )
     results: list[Generation] = []
     with inference(model):
+        batches = plan_batches(
+            [len(tokens) for tokens in contexts],
+            batch_tokens=batch_tokens,
+            rank=rank,
+            world_size=world_size,
+            lockstep=lockstep,
+            new_tokens=decoding.max_new_tokens,
+            equal=not reads_padding(model),
+        )
         for batch in batches:
             poll(should_stop)
             if not batch.positions:
@@ -142,6 +144,45 @@ def _generate(
         **extra,
     )
     return [until(answer, stops) for answer in output[:, width:].tolist()]
+
+
+_READS_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def reads_padding(model: Any) -> bool:
+    """Whether a prompt that is padded on the left, to the length of another one, is answered as it
+    is alone: some models count positions from the beginning of the line, or carry a state over it.
+
+    Found out on the model itself, once; ask within `inference`, on all ranks.
+    """
+    if model not in _READS_PADDING:
+        size = model.config.get_text_config().vocab_size
+        prompts = [[(4 + 3 * i) % size for i in range(length)] for length in (3, 9)]
+        alone, padded = (_first_scores(model, lines) for lines in (prompts[:1], prompts))
+        tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
+        limit = tolerance * float(alone.abs().max())
+        _READS_PADDING[model] = float((alone[0] - padded[0]).abs().max()) <= limit
+    return _READS_PADDING[model]
+
+
+def _first_scores(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
+    """Logits [prompts, vocabulary] of the first token of each answer."""
+    tokens, mask = pad_left(prompts, 0)
+    device = next(model.parameters()).device
+    made = model.generate(
+        input_ids=tokens.to(device),
+        attention_mask=mask.to(device),
+        max_new_tokens=1,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=0,
+        eos_token_id=None,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    logits: Tensor = made.logits[0]
+    return logits
 
 
 def padding_of(tokenizer: Any, stops: Sequence[int]) -> int:

@@ -64,18 +64,19 @@ def plan_batches(
     world_size: int = 1,
     lockstep: bool = False,
     new_tokens: int | None = None,
+    equal: bool = False,
 ) -> list[Batch]:
     """This rank's batches over records of `lengths` tokens; equally many batches on every rank.
 
     Records are dealt in order of length, so that ranks get equal work, and cut into batches of at
     most `batch_tokens` tokens (one record at least). With `new_tokens` a batch is a padded
-    rectangle that grows by so many tokens, otherwise records lie end to end. `lockstep`: a rank
-    that has fewer batches repeats the shortest record as filler, for engines whose forward is a
-    collective.
+    rectangle that grows by so many tokens, otherwise records lie end to end. `equal`: the records
+    of a batch are of one length. `lockstep`: a rank that has fewer batches repeats the shortest
+    record as filler, for engines whose forward is a collective.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     shares = [
-        _cut(shard(order, peer, world_size), lengths, batch_tokens, new_tokens)
+        _cut(shard(order, peer, world_size), lengths, batch_tokens, new_tokens, equal)
         for peer in range(world_size)
     ]
     mine = shares[rank]
@@ -84,14 +85,19 @@ def plan_batches(
 
 
 def _cut(
-    order: Sequence[int], lengths: Sequence[int], batch_tokens: int, new_tokens: int | None
+    order: Sequence[int],
+    lengths: Sequence[int],
+    batch_tokens: int,
+    new_tokens: int | None,
+    equal: bool,
 ) -> list[Batch]:
     """Cut positions, longest first, into batches."""
     batches: list[Batch] = []
     used = width = 0
     for position in order:
         cost = lengths[position] if new_tokens is None else width
-        if batches and used + cost <= batch_tokens:
+        fits = not equal or not batches or lengths[position] == lengths[batches[-1].positions[0]]
+        if batches and fits and used + cost <= batch_tokens:
             batches[-1].positions.append(position)
         else:
             batches.append(Batch([position]))

@@ -79,51 +79,68 @@ class TargetHead:
     def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
-        if self.head is not None:
-            logits, request = self._call(caller, row, smoothing, score=False)
-            if _is_same(logits, request.result):
-                self.hits = request.correct
-                return logits
-            self._give_up_fusing()
-        logits, request = self._call(caller, row)
-        flat = _select(logits, request)
+        if (request := self._fused(caller, row, smoothing, score=False)) is not None:
+            assert request.result is not None
+            self.hits = request.correct
+            return request.result
         total: Tensor
         total, self.hits = _LogitsLoss.apply(
-            flat, row.targets, smoothing, row.weights, self._counts_hits
+            self._logits(caller, row), row.targets, smoothing, row.weights, self._counts_hits
         )
         return total
 
     @torch.no_grad()
     def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
-        if self.head is not None:
-            logits, request = self._call(caller, row, score=True)
-            if _is_same(logits, request.result):
-                assert request.losses is not None
-                assert request.correct is not None
-                return request.losses, request.correct
-            self._give_up_fusing()
-        logits, request = self._call(caller, row)
-        return _score(_select(logits, request), row.targets)
+        if (request := self._fused(caller, row, 0.0, score=True)) is not None:
+            assert request.losses is not None
+            assert request.correct is not None
+            return request.losses, request.correct
+        return _score(self._logits(caller, row), row.targets)
 
-    def _call(
-        self, caller: Any, row: Row, smoothing: float = 0.0, *, score: bool = False
-    ) -> tuple[Tensor, _Request]:
-        """What leaves the model, and what was asked of its head on the way."""
-        if self.isolates:
-            starts, inputs, keep = row.document_starts, packed_inputs(row), row.target_index
-        else:
-            starts, inputs = None, padded_inputs(row)
-            keep = _kept(row, inputs["attention_mask"])
+    def _fused(self, caller: Any, row: Row, smoothing: float, *, score: bool) -> _Request | None:
+        """What the patched head made of a forward; None, from now on, for a model that changes its
+        logits."""
+        if self.head is None:
+            return None
+        inputs, starts, keep = self._layout(row)
         request = _Request(row.targets, keep, smoothing, score, row.weights)
         self._request = request
         try:
-            with attention.packed_row(starts):
-                own = self.inputs.accepted({**inputs, "logits_to_keep": keep, "use_cache": False})
-                logits: Tensor = caller(**own).logits
+            logits = self._call(caller, inputs, starts)
+            if _is_same(logits, request.result):
+                return request
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError):  # it cuts or reshapes what it takes for logits
+            if request.result is None:
+                raise
         finally:
             self._request = None
-        return logits, request
+        self.head.forward = self._plain_forward  # type: ignore[method-assign]
+        self.head = None
+        return None
+
+    def _logits(self, caller: Any, row: Row) -> Tensor:
+        """Logits [targets, vocabulary] of the model itself."""
+        inputs, starts, keep = self._layout(row)
+        return _select(self._call(caller, inputs, starts), keep, len(row.targets))
+
+    def _layout(self, row: Row) -> tuple[dict[str, Any], Tensor | None, Tensor]:
+        """Inputs of the model, where their documents start if they lie in one row, and which of
+        their positions are predicted from."""
+        if self.isolates:
+            inputs, keep = packed_inputs(row), row.target_index
+        else:
+            inputs = padded_inputs(row)
+            keep = _kept(row, inputs["attention_mask"])
+        own = self.inputs.accepted({**inputs, "logits_to_keep": keep, "use_cache": False})
+        return own, row.document_starts if self.isolates else None, keep
+
+    def _call(self, caller: Any, inputs: dict[str, Any], starts: Tensor | None) -> Tensor:
+        with attention.packed_row(starts):
+            logits: Tensor = caller(**inputs).logits
+        return logits
 
     def _forward(self, hidden: Tensor) -> Tensor:
         request, head = self._request, self.head
@@ -131,7 +148,7 @@ class TargetHead:
         if request is None:
             plain: Tensor = self._plain_forward(hidden)
             return plain
-        flat = _select(hidden, request)
+        flat = _select(hidden, request.keep, len(request.targets))
         if request.score:
             request.losses, request.correct = _score_hidden(flat, head, request.targets)
             request.result = request.losses.sum()
@@ -141,11 +158,6 @@ class TargetHead:
                 *(request.smoothing, request.weights, self._counts_hits),
             )
         return request.result
-
-    def _give_up_fusing(self) -> None:
-        assert self.head is not None
-        self.head.forward = self._plain_forward  # type: ignore[method-assign]
-        self.head = None
 
 
 def _plain_head(model: nn.Module) -> nn.Linear | None:
@@ -186,12 +198,10 @@ class Inputs:
         return self._all or "position_ids" in self._names
 
 
-def _select(values: Tensor, request: _Request) -> Tensor:
-    """The vectors [targets, width] at the positions to predict from; some models pick them."""
+def _select(values: Tensor, keep: Tensor, count: int) -> Tensor:
+    """The `count` vectors at the positions `keep`; most models have picked them already."""
     flat = values.reshape(-1, values.shape[-1])
-    if len(flat) == len(request.targets):
-        return flat
-    return flat[request.keep.flatten()]
+    return flat if len(flat) == count else flat[keep.flatten()]
 
 
 def _is_same(logits: Tensor, result: Tensor | None) -> bool:

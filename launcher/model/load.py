@@ -75,7 +75,14 @@ def load_model(
     model: Any
     try:
         options["attn_implementation"] = _implementation(config, plan, source, classes)
-        model = open_pretrained(source, classes, **options)
+        try:
+            model = open_pretrained(source, classes, **options)
+        except KeyError as error:
+            # A table of attentions of the model's own, by which it looks this one up.
+            if error.args != (options["attn_implementation"],):
+                raise
+            options["attn_implementation"] = "eager"
+            model = open_pretrained(source, classes, **options)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
@@ -89,6 +96,12 @@ def load_model(
     del sharding
     freeze_as_built(model)
     model.config.use_cache = False
+    if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
+        raise ConfigError(
+            f"{type(model).__name__} cannot compute its activations again",
+            where="model.gradient_checkpointing",
+            hint="set model.gradient_checkpointing=false, and a smaller batch.micro for memory",
+        )
     if config.gradient_checkpointing:
         options = {"use_reentrant": False}
         if not config.compile:  # dynamo knows no such contexts

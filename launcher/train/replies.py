@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from launcher.evals.decoding import Decoding, SeededChoice
-from launcher.evals.generation import inference, pad_left, padding_of
+from launcher.evals.generation import inference, pad_left, padding_of, reads_padding
 from launcher.train.inference import Speaker
 from launcher.train.pieces import Pieces
 
@@ -35,7 +35,16 @@ class Ask:
 
 
 def reply(speaker: Speaker, asks: Sequence[Ask]) -> None:
-    """Answer all of `asks` in one batch."""
+    """Answer all of `asks`: in one batch, or one for each length if the model needs it."""
+    with inference(speaker.model):
+        if reads_padding(speaker.model):
+            _reply(speaker, asks)
+            return
+        for length in sorted({len(ask.tokens) for ask in asks}):
+            _reply(speaker, [ask for ask in asks if len(ask.tokens) == length])
+
+
+def _reply(speaker: Speaker, asks: Sequence[Ask]) -> None:
     model, tokenizer = speaker.model, speaker.tokenizer
     stops = speaker.stop_tokens
     pad = padding_of(tokenizer, stops)
@@ -44,24 +53,23 @@ def reply(speaker: Speaker, asks: Sequence[Ask]) -> None:
     if any(ask.decoding.temperature > 0 for ask in asks):
         rows = [(ask.decoding, ask.number) for ask in asks]
         options["logits_processor"] = [SeededChoice(rows, tokens.shape[1])]
-    with inference(model):
-        model.generate(
-            input_ids=tokens.to(model.device),
-            attention_mask=mask.to(model.device),
-            max_new_tokens=max(ask.decoding.max_new_tokens for ask in asks),
-            do_sample=False,
-            num_beams=1,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            use_cache=True,
-            pad_token_id=pad,
-            eos_token_id=stops or None,
-            stopping_criteria=[_Listening(asks, tokenizer, stops)],
-            **options,
-        )
+    model.generate(
+        input_ids=tokens.to(model.device),
+        attention_mask=mask.to(model.device),
+        max_new_tokens=max(ask.decoding.max_new_tokens for ask in asks),
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        pad_token_id=pad,
+        eos_token_id=stops or None,
+        stopping_criteria=[_Listening(asks, tokenizer, stops)],
+        **options,
+    )
 
 
 class _Listening(StoppingCriteria):

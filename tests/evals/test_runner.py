@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from launcher.evals.decoding import Decoding, SeededChoice
-from launcher.evals.generation import find_stop_tokens, generate_records
+from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
 from launcher.evals.records import LossRecord, Prompt, Results
 from launcher.evals.runner import (
     EvaluationStopped,
@@ -377,3 +377,42 @@ def test_answers_that_never_end_are_cut_and_counted(model, documents):
     first = ord(endless.generations[0].answer[0]) - ord("a") + 3
     ended = generate(model, prompts_of(documents)[:1], stop_tokens=[first])
     assert Results(generations=ended).cut() == 0
+
+
+def test_prompts_of_a_model_that_cannot_read_padding_are_batched_by_length():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=29, n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    plain = model.prepare_inputs_for_generation
+
+    def from_the_left(*args, **kwargs):
+        inputs = plain(*args, **kwargs)
+        inputs["position_ids"] = None
+        return inputs
+
+    prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 4, 2, 9))]
+    assert reads_padding(model)
+    expected = generate(model, prompts)
+    positions = GPT2LMHeadModel(model.config).eval()
+    positions.load_state_dict(model.state_dict())
+    positions.prepare_inputs_for_generation = from_the_left
+    assert not reads_padding(positions)
+    assert generate(positions, prompts) == expected
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4))
+def test_batches_of_one_length_hold_every_record_once(lengths, world):
+    found = []
+    for rank in range(world):
+        for batch in plan_batches(
+            lengths, batch_tokens=40, rank=rank, world_size=world, new_tokens=3, equal=True
+        ):
+            if batch.counted:
+                found += batch.positions
+                assert len({lengths[i] for i in batch.positions}) == 1
+    assert sorted(found) == list(range(len(lengths)))

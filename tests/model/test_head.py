@@ -108,7 +108,14 @@ def test_frozen_head_gets_no_gradient_and_the_body_does():
 
 
 @pytest.mark.parametrize(
-    "after", [lambda x: 3 * torch.tanh(x / 3), lambda x: x * 0.5, lambda x: x + 0]
+    "after",
+    [
+        lambda x: 3 * torch.tanh(x / 3),
+        lambda x: x * 0.5,
+        lambda x: x + 0,
+        lambda x: x[..., :11],
+        lambda x: x.view(*x.shape[:-1], 13),
+    ],
 )
 def test_models_that_change_their_logits_are_noticed(after):
     torch.manual_seed(0)
@@ -158,3 +165,19 @@ def test_the_head_still_gives_logits_outside_of_a_loss():
     before = model(ids).logits
     TargetHead(model)
     assert torch.equal(model(ids).logits, before)
+
+
+class Strict(Tiny):
+    """A model that knows neither which logits are wanted nor anything else beside its tokens."""
+
+    def forward(self, input_ids, position_ids=None):
+        return super().forward(input_ids)
+
+
+def test_a_model_that_gives_all_its_logits_is_asked_for_what_it_takes():
+    torch.manual_seed(0)
+    row = row_of([1, 4, 2, 8, 5], [0, 1, 0, 1, 1])
+    for after in (None, lambda x: x * 0.5):
+        model = Strict(13, 5, bias=False, after=after)
+        head = TargetHead(model)
+        torch.testing.assert_close(head.loss(model, row), plain(model, row))
