@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launcher.config import memory
+from launcher.config import memory, stored
 from launcher.config.schema import ModelConfig, TinyModelConfig
 
 #: How the class names of language models end. A classifier made from one is called otherwise and
@@ -35,13 +35,7 @@ def head_names(model: ModelConfig) -> list[str] | None:
 def quantization(model: ModelConfig) -> dict[str, Any] | None:
     """How the weights of the model are quantised, as its config.json says; None if they are plain
     or nothing is known of it."""
-    content = _content(model)
-    text = content.get("text_config")
-    parts = [content, text] if isinstance(text, dict) else [content]
-    found = next(
-        (part["quantization_config"] for part in parts if part.get("quantization_config")), None
-    )
-    return found if isinstance(found, dict) else None
+    return stored.of(_content(model))
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:

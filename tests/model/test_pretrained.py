@@ -281,6 +281,22 @@ def test_a_classifier_begins_its_head_anew_and_nothing_else(tmp_path: Path) -> N
         open_pretrained(base, classes, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_a_classifier_of_a_model_that_sees_learns_from_text(tmp_path: Path, family: str) -> None:
+    classes = Classes(["a", "b"], False, None, [1, 1], [0], None, padding=3)
+    base = several(tmp_path, family)
+    model = open_pretrained(base, classes, dtype=torch.float32)
+    assert model.fresh_modules == ("score",)
+    structure = from_structure(base, classes, trust_remote_code=False)
+    for made in (model, structure):
+        frozen = [name for name, p in made.named_parameters() if not p.requires_grad]
+        assert frozen
+        assert all(name.split(".")[1] in str(model.other_modalities) for name in frozen)
+    texts = torch.tensor([[5, 6, 7], [5, 3, 3]])  # the second is padded
+    alone = model(input_ids=texts[1:, :1]).logits
+    torch.testing.assert_close(model(input_ids=texts).logits[1:], alone, rtol=1e-5, atol=1e-5)
+
+
 def gemma3(folder: Path) -> None:
     text = TEXT | {"sliding_window": 16}
     structure = transformers.Gemma3Config(text_config=text, vision_config=VISION)
