@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import memory
+from launcher.config import memory, stored
 from launcher.config.schema import ModelConfig, TinyModelConfig
 
 #: How the class names of language models end. A classifier made from one is called otherwise and
@@ -84,13 +84,7 @@ def positions_in(content: dict[str, Any]) -> Positions | None:
 def quantization(model: ModelConfig) -> dict[str, Any] | None:
     """How the weights of the model are quantised, as its config.json says; None if they are plain
     or nothing is known of it."""
-    content = _content(model)
-    text = content.get("text_config")
-    parts = [content, text] if isinstance(text, dict) else [content]
-    found = next(
-        (part["quantization_config"] for part in parts if part.get("quantization_config")), None
-    )
-    return found if isinstance(found, dict) else None
+    return stored.of(_content(model))
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:

@@ -23,6 +23,16 @@ _SUFFIX = re.compile(
 )
 
 
+def of(content: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What config.json says of how weights are quantised; None if they are plain."""
+    text = content.get("text_config")
+    parts = [content, text] if isinstance(text, Mapping) else [content]
+    found = next(
+        (part["quantization_config"] for part in parts if part.get("quantization_config")), None
+    )
+    return dict(found) if isinstance(found, Mapping) else None
+
+
 def problem(name: str, found: Mapping[str, Any], *, nf4: bool) -> Problem | None:
     """Why the model `name` cannot be trained from weights stored as `found`, its
     quantization_config, says; None if it can. `nf4` is whether they are to become nf4."""

@@ -21,17 +21,19 @@ def auto_class(classes: Classes | None) -> Any:
     return AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
 
 
-def head_options(classes: Classes | None) -> dict[str, Any]:
-    """What a model's config says of its classes; nothing for a language model."""
-    if classes is None:
-        return {}
-    return {
-        "id2label": dict(enumerate(classes.names)),
-        "label2id": {name: i for i, name in enumerate(classes.names)},
-        "problem_type": _problem(classes),
+def read_structure(source: Any, classes: Classes | None, **options: Any) -> Any:
+    """transformers' config of a folder or hub name; it says what its classes are."""
+    from transformers import AutoConfig
+
+    known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+    structure = AutoConfig.from_pretrained(source, **known)
+    if classes is not None:
+        structure.id2label = dict(enumerate(classes.names))
+        structure.label2id = {name: i for i, name in enumerate(classes.names)}
+        structure.problem_type = _problem(classes)
         # Of a padded batch, transformers' decoders find the last token of a text by it.
-        "pad_token_id": classes.padding,
-    }
+        structure.get_text_config().pad_token_id = classes.padding
+    return structure
 
 
 def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any, tuple[str, ...]]:
@@ -45,7 +47,7 @@ def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any,
             source,
             ignore_mismatched_sizes=True,  # a head for other classes, which the user has let go
             output_loading_info=True,
-            **head_options(classes),
+            config=read_structure(source, classes, **options),
             **options,
         )
     missing = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}

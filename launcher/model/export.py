@@ -215,6 +215,8 @@ def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
         structure.dtype = trained.dtype
         structure.save_pretrained(folder)
     _copy_extras(base, folder, trained.config.model.trust_remote_code)
+    if model.other_modalities:
+        _copy(base, folder, "*processor_config.json")
 
 
 def _stream(
@@ -324,6 +326,10 @@ def _require_known_embeddings(trained: Trained, base: Path, model: Any) -> None:
 def _copy_extras(base: Path, folder: Path, code: bool) -> None:
     patterns = ["generation_config.json", *(["*.py"] if code else [])]
     for pattern in patterns:
-        for path in base.glob(pattern):
-            with contextlib.suppress(shutil.SameFileError):
-                shutil.copyfile(path, folder / path.name)
+        _copy(base, folder, pattern)
+
+
+def _copy(base: Path, folder: Path, pattern: str) -> None:
+    for path in base.glob(pattern):
+        with contextlib.suppress(shutil.SameFileError):
+            shutil.copyfile(path, folder / path.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 from launcher.config import stored
 from launcher.config.classes import Classes
 from launcher.errors import ConfigError
-from launcher.model.classifier import auto_class, head_options, open_classifier
+from launcher.model.classifier import auto_class, open_classifier, read_structure
+from launcher.rundir import read_json
 
 _NAMED = 3
 
@@ -29,7 +31,7 @@ def open_pretrained(
     learned here: what a model of several modalities has beside its decoder is frozen. `nf4` is a
     config of bitsandbytes for weights that are quantised while they are loaded.
     """
-    structure = _structure(source, **options)
+    structure = read_structure(source, None, **options)
     plain = _dequantisation(source, structure, nf4)
     if classes is None:
         model, loading = language_class(structure).from_pretrained(
@@ -47,7 +49,7 @@ def open_pretrained(
 
 def from_structure(source: Any, classes: Classes | None, *, trust_remote_code: bool) -> Any:
     """The model of a folder without its weights, as `open_pretrained` makes it."""
-    structure = _structure(source, trust_remote_code=trust_remote_code, **head_options(classes))
+    structure = read_structure(source, classes, trust_remote_code=trust_remote_code)
     for part in (structure, structure.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config  # it is not how the model holds its weights
@@ -92,18 +94,9 @@ def _fresh_in_body(model: Any) -> list[str]:
     ]
 
 
-def is_quantised(source: Any) -> bool:
+def is_quantised(folder: Path) -> bool:
     """Whether the files of a folder hold other numbers than the model does."""
-    return _stored(_structure(source)) is not None
-
-
-def _structure(source: Any, **options: Any) -> Any:
-    from transformers import AutoConfig
-
-    known = {"revision", "trust_remote_code", "id2label", "label2id", "problem_type"}
-    known.add("pad_token_id")
-    wanted = {name: value for name, value in options.items() if name in known}
-    return AutoConfig.from_pretrained(source, **wanted)
+    return stored.of(read_json(folder / "config.json") or {}) is not None
 
 
 def language_class(structure: Any) -> Any:
@@ -121,17 +114,8 @@ def language_class(structure: Any) -> Any:
     return AutoModelForImageTextToText if known else auto_class(None)
 
 
-def _stored(structure: Any) -> dict[str, Any] | None:
-    """What config.json says of quantised weights; None for plain ones."""
-    for part in (structure, structure.get_text_config()):
-        found = getattr(part, "quantization_config", None)
-        if found is not None:
-            return dict(found if isinstance(found, dict) else found.to_dict())
-    return None
-
-
 def _dequantisation(source: Any, structure: Any, nf4: Any) -> dict[str, Any]:
-    found = _stored(structure)
+    found = stored.of(structure.to_dict())
     if found is None:
         return {} if nf4 is None else {"quantization_config": nf4}
     problem = stored.problem(str(source), found, nf4=nf4 is not None)

@@ -162,12 +162,48 @@ def test_experts_in_mxfp4_become_plain_weights_that_learn(tmp_path: Path) -> Non
     assert not torch.equal(before, model.model.layers[0].mlp.experts.down_proj)
 
 
+def deepseek_v3(folder: Path) -> Path:
+    torch.manual_seed(1)
+    structure = transformers.DeepseekV3Config(
+        **TEXT | {"num_key_value_heads": 4, "head_dim": 16},
+        moe_intermediate_size=32,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=16,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+    )
+    transformers.DeepseekV3ForCausalLM(structure).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+FP8: dict[str, Callable[[Path], Any]] = {
+    "qwen3": qwen3,
+    "deepseek_v3": deepseek_v3,
+    "ministral3": lambda folder: several(folder, "ministral3"),
+    "qwen3_5": lambda folder: several(folder, "qwen3_5"),
+}
+
+
 @pytest.mark.parametrize("block", [16, None], ids=["by blocks", "a scale for each matrix"])
-def test_weights_in_fp8_become_plain_weights(tmp_path: Path, block: int | None) -> None:
-    meant = in_fp8(qwen3(tmp_path), block)
-    model = load(tmp_path)
-    assert len(meant) == 14
-    assert_holds(model, meant)
+@pytest.mark.parametrize("family", FP8)
+def test_weights_in_fp8_become_plain_weights(
+    tmp_path: Path, family: str, block: int | None
+) -> None:
+    stored, plain = tmp_path / "stored", tmp_path / "plain"
+    FP8[family](stored)
+    FP8[family](plain)
+    meant = in_fp8(stored, block)
+    rewrite(plain, lambda tensors: tensors.update(meant))
+    model = load(stored)
+    assert len(meant) >= 14
+    torch.testing.assert_close(logits(model), logits(load(plain)), rtol=0, atol=0)
     assert not hasattr(model.config, "quantization_config")
 
 
@@ -243,6 +279,22 @@ def test_a_classifier_begins_its_head_anew_and_nothing_else(tmp_path: Path) -> N
     rewrite(base, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
     with pytest.raises(ConfigError, match=r"no fitting weights .* model\.layers\.0\.mlp\.up_proj"):
         open_pretrained(base, classes, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
+def test_a_classifier_of_a_model_that_sees_learns_from_text(tmp_path: Path, family: str) -> None:
+    classes = Classes(["a", "b"], False, None, [1, 1], [0], None, padding=3)
+    base = several(tmp_path, family)
+    model = open_pretrained(base, classes, dtype=torch.float32)
+    assert model.fresh_modules == ("score",)
+    structure = from_structure(base, classes, trust_remote_code=False)
+    for made in (model, structure):
+        frozen = [name for name, p in made.named_parameters() if not p.requires_grad]
+        assert frozen
+        assert all(name.split(".")[1] in str(model.other_modalities) for name in frozen)
+    texts = torch.tensor([[5, 6, 7], [5, 3, 3]])  # the second is padded
+    alone = model(input_ids=texts[1:, :1]).logits
+    torch.testing.assert_close(model(input_ids=texts).logits[1:], alone, rtol=1e-5, atol=1e-5)
 
 
 def gemma3(folder: Path) -> None:
@@ -343,6 +395,7 @@ def test_of_a_model_that_sees_the_text_part_learns(tmp_path: Path, family: str) 
 @pytest.mark.parametrize("family", SEVERAL)
 def test_an_export_of_a_model_that_sees_opens_again(tmp_path: Path, family: str, peft: str) -> None:
     base, out = several(tmp_path / "base", family), tmp_path / "out"
+    (base / "preprocessor_config.json").write_text("{}")
     config = adapters(family) if peft == "lora" else None
     trained = train(make_config(base, config), base, tmp_path)
     learned = trained.weights.keys()
@@ -350,6 +403,7 @@ def test_an_export_of_a_model_that_sees_opens_again(tmp_path: Path, family: str,
     run_export(trained, Kind.full if config is None else Kind.merged, out)
     content = json.loads((out / "config.json").read_text())
     model: Any = open_pretrained(out, None, dtype=torch.float32)
+    assert (out / "preprocessor_config.json").is_file() == (family not in DECODER_ALONE)
     if family in DECODER_ALONE:
         assert "vision_config" not in content
         assert content["architectures"][0].endswith("ForCausalLM")
