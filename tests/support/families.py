@@ -137,9 +137,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         }
     },
     "dbrx": {
-        "attn_config": nested(rope_theta=10000.0, kv_n_heads=2),
+        "attn_config": nested(rope_theta=10000.0, kv_n_heads=2, clip_qkv=8.0),
         "ffn_config": nested(moe_top_k=2),
     },
+    "deepseek_v2": MOE | {"topk_group": 1, "topk_method": "group_limited_greedy"},
     "deepseek_v4": {"o_lora_rank": 8, "o_groups": 2},
     "dots1": MOE,
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}

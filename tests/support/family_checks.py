@@ -405,7 +405,9 @@ def run(name: str, check: Callable[..., Any], *args: Any) -> Outcome:
         value = check(*args)
     except LauncherError as error:
         found = "; ".join(problem.found for problem in error.problems)
-        return Outcome(name, "refused", f"{type(error).__name__}: {found}")
+        # Only what is said before training is a refusal.
+        kind = "refused" if isinstance(error, ConfigError) else "error"
+        return Outcome(name, kind, f"{type(error).__name__}: {found}")
     except Different as error:
         return Outcome(name, "different", str(error))
     except Unusable as error:
