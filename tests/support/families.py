@@ -160,11 +160,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"max_2d_position_embeddings": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "llama": GROUPED,
-    "longcat_flash": {"zero_expert_num": 2},
+    "longcat_flash": {"zero_expert_num": 2, "head_dim": 4},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8},
     "markuplm": {"max_depth": 4},
     "nemotron": GROUPED,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
     "reformer": {
         "axial_pos_embds_dim": (16, 16),

@@ -83,11 +83,13 @@ class NotCausal(Exception):
 
 @dataclass(slots=True)
 class Expected:
-    """What plain transformers makes of the records, each by itself, in training mode."""
+    """What plain transformers makes of the records, each by itself."""
 
     losses: list[Tensor]
     gradients: dict[str, Tensor | None]
     """Of the sum of all losses."""
+    training: bool
+    """Whether gradients are those of training mode; not so where that draws random numbers."""
 
 
 class Unusable(Exception):
@@ -242,11 +244,13 @@ def expect(one: Subject, began: Started) -> Expected:
             method = PEFT_METHODS.load(began.config.peft.name)
             reference = method(reference, began.config.peft, fresh)
         copy_trained(began.model, reference)
-        reference.train()
-        losses = alone_losses(one, reference)
-        torch.cat(losses).sum().backward()
+        with torch.no_grad():
+            losses = alone_losses(one, reference.eval())
+            first, again = (torch.cat(alone_losses(one, reference.train())) for _ in range(2))
+        training = torch.equal(first, again)
+        torch.cat(alone_losses(one, reference.train(training))).sum().backward()
         gradients = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
-        one.expected[adapted] = Expected([loss.detach() for loss in losses], gradients)
+        one.expected[adapted] = Expected(losses, gradients, training)
     return one.expected[adapted]
 
 
@@ -266,7 +270,7 @@ def check_loss(one: Subject, began: Started, rows: list[list[int]]) -> None:
 def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None:
     """Gradients of one step over these rows, of all that is trained, as plain PyTorch has them."""
     expected = expect(one, began)
-    began.model.train()
+    began.model.train(expected.training)
     began.model.zero_grad()
     total = 0.0
     for row in rows:
