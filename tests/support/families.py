@@ -140,7 +140,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "attn_config": nested(rope_theta=10000.0, kv_n_heads=2, clip_qkv=8.0),
         "ffn_config": nested(moe_top_k=2),
     },
-    "deepseek_v2": MOE | {"topk_group": 1, "topk_method": "group_limited_greedy"},
+    "deepseek_v2": MOE | {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"},
     "deepseek_v4": {"o_lora_rank": 8, "o_groups": 2},
     "dots1": MOE,
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
@@ -168,8 +168,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
     "reformer": {
-        "axial_pos_embds_dim": (16, 16),
-        "axial_pos_shape": (16, 16),
+        "axial_pos_embds": False,
         "attn_layers": ["local", "lsh"],
         "local_attn_chunk_length": 64,
         "lsh_attn_chunk_length": 64,
@@ -178,6 +177,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 20, "pronunciation_embed_dim": 8}
     | {"shape_vocab_size": 20, "shape_embed_dim": 8},
     "xlm": {"causal": True},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,
