@@ -60,7 +60,7 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
         except Exception as error:
             base = Path(work) / "base"
             say("make", "unusable", describe(error), began)
-            if not (base / "config.json").is_file():
+            if head == "images" or not (base / "config.json").is_file():
                 return
         last = time.monotonic()
         checks = check_engine if head == "engine" else check_family
@@ -173,7 +173,7 @@ def verdict(lines: list[dict[str, Any]], layout: str) -> str:
     """What came of a layout: how documents are laid out, why it is refused, or what is wrong."""
     began = next((line for line in lines if line["check"] == f"{layout}/start"), None)
     if began is None:
-        return "not reached"
+        return "no small model of it is made here"
     if began["outcome"] == "refused":
         return "refused: " + began["detail"].removeprefix("ConfigError: ")
     other = "unpacked" if layout == "packed" else "packed"

@@ -18,6 +18,8 @@ from torch import nn
 from support.models import make_tokenizer
 
 VOCABULARY = 320
+#: Parameters of a small model at most.
+LARGEST = 8_000_000
 POSITIONS = 256
 #: Windows, chunks and numbers of selected tokens: less than a document, so that they matter.
 WINDOW = 8
@@ -214,7 +216,7 @@ MAIN += ("mistral, no window", "qwen2, window", "llama, tied")
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model type, and what it can be: "causal", "classes", or both; or "images", for models of
-    images and texts that transformers does not open as causal ones."""
+    images and texts that transformers does not open as causal ones: they are given texts alone."""
 
     name: str
     heads: tuple[str, ...]
@@ -328,20 +330,16 @@ def _layers(whole: Any, names: set[str]) -> dict[str, Any]:
 def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -> Path:
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
-    Weights are drawn wide, so that every token matters to every later one. Of a model of images,
-    and of one that plain transformers cannot make, there is only the config; what was raised then
-    goes on.
+    Weights are drawn wide, so that every token matters to every later one. Of a model that plain
+    transformers cannot make there is only the config; what was raised then goes on.
     """
     from transformers import (
-        CONFIG_MAPPING,
         AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForSequenceClassification,
     )
 
     make_tokenizer(folder)
-    if head == "images":
-        CONFIG_MAPPING[name]().save_pretrained(folder)
-        return folder
     config = small_config(name, head, **changes)
     config.save_pretrained(folder)
     torch.manual_seed(0)
@@ -351,6 +349,12 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     opener = AutoModelForSequenceClassification
     if head == "causal" or decodes:
         opener = AutoModelForCausalLM
+    if head == "images":
+        opener = AutoModelForImageTextToText
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in opener.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size:,} parameters, as not all of its sizes are known here")
     model = opener.from_config(config)
     draw(model)
     if opener is AutoModelForSequenceClassification:  # a base has no head for classes
