@@ -74,10 +74,11 @@ def apply(values: Mapping[str, Any], data: dict[str, Any]) -> None:
 
 
 def merged(old: Any, new: Any) -> Any:
-    """`new` over `old`: mappings key by key, anything else replaced."""
-    if not (isinstance(old, dict) and isinstance(new, dict)):
+    """`new` over `old`: mappings key by key, as new ones, anything else replaced."""
+    if not isinstance(new, dict):
         return new
-    return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+    known = old if isinstance(old, dict) else {}
+    return {**known, **{key: merged(known.get(key), value) for key, value in new.items()}}
 
 
 def _read_one(word: str, options: Mapping[str, Sequence[str]], out: Overrides) -> Problem | None:

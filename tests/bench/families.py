@@ -24,8 +24,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -60,7 +60,7 @@ def check(name: str, head: str, results: Path, log: Path) -> None:
         except Exception as error:
             base = Path(work) / "base"
             say("make", "unusable", describe(error), began)
-            if not (base / "config.json").is_file():
+            if head == "images" or not (base / "config.json").is_file():
                 return
         last = time.monotonic()
         checks = check_engine if head == "engine" else check_family
@@ -169,19 +169,31 @@ def is_bad(line: dict[str, Any]) -> bool:
     return line["outcome"] in BAD
 
 
-def verdict(lines: Iterable[dict[str, Any]], layout: str) -> str:
-    """What came of a layout: "yes", "refused: REASON", or what is wrong."""
-    own = [line for line in lines if line["check"].startswith(f"{layout}/")]
-    rest = [line for line in lines if "/" not in line["check"] and line["check"] != "plain"]
-    if not own:
-        return "not reached"
-    if own[0]["outcome"] == "refused":
-        return "refused: " + own[0]["detail"].removeprefix("ConfigError: ")
-    wrong = [line for line in [*own, *rest] if is_bad(line)]
-    if wrong:
-        return "; ".join(f"{line['check']} {line['outcome']}" for line in wrong)
-    limits = [line["check"] for line in [*own, *rest] if line["outcome"] == "refused"]
-    return f"yes, without {', '.join(limits)}" if limits else "yes"
+def verdict(lines: list[dict[str, Any]], layout: str) -> str:
+    """What came of a layout: how documents are laid out, why it is refused, or what is wrong."""
+    began = next((line for line in lines if line["check"] == f"{layout}/start"), None)
+    if began is None:
+        return "no small model of it is made here"
+    if began["outcome"] == "refused":
+        return "refused: " + began["detail"].removeprefix("ConfigError: ")
+    other = "unpacked" if layout == "packed" else "packed"
+    rest = [line for line in lines if not line["check"].startswith(f"{other}/")]
+    if wrong := [f"{line['check']} {line['outcome']}" for line in rest if is_bad(line)]:
+        return "wrong: " + ", ".join(wrong)
+    words, *found = began["detail"].split("; ")
+    text = _layout(found)
+    options = [word for word in words.split() if not word.startswith("data.packing")]
+    text += f" with `{' '.join(options)}`" if options else ""
+    lacking = [line["check"] for line in rest if line["outcome"] in ("refused", "unusable")]
+    return f"{text}; not {', '.join(lacking)}" if lacking else text
+
+
+def _layout(found: list[str]) -> str:
+    """A few words for how the launcher keeps documents apart."""
+    if found[:1] == ["padded"]:
+        return "; ".join(["padded", *(note.partition("model has ")[2] for note in found[1:])])
+    once = [note.partition(" runs once")[0] for note in found[1:]]
+    return f"yes; {', '.join(once)} once a document" if once else "yes"
 
 
 def table(found: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list[str]:
@@ -190,7 +202,8 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list
     for (name, own), checks in sorted(found.items()):
         if own == head:
             cells = [
-                verdict(checks, layout).replace("|", "\\|") for layout in ("packed", "unpacked")
+                shorten(verdict(checks, layout).replace("|", "\\|"), 200, placeholder=" ...")
+                for layout in ("packed", "unpacked")
             ]
             lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
     return lines

@@ -203,6 +203,16 @@ def test_to_dict_is_json() -> None:
     assert data["engine"]["precision"] == "bf16"
 
 
+def test_an_override_does_not_reach_what_is_composed_later_from_the_same_files() -> None:
+    sources = compose.Sources()
+    words = ["model=hf", "model.name=base"]
+    before, _ = compose.try_compose(words, sources=sources)
+    changed, _ = compose.try_compose([*words, "optim.lr=0.5", "seed=9"], sources=sources)
+    after, _ = compose.try_compose(words, sources=sources)
+    assert changed.optim.lr == 0.5
+    assert after == before
+
+
 def test_composing_twice_shares_nothing() -> None:
     first, second = compose.compose([]), compose.compose([])
     first.eval.metrics.append("x")

@@ -18,6 +18,8 @@ from torch import nn
 from support.models import make_tokenizer
 
 VOCABULARY = 320
+#: Parameters of a small model at most.
+LARGEST = 8_000_000
 POSITIONS = 256
 #: Windows, chunks and numbers of selected tokens: less than a document, so that they matter.
 WINDOW = 8
@@ -137,9 +139,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         }
     },
     "dbrx": {
-        "attn_config": nested(rope_theta=10000.0, kv_n_heads=2),
+        "attn_config": nested(rope_theta=10000.0, kv_n_heads=2, clip_qkv=8.0),
         "ffn_config": nested(moe_top_k=2),
     },
+    "deepseek_v2": MOE | {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"},
     "deepseek_v4": {"o_lora_rank": 8, "o_groups": 2},
     "dots1": MOE,
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
@@ -159,15 +162,15 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"max_2d_position_embeddings": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "llama": GROUPED,
-    "longcat_flash": {"zero_expert_num": 2},
+    "longcat_flash": {"zero_expert_num": 2, "head_dim": 4},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8},
     "markuplm": {"max_depth": 4},
     "nemotron": GROUPED,
+    "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
     "reformer": {
-        "axial_pos_embds_dim": (16, 16),
-        "axial_pos_shape": (16, 16),
+        "axial_pos_embds": False,
         "attn_layers": ["local", "lsh"],
         "local_attn_chunk_length": 64,
         "lsh_attn_chunk_length": 64,
@@ -176,6 +179,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 20, "pronunciation_embed_dim": 8}
     | {"shape_vocab_size": 20, "shape_embed_dim": 8},
     "xlm": {"causal": True},
+    "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,
@@ -212,7 +216,7 @@ MAIN += ("mistral, no window", "qwen2, window", "llama, tied")
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """A model type, and what it can be: "causal", "classes", or both; or "images", for models of
-    images and texts that transformers does not open as causal ones."""
+    images and texts that transformers does not open as causal ones: they are given texts alone."""
 
     name: str
     heads: tuple[str, ...]
@@ -326,20 +330,16 @@ def _layers(whole: Any, names: set[str]) -> dict[str, Any]:
 def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -> Path:
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
-    Weights are drawn wide, so that every token matters to every later one. Of a model of images,
-    and of one that plain transformers cannot make, there is only the config; what was raised then
-    goes on.
+    Weights are drawn wide, so that every token matters to every later one. Of a model that plain
+    transformers cannot make there is only the config; what was raised then goes on.
     """
     from transformers import (
-        CONFIG_MAPPING,
         AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForSequenceClassification,
     )
 
     make_tokenizer(folder)
-    if head == "images":
-        CONFIG_MAPPING[name]().save_pretrained(folder)
-        return folder
     config = small_config(name, head, **changes)
     config.save_pretrained(folder)
     torch.manual_seed(0)
@@ -349,6 +349,12 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     opener = AutoModelForSequenceClassification
     if head == "causal" or decodes:
         opener = AutoModelForCausalLM
+    if head == "images":
+        opener = AutoModelForImageTextToText
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in opener.from_config(config).parameters())
+    if size > LARGEST:
+        raise ValueError(f"{size:,} parameters, as not all of its sizes are known here")
     model = opener.from_config(config)
     draw(model)
     if opener is AutoModelForSequenceClassification:  # a base has no head for classes

@@ -40,14 +40,8 @@ from launcher.model.load import load_model
 from launcher.model.rebuild import load_base, with_adapters
 from launcher.model.verify import open_export, verify
 from launcher.track import meters
+from launcher.train.isolation import isolate
 from support.ranks import ROOT, run_ranks
-
-try:
-    from launcher.train.isolation import isolate
-except ImportError:
-    from launcher.train.selftest import check_isolation
-
-    isolate = None
 
 #: Tokens of the documents: some longer than any window of a small model, and rows of them as many
 #: as its vectors are wide, so that no size tells which dimension counts tokens.
@@ -83,11 +77,13 @@ class NotCausal(Exception):
 
 @dataclass(slots=True)
 class Expected:
-    """What plain transformers makes of the records, each by itself, in training mode."""
+    """What plain transformers makes of the records, each by itself."""
 
     losses: list[Tensor]
     gradients: dict[str, Tensor | None]
     """Of the sum of all losses."""
+    training: bool
+    """Whether gradients are those of training mode; not so where that draws random numbers."""
 
 
 class Unusable(Exception):
@@ -172,29 +168,24 @@ def start(one: Subject, words: list[str]) -> Started:
     if config.peft.name != "none":
         method = PEFT_METHODS.load(config.peft.name)
         model = method(model, config.peft, classes and classes.fresh)
-    layout = []
-    if isolate is None:
-        head = make_head(model, plan.attention, classes)
-        if config.data.packing:
-            check_isolation(head, model.eval(), one.cache, torch.device("cpu"))
-    else:
-        head = make_head(model, classes)
-        notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"))
-        layout = ["side by side" if head.isolates else "padded", *notes]
+    head = make_head(model, classes)
+    notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"))
+    layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
     return Started(model, head, config, classes, layout)
 
 
 def plain(one: Subject, classes: Classes | None, source: Path | None = None) -> Any:
     """The model as plain transformers opens it."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     if classes is not None:
         from launcher.model.classifier import open_classifier
 
         model, _ = open_classifier(source or one.base, classes, dtype=torch.float32)
     else:
-        model = AutoModelForCausalLM.from_pretrained(source or one.base, dtype=torch.float32)
+        opener = AutoModelForImageTextToText if one.head == "images" else AutoModelForCausalLM
+        model = opener.from_pretrained(source or one.base, dtype=torch.float32)
     model.config.use_cache = False
     return model
 
@@ -242,11 +233,13 @@ def expect(one: Subject, began: Started) -> Expected:
             method = PEFT_METHODS.load(began.config.peft.name)
             reference = method(reference, began.config.peft, fresh)
         copy_trained(began.model, reference)
-        reference.train()
-        losses = alone_losses(one, reference)
-        torch.cat(losses).sum().backward()
+        with torch.no_grad():
+            losses = alone_losses(one, reference.eval())
+            first, again = (torch.cat(alone_losses(one, reference.train())) for _ in range(2))
+        training = torch.equal(first, again)
+        torch.cat(alone_losses(one, reference.train(training))).sum().backward()
         gradients = {name: p.grad for name, p in reference.named_parameters() if p.requires_grad}
-        one.expected[adapted] = Expected([loss.detach() for loss in losses], gradients)
+        one.expected[adapted] = Expected(losses, gradients, training)
     return one.expected[adapted]
 
 
@@ -266,7 +259,7 @@ def check_loss(one: Subject, began: Started, rows: list[list[int]]) -> None:
 def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None:
     """Gradients of one step over these rows, of all that is trained, as plain PyTorch has them."""
     expected = expect(one, began)
-    began.model.train()
+    began.model.train(expected.training)
     began.model.zero_grad()
     total = 0.0
     for row in rows:
@@ -297,6 +290,14 @@ def check_adapters(one: Subject, words: list[str], rows: list[list[int]]) -> Non
 def check_recompute(one: Subject, words: list[str], rows: list[list[int]]) -> None:
     """Gradients with activations that are computed again."""
     check_gradients(one, start(one, [*words, "model.gradient_checkpointing=true"]), rows)
+
+
+def check_meter(began: Started) -> None:
+    """That the formula of the meter is for this model too, or says why not."""
+    warnings: list[str] = []
+    meters.known_flops(began.model, warnings.append)
+    if wrong := [warning for warning in warnings if "please report" in warning]:
+        raise AssertionError(wrong[0])
 
 
 @dataclass(slots=True)
@@ -405,7 +406,9 @@ def run(name: str, check: Callable[..., Any], *args: Any) -> Outcome:
         value = check(*args)
     except LauncherError as error:
         found = "; ".join(problem.found for problem in error.problems)
-        return Outcome(name, "refused", f"{type(error).__name__}: {found}")
+        # Only what is said before training is a refusal.
+        kind = "refused" if isinstance(error, ConfigError) else "error"
+        return Outcome(name, kind, f"{type(error).__name__}: {found}")
     except Different as error:
         return Outcome(name, "different", str(error))
     except Unusable as error:
@@ -419,8 +422,7 @@ def run(name: str, check: Callable[..., Any], *args: Any) -> Outcome:
 
 def check_family(one: Subject) -> Iterator[Outcome]:
     """All checks of one model, each after the other."""
-    if one.head != "images":
-        yield run("plain", check_sense, one)
+    yield run("plain", check_sense, one)
     chosen: list[str] | None = None
     for layout, ways in LAYOUTS.items():
         for words in ways:
@@ -439,7 +441,7 @@ def check_family(one: Subject) -> Iterator[Outcome]:
             chosen = words
             yield run(f"{layout}/micro", check_loss, one, began.value, single)
             yield run(f"{layout}/gradient", check_gradients, one, began.value, rows)
-            yield run("meter", meters.model_flops, began.value.model)
+            yield run("meter", check_meter, began.value)
             yield run(f"{layout}/lora", check_adapters, one, words, rows)
             yield run(f"{layout}/recompute", check_recompute, one, words, rows)
     if chosen is None:
