@@ -41,11 +41,12 @@ class ClassHead:
             self._model, self._own_forward = inner, inner.forward
             inner.forward = self._forward
         elif IMPLEMENTATIONS[attention] in (DOCUMENT, VARLEN):
+            own = "sdpa" if getattr(inner, "_supports_sdpa", False) else "eager"
             raise ConfigError(
                 f"{type(inner).__name__} reads texts in both directions, or pools them otherwise"
                 f" than by their last token: model.attention={attention} is not for it",
                 where="model.attention",
-                hint="set model.attention=sdpa data.packing=false",
+                hint=f"set model.attention={own} data.packing=false",
             )
         self._padding = inner.config.get_text_config().pad_token_id or 0
 

@@ -17,6 +17,7 @@ from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.class_head import make_head
+from launcher.model.load import implementation
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness
 from launcher.train.command import exit_code_of
@@ -39,7 +40,9 @@ def score(
     has_gpu = torch.cuda.is_available()
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
-    speaker.model.set_attn_implementation(attention.IMPLEMENTATIONS[plan.attention])
+    chosen = implementation(config.model, plan)
+    if chosen is not None:
+        speaker.model.set_attn_implementation(chosen)
     classes = Classes.of_run(run)
     evaluator = make_evaluator(
         config,
