@@ -100,7 +100,7 @@ def fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
 
     Cut by record, never by batch, so that an answer does not depend on what it is batched with.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is None or len(tokens) + max_new_tokens <= positions:
         return tokens
     return tokens[-max(positions - max_new_tokens, 1) :]

@@ -45,11 +45,12 @@ class ClassHead:
             self._model, self._own_forward = inner, inner.forward
             inner.forward = self._forward
         elif implementation in (attention.DOCUMENT, attention.VARLEN):
+            own = attention.supported(type(inner), "sdpa")
             raise ConfigError(
                 f"{type(inner).__name__} reads texts in both directions, or pools them otherwise"
                 f" than by their last token: {implementation} is not for it",
                 where="model.attention",
-                hint="set model.attention=sdpa data.packing=false",
+                hint=f"set model.attention={own} data.packing=false",
             )
         self._padding = inner.config.get_text_config().pad_token_id or 0
 

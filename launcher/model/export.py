@@ -183,6 +183,7 @@ def _write_generation(trained: Trained, base: Path, folder: Path) -> None:
         content["eos_token_id"] = found if len(found) > 1 else found[0]
     if content.get("pad_token_id") is None and tokenizer.pad_token_id is not None:
         content["pad_token_id"] = tokenizer.pad_token_id
+    content.pop("_from_model_config", None)  # it would be taken from config.json again
     write_json(folder / GENERATION, content)
 
 

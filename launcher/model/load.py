@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
@@ -83,11 +86,19 @@ def load_model(
                 raise
             options["attn_implementation"] = "eager"
             model = open_pretrained(source, classes, **options)
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, KeyError, *_DAMAGED) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
-            hint=_hint(source),
+            hint=_hint(source, str(error)),
+        ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):  # memory, for one
+            raise
+        raise ConfigError(
+            f"cannot load {source!r}: its weights are of other sizes than its config.json says",
+            where="model.name",
+            hint=f"{_AGAIN}; the log above names the weights",
         ) from error
     require_positions(model, plan.max_length)
     if num_tokens > model.get_input_embeddings().num_embeddings:
@@ -126,7 +137,7 @@ def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Class
         raise ConfigError(
             f"{kind.__name__} has no {config.attention.name} attention",
             where="model.attention",
-            hint=f"set model.attention=auto, which takes {supported}",
+            hint=f"set model.attention={supported}, or leave it at auto",
         )
     return supported
 
@@ -150,17 +161,52 @@ def _quantization(plan: Plan) -> Any:
 
 
 def _first_line(error: BaseException) -> str:
+    if isinstance(error, StrictDataclassError):  # the first line names a validator
+        return " ".join(f"config.json: {error}".split())
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _hint(source: str) -> str:
+#: Errors of files that are no model: cut off, or with values that no such model has.
+_DAMAGED = (SafetensorError, StrictDataclassError)
+_AGAIN = "download or copy the folder again"
+#: What helps, by words of transformers' error; the first that fits.
+_HINTS = (
+    ("scaled_dot_product_attention", "this model has no SDPA: model.attention=eager"),
+    (r"(?i)flash.?attention|attn_implementation", "model.attention=auto"),
+    (
+        "trust_remote_code",
+        "model.trust_remote_code=true runs the code that comes with the model: read it first",
+    ),
+    ("gated repo", "accept the terms on the model's page, then log in: hf auth login"),
+    (
+        "does not recognize this architecture",
+        "pip install --upgrade transformers, if a newer one knows this model",
+    ),
+    (
+        "Unrecognized configuration class",
+        "transformers has no such model of this kind: give a language model, or with"
+        " objective=classify an encoder or a decoder",
+    ),
+    ("`model_type` key", "give the folder of a whole model: a config.json names its model_type"),
+    ("not a valid JSON file", "mend config.json, or " + _AGAIN),
+    ("Validation error for field|Class validation error", "mend config.json, or " + _AGAIN),
+    ("no file named", "the folder has no weights: " + _AGAIN),
+    ("deserializing", "a file of weights is damaged: " + _AGAIN),
+    (r"requires the .*library|seem to be installed|No module named", "pip install what it names"),
+)
+
+
+def _hint(source: str, error: str) -> str:
     folder = Path(source).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            return "the folder has no config.json: give the folder of a Hugging Face model"
-        return "the folder is not a complete causal language model in Hugging Face format"
-    if source.startswith((".", "/", "~")):
+    if source.startswith((".", "/", "~")) and not folder.is_dir():
         return "there is no such folder"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        return "the folder has no config.json: give the folder of a Hugging Face model"
+    for words, hint in _HINTS:
+        if re.search(words, error):
+            return hint
+    if folder.is_dir():
+        return "the folder is not a complete model in Hugging Face format: " + _AGAIN
     return (
         "check the hub name, the network and the access token, or give the folder of a downloaded"
         " model (HF_HUB_OFFLINE=1 uses the local hub cache only)"

@@ -91,6 +91,10 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+_LOST = "lines are lost until it can be written"
+_OFF = "this tracker is off for the rest of the attempt"
+
+
 class Trackers:
     """Hands every call to all trackers; one that fails is warned about once, then left out.
 
@@ -125,21 +129,25 @@ class Trackers:
         Args:
             resolved: the config as plain values (`compose.to_dict`), handed to the trackers.
             resumed_step: last step of the checkpoint that this process continues from; later lines
-            of
-                metrics.jsonl are dropped. None: a fresh start.
+                of metrics.jsonl are dropped. None: a fresh start.
             warn: takes warnings; stderr if not given.
-        Raises `StorageError` if metrics.jsonl cannot be rewritten.
+        What cannot be opened is warned about, and raises nothing.
         """
         if not is_main:
             return cls({})
         lines = JsonLines(run.metrics)
-        lines.keep_until(resumed_step)
-        trackers: dict[str, Tracker] = {}
+        opened = cls({}, lines=lines, warn=warn)
+        try:
+            lines.keep_until(resumed_step)
+        except Exception as error:
+            opened._warn_once("metrics.jsonl", error, _LOST)
         if config.track.wandb.mode is not schema.WandbMode.disabled:
-            trackers["wandb"] = TRACKERS.load("wandb")(
-                run, config, resolved, tracker_id(run, "wandb")
-            )
-        opened = cls(trackers, lines=lines, warn=warn)
+            try:
+                opened._trackers["wandb"] = TRACKERS.load("wandb")(
+                    run, config, resolved, tracker_id(run, "wandb")
+                )
+            except Exception as error:
+                opened._warn_once("wandb", error, _OFF)
         opened._each(lambda tracker: tracker.start())
         return opened
 
@@ -150,7 +158,7 @@ class Trackers:
             try:
                 self._lines.log(line)
             except Exception as error:
-                self._warn_once("metrics.jsonl", error, "lines are lost until it can be written")
+                self._warn_once("metrics.jsonl", error, _LOST)
         self._each(lambda tracker: tracker.log(line))
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -177,7 +185,7 @@ class Trackers:
             except Exception as error:
                 # Trackers wrap network clients, which raise anything.
                 del self._trackers[name]
-                self._warn_once(name, error, "this tracker is off for the rest of the attempt")
+                self._warn_once(name, error, _OFF)
 
     def _warn_once(self, name: str, error: Exception, consequence: str) -> None:
         if name not in self._warned:

@@ -62,8 +62,8 @@ def finish(
     run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step)
     try:
         say(f"report: {report.build(run)}")
-    except (OSError, LauncherError) as error:
-        say(f"warning: the report could not be written: {error}")
+    except Exception as error:  # the run is done, and all that the report shows is kept
+        say(f"warning: the report could not be written: {error!r}")
 
 
 def _store(run: RunDir, evaluator: Evaluator, results: Any, trackers: Trackers, step: int) -> None:

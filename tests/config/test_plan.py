@@ -172,7 +172,10 @@ def test_rotary_positions_beyond_those_of_training_are_a_warning(tmp_path: Path)
 
     def told(length: int) -> str:
         config = make_config(
-            model={"name": str(tmp_path)}, batch={"sequences": 1}, data={"max_length": length}
+            model={"name": str(tmp_path)},
+            batch={"sequences": 1},
+            train={"steps": 1},
+            data={"max_length": length},
         )
         return plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
 

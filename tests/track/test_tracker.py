@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.schema import Config
+from launcher.config.schema import Config, WandbMode
 from launcher.rundir import RunDir, read_json
 from launcher.track.tracker import JsonLines, Trackers, tracker_id
 
@@ -135,6 +135,23 @@ def test_lines_that_cannot_be_written_are_warned_about_once_and_tried_again(tmp_
     assert len(warnings) == 1
     assert [line["step"] for line in lines_of(path)] == [3]
     assert len(recorder.calls) == 3
+
+
+def test_trackers_that_cannot_be_opened_are_warned_about_and_training_goes_on(
+    tmp_path: Path,
+) -> None:
+    run, said = RunDir(tmp_path), list[str]()
+    for path in (run.metrics, run.tracking):  # a folder where a file should be
+        path.mkdir()
+    config = Config()
+    config.track.wandb.mode = WandbMode.offline
+    trackers = Trackers.open(run, config, {}, warn=said.append)
+    trackers.log(1, {"kind": "train", "loss": 1.0})
+    trackers.finish()
+    lines, wandb = said
+    assert "metrics.jsonl failed" in lines
+    assert "wandb failed" in wandb
+    assert all("training goes on" in line for line in said)
 
 
 def test_the_end_closes_trackers_once_and_says_how_the_run_ended() -> None:

@@ -211,6 +211,7 @@ def test_a_run_and_its_export_end_at_the_token_that_was_taught(taught: RunDir) -
     tokenizer = AutoTokenizer.from_pretrained(taught.export)
     eos, turn = tokenizer.convert_tokens_to_ids(["<eos>", TURN])
     assert model.generation_config.eos_token_id == [eos, turn]
+    assert not model.generation_config._from_model_config
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert tokenizer.eos_token_id == eos
     speaker = open_speaker(taught)

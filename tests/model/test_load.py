@@ -1,0 +1,118 @@
+"""What cannot be loaded is refused with a hint that helps; what can, with the attention it has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM, T5Config, T5ForConditionalGeneration
+
+from launcher.config import plan as plans
+from launcher.config.classes import Classes
+from launcher.errors import ConfigError
+from launcher.model.load import load_model
+from support.configs import make_config
+from support.models import make_llama
+
+CLASSES = Classes(["bug", "bill"], False, None, [1, 1], [0], None)
+SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 1, "intermediate_size": 16}
+
+
+def load(folder: Path, classes: Classes | None = None, **model: Any) -> Any:
+    config = make_config(
+        model={"name": str(folder), **model},
+        objective={"name": "classify"} if classes else {},
+        data={"packing": False, "max_length": 32},
+        batch={"sequences": 1},
+        train={"steps": 1},
+    )
+    plan = plans.make(config, world_size=1, has_gpu=False)
+    return load_model(config.model, plan, 1, classes=classes)
+
+
+@pytest.fixture(scope="module")
+def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An encoder that transformers has no SDPA for."""
+    folder = tmp_path_factory.mktemp("deberta")
+    config = DebertaV2Config(
+        **SIZES, hidden_size=16, num_attention_heads=2, max_position_embeddings=64
+    )
+    DebertaV2ForMaskedLM(config).save_pretrained(folder)
+    return folder
+
+
+def test_auto_takes_the_attention_that_the_model_has(deberta: Path, tiny_llama: Path) -> None:
+    assert load(deberta, CLASSES).config._attn_implementation == "eager"
+    assert load(deberta, CLASSES, attention="eager").config._attn_implementation == "eager"
+    assert load(tiny_llama, attention="sdpa").config._attn_implementation == "sdpa"
+
+
+def test_attention_that_the_model_has_not_is_refused_with_one_that_it_has(deberta: Path) -> None:
+    for asked in ("sdpa", "document"):
+        with pytest.raises(ConfigError, match=r"HINT: set model.attention=eager"):
+            load(deberta, CLASSES, attention=asked)
+    with pytest.raises(ConfigError, match=r"HINT: model.attention=auto"):
+        load(deberta, CLASSES, attention="flash")
+
+
+def rewritten(**changes: Any) -> Callable[[Path], Any]:
+    """Changes the config.json of a model; None takes a field out."""
+
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "config.json").read_text()) | changes
+        kept = {key: value for key, value in content.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(kept))
+
+    return change
+
+
+def cut_off(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+REMOTE = {"AutoConfig": "made_up.Config", "AutoModelForCausalLM": "made_up.Model"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found", "hint"),
+    [
+        (
+            rewritten(model_type="newest"),
+            "does not recognize",
+            "pip install --upgrade transformers",
+        ),
+        (rewritten(model_type=None, architectures=None), "model_type", "config.json names its"),
+        (rewritten(model_type="x", auto_map=REMOTE), "custom code", "model.trust_remote_code=true"),
+        (rewritten(hidden_size="wide"), "hidden_size", "mend config.json"),
+        (rewritten(num_attention_heads=5), "attention heads", "mend config.json"),
+        (rewritten(hidden_size=64), "of other sizes", "download or copy the folder again"),
+        (lambda folder: (folder / "config.json").write_text("{"), "JSON", "mend config.json"),
+        (lambda folder: (folder / "config.json").unlink(), "", "has no config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no file named", "no weights"),
+        (cut_off, "deserializing", "a file of weights is damaged"),
+        (shutil.rmtree, "", "there is no such folder"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_refused_with_the_way_out(
+    tmp_path: Path, spoil: Callable[[Path], Any], found: str, hint: str
+) -> None:
+    folder = make_llama(tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ConfigError) as caught:
+        load(folder, attention="sdpa")
+    (problem,) = caught.value.problems
+    assert problem.where == "model.name"
+    assert found in problem.found
+    assert hint in problem.hint
+
+
+def test_a_model_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"HINT: transformers has no such model of this kind"):
+        load(tmp_path)
