@@ -30,6 +30,14 @@ BATCH_KEYS = (
 )
 
 
+#: What a chat template is given besides `data.template_options`.
+_OF_THE_LAUNCHER = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
+    *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+}
+
+
 def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Problem]:
     """All problems of `config` on this kind of machine, in a stable order; [] if it can run.
 
@@ -82,6 +90,9 @@ def _data(config: Config) -> Iterator[Problem]:
         hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
         yield Problem("data.train", "no training data is given", hint)
     yield from items.format_problems(data.format, "data.format")
+    for name in sorted(_OF_THE_LAUNCHER & set(data.template_options)):
+        hint = "name variables of the chat template's own, e.g. {enable_thinking: false}"
+        yield Problem(f"data.template_options.{name}", "is set by the launcher itself", hint)
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: leave data.system out"
         yield Problem("data.system", "a system message with data.format=text", hint)

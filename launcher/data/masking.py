@@ -242,7 +242,11 @@ class ChatRenderer:
 
     def _view(self, messages: list[Message], tools: list[Message] | None, text: str) -> _View:
         """The conversation with stand-ins, if the template can be made to treat them alike."""
-        for keep in (None, *self._looked_for(bool(tools))):
+        patterns: list[re.Pattern[str] | None] = [None, *self._looked_for(bool(tools))]
+        # Where the template will find what it looks for, nothing else needs to be tried first.
+        if _finds(patterns, messages):
+            patterns = [*patterns[1:], None]
+        for keep in patterns:
             painted = Painted(messages, keep)
             try:
                 shown, _ = self._template.render(painted.messages, tools)
@@ -262,7 +266,7 @@ class ChatRenderer:
         for words in (False, True):
             texts = looked_for(source, words=words)
             if texts:
-                found.append(re.compile("|".join(map(re.escape, texts))))
+                found.append(re.compile(f"({'|'.join(map(re.escape, texts))})"))
         return found
 
     def _bounded(self, view: _View, span: Span, i: int) -> Span:
@@ -299,9 +303,9 @@ class ChatRenderer:
         gap = view.shown[at : view.next_run(at)]
         common = self._agreement(tail, gap)
         bare = view.beginning(i, prompt=False)
-        bare_tail = tail
-        if bare is not None and view.beside(bare)[0] == at:
-            bare_tail = view.beside(bare)[1]
+        place, bare_tail = (at, tail) if bare is None else view.beside(bare)
+        if place != at:
+            bare_tail = tail
         # A generation prompt may open a thought that the finished turn does not show.
         needed = len(tail) if tail == bare_tail else self._agreement(tail, bare_tail) + 1
         if common < needed:
@@ -524,8 +528,8 @@ class _View:
         counts: dict[str, int] = {}
         for span in spans:
             for run in self._within(span):
-                inside = min(run.end, span[1]) - max(run.begin, span[0])
-                counts[run.color] = counts.get(run.color, 0) + inside
+                inside = max(run.begin, span[0]), min(run.end, span[1])
+                counts[run.color] = counts.get(run.color, 0) + self.shown.count(run.color, *inside)
         return counts
 
     def _within(self, span: Span) -> list[Run]:
@@ -566,6 +570,12 @@ def _silenced(message: Message) -> Message:
         thought, rest = split_thoughts(kept["content"])
         kept["content"] = rest.lstrip("\n") if thought else rest
     return kept
+
+
+def _finds(patterns: Sequence[re.Pattern[str] | None], messages: list[Message]) -> bool:
+    tags = next((keep for keep in patterns if keep), None)
+    said = (m.get("content") for m in messages if m["role"] == "assistant")
+    return tags is not None and any(isinstance(text, str) and tags.search(text) for text in said)
 
 
 def _after_empty_thought(text: str, span: Span) -> Span:
