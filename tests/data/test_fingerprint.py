@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher import fingerprint
-from launcher.config.schema import Config
+from launcher.config.schema import Config, Thoughts
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import BuiltinData, Hashes, HubData, data_keys, locate
 from support.chats import chat
@@ -73,6 +73,20 @@ def test_every_data_option_is_accounted_for() -> None:
         "gate",
         "report",
     }
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"template_options": {"enable_thinking": False}},
+        {"thoughts": Thoughts.none},
+        {"learn_empty_thoughts": False},
+    ],
+)
+def test_how_thoughts_are_laid_out_decides(
+    configure: Configure, data: Path, option: dict[str, Any]
+) -> None:
+    assert data_keys(configure(train=data, **option)) != data_keys(configure(train=data))
 
 
 def test_content_decides_not_the_folder_or_the_time(
