@@ -288,7 +288,8 @@ def test_prompts_have_the_variables_and_no_second_beginning(tmp_path: Path) -> N
 
     template = (
         "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-        "{% if add_generation_prompt and enable_thinking is false %}{{ '<think></think>' }}{% endif %}"
+        "{% if add_generation_prompt and enable_thinking is false %}{{ '<think></think>' }}"
+        "{% endif %}"
     )
     tokenizer = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path, chat_template=template))
     bos = tokenizer.bos_token_id
