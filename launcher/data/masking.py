@@ -41,7 +41,9 @@ KINDS = (CONTENT, THOUGHTS, CALLS)
 #: What most templates write for a control token, whether or not the tokenizer has it.
 _MARKER = r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]"
 _EMPTY_THOUGHT = re.compile(
-    r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\]|<\|channel>thought\s*<channel\|>)\s*"
+    # The prompt may have opened it.
+    r"\s*(?:(?:<think>)?\s*</think>|(?:\[THINK\])?\s*\[/THINK\]"
+    r"|(?:<\|channel>thought)?\s*<channel\|>)\s*"
 )
 _SAMPLE: list[Message] = [
     {"role": "user", "content": "\u00a7"},

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from launcher import fingerprint
-from launcher.config.schema import Config, Thoughts
+from launcher.config.schema import Config
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import BuiltinData, Hashes, HubData, data_keys, locate
 from support.chats import chat
@@ -79,7 +79,7 @@ def test_every_data_option_is_accounted_for() -> None:
     "option",
     [
         {"template_options": {"enable_thinking": False}},
-        {"thoughts": Thoughts.none},
+        {"thoughts": "none"},
         {"learn_empty_thoughts": False},
     ],
 )

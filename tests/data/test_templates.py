@@ -248,6 +248,9 @@ def test_thoughts_follow_the_template_or_the_config(make: Make) -> None:
     assert thinking("qwen3_5", make) == [plain, later.removeprefix(opened) + last]
     kept = thinking("qwen3_5", make, variables={"preserve_thinking": True})
     assert kept == [(thought + plain).removeprefix(opened), (later + last).removeprefix(opened)]
+    # There an empty thought is closed by the turn.
+    assert thinking("qwen3_5", make, thoughts=Thoughts.none)[1] == "\n</think>\n\n" + last
+    assert thinking("qwen3_5", make, **unlearned)[1] == last
     # Without thinking the prompt has the empty thought, which is then not learned.
     off = {"thoughts": Thoughts.none, "variables": {"enable_thinking": False}}
     assert thinking("qwen3", make, **off) == [plain, last]
