@@ -34,6 +34,7 @@ HABITS = {
     "per_device_train_batch_size": "batch.micro",
     "save_steps": "checkpoint.every_steps",
     "save_total_limit": "checkpoint.keep_last",
+    "chat_template_kwargs": "data.template_options",
     "sequence_len": "data.max_length",
     "target_modules": "peft.targets",
     "warmup_ratio": "schedule.warmup",

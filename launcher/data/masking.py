@@ -244,7 +244,7 @@ class ChatRenderer:
 
     def _view(self, messages: list[Message], tools: list[Message] | None, text: str) -> _View:
         """The conversation with stand-ins, if the template can be made to treat them alike."""
-        patterns: list[re.Pattern[str] | None] = [None, *self._looked_for(bool(tools))]
+        patterns: list[re.Pattern[str] | None] = [None, *self._kept(tools)]
         # Where the template will find what it looks for, nothing else needs to be tried first.
         if _finds(patterns, messages):
             patterns = [*patterns[1:], None]
@@ -261,15 +261,20 @@ class ChatRenderer:
             hint="give a template that writes texts as they are with model.chat_template=FILE",
         )
 
+    def _kept(self, tools: list[Message] | None) -> list[re.Pattern[str]]:
+        """What may have to stay as it is in texts for the template to treat them alike: what it
+        looks for, names of tools, and characters that HTML escapes; the likeliest first."""
+        tags, words = self._looked_for(bool(tools))
+        functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
+        names = [str(function["name"]) for function in functions if "name" in function]
+        found = [tags, [*tags, *names], [*words, *names, *"<>&'"]]
+        patterns = dict.fromkeys("|".join(map(re.escape, texts)) for texts in found if texts)
+        return [re.compile(f"({pattern})") for pattern in patterns]
+
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one or two answers an object
-    def _looked_for(self, with_tools: bool) -> list[re.Pattern[str]]:
+    def _looked_for(self, with_tools: bool) -> tuple[list[str], list[str]]:
         source = self._template.source([{}] if with_tools else None)
-        found = []
-        for words in (False, True):
-            texts = looked_for(source, words=words)
-            if texts:
-                found.append(re.compile(f"({'|'.join(map(re.escape, texts))})"))
-        return found
+        return looked_for(source, words=False), looked_for(source, words=True)
 
     def _bounded(self, view: _View, span: Span, i: int) -> Span:
         """The span of a generation block without a generation prompt that it holds, and up to the
