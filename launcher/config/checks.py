@@ -18,7 +18,7 @@ from launcher.config import (
     ranges,
     schema_data,
 )
-from launcher.config.schema import Config, Dtype, LoraConfig, WsdConfig
+from launcher.config.schema import Config, DataConfig, Dtype, LoraConfig, WsdConfig
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
 from launcher.errors import Problem
 
@@ -28,6 +28,14 @@ BATCH_KEYS = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
 )
+
+
+#: What a chat template is given besides `data.template_options`.
+_OF_THE_LAUNCHER = {
+    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+    *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
+    *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+}
 
 
 def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Problem]:
@@ -69,9 +77,16 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
 
 
 def report_problems(config: Config) -> list[Problem]:
-    """What is wrong with `data.gate` and `data.report`, all that a report itself needs."""
+    """What is wrong with the part of `data` that a report itself needs, and every preparation."""
     numbers = [p for p in ranges.out_of_range(config) if p.where.startswith("data.report.")]
-    return [*numbers, *schema_data.problems(config.data.gate, config.data.report)]
+    rules = schema_data.problems(config.data.gate, config.data.report)
+    return [*numbers, *rules, *_template_options(config.data)]
+
+
+def _template_options(data: DataConfig) -> Iterator[Problem]:
+    for name in sorted(_OF_THE_LAUNCHER & set(data.template_options)):
+        hint = "name variables of the chat template's own, e.g. {enable_thinking: false}"
+        yield Problem(f"data.template_options.{name}", "is set by the launcher itself", hint)
 
 
 def _data(config: Config) -> Iterator[Problem]:
@@ -82,6 +97,7 @@ def _data(config: Config) -> Iterator[Problem]:
         hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
         yield Problem("data.train", "no training data is given", hint)
     yield from items.format_problems(data.format, "data.format")
+    yield from _template_options(data)
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: leave data.system out"
         yield Problem("data.system", "a system message with data.format=text", hint)

@@ -13,6 +13,7 @@ HABITS = {
     "attn_implementation": "model.attention",
     "batch_size": "batch.sequences",
     "bf16": "engine.precision",
+    "chat_template_kwargs": "data.template_options",
     "dataset": "data.train",
     "epochs": "train.epochs",
     "eval_steps": "eval.every_steps",

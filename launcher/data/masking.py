@@ -41,7 +41,9 @@ KINDS = (CONTENT, THOUGHTS, CALLS)
 #: What most templates write for a control token, whether or not the tokenizer has it.
 _MARKER = r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]"
 _EMPTY_THOUGHT = re.compile(
-    r"\s*(?:<think>\s*</think>|\[THINK\]\s*\[/THINK\]|<\|channel>thought\s*<channel\|>)\s*"
+    # The prompt may have opened it.
+    r"\s*(?:(?:<think>)?\s*</think>|(?:\[THINK\])?\s*\[/THINK\]"
+    r"|(?:<\|channel>thought)?\s*<channel\|>)\s*"
 )
 _SAMPLE: list[Message] = [
     {"role": "user", "content": "\u00a7"},
@@ -242,7 +244,11 @@ class ChatRenderer:
 
     def _view(self, messages: list[Message], tools: list[Message] | None, text: str) -> _View:
         """The conversation with stand-ins, if the template can be made to treat them alike."""
-        for keep in (None, *self._looked_for(bool(tools))):
+        patterns: list[re.Pattern[str] | None] = [None, *self._kept(tools)]
+        # Where the template will find what it looks for, nothing else needs to be tried first.
+        if _finds(patterns, messages):
+            patterns = [*patterns[1:], None]
+        for keep in patterns:
             painted = Painted(messages, keep)
             try:
                 shown, _ = self._template.render(painted.messages, tools)
@@ -255,15 +261,20 @@ class ChatRenderer:
             hint="give a template that writes texts as they are with model.chat_template=FILE",
         )
 
+    def _kept(self, tools: list[Message] | None) -> list[re.Pattern[str]]:
+        """What may have to stay as it is in texts for the template to treat them alike: what it
+        looks for, names of tools, and characters that HTML escapes; the likeliest first."""
+        tags, words = self._looked_for(bool(tools))
+        functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, dict)]
+        names = [str(function["name"]) for function in functions if "name" in function]
+        found = [tags, [*tags, *names], [*words, *names, *"<>&'"]]
+        patterns = dict.fromkeys("|".join(map(re.escape, texts)) for texts in found if texts)
+        return [re.compile(f"({pattern})") for pattern in patterns]
+
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one or two answers an object
-    def _looked_for(self, with_tools: bool) -> list[re.Pattern[str]]:
+    def _looked_for(self, with_tools: bool) -> tuple[list[str], list[str]]:
         source = self._template.source([{}] if with_tools else None)
-        found = []
-        for words in (False, True):
-            texts = looked_for(source, words=words)
-            if texts:
-                found.append(re.compile("|".join(map(re.escape, texts))))
-        return found
+        return looked_for(source, words=False), looked_for(source, words=True)
 
     def _bounded(self, view: _View, span: Span, i: int) -> Span:
         """The span of a generation block without a generation prompt that it holds, and up to the
@@ -299,9 +310,9 @@ class ChatRenderer:
         gap = view.shown[at : view.next_run(at)]
         common = self._agreement(tail, gap)
         bare = view.beginning(i, prompt=False)
-        bare_tail = tail
-        if bare is not None and view.beside(bare)[0] == at:
-            bare_tail = view.beside(bare)[1]
+        place, bare_tail = (at, tail) if bare is None else view.beside(bare)
+        if place != at:
+            bare_tail = tail
         # A generation prompt may open a thought that the finished turn does not show.
         needed = len(tail) if tail == bare_tail else self._agreement(tail, bare_tail) + 1
         if common < needed:
@@ -524,8 +535,8 @@ class _View:
         counts: dict[str, int] = {}
         for span in spans:
             for run in self._within(span):
-                inside = min(run.end, span[1]) - max(run.begin, span[0])
-                counts[run.color] = counts.get(run.color, 0) + inside
+                inside = max(run.begin, span[0]), min(run.end, span[1])
+                counts[run.color] = counts.get(run.color, 0) + self.shown.count(run.color, *inside)
         return counts
 
     def _within(self, span: Span) -> list[Run]:
@@ -566,6 +577,12 @@ def _silenced(message: Message) -> Message:
         thought, rest = split_thoughts(kept["content"])
         kept["content"] = rest.lstrip("\n") if thought else rest
     return kept
+
+
+def _finds(patterns: Sequence[re.Pattern[str] | None], messages: list[Message]) -> bool:
+    tags = next((keep for keep in patterns if keep), None)
+    said = (m.get("content") for m in messages if m["role"] == "assistant")
+    return tags is not None and any(isinstance(text, str) and tags.search(text) for text in said)
 
 
 def _after_empty_thought(text: str, span: Span) -> Span:

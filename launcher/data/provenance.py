@@ -18,9 +18,11 @@ Message = dict[str, Any]
 
 #: Stand-ins: characters of a plane that no text uses.
 _FIRST = 0x100000
-_RUN = re.compile("([\U00100000-\U0010fffd])\\1*")
+_STANDS_IN = re.compile("[\U00100000-\U0010fffd]+")
+#: Stand-ins of one text, and what is kept between them.
+_RUN = re.compile(r'([\U00100000-\U0010fffd])(?:[\s"\\\x00-\x1f]*\1)*')
 #: White space is trimmed and these are escaped in JSON; all others are as good as any other.
-_PAINTED = r'[^\s"\\\x00-\x1f]'
+_PAINTED = re.compile(r'[^\s"\\\x00-\x1f]')
 #: Thoughts at the beginning of a content, with their tags; some models' opening tag is in the
 #: prompt.
 _THOUGHTS = re.compile(
@@ -53,11 +55,10 @@ class Run:
 
 
 class Painted:
-    """Messages with stand-ins for all texts but those that match `keep`."""
+    """Messages with stand-ins for all texts but what matches `keep`, a pattern with one group."""
 
     def __init__(self, messages: list[Message], keep: re.Pattern[str] | None = None) -> None:
-        self._pattern = re.compile(f"({keep.pattern})|{_PAINTED}" if keep else _PAINTED)
-        self._keeps = keep is not None
+        self._keep = keep
         self.said: dict[str, Said] = {}
         self.messages = [self._message(i, message) for i, message in enumerate(messages)]
 
@@ -116,28 +117,25 @@ class Painted:
         self.said[color] = Said(i, kind, color, size)
 
     def _painter(self) -> _Painter:
-        return _Painter(chr(_FIRST + len(self.said)), self._pattern, self._keeps)
+        return _Painter(chr(_FIRST + len(self.said)), self._keep)
 
 
 class _Painter:
     """Replaces the characters of texts by `color`, and counts them."""
 
-    def __init__(self, color: str, pattern: re.Pattern[str], keeps: bool) -> None:
+    def __init__(self, color: str, keep: re.Pattern[str] | None) -> None:
         self.color = color
         self.size = 0
-        self._pattern = pattern
-        self._keeps = keeps
+        self._keep = keep
 
     def __call__(self, value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        if not self._keeps:
-            painted, count = self._pattern.subn(self.color, value)
-        else:
-            painted = self._pattern.sub(lambda match: match[1] or self.color, value)
-            count = painted.count(self.color)
-        self.size += count
-        return painted
+        parts = self._keep.split(value) if self._keep else [value]
+        for number in range(0, len(parts), 2):  # between them stands what is kept
+            parts[number], count = _PAINTED.subn(self.color, parts[number])
+            self.size += count
+        return "".join(parts)
 
 
 def _leaves(value: Any, paint: _Painter) -> Any:
@@ -174,7 +172,7 @@ def same_but_painted(text: str, painted: str) -> bool:
     if len(text) != len(painted):
         return False
     begin = 0
-    for match in _RUN.finditer(painted):
+    for match in _STANDS_IN.finditer(painted):
         if text[begin : match.start()] != painted[begin : match.start()]:
             return False
         begin = match.end()

@@ -194,6 +194,14 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
+        "data.template_options.tools",
+        "set by the launcher",
+        "enable_thinking",
+        {"data": {"template_options": {"tools": False}}},
+        {"data": {"template_options": {"enable_thinking": False}}},
+        {},
+    ),
+    (
         "objective.name",
         "sft with data.format=text",
         "objective=text",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from launcher.config.schema import Config
 from launcher.curate import report
 from launcher.errors import ConfigError, DataError
 from support.curation import pairs
+from support.models import make_tokenizer
 
 Write = Callable[..., str]
 Configure = Callable[..., Config]
@@ -233,3 +235,22 @@ def test_missing_files_are_named(configure: Configure) -> None:
 def test_an_unknown_profile(write: Write, configure: Configure) -> None:
     with pytest.raises(ConfigError, match="no profile"):
         report.build(configure(train=write(pairs(3))), "azure")
+
+
+def test_what_the_template_leaves_out_is_a_rule(
+    write: Write, configure: Configure, tmp_path: Path
+) -> None:
+    """Only with a tokenizer there is a template; it is named where that is not so."""
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "Five."}]
+    call = {"type": "function", "function": {"name": "count", "arguments": {"what": "eggs"}}}
+    called = [turns[0], {**turns[1], "tool_calls": [call]}]
+    data = write([{"messages": turns}, {"messages": called}])
+    config = configure(train=data)
+    assert rules(config)["left_out"]["verdict"] == "skipped"
+    config.model.name = str(make_tokenizer(tmp_path / "tokenizer"))
+    (rule,) = [rule for name, rule in rules(config).items() if name == "left_out"]
+    assert (rule["verdict"], rule["count"], rule["share"]) == ("fail", 1, 0.5)
+    assert rule["examples"][0]["where"].endswith("train.jsonl:2")
+    assert rule["examples"][0]["why"] == "the chat template leaves out tool calls"
+    config.data.report.fail = {"left_out": 0.5}
+    assert rules(config)["left_out"]["verdict"] == "warn"

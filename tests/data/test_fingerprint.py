@@ -75,6 +75,20 @@ def test_every_data_option_is_accounted_for() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"template_options": {"enable_thinking": False}},
+        {"thoughts": "none"},
+        {"learn_empty_thoughts": False},
+    ],
+)
+def test_how_thoughts_are_laid_out_decides(
+    configure: Configure, data: Path, option: dict[str, Any]
+) -> None:
+    assert data_keys(configure(train=data, **option)) != data_keys(configure(train=data))
+
+
 def test_content_decides_not_the_folder_or_the_time(
     configure: Configure, data: Path, tmp_path: Path
 ) -> None:

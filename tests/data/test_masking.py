@@ -167,6 +167,42 @@ def test_a_mark_around_what_others_say_is_not_believed(make_tokenizer: Make) -> 
     assert "puts what message 3 (user) says into what the model is to learn" in caught.value.found
 
 
+CALL = {"type": "function", "function": {"name": "find", "arguments": {"x": "a", "ok": True}}}
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("c.function.name ~ c.function.arguments", 'find{"x": "a", "ok": true}'),
+        ("c.function.name + c.function.arguments", 'find{"x": "a", "ok": true}'),
+        ("c.function.arguments | tojson", '{"x": "a", "ok": true}'),
+        ("c.function.arguments.x", "a"),
+        (
+            "(tools | selectattr('function.name', 'eq', c.function.name) | first).function.d"
+            " ~ c.function.arguments.x",
+            "ita",
+        ),
+        ("c.function.name | e ~ (c.function.arguments.x | e)", "finda"),
+    ],
+)
+def test_calls_are_written_in_any_way(written: str, expected: str, make_tokenizer: Make) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.tool_calls %}"
+        "{% for c in m.tool_calls %}{{ WRITTEN }}{% endfor %}{% else %}{{ m.content | e }}"
+        "{% endif %}{{ '<|im_end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("WRITTEN", written)
+    messages = [
+        {"role": "user", "content": "a < b & c?"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "<done>"},
+        {"role": "assistant", "content": "it's <b>"},
+    ]
+    tools = [{"type": "function", "function": {"name": "find", "d": "it"}}]
+    spans = learned(make_tokenizer(template), {"messages": messages, "tools": tools})
+    assert spans == [f"{expected}<|im_end|>", "it&#39;s &lt;b&gt;<|im_end|>"]
+
+
 def test_no_chat_template(make_tokenizer: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         Encoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])

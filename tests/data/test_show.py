@@ -53,3 +53,23 @@ def test_show_of_a_run_folder(
     assert "[[  it is" in capsys.readouterr().out
     assert show.main([str(run), "--split", "validation"]) == 3
     assert show.main([str(tmp_path)]) == 2
+
+
+def test_what_the_template_leaves_out_is_shown(
+    configure: Callable[..., Config],
+    make_data: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    thoughtful = chat("how many?", "five")
+    thoughtful["messages"][1]["reasoning_content"] = "seven less two"
+    data = make_data([chat("a", "b"), *[thoughtful] * 6])
+    folder = prepare(configure(train=data))["train"]
+    said = capsys.readouterr().err
+    assert f"{data}:2: the chat template leaves out the thoughts of message 2" in said
+    assert "train.jsonl:7" not in said  # five are named, the others counted
+    assert "leaves out what the assistant says in 6 of 7 records" in said
+    assert "6 with something left out" in said
+    assert show.main([str(folder), "--count", "7"]) == 0
+    first, second, *_ = capsys.readouterr().out.split("\n\n")
+    assert "leaves out" not in first
+    assert "\nthe chat template leaves out of it: thoughts\n" in second

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from launcher.config.schema import Thoughts
+from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
 from support.templates import FAMILIES, tokenizer_of
@@ -223,3 +225,85 @@ def test_what_is_learned_follows_the_prompt_that_asks_for_it(family: str, make: 
         prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         opened = prompt.removesuffix("<think>\n").removesuffix("<|channel>thought\n<channel|>")
         assert found.text[:begin] in (prompt, opened)
+
+
+def thinking(family: str, make: Make, **options: Any) -> list[str]:
+    """What is learned of two turns with a thought each."""
+    found = render(make(family), SHAPES["thoughts in a field"], **options)
+    assert isinstance(found, Rendering)
+    return [found.text[a:b] for a, b in found.spans]
+
+
+def test_thoughts_follow_the_template_or_the_config(make: Make) -> None:
+    plain = "Д Ж.<|im_end|>"
+    thought, later = "<think>\nЩ Щ\n</think>\n\n", "<think>\nЮ Ю\n</think>\n\n"
+    empty, last = "<think>\n\n</think>\n\n", 'Щ "Ю"<|im_end|>'
+    assert thinking("qwen3", make) == [plain, later + last]
+    assert thinking("qwen3", make, thoughts=Thoughts.last) == [plain, later + last]
+    assert thinking("qwen3", make, thoughts=Thoughts.none) == [plain, empty + last]
+    unlearned = {"thoughts": Thoughts.none, "learn_empty_thoughts": False}
+    assert thinking("qwen3", make, **unlearned) == [plain, last]
+    # The prompt opens the thought; the template's own switch keeps those of earlier turns.
+    opened = "<think>\n"
+    assert thinking("qwen3_5", make) == [plain, later.removeprefix(opened) + last]
+    kept = thinking("qwen3_5", make, variables={"preserve_thinking": True})
+    assert kept == [(thought + plain).removeprefix(opened), (later + last).removeprefix(opened)]
+    # There an empty thought is closed by the turn.
+    assert thinking("qwen3_5", make, thoughts=Thoughts.none)[1] == "\n</think>\n\n" + last
+    assert thinking("qwen3_5", make, **unlearned)[1] == last
+    # Without thinking the prompt has the empty thought, which is then not learned.
+    off = {"thoughts": Thoughts.none, "variables": {"enable_thinking": False}}
+    assert thinking("qwen3", make, **off) == [plain, last]
+
+
+def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
+    tokenizer, chat = make("qwen3"), SHAPES["thoughts in a field"]
+    (item,) = Encoder(tokenizer, chat=ChatOptions(thoughts=Thoughts.all)).encode([chat])
+    assert isinstance(item, Encoded)
+    assert not item.left_out
+    learned = [tokenizer.decode(tokens[targets == 1]) for tokens, targets in item.pieces]
+    assert learned == [
+        "<think>\nЩ Щ\n</think>\n\nД Ж.<|im_end|>",
+        '<think>\nЮ Ю\n</think>\n\nЩ "Ю"<|im_end|>',
+    ]
+    # The second one sees the first turn as the template shows it when asked the second question.
+    assert "Щ Щ" not in tokenizer.decode(item.pieces[1][0])
+    # What the template shows anyway stays one sequence.
+    options = ChatOptions(thoughts=Thoughts.all, variables={"preserve_thinking": True})
+    (item,) = Encoder(make("qwen3_5"), chat=options).encode([chat])
+    assert isinstance(item, Encoded)
+    assert len(item.pieces) == 1
+
+
+def test_what_is_left_out_is_named_by_message(make: Make) -> None:
+    chat = SHAPES["thoughts in a field"]
+    found = render(make("qwen3"), chat)
+    assert isinstance(found, Rendering)
+    assert found.left_out == ((2, THOUGHTS),)
+    system = render(make("qwen3"), chat, system="β")
+    assert isinstance(system, Rendering)
+    assert system.left_out == ((2, THOUGHTS),)  # as the record numbers them
+    silent = render(make("qwen3"), Chat(chat.messages, None, frozenset({1})))
+    assert isinstance(silent, Rendering)
+    assert silent.left_out == ()
+
+
+@pytest.mark.parametrize("family", ["deepseek_r1", "qwen2_5", "glm4_5", "gemma4"])
+def test_arguments_reach_the_template_as_it_wants_them(family: str, make: Make) -> None:
+    chat = Chat([USER, call("Ж", city="Д é", open=True), result("γ"), ANSWER], TOOLS)
+    found = render(make(family), chat)
+    assert isinstance(found, Rendering)
+    said = found.text[slice(*found.spans[0])]
+    assert {
+        "deepseek_r1": '{"city": "Д é", "open": true}',
+        "qwen2_5": '{"city": "Д é", "open": true}',
+        "glm4_5": "<arg_value>Д é</arg_value>",
+        "gemma4": '{city:<|"|>Д é<|"|>,open:true}',
+    }[family] in said
+
+
+@pytest.mark.parametrize("calls", [[], None])
+@pytest.mark.parametrize("family", ["llama3_1", "mistral", "gpt_oss", "deepseek_r1"])
+def test_a_list_of_no_calls_is_none(family: str, calls: Any, make: Make) -> None:
+    with_list = Chat([USER, {**ANSWER, "tool_calls": calls}])
+    assert render(make(family), with_list) == render(make(family), Chat([USER, ANSWER]))

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,3 +80,63 @@ assert sys.modules["torch"] is None
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.startswith("<|im_start|>user\nhi")
+
+
+def framed(single: str | None, eos: str | None = "</s>") -> Any:
+    """A tokenizer of bytes that puts special tokens around every text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    specials = ["<s>", "</s>", "[SEP]"]
+    raw.train_from_iterator(
+        ["a"],
+        trainers.BpeTrainer(
+            special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    if single:
+        raw.post_processor = processors.TemplateProcessing(
+            single=single, special_tokens=[(name, i) for i, name in enumerate(specials)]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token=eos)
+
+
+@pytest.mark.parametrize("single", [None, "<s> $A", "<s> $A </s>", "$A </s>", "<s> $A [SEP]"])
+@pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s>\n", "\n<s>ab"])
+def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> None:
+    from launcher.data.encoding import Encoded, Encoder
+    from launcher.data.formats.base import Pair, Text
+
+    tokenizer = framed(single)
+    pair = Pair(text[: text.index("b")], text[text.index("b") :])
+    for example in (Text(text), pair):
+        (item,) = Encoder(tokenizer).encode([example])
+        assert isinstance(item, Encoded)
+        ((tokens, targets),) = item.pieces
+        shown = tokenizer.decode(tokens)
+        begins = (single or "").startswith("<s>") or "<s>" in text
+        assert shown.count("<s>") == begins
+        assert shown.count("</s>") == 1
+        assert shown.startswith("<s>" if begins and text[0] != "\n" else text[0])
+        if isinstance(example, Pair):
+            assert tokenizer.decode(tokens[targets == 1]).startswith("b")
+        else:
+            assert targets.all()
+
+
+def test_a_template_that_begins_texts_is_not_begun_again() -> None:
+    from launcher.data.encoding import Encoded, Encoder
+    from launcher.data.formats.base import Chat
+
+    tokenizer = framed("<s> $A </s>")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
+    )
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    (item,) = Encoder(tokenizer).encode([Chat(turns)])
+    assert isinstance(item, Encoded)
+    assert tokenizer.decode(item.pieces[0][0]) == "<s>a</s>b</s>"

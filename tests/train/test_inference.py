@@ -27,7 +27,7 @@ from launcher.train.inference import Message, Sampling, Speaker, _Streamer
 from launcher.train.open import open_speaker
 from launcher.train.replies import Ask, reply
 from launcher.train.score import score
-from support.models import make_llama
+from support.models import make_llama, make_tokenizer
 
 
 @pytest.fixture
@@ -374,3 +374,26 @@ def test_chat_needs_a_template(run: RunDir, capsys: pytest.CaptureFixture[str]) 
     path.unlink()
     assert chat.main([str(run)]) == ExitCode.usage
     assert "no chat template" in capsys.readouterr().err
+
+
+def test_prompts_have_the_variables_and_no_second_beginning(tmp_path: Path) -> None:
+    from tokenizers import processors
+    from transformers import AutoTokenizer
+
+    template = (
+        "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt and enable_thinking is false %}{{ '<think></think>' }}"
+        "{% endif %}"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(make_tokenizer(tmp_path, chat_template=template))
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos)]
+    )
+    plain = Speaker(None, tokenizer, None, True)
+    quiet = Speaker(None, tokenizer, None, True, {"enable_thinking": False})
+    asked = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.decode(plain.tokens(asked)) == "<bos>Hi"
+    assert tokenizer.decode(quiet.tokens(asked)) == "<bos>Hi<think></think>"
+    for text in ("Hi", "<bos>Hi"):
+        assert tokenizer.decode(plain.raw_tokens(text)) == "<bos>Hi"
