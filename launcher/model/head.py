@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from launcher.errors import ConfigError
 from launcher.model import attention
 
 #: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
@@ -201,7 +202,16 @@ class Inputs:
 def _select(values: Tensor, keep: Tensor, count: int) -> Tensor:
     """The `count` vectors at the positions `keep`; most models have picked them already."""
     flat = values.reshape(-1, values.shape[-1])
-    return flat if len(flat) == count else flat[keep.flatten()]
+    if len(flat) == count:
+        return flat
+    try:
+        return flat[keep.flatten()]
+    except IndexError as error:
+        raise ConfigError(
+            f"the model gives {len(flat)} vectors of logits, which are not those of its tokens",
+            where="model.name",
+            hint="it predicts otherwise than token by token: take another model",
+        ) from error
 
 
 def _is_same(logits: Tensor, result: Tensor | None) -> bool:

@@ -113,6 +113,17 @@ class _Probe:
         difference = (self.second(self.row) - self.second(self.changed)).abs().mean()
         return float(difference)
 
+    def foresight(self) -> float:
+        """What a change of a document's last token does to what is predicted before it, in nats a
+        target; a classifier reads all of it."""
+        if isinstance(self.head, ClassHead):
+            return 0.0
+        row = self.documents[0]
+        other = row.input_ids.clone()
+        other[-1] = other[0]
+        difference = self.losses(row) - self.losses(replace(row, input_ids=other))
+        return float(difference.abs().mean())
+
     def alone(self) -> Tensor:
         """The losses of both, one after the other."""
         return torch.cat([self.losses(row) for row in self.documents])
@@ -137,11 +148,18 @@ def isolate(
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     asked, head.isolates = head.isolates, False
-    with _plain_attention(inner):
-        expected = probe.alone()
+    with _plain_attention(inner), _as_refusal(inner):
+        expected, foresight = probe.alone(), probe.foresight()
     if not agree(bool(expected.isfinite().all())):
         head.isolates = asked
         return []  # a model that is broken already: its first step says so
+
+    if not agree(foresight <= tolerance.leak):
+        raise ConfigError(
+            f"{type(inner).__name__} is not causal: a token sees those that it is to predict",
+            where="model.name",
+            hint="a model that reads in both directions can classify: objective=classify",
+        )
 
     def off() -> float:
         return float((probe.losses(probe.row) - expected).abs().mean())
@@ -255,6 +273,21 @@ def _same(x: Tensor, y: Tensor, relative: float) -> bool:
     if not x.numel():
         return True
     return float((x - y).abs().max()) <= relative * float(x.abs().max())
+
+
+@contextmanager
+def _as_refusal(model: nn.Module) -> Iterator[None]:
+    """A model that transformers cannot compute a plain text with is refused."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"{type(model).__name__} fails on a text: {type(error).__name__}: {error}",
+            where="model.name",
+            hint="see whether plain transformers can compute it, or take another model",
+        ) from error
 
 
 @contextmanager

@@ -275,3 +275,25 @@ def test_what_one_rank_finds_holds_for_all(cache):
     answers = iter([True, False, True, True])
     isolate(head, model, model, cache, CPU, lambda mine: next(answers))
     assert head.layout == "padded, sdpa"
+
+
+def test_a_model_that_reads_in_both_directions_is_refused(cache):
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(ConfigError, match="is not causal"):
+        isolate(TargetHead(model), model, model, cache, CPU)
+
+
+class Broken(torch.nn.Module):
+    def forward(self, hidden, *args, **kwargs):
+        raise LookupError("no such state")
+
+
+def test_a_model_that_cannot_be_computed_is_refused_with_the_reason(cache):
+    model = make("llama")
+    model.model.layers[0] = Broken()
+    with pytest.raises(ConfigError, match="fails on a text: LookupError: no such state"):
+        isolate(TargetHead(model), model, model, cache, CPU)
