@@ -29,6 +29,16 @@ def head_names(model: ModelConfig) -> list[str] | None:
     return [str(names[key]) for key in sorted(names, key=int)]
 
 
+def ties_embeddings(model: ModelConfig) -> bool:
+    """Whether embedding and head are known to be one matrix."""
+    if isinstance(model, TinyModelConfig):
+        return model.tie_embeddings
+    content = _content(model)
+    text = content.get("text_config")
+    own = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return bool(content.get("tie_word_embeddings") if own is None else own)
+
+
 def _content(model: ModelConfig) -> dict[str, Any]:
     if isinstance(model, TinyModelConfig) or not model.name:
         return {}

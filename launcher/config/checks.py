@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.config import (
+    architecture,
     batching,
     classify_checks,
     eval_checks,
@@ -27,6 +28,14 @@ BATCH_KEYS = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
+)
+
+
+#: Modules of which the embeddings of a model are two that share one matrix.
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
+TIED_HINT = (
+    "leave it out of peft.targets; to train the shared matrix itself, set"
+    " peft.modules_to_save=[embed_tokens]"
 )
 
 
@@ -110,6 +119,15 @@ def _peft(config: Config) -> Iterator[Problem]:
         if not names or not all(isinstance(name, str) and name for name in names):
             hint = "write all-linear, or a list such as [q_proj, v_proj]"
             yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+        elif architecture.ties_embeddings(config.model):
+            yield from _tied(names)
+
+
+def _tied(names: list[str]) -> Iterator[Problem]:
+    for name in names:
+        if name.rpartition(".")[2] in _EMBEDDINGS:
+            found = f"{name!r} is tied to the other embedding: its adapter could not be merged"
+            yield Problem("peft.targets", found, TIED_HINT)
 
 
 def _train(config: Config) -> Iterator[Problem]:

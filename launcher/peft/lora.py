@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from launcher.config import schema
+from launcher.config import checks, schema
 from launcher.errors import ConfigError, Problem, did_you_mean
 from launcher.peft import saved
 
@@ -30,18 +30,20 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
     Of a classifier, `head` names the modules that its base lacks: they are trained in full. With
     `config.adapter` the adapters are laid out as that folder says; `saved.load` fills them.
 
-    Raises `ConfigError` naming the closest module names if a target or a module to save does not
-    exist, and for what peft cannot adapt. Under ZeRO-3 call it on every rank, after the base was
-    loaded and before deepspeed.initialize, which takes rank 0's adapters for all ranks and
-    partitions them.
+    Its `left_out` is a line about linear layers without adapters, or None. Raises `ConfigError`
+    naming the closest module names if a target or a module to save does not exist, and for what
+    peft cannot adapt. Under ZeRO-3 call it on every rank, after the base was loaded and before
+    deepspeed.initialize, which takes rank 0's adapters for all ranks and partitions them.
     """
     import peft
 
+    told = None
     if config.adapter is not None:
         options = saved.options(config.adapter)
         whole = list(options.modules_to_save or ())
     else:
         targets = choose(model, config, head)
+        told = targets.explain()
         whole = [*config.modules_to_save, *(head or ())]
         options = peft.LoraConfig(
             task_type=peft.TaskType.CAUSAL_LM if head is None else peft.TaskType.SEQ_CLS,
@@ -68,7 +70,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
         # model would be cast down by it anyway, and under ZeRO-3 would mix dtypes in one
         # all-gather.
         try:
-            return peft.get_peft_model(model, options, autocast_adapter_dtype=False)
+            adapted = peft.get_peft_model(model, options, autocast_adapter_dtype=False)
         except ValueError as error:
             where = "peft.adapter" if config.adapter else "peft.targets"
             raise ConfigError(
@@ -76,6 +78,8 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
                 where=where,
                 hint="name other layers, e.g. peft.targets=[q_proj,v_proj]",
             ) from error
+    adapted.left_out = told
+    return adapted
 
 
 def describe(model: nn.Module) -> tuple[int, int]:
@@ -116,9 +120,7 @@ class Targets:
         return "without adapters: " + "; ".join(told)
 
 
-def choose(
-    model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None
-) -> Targets:
+def choose(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None) -> Targets:
     """The layers that `config` asks to adapt; `head` is never among them.
 
     Raises `ConfigError` for names that the model does not have, layers that cannot be adapted and
@@ -260,7 +262,7 @@ def _reader_of_weight(name: str, modules: dict[str, nn.Module]) -> str | None:
     projection has a part in.
     """
     parent, _, leaf = name.rpartition(".")
-    around = type(modules[parent]) if parent in modules else None
+    around: Any = type(modules[parent]) if parent in modules else None
     return around.__name__ if around is not None and leaf in _weights_read(around) else None
 
 
@@ -303,8 +305,9 @@ def _move_renamed(model: Any, modules: dict[str, nn.Module], found: Targets) -> 
 
 
 def _is_renamed(model: Any, leaf: str) -> bool:
-    import peft
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    import peft
 
     options = peft.LoraConfig(target_modules=[leaf])
     try:
@@ -418,14 +421,8 @@ def _refuse_tied(model: Any, found: Targets) -> None:
                 f"{name!r} is tied to the other embedding: an adapter beside one of the two can"
                 " never be merged",
                 where="peft.targets",
-                hint=TIED_HINT,
+                hint=checks.TIED_HINT,
             )
-
-
-TIED_HINT = (
-    "leave it out of peft.targets, and to train the shared matrix itself set"
-    " peft.modules_to_save=[embed_tokens]"
-)
 
 
 def _saves_tied_embedding(model: Any, config: schema.LoraConfig) -> bool:
@@ -448,6 +445,8 @@ def _saves_tied_embedding(model: Any, config: schema.LoraConfig) -> bool:
                 hint="leave it out, or train all weights with peft=none",
             )
     return bool(named)
+
+
 @contextlib.contextmanager
 def _as_zero3(model: nn.Module) -> Iterator[None]:
     """Let peft see that the base is partitioned, so that DoRA gathers each weight for its norm.

@@ -29,10 +29,11 @@ class AdapterReader:
     """
 
     def __init__(self, folder: str | Path, model: Any) -> None:
-        from peft import get_peft_model_state_dict, load_peft_weights
         from peft.utils.transformers_weight_conversion import (
             convert_peft_adapter_state_dict_for_transformers,
         )
+
+        from peft import get_peft_model_state_dict, load_peft_weights
 
         try:
             state = load_peft_weights(str(folder), device="cpu")

@@ -130,7 +130,11 @@ def train(
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
         _refuse_untrained_tokens(model, len(tokenizer))
+        if model.left_out:
+            say(model.left_out)
     trainable, total = describe(model)
+    if ranks.is_main and plan.trainable != trainable:
+        write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
     if start is not None:
