@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 
 _ROOT = "base_model.model."
@@ -50,7 +51,9 @@ class Merger:
         self._dtype = dtype
 
     @classmethod
-    def of(cls, model: Any, weights: FragmentReader, dtype: torch.dtype) -> Merger | None:
+    def of(
+        cls, model: Any, weights: FragmentReader | AdapterReader, dtype: torch.dtype
+    ) -> Merger | None:
         """The merger of a trained model's structure (meta device will do), plain or with adapters.
 
         `dtype` is that in which training held the base. None where the adapters are not all on

@@ -16,7 +16,6 @@ from torch import nn
 
 from launcher.config import checks, schema
 from launcher.errors import ConfigError, Problem, did_you_mean
-from launcher.peft import saved
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,7 +27,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
     """Freeze `model` and put trainable adapters beside the target modules (in place).
 
     Of a classifier, `head` names the modules that its base lacks: they are trained in full. With
-    `config.adapter` the adapters are laid out as that folder says; `saved.load` fills them.
+    `config.adapter` the adapters are laid out as that folder says; its weights are loaded after.
 
     Its `left_out` is a line about linear layers without adapters, or None. Raises `ConfigError`
     naming the closest module names if a target or a module to save does not exist, and for what
@@ -39,7 +38,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
 
     told = None
     if config.adapter is not None:
-        options = saved.options(config.adapter)
+        options = _options_of(config.adapter)
         whole = list(options.modules_to_save or ())
     else:
         targets = choose(model, config, head)
@@ -80,6 +79,21 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
             ) from error
     adapted.left_out = told
     return adapted
+
+
+def _options_of(folder: str) -> Any:
+    import peft
+
+    try:
+        found = peft.LoraConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            f"its config cannot be read: {str(error).splitlines()[0]}",
+            where=f"peft.adapter={folder}",
+            hint="the run needs the folder of the adapter that it goes on from: put it back",
+        ) from error
+    found.inference_mode = False
+    return found
 
 
 def describe(model: nn.Module) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from launcher import console
 from launcher.config import compose, deepspeed
 from launcher.config import plan as plans
 from launcher.config.plan import Plan
-from launcher.config.schema import Config, OnNonFinite
+from launcher.config.schema import Config, LoraConfig, OnNonFinite
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.classes import settle
@@ -137,6 +137,9 @@ def train(
         write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
+    if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
+        restore.load_adapter(config.peft.adapter, model)
+        say(f"going on from the adapter in {config.peft.adapter}")
     if start is not None:
         heart.beat("start", 0, "weights")
         restore.load_weights(start, model)

@@ -1,4 +1,4 @@
-"""Adapters that lie in a folder, as peft writes them: how they are laid out, and their weights."""
+"""The weights of an adapter that lies in a folder, as peft writes it."""
 
 from __future__ import annotations
 
@@ -10,15 +10,6 @@ import torch
 from launcher.errors import ConfigError, LauncherError
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-def options(folder: str) -> Any:
-    """The `peft.LoraConfig` of a folder, to be trained further."""
-    import peft
-
-    found = peft.LoraConfig.from_pretrained(folder)
-    found.inference_mode = False
-    return found
 
 
 class AdapterReader:
