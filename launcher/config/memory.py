@@ -143,8 +143,10 @@ _PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_tex
 def trainable(config: Config, shape: Shape) -> int | None:
     """Number of trained parameters: all of them, or the adapters of LoRA; None if the model's
     files do not tell it to the number, and only the model itself can."""
-    if config.objective.classifies or config.model.add_tokens or _adapter(config):
-        return None  # the head, new rows or another's adapter count too
+    if config.objective.classifies or config.model.add_tokens:
+        return None  # the head or new rows count too
+    if adapter := _adapter(config):
+        return tensors.in_adapter(Path(adapter))
     if not isinstance(config.peft, LoraConfig):
         # Towers that no text trains are in the files of a model that reads more than text.
         return shape.parameters if shape.tensors or _is_plain(shape) else None

@@ -70,17 +70,12 @@ def read(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     `content` is config.json. Left out are buffers, scales and what the model does not load: layers
     that predict further tokens, and towers for images or sound of a model opened for text alone.
     """
-    files = sorted(folder.glob("*.safetensors"))
-    found: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, 100_000_000)))
-        for name, tensor in header.items():
-            if name != "__metadata__" and not _BUFFER.search(name):
-                name, shape = _unpacked(name, tuple(tensor["shape"]), tensor["dtype"])
-                found[name] = shape
-    if not files:
+    found = {}
+    for name, tensor in _headers(folder):
+        if not _BUFFER.search(name):
+            name, shape = _unpacked(name, tuple(tensor["shape"]), tensor["dtype"])
+            found[name] = shape
+    if not found:
         return None
     text = content.get("text_config", content)
     layers = text.get("num_hidden_layers")
@@ -88,6 +83,26 @@ def read(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, ...]]
     if tied and any(_is_in(name, ["embed_tokens"]) for name in found):
         found.pop("lm_head.weight", None)
     return {name: shape for name, shape in found.items() if _is_loaded(name, layers, content)}
+
+
+def _headers(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(min(length, 100_000_000)))
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
+
+
+def in_adapter(folder: Path) -> int | None:
+    """Parameters of an adapter that is trained further; None if it holds whole modules too, which
+    may be there for their new rows alone, or cannot be read."""
+    try:
+        shapes = {name: tensor["shape"] for name, tensor in _headers(folder)}
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+    if not shapes or not all(".lora_" in name for name in shapes):
+        return None
+    return int(sum(math.prod(shape) for shape in shapes.values()))
 
 
 def _unpacked(name: str, shape: tuple[int, ...], dtype: str) -> tuple[str, tuple[int, ...]]:

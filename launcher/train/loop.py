@@ -39,7 +39,7 @@ from launcher.train.finish import finish
 from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.schedule import factor
-from launcher.train.selftest import check_isolation
+from launcher.train.selftest import check_isolation, silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
 from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
@@ -239,6 +239,7 @@ def train(
         if stopping():
             stop_now()
 
+        is_fresh = isinstance(config.peft, LoraConfig) and not config.peft.adapter and not start
         while progress.step < plan.steps:
             step = progress.step
             heart.beat("step", step, "batch")
@@ -280,6 +281,10 @@ def train(
             rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
             heart.beat("step", step, "update")
             result = engine.step(rate)
+            if is_fresh and result.applied and rate > 0:
+                is_fresh = False
+                if silent := silent_adapters(engine.pieces()):
+                    warn(f"no gradient reaches the adapters of {_some(silent)}")
             heart.beat("step", step, "log")
             progress.step += 1
             progress.eval_loss = None

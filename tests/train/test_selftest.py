@@ -8,7 +8,8 @@ from launcher.data import cache as caches
 from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.head import TargetHead
-from launcher.train.selftest import check_isolation
+from launcher.train.engine import Piece
+from launcher.train.selftest import check_isolation, silent_adapters
 from support.models import make_llama
 
 
@@ -46,3 +47,19 @@ def test_layers_that_carry_state_are_refused(model, cache):
     model.model.layers[0] = Leaking(model.model.layers[0])
     with pytest.raises(ConfigError, match="see each other"):
         check_isolation(TargetHead(model, "document"), model, cache, torch.device("cpu"))
+
+
+def test_an_adapter_that_the_first_step_left_at_zero_is_named():
+    flat = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, -1e-9])
+
+    def piece(name, start, size):
+        return Piece(name, (size,), 0, size, flat, start)
+
+    pieces = [
+        piece("layers.0.q_proj.lora_A.default.weight", 0, 2),
+        piece("layers.0.q_proj.lora_B.default.weight", 2, 2),
+        piece("layers.0.v_proj.lora_B.default.weight", 4, 1),
+        piece("layers.0.v_proj.lora_B.default.weight", 5, 1),
+    ]
+    assert silent_adapters(pieces) == ["layers.0.q_proj"]
+    assert silent_adapters(pieces[2:]) == []
