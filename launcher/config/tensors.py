@@ -25,23 +25,34 @@ COUNTED = frozenset(
         *("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "granite", "olmo2", "glm4"),
         *("gemma2", "gemma3", "gemma3_text", "gpt2", "mixtral", "qwen2_moe", "qwen3_moe"),
         *("qwen3_5", "qwen3_5_text", "qwen3_next", "glm4_moe", "deepseek_v3", "gpt_oss"),
-        *("falcon_h1", "mamba", "lfm2"),
+        *("gemma4_text", "qwen3_5_moe_text", "llama4_text", "olmoe", "lfm2_moe"),
+        *("falcon_h1", "mamba", "lfm2", "granitemoehybrid"),
     )
 )
 #: Ends of the names of linear layers whose weight the model reads itself, past any adapter.
 _READ_DIRECTLY = {
     "falcon_h1": ("mamba.out_proj",),
+    "granitemoehybrid": ("mamba.out_proj",),
     "mamba": ("mixer.x_proj", "mixer.dt_proj", "mixer.out_proj"),
 }
-_EMBEDDINGS = ("embed_tokens", "embeddings", "wte", "wpe", "embed_in", "word_embeddings")
+_EMBEDDINGS = (
+    "embed_tokens",
+    "embeddings",
+    "wte",
+    "wpe",
+    "embed_tokens_per_layer",
+    "embed_in",
+    "word_embeddings",
+)
 _HEADS = ("lm_head", "embed_out", "score", "classifier")
 #: State and scales that lie among the weights without being parameters.
 _BUFFER = re.compile(
-    r"(e_score_correction_bias|expert_bias|inv_freq|running_mean|running_var|masked_bias"
+    r"(e_score_correction_bias|expert_bias|layer_scalar|inv_freq|running_mean|running_var|masked_bias"
     r"|num_batches_tracked|\.attn\.bias|_scale_inv|_scales|\.absmax|\.quant_map|\.nested_\w+"
     r"|quant_state\.\w+)$"
 )
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w1|w2|w3|gate_proj|up_proj|down_proj)\.weight$")
+_GRANITE = re.compile(r"(.*\.block_sparse_moe)\.(input|output)_linear\.weight$")
 _OTHER_PART = re.compile(
     r"(^|\.)(visual|vision|audio|vision_\w+|audio_\w+|embed_(vision|audio)"
     r"|multi_modal_projector)(\.|$)"
@@ -177,7 +188,13 @@ def _matrices(tensors: Tensors) -> Iterator[Matrix]:
             fused.setdefault((expert[1], into), []).append(shape)
             numbers.setdefault(expert[1], set()).add(int(expert[2]))
         elif name.endswith(".weight") and len(shape) == 2:
-            yield Matrix(name.removesuffix(".weight"), shape[1], shape[0])
+            module = name.removesuffix(".weight")
+            if module.endswith(".router.layer"):  # Granite's, in files
+                module = module.removesuffix(".layer")
+            yield Matrix(module, shape[1], shape[0])
+        elif len(shape) == 3 and (granite := _GRANITE.match(name)):
+            into = "gate_up_proj" if granite[2] == "input" else "down_proj"
+            yield Matrix(f"{granite[1]}.experts.{into}", shape[2], shape[1], shape[0])
         elif ".experts." in name and len(shape) == 3:
             yield Matrix(name, shape[1], shape[2], shape[0])
     for (prefix, into), shapes in fused.items():

@@ -286,7 +286,8 @@ def _weights_read(kind: type) -> frozenset[str]:
         source = inspect.getsource(kind)
     except (OSError, TypeError):
         return frozenset()
-    about = r"\.(?:dtype|device|shape|size|ndim|is_cuda)\b"
+    # Asked about, or cut in slices for the tensor parallelism of old checkpoints.
+    about = r"\.(?:dtype|device|shape|size|ndim|is_cuda)\b|\["
     return frozenset(re.findall(rf"self\.(\w+)\.weight\b(?!{about})", source))
 
 

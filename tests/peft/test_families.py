@@ -17,6 +17,7 @@ from support.families import FAMILIES, family
 #: Linear layers whose weight a fused kernel takes past any adapter.
 LEFT_OUT = {
     "falcon_h1": {"mamba.out_proj"},
+    "granitemoehybrid": {"mamba.out_proj"},
     "mamba": {"mixer.x_proj", "mixer.dt_proj", "mixer.out_proj"},
 }
 

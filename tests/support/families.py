@@ -81,6 +81,41 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "mamba": {"state_size": 8, "expand": 2},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "gemma4_text": {
+        "tie_word_embeddings": True,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "global_head_dim": 16,
+        "vocab_size_per_layer_input": 300,
+        "hidden_size_per_layer_input": 8,
+    },
+    "qwen3_5_moe_text": {
+        **_DELTA,
+        **_EXPERTS,
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 24,
+    },
+    "llama4_text": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "intermediate_size_mlp": 40,
+        "interleave_moe_layer_step": 2,
+    },
+    "granitemoehybrid": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["mamba", "attention"],
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+        "mamba_d_state": 8,
+        "shared_intermediate_size": 24,
+    },
+    "lfm2_moe": {
+        **_EXPERTS,
+        "num_experts": 4,
+        "layer_types": ["conv", "full_attention"],
+        "num_dense_layers": 1,
+    },
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "tie_word_embeddings": True},
 }
 
