@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from launcher.config import memory
+from launcher.config import memory, tensors
 from launcher.config.schema import ModelConfig, TinyModelConfig
 
 #: How the class names of language models end. A classifier made from one is called otherwise and
@@ -37,6 +37,14 @@ def ties_embeddings(model: ModelConfig) -> bool:
     text = content.get("text_config")
     own = text.get("tie_word_embeddings") if isinstance(text, dict) else None
     return bool(content.get("tie_word_embeddings") if own is None else own)
+
+
+def has_experts(model: ModelConfig) -> bool:
+    """Whether the layers are known to choose among experts."""
+    content = _content(model)
+    text = content.get("text_config")
+    text = text if isinstance(text, dict) else content
+    return any(text.get(key) for key in tensors.EXPERTS)
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def _peft(config: Config) -> Iterator[Problem]:
     if not isinstance(config.peft, LoraConfig):
         return
     targets = config.peft.targets
+    if targets == "all-linear" and architecture.has_experts(config.model):
+        yield from _experts(config.peft)
     if isinstance(targets, str) and targets != "all-linear":
         hint = f"write peft.targets=[{targets}], or all-linear"
         yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
@@ -121,6 +123,14 @@ def _peft(config: Config) -> Iterator[Problem]:
             yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
         elif architecture.ties_embeddings(config.model):
             yield from _tied(names)
+
+
+def _experts(peft: LoraConfig) -> Iterator[Problem]:
+    """peft adapts fused experts as parameters, and knows less there."""
+    for key, off in (("dora", "false"), ("dropout", "0")):
+        if getattr(peft, key) and peft.experts:
+            found = f"peft has none on experts that are fused, {getattr(peft, key)} is given"
+            yield Problem(f"peft.{key}", found, f"peft.{key}={off}")
 
 
 def _tied(names: list[str]) -> Iterator[Problem]:

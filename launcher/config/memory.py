@@ -199,6 +199,7 @@ def estimate(
     Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
     of the MLP width per token (`launcher.model.lean`; compiled, 4 of `hidden` and of the MLP); with
     gradient checkpointing only its input, and one block is alive at a time.
+    Adapters on fused experts keep the sum of weights and update besides.
     Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
     """
     if shape is None:
@@ -223,6 +224,9 @@ def estimate(
         activations = tokens * size * (shape.layers * shape.hidden + inside)
     else:
         activations = tokens * size * shape.layers * inside
+    if isinstance(config.peft, LoraConfig):
+        made = tensors.of_experts(config.peft, shape.tensors, shape.content)
+        activations += size * made // (shape.layers if config.model.gradient_checkpointing else 1)
     outputs = len(config.data.labels) if config.objective.classifies else shape.vocab
     logits = min(tokens, LOGIT_CHUNK) * outputs * (size + 8)
     host = 0.0

@@ -19,6 +19,8 @@ from launcher.config.schema import LoraConfig
 
 Tensors = Mapping[str, tuple[int, ...]]
 
+#: Keys of the number of experts in a config.json.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 #: Model types of which a test holds that their adapters are counted to the number.
 COUNTED = frozenset(
     (
@@ -159,6 +161,17 @@ def trainable(config: LoraConfig, tensors: Tensors, content: Mapping[str, Any]) 
     return total if kind in COUNTED and set(targets) == matched else None
 
 
+def of_experts(config: LoraConfig, tensors: Tensors, content: Mapping[str, Any]) -> int:
+    """Elements of the fused experts that adapters are on: each forward pass makes their sum."""
+    targets = [config.targets] if isinstance(config.targets, str) else config.targets
+    kind = str(content.get("model_type"))
+    return sum(
+        matrix.experts * matrix.inputs * matrix.outputs
+        for matrix in _matrices(tensors)
+        if matrix.experts > 1 and any(_asks(t, matrix, config, content, kind) for t in targets)
+    )
+
+
 def _asks(
     target: str, matrix: Matrix, config: LoraConfig, content: Mapping[str, Any], kind: str
 ) -> bool:
@@ -174,8 +187,7 @@ def _asks(
     if any(_ends(name, end) for end in _READ_DIRECTLY.get(kind, ())):
         return False
     text = content.get("text_config", content)
-    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    experts = next((n for key in keys if (n := text.get(key))), None)
+    experts = next((n for key in EXPERTS if (n := text.get(key))), None)
     return not (leaf in ("gate", "router") and matrix.outputs == experts)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from launcher.config import checks, schema
+from launcher.config import checks, schema, tensors
 from launcher.errors import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -251,8 +251,7 @@ def expert_parameters(name: str, module: nn.Module, experts: int | None) -> list
 
 def _count_experts(model: Any) -> int | None:
     config = model.config.get_text_config()
-    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return next((int(n) for key in keys if (n := getattr(config, key, None))), None)
+    return next((int(n) for key in tensors.EXPERTS if (n := getattr(config, key, None))), None)
 
 
 def _is_router(name: str, module: Any, experts: int | None) -> bool:

@@ -66,3 +66,27 @@ def test_of_an_unknown_architecture_nothing_is_claimed(tmp_path: Path) -> None:
 def test_a_layer_that_is_not_there_is_not_counted(tmp_path: Path) -> None:
     AutoModelForCausalLM.from_config(family("llama")).save_pretrained(tmp_path)
     assert planned(tmp_path, targets=["q_proj", "c_attn"]) is None
+
+
+def test_adapted_experts_are_kept_a_second_time_or_a_layer_of_them(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(family("mixtral")).save_pretrained(tmp_path)
+
+    def activations(experts: bool, checkpointing: bool) -> int:
+        config = make_config(
+            model={"name": str(tmp_path), "gradient_checkpointing": checkpointing},
+            peft={"name": "lora", "experts": experts},
+        )
+        found = memory.estimate(
+            config,
+            memory.model_shape(config),
+            world_size=1,
+            micro_batch=1,
+            precision="bf16",
+            dtype="bf16",
+        )
+        assert found is not None
+        return found["activations"]
+
+    layer = 4 * 3 * 32 * 48 * 2  # experts, matrices, sizes, bytes
+    assert activations(True, False) - activations(False, False) == 2 * layer
+    assert activations(True, True) - activations(False, True) == layer
