@@ -1,6 +1,7 @@
-"""The models that the launcher makes itself: where they are kept, and the pre-training of a base.
+"""The models that the launcher makes itself: where they are kept, and the making of a base.
 
-`python -m launcher.bases RUN_DIR` trains the base that a run's `model.recipe` names, once. Standard
+`python -m launcher.bases RUN_DIR` trains the base that a run's `model.recipe` names, or merges its
+`model.adapter` into its base, once. Standard
 library only, so both planes can ask.
 """
 
@@ -19,7 +20,7 @@ from typing import Any
 
 from launcher import __version__, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.errors import ExitCode, LauncherError
+from launcher.errors import ConfigError, ExitCode, LauncherError
 from launcher.rundir import RunDir, storage_errors
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
@@ -84,12 +85,35 @@ def _digest(*parts: Any) -> str:
 
 
 def trained_base(model: ModelConfig) -> Path | None:
-    """Folder of the base that `model.recipe` pre-trains, trained or not; None without recipe."""
+    """Folder of the base that is made before the run, made or not: what `model.recipe` pre-trains,
+    or a base with `model.adapter` merged in; None where the model is there as it is."""
+    if model.adapter is not None:
+        return runtime.cache_dir() / "merged" / _adapted_key(model, model.adapter)
     if not isinstance(model, TinyModelConfig) or model.recipe is None:
         return None
     from launcher.config import compose
 
     return base_folder(compose.compose(_recipe_words(model)), runtime.cache_dir())
+
+
+def _adapted_key(model: ModelConfig, adapter: str) -> str:
+    """Key of a base with an adapter merged in: by name, size and time of the adapter's files.
+
+    Raises `ConfigError` if the adapter is gone.
+    """
+    try:
+        files = [
+            [path.name, path.stat().st_size, path.stat().st_mtime_ns]
+            for path in sorted(Path(adapter).iterdir())
+            if path.name.startswith("adapter_")
+        ]
+    except OSError as error:
+        raise ConfigError(
+            f"the adapter cannot be read: {error.strerror}",
+            where=f"model.adapter={adapter}",
+            hint="put it back; its base is made from it",
+        ) from error
+    return _digest(__version__, model.name, model.revision, adapter, files)
 
 
 def is_missing(model: ModelConfig) -> bool:
@@ -98,10 +122,11 @@ def is_missing(model: ModelConfig) -> bool:
     return folder is not None and not (folder / "config.json").is_file()
 
 
-def make(model: TinyModelConfig) -> None:
-    """Run the recipe in its own processes and keep its export; a second caller waits for the first.
+def make(run: RunDir, model: ModelConfig) -> None:
+    """Run the recipe in its own processes and keep its export, or merge the adapter of the run
+    `run`; a second caller waits for the first.
 
-    Raises `LauncherError` with the exit code of the recipe if that fails.
+    Raises `LauncherError` with the exit code of the recipe or of the merge if that fails.
     """
     folder = trained_base(model)
     assert folder is not None
@@ -113,6 +138,15 @@ def make(model: TinyModelConfig) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_missing(model):
             return
+        if model.adapter is not None:
+            print(f"merging {model.adapter} into its base (kept in {folder})", flush=True)
+            command = [sys.executable, "-m", "launcher.train.fold", str(run), str(folder)]
+            environment = {**runtime.environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""}
+            merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
+            if merged.returncode:
+                raise _merge_failure(merged.returncode, model)
+            return
+        assert isinstance(model, TinyModelConfig)
         print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)
         shutil.rmtree(work, ignore_errors=True)
         words = [*_recipe_words(model), f"run.root={work.parent}", f"run.name={work.name}"]
@@ -137,6 +171,12 @@ def _command(words: list[str]) -> list[str]:
     return [sys.executable, *agent, "-m", "launcher.train", *words]
 
 
+def _merge_failure(code: int, model: ModelConfig) -> LauncherError:
+    error = LauncherError("merging failed (see above)", where=f"model.adapter={model.adapter}")
+    error.exit_code = ExitCode(code) if code in set(ExitCode) else ExitCode.internal
+    return error
+
+
 def _failure(run: RunDir, model: TinyModelConfig) -> LauncherError:
     status = run.status()
     error = LauncherError(
@@ -149,13 +189,13 @@ def _failure(run: RunDir, model: TinyModelConfig) -> LauncherError:
 
 
 def main(argv: list[str]) -> int:
-    """Train the base of the run in folder `argv[0]`; returns an exit code."""
+    """Make the base of the run in folder `argv[0]`; returns an exit code."""
     from launcher.config import compose
 
-    model = compose.load(RunDir(argv[0]).config).model
-    assert isinstance(model, TinyModelConfig)
+    run = RunDir(argv[0])
+    model = compose.load(run.config).model
     try:
-        make(model)
+        make(run, model)
     except LauncherError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)

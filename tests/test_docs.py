@@ -135,6 +135,8 @@ def test_commands_compose(page, tmp_path):
             if "-m" in words:  # a sweep: what all its trials share
                 chosen = space.read(chosen, groups.list_groups()).fixed
             config, problems = compose.try_compose(chosen, folders)
+            # Folders of adapters are made by the commands before.
+            problems = [p for p in problems if "holds no adapter" not in p.found]
             if block.language == "sh" and verb in ("", "train", "plan"):
                 problems += checks.check(config, world_size=1, has_gpu=True)
             assert not problems, f"{block.where}: {problems}"

@@ -16,7 +16,7 @@ from typing import Any
 from launcher.api.naming import base_of
 from launcher.api.site import Site
 from launcher.api.tables import Job
-from launcher.config import compose, create, plan
+from launcher.config import adapter, compose, create, plan
 from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
 from launcher.errors import ConfigError, Problem
 from launcher.jobs.slots import Slots
@@ -104,6 +104,7 @@ def translate(site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path])
     _set_names(config, job, inputs)
     if inputs.base is not None:
         config.model = _tuned(config.model, inputs.base)
+        problems += adapter.settle(config)
     config, made = create.judged(config, problems, world_size)
     return Translation(config, made, words, used)
 
@@ -175,7 +176,7 @@ def _set_names(config: Config, job: Job, inputs: Inputs) -> None:
 
 def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:
     """The same computation on the weights, tokenizer and template of an exported model."""
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and not adapter.is_adapter(folder):
         raise ConfigError(
             [Problem("model", "this fine-tuned model cannot be trained further", "use its base")]
         )

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config import memory, stored
+from launcher.config import memory, stored, tensors
 from launcher.config.schema import ModelConfig, TinyModelConfig
 
 #: How the class names of language models end. A classifier made from one is called otherwise and
@@ -85,6 +85,24 @@ def quantization(model: ModelConfig) -> dict[str, Any] | None:
     """How the weights of the model are quantised, as its config.json says; None if they are plain
     or nothing is known of it."""
     return stored.of(_content(model))
+
+
+def ties_embeddings(model: ModelConfig) -> bool:
+    """Whether embedding and head are known to be one matrix."""
+    if isinstance(model, TinyModelConfig):
+        return model.tie_embeddings
+    content = _content(model)
+    text = content.get("text_config")
+    own = text.get("tie_word_embeddings") if isinstance(text, dict) else None
+    return bool(content.get("tie_word_embeddings") if own is None else own)
+
+
+def has_experts(model: ModelConfig) -> bool:
+    """Whether the layers are known to choose among experts."""
+    content = _content(model)
+    text = content.get("text_config")
+    text = text if isinstance(text, dict) else content
+    return any(text.get(key) for key in tensors.EXPERTS)
 
 
 def _content(model: ModelConfig) -> dict[str, Any]:

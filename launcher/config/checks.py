@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.config import (
+    architecture,
     batching,
     classify_checks,
     eval_checks,
@@ -36,6 +37,12 @@ _OF_THE_LAUNCHER = {
     *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
     *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
 }
+#: Modules of which the embeddings of a model are two that share one matrix.
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
+TIED_HINT = (
+    "leave it out of peft.targets; to train the shared matrix itself, set"
+    " peft.modules_to_save=[embed_tokens]"
+)
 
 
 def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Problem]:
@@ -118,6 +125,8 @@ def _peft(config: Config) -> Iterator[Problem]:
     if not isinstance(config.peft, LoraConfig):
         return
     targets = config.peft.targets
+    if targets == "all-linear" and architecture.has_experts(config.model):
+        yield from _experts(config.peft)
     if isinstance(targets, str) and targets != "all-linear":
         hint = f"write peft.targets=[{targets}], or all-linear"
         yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
@@ -126,6 +135,23 @@ def _peft(config: Config) -> Iterator[Problem]:
         if not names or not all(isinstance(name, str) and name for name in names):
             hint = "write all-linear, or a list such as [q_proj, v_proj]"
             yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+        elif architecture.ties_embeddings(config.model):
+            yield from _tied(names)
+
+
+def _experts(peft: LoraConfig) -> Iterator[Problem]:
+    """peft adapts fused experts as parameters, and knows less there."""
+    for key, off in (("dora", "false"), ("dropout", "0")):
+        if getattr(peft, key) and peft.experts:
+            found = f"peft has none on experts that are fused, {getattr(peft, key)} is given"
+            yield Problem(f"peft.{key}", found, f"peft.{key}={off}")
+
+
+def _tied(names: list[str]) -> Iterator[Problem]:
+    for name in names:
+        if name.rpartition(".")[2] in _EMBEDDINGS:
+            found = f"{name!r} is tied to the other embedding: its adapter could not be merged"
+            yield Problem("peft.targets", found, TIED_HINT)
 
 
 def _train(config: Config) -> Iterator[Problem]:

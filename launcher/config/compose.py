@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import rundir
-from launcher.config import groups, layers, overrides, typed
+from launcher.config import adapter, groups, layers, overrides, typed
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, Problem
 
@@ -67,6 +67,7 @@ def try_compose(
     overrides.apply(asked.values, data)
     data = _interpolated(data)
     config, problems = typed.build(data)
+    problems += adapter.settle(config, asked.values)
     unchosen = {problem.where for problem in asked.problems} & set(typed.sections())
     follow_on = [p for p in problems if p.where.partition(".")[0] in unchosen]
     problems = [problem for problem in problems if problem not in follow_on]

@@ -7,13 +7,14 @@ before anything is queued. Standard library only.
 from __future__ import annotations
 
 import json
-import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
+from launcher.config import tensors
 from launcher.config.schema import Config, LoraConfig, Quantization, TinyModelConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -39,6 +40,10 @@ class Shape:
     """Heads times head size."""
     kv_width: int
     """Key-value heads times head size."""
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Name -> shape of every parameter, from the weight files; empty without them."""
+    content: Mapping[str, Any] = field(default_factory=dict)
+    """What config.json says."""
 
     def linears(self) -> dict[str, tuple[int, int]]:
         """Linear layers of one block by name -> (inputs, outputs)."""
@@ -52,6 +57,15 @@ class Shape:
             "up_proj": (hidden, mlp),
             "down_proj": (mlp, hidden),
         }
+
+
+#: What GPT-2 and its like call a size.
+_ELSEWHERE = {
+    "n_embd": "hidden_size",
+    "n_head": "num_attention_heads",
+    "n_layer": "num_hidden_layers",
+    "n_inner": "intermediate_size",
+}
 
 
 def model_shape(config: Config) -> Shape | None:
@@ -69,6 +83,7 @@ def model_shape(config: Config) -> Shape | None:
                 "num_key_value_heads": model.kv_heads,
                 "head_dim": head,
                 "tie_word_embeddings": model.tie_embeddings,
+                "model_type": "llama",
             },
             None,
         )
@@ -78,7 +93,9 @@ def model_shape(config: Config) -> Shape | None:
     try:
         content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         text = content.get("text_config", content)
-        return _shape({"tie_word_embeddings": content.get("tie_word_embeddings"), **text}, folder)
+        return _shape(
+            {"tie_word_embeddings": content.get("tie_word_embeddings"), **text}, folder, content
+        )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error):
         return None  # an estimate only: the loader reports what is wrong with the folder
 
@@ -94,53 +111,74 @@ def local_folder(name: str, revision: str | None) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _shape(content: dict[str, Any], folder: Path | None) -> Shape:
-    heads = int(content["num_attention_heads"])
+def _shape(text: dict[str, Any], folder: Path | None, whole: dict[str, Any] | None = None) -> Shape:
+    """The shape that the `text` part of a config.json gives; `whole` is all of it."""
+    content = {_ELSEWHERE.get(key, key): value for key, value in text.items()}
     hidden = int(content["hidden_size"])
+    heads = int(content.get("num_attention_heads") or 1)  # a model may do without attention
     head = int(content.get("head_dim") or hidden // heads)
     shape = Shape(
         parameters=0,
         vocab=int(content["vocab_size"]),
         hidden=hidden,
-        intermediate=int(content["intermediate_size"]),
+        intermediate=int(content.get("intermediate_size") or 4 * hidden),
         layers=int(content["num_hidden_layers"]),
         query_width=heads * head,
         kv_width=int(content.get("num_key_value_heads") or heads) * head,
     )
-    stored = stored_parameters(folder) if folder else None
-    if stored is None:
-        block = sum(a * b for a, b in shape.linears().values()) + 2 * hidden
-        embeddings = 1 if content.get("tie_word_embeddings") else 2
-        stored = shape.layers * block + embeddings * shape.vocab * hidden + hidden
-    return Shape(stored, *(getattr(shape, name) for name in list(Shape.__slots__)[1:]))
+    found = tensors.read(folder, whole or content) if folder else None
+    if found is not None:
+        number = tensors.count(found)
+        return replace(shape, parameters=number, tensors=found, content=whole or content)
+    block = sum(a * b for a, b in shape.linears().values()) + 2 * hidden
+    embeddings = 1 if content.get("tie_word_embeddings") else 2
+    number = shape.layers * block + embeddings * shape.vocab * hidden + hidden
+    return replace(shape, parameters=number, content=content)
 
 
-def stored_parameters(folder: Path) -> int | None:
-    """Number of elements in a folder's safetensors files, by their headers; None without any."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = 0
-    for file in files:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(min(length, 100_000_000)))
-        total += sum(
-            math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
-        )
-    return total if files else None
+#: Model types whose blocks have the linear layers of `Shape.linears` and no others.
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "granite")
 
 
-def trainable(config: Config, shape: Shape) -> int:
-    """Number of trained parameters: all of them, or the adapters of LoRA."""
+def trainable(config: Config, shape: Shape) -> int | None:
+    """Number of trained parameters: all of them, or the adapters of LoRA; None if the model's
+    files do not tell it to the number, and only the model itself can."""
+    if config.objective.classifies or config.model.add_tokens:
+        return None  # the head or new rows count too
+    if adapter := _adapter(config):
+        return tensors.in_adapter(Path(adapter))
+    if not isinstance(config.peft, LoraConfig):
+        # Towers that no text trains are in the files of a model that reads more than text.
+        return shape.parameters if shape.tensors or _is_plain(shape) else None
+    if shape.tensors:
+        return tensors.trainable(config.peft, shape.tensors, shape.content)
+    return _plain_trainable(config.peft, shape) if _is_plain(shape) else None
+
+
+def about_trainable(config: Config, shape: Shape) -> int:
+    """`trainable`, or a guess by the layers of a plain decoder."""
     if not isinstance(config.peft, LoraConfig):
         return shape.parameters
+    return trainable(config, shape) or _plain_trainable(config.peft, shape)
+
+
+def _adapter(config: Config) -> str | None:
+    return config.peft.adapter if isinstance(config.peft, LoraConfig) else None
+
+
+def _is_plain(shape: Shape) -> bool:
+    return shape.content.get("model_type") in _PLAIN
+
+
+def _plain_trainable(peft: LoraConfig, shape: Shape) -> int:
     linears = shape.linears()
-    if isinstance(config.peft.targets, list):
-        linears = {name: size for name, size in linears.items() if name in config.peft.targets}
-    adapters = sum(config.peft.rank * (inputs + outputs) for inputs, outputs in linears.values())
-    magnitudes = sum(outputs for _, outputs in linears.values()) if config.peft.dora else 0
-    embeddings = {"embed_tokens", "lm_head"} & set(config.peft.modules_to_save)
-    saved = len(embeddings) * shape.vocab * shape.hidden
-    return shape.layers * (adapters + magnitudes) + saved
+    if isinstance(peft.targets, list) and "all-linear" not in peft.targets:
+        linears = {name: size for name, size in linears.items() if name in peft.targets}
+    adapters = sum(peft.rank * (inputs + outputs) for inputs, outputs in linears.values())
+    magnitudes = sum(outputs for _, outputs in linears.values()) if peft.dora else 0
+    embeddings = {"embed_tokens", "lm_head"} & set(peft.modules_to_save)
+    number = 1 if embeddings and shape.content.get("tie_word_embeddings") else len(embeddings)
+    return shape.layers * (adapters + magnitudes) + number * shape.vocab * shape.hidden
 
 
 def estimate(
@@ -161,12 +199,13 @@ def estimate(
     Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
     of the MLP width per token (`launcher.model.lean`; compiled, 4 of `hidden` and of the MLP); with
     gradient checkpointing only its input, and one block is alive at a time.
+    Adapters on fused experts keep the sum of weights and update besides.
     Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
     """
     if shape is None:
         return None
     stage, size = config.engine.zero, BYTES[precision]
-    trained = trainable(config, shape)
+    trained = about_trainable(config, shape)
     nf4 = config.model.quantization is Quantization.nf4
     weights = shape.parameters * (NF4_BYTES if nf4 else BYTES[dtype])
     weights += trained * size if trained != shape.parameters else 0
@@ -185,6 +224,9 @@ def estimate(
         activations = tokens * size * (shape.layers * shape.hidden + inside)
     else:
         activations = tokens * size * shape.layers * inside
+    if isinstance(config.peft, LoraConfig):
+        made = tensors.of_experts(config.peft, shape.tensors, shape.content)
+        activations += size * made // (shape.layers if config.model.gradient_checkpointing else 1)
     outputs = len(config.data.labels) if config.objective.classifies else shape.vocab
     logits = min(tokens, LOGIT_CHUNK) * outputs * (size + 8)
     host = 0.0

@@ -50,7 +50,7 @@ class Plan:
     parameters: int | None
     """Parameters of the model, if they can be known without loading it."""
     trainable: int | None
-    """Parameters that are trained."""
+    """Parameters that are trained; None as long as only the loaded model could tell."""
     memory: dict[str, int] | None
     """Estimated bytes on one rank by use (see `launcher.config.memory`), or None."""
 
@@ -205,7 +205,8 @@ def describe(config: Config, plan: Plan) -> str:
 def _size(plan: Plan) -> str:
     if plan.parameters is None:
         return ""
-    share = "" if plan.trainable == plan.parameters else f", {plan.trainable:,} trained"
+    counted = plan.trainable not in (None, plan.parameters)
+    share = f", {plan.trainable:,} trained" if counted else ""
     return f" ({plan.parameters:,} parameters{share})"
 
 

@@ -110,6 +110,8 @@ class ModelConfig:
     """File with a Jinja chat template that replaces the tokenizer's own."""
     add_tokens: list[str] = field(default_factory=list)
     """Special tokens to add; embeddings are resized to fit."""
+    adapter: str | None = None
+    """Folder of an adapter that is merged into the base before training; it names the base."""
     dtype: Dtype = Dtype.auto
     """Format in which the weights are loaded; `auto` follows `engine.precision`."""
     attention: Attention = Attention.auto
@@ -317,13 +319,19 @@ class LoraConfig(PeftConfig):
     dropout: float = 0.0
     """Dropout on the adapter's input."""
     targets: Any = "all-linear"
-    """`all-linear` (all linear layers but the LM head), or module names, e.g. [q_proj, v_proj]."""
+    """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
+    parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
+    experts: bool = True
+    """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
     dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
+    adapter: str | None = None
+    """Folder of an adapter to train further; `model.name=FOLDER` sets it. Its own rank, alpha,
+    targets and so on hold."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -22,6 +22,7 @@ from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
 from launcher.model import shards
+from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 from launcher.model.merge import Merger
 from launcher.model.pretrained import is_quantised
@@ -59,7 +60,7 @@ class Trained:
     """All that a trained model is made of; base and export are in `dtype`."""
 
     config: Config
-    weights: FragmentReader
+    weights: FragmentReader | AdapterReader
     tokenizer: Any
     dtype: torch.dtype
     classes: Classes | None = None
@@ -193,7 +194,7 @@ def _structure(trained: Trained, base: Path) -> Any:
 
 def _is_local(config: Config) -> bool:
     name = config.model.name
-    return name is None or Path(name).expanduser().is_dir()
+    return name is None or config.model.adapter is not None or Path(name).expanduser().is_dir()
 
 
 def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -> None:
@@ -286,7 +287,7 @@ def _aliases(model: Any) -> dict[str, list[str]]:
     return aliases
 
 
-def _checked(weights: FragmentReader, name: str) -> torch.Tensor:
+def _checked(weights: FragmentReader | AdapterReader, name: str) -> torch.Tensor:
     """A trained tensor; `LauncherError` if it is empty or not finite."""
     tensor = weights.tensor(name)
     if tensor.numel() == 0:

@@ -28,14 +28,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def model_source(config: ModelConfig) -> str:
     """Hub name or folder of the base model; an untrained tiny model is made here if missing.
 
-    Raises `ConfigError` when `model.recipe` names a base that has not been pre-trained.
+    Raises `ConfigError` when `model.recipe` or `model.adapter` asks for a base that is not made.
     """
     base = bases.trained_base(config)
     if base is not None:
         if not (base / "config.json").is_file():
             raise ConfigError(
-                "its base has not been pre-trained, or was deleted from the cache",
-                where=f"model.recipe={getattr(config, 'recipe', None)}",
+                "its base has not been made, or was deleted from the cache",
+                where=f"model.adapter={config.adapter}"
+                if config.adapter
+                else f"model.recipe={getattr(config, 'recipe', None)}",
                 hint="`launcher train` makes it",
             )
         return str(base)
@@ -101,6 +103,12 @@ def load_model(
             hint=f"{_AGAIN}; the log above names the weights",
         ) from error
     require_positions(model, plan.max_length)
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers has opened its base too
+        raise ConfigError(
+            f"{source} is an adapter",
+            where="model.name",
+            hint="download it, and give its folder: `hf download` prints where it lies",
+        )
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 
 _ROOT = "base_model.model."
@@ -15,12 +16,28 @@ _ROOT = "base_model.model."
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """Names of one adapted matrix's trained tensors. `magnitude` is DoRA's, if used."""
+    """Names of one adapted matrix's trained tensors. `magnitude` is DoRA's, if used.
+
+    Of fused experts there is a matrix for each, [experts, out, in] or with `inputs_first` [experts,
+    in, out]; then A is [experts * rank, in] and B [out, rank * experts].
+    """
 
     a: str
     b: str
     magnitude: str | None
     scale: float
+    experts: int = 1
+    inputs_first: bool = False
+
+    def update(self, trained: Callable[[str], torch.Tensor]) -> torch.Tensor:
+        """What is added to the base's tensor."""
+        a, b = trained(self.a), trained(self.b)
+        if self.experts == 1:
+            return self.scale * (b @ a)
+        a = a.view(self.experts, -1, a.shape[1])
+        b = b.view(b.shape[0], -1, self.experts).permute(2, 0, 1)
+        product = torch.bmm(b, a)
+        return self.scale * (product.mT if self.inputs_first else product)
 
 
 class Merger:
@@ -34,11 +51,13 @@ class Merger:
         self._dtype = dtype
 
     @classmethod
-    def of(cls, model: Any, weights: FragmentReader, dtype: torch.dtype) -> Merger | None:
+    def of(
+        cls, model: Any, weights: FragmentReader | AdapterReader, dtype: torch.dtype
+    ) -> Merger | None:
         """The merger of a trained model's structure (meta device will do), plain or with adapters.
 
-        `dtype` is that in which training held the base. None where the adapters are not all beside
-        plain linear layers, so that only peft itself can fold them.
+        `dtype` is that in which training held the base. None where the adapters are not all on
+        plain linear layers or fused experts, so that only peft itself can fold them.
         """
         saved = set(weights.keys())
         if not hasattr(model, "peft_config"):
@@ -66,7 +85,7 @@ class Merger:
             return base
         # Training started from the base in its own dtype, so the adapter corrects that rounding.
         weight = base.to(self._dtype).float()
-        weight += layer.scale * (trained(layer.b) @ trained(layer.a))
+        weight += layer.update(trained)
         if layer.magnitude is not None:
             norm = torch.linalg.norm(weight, dim=1)
             weight *= (trained(layer.magnitude) / norm)[:, None]
@@ -74,11 +93,24 @@ class Merger:
 
 
 def _layers(model: Any) -> dict[str, _Layer]:
-    """Adapted plain linear layers by the name of their matrix in the model without adapters."""
+    """Adapted matrices by their name in the model without adapters."""
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.layer import ParamWrapper
 
     layers = {}
     for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):
+            # Those of one module lie around each other.
+            around = name.removeprefix(_ROOT).replace(".base_layer", "")
+            layers[f"{around}.{module.parameter_name}"] = _Layer(
+                a=f"{name}.lora_A.default.weight",
+                b=f"{name}.lora_B.default.weight",
+                magnitude=None,
+                scale=float(module.scaling["default"]),
+                experts=module.num_experts,
+                inputs_first=not module._did_swap_in_out_features,
+            )
+            continue
         if not isinstance(module, Linear) or module.fan_in_fan_out:
             continue
         magnitude = f"{name}.lora_magnitude_vector.default.weight"

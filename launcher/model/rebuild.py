@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from launcher.config.classes import Classes
-from launcher.config.schema import Config, ModelConfig
+from launcher.config.schema import Config, LoraConfig, ModelConfig
 from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
+from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 from launcher.model.load import model_source
 from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained
@@ -44,6 +45,29 @@ def load_base(
     return fit(model, num_tokens).eval()
 
 
+def load_start(
+    config: Config,
+    folder: Path,
+    dtype: torch.dtype,
+    num_tokens: int,
+    classes: Classes | None = None,
+) -> Any:
+    """The model that a run of `config` starts from: the base, with the adapter to train further."""
+    model = load_base(config.model, folder, dtype, num_tokens, classes)
+    if not isinstance(config.peft, LoraConfig) or config.peft.adapter is None:
+        return model
+    return with_saved(with_adapters(model, config), config.peft.adapter).eval()
+
+
+def with_saved(model: Any, adapter: str) -> Any:
+    """`model`, whose adapters are laid out as the folder `adapter` says, with its weights."""
+    reader, parameters = AdapterReader(adapter, model), dict(model.named_parameters())
+    with torch.no_grad():
+        for name in reader.keys():  # noqa: SIM118 (a reader is not a mapping)
+            parameters[name].copy_(reader.tensor(name))
+    return model
+
+
 def meta_base(
     config: ModelConfig, folder: Path, num_tokens: int, classes: Classes | None = None
 ) -> Any:
@@ -69,7 +93,7 @@ def with_adapters(model: Any, config: Config, classes: Classes | None = None) ->
 
 def rebuild(
     config: Config,
-    weights: FragmentReader,
+    weights: FragmentReader | AdapterReader,
     folder: Path,
     dtype: torch.dtype,
     num_tokens: int,
@@ -86,7 +110,7 @@ def rebuild(
     return model
 
 
-def require_same_parameters(weights: FragmentReader, model: Any) -> None:
+def require_same_parameters(weights: FragmentReader | AdapterReader, model: Any) -> None:
     """`LauncherError` unless the checkpoint holds all of the model's trained tensors, no others.
 
     `model` is one as it was trained (on any device): what needs gradients must be in the

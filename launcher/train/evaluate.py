@@ -16,7 +16,7 @@ import torch
 
 from launcher.config.classes import Classes
 from launcher.config.plan import Plan
-from launcher.config.schema import Config
+from launcher.config.schema import Config, LoraConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
 from launcher.evals import class_report, generation, out_of_scope, runner, store
@@ -252,11 +252,14 @@ def _digest(parts: list[Any]) -> str:
 
 
 def model_identity(config: Config) -> list[Any]:
-    """Names a base model: source, revision, and size and time of every file if it is a folder."""
+    """Names what a run starts from: source, revision, and size and time of every file of a folder;
+    of an adapter that is trained further too."""
     source = model_source(config.model)
-    folder = Path(source).expanduser()
+    adapter = config.peft.adapter if isinstance(config.peft, LoraConfig) else None
     files = []
-    if folder.is_dir():
+    for folder in (Path(source), *([Path(adapter)] if adapter else [])):
+        if not folder.is_dir():
+            continue
         for path in sorted(folder.iterdir()):
             info = path.stat()
             files.append([path.name, info.st_size, info.st_mtime_ns])

@@ -16,7 +16,7 @@ from launcher import console
 from launcher.config import compose, deepspeed
 from launcher.config import plan as plans
 from launcher.config.plan import Plan
-from launcher.config.schema import Config, OnNonFinite
+from launcher.config.schema import Config, LoraConfig, OnNonFinite
 from launcher.config.variants import OBJECTIVES, PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.classes import settle
@@ -42,6 +42,7 @@ from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.isolation import isolate
 from launcher.train.schedule import factor
+from launcher.train.selftest import silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
 from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
@@ -132,9 +133,16 @@ def train(
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
         _refuse_untrained_tokens(model, len(tokenizer))
+        if model.left_out:
+            say(model.left_out)
     trainable, total = describe(model)
+    if ranks.is_main and plan.trainable != trainable:
+        write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
+    if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
+        restore.load_adapter(config.peft.adapter, model)
+        say(f"going on from the adapter in {config.peft.adapter}")
     if start is not None:
         heart.beat("start", 0, "weights")
         restore.load_weights(start, model)
@@ -238,6 +246,7 @@ def train(
         if stopping():
             stop_now()
 
+        is_fresh = isinstance(config.peft, LoraConfig) and not config.peft.adapter and not start
         while progress.step < plan.steps:
             step = progress.step
             heart.beat("step", step, "batch")
@@ -282,6 +291,10 @@ def train(
             rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
             heart.beat("step", step, "update")
             result = engine.step(rate)
+            if is_fresh and result.applied and rate > 0:
+                is_fresh = False
+                if silent := silent_adapters(engine.pieces()):
+                    warn(f"no gradient reaches the adapters of {_some(silent)}")
             heart.beat("step", step, "log")
             progress.step += 1
             progress.eval_loss = None

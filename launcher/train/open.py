@@ -16,7 +16,7 @@ from launcher.data.turn_ends import by_template, taught
 from launcher.errors import ConfigError, DataError
 from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
-from launcher.model.rebuild import base_folder, load_base, rebuild
+from launcher.model.rebuild import base_folder, load_start, rebuild
 from launcher.model.verify import open_export
 from launcher.rundir import RunDir, read_json
 from launcher.train.command import note
@@ -44,7 +44,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     classes = Classes.of_run(run)
     model: Any
     if base:
-        model = load_base(config.model, folder, dtype, len(tokenizer), classes)
+        model = load_start(config, folder, dtype, len(tokenizer), classes)
     elif checkpoint is None and _has_export(run):
         model = open_export(
             run.export,
@@ -67,7 +67,7 @@ def open_base(config: Config) -> Speaker:
     quiet()
     tokenizer = load_tokenizer(config.model)
     dtype = DTYPES["bf16" if torch.cuda.is_available() else "fp32"]
-    model = load_base(config.model, base_folder(config.model), dtype, len(tokenizer))
+    model = load_start(config, base_folder(config.model), dtype, len(tokenizer))
     if torch.cuda.is_available():
         model = model.to("cuda")
     ends = by_template(tokenizer)

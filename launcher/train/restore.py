@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from launcher.errors import StorageError
+from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 from launcher.train.checkpoint import Checkpoint, flat_parameters
 from launcher.train.engine import Engine, import_deepspeed
@@ -17,14 +18,23 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     The engine is built on them afterwards; `load_optimizer` then restores the exact fp32 masters.
     """
     reader = checkpoint.weights()
-    parameters = dict(model.named_parameters())
-    wrong = set(reader.keys()) ^ {name for name, p in parameters.items() if p.requires_grad}
+    wrong = set(reader.keys()) ^ {name for name, p in model.named_parameters() if p.requires_grad}
     if wrong:
         raise StorageError(
             f"the checkpoint's parameters are not this model's: {', '.join(sorted(wrong)[:5])}",
             where=str(checkpoint.path),
             hint="the config of the run must be the one that wrote the checkpoint",
         )
+    _put(reader, model)
+
+
+def load_adapter(folder: str, model: nn.Module) -> None:
+    """Put the weights of the adapter in `folder` into a model that has its adapters laid out so."""
+    _put(AdapterReader(folder, model), model)
+
+
+def _put(reader: FragmentReader | AdapterReader, model: nn.Module) -> None:
+    parameters = dict(model.named_parameters())
     for name in reader.keys():  # noqa: SIM118 (a reader is not a mapping)
         parameter = parameters[name]
         if hasattr(parameter, "ds_id"):
@@ -33,7 +43,9 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
             parameter.data.copy_(reader.tensor(name))
 
 
-def _load_sharded(parameter: nn.Parameter, reader: FragmentReader, name: str) -> None:
+def _load_sharded(
+    parameter: nn.Parameter, reader: FragmentReader | AdapterReader, name: str
+) -> None:
     deepspeed = import_deepspeed(parameter.device.type)
     with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
         if torch.distributed.get_rank() == 0:

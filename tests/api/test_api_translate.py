@@ -107,6 +107,25 @@ def test_a_fine_tuned_model_goes_on_from_its_export(tmp_path, offer):
         translate(Site(models=OFFERS), job(model=model), inputs(tmp_path, base=tmp_path), [])
 
 
+@pytest.mark.parametrize(("offer", "further"), [("adapted", "peft"), ("tiny", "model")])
+def test_a_fine_tuned_model_that_is_an_adapter_goes_on_too(tmp_path, offer, further):
+    export = tmp_path / "export"
+    export.mkdir()
+    about = {"peft_type": "LORA", "r": 5, "target_modules": ["q_proj"]}
+    about["base_model_name_or_path"] = "org/base"
+    (export / "adapter_config.json").write_text(json.dumps(about))
+    model = f"ft:{offer}:local::abcdefgh"
+    made = translate(Site(models=OFFERS), job(model=model), inputs(tmp_path, base=export), [])
+    config = made.config
+    assert (config.model.kind, config.model.name) == ("hf", "org/base")
+    assert getattr(config, further).adapter == str(export)
+    if further == "peft":
+        assert (config.peft.rank, config.peft.targets) == (5, ["q_proj"])
+    (export / "adapter_config.json").write_text(json.dumps({**about, "peft_type": "LOHA"}))
+    with pytest.raises(ConfigError, match="LOHA"):
+        translate(Site(models=OFFERS), job(model=model), inputs(tmp_path, base=export), [])
+
+
 def test_a_model_that_is_no_longer_offered(tmp_path):
     with pytest.raises(ConfigError, match="no longer offered"):
         translate(Site(models=OFFERS), job(model="gone"), inputs(tmp_path), [])

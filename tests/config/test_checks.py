@@ -227,6 +227,17 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "peft.targets",
+        "'lm_head' is tied",
+        "peft.modules_to_save=[embed_tokens]",
+        {"model": TINY, "peft": {"name": "lora", "targets": ["q_proj", "lm_head"]}},
+        {
+            "model": {**TINY, "tie_embeddings": False},
+            "peft": {"name": "lora", "targets": ["q_proj", "lm_head"]},
+        },
+        {},
+    ),
+    (
+        "peft.targets",
         "3 is not a list",
         "all-linear",
         {"peft": {"name": "lora", "targets": 3}},
@@ -762,3 +773,18 @@ def test_the_hint_names_the_original_of_a_quantised_model(name: str, original: s
     assert problem is not None
     assert f"{original}" in f"{problem.hint};"
     assert problem.hint.partition("model.name=")[2].rstrip(";").split(";")[0] != name
+
+
+@pytest.mark.parametrize(("key", "value", "off"), [("dora", True, False), ("dropout", 0.1, 0.0)])
+def test_what_fused_experts_do_not_have_is_known_from_config_json(
+    tmp_path: Path, key: str, value: Any, off: Any
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mixtral", "num_local_experts": 4}')
+
+    def found(**peft: Any) -> list[str]:
+        changes = {"model": {"name": str(tmp_path)}, "peft": {"name": "lora", **peft}}
+        return [problem.where for problem in check(changes)]
+
+    assert found(**{key: value}) == [f"peft.{key}"]
+    assert found(**{key: off}) == found(**{key: value}, experts=False) == []
+    assert found(**{key: value}, targets=["q_proj"]) == []

@@ -135,5 +135,5 @@ def test_describe_counts_trainable_and_all() -> None:
 @pytest.mark.slow
 def test_adapters_on_a_base_that_zero3_has_partitioned(run_ranks: Callable[..., Any]) -> None:
     finished = run_ranks(Path(__file__).parent / "lora_on_zero3.py")
-    for mode in ("lora", "dora", "tied", "untied"):
+    for mode in ("lora", "dora", "tied", "untied", "experts", "only experts"):
         assert finished.output.count(f"{mode} passed") >= 2, mode

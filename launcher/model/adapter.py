@@ -1,0 +1,82 @@
+"""The weights of an adapter that lies in a folder, as peft writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.errors import ConfigError, LauncherError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+class AdapterReader:
+    """Tensors of an adapter by the names that they have in the model it is put on.
+
+    Reads like `launcher.model.fragments.FragmentReader`. Raises `ConfigError` if the folder holds
+    other tensors than the model trains.
+    """
+
+    def __init__(self, folder: str | Path, model: Any) -> None:
+        from peft.utils.transformers_weight_conversion import (
+            convert_peft_adapter_state_dict_for_transformers,
+        )
+
+        from peft import get_peft_model_state_dict, load_peft_weights
+
+        try:
+            state = load_peft_weights(str(folder), device="cpu")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"its weights cannot be read: {str(error).splitlines()[0]}",
+                where=str(folder),
+                hint=f"the folder of an adapter holds {WEIGHTS}",
+            ) from error
+        state = convert_peft_adapter_state_dict_for_transformers(
+            model, model.peft_config["default"], state
+        )
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # peft decides the names on disk: each parameter stands for itself.
+        named = get_peft_model_state_dict(
+            model, state_dict={n: _Name(n) for n in trained}, save_embedding_layers=False
+        )
+        self._tensors = {}
+        missing = [name for name in named if name not in state]
+        if missing or len(named) < len(trained):
+            raise ConfigError(
+                f"it lacks {', '.join(missing[:3]) or 'tensors'} of the model",
+                where=str(folder),
+                hint="is its base another model, or another version of it?",
+            )
+        for key, name in named.items():
+            shape = tuple(getattr(trained[name.text], "ds_shape", trained[name.text].shape))
+            if tuple(state[key].shape) != shape:
+                raise ConfigError(
+                    f"{key} is {tuple(state[key].shape)}, the model has {shape}",
+                    where=str(folder),
+                    hint="is its base another model, or has it other tokens?",
+                )
+            self._tensors[name.text] = state[key]
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A tensor as it was saved."""
+        if name not in self._tensors:
+            raise LauncherError(f"the adapter has no {name}")
+        return self._tensors[name]
+
+
+class _Name:
+    """Stands for a tensor where only its name is followed."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
