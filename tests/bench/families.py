@@ -32,7 +32,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 END = "end"
 BAD = ("different", "error", "not causal")
-MARKS = ("<!-- families -->", "<!-- families end -->")
+#: What the tables of the document lie between.
+MARK = "<!-- families -->"
 
 
 def check(name: str, head: str, results: Path, log: Path) -> None:
@@ -239,11 +240,10 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
     """Put the tables between the marks of the document; what is written around them stays."""
     import transformers
 
-    text = path.read_text() if path.is_file() else f"# Models\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    if MARKS[0] not in text:
-        text = f"{text.rstrip()}\n\n{MARKS[0]}\n{MARKS[1]}\n"
-    before, _, rest = text.partition(MARKS[0])
-    after = rest.partition(MARKS[1])[2]
+    text = path.read_text() if path.is_file() else "# Models\n"
+    if text.count(MARK) != 2:
+        text = f"{text.rstrip()}\n\n{MARK}\n{MARK}\n"
+    before, _, after = text.split(MARK)
     section = [
         "",
         f"Small random models of every architecture of transformers {transformers.__version__}, by"
@@ -265,7 +265,7 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         "",
         *engine_table(found),
     ]
-    path.write_text(before + MARKS[0] + "\n".join(section) + "\n" + MARKS[1] + after)
+    path.write_text(before + MARK + "\n".join(section) + "\n" + MARK + after)
 
 
 def main() -> None:

@@ -145,12 +145,17 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "deepseek_v2": MOE | {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"},
     "deepseek_v4": {"o_lora_rank": 8, "o_groups": 2},
     "dots1": MOE,
+    "dots3_note": {"vision_config": nested(adapter_in_dim=32)},
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
     | {"swa_q_lora_rank": 12, "swa_kv_lora_rank": 12, "swa_head_dim": 12}
     | {"swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
     "esm": {"vocab_size": VOCABULARY},
     "falcon_h1": {"mamba_d_ssm": 64},
-    "gemma3n_text": SHARING | {"activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0, 0.0, 0.0]},
+    "gemma3n_text": SHARING
+    | {
+        "intermediate_size": [48] * 6,
+        "activation_sparsity_pattern": [0.9, 0.0, 0.0, 0.0, 0.0, 0.0],
+    },
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
