@@ -189,6 +189,8 @@ def _choose_linear(
                 found.left_out[name] = f"{reader} reads their weights, past any adapter"
             else:
                 _add(found.modules, name)
+        elif isinstance(module, nn.Linear) and not _is_router(name, module, experts):
+            found.left_out[name] = "they multiply in a way of their own"
         elif with_experts:
             for parameter in expert_parameters(name, module, experts):
                 _add(found.parameters, parameter)
@@ -234,9 +236,11 @@ def is_linear(module: nn.Module) -> bool:
 
     if isinstance(module, Conv1D):
         return True
-    # Subclasses with a forward of their own may return other things: routers do.
+    # Subclasses with a forward of their own may return other things, as routers do, or multiply
+    # group by group.
     own = type(module).forward is not nn.Linear.forward
-    return isinstance(module, nn.Linear) and (not own or "Linear" in type(module).__name__)
+    quantised = type(module).__module__.startswith("bitsandbytes")
+    return isinstance(module, nn.Linear) and (not own or quantised)
 
 
 def _is_adaptable(module: nn.Module) -> bool:
