@@ -94,14 +94,6 @@ def load_model(
             where="model.name",
             hint=_hint(source, str(error)),
         ) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):  # memory, for one
-            raise
-        raise ConfigError(
-            f"cannot load {source!r}: its weights are of other sizes than its config.json says",
-            where="model.name",
-            hint=f"{_AGAIN}; the log above names the weights",
-        ) from error
     require_positions(model, plan.max_length)
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers has opened its base too
         raise ConfigError(

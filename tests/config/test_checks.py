@@ -121,22 +121,6 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "model.attention",
-        "sdpa with data.packing=true",
-        "data.packing=false",
-        {"model": {"attention": "sdpa"}},
-        {"model": {"attention": "sdpa"}, "data": {"packing": False}},
-        {},
-    ),
-    (
-        "model.attention",
-        "eager with data.packing=true",
-        "model.attention=auto",
-        {"model": {"attention": "eager"}},
-        {"model": {"attention": "document"}},
-        {},
-    ),
-    (
-        "model.attention",
         "varlen on CPU",
         "model.attention=auto",
         {"model": {"attention": "varlen"}},
@@ -644,7 +628,7 @@ def test_optional_packages_are_needed_by_what_uses_them(
 
 def test_all_problems_at_once_in_a_stable_order() -> None:
     changes: dict[str, Any] = {
-        "model": {"attention": "sdpa"},
+        "model": {"attention": "varlen"},
         "data": {"train": None, "format": "x"},
         "optim": {"name": "adamw", "lr": 0.0},
         "engine": {"precision": "fp16"},

@@ -15,6 +15,7 @@ from launcher.config.schema import Thoughts
 from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
+from launcher.data.provenance import split_thoughts
 from support.templates import FAMILIES, tokenizer_of
 
 Message = dict[str, Any]
@@ -120,10 +121,10 @@ def render(tokenizer: Any, chat: Chat, **options: Any) -> Rendering | BadRecord:
 def spoken(message: Message, kind: str) -> str:
     """The letters of one kind in a message of the assistant's."""
     content = message.get("content") or ""
-    thought, tag, rest = content.rpartition("</think>")
+    thought, rest = split_thoughts(content)
     calls = [made["function"] for made in message.get("tool_calls", ())]
     texts = {
-        CONTENT: rest if tag else content,
+        CONTENT: rest,
         THOUGHTS: thought + message.get("reasoning_content", ""),
         CALLS: json.dumps(
             [[made["name"], made["arguments"]] for made in calls], ensure_ascii=False

@@ -142,14 +142,11 @@ def test_the_template_tells_of_answers_and_calls(make_tokenizer: MakeTokenizer) 
     assert found(None) == set()
     assert found(CALLS) == {"<|eot|>", "<|im_end|>"}
     assert found(LLAMA3) == {"<|eot|>"}
-    # Turns without an end of their own: the assistant's header is none.
-    assert (
-        found(
-            "{% for m in messages %}<|header|>{{ m.role + m.content }}{% endfor %}"
-            "{% if add_generation_prompt %}<|header|>assistant{% endif %}"
-        )
-        == set()
-    )
+    # Turns without an end of their own end with what opens the next one.
+    assert found(
+        "{% for m in messages %}<|header|>{{ m.role + m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<|header|>assistant{% endif %}"
+    ) == {"<|header|>"}
 
 
 def test_where_nothing_was_counted_the_template_tells(

@@ -90,7 +90,7 @@ REMOTE = {"AutoConfig": "made_up.Config", "AutoModelForCausalLM": "made_up.Model
         (rewritten(model_type="x", auto_map=REMOTE), "custom code", "model.trust_remote_code=true"),
         (rewritten(hidden_size="wide"), "hidden_size", "mend config.json"),
         (rewritten(num_attention_heads=5), "attention heads", "mend config.json"),
-        (rewritten(hidden_size=64), "of other sizes", "download or copy the folder again"),
+        (rewritten(hidden_size=64), "no fitting weights", "is the checkpoint complete"),
         (lambda folder: (folder / "config.json").write_text("{"), "JSON", "mend config.json"),
         (lambda folder: (folder / "config.json").unlink(), "", "has no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no file named", "no weights"),

@@ -391,7 +391,7 @@ def test_prompts_have_the_variables_and_no_second_beginning(tmp_path: Path) -> N
         single="<bos> $A", special_tokens=[("<bos>", bos)]
     )
     plain = Speaker(None, tokenizer, None, True)
-    quiet = Speaker(None, tokenizer, None, True, {"enable_thinking": False})
+    quiet = Speaker(None, tokenizer, None, True, template_options={"enable_thinking": False})
     asked = [{"role": "user", "content": "Hi"}]
     assert tokenizer.decode(plain.tokens(asked)) == "<bos>Hi"
     assert tokenizer.decode(quiet.tokens(asked)) == "<bos>Hi<think></think>"
