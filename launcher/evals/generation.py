@@ -157,7 +157,7 @@ def reads_padding(model: Any) -> bool:
     """
     if model not in _READS_PADDING:
         size = model.config.get_text_config().vocab_size
-        prompts = [[(4 + 3 * i) % size for i in range(length)] for length in (3, 9)]
+        prompts = [[(4 + 3 * i) % size for i in range(length)] for length in (7, 70)]
         alone, padded = (_first_scores(model, lines) for lines in (prompts[:1], prompts))
         tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
         limit = tolerance * float(alone.abs().max())

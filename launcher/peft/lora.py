@@ -239,8 +239,8 @@ def is_linear(module: nn.Module) -> bool:
     # Subclasses with a forward of their own may return other things, as routers do, or multiply
     # group by group.
     own = type(module).forward is not nn.Linear.forward
-    quantised = type(module).__module__.startswith("bitsandbytes")
-    return isinstance(module, nn.Linear) and (not own or quantised)
+    name = type(module).__name__
+    return isinstance(module, nn.Linear) and (not own or ("Linear" in name and "Group" not in name))
 
 
 def _is_adaptable(module: nn.Module) -> bool:

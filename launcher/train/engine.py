@@ -129,7 +129,16 @@ class Engine:
         self._engine.eval()
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate a micro-batch's gradients; `loss` is already divided by the global weight."""
+        """Accumulate a micro-batch's gradients; `loss` is already divided by the global weight.
+
+        Raises `ConfigError` for a loss that nothing trained has part in.
+        """
+        if not loss.requires_grad:
+            raise ConfigError(
+                "no gradient reaches what is trained: the model cuts its graph before it",
+                where="peft",
+                hint="train all weights with peft=none",
+            )
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def last_micro_batch(self, is_last: bool) -> None:
