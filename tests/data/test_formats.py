@@ -208,3 +208,25 @@ def test_json_text_is_read_as_the_object(turns: list, tools: list) -> None:
         outcomes = [Reader(name, {}).read(given) for given in (record, text)]
         found = [one.found if isinstance(one, BadRecord) else one for one in outcomes]
         assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("field", ["response", "completion", "output", "answer"])
+@pytest.mark.parametrize(
+    "turns",
+    [
+        {"messages": [{"role": "user", "content": "a"}]},
+        {"messages": [{"role": r, "content": "a"} for r in ("user", "assistant", "user")]},
+        {"conversations": [{"from": s, "value": "a"} for s in ("human", "gpt", "human")]},
+    ],
+)
+def test_an_answer_beside_a_conversation_is_not_lost(turns, field):
+    name = "chat" if "messages" in turns else "sharegpt"
+    reader = FORMATS.load(name)()
+    with pytest.raises(BadRecord, match=f"its answer stands beside it in '{field}'"):
+        reader.read({**turns, field: "b"})
+    (key,) = turns
+    said = (
+        {"role": "assistant", "content": "b"} if name == "chat" else {"from": "gpt", "value": "b"}
+    )
+    whole = {key: [*turns[key], said]}
+    assert reader.read({**whole, field: "b"}).messages == reader.read(whole).messages

@@ -42,6 +42,8 @@ SYSTEM_ROLES = ("system", "developer")
 _OWN = frozenset(("role", "from", "content", "value"))
 #: Members of a turn that say whether it is learned.
 FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
+#: Where the answer to a conversation may stand that ends with a question.
+_ANSWERS = ("response", "completion", "output", "answer")
 _NOTHING_LEARNED = (
     "there is nothing to learn from this record: remove it, or set data.bad_records=skip"
 )
@@ -70,6 +72,14 @@ class Turns:
 def conversation(record: Mapping[str, Any], turns: Turns) -> Chat:
     """A chat of turns and what stands beside them; `BadRecord` without a turn to learn."""
     turns = with_system(record, turns)
+    beside = [name for name in _ANSWERS if is_given(record.get(name))]
+    if beside and turns.messages[-1]["role"] != "assistant":
+        raise BadRecord(
+            f"the conversation ends with {turns.messages[-1]['role']}, and its answer stands beside"
+            f" it in {beside[0]!r}",
+            hint="append it to the turns as the assistant's message; to leave it aside:"
+            f" data.columns.{beside[0]}=",
+        )
     if turns.silent >= set(turns.answers):
         roles = ", ".join(message["role"] for message in turns.messages[:8])
         found = "every assistant turn has weight 0, or an equal flag, or is part of the prompt"
