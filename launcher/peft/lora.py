@@ -36,6 +36,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
     """
     import peft
 
+    head = None if head is None else _heads(model, head)
     told = None
     if config.adapter is not None:
         options = _options_of(config.adapter)
@@ -79,6 +80,14 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
             ) from error
     adapted.left_out = told
     return adapted
+
+
+def _heads(model: Any, fresh: Sequence[str]) -> list[str]:
+    """The modules that hold `fresh` ones: peft saves the whole of what stands beside the body,
+    whatever is named of it."""
+    body = model.base_model_prefix
+    names = (name if name.startswith(f"{body}.") else name.partition(".")[0] for name in fresh)
+    return list(dict.fromkeys(names))
 
 
 def _options_of(folder: str) -> Any:

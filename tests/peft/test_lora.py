@@ -137,3 +137,19 @@ def test_adapters_on_a_base_that_zero3_has_partitioned(run_ranks: Callable[..., 
     finished = run_ranks(Path(__file__).parent / "lora_on_zero3.py")
     for mode in ("lora", "dora", "tied", "untied", "experts", "only experts"):
         assert finished.output.count(f"{mode} passed") >= 2, mode
+
+
+def test_a_head_of_several_layers_is_trained_and_saved_whole() -> None:
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    from peft import get_peft_model_state_dict
+
+    config = RobertaConfig(vocab_size=40, hidden_size=16, num_hidden_layers=1)
+    config.num_attention_heads = 2
+    model = RobertaForSequenceClassification(config)
+    fresh = ["classifier.dense", "classifier.out_proj"]
+    adapted: Any = apply(model, LoraConfig(rank=2), fresh)
+    saved = {name for name in get_peft_model_state_dict(adapted) if "classifier" in name}
+    assert {name.removeprefix("base_model.model.") for name in saved} == {
+        f"{module}.{kind}" for module in fresh for kind in ("weight", "bias")
+    }
