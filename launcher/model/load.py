@@ -101,7 +101,7 @@ def load_model(
             where="model.name",
             hint="download it, and give its folder: `hf download` prints where it lies",
         )
-    if num_tokens > model.get_input_embeddings().num_embeddings:
+    if num_tokens > getattr(model.get_input_embeddings(), "num_embeddings", num_tokens):
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
     del sharding

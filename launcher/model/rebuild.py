@@ -79,7 +79,7 @@ def meta_base(
 
 def fit(model: Any, num_tokens: int) -> Any:
     """`model` with embeddings of at least `num_tokens` rows, as training had them."""
-    if num_tokens > model.get_input_embeddings().num_embeddings:
+    if num_tokens > getattr(model.get_input_embeddings(), "num_embeddings", num_tokens):
         model.resize_token_embeddings(num_tokens, mean_resizing=False)
     return model
 

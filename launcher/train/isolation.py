@@ -55,7 +55,7 @@ class _Tolerance:
     """Largest change of a layer's output, in shares of its largest element."""
 
 
-_EXACT = _Tolerance(leak=1e-5, loss=1e-4, flips=0.02, relative=1e-5)
+_EXACT = _Tolerance(leak=1e-5, loss=1e-4, flips=5e-4, relative=1e-5)
 _HALF = _Tolerance(leak=0.01, loss=0.1, flips=0.3, relative=0.02)
 
 
