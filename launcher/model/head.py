@@ -72,6 +72,8 @@ class TargetHead:
         """How documents are kept apart, as `launcher.train.isolation` has found out."""
         self.inputs = Inputs(model)
         self._request: _Request | None = None
+        self._is_fused = False
+        """Whether a call has shown that the model gives what its head gave."""
         self.head = _plain_head(model)
         if self.head is not None:
             self._plain_forward = self.head.forward
@@ -110,11 +112,14 @@ class TargetHead:
         try:
             logits = self._call(caller, inputs, starts)
             if _is_same(logits, request.result):
+                # What left the model: ZeRO-3 gathers weights for backward by hooks on it.
+                request.result = logits
+                self._is_fused = True
                 return request
         except torch.OutOfMemoryError:
             raise
         except (IndexError, RuntimeError):  # it cuts or reshapes what it takes for logits
-            if request.result is None:
+            if request.result is None or self._is_fused:
                 raise
         finally:
             self._request = None

@@ -33,6 +33,18 @@ class Mixers:
                 self._plain.append((module, module.forward))
                 module.forward = _by_document(module.forward)
 
+    def are_gathered_whole(self, model: nn.Module) -> bool:
+        """Whether ZeRO-3, if it has partitioned `model`, gathers them as often on every rank: those
+        in a layer that is gathered as one. Of others each part would be gathered once a document.
+        """
+        if not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            return True
+        from deepspeed.utils import z3_leaf_module
+
+        leaves = (module for module in model.modules() if z3_leaf_module(module))
+        inside = {id(module) for leaf in leaves for module in leaf.modules()}
+        return all(id(module) in inside for module, _ in self._plain)
+
     def undo(self) -> None:
         """Let all modules run as they did."""
         for module, forward in reversed(self._plain):

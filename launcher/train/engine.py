@@ -275,21 +275,22 @@ def gather_by_layer(model: nn.Module) -> list[nn.Module]:
     """Make each decoder layer one unit of ZeRO-3: one gather and one set of hooks, not dozens.
 
     DeepSpeed's hooks around every submodule cost a small model a quarter of its time. Layers are
-    the modules that transformers says not to split; a model that names none keeps finer units, and
-    so does the first trained layer over frozen embeddings: nothing flows back into its input, so
-    that autograd tells of the layer's end before its submodules have run. Returns the layers.
+    the modules that transformers says not to split; a model that names none keeps finer units.
+    Over frozen embeddings nothing would flow back into the input of the first layer, so that
+    autograd would tell of the layer's end before its submodules have run: the embeddings' output
+    is made to ask for a gradient. Returns the layers.
     """
     from deepspeed.utils import set_z3_leaf_module
 
+    transformer: Any = model
+    if not any(p.requires_grad for p in transformer.get_input_embeddings().parameters()):
+        transformer.enable_input_require_grads()
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
-    trained, layers = False, []
-    for module in model.modules():
-        if trained and type(module).__name__ in names:
-            set_z3_leaf_module(module, True)
-            layers.append(module)
-        trained = trained or any(p.requires_grad for p in module.parameters(recurse=False))
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
     return layers
 
 

@@ -51,7 +51,7 @@ class Speaker:
 
     def tokens(self, messages: list[Message]) -> list[int]:
         """Token ids of a conversation, by the chat template, ready for the assistant to speak."""
-        if self.system and all(message["role"] != "system" for message in messages):
+        if self.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": self.system}, *messages]
         rendered = self.tokenizer.apply_chat_template(
             messages,

@@ -13,6 +13,7 @@ that they are those of the document alone with the model's own plain attention.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -59,6 +60,10 @@ _EXACT = _Tolerance(leak=1e-5, loss=1e-4, flips=5e-4, relative=1e-5)
 _HALF = _Tolerance(leak=0.01, loss=0.1, flips=0.3, relative=0.02)
 
 
+class _NothingToSee(Exception):
+    """No record has two tokens, so that there is none that another could see."""
+
+
 class _Excerpt:
     """Beginnings of records of a cache, of which each token but the first is a target."""
 
@@ -88,9 +93,11 @@ class _Probe:
         device: torch.device,
     ) -> None:
         excerpt: Any = _Excerpt(cache)
-        lengths = {i: len(excerpt.record(i)[0]) for i in range(min(len(cache), _CHOICE))}
-        longest = sorted((i for i in lengths if lengths[i] > 1), key=lambda i: -lengths[i])
-        chosen = (longest * 2)[:2]
+        several = np.flatnonzero(np.asarray(cache.lengths) > 1)[:_CHOICE].tolist()
+        lengths = {i: len(excerpt.record(i)[0]) for i in several}
+        chosen = (sorted(several, key=lambda i: -lengths[i]) * 2)[:2]
+        if not chosen:
+            raise _NothingToSee
         self.head, self._caller = head, caller
         self.row = make_row(excerpt, chosen).to(device)
         self.documents = [make_row(excerpt, [i]).to(device) for i in chosen]
@@ -143,7 +150,10 @@ def isolate(
     tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
     Raises `ConfigError` for a model that gives a document another loss beside others than alone.
     """
-    probe = _Probe(head, caller, cache, device)
+    try:
+        probe = _Probe(head, caller, cache, device)
+    except _NothingToSee:
+        return []
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -167,7 +177,7 @@ def isolate(
     why = None
     if asked:
         head.isolates, mixers = True, Mixers()
-        why = _side_by_side(probe, inner, mixers, tolerance)
+        why = _side_by_side(probe, inner, mixers, tolerance, agree)
         if why is None and off() > tolerance.loss:
             why = "attention that is not that of packed rows"
         if agree(why is None):
@@ -194,31 +204,44 @@ def isolate(
 
 
 def _side_by_side(
-    probe: _Probe, model: nn.Module, mixers: Mixers, tolerance: _Tolerance
+    probe: _Probe,
+    model: nn.Module,
+    mixers: Mixers,
+    tolerance: _Tolerance,
+    agree: Callable[[bool], bool],
 ) -> str | None:
     """Keep the documents of a row apart, by `mixers` if need be; else what keeps them together."""
     if not probe.head.inputs.has_positions:
         return "no places of tokens but those in the row"
     for _ in range(_ROUNDS):
+        error: Exception | None = None
+        leak = math.inf
         try:
-            if probe.leak() <= tolerance.leak:
-                return None
-            found = _leaking(probe, model, tolerance)
-        except attention.Unknown as error:
-            return error.problems[0].found
+            leak = probe.leak()
         except torch.OutOfMemoryError:
             raise
         # A kernel that takes no boundaries, a layer that cannot be run on a part of its row: each
-        # fails in its own way.
-        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-            inputs = probe.head.inputs
-            if not inputs.hands_on:
+        # fails in its own way, on all ranks alike.
+        except (
+            *(attention.Unknown, RuntimeError, TypeError, ValueError, LookupError),
+            AttributeError,
+        ) as found:
+            error = found
+        if agree(leak <= tolerance.leak):
+            return None
+        if isinstance(error, attention.Unknown):
+            return error.problems[0].found
+        if error is not None:
+            if not probe.head.inputs.hands_on:
                 return f"layers that cannot take a part of a row ({error})"
-            inputs.hands_on = False
+            probe.head.inputs.hands_on = False
             continue
-        if not found:
+        kinds = _leaking(probe, model, tolerance)
+        if not kinds:
             break
-        mixers.add(model, found)
+        mixers.add(model, kinds)
+        if not mixers.are_gathered_whole(model):
+            return f"{', '.join(mixers.names)} outside of the layers that ZeRO-3 gathers as one"
     return "layers that see all of a row"
 
 

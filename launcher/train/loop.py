@@ -153,8 +153,6 @@ def train(
     objective = OBJECTIVES.load(config.objective.name)(config.objective)
     flops = meters.known_flops(model, warn)
     windows = flops.windows if flops else ()
-    if config.model.compile:
-        model.compile()
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
     heart.beat("start", 0, "engine")
@@ -235,6 +233,8 @@ def train(
     engine.eval()
     for note in isolate(head, engine, model, cache, device, all_agree):
         say(f"attention: {note}")
+    if config.model.compile:
+        model.compile()
     if ranks.is_main:
         run.set_status(State.running, step=progress.step, steps=plan.steps)
     try:

@@ -93,7 +93,7 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
     for field in ("completion", "response"):
         cases.append((field, "prompt", {"prompt": "q", field: "a"}, IS["prompt"]))
     cases.append(("instruction", "alpaca", PLAIN["alpaca"], IS["alpaca"]))
-    for field in ("input", "context"):
+    for field in ("input", "context", "query"):
         cases.append((field, "alpaca", PLAIN["alpaca"] | {field: "it"}, Pair("q\n\nit", "a")))
     for field in ("output", "response"):
         cases.append((field, "alpaca", {"instruction": "q", field: "a"}, IS["alpaca"]))
@@ -144,8 +144,8 @@ def placed(fields: tuple[Field, ...], use: Use) -> list[tuple[str, str]]:
 
 def saying(field: str) -> list[Any]:
     """Values with which a field says something."""
-    verdicts = [True, False, 0, 1, 0.5, "True", "false", "0"]
-    return verdicts if field in ("label", "kto_tag") else [["x"], {"x": 1}, "x"]
+    verdicts = [True, False, 0, 1, 0.5, "True", "false", "0", "-1", "bad", " Rejected "]
+    return verdicts if field in ("label", "kto_tag", "desirable") else [["x"], {"x": 1}, "x"]
 
 
 @pytest.mark.parametrize(("field", "name"), placed(FIELDS, Use.refused))
@@ -229,7 +229,8 @@ def test_what_a_user_says_is_not_learned_even_if_asked_for() -> None:
 
 @pytest.mark.parametrize(("field", "name"), placed(TURN_FIELDS, Use.refused))
 def test_a_member_of_a_turn_is_refused_by_its_name(field: str, name: str) -> None:
-    record = turn_record(name, **{field: [{"begin_offset": 0}]})
+    value = False if field in ("label", "desirable") else [{"begin_offset": 0}]
+    record = turn_record(name, **{field: value})
     refused = read(name, record)
     assert f"{field!r} in message 2 is not read: " in refused.found
     assert f"data.columns.{field}=" in refused.hint
@@ -504,3 +505,48 @@ def test_the_documentation_lists_every_field() -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
     assert table(FIELDS) in page
     assert table(TURN_FIELDS) in page
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "found"),
+    [
+        ("prompt", {"prompt": "p", "completion": "c", "response": "d"}, "say different things"),
+        ("prompt", {"prompt": "p", "question": "q", "completion": "c"}, "say different things"),
+        ("alpaca", {"instruction": "i", "output": "a", "response": "b"}, "say different things"),
+        ("alpaca", {"instruction": "i", "query": "q", "context": "r", "output": "a"}, "different"),
+        ("chat", {"messages": [USER, {**ANSWER, "value": "other"}]}, "say different things"),
+        ("chat", {"messages": [USER, {**ANSWER, "reasoning_content": ["x"]}]}, "not text"),
+        ("chat", {"messages": [USER, {**ANSWER, "thinking": {"x": 1}}]}, "not text"),
+        ("chat", {"messages": [USER, ANSWER], "reasoning": "why"}, "thoughts before the answer"),
+        ("chat", {"messages": [{"role": "user", "tool_calls": [{"name": "f"}]}, ANSWER]}, "(user)"),
+    ],
+)
+def test_of_two_things_said_none_is_lost(name: str, record: dict[str, Any], found: str) -> None:
+    refused = read(name, record)
+    assert isinstance(refused, BadRecord)
+    assert found in refused.found
+
+
+def test_two_names_of_one_thing_may_say_the_same() -> None:
+    both = {"prompt": "", "query": "q", "completion": "a", "response": "a"}
+    assert read("prompt", both) == IS["prompt"]
+    asked = json.dumps([USER])
+    assert read("prompt", {"prompt": asked, "completion": "a"}).messages == [USER, ANSWER]
+    about = {"instruction": "Say it in French", "query": "Good day", "output": "Bonjour"}
+    assert read("alpaca", about).prompt == "Say it in French\n\nGood day"
+
+
+def test_the_better_answer_of_an_instruction_with_an_input_is_learned_as_hinted() -> None:
+    pair = {"instruction": "Sum up", "input": "long text", "chosen": "c", "rejected": "r"}
+    hint = how_to_learn_chosen(pair)
+    assert "data=alpaca 'data.columns={output: chosen}'" in hint
+    found = read("alpaca", pair, {"output": "chosen"})
+    assert (found.prompt, found.completion) == ("Sum up\n\nlong text", "c")
+
+
+@pytest.mark.parametrize(
+    ("label", "weight"), [(1, 1), (-1, 0), ("False ", 0), ("good", 1), ("Rejected", 0), (True, 1)]
+)
+def test_verdicts_of_every_kind_are_weights_as_hinted(label: Any, weight: float) -> None:
+    reader = Reader("prompt", {"weight": "label"})
+    assert reader.read({**PLAIN["prompt"], "label": label}) == (IS["prompt"], weight)

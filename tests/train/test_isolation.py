@@ -262,6 +262,12 @@ def test_one_short_record_is_enough(tmp_path):
     assert head.layout == MODELS["qwen3.5"][2]
 
 
+def test_records_of_one_token_cannot_see_each_other(tmp_path):
+    cache = caches.write(tmp_path / "ones", [([5], [1])] * 3, max_length=8)
+    model = make("qwen3.5")
+    assert isolate(TargetHead(model), model, model, cache, CPU) == []
+
+
 def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
     model = make("llama")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))

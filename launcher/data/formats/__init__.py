@@ -39,8 +39,8 @@ __all__ = [
 
 Record = Mapping[str, Any]
 
-#: Weights of answers that are judged, as Python writes them.
-_TRUTHS = {"true": 1.0, "false": 0.0}
+#: Weights of answers that are judged.
+_TRUTHS = dict.fromkeys(meanings.GOOD, 1.0) | dict.fromkeys(("-1", *meanings.BAD), 0.0)
 #: Beyond this, one record is all that a step learns.
 MAX_WEIGHT = 1e6
 
@@ -127,7 +127,7 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
     """Weight of a record: 1 unless said. A column that is named for it may be of verdicts."""
     raw = record.get("weight")
     if "weight" in columns:
-        raw = _TRUTHS.get(str(raw).lower(), raw)
+        raw = _TRUTHS.get(str(raw).strip().lower(), raw)
     if raw is None or raw == "":
         return 1.0
     try:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.data.formats.base import BadRecord, Chat, Pair, text_field
+from launcher.data.formats.base import Chat, Pair, text_field
 from launcher.data.formats.meanings import is_given
 from launcher.data.formats.prompt import answer_of, name_of, pair_of
 
-_ABOUT = ("input", "context")
+_ABOUT = ("input", "context", "query")
 _ANSWERED = ("output", "response")
 
 
@@ -27,15 +27,7 @@ class AlpacaFormat:
         """Instruction and input, a blank line between them, as the prompt; the output to
         complete."""
         instruction = text_field(record, "instruction")
-        about = {
-            text
-            for name in _ABOUT
-            if is_given(record.get(name)) and (text := text_field(record, name))
-        }
-        if len(about) > 1:
-            raise BadRecord(
-                "'input' and 'context' say different things",
-                hint="to leave one aside: data.columns.context=",
-            )
-        prompt = "\n\n".join([instruction, *about])
+        about = name_of(record, _ABOUT)
+        said = text_field(record, about) if is_given(record.get(about)) else ""
+        prompt = "\n\n".join(filter(None, [instruction, said]))
         return pair_of(record, prompt, answer_of(record, name_of(record, _ANSWERED)))

@@ -20,7 +20,7 @@ _ANSWERS = (
     *("completion", "response", "output"),
     *("chosen", "rejected", "preferred_output", "non_preferred_output"),
 )
-#: What an answer of messages follows.
+#: What an answer follows; the last, which Alpaca has too, holds messages only if an answer does.
 _ASKED = ("prompt", "query", "question", "input")
 
 
@@ -49,8 +49,9 @@ def decoded(record: Mapping[str, Any], format_name: str | None = None) -> Mappin
                     raise
         elif name == "label" and isinstance(labels := _json(value), list):
             found[name] = labels
-    for name in _ASKED if has_messages else ():
-        if (messages := _messages(record.get(name))) is not None:
+    for name in _ASKED if has_messages else _ASKED[:-1]:
+        messages = _messages(record.get(name))
+        if messages is not None and (has_messages or _awaits_answer(messages)):
             found[name] = messages
     return {**record, **found} if found else record
 
@@ -86,6 +87,13 @@ def _messages(text: Any) -> Any:
     inner = value.get("messages") if isinstance(value, dict) else value
     whole = isinstance(value, dict) and inner is None
     return value if are_messages([value] if whole else inner) else None
+
+
+def _awaits_answer(messages: Any) -> bool:
+    """Whether messages are what a text answers; a text may also be about a whole conversation."""
+    inner = messages.get("messages", [messages]) if isinstance(messages, dict) else messages
+    last = inner[-1].get("role") or inner[-1].get("from")
+    return str(last).lower() not in ("assistant", "gpt")
 
 
 def are_messages(value: Any) -> bool:

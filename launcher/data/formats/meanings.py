@@ -36,11 +36,16 @@ def is_given(value: Any) -> bool:
     return value is not None and value != [] and value != {}
 
 
+#: Words that judge an answer.
+GOOD = ("true", "yes", "good", "chosen", "desirable")
+BAD = ("false", "no", "bad", "rejected", "undesirable")
+
+
 def is_verdict(value: Any) -> bool:
-    """Whether a label judges an answer: a truth value or a number, in CSV as text."""
+    """Whether a label judges an answer: a truth value, a number (in CSV as text), or a word."""
     if isinstance(value, str):
         text = value.strip().lower()
-        return text in ("true", "false") or text.lstrip("+-").replace(".", "", 1).isdecimal()
+        return text in (*GOOD, *BAD) or text.lstrip("+-").replace(".", "", 1).isdecimal()
     return isinstance(value, (bool, int, float))
 
 
@@ -66,7 +71,7 @@ FIELDS = (
     Field(("prompt", "query", "question"), ("prompt",), Use.read, "what is asked"),
     Field(("completion", "response"), ("prompt",), Use.read, "the answer"),
     Field(("instruction",), ("alpaca",), Use.read, "what is asked"),
-    Field(("input", "context"), ("alpaca",), Use.read, "what the instruction is about"),
+    Field(("input", "context", "query"), ("alpaca",), Use.read, "what the instruction is about"),
     Field(("output", "response"), ("alpaca",), Use.read, "the answer"),
     Field(
         ("prompt", "input", "messages", "conversations", "instruction", "history"),
@@ -109,7 +114,7 @@ FIELDS = (
         "say it for each turn: a message with weight 0 is not learned",
     ),
     Field(
-        ("label", "kto_tag"),
+        ("label", "kto_tag", "desirable"),
         LEARNED,
         Use.refused,
         "a verdict on the answer, which may be one that must not be learned",
@@ -147,7 +152,7 @@ FIELDS = (
     ),
     Field(
         ("reasoning_content", "reasoning", "thinking"),
-        PAIRS,
+        LEARNED,
         Use.refused,
         "the thoughts before the answer",
         "write messages, with the thoughts as reasoning_content beside the assistant's content",
@@ -206,6 +211,21 @@ TURN_FIELDS = (
         Use.refused,
         "which parts of a turn are learned",
         "split the turn into several messages, with a weight each",
+    ),
+    Field(
+        ("reasoning_details", "thoughts"),
+        TALKS,
+        Use.refused,
+        "thoughts in a form that no template reads",
+        "write them as text in reasoning_content",
+    ),
+    Field(
+        ("label", "desirable"),
+        TALKS,
+        Use.refused,
+        "a verdict on the answer, which may be one that must not be learned",
+        "call it weight: 1 is learned, 0 is context",
+        is_verdict,
     ),
     Field(
         ("mask", "loss_mask"),

@@ -42,6 +42,8 @@ SYSTEM_ROLES = ("system", "developer")
 _OWN = frozenset(("role", "from", "content", "value"))
 #: Members of a turn that say whether it is learned.
 FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
+#: What is thought before it is said.
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 #: Where the answer to a conversation may stand that ends with a question.
 _ANSWERS = ("response", "completion", "output", "answer")
 _NOTHING_LEARNED = (
@@ -197,8 +199,14 @@ def _single(raw: Sequence[Any]) -> Iterator[Any]:
         yield {**rest, "role": "assistant", "content": said[answered[0]]}
 
 
-def _first(turn: Mapping[str, Any], *names: str) -> Any:
-    return next((turn[name] for name in names if turn.get(name) is not None), None)
+def _content(turn: Mapping[str, Any], number: int) -> Any:
+    content, value = turn.get("content"), turn.get("value")
+    if is_given(content) and is_given(value) and content != value:
+        raise BadRecord(
+            f"'content' and 'value' of message {number} say different things",
+            hint="to leave one aside: data.columns.value=",
+        )
+    return value if content is None else content
 
 
 def _message(raw: Any, number: int) -> Message:
@@ -220,7 +228,7 @@ def _message(raw: Any, number: int) -> Message:
     else:
         raise BadRecord(f"message {number} has no role", hint="add a role: user or assistant")
     check_turn(raw, number)
-    content, calls = _first(raw, "content", "value"), raw.get("tool_calls")
+    content, calls = _content(raw, number), raw.get("tool_calls")
     if calls is None and is_given(call := raw.get("function_call")):
         calls = [{"type": "function", "function": call}]
     if str(speaker).lower() in _CALLERS and not is_given(calls):
@@ -234,13 +242,20 @@ def _message(raw: Any, number: int) -> Message:
                 hint="keep what the assistant is to say",
             )
         content = refusal
-    if not (isinstance(content, (str, list)) or (content is None and calls)):
+    only_calls = content is None and calls and role == "assistant"
+    if not (isinstance(content, (str, list)) or only_calls):
         raise BadRecord(
             f"the content of message {number} ({role}) is {kind(content)}, not text",
             hint="only an assistant message with tool_calls may go without content"
             if content is None
             else "write it as a JSON string",
         )
+    for name in _THOUGHTS:
+        if not isinstance(raw.get(name), (str, type(None))):
+            raise BadRecord(
+                f"{name!r} of message {number} is {kind(raw[name])}, not text",
+                hint=f"write it as text; to train as if it were not there: data.columns.{name}=",
+            )
     # Absent and null mean the same to people, not to templates.
     message = {name: value for name, value in raw.items() if value is not None}
     for name in ("from", "value", "function_call", "tool_calls", "refusal", "content", *FLAGS):

@@ -23,7 +23,7 @@ _CHOSEN = ("chosen", "preferred_output")
 _REJECTED = ("rejected", "non_preferred_output", "rejected_response", "rejected_messages")
 #: What the better answer is the end of, where only the worse one has a field (ms-swift).
 _WHOLE = ("messages", "response", "completion", "output")
-_ASKED = ("prompt", "input", "messages", "conversations", "instruction", "query", "question")
+_ASKED = ("prompt", "messages", "conversations", "instruction", "input", "query", "question")
 
 
 class PreferenceFormat:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat, Pair, text_field
+from launcher.data.formats.meanings import is_given
 from launcher.data.formats.messages import (
     Turns,
     conversation,
@@ -15,7 +16,7 @@ from launcher.data.formats.messages import (
     tools_of,
 )
 
-#: What the two are called; the first that a record has is meant.
+#: What the two are called.
 ASKED = ("prompt", "query", "question")
 ANSWERED = ("completion", "response")
 
@@ -46,8 +47,18 @@ class PromptFormat:
 
 
 def name_of(record: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The first of `names` that a record has; the first of all, if it has none."""
-    return next((name for name in names if record.get(name) is not None), names[0])
+    """The first of `names` that says something; the first of all, if none does.
+
+    `BadRecord` if several say different things.
+    """
+    given = [name for name in names if is_given(record.get(name))]
+    for name in given[1:]:
+        if record[name] != record[given[0]]:
+            raise BadRecord(
+                f"{given[0]!r} and {name!r} say different things",
+                hint=f"to leave one aside: data.columns.{name}=",
+            )
+    return next(iter(given), next((name for name in names if name in record), names[0]))
 
 
 def answer_of(record: Mapping[str, Any], name: str) -> str | list[Any]:
