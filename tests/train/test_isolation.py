@@ -279,7 +279,7 @@ def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
 def test_what_one_rank_finds_holds_for_all(cache):
     model = make("llama")
     head = TargetHead(model)
-    answers = iter([True, True, False, True, True])
+    answers = iter([True, True, True, False, True, True])
     isolate(head, model, model, cache, CPU, lambda mine: next(answers))
     assert head.layout == "padded, sdpa"
 
