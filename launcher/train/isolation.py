@@ -95,9 +95,11 @@ class _Probe:
         excerpt: Any = _Excerpt(cache)
         several = np.flatnonzero(np.asarray(cache.lengths) > 1)[:_CHOICE].tolist()
         lengths = {i: len(excerpt.record(i)[0]) for i in several}
-        chosen = (sorted(several, key=lambda i: -lengths[i]) * 2)[:2]
-        if not chosen:
+        if not several:
             raise _NothingToSee
+        # The longest and a middling one: what padding does shows where lengths differ.
+        several.sort(key=lambda i: -lengths[i])
+        chosen = [several[0], several[len(several) // 2]]
         self.head, self._caller = head, caller
         self.row = make_row(excerpt, chosen).to(device)
         self.documents = [make_row(excerpt, [i]).to(device) for i in chosen]

@@ -19,6 +19,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -203,11 +204,16 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list
     for (name, own), checks in sorted(found.items()):
         if own == head:
             cells = [
-                shorten(verdict(checks, layout).replace("|", "\\|"), 200, placeholder=" ...")
+                shorten(_plain(verdict(checks, layout)), 200, placeholder=" ...")
                 for layout in ("packed", "unpacked")
             ]
             lines.append(f"| `{name}` | {cells[0]} | {cells[1]} |")
     return lines
+
+
+def _plain(text: str) -> str:
+    """Words of a cell, without the folder that the model was made in."""
+    return re.sub(r"'/\S*/base'", "the model", text).replace("|", "\\|")
 
 
 def engine_table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
@@ -248,8 +254,11 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         "",
         f"Small random models of every architecture of transformers {transformers.__version__}, by"
         " `python tests/bench/families.py`.",
-        "Each that is not refused computes the losses, gradients, exports and answers of plain"
-        " transformers.",
+        "`yes` and `padded`: losses, gradients, exports and answers are those of plain transformers;"
+        " `padded` says why each",
+        "record has a line of its own. `refused`: before anything starts, with the reason. `wrong`:"
+        " what is named is not; an",
+        "export that is wrong is found by its verification, after training.",
         "",
         "### Language models",
         "",

@@ -114,5 +114,6 @@ def test_no_architecture_of_transformers_is_left_out() -> None:
 def test_the_table_of_the_documentation_has_every_architecture() -> None:
     text = (ROOT / "docs" / "models.md").read_text()
     table = text.split("<!-- families -->")[1]
-    missing = [name for name in architectures() if f"| `{name}` |" not in table]
+    texts = [one for one in architectures().values() if {"causal", "classes"} & set(one.heads)]
+    missing = [one.name for one in texts if f"| `{one.name}` |" not in table]
     assert not missing
