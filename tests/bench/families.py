@@ -254,8 +254,8 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         "",
         f"Small random models of every architecture of transformers {transformers.__version__}, by"
         " `python tests/bench/families.py`.",
-        "`yes` and `padded`: losses, gradients, exports and answers are those of plain transformers;"
-        " `padded` says why each",
+        "`yes` and `padded`: losses, gradients, exports and answers are those of plain"
+        " transformers; `padded` says why each",
         "record has a line of its own. `refused`: before anything starts, with the reason. `wrong`:"
         " what is named is not; an",
         "export that is wrong is found by its verification, after training.",
