@@ -165,6 +165,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"max_2d_position_embeddings": 64},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "llama": GROUPED,
     "longcat_flash": {"zero_expert_num": 2, "head_dim": 4},
