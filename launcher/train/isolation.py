@@ -36,6 +36,8 @@ from launcher.model.mixers import Mixers, part, tensors
 _LONGEST = 256
 #: Records that the documents of the check are chosen from.
 _CHOICE = 100
+#: How code of others fails on what it does not expect.
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 #: A model has at most so many kinds of layers that carry something along the row.
 _ROUNDS = 4
 
@@ -226,10 +228,7 @@ def _side_by_side(
             raise
         # A kernel that takes no boundaries, a layer that cannot be run on a part of its row: each
         # fails in its own way, on all ranks alike.
-        except (
-            *(attention.Unknown, RuntimeError, TypeError, ValueError, LookupError),
-            AttributeError,
-        ) as found:
+        except (attention.Unknown, *_FAILURES) as found:
             error = found
         if agree(leak <= tolerance.leak):
             return None
@@ -309,7 +308,7 @@ def _as_refusal(model: nn.Module) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+    except _FAILURES as error:
         raise ConfigError(
             f"{type(model).__name__} fails on a text: {type(error).__name__}: {error}",
             where="model.name",
