@@ -15,8 +15,11 @@ from support.ranks import run_ranks as _run_ranks
 
 pytest_plugins = ["pytester"]
 
+# No deadlines: how long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile("whole", deadline=None)
+hypothesis.settings.load_profile("whole")
 # For `make check`, which is run again and again; `make test` draws as many as each test says.
-hypothesis.settings.register_profile("quick", max_examples=25)
+hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -385,7 +385,8 @@ class ChatRenderer:
         if other and common == len(other):
             return common
         one, own = (self._control.match(text, common) for text in (other, follow))
-        if one and own:  # each has an end of its own
+        # Each has an end of its own, or this one alone, behind nothing but white space.
+        if own and (one or (own[0] in self._specials and not shared)):
             return own.end()
         return common or None
 

@@ -228,3 +228,17 @@ def test_prefixes_and_tags_agree(
     assert rendered[0] == rendered[1] == rendered[2]
     text, spans, _ = rendered[0]
     assert [text[a:b] for a, b in spans] == [f"{answer}<|im_end|>" for _, answer in turns]
+
+
+@pytest.mark.parametrize("answer", ["zwei", "zwei\n", "zwei \n\n"])
+def test_the_one_end_of_a_conversation_is_learned_behind_any_white_space(
+    answer: str, make_tokenizer: Make
+) -> None:
+    template = (
+        "{% for m in messages %}\n{{ 'A' if m.role == 'assistant' else 'Q' }}: {{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}\nA:{% else %}{{ eos_token }}{% endif %}"
+    )
+    record = chats.chat("one?", "eins", "two?", answer)
+    record["messages"][1]["weight"] = 0  # so that the turns are looked for one by one
+    (last,) = learned(make_tokenizer(template, "</s>"), record)
+    assert last == f" {answer}</s>"
