@@ -131,6 +131,8 @@ def train(
         if ranks.is_main:
             write_json(run.classes, classes.as_dict())
     if config.peft.name != "none":
+        # Under ZeRO-3 the making of some models draws numbers, elsewhere it does not.
+        torch.manual_seed(config.seed)
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
         _refuse_untrained_tokens(model, len(tokenizer))
         if model.left_out:

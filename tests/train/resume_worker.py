@@ -23,14 +23,16 @@ from launcher.rundir import RunDir
 from launcher.train import checkpoint as checkpoints
 from launcher.train import distributed, restore
 from launcher.train.engine import Engine, connect
+from launcher.train.isolation import isolate
 from support.configs import make_config
 
 
-def build(config, made, start):
+def build(config, made, start, cache):
     torch.manual_seed(0)
     settings = deepspeed.build(config, made)
     model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
     if config.peft.name != "none":
+        torch.manual_seed(0)
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
         restore.load_weights(start, model)
@@ -38,7 +40,14 @@ def build(config, made, start):
     engine = Engine(model, config, made, settings)
     if start is not None:
         restore.load_optimizer(start, engine)
+    engine.eval()
+    isolate(head, engine, model, cache, torch.device("cpu"), agree)
+    engine.train()
     return engine, head
+
+
+def agree(mine):
+    return distributed.sum_over_ranks([float(not mine)], torch.device("cpu"))[0] == 0
 
 
 def train(engine, head, loader, steps, ranks):
@@ -94,17 +103,17 @@ def run(case, cache, ranks, folder):
     runs = RunDir(folder / case["name"])
     if "from" in case:
         start = checkpoints.newest_valid(RunDir(case["from"]), print)
-        engine, head = build(config, made, start)
+        engine, head = build(config, made, start, cache)
         losses = train(engine, head, loader, range(start.step, made.steps), ranks)
         return {"name": case["name"], "losses": losses}
     half = made.steps // 2
-    engine, head = build(config, made, None)
+    engine, head = build(config, made, None, cache)
     first = train(engine, head, loader, range(half), ranks)
     checkpoints.save(runs, engine, half, ranks.rank, {})
     rest = train(engine, head, loader, range(half, made.steps), ranks)
     straight = fingerprint(engine)
     start = checkpoints.newest_valid(runs, print)
-    engine, head = build(config, made, start)
+    engine, head = build(config, made, start, cache)
     again = train(engine, head, loader, range(half, made.steps), ranks)
     resumed = fingerprint(engine)
     files = sum(path.stat().st_size for path in start.path.iterdir())
