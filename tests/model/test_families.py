@@ -71,10 +71,7 @@ def test_all_that_is_done_with_a_model_equals_plain_transformers(
 ) -> None:
     one = subject(make_family(name, tmp_path / "base", head), tmp_path, head)
     outcomes = list(check_family(one))
-    bad = [found for found in outcomes if found.outcome not in ("equal", "refused")]
-    assert not bad
-    refused = [found for found in outcomes if found.outcome == "refused"]
-    assert [found.check for found in refused] == ["packed/start"] * (name == "modernbert")
+    assert not [found for found in outcomes if found.outcome != "equal"]
     assert len(outcomes) > 10
 
 
