@@ -283,14 +283,18 @@ def gather_by_layer(model: nn.Module) -> list[nn.Module]:
     from deepspeed.utils import set_z3_leaf_module
 
     transformer: Any = model
-    if not any(p.requires_grad for p in transformer.get_input_embeddings().parameters()):
+    embeddings = transformer.get_input_embeddings()
+    if not any(p.requires_grad for p in embeddings.parameters()):
         transformer.enable_input_require_grads()
     names: set[str] = set()
     for module in model.modules():
         names.update(getattr(module, "_no_split_modules", None) or ())
-    layers = [module for module in model.modules() if type(module).__name__ in names]
-    for layer in layers:
-        set_z3_leaf_module(layer, True)
+    flows, layers = False, []
+    for module in model.modules():
+        if flows and type(module).__name__ in names:
+            set_z3_leaf_module(module, True)
+            layers.append(module)
+        flows = flows or module is embeddings
     return layers
 
 
