@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
-from launcher.data.cache import TokenCache
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
@@ -49,9 +47,6 @@ def score(
     classes = Classes.of_run(run)
     folders = read_json(run.data)
     head = make_head(model, classes)
-    cache = TokenCache.open(Path(folders["validation"]))
-    for found in isolate(head, model.eval(), model, cache, device):
-        note(f"attention: {found}")
     evaluator = make_evaluator(
         config,
         plan,
@@ -64,6 +59,8 @@ def score(
         classes,
         vllm.generate_records if by_vllm else generation.generate_records,
     )
+    for found in isolate(head, model.eval(), model, evaluator.cache, device):
+        note(f"attention: {found}")
     return evaluator.metrics, evaluator.everything(model, model)
 
 
