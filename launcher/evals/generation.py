@@ -156,8 +156,10 @@ def reads_padding(model: Any) -> bool:
     Found out on the model itself, once; ask within `inference`, on all ranks.
     """
     if model not in _READS_PADDING:
-        size = model.config.get_text_config().vocab_size
-        prompts = [[(4 + 3 * i) % size for i in range(length)] for length in (7, 70)]
+        text = model.config.get_text_config()
+        longest = min(70, (getattr(text, "max_position_embeddings", None) or 70) - 1)
+        lengths = (min(7, longest // 2), longest)
+        prompts = [[(4 + 3 * i) % text.vocab_size for i in range(n)] for n in lengths]
         alone, padded = (_first_scores(model, lines) for lines in (prompts[:1], prompts))
         tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
         limit = tolerance * float(alone.abs().max())
