@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -125,19 +125,11 @@ def _generate(
         extra["logits_processor"] = [SeededChoice(rows, width)]
     if decoding.stop:
         extra["stopping_criteria"] = [StopStrings(decoding, tokenizer, width)]
-    # As `decoding` says, whatever the model's own generation_config prefers: models are compared.
     output: Tensor = model.generate(
         input_ids=tokens.to(device),
         attention_mask=mask.to(device),
         max_new_tokens=decoding.max_new_tokens,
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
+        **PLAIN,
         pad_token_id=pad,
         eos_token_id=stops or None,
         synced_gpus=synced,
@@ -145,6 +137,18 @@ def _generate(
     )
     return [until(answer, stops) for answer in output[:, width:].tolist()]
 
+
+#: As `Decoding` says, whatever a model's own generation_config prefers: models are compared.
+PLAIN: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 50,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "use_cache": True,
+}
 
 _READS_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -175,9 +179,7 @@ def _first_scores(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
         input_ids=tokens.to(device),
         attention_mask=mask.to(device),
         max_new_tokens=1,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
+        **PLAIN,
         pad_token_id=0,
         eos_token_id=None,
         output_logits=True,

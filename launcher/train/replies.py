@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import StoppingCriteria
 
 from launcher.evals.decoding import Decoding, SeededChoice
-from launcher.evals.generation import inference, pad_left, padding_of, reads_padding
+from launcher.evals.generation import PLAIN, inference, pad_left, padding_of, reads_padding
 from launcher.train.inference import Speaker
 from launcher.train.pieces import Pieces
 
@@ -57,14 +57,7 @@ def _reply(speaker: Speaker, asks: Sequence[Ask]) -> None:
         input_ids=tokens.to(model.device),
         attention_mask=mask.to(model.device),
         max_new_tokens=max(ask.decoding.max_new_tokens for ask in asks),
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        use_cache=True,
+        **PLAIN,
         pad_token_id=pad,
         eos_token_id=stops or None,
         stopping_criteria=[_Listening(asks, tokenizer, stops)],
