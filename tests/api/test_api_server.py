@@ -30,7 +30,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server that waits for a second."""
     home = tmp_path_factory.mktemp("impatient") / "home"
     home.mkdir()
-    (home / "serve.yaml").write_text("limits: {idle_s: 1, file_bytes: 3000000}\n")
+    (home / "serve.yaml").write_text("limits: {idle_s: 1, file_bytes: 12000000}\n")
     with serving(home) as found:
         yield found
 
@@ -133,9 +133,12 @@ def test_a_refused_body_is_not_read_forever(impatient: Served) -> None:
 
 @pytest.mark.parametrize("reads", [0, 3000])
 def test_a_download_is_not_held_open_by_who_does_not_read(impatient: Served, reads: int) -> None:
-    """It is left; who reads slowly, but on, is not."""
+    """It is left; who reads slowly, but on, is not.
+
+    The file is larger than what a socket keeps: all of a smaller one is sent at once.
+    """
     with impatient.client() as client:
-        form = {"files": {"file": ("a", b"x" * 3_000_000)}, "data": {"purpose": "evals"}}
+        form = {"files": {"file": ("a", b"x" * 12_000_000)}, "data": {"purpose": "evals"}}
         made = client.post("/files", **form).json()["id"]
         held = [f"/proc/{impatient.process.pid}/fd/{n}" for n in range(64)]
 
