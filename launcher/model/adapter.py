@@ -1,4 +1,4 @@
-"""The weights of an adapter that lies in a folder, as peft writes it."""
+"""A model that adapters are put on, and the weights of adapters that lie in a folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ import torch
 from launcher.errors import ConfigError, LauncherError
 
 WEIGHTS = "adapter_model.safetensors"
+
+
+def inner_model(model: Any) -> Any:
+    """The transformers model, be it inside a peft model or bare."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 class AdapterReader:

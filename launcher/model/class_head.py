@@ -16,8 +16,9 @@ from torch.nn import functional
 from launcher.config.classes import OUT_OF_SCOPE, Classes
 from launcher.errors import ConfigError
 from launcher.model import attention
+from launcher.model.adapter import inner_model
 from launcher.model.classifier import reads_last_token
-from launcher.model.head import Inputs, Row, TargetHead, packed_inputs, padded_inputs
+from launcher.model.head import ForwardInputs, Row, TargetHead, packed_inputs, padded_inputs
 
 
 class ClassHead:
@@ -34,13 +35,13 @@ class ClassHead:
         self._multi = classes.multi_label
         self._weights = torch.tensor(classes.weights) if classes.weights else None
         self._ends: Tensor | None = None
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        inner = inner_model(model)
         implementation = inner.config._attn_implementation
         self.isolates = attention.isolates(inner) and reads_last_token(model)
         """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
         self.layout = ""
         """How documents are kept apart, as `launcher.train.isolation` has found out."""
-        self.inputs = Inputs(model)
+        self.inputs = ForwardInputs(model)
         if self.isolates:
             self._model, self._own_forward = inner, inner.forward
             inner.forward = self._forward

@@ -12,6 +12,7 @@ from torch import nn
 
 from launcher.config.classes import Classes
 from launcher.errors import ConfigError
+from launcher.model.adapter import inner_model
 
 
 def auto_class(classes: Classes | None) -> Any:
@@ -62,7 +63,7 @@ def reads_last_token(model: Any) -> bool:
     """Whether the class is read off the last token of a text by a linear layer, `score`."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     return isinstance(inner, GenericForSequenceClassification)
 
 

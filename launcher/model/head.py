@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from launcher.errors import ConfigError
 from launcher.model import attention
+from launcher.model.adapter import inner_model
 
 #: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
@@ -70,7 +71,7 @@ class TargetHead:
         """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
         self.layout = ""
         """How documents are kept apart, as `launcher.train.isolation` has found out."""
-        self.inputs = Inputs(model)
+        self.inputs = ForwardInputs(model)
         self._request: _Request | None = None
         self._is_fused = False
         """Whether a call has shown that the model gives what its head gave."""
@@ -168,21 +169,18 @@ class TargetHead:
 
 def _plain_head(model: nn.Module) -> nn.Linear | None:
     """The model's LM head if it is a plain linear layer, whose matrix product we may take over."""
-    base: Any = model
-    if hasattr(base, "get_base_model"):
-        base = base.get_base_model()
-    head = base.get_output_embeddings()
+    head = inner_model(model).get_output_embeddings()
     saved = getattr(head, "modules_to_save", None)  # peft's wrapper for modules trained in full
     if saved is not None and "default" in saved:
         head = saved["default"]
     return head if type(head) is nn.Linear else None
 
 
-class Inputs:
+class ForwardInputs:
     """What the forward of a transformers model, or of the one in a peft model, takes."""
 
     def __init__(self, model: Any) -> None:
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = inner_model(model)
         parameters = inspect.signature(base.forward).parameters
         self._names = set(parameters)
         self.hands_on = True

@@ -25,6 +25,7 @@ from launcher.evals.further import TRAIN
 from launcher.evals.journal import Journal
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Prompt, Results
+from launcher.model.adapter import inner_model
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.model.load import model_source
@@ -280,7 +281,7 @@ def score_base(
 ) -> None:
     """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
     target = run.eval / "base.json"
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     key = evaluator.base_key(data_key, getattr(inner.config, "_commit_hash", None))
     cached, journal = store.cache_path(key), evaluator.journal(run, "base", key)
     known = store.read_results(target) or store.read_results(cached)

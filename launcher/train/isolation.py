@@ -28,6 +28,7 @@ from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
 from launcher.errors import ConfigError
 from launcher.model import attention
+from launcher.model.adapter import inner_model
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.model.mixers import Mixers, part, tensors
@@ -162,7 +163,7 @@ def isolate(
         return []
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     asked, head.isolates = head.isolates, False
     with _plain_attention(inner), _as_refusal(inner):
         expected, foresight = probe.alone(), probe.foresight()

@@ -16,6 +16,7 @@ from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
+from launcher.model.adapter import inner_model
 from launcher.model.class_head import make_head
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness
@@ -41,7 +42,7 @@ def score(
     plan = plans.Plan.from_json(run.plan.read_text())
     attention.register()
     model, device = speaker.model, torch.device("cuda" if has_gpu else "cpu")
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     wanted = attention.IMPLEMENTATIONS[plan.attention]
     inner.set_attn_implementation(attention.supported(type(inner), wanted))
     classes = Classes.of_run(run)
