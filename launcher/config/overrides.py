@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import copy
 import difflib
+import os
 import re
+import shlex
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -110,6 +112,10 @@ def _form_hint(word: str, options: Mapping[str, Sequence[str]]) -> str:
     homes = [group for group, names in options.items() if word in names]
     if homes:
         return f"did you mean {' or '.join(f'{group}={word}' for group in homes)}?"
+    if os.path.exists(word):
+        is_model = os.path.exists(os.path.join(word, "config.json"))
+        key = "model.name" if is_model else "data.train"
+        return f"did you mean {shlex.quote(f'{key}={word}')}?"
     close = difflib.get_close_matches(word, [*options, *typed.leaves()], n=1)
     return f"did you mean {close[0]}=...?" if close else "write key=value, e.g. optim.lr=1e-4"
 

@@ -157,6 +157,12 @@ class SplitWriter:
             )
         if self._cache.records:
             self._check_targets()
+        elif self.name == "train" and not self.counts.read:
+            raise DataError(
+                "no record is left to train on: all of them are held out for validation",
+                where=items.place(self.name),
+                hint="give more records, or set data.validation_share=0",
+            )
         elif self.name == "train" or self.counts.read:
             raise DataError(
                 f"no record is left of {self.counts.read:,} read: {self.counts.skipped:,} skipped, "

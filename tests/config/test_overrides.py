@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -123,6 +125,15 @@ def test_a_slip_in_any_key_is_recognised(key: str) -> None:
     (problem,) = overrides.read([f"{slip}=1"], {}).problems
     assert problem.where == slip
     assert key in problem.hint
+
+
+def test_a_path_alone_is_told_its_key(tmp_path: Path) -> None:
+    data, model = tmp_path / "my data.jsonl", tmp_path / "model"
+    data.touch()
+    model.mkdir()
+    (model / "config.json").touch()
+    assert problems(str(data))[0].hint == f"did you mean 'data.train={data}'?"
+    assert problems(str(model))[0].hint == f"did you mean model.name={model}?"
 
 
 @settings(deadline=None, max_examples=50)

@@ -182,6 +182,17 @@ def test_limit_takes_the_first_records_of_each_split(
         assert len(TokenCache.open(str(folder))) == 3
 
 
+def test_a_file_that_is_wholly_held_out_is_told_so(
+    configure: Configure, make_data: MakeData
+) -> None:
+    config = configure(train=make_data(GOOD[:1]), validation_share=0.99)
+    with pytest.raises(DataError, match="all of them are held out for validation") as caught:
+        prepare(config)
+    assert "data.validation_share=0" in str(caught.value)
+    config.data.validation_share = 0
+    assert len(train(config)) == 1
+
+
 def test_a_record_never_changes_sides_when_the_data_grows(
     configure: Configure, make_data: MakeData
 ) -> None:
