@@ -16,6 +16,7 @@ from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
 from launcher.data.provenance import split_thoughts
+from launcher.evals.runner import prompt_and_reference
 from support.templates import FAMILIES, tokenizer_of
 
 Message = dict[str, Any]
@@ -274,6 +275,52 @@ def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
     (item,) = Encoder(make("qwen3_5"), chat=options).encode([chat])
     assert isinstance(item, Encoded)
     assert len(item.pieces) == 1
+
+
+def test_a_record_sets_variables_of_the_template_for_itself_alone(make: Make) -> None:
+    tokenizer = make("qwen3")
+    encoder = Encoder(tokenizer, chat=ChatOptions(variables={"enable_thinking": True}))
+    talk = [USER, ANSWER]
+    options: list[dict[str, Any]] = [{}, {"enable_thinking": False}, {"enable_thinking": True}, {}]
+    items = encoder.encode([Chat(talk, template_options=own) for own in options])
+    empty, answer = "<think>\n\n</think>\n\n", "Д Ж.<|im_end|>"
+    learned, before = [], []
+    for item in items:
+        assert isinstance(item, Encoded)
+        (piece,) = item.pieces
+        prompt, reference = prompt_and_reference(piece[0].tolist(), piece[1].tolist())
+        learned.append(tokenizer.decode(reference))
+        before.append(tokenizer.decode(prompt))
+    # Without thinking the empty thought is what the model is asked with, not what it learns.
+    assert learned == [empty + answer, answer, empty + answer, empty + answer]
+    asked = [
+        tokenizer.apply_chat_template(
+            [USER], add_generation_prompt=True, tokenize=False, enable_thinking=switch
+        )
+        for switch in (True, False, True, True)
+    ]
+    assert before == asked
+
+
+def test_a_records_own_variables_hold_for_each_of_its_exchanges(make: Make) -> None:
+    messages = SHAPES["thoughts in a field"].messages
+    chat = Chat(messages, template_options={"preserve_thinking": True})
+    encoder = Encoder(make("qwen3_5"), chat=ChatOptions(thoughts=Thoughts.all))
+    kept, split = encoder.encode([chat, Chat(messages)])
+    assert isinstance(kept, Encoded)
+    assert isinstance(split, Encoded)
+    assert [len(kept.pieces), len(split.pieces)] == [1, 2]
+    # A variable that changes nothing of which thoughts are shown still reaches each part.
+    named = Chat(messages, template_options={"enable_thinking": False})
+    (item,) = encoder.encode([named])
+    assert isinstance(item, Encoded)
+    texts = [make("qwen3_5").decode(tokens) for tokens, _ in item.pieces]
+    (plain,) = Encoder(
+        make("qwen3_5"),
+        chat=ChatOptions(thoughts=Thoughts.all, variables={"enable_thinking": False}),
+    ).encode([Chat(messages)])
+    assert isinstance(plain, Encoded)
+    assert texts == [make("qwen3_5").decode(tokens) for tokens, _ in plain.pieces]
 
 
 def test_what_is_left_out_is_named_by_message(make: Make) -> None:

@@ -15,9 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher import meanings
 from launcher.config.variants import FORMATS
-from launcher.data.formats import meanings
-from launcher.data.formats.base import BadRecord, Chat, Example, Labelled, Pair, Preference, Text
+from launcher.data.formats.base import (
+    BadRecord,
+    Chat,
+    Example,
+    Labelled,
+    Pair,
+    Preference,
+    Text,
+    refuse,
+)
 from launcher.data.formats.classification import name_label
 from launcher.data.formats.jsonfields import are_messages, decoded
 from launcher.errors import ConfigError
@@ -76,7 +85,7 @@ class Reader:
             record = rename(raw, columns)
             if name in FORMATS:
                 record = decoded(record, name)
-                meanings.check(record, name)
+                refuse(meanings.refused(record, name), "field {!r}")
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
                 record = {**record, "label": name_label(record["label"], labels)}

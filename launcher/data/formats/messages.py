@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data.formats.base import BadRecord, Chat, kind
+from launcher.data.formats.base import BadRecord, Chat, kind, refuse
 from launcher.data.formats.jsonfields import structure
-from launcher.data.formats.meanings import TURN_FIELDS, check_turn, is_given
+from launcher.meanings import OF_THE_CALLER, TURN_FIELDS, is_given, refused_in_turn
 
 Message = dict[str, Any]
 
@@ -88,7 +88,8 @@ def conversation(record: Mapping[str, Any], turns: Turns) -> Chat:
         raise BadRecord(
             found if turns.silent else f"no assistant turn (roles: {roles})", hint=_NOTHING_LEARNED
         )
-    return Chat(turns.messages, tools_of(record), frozenset(turns.silent))
+    options = template_options_of(record)
+    return Chat(turns.messages, tools_of(record), frozenset(turns.silent), options)
 
 
 def with_system(record: Mapping[str, Any], turns: Turns) -> Turns:
@@ -125,6 +126,27 @@ def system_of(record: Mapping[str, Any]) -> str | None:
             hint="to leave one aside: data.columns.system_prompt=",
         )
     return next(iter(texts), None)
+
+
+def template_options_of(record: Mapping[str, Any]) -> Message:
+    """Variables of the chat template that a record sets; null is none."""
+    raw = record.get("chat_template_kwargs")
+    if not is_given(raw):
+        return {}
+    if not isinstance(raw, dict):
+        raise BadRecord(
+            f"field 'chat_template_kwargs' is {kind(raw)}, not an object",
+            hint='write {"enable_thinking": false}, also as JSON text; to leave it aside: '
+            "data.columns.chat_template_kwargs=",
+        )
+    own = sorted(OF_THE_CALLER.intersection(raw))
+    if own:
+        raise BadRecord(
+            f"'chat_template_kwargs' sets {own[0]!r}, which is no variable of a template's own",
+            hint="write tools and messages beside it, and leave the rest out; to leave all of it "
+            "aside: data.columns.chat_template_kwargs=",
+        )
+    return _present(raw)
 
 
 def read_history(raw: Any) -> Turns:
@@ -227,7 +249,7 @@ def _message(raw: Any, number: int) -> Message:
         speaker, role = role, ROLES.get(role.lower(), role)
     else:
         raise BadRecord(f"message {number} has no role", hint="add a role: user or assistant")
-    check_turn(raw, number)
+    refuse(refused_in_turn(raw), f"{{!r}} in message {number}")
     content, calls = _content(raw, number), raw.get("tool_calls")
     if calls is None and is_given(call := raw.get("function_call")):
         calls = [{"type": "function", "function": call}]

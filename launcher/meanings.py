@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from launcher.data.formats.base import BadRecord
-
 TALKS = ("chat", "sharegpt")
 PAIRS = ("prompt", "alpaca")
 LEARNED = (*TALKS, *PAIRS)
@@ -91,6 +89,12 @@ FIELDS = (
     Field(("system", "system_prompt"), ANSWERS, Use.read, "the system message"),
     Field(("history",), PAIRS, Use.read, "earlier turns, [user, assistant] each; learned, too"),
     Field(("tools", "functions"), ANSWERS, Use.read, "descriptions of tools, for the template"),
+    Field(
+        ("chat_template_kwargs",),
+        ANSWERS,
+        Use.read,
+        "variables of the template for this record, over data.template_options",
+    ),
     Field(("weight",), EVERY, Use.read, "weight of the record's targets"),
     Field(
         ("images", "image", "videos", "video", "audios", "audio", "objects"),
@@ -120,13 +124,6 @@ FIELDS = (
         "a verdict on the answer, which may be one that must not be learned",
         "to learn the answers with true or 1, and no other: data.columns.weight=%s",
         is_verdict,
-    ),
-    Field(
-        ("chat_template_kwargs",),
-        ANSWERS,
-        Use.refused,
-        "variables of the template for this record",
-        "give a template of your own with model.chat_template=FILE",
     ),
     Field(
         ("response_format",),
@@ -243,6 +240,15 @@ TURN_FIELDS = (
     ),
 )
 
+#: What a chat template is given besides variables of its own.
+OF_THE_CALLER = frozenset(
+    {
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+        *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
+        *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+    }
+)
+
 Refused = Mapping[str, Field]
 
 
@@ -265,22 +271,19 @@ def reads(format_name: str) -> set[str]:
     return {name for field in mine for name in field.names}
 
 
-def check(record: Mapping[str, Any], format_name: str) -> None:
-    """`BadRecord` for the first field of a record that is known and cannot be honoured."""
-    _check(record, _REFUSED.get(format_name, {}), "field {!r}")
+def refused(record: Mapping[str, Any], format_name: str) -> tuple[str, Field] | None:
+    """The first field of a record that is known and cannot be honoured, by its name."""
+    return _first(record, _REFUSED.get(format_name, {}))
 
 
-def check_turn(turn: Mapping[str, Any], number: int) -> None:
-    """The same for turn `number`, counted from 1."""
-    _check(turn, _REFUSED_IN_TURNS, f"{{!r}} in message {number}")
+def refused_in_turn(turn: Mapping[str, Any]) -> tuple[str, Field] | None:
+    """The same of the members of a turn."""
+    return _first(turn, _REFUSED_IN_TURNS)
 
 
-def _check(values: Mapping[str, Any], refused: Refused, place: str) -> None:
+def _first(values: Mapping[str, Any], known: Refused) -> tuple[str, Field] | None:
     for name, value in values.items():
-        field = refused.get(name)
+        field = known.get(name)
         if field and field.says(value):
-            hint = field.hint % name if "%s" in field.hint else field.hint
-            raise BadRecord(
-                f"{place.format(name)} is not read: {field.what}",
-                hint=f"{hint}; to train as if it were not there: data.columns.{name}=",
-            )
+            return name, field
+    return None
