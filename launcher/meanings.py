@@ -249,6 +249,15 @@ OF_THE_CALLER = frozenset(
     }
 )
 
+#: Members of a turn that say whether it is learned.
+FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
+#: What is thought before it is said.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+#: Where the answer to a conversation may stand that ends with a question.
+ANSWERS_BESIDE = ("response", "completion", "output", "answer")
+#: Beyond this, one record is all that a step learns.
+MAX_WEIGHT = 1e6
+
 Refused = Mapping[str, Field]
 
 

@@ -50,8 +50,6 @@ Record = Mapping[str, Any]
 
 #: Weights of answers that are judged.
 _TRUTHS = dict.fromkeys(meanings.GOOD, 1.0) | dict.fromkeys(("-1", *meanings.BAD), 0.0)
-#: Beyond this, one record is all that a step learns.
-MAX_WEIGHT = 1e6
 
 
 class Format(Protocol):
@@ -143,7 +141,7 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
         weight = math.nan if isinstance(raw, bool) else float(raw)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight <= MAX_WEIGHT:
+    if not 0 <= weight <= meanings.MAX_WEIGHT:
         raise BadRecord(
             f"the record has weight {raw!r}",
             hint="a weight is a number from 0 to 1e6; if the field means something else, leave it "

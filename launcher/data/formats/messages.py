@@ -8,7 +8,14 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat, kind, refuse
 from launcher.data.formats.jsonfields import structure
-from launcher.meanings import OF_THE_CALLER, TURN_FIELDS, is_given, refused_in_turn
+from launcher.meanings import (
+    ANSWERS_BESIDE,
+    FLAGS,
+    OF_THE_CALLER,
+    THOUGHTS,
+    is_given,
+    refused_in_turn,
+)
 
 Message = dict[str, Any]
 
@@ -40,12 +47,6 @@ _CALLERS = ("function_call", "tool_call")
 SYSTEM_ROLES = ("system", "developer")
 #: Members of a turn that has a speaker or words of its own.
 _OWN = frozenset(("role", "from", "content", "value"))
-#: Members of a turn that say whether it is learned.
-FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
-#: What is thought before it is said.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-#: Where the answer to a conversation may stand that ends with a question.
-_ANSWERS = ("response", "completion", "output", "answer")
 _NOTHING_LEARNED = (
     "there is nothing to learn from this record: remove it, or set data.bad_records=skip"
 )
@@ -74,7 +75,7 @@ class Turns:
 def conversation(record: Mapping[str, Any], turns: Turns) -> Chat:
     """A chat of turns and what stands beside them; `BadRecord` without a turn to learn."""
     turns = with_system(record, turns)
-    beside = [name for name in _ANSWERS if is_given(record.get(name))]
+    beside = [name for name in ANSWERS_BESIDE if is_given(record.get(name))]
     if beside and turns.messages[-1]["role"] != "assistant":
         raise BadRecord(
             f"the conversation ends with {turns.messages[-1]['role']}, and its answer stands beside"
@@ -272,7 +273,7 @@ def _message(raw: Any, number: int) -> Message:
             if content is None
             else "write it as a JSON string",
         )
-    for name in _THOUGHTS:
+    for name in THOUGHTS:
         if not isinstance(raw.get(name), (str, type(None))):
             raise BadRecord(
                 f"{name!r} of message {number} is {kind(raw[name])}, not text",
