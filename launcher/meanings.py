@@ -7,6 +7,7 @@ nothing. Names that are not here are a user's own and are left alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -47,6 +48,15 @@ def is_verdict(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
 
 
+def is_media(value: Any) -> bool:
+    """Whether a value is an image, sound or film as the library `datasets` stores them in tables,
+    or a list of such."""
+    if isinstance(value, list):
+        return bool(value) and all(map(is_media, value))
+    is_stored = isinstance(value, dict) and value.keys() <= {"bytes", "path"}
+    return is_stored and isinstance(value.get("bytes"), bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One meaning that fields of several names have."""
@@ -61,6 +71,15 @@ class Field:
     says: Callable[[Any], bool] = is_given
     """Whether a value is meant so."""
 
+
+#: Whatever its name.
+MEDIA = Field(
+    ("images", "image", "videos", "video", "audios", "audio", "objects"),
+    EVERY,
+    Use.refused,
+    "what is seen or heard, and only text is trained on",
+    "leave the record out",
+)
 
 #: Fields beside each other in a record.
 FIELDS = (
@@ -96,13 +115,7 @@ FIELDS = (
         "variables of the template for this record, over data.template_options",
     ),
     Field(("weight",), EVERY, Use.read, "weight of the record's targets"),
-    Field(
-        ("images", "image", "videos", "video", "audios", "audio", "objects"),
-        EVERY,
-        Use.refused,
-        "what is seen or heard, and only text is trained on",
-        "leave the record out",
-    ),
+    MEDIA,
     Field(
         ("input_ids", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask"),
         EVERY,
@@ -274,10 +287,11 @@ _REFUSED = {name: _refused(FIELDS, name) for name in EVERY}
 _REFUSED_IN_TURNS = _refused(TURN_FIELDS, "chat")
 
 
-def reads(format_name: str) -> set[str]:
+@functools.cache
+def reads(format_name: str) -> frozenset[str]:
     """Names of the fields that a format reads."""
     mine = (field for field in FIELDS if field.use is Use.read and format_name in field.formats)
-    return {name for field in mine for name in field.names}
+    return frozenset(name for field in mine for name in field.names)
 
 
 def refused(record: Mapping[str, Any], format_name: str) -> tuple[str, Field] | None:
@@ -295,4 +309,6 @@ def _first(values: Mapping[str, Any], known: Refused) -> tuple[str, Field] | Non
         field = known.get(name)
         if field and field.says(value):
             return name, field
+        if field is None and is_media(value):
+            return name, MEDIA
     return None

@@ -25,6 +25,7 @@ from launcher.data.formats.base import (
     Pair,
     Preference,
     Text,
+    as_text,
     refuse,
 )
 from launcher.data.formats.classification import name_label
@@ -84,6 +85,7 @@ class Reader:
             if name in FORMATS:
                 record = decoded(record, name)
                 refuse(meanings.refused(record, name), "field {!r}")
+                _refuse_binary(record, name, self._format)
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
                 record = {**record, "label": name_label(record["label"], labels)}
@@ -128,6 +130,23 @@ def load(name: str) -> Format:
             hint="write `def read(self, record)`, which returns a Chat, Pair or Text",
         )
     return own
+
+
+def _refuse_binary(record: Record, name: str, known: Format) -> None:
+    """`BadRecord` if a field that format `name` reads is a binary column of a table."""
+    reads = meanings.reads(name)
+    binary = (own for own, value in record.items() if isinstance(value, bytes) and own in reads)
+    field = next(binary, None)
+    if field is None:
+        return
+    way = f"to leave it aside: data.columns.{field}="
+    try:
+        known.read({own: value for own, value in record.items() if own != field})
+    except BadRecord:
+        way = f"to read another column: data.columns.{field}=COLUMN"
+    raise BadRecord(
+        f"column {field!r} is binary, not text", hint=f"{as_text(record[field])}; {way}"
+    )
 
 
 def _weight(record: Record, columns: Mapping[str, str]) -> float:
@@ -192,7 +211,10 @@ def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
         return BadRecord(
             found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
         )
-    if "input_ids" in record:
+    seen = meanings.refused(record, "text")
+    if seen and seen[1] is meanings.MEDIA:
+        hint = f"{seen[0]!r} is {seen[1].what}: use other data"
+    elif "input_ids" in record:
         hint = "tokens of another preparation cannot be trained on: give the texts"
     elif "completions" in record and "labels" in record:
         hint = "answers that are judged step by step cannot be learned: give prompt and completion"

@@ -100,16 +100,18 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
         )
     value = record[name]
     if not isinstance(value, str):
-        raise BadRecord(f"field {name!r} is {kind(value)}, not text", hint=_as_text(value))
+        raise BadRecord(f"field {name!r} is {kind(value)}, not text", hint=as_text(value))
     return value
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     """What to do where a text should be."""
     if value is None:
         return "give a text, or remove the record"
     if isinstance(value, (list, dict)):
         return "write a text; conversations are read with data=chat, from a field 'messages'"
+    if isinstance(value, bytes):
+        return "write it as text (in pyarrow: cast('string'))"
     return "write the value as a JSON string"
 
 
@@ -118,5 +120,5 @@ def kind(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
-    names |= {list: "a list", dict: "an object"}
+    names |= {list: "a list", dict: "an object", bytes: "binary data"}
     return names.get(type(value), type(value).__name__)

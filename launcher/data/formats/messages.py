@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data.formats.base import BadRecord, Chat, kind, refuse
+from launcher.data.formats.base import BadRecord, Chat, as_text, kind, refuse
 from launcher.data.formats.jsonfields import structure
 from launcher.meanings import (
     ANSWERS_BESIDE,
@@ -267,11 +267,13 @@ def _message(raw: Any, number: int) -> Message:
         content = refusal
     only_calls = content is None and calls and role == "assistant"
     if not (isinstance(content, (str, list)) or only_calls):
+        hint = "write it as a JSON string"
+        if content is None:
+            hint = "only an assistant message with tool_calls may go without content"
+        elif isinstance(content, bytes):
+            hint = as_text(content)
         raise BadRecord(
-            f"the content of message {number} ({role}) is {kind(content)}, not text",
-            hint="only an assistant message with tool_calls may go without content"
-            if content is None
-            else "write it as a JSON string",
+            f"the content of message {number} ({role}) is {kind(content)}, not text", hint=hint
         )
     for name in THOUGHTS:
         if not isinstance(raw.get(name), (str, type(None))):
