@@ -350,6 +350,37 @@ def test_arguments_reach_the_template_as_it_wants_them(family: str, make: Make) 
     }[family] in said
 
 
+@pytest.mark.parametrize(
+    ("family", "learned"),
+    [
+        ("llama4", ['<|python_start|><|python_end|>{"name": "Ж", "parameters": {"city": "Д"}}']),
+        ("granite4", ['<tool_call>\n{"name": "Ж", "arguments": {"city": "Д"}}\n</tool_call>']),
+        ("ministral3", ['[TOOL_CALLS]Ж[ARGS]{"city": "Д"}']),
+        ("granite3_3", []),
+        ("falcon_h1", []),
+        ("phi4", []),
+        ("phi4_first", []),
+    ],
+)
+def test_a_call_and_its_answer_are_learned_as_written(
+    family: str, learned: list[str], make: Make
+) -> None:
+    found = render(make(family), Chat([USER, call("Ж", city="Д"), result("γ"), ANSWER], TOOLS))
+    assert isinstance(found, Rendering)
+    (end,) = FAMILIES[family].ends
+    said = [found.text[a:b] for a, b in found.spans]
+    assert said == [text + end for text in (*learned, "Д Ж.")]
+    assert found.left_out == (() if learned else ((2, CALLS),))
+
+
+def test_what_stands_beside_a_call_is_learned_with_it(make: Make) -> None:
+    spoken = {**call("Ж", city="Д"), "content": "Щ"}
+    found = render(make("llama4"), Chat([USER, spoken, result("γ"), ANSWER], TOOLS))
+    assert isinstance(found, Rendering)
+    whole = '<|python_start|>Щ<|python_end|>{"name": "Ж", "parameters": {"city": "Д"}}<|eot|>'
+    assert found.text[slice(*found.spans[0])] == whole
+
+
 @pytest.mark.parametrize("calls", [[], None])
 @pytest.mark.parametrize("family", ["llama3_1", "mistral", "gpt_oss", "deepseek_r1"])
 def test_a_list_of_no_calls_is_none(family: str, calls: Any, make: Make) -> None:
