@@ -48,6 +48,11 @@ def is_verdict(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
 
 
+def is_not_an_answer(value: Any) -> bool:
+    """Whether the channel or recipient of a turn (Harmony) is another than that of answers."""
+    return is_given(value) and value not in ("final", "all")
+
+
 def is_media(value: Any) -> bool:
     """Whether a value is an image, sound or film as the library `datasets` stores them in tables,
     or a list of such."""
@@ -74,7 +79,7 @@ class Field:
 
 #: Whatever its name.
 MEDIA = Field(
-    ("images", "image", "videos", "video", "audios", "audio", "objects"),
+    ("images", "image", "videos", "video", "audios", "audio", "objects", "rejected_images"),
     EVERY,
     Use.refused,
     "what is seen or heard, and only text is trained on",
@@ -131,6 +136,20 @@ FIELDS = (
         "say it for each turn: a message with weight 0 is not learned",
     ),
     Field(
+        ("segments",),
+        (*LEARNED, "text"),
+        Use.refused,
+        "parts of a text, and which of them are learned",
+        "write turns: a message with weight 0 is not learned",
+    ),
+    Field(
+        ("system_message", "system_instruction", "systemInstruction"),
+        ANSWERS,
+        Use.refused,
+        "a system message, under a name that no tool reads unasked",
+        "to put it before the rest: data.columns.system=%s",
+    ),
+    Field(
         ("label", "kto_tag", "desirable"),
         LEARNED,
         Use.refused,
@@ -183,6 +202,7 @@ FIELDS = (
     Field(("prompt",), TALKS, Use.nothing, "the first question again (UltraChat)"),
     Field(("text",), LEARNED, Use.nothing, "the record as one text (Alpaca)"),
     Field(("parallel_tool_calls",), TALKS, Use.nothing, "an option of the service (OpenAI)"),
+    Field(("channel",), EVERY, Use.nothing, "a group whose loss ms-swift logs by itself"),
     Field(
         ("score", "rating", "margin", "score_chosen", "score_rejected"),
         EVERY,
@@ -223,11 +243,19 @@ TURN_FIELDS = (
         "split the turn into several messages, with a weight each",
     ),
     Field(
-        ("reasoning_details", "thoughts"),
+        ("reasoning_details", "thoughts", "thought"),
         TALKS,
         Use.refused,
         "thoughts in a form that no template reads",
         "write them as text in reasoning_content",
+    ),
+    Field(
+        ("channel", "recipient"),
+        TALKS,
+        Use.refused,
+        "whether a turn is a thought, a call or an answer, in a form that no template reads",
+        "write thoughts as thinking and calls as tool_calls beside the answer's content",
+        is_not_an_answer,
     ),
     Field(
         ("label", "desirable"),

@@ -355,6 +355,34 @@ def test_variables_of_the_template_are_an_object_of_its_own_names(name: str) -> 
             assert read(name, PLAIN[name] | {field: given}, {field: ""}) == IS[name]
 
 
+@pytest.mark.parametrize("name", ["chat", "sharegpt", "prompt", "alpaca"])
+@pytest.mark.parametrize("field", ["system_message", "system_instruction", "systemInstruction"])
+def test_a_system_message_of_another_name_is_read_as_hinted(name: str, field: str) -> None:
+    record = PLAIN[name] | {field: "Be kind."}
+    refused = read(name, record)
+    assert f"data.columns.system={field};" in refused.hint
+    assert read(name, record, {"system": field}) == Chat([SYSTEM, USER, ANSWER])
+
+
+def test_channels_of_turns_are_those_of_answers() -> None:
+    for channel, recipient in (("final", "all"), ("final", None), (None, None)):
+        said = {**ANSWER, "channel": channel, "recipient": recipient}
+        assert isinstance(read("chat", {"messages": [USER, said]}), Chat)
+    thought = {**ANSWER, "channel": "analysis"}
+    refused = read("chat", {"messages": [USER, thought, {**ANSWER, "channel": "final"}]})
+    assert "'channel' in message 2 is not read" in refused.found
+    called = {**ANSWER, "recipient": "functions.f"}
+    assert "'recipient' in message 2" in read("chat", {"messages": [USER, called]}).found
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_thoughts_as_parts_are_refused_with_the_way_to_write_them(kind: str) -> None:
+    parts = [{"type": kind, kind: "t"}, {"type": "text", "text": "a"}]
+    refused = read("chat", {"messages": [USER, {"role": "assistant", "content": parts}]})
+    assert refused.found == f"message 2 has a part of type {kind!r}"
+    assert "reasoning_content" in refused.hint
+
+
 def test_the_same_system_message_twice_is_one() -> None:
     record = {"messages": [SYSTEM, USER, ANSWER], "system": "Be kind."}
     assert read("chat", record) == Chat([SYSTEM, USER, ANSWER])
@@ -485,6 +513,8 @@ def test_a_text_that_happens_to_be_json_stays_a_text() -> None:
         ({"conversations": []}, "field 'conversations' is an empty list", '"from": "human"'),
         ({"dialogue": [USER, ANSWER]}, "no known format", "data.columns={messages: dialogue}"),
         ({"input_ids": [1], "labels": [1]}, "no known format", "give the texts"),
+        ({"segments": [{"label": True, "text": "a"}]}, "no known format", "write turns"),
+        ({"image": "a.png", "label": 1}, "no known format", "only text is trained on"),
         ({"prompt": "q", "completions": ["a"], "labels": [True]}, "no known", "step by step"),
         (
             {"prompt": "q"},

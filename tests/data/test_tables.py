@@ -295,7 +295,7 @@ def test_images_alone_are_no_text(configure: Configure, tmp_path: Path) -> None:
     path = written(tmp_path, [{"picture": STORED, "label": 1}], "parquet")
     with pytest.raises(DataError) as caught:
         prepare(configure(train=path))
-    assert "'picture' is what is seen or heard" in caught.value.problems[0].hint
+    assert "'picture' is not read (what is seen or heard" in caught.value.problems[0].hint
 
 
 def test_bytes_of_a_users_own_are_left_alone(configure: Configure, tmp_path: Path) -> None:

@@ -211,11 +211,10 @@ def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
         return BadRecord(
             found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
         )
-    seen = meanings.refused(record, "text")
-    if seen and seen[1] is meanings.MEDIA:
-        hint = f"{seen[0]!r} is {seen[1].what}: use other data"
-    elif "input_ids" in record:
-        hint = "tokens of another preparation cannot be trained on: give the texts"
+    known = meanings.refused(record, "text")
+    if known:
+        name, meant = known
+        hint = f"{name!r} is not read ({meant.what}): {meant.hint}"
     elif "completions" in record and "labels" in record:
         hint = "answers that are judged step by step cannot be learned: give prompt and completion"
     else:

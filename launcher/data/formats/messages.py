@@ -327,6 +327,12 @@ def _text_part(part: Any, number: int) -> str:
             f"a part of message {number} is {kind(part)} without a type",
             hint='write {"type": "text", "text": "..."}',
         )
+    if name in ("thinking", "reasoning"):
+        raise BadRecord(
+            f"message {number} has a part of type {name!r}",
+            hint="write the thoughts as text in reasoning_content beside the content, or between "
+            "<think> and </think> (for Mistral's models [THINK] and [/THINK]) in front of it",
+        )
     if name not in ("text", "refusal"):
         raise BadRecord(
             f"message {number} has a part of type {name!r}",
