@@ -28,6 +28,7 @@ CONTROL = (
     "jobs",
     "launch",
     "listen",
+    "meanings",
     "procfs",
     "ranks",
     "registry",

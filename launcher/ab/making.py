@@ -91,7 +91,14 @@ def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> l
     with tempfile.TemporaryDirectory(prefix="launcher-ab-") as folder:
         asked = Path(folder, "prompts.jsonl")
         lines = [
-            json.dumps({"messages": each.messages, "prompt": each.text, "where": each.where})
+            json.dumps(
+                {
+                    "messages": each.messages,
+                    "prompt": each.text,
+                    "where": each.where,
+                    "template_options": each.template_options,
+                }
+            )
             for each in prompts
         ]
         asked.write_text("\n".join(lines), encoding="utf-8")

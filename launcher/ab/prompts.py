@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, DataError
+from launcher.meanings import OF_THE_CALLER, is_given
 
 #: A turn of a conversation: {"role": ..., "content": ...}.
 Message = dict[str, str]
@@ -24,6 +25,8 @@ class Prompt:
     messages: list[Message]
     text: str
     where: str
+    template_options: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template for this prompt alone."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -34,7 +37,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     for where, record in _records(path, PROMPT_HINT):
         messages = _messages(record, where)
-        prompt = Prompt(messages, _text(messages), where)
+        prompt = Prompt(messages, _text(messages), where, _template_options(record, where))
         if prompt.text in found:
             first = found[prompt.text].where
             hint = "keep one: the same prompt twice counts twice"
@@ -102,6 +105,19 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
     if not turns or turns[-1]["role"] != "user" or not turns[-1]["content"].strip():
         raise DataError("the user does not speak last", where=where, hint=PROMPT_HINT)
     return turns
+
+
+def _template_options(record: dict[str, Any], where: str) -> dict[str, Any]:
+    raw = record.get("chat_template_kwargs")
+    if not is_given(raw):
+        return {}
+    if not isinstance(raw, dict) or not OF_THE_CALLER.isdisjoint(raw):
+        raise DataError(
+            "'chat_template_kwargs' is no object of the chat template's own variables",
+            where=where,
+            hint='write {"enable_thinking": false}',
+        )
+    return {name: value for name, value in raw.items() if value is not None}
 
 
 def _text(messages: list[Message]) -> str:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from launcher import meanings
 from launcher.rundir import fsync_folder, storage_errors
 
 LEAST_EXAMPLES = 10
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _MOST_DEPTH = 64
+_REMOVE = "Remove it, or the example."
 
 
 class FileFault(Exception):
@@ -80,13 +82,15 @@ def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int) -> int
 def fault_of(line: bytes) -> str:
     """What is wrong with a line, to be read after "Example 3"; empty if nothing is."""
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse)
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
         if _SURROGATE.search(line):
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeError:
         return "is not text in UTF-8."
     except RecursionError:
         return "is nested too deeply."
+    except _Repeated as error:
+        return f'has the key "{error}" twice in one object.'
     except ValueError:
         return "is not valid JSON."
     if not isinstance(record, dict):
@@ -94,6 +98,18 @@ def fault_of(line: bytes) -> str:
     if _depth_exceeds(record, _MOST_DEPTH):
         return "is nested too deeply."
     return _fault_of_record(record)
+
+
+class _Repeated(ValueError):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Repeated(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _refuse(constant: str) -> None:
@@ -119,56 +135,125 @@ def _fault_of_record(record: Mapping[str, Any]) -> str:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         return "has no message from the assistant."
-    if all(message.get("weight") == 0 for message in answers):
+    if all(any(answer.get(name) == 0 for name in meanings.FLAGS) for answer in answers):
         return "has weight 0 on every message from the assistant: nothing can be learned."
+    return _fault_beside(record, messages)
+
+
+def _fault_beside(record: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
+    """What is wrong with what stands beside the messages."""
+    if known := meanings.refused(record, "chat"):
+        return f'has "{known[0]}", which is not read: {known[1].what}. {_REMOVE}'
     for name in ("tools", "functions"):
         tools = record.get(name)
-        if tools is not None and not (isinstance(tools, list) and all(map(_is_object, tools))):
+        if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
             return f'has "{name}" that are no list of objects.'
     if not isinstance(record.get("parallel_tool_calls"), bool | None):
         return 'has "parallel_tool_calls" that is neither true nor false.'
-    return ""
+    options = record.get("chat_template_kwargs")
+    if options is not None and not _is_object(options):
+        return 'has "chat_template_kwargs" that is no object.'
+    if own := sorted(meanings.OF_THE_CALLER.intersection(options or {})):
+        return f'has "{own[0]}" in "chat_template_kwargs", which is no variable of a template.'
+    weight = record.get("weight")
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if weight is not None and not (is_number and 0 <= weight <= meanings.MAX_WEIGHT):
+        return 'has a "weight" beside the messages that is no number from 0 to 1e6.'
+    beside = next((n for n in meanings.ANSWERS_BESIDE if meanings.is_given(record.get(n))), None)
+    if beside and messages[-1]["role"] != "assistant":
+        return f'has its answer in "{beside}", not in the messages.'
+    return _fault_of_system(record, messages[0])
+
+
+def _fault_of_system(record: Mapping[str, Any], first: Mapping[str, Any]) -> str:
+    given = [record[name] for name in ("system", "system_prompt") if record.get(name)]
+    if not all(isinstance(text, str) for text in given):
+        return 'has a "system" beside the messages that is not text.'
+    said = {text for text in given if text.strip()}
+    if said and first["role"] in ("system", "developer"):
+        said.add(first["content"] if isinstance(first["content"], str) else "")
+    return "has two system messages that say different things." if len(said) > 1 else ""
 
 
 def _fault_of_message(message: Any) -> str:
     if not _is_object(message):
         return "it is not an object."
+    if known := meanings.refused_in_turn(message):
+        return f'its "{known[0]}" is not read: {known[1].what}. {_REMOVE}'
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
     if calls is None and (call := message.get("function_call")) is not None:
         calls = [{"function": call}]
     if role not in _ROLES:
         return f'its "role" is not one of {", ".join(_ROLES)}.'
-    if not isinstance(message.get("name", ""), str | None):
-        return 'its "name" is not text.'
-    # In files that were made from tables, null stands for what is not there.
-    weight = message.get("weight")
-    is_right = role == "assistant" and weight in (0, 1) and not isinstance(weight, bool)
-    if weight is not None and not is_right:
-        return 'a "weight" is 0 or 1, and only for the assistant.'
-    if calls is not None:
-        if role != "assistant" or not isinstance(calls, list) or not all(map(_is_call, calls)):
-            return 'its "tool_calls" are no list of calls of functions by the assistant.'
-        if content is None and calls:
-            return ""
+    for name in ("name", *meanings.THOUGHTS):
+        if not isinstance(message.get(name), str | None):
+            return f'its "{name}" is not text.'
+    if fault := _fault_of_flags(message, role):
+        return fault
+    is_calls = isinstance(calls, list) and all(map(_is_call, calls))
+    if calls is not None and not (role == "assistant" and is_calls):
+        return 'its "tool_calls" are no list of calls of functions by the assistant.'
+    refusal = message.get("refusal")
+    if refusal is not None and not (role == "assistant" and _is_text(refusal)):
+        return 'a "refusal" is text, and only for the assistant.'
+    refuses = meanings.is_given(refusal)
+    if refuses and content:
+        return 'it has a "content" and a "refusal".'
+    if message.get("value") not in (None, content):
+        return 'its "content" and "value" say different things.'
+    if content is None and role == "assistant" and (calls or refuses):
+        return ""
     return "" if _is_text(content) else 'its "content" is not text.'
+
+
+def _fault_of_flags(message: Mapping[str, Any], role: str) -> str:
+    """What is wrong with what says whether a turn is learned.
+
+    In files that were made from tables, null stands for what is not there.
+    """
+    for name in meanings.FLAGS:
+        flag = message.get(name)
+        if flag is None:
+            continue
+        if name == "weight" and (role != "assistant" or isinstance(flag, bool)):
+            return 'a "weight" is 0 or 1, and only for the assistant.'
+        if not isinstance(flag, int | float) or flag not in (0, 1):
+            return f'a "{name}" is 0 or 1.'
+        if flag and role != "assistant" and name in ("train", "training"):
+            return f'its "{name}" is true, and only what the assistant says is learned.'
+    return ""
 
 
 def _is_text(content: Any) -> bool:
     if isinstance(content, list):
-        parts = [part for part in content if _is_object(part) and part.get("type") == "text"]
-        return len(parts) == len(content) and all(isinstance(p.get("text"), str) for p in parts)
+        return all(map(_is_text_part, content))
     return isinstance(content, str)
+
+
+def _is_text_part(part: Any) -> bool:
+    kind = part.get("type") if _is_object(part) else None
+    return kind in ("text", "refusal") and isinstance(part.get(kind), str)
+
+
+def _is_tool(tool: Any) -> bool:
+    if not _is_object(tool):
+        return False
+    function = tool.get("function")
+    if not isinstance(function, dict | None):
+        return False
+    schemas = (tool.get("parameters"), (function or {}).get("parameters"))
+    return all(isinstance(schema, dict | None) for schema in schemas)
 
 
 def _is_call(call: Any) -> bool:
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         return False
-    arguments = function.get("arguments", "{}")
-    if isinstance(arguments, dict):
-        return True
+    arguments = function.get("arguments")
+    if not isinstance(arguments, str):
+        return isinstance(arguments, dict | None)
     try:
-        return isinstance(arguments, str) and _is_object(json.loads(arguments or "{}"))
+        return _is_object(json.loads(arguments.strip() or "{}", object_pairs_hook=_object))
     except (ValueError, RecursionError):
         return False
 

@@ -22,6 +22,7 @@ from launcher.config import (
 from launcher.config.schema import Config, DataConfig, Dtype, LoraConfig, WsdConfig
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
 from launcher.errors import Problem
+from launcher.meanings import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (
@@ -31,12 +32,6 @@ BATCH_KEYS = (
 )
 
 
-#: What a chat template is given besides `data.template_options`.
-_OF_THE_LAUNCHER = {
-    *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
-    *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
-    *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
-}
 #: Modules of which the embeddings of a model are two that share one matrix.
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
 TIED_HINT = (
@@ -91,7 +86,7 @@ def report_problems(config: Config) -> list[Problem]:
 
 
 def _template_options(data: DataConfig) -> Iterator[Problem]:
-    for name in sorted(_OF_THE_LAUNCHER & set(data.template_options)):
+    for name in sorted(OF_THE_CALLER & set(data.template_options)):
         hint = "name variables of the chat template's own, e.g. {enable_thinking: false}"
         yield Problem(f"data.template_options.{name}", "is set by the launcher itself", hint)
 

@@ -246,7 +246,8 @@ def evaluated(item: Item) -> list[str]:
 def _learned(example: Example) -> Example:
     """What can be tokenised: of a preference the conversation with the chosen answer."""
     if isinstance(example, Preference):
-        return Chat([*example.prompt, *example.chosen], example.tools)
+        whole = [*example.prompt, *example.chosen]
+        return Chat(whole, example.tools, template_options=example.template_options)
     return example
 
 

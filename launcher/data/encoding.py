@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from typing import Any
 
@@ -19,6 +20,8 @@ from launcher.data.template import Span
 from launcher.data.tokenizer import Frame
 from launcher.data.words import Words
 
+#: So many sets of a template's variables are kept ready.
+_RENDERERS = 64
 NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
 
 
@@ -62,6 +65,7 @@ class Encoder:
         self._all_targets = all_targets
         self._tokenizer = tokenizer
         self._chat = ChatRenderer(tokenizer, chat) if tokenizer.chat_template else None
+        self._others: dict[str, ChatRenderer] = {}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """Tokens and targets of each example, or why it cannot be used.
@@ -122,9 +126,21 @@ class Encoder:
                 return self._plain(example)
             turns = (("user", example.prompt), ("assistant", example.completion))
             example = Chat([{"role": role, "content": content} for role, content in turns])
-        chat = self._chat or ChatRenderer(self._tokenizer)
-        text, spans, left_out = chat.render(example)
+        text, spans, left_out = self._renderer(example.template_options).render(example)
         return Rendered(text, None if self._all_targets else spans, True, left_out)
+
+    def _renderer(self, own: Mapping[str, Any]) -> ChatRenderer:
+        """What renders conversations that set these variables of the template."""
+        if not own:
+            return self._chat or ChatRenderer(self._tokenizer)
+        key = json.dumps(own, sort_keys=True, default=repr)
+        if key not in self._others:
+            if len(self._others) >= _RENDERERS:
+                self._others.clear()
+            variables = {**self._options.variables, **own}
+            options = replace(self._options, variables=variables)
+            self._others[key] = ChatRenderer(self._tokenizer, options)
+        return self._others[key]
 
     def _plain(self, pair: Pair) -> Rendered:
         """Prompt and completion without a chat template, on lines of their own."""

@@ -17,7 +17,7 @@ import functools
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -566,7 +566,7 @@ def exchanges(chat: Chat) -> list[Chat]:
         ]
         silent = chat.context_only | {i for i in answers if i < begin}
         if not silent.issuperset(answers):
-            found.append(Chat(chat.messages[:end], chat.tools, silent))
+            found.append(replace(chat, messages=chat.messages[:end], context_only=silent))
     return found
 
 

@@ -25,7 +25,7 @@ from launcher.fingerprint.located import (
 from launcher.rundir import RunDir, read_json, write_json
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
-CODE_VERSION = 4
+CODE_VERSION = 5
 #: Raise it when the files of a prepared folder change their layout.
 LAYOUT_VERSION = 2
 

@@ -75,7 +75,7 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
     messages = record["messages"]
     if speaker.tokenizer.chat_template:
         try:
-            return speaker.tokens(messages)
+            return speaker.tokens(messages, record.get("template_options"))
         except TemplateError as error:
             raise DataError(
                 f"the model's chat template refuses the conversation: {error.message}",
@@ -94,7 +94,7 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
 def main(argv: list[str]) -> int:
     """Exit code of `launcher.errors.ExitCode`; FOLDER/0.jsonl holds the first model's answers.
 
-    PROMPTS has lines of messages, prompt (what people read) and where.
+    PROMPTS has lines of messages, prompt (what people read), where and template_options.
     """
     parser = argparse.ArgumentParser(prog="launcher ab new", description=__doc__)
     parser.add_argument("prompts", type=Path)

@@ -49,8 +49,13 @@ class Speaker:
         """The tokens at which an answer ends."""
         return find_stop_tokens(self.model, self.tokenizer, self.taught)
 
-    def tokens(self, messages: list[Message]) -> list[int]:
-        """Token ids of a conversation, by the chat template, ready for the assistant to speak."""
+    def tokens(
+        self, messages: list[Message], options: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a conversation, by the chat template, ready for the assistant to speak.
+
+        `options` are variables of the template for it alone, over those of the run.
+        """
         if self.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": self.system}, *messages]
         rendered = self.tokenizer.apply_chat_template(
@@ -58,7 +63,7 @@ class Speaker:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **self.template_options,
+            **{**self.template_options, **(options or {})},
         )
         return [int(token) for token in rendered["input_ids"]]
 

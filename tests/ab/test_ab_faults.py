@@ -39,6 +39,8 @@ def make_from(tmp_path, one, other, data=None):
         ({"messages": [USER, {**USER, "content": " \n"}]}, "the user does not speak last"),
         ({"prompt": "first"}, "the same prompt as"),
         ('{"prompt": "\\ud800"}', "surrogate"),
+        ({"prompt": "a", "chat_template_kwargs": ["x"]}, "chat_template_kwargs"),
+        ({"prompt": "a", "chat_template_kwargs": {"tokenize": False}}, "chat_template_kwargs"),
     ],
 )
 def test_a_bad_prompt_is_named_by_its_line(tmp_path, line, said):
@@ -47,6 +49,13 @@ def test_a_bad_prompt_is_named_by_its_line(tmp_path, line, said):
         read_prompts(path)
     assert caught.value.problems[0].where == f"{path}:3"
     assert caught.value.problems[0].hint
+
+
+def test_a_prompt_may_set_variables_of_the_template(tmp_path):
+    options = {"enable_thinking": False, "effort": None}
+    lines = ({"prompt": "a", "chat_template_kwargs": options}, {"prompt": "b"})
+    first, second = read_prompts(write_lines(tmp_path / "p.jsonl", *lines))
+    assert (first.template_options, second.template_options) == ({"enable_thinking": False}, {})
 
 
 @pytest.mark.parametrize("record", [{"prompt": "a"}, {"prompt": "a", "answer": None}])

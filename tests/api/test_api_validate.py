@@ -13,11 +13,18 @@ from hypothesis import strategies as st
 
 from launcher.api import validate
 from launcher.api.validate import FileFault, fault_of
-from launcher.data.formats.chat import ChatFormat
+from launcher.data.formats import BadRecord, Reader
+from launcher.meanings import FIELDS, TURN_FIELDS, Field, Use
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": "{}"}}
+
+
+def read(record: object) -> object:
+    """What the preparation of a run makes of a record."""
+    found = Reader("chat", {}).read(record)
+    return found if isinstance(found, BadRecord) else found[0]
 
 
 def line(*messages: object, **beside: object) -> bytes:
@@ -42,11 +49,18 @@ def line(*messages: object, **beside: object) -> bytes:
             ANSWER,
             functions=[{"name": "f", "parameters": {}}],
         ),
+        line(USER, {"role": "assistant", "content": None, "refusal": "No.", "audio": None}),
+        line(USER, {**ANSWER, "content": [{"type": "refusal", "refusal": "No."}]}),
+        line(USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}),
+        line(USER, {**ANSWER, "tool_calls": [], "function_call": None, "refusal": None}),
+        line(USER, ANSWER, images=None, response_format={}, id=7, metadata={"images": 1}),
+        line(USER, {**ANSWER, "reasoning_content": "It is so.", "train": True}),
+        line(USER, ANSWER, chat_template_kwargs={"enable_thinking": False}, weight=2.5),
     ],
 )
 def test_lines_as_openai_writes_them_are_good(good):
     assert fault_of(good) == ""
-    ChatFormat().read(json.loads(good))
+    assert not isinstance(read(json.loads(good)), BadRecord)
 
 
 @pytest.mark.parametrize(
@@ -78,10 +92,57 @@ def test_lines_as_openai_writes_them_are_good(good):
         (line(USER, ANSWER, tools={}), "tools"),
         (line(USER, ANSWER, parallel_tool_calls="no"), "parallel_tool_calls"),
         (line({"role": "user", "content": [{"type": "image_url"}]}, ANSWER), "content"),
+        (b'{"messages": [], "messages": []}', 'has the key "messages" twice in one object'),
+        (line(USER, {**ANSWER, "weight": 0}, {**ANSWER, "train": False}), "nothing can be learned"),
+        (line(USER, {**ANSWER, "loss": 0.5}), 'a "loss" is 0 or 1'),
+        (line({**USER, "train": True}, ANSWER), 'its "train" is true'),
+        (line(USER, {**ANSWER, "thinking": ["x"]}), 'its "thinking" is not text'),
+        (line(USER, {**ANSWER, "refusal": "No."}), '"content" and a "refusal"'),
+        (line({**USER, "refusal": "No."}, ANSWER), "only for the assistant"),
+        (line(USER, {**ANSWER, "value": "b"}), '"content" and "value"'),
+        (line(USER, ANSWER, USER, response="a"), 'its answer in "response"'),
+        (line(USER, ANSWER, system=["x"]), 'a "system" beside the messages'),
+        (line(USER, ANSWER, system="x", system_prompt="y"), "two system messages"),
+        (line({"role": "system", "content": "x"}, USER, ANSWER, system="y"), "two system"),
+        (line(USER, ANSWER, weight=-1), 'a "weight" beside the messages'),
+        (line(USER, ANSWER, tools=[{"function": "f"}]), "tools"),
+        (line(USER, ANSWER, chat_template_kwargs=["x"]), '"chat_template_kwargs" that is no'),
+        (line(USER, ANSWER, chat_template_kwargs={"tokenize": True}), 'has "tokenize" in'),
+        (
+            line(
+                USER,
+                {
+                    "role": "assistant",
+                    "tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}],
+                },
+            ),
+            "tool_calls",
+        ),
     ],
 )
 def test_other_lines_are_told_apart(bad, found):
     assert found in fault_of(bad)
+
+
+def refused(fields: tuple[Field, ...]) -> list[str]:
+    chosen = (field for field in fields if field.use is Use.refused and "chat" in field.formats)
+    return [name for field in chosen for name in field.names]
+
+
+@pytest.mark.parametrize("name", refused(FIELDS))
+def test_a_field_that_training_refuses_is_named_before(name):
+    bad = line(USER, ANSWER, **{name: True})
+    assert f'has "{name}", which is not read: ' in fault_of(bad)
+    assert isinstance(read(json.loads(bad)), BadRecord)
+    assert fault_of(line(USER, ANSWER, **{name: None})) == ""
+
+
+@pytest.mark.parametrize("name", refused(TURN_FIELDS))
+def test_a_member_that_training_refuses_is_named_before(name):
+    bad = line(USER, {**ANSWER, name: True})
+    assert f'is wrong at message 2: its "{name}" is not read: ' in fault_of(bad)
+    assert isinstance(read(json.loads(bad)), BadRecord)
+    assert fault_of(line(USER, {**ANSWER, name: None})) == ""
 
 
 def keep(content: bytes, path: Path, least: int = 10, line_bytes: int = 1 << 20) -> int:
@@ -112,6 +173,11 @@ def test_what_is_good_is_kept_line_by_line(tmp_path):
             "invalid_file_format",
             "Invalid file format. Example 2 (line 3) has no message from the assistant.",
         ),
+        (
+            line(USER, ANSWER) + b"\n" + line(USER, ANSWER, images=["a.png"]),
+            "invalid_file_format",
+            'Example 2 (line 2) has "images", which is not read: what is seen or heard',
+        ),
         (b"x" * (2 << 20), "invalid_file_format", "Example 1 (line 1) is too long"),
     ],
 )
@@ -135,22 +201,48 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert peak < 2 << 20
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.dictionaries(
-                st.sampled_from(["messages", "role", "content", "weight", "tools", "tool_calls"]),
-                inner | st.sampled_from(["user", "assistant"]),
-                max_size=4,
-            )
-        ),
-        max_leaves=12,
-    )
+VALUES = st.sampled_from(
+    [
+        *(None, "", 0, 1, True, False, 0.5, -1, "x", "[]", "[1]", [], {}, ["x"], {"x": 1}),
+        [{"type": "text", "text": "a"}],
+        [{"type": "refusal", "refusal": "a"}],
+    ]
 )
-def test_whatever_passes_can_be_trained_on(record):
-    text = json.dumps(record).encode()
+CALLS = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.just("c"),
+        "name": VALUES,
+        "function": VALUES
+        | st.fixed_dictionaries(
+            {"name": st.sampled_from(["f", 1])},
+            optional={
+                "arguments": st.sampled_from(["{}", "[1]", {}, "", None, '{"a": 1, "a": 2}'])
+            },
+        ),
+    },
+)
+TURNS = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "function", "developer"])},
+    optional={
+        "content": VALUES,
+        **{name: VALUES for field in TURN_FIELDS for name in field.names if name != "role"},
+        "tool_calls": VALUES | st.lists(CALLS, max_size=2),
+        "function_call": VALUES | CALLS,
+    },
+)
+BESIDE = sorted({name for field in FIELDS for name in field.names} | {"answer"})
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    beside=st.dictionaries(
+        st.sampled_from(BESIDE), VALUES | st.lists(CALLS, max_size=1), max_size=2
+    ),
+    turns=st.lists(st.just(USER) | st.just(ANSWER) | TURNS, min_size=1, max_size=3),
+)
+def test_whatever_passes_can_be_trained_on(beside, turns):
+    text = json.dumps({**beside, "messages": turns}).encode()
     if fault_of(text) == "":
-        ChatFormat().read(json.loads(text))
+        found = read(json.loads(text))
+        assert not isinstance(found, BadRecord), found

@@ -11,9 +11,9 @@ from launcher.config.variants import FORMATS
 from launcher.data.formats import BadRecord, Chat, Pair, Preference, Reader, Text, detect, rename
 from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat
-from launcher.data.formats.meanings import FIELDS, TURN_FIELDS
 from launcher.data.formats.prompt import PromptFormat
 from launcher.data.formats.text import TextFormat
+from launcher.meanings import FIELDS, TURN_FIELDS
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "yes"}

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.config import compose
 from launcher.data.formats import BadRecord, Chat, Labelled, Pair, Preference, Reader, Text, detect
-from launcher.data.formats.meanings import EVERY, FIELDS, TURN_FIELDS, Field, Use
 from launcher.data.formats.preference import how_to_learn_chosen
+from launcher.meanings import EVERY, FIELDS, TURN_FIELDS, Field, Use
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 USER = {"role": "user", "content": "q"}
@@ -58,6 +58,9 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
         cases.append(("tools", name, PLAIN[name] | {"tools": [TOOL]}, with_tool))
         functions = {"functions": [TOOL["function"]]}
         cases.append(("functions", name, PLAIN[name] | functions, with_tool))
+        options = {"chat_template_kwargs": {"enable_thinking": False, "effort": None}}
+        said = Chat([USER, ANSWER], template_options={"enable_thinking": False})
+        cases.append(("chat_template_kwargs", name, PLAIN[name] | options, said))
     for name in ("prompt", "alpaca"):
         history = {"history": [["q0", "a0"]]}
         cases.append(("history", name, PLAIN[name] | history, Chat([*EARLIER, USER, ANSWER])))
@@ -68,6 +71,8 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
     better = Preference([USER], [ANSWER], [WORSE], [TOOL])
     cases.append(("tools", "preference", pair | {"tools": [TOOL]}, better))
     cases.append(("functions", "preference", pair | {"functions": [TOOL["function"]]}, better))
+    better = Preference([USER], [ANSWER], [WORSE], template_options={"enable_thinking": False})
+    cases.append(("chat_template_kwargs", "preference", pair | options, better))
     better = Preference([*EARLIER, USER], [ANSWER], [WORSE])
     cases.append(("history", "preference", pair | {"history": [["q0", "a0"]]}, better))
     both = {"chosen": "a", "rejected": "b"}
@@ -175,7 +180,7 @@ def test_names_of_a_users_own_are_left_alone(name: str) -> None:
 
 def test_what_the_hints_say_can_be_typed() -> None:
     words = ["model=tiny", "data.train=a.jsonl"]
-    for field in ("images", "label"):
+    for field in ("images", "label", "chat_template_kwargs"):
         config = compose.compose([*words, f"data.columns.{field}="])
         assert config.data.columns == {field: ""}
     config = compose.compose([*words, "data=prompt", "data.columns.weight=label"])
@@ -332,6 +337,52 @@ def test_what_cannot_be_meant_is_refused(record: dict[str, Any], found: str) -> 
     assert refused.hint
 
 
+@pytest.mark.parametrize("name", ["chat", "sharegpt", "prompt", "alpaca", "preference"])
+def test_variables_of_the_template_are_an_object_of_its_own_names(name: str) -> None:
+    field = "chat_template_kwargs"
+    for value in (None, "", {}, "{}", "null", " ", {"enable_thinking": None}):
+        assert read(name, PLAIN[name] | {field: value}) == IS[name]
+    for value in (["x"], "[1]", '"on"', "true", True, 1, "3"):
+        refused = read(name, PLAIN[name] | {field: value})
+        assert f"field {field!r} is " in refused.found
+        assert f"data.columns.{field}=" in refused.hint
+    refused = read(name, PLAIN[name] | {field: "enable_thinking=False"})
+    assert f"field {field!r} is no JSON" in refused.found
+    for own in ("messages", "tools", "add_generation_prompt", "tokenize", "chat_template"):
+        for given in ({own: None, "x": 1}, json.dumps({own: True})):
+            refused = read(name, PLAIN[name] | {field: given})
+            assert f"{field!r} sets {own!r}" in refused.found
+            assert read(name, PLAIN[name] | {field: given}, {field: ""}) == IS[name]
+
+
+@pytest.mark.parametrize("name", ["chat", "sharegpt", "prompt", "alpaca"])
+@pytest.mark.parametrize("field", ["system_message", "system_instruction", "systemInstruction"])
+def test_a_system_message_of_another_name_is_read_as_hinted(name: str, field: str) -> None:
+    record = PLAIN[name] | {field: "Be kind."}
+    refused = read(name, record)
+    assert f"data.columns.system={field};" in refused.hint
+    assert read(name, record, {"system": field}) == Chat([SYSTEM, USER, ANSWER])
+
+
+def test_channels_of_turns_are_those_of_answers() -> None:
+    for channel, recipient in (("final", "all"), ("final", None), (None, None)):
+        said = {**ANSWER, "channel": channel, "recipient": recipient}
+        assert isinstance(read("chat", {"messages": [USER, said]}), Chat)
+    thought = {**ANSWER, "channel": "analysis"}
+    refused = read("chat", {"messages": [USER, thought, {**ANSWER, "channel": "final"}]})
+    assert "'channel' in message 2 is not read" in refused.found
+    called = {**ANSWER, "recipient": "functions.f"}
+    assert "'recipient' in message 2" in read("chat", {"messages": [USER, called]}).found
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning"])
+def test_thoughts_as_parts_are_refused_with_the_way_to_write_them(kind: str) -> None:
+    parts = [{"type": kind, kind: "t"}, {"type": "text", "text": "a"}]
+    refused = read("chat", {"messages": [USER, {"role": "assistant", "content": parts}]})
+    assert refused.found == f"message 2 has a part of type {kind!r}"
+    assert "reasoning_content" in refused.hint
+
+
 def test_the_same_system_message_twice_is_one() -> None:
     record = {"messages": [SYSTEM, USER, ANSWER], "system": "Be kind."}
     assert read("chat", record) == Chat([SYSTEM, USER, ANSWER])
@@ -462,6 +513,8 @@ def test_a_text_that_happens_to_be_json_stays_a_text() -> None:
         ({"conversations": []}, "field 'conversations' is an empty list", '"from": "human"'),
         ({"dialogue": [USER, ANSWER]}, "no known format", "data.columns={messages: dialogue}"),
         ({"input_ids": [1], "labels": [1]}, "no known format", "give the texts"),
+        ({"segments": [{"label": True, "text": "a"}]}, "no known format", "write turns"),
+        ({"image": "a.png", "label": 1}, "no known format", "only text is trained on"),
         ({"prompt": "q", "completions": ["a"], "labels": [True]}, "no known", "step by step"),
         (
             {"prompt": "q"},

@@ -206,3 +206,98 @@ def test_a_saved_data_set_behind_a_url(tmp_path: Path) -> None:
     save(datasets.DatasetDict(train=made(1), test=made(1)), tmp_path / "two")
     with pytest.raises(DataError, match="of several splits"):
         remote.fetch(RemoteData(f"file://{tmp_path / 'two'}", tmp_path / "fetched"))
+
+
+PNG = b"\x89PNG\xff\x00"
+STORED = {"bytes": PNG, "path": None}
+TALK = {"messages": chat("q", "a")["messages"]}
+PAIR = {"prompt": "q", "completion": "a"}
+
+
+def written(folder: Path, rows: list[dict[str, Any]], ending: str) -> Path:
+    table = pyarrow.Table.from_pylist(rows)
+    path = folder / f"rows.{ending}"
+    if ending == "parquet":
+        parquet.write_table(table, path)
+        return path
+    with pyarrow.OSFile(str(path), "wb") as out, pyarrow.ipc.new_file(out, table.schema) as file:
+        file.write_table(table)
+    return path
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("row", "column", "found"),
+    [
+        (PAIR | {"image": PNG}, "image", "only text is trained on"),
+        (PAIR | {"image": STORED}, "image", "only text is trained on"),
+        (TALK | {"audio": STORED}, "audio", "only text is trained on"),
+        (TALK | {"photos": [STORED, STORED]}, "photos", "only text is trained on"),
+        (PAIR | {"scan": STORED}, "scan", "only text is trained on"),
+        (TALK | {"system": b"Be kind."}, "system", "column 'system' is binary, not text"),
+        (TALK | {"tools": b"[]"}, "tools", "column 'tools' is binary, not text"),
+        (PAIR | {"chat_template_kwargs": b"{}"}, "chat_template_kwargs", "is binary, not text"),
+        (PAIR | {"weight": b"1"}, "weight", "column 'weight' is binary, not text"),
+    ],
+)
+def test_a_binary_column_is_named_and_can_be_left_aside(
+    configure: Configure, tmp_path: Path, row: dict[str, Any], column: str, found: str, ending: str
+) -> None:
+    path = written(tmp_path, [row] * 3, ending)
+    with pytest.raises(DataError) as caught:
+        prepare(configure(train=path))
+    (problem,) = caught.value.problems
+    assert problem.where == f"{path}:1"
+    assert repr(column) in problem.found
+    assert found in problem.found
+    # As the hint says it is typed.
+    assert problem.hint.endswith(f"data.columns.{column}=")
+    cache = TokenCache.open(str(prepare(configure(train=path, columns={column: ""}))["train"]))
+    assert len(cache) == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ({"prompt": b"q", "completion": "a"}, "prompt"),
+        ({"prompt": "q", "completion": PNG}, "completion"),
+        ({"messages": json.dumps(TALK["messages"]).encode()}, "messages"),
+        ({"text": "q", "label": b"a"}, "label"),
+    ],
+)
+def test_what_a_format_needs_comes_from_another_column(
+    configure: Configure, tmp_path: Path, row: dict[str, Any], column: str
+) -> None:
+    plain = {"prompt": "q", "completion": "a", "messages": TALK["messages"], "label": "a"}
+    path = written(tmp_path, [row | {"other": plain[column]}] * 3, "parquet")
+    with pytest.raises(DataError, match=f"column '{column}' is binary, not text") as caught:
+        prepare(configure(train=path))
+    hint = caught.value.problems[0].hint
+    assert hint.startswith("write it as text")
+    assert hint.endswith(f"data.columns.{column}=COLUMN")
+    assert prepare(configure(train=path, columns={column: "other"}))["train"]
+
+
+def test_binary_members_of_turns_are_named(configure: Configure, tmp_path: Path) -> None:
+    said = {"messages": [{"role": "user", "content": b"q"}, *TALK["messages"][1:]]}
+    with pytest.raises(DataError, match=r"message 1 \(user\) is binary data, not text"):
+        prepare(configure(train=written(tmp_path, [said], "parquet")))
+    user, answer = TALK["messages"]
+    shown = {"messages": [user | {"scan": STORED}, answer]}
+    path = written(tmp_path, [shown], "parquet")
+    with pytest.raises(DataError, match="'scan' in message 1 is not read") as caught:
+        prepare(configure(train=path))
+    assert caught.value.problems[0].hint.endswith("data.columns.scan=")
+    assert prepare(configure(train=path, columns={"scan": ""}))["train"]
+
+
+def test_images_alone_are_no_text(configure: Configure, tmp_path: Path) -> None:
+    path = written(tmp_path, [{"picture": STORED, "label": 1}], "parquet")
+    with pytest.raises(DataError) as caught:
+        prepare(configure(train=path))
+    assert "'picture' is not read (what is seen or heard" in caught.value.problems[0].hint
+
+
+def test_bytes_of_a_users_own_are_left_alone(configure: Configure, tmp_path: Path) -> None:
+    path = written(tmp_path, [PAIR | {"digest": PNG, "meta": {"bytes": 7, "path": "x"}}], "parquet")
+    assert prepare(configure(train=path))["train"]

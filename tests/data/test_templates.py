@@ -16,6 +16,7 @@ from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
 from launcher.data.provenance import split_thoughts
+from launcher.evals.runner import prompt_and_reference
 from support.templates import FAMILIES, tokenizer_of
 
 Message = dict[str, Any]
@@ -276,6 +277,52 @@ def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
     assert len(item.pieces) == 1
 
 
+def test_a_record_sets_variables_of_the_template_for_itself_alone(make: Make) -> None:
+    tokenizer = make("qwen3")
+    encoder = Encoder(tokenizer, chat=ChatOptions(variables={"enable_thinking": True}))
+    talk = [USER, ANSWER]
+    options: list[dict[str, Any]] = [{}, {"enable_thinking": False}, {"enable_thinking": True}, {}]
+    items = encoder.encode([Chat(talk, template_options=own) for own in options])
+    empty, answer = "<think>\n\n</think>\n\n", "Д Ж.<|im_end|>"
+    learned, before = [], []
+    for item in items:
+        assert isinstance(item, Encoded)
+        (piece,) = item.pieces
+        prompt, reference = prompt_and_reference(piece[0].tolist(), piece[1].tolist())
+        learned.append(tokenizer.decode(reference))
+        before.append(tokenizer.decode(prompt))
+    # Without thinking the empty thought is what the model is asked with, not what it learns.
+    assert learned == [empty + answer, answer, empty + answer, empty + answer]
+    asked = [
+        tokenizer.apply_chat_template(
+            [USER], add_generation_prompt=True, tokenize=False, enable_thinking=switch
+        )
+        for switch in (True, False, True, True)
+    ]
+    assert before == asked
+
+
+def test_a_records_own_variables_hold_for_each_of_its_exchanges(make: Make) -> None:
+    messages = SHAPES["thoughts in a field"].messages
+    chat = Chat(messages, template_options={"preserve_thinking": True})
+    encoder = Encoder(make("qwen3_5"), chat=ChatOptions(thoughts=Thoughts.all))
+    kept, split = encoder.encode([chat, Chat(messages)])
+    assert isinstance(kept, Encoded)
+    assert isinstance(split, Encoded)
+    assert [len(kept.pieces), len(split.pieces)] == [1, 2]
+    # A variable that changes nothing of which thoughts are shown still reaches each part.
+    named = Chat(messages, template_options={"enable_thinking": False})
+    (item,) = encoder.encode([named])
+    assert isinstance(item, Encoded)
+    texts = [make("qwen3_5").decode(tokens) for tokens, _ in item.pieces]
+    (plain,) = Encoder(
+        make("qwen3_5"),
+        chat=ChatOptions(thoughts=Thoughts.all, variables={"enable_thinking": False}),
+    ).encode([Chat(messages)])
+    assert isinstance(plain, Encoded)
+    assert texts == [make("qwen3_5").decode(tokens) for tokens, _ in plain.pieces]
+
+
 def test_what_is_left_out_is_named_by_message(make: Make) -> None:
     chat = SHAPES["thoughts in a field"]
     found = render(make("qwen3"), chat)
@@ -301,6 +348,37 @@ def test_arguments_reach_the_template_as_it_wants_them(family: str, make: Make) 
         "glm4_5": "<arg_value>Д é</arg_value>",
         "gemma4": '{city:<|"|>Д é<|"|>,open:true}',
     }[family] in said
+
+
+@pytest.mark.parametrize(
+    ("family", "learned"),
+    [
+        ("llama4", ['<|python_start|><|python_end|>{"name": "Ж", "parameters": {"city": "Д"}}']),
+        ("granite4", ['<tool_call>\n{"name": "Ж", "arguments": {"city": "Д"}}\n</tool_call>']),
+        ("ministral3", ['[TOOL_CALLS]Ж[ARGS]{"city": "Д"}']),
+        ("granite3_3", []),
+        ("falcon_h1", []),
+        ("phi4", []),
+        ("phi4_first", []),
+    ],
+)
+def test_a_call_and_its_answer_are_learned_as_written(
+    family: str, learned: list[str], make: Make
+) -> None:
+    found = render(make(family), Chat([USER, call("Ж", city="Д"), result("γ"), ANSWER], TOOLS))
+    assert isinstance(found, Rendering)
+    (end,) = FAMILIES[family].ends
+    said = [found.text[a:b] for a, b in found.spans]
+    assert said == [text + end for text in (*learned, "Д Ж.")]
+    assert found.left_out == (() if learned else ((2, CALLS),))
+
+
+def test_what_stands_beside_a_call_is_learned_with_it(make: Make) -> None:
+    spoken = {**call("Ж", city="Д"), "content": "Щ"}
+    found = render(make("llama4"), Chat([USER, spoken, result("γ"), ANSWER], TOOLS))
+    assert isinstance(found, Rendering)
+    whole = '<|python_start|>Щ<|python_end|>{"name": "Ж", "parameters": {"city": "Д"}}<|eot|>'
+    assert found.text[slice(*found.spans[0])] == whole
 
 
 @pytest.mark.parametrize("calls", [[], None])

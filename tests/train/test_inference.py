@@ -20,7 +20,7 @@ from launcher.evals.decoding import Decoding
 from launcher.model.fragments import Fragment, write_fragments
 from launcher.model.rebuild import load_base, with_adapters
 from launcher.rundir import RunDir
-from launcher.train import chat, generate
+from launcher.train import answers, chat, generate
 from launcher.train import export as exporter
 from launcher.train.export import export_run
 from launcher.train.inference import Message, Sampling, Speaker, _Streamer
@@ -395,5 +395,10 @@ def test_prompts_have_the_variables_and_no_second_beginning(tmp_path: Path) -> N
     asked = [{"role": "user", "content": "Hi"}]
     assert tokenizer.decode(plain.tokens(asked)) == "<bos>Hi"
     assert tokenizer.decode(quiet.tokens(asked)) == "<bos>Hi<think></think>"
+    # What one prompt says goes over what the run trained with.
+    loud = quiet.tokens(asked, {"enable_thinking": True})
+    assert tokenizer.decode(loud) == "<bos>Hi"
+    record = {"messages": asked, "where": "a:1", "template_options": {"enable_thinking": False}}
+    assert answers._tokens(plain, record) == quiet.tokens(asked)
     for text in ("Hi", "<bos>Hi"):
         assert tokenizer.decode(plain.raw_tokens(text)) == "<bos>Hi"

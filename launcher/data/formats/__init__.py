@@ -15,9 +15,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from launcher import meanings
 from launcher.config.variants import FORMATS
-from launcher.data.formats import meanings
-from launcher.data.formats.base import BadRecord, Chat, Example, Labelled, Pair, Preference, Text
+from launcher.data.formats.base import (
+    BadRecord,
+    Chat,
+    Example,
+    Labelled,
+    Pair,
+    Preference,
+    Text,
+    as_text,
+    refuse,
+)
 from launcher.data.formats.classification import name_label
 from launcher.data.formats.jsonfields import are_messages, decoded
 from launcher.errors import ConfigError
@@ -41,8 +51,6 @@ Record = Mapping[str, Any]
 
 #: Weights of answers that are judged.
 _TRUTHS = dict.fromkeys(meanings.GOOD, 1.0) | dict.fromkeys(("-1", *meanings.BAD), 0.0)
-#: Beyond this, one record is all that a step learns.
-MAX_WEIGHT = 1e6
 
 
 class Format(Protocol):
@@ -76,7 +84,8 @@ class Reader:
             record = rename(raw, columns)
             if name in FORMATS:
                 record = decoded(record, name)
-                meanings.check(record, name)
+                refuse(meanings.refused(record, name), "field {!r}")
+                _refuse_binary(record, name, self._format)
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
                 record = {**record, "label": name_label(record["label"], labels)}
@@ -123,6 +132,23 @@ def load(name: str) -> Format:
     return own
 
 
+def _refuse_binary(record: Record, name: str, known: Format) -> None:
+    """`BadRecord` if a field that format `name` reads is a binary column of a table."""
+    reads = meanings.reads(name)
+    binary = (own for own, value in record.items() if isinstance(value, bytes) and own in reads)
+    field = next(binary, None)
+    if field is None:
+        return
+    way = f"to leave it aside: data.columns.{field}="
+    try:
+        known.read({own: value for own, value in record.items() if own != field})
+    except BadRecord:
+        way = f"to read another column: data.columns.{field}=COLUMN"
+    raise BadRecord(
+        f"column {field!r} is binary, not text", hint=f"{as_text(record[field])}; {way}"
+    )
+
+
 def _weight(record: Record, columns: Mapping[str, str]) -> float:
     """Weight of a record: 1 unless said. A column that is named for it may be of verdicts."""
     raw = record.get("weight")
@@ -134,7 +160,7 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
         weight = math.nan if isinstance(raw, bool) else float(raw)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight <= MAX_WEIGHT:
+    if not 0 <= weight <= meanings.MAX_WEIGHT:
         raise BadRecord(
             f"the record has weight {raw!r}",
             hint="a weight is a number from 0 to 1e6; if the field means something else, leave it "
@@ -185,8 +211,10 @@ def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
         return BadRecord(
             found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
         )
-    if "input_ids" in record:
-        hint = "tokens of another preparation cannot be trained on: give the texts"
+    known = meanings.refused(record, "text")
+    if known:
+        name, meant = known
+        hint = f"{name!r} is not read ({meant.what}): {meant.hint}"
     elif "completions" in record and "labels" in record:
         hint = "answers that are judged step by step cannot be learned: give prompt and completion"
     else:

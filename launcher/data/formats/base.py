@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from launcher.meanings import Field
 
 #: Characters that are said about one bad record.
 MAX_FOUND = 400
@@ -29,6 +31,8 @@ class Chat:
     tools: list[dict[str, Any]] | None = None
     context_only: frozenset[int] = frozenset()
     """Indices of assistant messages with weight 0: shown to the model, not learned."""
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    """Variables of the template for this conversation, over those of the config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +72,22 @@ class Preference:
     chosen: list[dict[str, Any]]
     rejected: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 Example = Chat | Pair | Text | Preference
+
+
+def refuse(known: tuple[str, Field] | None, place: str) -> None:
+    """`BadRecord` for a field that cannot be honoured; `place` has {!r} for its name."""
+    if known is None:
+        return
+    name, meant = known
+    hint = meant.hint % name if "%s" in meant.hint else meant.hint
+    raise BadRecord(
+        f"{place.format(name)} is not read: {meant.what}",
+        hint=f"{hint}; to train as if it were not there: data.columns.{name}=",
+    )
 
 
 def text_field(record: Mapping[str, Any], name: str) -> str:
@@ -83,16 +100,18 @@ def text_field(record: Mapping[str, Any], name: str) -> str:
         )
     value = record[name]
     if not isinstance(value, str):
-        raise BadRecord(f"field {name!r} is {kind(value)}, not text", hint=_as_text(value))
+        raise BadRecord(f"field {name!r} is {kind(value)}, not text", hint=as_text(value))
     return value
 
 
-def _as_text(value: object) -> str:
+def as_text(value: object) -> str:
     """What to do where a text should be."""
     if value is None:
         return "give a text, or remove the record"
     if isinstance(value, (list, dict)):
         return "write a text; conversations are read with data=chat, from a field 'messages'"
+    if isinstance(value, bytes):
+        return "write it as text (in pyarrow: cast('string'))"
     return "write the value as a JSON string"
 
 
@@ -101,5 +120,5 @@ def kind(value: object) -> str:
     if value is None:
         return "null"
     names = {bool: "a truth value", int: "a number", float: "a number", str: "text"}
-    names |= {list: "a list", dict: "an object"}
+    names |= {list: "a list", dict: "an object", bytes: "binary data"}
     return names.get(type(value), type(value).__name__)

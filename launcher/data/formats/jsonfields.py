@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord
-from launcher.data.formats.meanings import EVERY, reads
 from launcher.data.jsontext import DECODER, why_not
+from launcher.meanings import EVERY, reads
 
 #: What these hold is never text.
 _LISTS = (
     *("messages", "conversations", "conversation", "rejected_messages"),
-    *("tools", "functions", "history"),
+    *("tools", "functions", "history", "chat_template_kwargs"),
 )
 _LISTS_OF = {name: [field for field in _LISTS if field in reads(name)] for name in EVERY}
 #: These may be texts, and a text may be JSON: they are messages only if they look so throughout.

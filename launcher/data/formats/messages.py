@@ -6,9 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data.formats.base import BadRecord, Chat, kind
+from launcher.data.formats.base import BadRecord, Chat, as_text, kind, refuse
 from launcher.data.formats.jsonfields import structure
-from launcher.data.formats.meanings import TURN_FIELDS, check_turn, is_given
+from launcher.meanings import (
+    ANSWERS_BESIDE,
+    FLAGS,
+    OF_THE_CALLER,
+    THOUGHTS,
+    is_given,
+    refused_in_turn,
+)
 
 Message = dict[str, Any]
 
@@ -40,12 +47,6 @@ _CALLERS = ("function_call", "tool_call")
 SYSTEM_ROLES = ("system", "developer")
 #: Members of a turn that has a speaker or words of its own.
 _OWN = frozenset(("role", "from", "content", "value"))
-#: Members of a turn that say whether it is learned.
-FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
-#: What is thought before it is said.
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-#: Where the answer to a conversation may stand that ends with a question.
-_ANSWERS = ("response", "completion", "output", "answer")
 _NOTHING_LEARNED = (
     "there is nothing to learn from this record: remove it, or set data.bad_records=skip"
 )
@@ -74,7 +75,7 @@ class Turns:
 def conversation(record: Mapping[str, Any], turns: Turns) -> Chat:
     """A chat of turns and what stands beside them; `BadRecord` without a turn to learn."""
     turns = with_system(record, turns)
-    beside = [name for name in _ANSWERS if is_given(record.get(name))]
+    beside = [name for name in ANSWERS_BESIDE if is_given(record.get(name))]
     if beside and turns.messages[-1]["role"] != "assistant":
         raise BadRecord(
             f"the conversation ends with {turns.messages[-1]['role']}, and its answer stands beside"
@@ -88,7 +89,8 @@ def conversation(record: Mapping[str, Any], turns: Turns) -> Chat:
         raise BadRecord(
             found if turns.silent else f"no assistant turn (roles: {roles})", hint=_NOTHING_LEARNED
         )
-    return Chat(turns.messages, tools_of(record), frozenset(turns.silent))
+    options = template_options_of(record)
+    return Chat(turns.messages, tools_of(record), frozenset(turns.silent), options)
 
 
 def with_system(record: Mapping[str, Any], turns: Turns) -> Turns:
@@ -125,6 +127,27 @@ def system_of(record: Mapping[str, Any]) -> str | None:
             hint="to leave one aside: data.columns.system_prompt=",
         )
     return next(iter(texts), None)
+
+
+def template_options_of(record: Mapping[str, Any]) -> Message:
+    """Variables of the chat template that a record sets; null is none."""
+    raw = record.get("chat_template_kwargs")
+    if not is_given(raw):
+        return {}
+    if not isinstance(raw, dict):
+        raise BadRecord(
+            f"field 'chat_template_kwargs' is {kind(raw)}, not an object",
+            hint='write {"enable_thinking": false}, also as JSON text; to leave it aside: '
+            "data.columns.chat_template_kwargs=",
+        )
+    own = sorted(OF_THE_CALLER.intersection(raw))
+    if own:
+        raise BadRecord(
+            f"'chat_template_kwargs' sets {own[0]!r}, which is no variable of a template's own",
+            hint="write tools and messages beside it, and leave the rest out; to leave all of it "
+            "aside: data.columns.chat_template_kwargs=",
+        )
+    return _present(raw)
 
 
 def read_history(raw: Any) -> Turns:
@@ -227,7 +250,7 @@ def _message(raw: Any, number: int) -> Message:
         speaker, role = role, ROLES.get(role.lower(), role)
     else:
         raise BadRecord(f"message {number} has no role", hint="add a role: user or assistant")
-    check_turn(raw, number)
+    refuse(refused_in_turn(raw), f"{{!r}} in message {number}")
     content, calls = _content(raw, number), raw.get("tool_calls")
     if calls is None and is_given(call := raw.get("function_call")):
         calls = [{"type": "function", "function": call}]
@@ -244,13 +267,15 @@ def _message(raw: Any, number: int) -> Message:
         content = refusal
     only_calls = content is None and calls and role == "assistant"
     if not (isinstance(content, (str, list)) or only_calls):
+        hint = "write it as a JSON string"
+        if content is None:
+            hint = "only an assistant message with tool_calls may go without content"
+        elif isinstance(content, bytes):
+            hint = as_text(content)
         raise BadRecord(
-            f"the content of message {number} ({role}) is {kind(content)}, not text",
-            hint="only an assistant message with tool_calls may go without content"
-            if content is None
-            else "write it as a JSON string",
+            f"the content of message {number} ({role}) is {kind(content)}, not text", hint=hint
         )
-    for name in _THOUGHTS:
+    for name in THOUGHTS:
         if not isinstance(raw.get(name), (str, type(None))):
             raise BadRecord(
                 f"{name!r} of message {number} is {kind(raw[name])}, not text",
@@ -301,6 +326,12 @@ def _text_part(part: Any, number: int) -> str:
         raise BadRecord(
             f"a part of message {number} is {kind(part)} without a type",
             hint='write {"type": "text", "text": "..."}',
+        )
+    if name in ("thinking", "reasoning"):
+        raise BadRecord(
+            f"message {number} has a part of type {name!r}",
+            hint="write the thoughts as text in reasoning_content beside the content, or between "
+            "<think> and </think> (for Mistral's models [THINK] and [/THINK]) in front of it",
         )
     if name not in ("text", "refusal"):
         raise BadRecord(

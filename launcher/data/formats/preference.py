@@ -7,16 +7,17 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Preference, kind
 from launcher.data.formats.jsonfields import decoded
-from launcher.data.formats.meanings import is_given
 from launcher.data.formats.messages import (
     ROLES,
     Message,
     Turns,
     read_history,
     read_turns,
+    template_options_of,
     tools_of,
     with_system,
 )
+from launcher.meanings import is_given
 
 #: The names of both answers, those of OpenAI and ms-swift behind TRL's.
 _CHOSEN = ("chosen", "preferred_output")
@@ -57,7 +58,8 @@ class PreferenceFormat:
                     f"{name} ends with {last}, not with an assistant's message",
                     hint="an answer is text, or messages of which the assistant's is last",
                 )
-        return Preference(with_system(record, Turns(prompt)).messages, chosen, rejected, tools)
+        before = with_system(record, Turns(prompt)).messages
+        return Preference(before, chosen, rejected, tools, template_options_of(record))
 
 
 def how_to_learn_chosen(record: Mapping[str, Any]) -> str:

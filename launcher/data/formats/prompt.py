@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat, Pair, text_field
-from launcher.data.formats.meanings import is_given
 from launcher.data.formats.messages import (
     Turns,
     conversation,
     read_history,
     read_turns,
     system_of,
+    template_options_of,
     tools_of,
 )
+from launcher.meanings import is_given
 
 #: What the two are called.
 ASKED = ("prompt", "query", "question")
@@ -79,7 +80,8 @@ def pair_of(
 ) -> Pair | Chat:
     """A prompt and an answer with the record's system message, history and tools."""
     history = read_history(record.get("history"))
-    plain = not history.messages and system_of(record) is None and tools_of(record) is None
+    bare = system_of(record) is None and tools_of(record) is None
+    plain = bare and not history.messages and not template_options_of(record)
     if plain and isinstance(prompt, str) and isinstance(answer, str):
         return Pair(prompt, answer)
     turns = Turns()

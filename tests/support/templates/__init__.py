@@ -1,4 +1,4 @@
-"""Chat templates with the structure of those of ten and more model families, written anew."""
+"""Chat templates with the structure of those of many model families, written anew."""
 
 from __future__ import annotations
 
@@ -69,6 +69,24 @@ FAMILIES = {
     ),
     "smollm3": Family(("<|im_end|>",), CHATML, writes_calls=False),
     "lfm2": Family(("<|im_end|>",), CHATML[:1], writes_calls=False),
+    "llama4": Family(
+        ("<|eot|>",),
+        ("<|header_start|>", "<|header_end|>", "<|python_start|>", "<|python_end|>", "<|eom|>"),
+    ),
+    "granite4": Family(("<|end_of_text|>",), ("<|start_of_role|>", "<|end_of_role|>")),
+    "granite3_3": Family(
+        ("<|end_of_text|>",), ("<|start_of_role|>", "<|end_of_role|>"), writes_calls=False
+    ),
+    "falcon_h1": Family(("<|im_end|>",), CHATML[:1], writes_calls=False),
+    "ministral3": Family(
+        ("</s>",),
+        ("[INST]", "[/INST]", "[TOOL_CALLS]", "[ARGS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]")
+        + ("[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
+        + ("[THINK]", "[/THINK]"),
+        alternates=True,
+    ),
+    "phi4": Family(("<|im_end|>",), ("<|im_start|>", "<|im_sep|>"), writes_calls=False),
+    "phi4_first": Family(("<|im_end|>",), ("<|im_start|>", "<|im_sep|>"), writes_calls=False),
 }
 
 

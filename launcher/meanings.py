@@ -7,12 +7,11 @@ nothing. Names that are not here are a user's own and are left alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
-
-from launcher.data.formats.base import BadRecord
 
 TALKS = ("chat", "sharegpt")
 PAIRS = ("prompt", "alpaca")
@@ -49,6 +48,20 @@ def is_verdict(value: Any) -> bool:
     return isinstance(value, (bool, int, float))
 
 
+def is_not_an_answer(value: Any) -> bool:
+    """Whether the channel or recipient of a turn (Harmony) is another than that of answers."""
+    return is_given(value) and value not in ("final", "all")
+
+
+def is_media(value: Any) -> bool:
+    """Whether a value is an image, sound or film as the library `datasets` stores them in tables,
+    or a list of such."""
+    if isinstance(value, list):
+        return bool(value) and all(map(is_media, value))
+    is_stored = isinstance(value, dict) and value.keys() <= {"bytes", "path"}
+    return is_stored and isinstance(value.get("bytes"), bytes)
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """One meaning that fields of several names have."""
@@ -63,6 +76,15 @@ class Field:
     says: Callable[[Any], bool] = is_given
     """Whether a value is meant so."""
 
+
+#: Whatever its name.
+MEDIA = Field(
+    ("images", "image", "videos", "video", "audios", "audio", "objects", "rejected_images"),
+    EVERY,
+    Use.refused,
+    "what is seen or heard, and only text is trained on",
+    "leave the record out",
+)
 
 #: Fields beside each other in a record.
 FIELDS = (
@@ -91,14 +113,14 @@ FIELDS = (
     Field(("system", "system_prompt"), ANSWERS, Use.read, "the system message"),
     Field(("history",), PAIRS, Use.read, "earlier turns, [user, assistant] each; learned, too"),
     Field(("tools", "functions"), ANSWERS, Use.read, "descriptions of tools, for the template"),
-    Field(("weight",), EVERY, Use.read, "weight of the record's targets"),
     Field(
-        ("images", "image", "videos", "video", "audios", "audio", "objects"),
-        EVERY,
-        Use.refused,
-        "what is seen or heard, and only text is trained on",
-        "leave the record out",
+        ("chat_template_kwargs",),
+        ANSWERS,
+        Use.read,
+        "variables of the template for this record, over data.template_options",
     ),
+    Field(("weight",), EVERY, Use.read, "weight of the record's targets"),
+    MEDIA,
     Field(
         ("input_ids", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask"),
         EVERY,
@@ -114,19 +136,26 @@ FIELDS = (
         "say it for each turn: a message with weight 0 is not learned",
     ),
     Field(
+        ("segments",),
+        (*LEARNED, "text"),
+        Use.refused,
+        "parts of a text, and which of them are learned",
+        "write turns: a message with weight 0 is not learned",
+    ),
+    Field(
+        ("system_message", "system_instruction", "systemInstruction"),
+        ANSWERS,
+        Use.refused,
+        "a system message, under a name that no tool reads unasked",
+        "to put it before the rest: data.columns.system=%s",
+    ),
+    Field(
         ("label", "kto_tag", "desirable"),
         LEARNED,
         Use.refused,
         "a verdict on the answer, which may be one that must not be learned",
         "to learn the answers with true or 1, and no other: data.columns.weight=%s",
         is_verdict,
-    ),
-    Field(
-        ("chat_template_kwargs",),
-        ANSWERS,
-        Use.refused,
-        "variables of the template for this record",
-        "give a template of your own with model.chat_template=FILE",
     ),
     Field(
         ("response_format",),
@@ -173,6 +202,7 @@ FIELDS = (
     Field(("prompt",), TALKS, Use.nothing, "the first question again (UltraChat)"),
     Field(("text",), LEARNED, Use.nothing, "the record as one text (Alpaca)"),
     Field(("parallel_tool_calls",), TALKS, Use.nothing, "an option of the service (OpenAI)"),
+    Field(("channel",), EVERY, Use.nothing, "a group whose loss ms-swift logs by itself"),
     Field(
         ("score", "rating", "margin", "score_chosen", "score_rejected"),
         EVERY,
@@ -213,11 +243,19 @@ TURN_FIELDS = (
         "split the turn into several messages, with a weight each",
     ),
     Field(
-        ("reasoning_details", "thoughts"),
+        ("reasoning_details", "thoughts", "thought"),
         TALKS,
         Use.refused,
         "thoughts in a form that no template reads",
         "write them as text in reasoning_content",
+    ),
+    Field(
+        ("channel", "recipient"),
+        TALKS,
+        Use.refused,
+        "whether a turn is a thought, a call or an answer, in a form that no template reads",
+        "write thoughts as thinking and calls as tool_calls beside the answer's content",
+        is_not_an_answer,
     ),
     Field(
         ("label", "desirable"),
@@ -243,6 +281,24 @@ TURN_FIELDS = (
     ),
 )
 
+#: What a chat template is given besides variables of its own.
+OF_THE_CALLER = frozenset(
+    {
+        *("messages", "tools", "documents", "add_generation_prompt", "continue_final_message"),
+        *("conversation", "conversations", "chat_template", "tokenize", "return_dict"),
+        *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length"),
+    }
+)
+
+#: Members of a turn that say whether it is learned.
+FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
+#: What is thought before it is said.
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+#: Where the answer to a conversation may stand that ends with a question.
+ANSWERS_BESIDE = ("response", "completion", "output", "answer")
+#: Beyond this, one record is all that a step learns.
+MAX_WEIGHT = 1e6
+
 Refused = Mapping[str, Field]
 
 
@@ -259,28 +315,28 @@ _REFUSED = {name: _refused(FIELDS, name) for name in EVERY}
 _REFUSED_IN_TURNS = _refused(TURN_FIELDS, "chat")
 
 
-def reads(format_name: str) -> set[str]:
+@functools.cache
+def reads(format_name: str) -> frozenset[str]:
     """Names of the fields that a format reads."""
     mine = (field for field in FIELDS if field.use is Use.read and format_name in field.formats)
-    return {name for field in mine for name in field.names}
+    return frozenset(name for field in mine for name in field.names)
 
 
-def check(record: Mapping[str, Any], format_name: str) -> None:
-    """`BadRecord` for the first field of a record that is known and cannot be honoured."""
-    _check(record, _REFUSED.get(format_name, {}), "field {!r}")
+def refused(record: Mapping[str, Any], format_name: str) -> tuple[str, Field] | None:
+    """The first field of a record that is known and cannot be honoured, by its name."""
+    return _first(record, _REFUSED.get(format_name, {}))
 
 
-def check_turn(turn: Mapping[str, Any], number: int) -> None:
-    """The same for turn `number`, counted from 1."""
-    _check(turn, _REFUSED_IN_TURNS, f"{{!r}} in message {number}")
+def refused_in_turn(turn: Mapping[str, Any]) -> tuple[str, Field] | None:
+    """The same of the members of a turn."""
+    return _first(turn, _REFUSED_IN_TURNS)
 
 
-def _check(values: Mapping[str, Any], refused: Refused, place: str) -> None:
+def _first(values: Mapping[str, Any], known: Refused) -> tuple[str, Field] | None:
     for name, value in values.items():
-        field = refused.get(name)
+        field = known.get(name)
         if field and field.says(value):
-            hint = field.hint % name if "%s" in field.hint else field.hint
-            raise BadRecord(
-                f"{place.format(name)} is not read: {field.what}",
-                hint=f"{hint}; to train as if it were not there: data.columns.{name}=",
-            )
+            return name, field
+        if field is None and is_media(value):
+            return name, MEDIA
+    return None
