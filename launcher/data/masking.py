@@ -14,9 +14,8 @@ and what of the assistant's words is in none.
 from __future__ import annotations
 
 import functools
-import os
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.provenance import (
     CALLS,
     CONTENT,
+    NAMES,
     THOUGHT_FIELDS,
     THOUGHTS,
     Painted,
@@ -34,21 +34,16 @@ from launcher.data.provenance import (
     same_but_painted,
     split_thoughts,
 )
-from launcher.data.template import ChatTemplate, Message, Span, is_plain
+from launcher.data.template import SAMPLE, ChatTemplate, Message, Span, is_plain
 
 #: What may be left out of a turn, in the order in which it is said.
-KINDS = (CONTENT, THOUGHTS, CALLS)
-#: What most templates write for a control token, whether or not the tokenizer has it.
-_MARKER = r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]"
+KINDS = (CONTENT, THOUGHTS, CALLS, NAMES)
 _EMPTY_THOUGHT = re.compile(
     # The prompt may have opened it.
     r"\s*(?:(?:<think>)?\s*</think>|(?:\[THINK\])?\s*\[/THINK\]"
     r"|(?:<\|channel>thought)?\s*<channel\|>)\s*"
 )
-_SAMPLE: list[Message] = [
-    {"role": "user", "content": "\u00a7"},
-    {"role": "assistant", "content": "\u00b6"},
-]
+_BY_ID = "a template that writes a call's id for its name wants ids such as functions.NAME:0"
 #: Conversations of so many shapes keep their layout.
 _LAYOUTS = 4096
 
@@ -73,7 +68,10 @@ def kinds_of_bits(bits: int) -> list[str]:
 
 def told(left_out: Iterable[LeftOut]) -> str:
     """What is left out, in words."""
-    return ", ".join(f"the {kind} of message {message}" for message, kind in left_out)
+    left_out = tuple(left_out)
+    text = ", ".join(f"the {kind} of message {message}" for message, kind in left_out)
+    unnamed = any(kind == NAMES for _, kind in left_out)
+    return text + (f" ({_BY_ID})" if unnamed else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +120,8 @@ class ChatRenderer:
     def __init__(self, tokenizer: Any, options: ChatOptions | None = None) -> None:
         self._options = options or ChatOptions()
         self._template = ChatTemplate(tokenizer, self._options.variables)
-        added = tokenizer.added_tokens_decoder.values()
-        special = {token.content for token in added if token.special} | {tokenizer.eos_token or ""}
-        #: what can end a turn
-        self._specials = tuple(sorted(special - {""}))
-        names = "|".join(map(re.escape, sorted(self._specials, key=len, reverse=True)))
-        self._control = re.compile(f"{names}|{_MARKER}" if names else _MARKER)
+        self._specials = self._template.specials
+        self._control = self._template.control
         self._layouts: dict[Any, _Layout | None] = {}
 
     def render(self, chat: Chat) -> Rendering:
@@ -141,6 +135,7 @@ class ChatRenderer:
         if self._options.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": self._options.system}, *messages]
             silent, added = frozenset(i + 1 for i in silent), 1
+        messages = self._template.with_thoughts(messages, chat.tools, added)
         if not chat.tools and all(map(is_plain, messages)):
             found = self._by_layout(messages, silent)
             if found is not None:
@@ -216,6 +211,9 @@ class ChatRenderer:
         messages, text, tagged = self._template.fitted(messages, tools)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         view = self._view(messages, tools, text)
+        # Marks around some turns only are no choice of the record's: those have weights.
+        if not view.are_marked(answers, tagged):
+            tagged = []
         spans: dict[int, Span] = {}
         if tagged:
             for number, span in enumerate(tagged):
@@ -308,13 +306,13 @@ class ChatRenderer:
         if at is None:
             raise _unlike(i)
         gap = view.shown[at : view.next_run(at)]
-        common = self._agreement(tail, gap)
+        common = self._template.agreement(tail, gap)
         bare = view.beginning(i, prompt=False)
         place, bare_tail = (at, tail) if bare is None else view.beside(bare)
         if place != at:
             bare_tail = tail
         # A generation prompt may open a thought that the finished turn does not show.
-        needed = len(tail) if tail == bare_tail else self._agreement(tail, bare_tail) + 1
+        needed = len(tail) if tail == bare_tail else self._template.agreement(tail, bare_tail) + 1
         if common < needed:
             raise _unlike(i)
         return at + common
@@ -325,14 +323,15 @@ class ChatRenderer:
         after = view.beginning(i + 1, prompt=False)
         if after is None:
             raise _unlike(i)
+        alone = bool(self._template.opening) and view.messages[i + 1]["role"] == "assistant"
         if view.shown.startswith(after):
-            return self._ended(after, begin, view.shown)[0]
+            return self._ended(after, begin, view.shown, alone=alone)[0]
         at, mine = view.beside(after)
         if at is None:
             raise _unlike(i)
         follow = view.shown[at : view.next_run(at)]
-        if self._is_open and follow.startswith(mine):
-            return at + self._ended(mine, 0, follow)[0]
+        if self._template.opening and follow.startswith(mine):
+            return at + self._ended(mine, 0, follow, alone=alone)[0]
         end = self._turn_end(mine, follow, self._inner(view, i, begin) - at)
         if end is None:
             raise _unlike(i)
@@ -340,36 +339,40 @@ class ChatRenderer:
 
     def _last_end(self, view: _View, i: int, begin: int) -> int:
         """What ends the last turn: not what the template writes behind every conversation."""
-        other = view.followed()
-        if other is None:
-            other = view.shown
-        if not other.startswith(view.shown):
+        for other in view.followed():
+            if other.startswith(view.shown):
+                end, behind = self._ended(view.shown, begin, other)
+                view.append(behind)
+                return end
             place, follow = view.beside(view.shown, other)
-            if place is not None:
-                at = len(view.shown) - len(follow)
-                tail = other[place:]
-                if self._is_open and tail.startswith(follow):
-                    view.append(self._ended(follow, 0, tail)[1])
-                    return len(view.shown)
-                end = self._turn_end(tail, follow, self._inner(view, i, begin) - at)
-                if end is not None:
-                    return at + end
-            other = view.shown
-        end, behind = self._ended(view.shown, begin, other)
-        view.append(behind)
+            if place is None:
+                continue
+            at = len(view.shown) - len(follow)
+            tail = other[place:]
+            if self._template.opening and tail.startswith(follow):
+                view.append(self._ended(follow, 0, tail)[1])
+                return len(view.shown)
+            ended = self._turn_end(tail, follow, self._inner(view, i, begin) - at)
+            if ended is not None:
+                return at + ended
+        end, _ = self._ended(view.shown, begin, view.shown)
+        if self._template.opening and end == len(view.shown):
+            view.append(self._template.opening)
+            return len(view.shown)
         return end
 
-    def _ended(self, text: str, begin: int, whole: str) -> tuple[int, str]:
+    def _ended(self, text: str, begin: int, whole: str, *, alone: bool = False) -> tuple[int, str]:
         """Where the turn ends with which `text` does, and the token that stands there in `whole`
         but not in `text`.
 
         White space behind an end-of-turn token belongs to the template, not to the model. Where
-        turns have no such token, the one with which the next turn opens ends them, as in GLM's.
+        turns have no such token, the one with which the next turn opens ends them, as in GLM's;
+        not one that opens another answer (`alone`), behind which the model would answer again.
         """
         turn = text[begin:].rstrip()
         own = self._control.match(whole, len(text))
-        opens = own is not None and own[0] in self._specials
-        if own and opens and (self._is_open or not self.ends_turn(turn)):
+        opens = own is not None and own[0] in self._specials and not alone
+        if own and opens and (self._template.opening or not self.ends_turn(turn)):
             return own.end(), own[0]
         return (begin + len(turn) if self.ends_turn(turn) else len(text)), ""
 
@@ -377,7 +380,7 @@ class ChatRenderer:
         """Where a turn ends in what follows its last word, compared with what follows the same word
         in another conversation, in which the turn is (or is not) the last; None if nothing ends
         it. Up to `inner` it is not ended."""
-        common = self._agreement(other, follow)
+        common = self._template.agreement(other, follow)
         inner = min(max(inner, 0), common)
         shared = follow[inner:common].rstrip()
         if self.ends_turn(shared):
@@ -401,31 +404,10 @@ class ChatRenderer:
     def _opening(self) -> str:
         """What the template writes in a turn before a plain answer, such as its channel."""
         try:
-            text, spans, _ = self._look([*_SAMPLE, _SAMPLE[0]], None, frozenset())
-            return text[spans[1][0] :].partition(_SAMPLE[1]["content"])[0]
+            text, spans, _ = self._look([*SAMPLE, SAMPLE[0]], None, frozenset())
+            return text[spans[1][0] :].partition(SAMPLE[1]["content"])[0]
         except (BadRecord, KeyError):
             return ""
-
-    @functools.cached_property
-    def _is_open(self) -> bool:
-        """Whether a plain answer ends with the token of the next turn."""
-        try:
-            text = self._template.render(_SAMPLE, None)[0]
-            whole = self._template.render([*_SAMPLE, _SAMPLE[0]], None)[0]
-        except BadRecord:
-            return False
-        own = self._control.match(whole, len(text))
-        goes_on = whole.startswith(text) and not self.ends_turn(text.rstrip())
-        return goes_on and own is not None and own[0] in self._specials
-
-    def _agreement(self, one: str, other: str) -> int:
-        """Characters with which both begin, without a part of a token of either."""
-        common = len(os.path.commonprefix([one, other]))
-        for text in (one, other):
-            for match in self._control.finditer(text):
-                if match.start() < common < match.end():
-                    common = match.start()
-        return common
 
 
 class _View:
@@ -452,16 +434,21 @@ class _View:
         """The first `end` messages with stand-ins; None if the template refuses them."""
         return self._render(self._painted.messages[:end], prompt)
 
-    def followed(self) -> str | None:
-        """All messages and one more; None if the template takes none."""
+    def followed(self) -> Iterator[str]:
+        """All messages and one more, such as may follow the last, as far as the template takes
+        it."""
         last = self._painted.messages[-1]
-        more: Message = {"role": "user", "content": "x"}
+        following: list[Message] = [{"role": "user", "content": "x"}]
         if last.get("tool_calls"):
             call = last["tool_calls"][0]
-            more = {"role": "tool", "content": "x"}
-            if isinstance(call, dict) and call.get("id"):
-                more["tool_call_id"] = call["id"]
-        return self._render([*self._painted.messages, more], False)
+            function = call.get("function") if isinstance(call, dict) else None
+            names = {"name": function.get("name")} if isinstance(function, dict) else {}
+            ids = {"tool_call_id": call["id"]} if isinstance(call, dict) and call.get("id") else {}
+            following.insert(0, {"role": "tool", "content": "x", **names, **ids})
+        for message in following:
+            text = self._render([*self._painted.messages, message], False)
+            if text:
+                yield text
 
     def append(self, text: str) -> None:
         """Put a token behind the whole."""
@@ -502,6 +489,14 @@ class _View:
         owners = (self._owner(run) for run in self._within(span))
         return next((i for i in owners if self.messages[i]["role"] == "assistant"), None)
 
+    def are_marked(self, answers: list[int], spans: Sequence[Span]) -> bool:
+        """Whether spans hold something of each answer that is written; of one without words it
+        shows in their number alone."""
+        marked = {self._owner(run) for span in spans for run in self._within(span)}
+        spoken = [i for i in answers if self.speaks(i)]
+        counted = spoken == answers or len(spans) >= len(answers)
+        return counted and marked.issuperset(spoken)
+
     def require_own(self, spans: Mapping[int, Span], learned: Collection[int]) -> None:
         """`BadRecord` if a span holds what a message says that is not `learned`."""
         for i, span in spans.items():
@@ -524,6 +519,8 @@ class _View:
             for color, said in self._painted.said.items()
             if said.message in learned and found.get(color, 0) < said.size
         }
+        # Where not even the arguments are written, the call as a whole is not.
+        missing -= {(i, NAMES) for i, kind in missing if kind == CALLS}
         return sorted(missing, key=lambda entry: (entry[0], KINDS.index(entry[1])))
 
     def is_lost(self, i: int, span: Span) -> bool:
