@@ -18,10 +18,12 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import EllipsisType
 from typing import Any, NamedTuple
 
 from launcher.config.schema import DataConfig, Thoughts
 from launcher.data.formats.base import BadRecord, Chat
+from launcher.data.layouts import Layout, Shape
 from launcher.data.provenance import (
     CALLS,
     CONTENT,
@@ -34,7 +36,7 @@ from launcher.data.provenance import (
     same_but_painted,
     split_thoughts,
 )
-from launcher.data.template import SAMPLE, ChatTemplate, Message, Span, is_plain
+from launcher.data.template import SAMPLE, ChatTemplate, Message, Span
 
 #: What may be left out of a turn, in the order in which it is said.
 KINDS = (CONTENT, THOUGHTS, CALLS, NAMES)
@@ -44,8 +46,9 @@ _EMPTY_THOUGHT = re.compile(
     r"|(?:<\|channel>thought)?\s*<channel\|>)\s*"
 )
 _BY_ID = "a template that writes a call's id for its name wants ids such as functions.NAME:0"
-#: Conversations of so many shapes keep their layout.
-_LAYOUTS = 4096
+_DIGITS = re.compile(r"\d+")
+#: So many shapes of conversations keep their layout, and of turns their borders.
+_MOST = 4096
 
 
 class LeftOut(NamedTuple):
@@ -100,18 +103,30 @@ class Rendering(NamedTuple):
     left_out: tuple[LeftOut, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """The text of plain conversations of one shape around what they say."""
+class _Gaps(NamedTuple):
+    """What stands around the words of a turn, as [begin, end), and what `kind` of turn it is."""
 
-    order: list[int]
-    """Which message each gap holds."""
-    parts: list[str]
-    """What stands before the gaps, and behind the last."""
+    kind: tuple[Any, ...]
+    before: Span
+    after: Span
+
+
+class _Borders(NamedTuple):
+    """How much of the gaps of a turn belongs to it, from their ends: what is `opened` before its
+    first word, what is `left` behind its end, and what ends it that the template does not write."""
+
+    opened: str
+    left: str
     behind: str
-    """What ends the last turn and is not written by the template."""
-    spans: dict[int, tuple[int, int, int, int]]
-    """Message -> gaps before its span begins and characters from there, and the same of its end."""
+
+
+class _Learned(NamedTuple):
+    """Text, the span of each learned turn by index of its message, and (number of message, kind) of
+    what is left out."""
+
+    text: str
+    spans: dict[int, Span]
+    left_out: tuple[tuple[int, str], ...]
 
 
 class ChatRenderer:
@@ -122,7 +137,9 @@ class ChatRenderer:
         self._template = ChatTemplate(tokenizer, self._options.variables)
         self._specials = self._template.specials
         self._control = self._template.control
-        self._layouts: dict[Any, _Layout | None] = {}
+        #: ... for a shape that was seen once
+        self._borders: dict[tuple[Any, ...], _Borders] = {}
+        self._layouts: dict[bytes, Layout | EllipsisType | None] = {}
 
     def render(self, chat: Chat) -> Rendering:
         """The conversation as text.
@@ -136,11 +153,7 @@ class ChatRenderer:
             messages = [{"role": "system", "content": self._options.system}, *messages]
             silent, added = frozenset(i + 1 for i in silent), 1
         messages = self._template.with_thoughts(messages, chat.tools, added)
-        if not chat.tools and all(map(is_plain, messages)):
-            found = self._by_layout(messages, silent)
-            if found is not None:
-                return found
-        text, spans, left_out = self._look(messages, chat.tools, silent)
+        text, spans, left_out = self._found(messages, chat.tools, silent)
         named = tuple(LeftOut(number - added, kind) for number, kind in left_out)
         return Rendering(text, sorted(spans.values()), named)
 
@@ -148,66 +161,44 @@ class ChatRenderer:
         """Whether `text` ends with a special token, at which generation can stop."""
         return text.endswith(self._specials)
 
-    def _by_layout(self, messages: list[Message], silent: frozenset[int]) -> Rendering | None:
-        """By the layout of an earlier conversation of the same shape; None if the template makes
-        something else of this one."""
-        said = [message["content"] for message in messages]
-        key = tuple((message["role"], not said[i]) for i, message in enumerate(messages))
-        if key not in self._layouts:
-            if len(self._layouts) >= _LAYOUTS:
-                return None
-            self._layouts[key] = self._layout(messages)
-        layout = self._layouts[key]
+    def _found(
+        self, messages: list[Message], tools: list[Message] | None, silent: frozenset[int]
+    ) -> _Learned:
+        """By the layout of earlier conversations of the same shape, if there is one that fits."""
+        shape = Shape(messages, tools)
+        if shape.key not in self._layouts:
+            # What comes but once has none.
+            if len(self._layouts) < _MOST:
+                self._layouts[shape.key] = ...
+            return self._look(messages, tools, silent)
+        layout = self._layouts[shape.key]
+        if layout is ...:
+            layout = self._layouts[shape.key] = self._layout(shape, tools)
         if layout is None:
-            return None
-        text = self._template.render(messages, None)[0]
-        if layout.behind and len(messages) - 1 not in silent:
-            text += layout.behind
-        filled = [said[i] for i in layout.order]
-        if _join(layout.parts, filled) != text:
-            filled = [own.strip() for own in filled]
-            if _join(layout.parts, filled) != text:
-                return None
-        starts = [0]
-        for part, own in zip(layout.parts, filled, strict=False):
-            starts.append(starts[-1] + len(part) + len(own))
-        spans = [
-            (starts[first] + begin, starts[last] + end)
-            for i, (first, begin, last, end) in layout.spans.items()
-            if i not in silent
-        ]
-        return Rendering(text, sorted(spans))
+            return self._look(messages, tools, silent)
+        text = self._template.fitted(messages, tools)[1]
+        spans = layout.spans(shape.values, text)
+        if spans is None:
+            return self._look(messages, tools, silent)
+        learned = {i: span for i, span in spans.items() if i not in silent}
+        left_out = tuple(entry for entry in layout.left_out if entry[0] - 1 not in silent)
+        is_ended = layout.behind and len(messages) - 1 not in silent
+        return _Learned(text + layout.behind * bool(is_ended), learned, left_out)
 
-    def _layout(self, messages: list[Message]) -> _Layout | None:
+    def _layout(self, shape: Shape, tools: list[Message] | None) -> Layout | None:
         """What the template writes around texts that mean nothing to it; None if that cannot be
         told."""
-        blank = [{**message, "content": "x" * bool(message["content"])} for message in messages]
         try:
-            text, spans, left_out = self._look(blank, None, frozenset())
+            text, spans, left_out = self._look(shape.blank(), tools, frozenset())
+            shown = self._template.fitted(shape.stand_ins(), tools)[1]
         except BadRecord:
             return None
-        painted = Painted(blank)
-        shown, _ = self._template.render(painted.messages, None)
-        runs = list(painted.runs(shown))
-        order = [painted.said[run.color].message for run in runs]
-        behind = text[len(shown) :]
-        given = [i for i, message in enumerate(blank) if message["content"]]
-        if left_out or sorted(order) != given or not same_but_painted(text, shown + behind):
-            return None
-        ends = [0, *(run.end for run in runs)]
-        parts = [text[end : run.begin] for end, run in zip(ends, runs, strict=False)]
-
-        def place(at: int) -> tuple[int, int]:
-            before = sum(run.end <= at for run in runs)
-            return before, at - ends[before]
-
-        placed = {i: (*place(begin), *place(end)) for i, (begin, end) in spans.items()}
-        return _Layout(order, [*parts, text[ends[-1] :]], behind, placed)
+        return Layout.made(shape, shown, text, spans, left_out)
 
     def _look(
         self, messages: list[Message], tools: list[Message] | None, silent: frozenset[int]
-    ) -> tuple[str, dict[int, Span], tuple[LeftOut, ...]]:
-        """Text, the span of each learned turn by number of its message, and what is left out."""
+    ) -> _Learned:
+        """By comparing renderings."""
         messages, text, tagged = self._template.fitted(messages, tools)
         answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         view = self._view(messages, tools, text)
@@ -238,7 +229,7 @@ class ChatRenderer:
         left_out = view.left_out(spans, learned)
         # Of a turn that says something, nothing of which is written, there is nothing to learn.
         kept = {i: span for i, span in spans.items() if not view.is_lost(i, span)}
-        return view.text, kept, tuple(LeftOut(i + 1, kind) for i, kind in left_out)
+        return _Learned(view.text, kept, tuple((i + 1, kind) for i, kind in left_out))
 
     def _view(self, messages: list[Message], tools: list[Message] | None, text: str) -> _View:
         """The conversation with stand-ins, if the template can be made to treat them alike."""
@@ -292,7 +283,28 @@ class ChatRenderer:
         return begin, own_end if view.text[end:own_end].strip() in self._specials else end
 
     def _locate(self, view: _View, i: int) -> Span:
-        """Where assistant turn `i` lies, by rendering the conversation up to it."""
+        """Where assistant turn `i` lies: as one before it that stood between the same marks, or by
+        rendering the conversation up to it."""
+        gaps = view.gaps(i)
+        if gaps is None:
+            return self._compared(view, i)
+        texts = (view.shown[slice(*gaps.before)], view.shown[slice(*gaps.after)])
+        # Numbers in calls are the record's own, and stand between marks.
+        key = (*gaps.kind, *(_DIGITS.sub("0", text) for text in texts))
+        known = self._borders.get(key)
+        if known and texts[0].endswith(known.opened) and texts[1].endswith(known.left):
+            view.append(known.behind)
+            end = len(view.shown) if known.behind else gaps.after[1] - len(known.left)
+            return gaps.before[1] - len(known.opened), end
+        size = len(view.shown)
+        begin, end = self._compared(view, i)
+        opened, left = view.shown[begin : gaps.before[1]], view.shown[end : gaps.after[1]]
+        between = gaps.before[0] <= begin <= gaps.before[1] and gaps.after[0] <= end
+        if between and len(self._borders) < _MOST:
+            self._borders[key] = _Borders(opened, left, view.shown[size:])
+        return begin, end
+
+    def _compared(self, view: _View, i: int) -> Span:
         begin = self._begin(view, i)
         return begin, max(begin, self._end(view, i, begin))
 
@@ -429,6 +441,24 @@ class _View:
         self._tools = tools
         self._painted = painted
         self.runs = list(painted.runs(shown))
+        self._owners = [self._owner(run) for run in self.runs]
+
+    def gaps(self, i: int) -> _Gaps | None:
+        """The text before the first word of message `i` and behind its last; None if it has no
+        words, or others' among them."""
+        count = self._owners.count(i)
+        first = self._owners.index(i) if count else 0
+        last = first + count - 1
+        if not count or self._owners[last] != i:
+            return None
+        before = self.runs[first - 1].end if first else 0
+        after = self.runs[last + 1].begin if last + 1 < len(self.runs) else len(self.shown)
+        near = [self.messages[n]["role"] if n < len(self.messages) else "" for n in (i - 1, i + 1)]
+        told = tuple(name for name, value in self.messages[i].items() if value)
+        # A system message may switch what the template does.
+        system = self.messages[0].get("content") if self.messages[0]["role"] != "user" else ""
+        kind = (i == 0, *near, told, str(system), self._painted.keep)
+        return _Gaps(kind, (before, self.runs[first].begin), (self.runs[last].end, after))
 
     def beginning(self, end: int, *, prompt: bool) -> str | None:
         """The first `end` messages with stand-ins; None if the template refuses them."""
@@ -586,12 +616,6 @@ def _finds(patterns: Sequence[re.Pattern[str] | None], messages: list[Message]) 
 def _after_empty_thought(text: str, span: Span) -> Span:
     match = _EMPTY_THOUGHT.match(text, span[0], span[1])
     return (match.end(), span[1]) if match else span
-
-
-def _join(parts: list[str], filled: list[str]) -> str:
-    return (
-        "".join([piece for pair in zip(parts, filled, strict=False) for piece in pair]) + parts[-1]
-    )
 
 
 def _unlike(i: int) -> BadRecord:

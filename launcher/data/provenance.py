@@ -58,7 +58,7 @@ class Painted:
     """Messages with stand-ins for all texts but what matches `keep`, a pattern with one group."""
 
     def __init__(self, messages: list[Message], keep: re.Pattern[str] | None = None) -> None:
-        self._keep = keep
+        self.keep = keep
         self.said: dict[str, Said] = {}
         self._ids: dict[str, str] = {}
         self.messages = [self._message(i, message) for i, message in enumerate(messages)]
@@ -132,7 +132,7 @@ class Painted:
         self.said[color] = Said(i, kind, color, size)
 
     def _painter(self) -> _Painter:
-        return _Painter(chr(_FIRST + len(self.said)), self._keep)
+        return _Painter(chr(_FIRST + len(self.said)), self.keep)
 
 
 class _Painter:

@@ -29,7 +29,7 @@ SAMPLE: list[Message] = [
     {"role": "assistant", "content": _SAID},
 ]
 #: Tags around a thought at the beginning of a content.
-_TAGGED = re.compile(
+TAGGED = re.compile(
     r"\s*(?:(<think>)(.*?)</think>|(\[THINK\])(.*?)\[/THINK\]"
     r"|(<\|channel>thought\b)(.*?)<channel\|>)\s*",
     re.DOTALL,
@@ -198,7 +198,7 @@ class ChatTemplate:
 
     def _with_thought(self, message: Message, with_tools: bool, number: int) -> Message:
         content = message["content"]
-        found = _TAGGED.match(content) if content.lstrip()[:1] in ("<", "[") else None
+        found = TAGGED.match(content) if content.lstrip()[:1] in ("<", "[") else None
         if found is None:
             return message
         tag, thought = (text for text in found.groups() if text is not None)
@@ -351,8 +351,8 @@ def _compiled(source: str, variables: dict[str, Any]) -> Render | None:
     """Renders, and marks turns if the template does, with what the library compiles.
 
     The library copies every message before it renders, in case one is no plain data, and all
-    variables too, which takes longer than the template: see `plain_data`. None where the library
-    has no such function.
+    variables too; for records, which are, this takes longer than the template. None where the
+    library has no such function.
     """
     from transformers.utils import chat_template_utils
 
@@ -389,12 +389,3 @@ def _compiled(source: str, variables: dict[str, Any]) -> Render | None:
         return "".join(done), spans
 
     return render
-
-
-def plain_data(value: Any) -> Any:
-    """A copy of nested data in which nothing but texts, numbers, lists and mappings is left, as the
-    library hands it to templates."""
-    from transformers.utils import chat_template_utils
-
-    copied = getattr(chat_template_utils, "_plain_template_data", None)
-    return copied(value) if copied else value
