@@ -244,7 +244,11 @@ class ChatRenderer:
             except BadRecord:
                 continue
             if same_but_painted(text, shown):
-                return _View(self._template, messages, tools, text, painted, shown)
+                found = _View(self._template, messages, tools, text, painted, shown)
+                system = messages[0].get("content") if messages[0]["role"] != "user" else None
+                if isinstance(system, str) and (tags := self._kept(tools)[:1]):
+                    found.switches = tuple(tags[0].findall(system))
+                return found
         raise BadRecord(
             "it cannot be told who says what in what the chat template makes of the conversation",
             hint="give a template that writes texts as they are with model.chat_template=FILE",
@@ -290,7 +294,7 @@ class ChatRenderer:
             return self._compared(view, i)
         texts = (view.shown[slice(*gaps.before)], view.shown[slice(*gaps.after)])
         # Numbers in calls are the record's own, and stand between marks.
-        key = (*gaps.kind, *(_DIGITS.sub("0", text) for text in texts))
+        key = (*gaps.kind, view.switches, *(_DIGITS.sub("0", text) for text in texts))
         known = self._borders.get(key)
         if known and texts[0].endswith(known.opened) and texts[1].endswith(known.left):
             view.append(known.behind)
@@ -440,6 +444,8 @@ class _View:
         self._template = template
         self._tools = tools
         self._painted = painted
+        self.switches: tuple[str, ...] = ()
+        """What in the system message the template may look for."""
         self.runs = list(painted.runs(shown))
         self._owners = [self._owner(run) for run in self.runs]
 
@@ -455,9 +461,7 @@ class _View:
         after = self.runs[last + 1].begin if last + 1 < len(self.runs) else len(self.shown)
         near = [self.messages[n]["role"] if n < len(self.messages) else "" for n in (i - 1, i + 1)]
         told = tuple(name for name, value in self.messages[i].items() if value)
-        # A system message may switch what the template does.
-        system = self.messages[0].get("content") if self.messages[0]["role"] != "user" else ""
-        kind = (i == 0, *near, told, str(system), self._painted.keep)
+        kind = (i == 0, *near, told, self._painted.keep)
         return _Gaps(kind, (before, self.runs[first].begin), (self.runs[last].end, after))
 
     def beginning(self, end: int, *, prompt: bool) -> str | None:

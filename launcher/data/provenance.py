@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 Message = dict[str, Any]
 
 #: Stand-ins: characters of a plane that no text uses.
 _FIRST = 0x100000
-_STANDS_IN = re.compile("[\U00100000-\U0010fffd]+")
 #: Stand-ins of one text, and what is kept between them.
 _RUN = re.compile(r'([\U00100000-\U0010fffd])(?:[\s"\\\x00-\x1f]*\1)*')
 #: White space is trimmed and these are escaped in JSON; all others are as good as any other.
@@ -186,12 +187,11 @@ def same_but_painted(text: str, painted: str) -> bool:
     """Whether two renderings differ in nothing but characters that are stand-ins in the second."""
     if len(text) != len(painted):
         return False
-    begin = 0
-    for match in _STANDS_IN.finditer(painted):
-        if text[begin : match.start()] != painted[begin : match.start()]:
-            return False
-        begin = match.end()
-    return text[begin:] == painted[begin:]
+    one, other = (
+        np.frombuffer(shown.encode("utf-32-le", "surrogatepass"), np.uint32)
+        for shown in (text, painted)
+    )
+    return bool(((one == other) | (other >= _FIRST)).all())
 
 
 def looked_for(source: str, *, words: bool) -> list[str]:
