@@ -270,8 +270,9 @@ class ChatRenderer:
         return looked_for(source, words=False), looked_for(source, words=True)
 
     def _bounded(self, view: _View, span: Span, i: int) -> Span:
-        """The span of a generation block without a generation prompt that it holds, and up to the
-        end-of-turn token, which it may leave out or have white space behind."""
+        """The span of a generation block without a generation prompt or the next turn's opening
+        that it holds, and up to the end-of-turn token, which it may leave out or have white space
+        behind."""
         begin, end = span
         if i < 0:
             return span
@@ -281,6 +282,8 @@ class ChatRenderer:
             return span
         if begin < own_begin < end:
             begin = own_begin
+        if begin < own_end < end and end >= view.next_run(own_end):
+            end = own_end
         turn = view.text[begin:end].rstrip()
         if self.ends_turn(turn):
             return begin, begin + len(turn)
