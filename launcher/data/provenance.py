@@ -34,6 +34,8 @@ _THOUGHTS = re.compile(
 #: Names under which thoughts stand beside the content.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 CONTENT, THOUGHTS, CALLS, NAMES = "content", "thoughts", "tool calls", "names of tool calls"
+#: What may be left out of a turn.
+KINDS = (CONTENT, THOUGHTS, CALLS, NAMES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from launcher.config.schema import Thoughts
 from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
-from launcher.data.provenance import split_thoughts
+from launcher.data.masking import ChatOptions, ChatRenderer, Rendering
+from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, split_thoughts
 from support.templates import FAMILIES, tokenizer_of
 
 Message = dict[str, Any]
