@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 Message = dict[str, Any]
 
 #: Stand-ins: characters of a plane that no text uses.
 _FIRST = 0x100000
-_STANDS_IN = re.compile("[\U00100000-\U0010fffd]+")
 #: Stand-ins of one text, and what is kept between them.
 _RUN = re.compile(r'([\U00100000-\U0010fffd])(?:[\s"\\\x00-\x1f]*\1)*')
 #: White space is trimmed and these are escaped in JSON; all others are as good as any other.
@@ -32,7 +33,9 @@ _THOUGHTS = re.compile(
 )
 #: Names under which thoughts stand beside the content.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
-CONTENT, THOUGHTS, CALLS = "content", "thoughts", "tool calls"
+CONTENT, THOUGHTS, CALLS, NAMES = "content", "thoughts", "tool calls", "names of tool calls"
+#: What may be left out of a turn.
+KINDS = (CONTENT, THOUGHTS, CALLS, NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,9 @@ class Painted:
     """Messages with stand-ins for all texts but what matches `keep`, a pattern with one group."""
 
     def __init__(self, messages: list[Message], keep: re.Pattern[str] | None = None) -> None:
-        self._keep = keep
+        self.keep = keep
         self.said: dict[str, Said] = {}
+        self._ids: dict[str, str] = {}
         self.messages = [self._message(i, message) for i, message in enumerate(messages)]
 
     def runs(self, text: str) -> Iterator[Run]:
@@ -82,13 +86,17 @@ class Painted:
                 else part
                 for part in content
             ]
-        known: dict[str, str] = {}
+        known: dict[str, _Painter] = {}
         for field in THOUGHT_FIELDS:
             value = message.get(field)
             if isinstance(value, str):
-                if value not in known:
-                    known[value] = self._text(i, THOUGHTS, value)
-                painted[field] = known[value]
+                # Under several names it is one thought, white space aside.
+                paint = known.get(value.strip()) or self._painter()
+                painted[field] = paint(value)
+                if known.setdefault(value.strip(), paint).color not in self.said:
+                    self._note(i, THOUGHTS, paint.color, paint.size)
+        if message["role"] == "tool" and message.get("tool_call_id") in self._ids:
+            painted["tool_call_id"] = self._ids[message["tool_call_id"]]
         if message.get("tool_calls"):
             painted["tool_calls"] = [self._call(i, call) for call in message["tool_calls"]]
         return painted
@@ -98,12 +106,22 @@ class Painted:
         if not isinstance(function, dict):
             return call
         paint = self._painter()
-        name, arguments = paint(function.get("name")), _arguments(function.get("arguments"), paint)
+        name: Any = function.get("name")
+        arguments = _arguments(function.get("arguments"), paint)
         self._note(i, CALLS, paint.color, paint.size)
-        painted = {**function, "name": name}
+        said = name
+        if isinstance(name, str):
+            # Without texts in the arguments only the name shows whether the call is written.
+            said = self._text(i, NAMES if paint.size else CALLS, name)
+        painted = {**function, "name": said}
         if "arguments" in function:
             painted["arguments"] = arguments
-        return {**call, "function": painted}
+        call = {**call, "function": painted}
+        # Some templates write a call's id for its name.
+        own = call.get("id")
+        if isinstance(own, str) and isinstance(name, str) and name and name in own:
+            call["id"] = self._ids[own] = own.replace(name, said)
+        return call
 
     def _text(self, i: int, kind: str, text: str) -> str:
         if not text:
@@ -117,7 +135,7 @@ class Painted:
         self.said[color] = Said(i, kind, color, size)
 
     def _painter(self) -> _Painter:
-        return _Painter(chr(_FIRST + len(self.said)), self._keep)
+        return _Painter(chr(_FIRST + len(self.said)), self.keep)
 
 
 class _Painter:
@@ -171,12 +189,11 @@ def same_but_painted(text: str, painted: str) -> bool:
     """Whether two renderings differ in nothing but characters that are stand-ins in the second."""
     if len(text) != len(painted):
         return False
-    begin = 0
-    for match in _STANDS_IN.finditer(painted):
-        if text[begin : match.start()] != painted[begin : match.start()]:
-            return False
-        begin = match.end()
-    return text[begin:] == painted[begin:]
+    one, other = (
+        np.frombuffer(shown.encode("utf-32-le", "surrogatepass"), np.uint32)
+        for shown in (text, painted)
+    )
+    return bool(((one == other) | (other >= _FIRST)).all())
 
 
 def looked_for(source: str, *, words: bool) -> list[str]:

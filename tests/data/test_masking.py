@@ -1,5 +1,7 @@
 """Which part of a conversation is learned, for templates in the manner of several families."""
 
+import copy
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +12,15 @@ from hypothesis import strategies as st
 from launcher.data.encoding import Encoder
 from launcher.data.formats import BadRecord, Chat
 from launcher.data.formats.chat import ChatFormat
-from launcher.data.masking import ChatOptions, ChatRenderer
+from launcher.data.masking import (
+    ChatOptions,
+    ChatRenderer,
+    LeftOut,
+    kinds_as_bits,
+    kinds_of_bits,
+    told,
+)
+from launcher.data.provenance import CALLS, CONTENT, NAMES, THOUGHTS
 from launcher.errors import ConfigError
 from support import chats
 
@@ -242,3 +252,126 @@ def test_the_one_end_of_a_conversation_is_learned_behind_any_white_space(
     record["messages"][1]["weight"] = 0  # so that the turns are looked for one by one
     (last,) = learned(make_tokenizer(template, "</s>"), record)
     assert last == f" {answer}</s>"
+
+
+CHATML_TURNS = chats.CHATML.partition("{% if add_generation_prompt")[0]
+#: Every turn of these begins before anybody speaks: behind an answer stands the next one's opening.
+UNASKED = {
+    "chatml": CHATML_TURNS + "{{ '<|im_start|>assistant\n' }}",
+    "with a system turn of its own": "{% if messages[0].role != 'system' %}"
+    "{{ '<|im_start|>system\nHelp.<|im_end|>\n' }}{% endif %}"
+    + CHATML_TURNS
+    + "{{ '<|im_start|>assistant\n' }}",
+    "a thought is opened": CHATML_TURNS + "{{ '<|im_start|>assistant\n<think>\n' }}",
+    "behind an answer only": CHATML_TURNS
+    + "{% if messages[-1].role == 'assistant' %}{{ '<|im_start|>assistant\n' }}"
+    "{% elif add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "the user's turn": "{{ '<|im_start|>user\n' }}{% for m in messages %}{{ m.content + "
+    "'<|im_end|>\n<|im_start|>' + ('assistant' if m.role == 'user' else 'user') + '\n' }}"
+    "{% endfor %}",
+    "a token for each role": "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + "
+    "'<|im_end|>' }}{% endfor %}{{ '<|assistant|>' }}",
+    "words for each role": "{% for m in messages %}{{ '### ' + m.role + ':\n' + m.content }}"
+    "{{ '<|im_end|>' if m.role == 'assistant' }}{{ '\n\n' }}{% endfor %}{{ '### assistant:\n' }}",
+    "marked, opening and all": "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>\n<|im_start|>user\n' }}{% endgeneration %}"
+    "{% else %}{{ m.content + '<|im_end|>\n<|im_start|>assistant\n' }}{% endif %}{% endfor %}",
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED)
+def test_the_opening_of_a_turn_that_is_not_there_is_not_learned(
+    unasked: str, make_tokenizer: Make
+) -> None:
+    tokenizer = make_tokenizer(UNASKED[unasked])
+    one, two = chats.chat("one?", "eins"), chats.chat("one?", "eins", "two?", "zwei")
+    assert learned(tokenizer, one) == ["eins<|im_end|>"]
+    assert learned(tokenizer, two) == ["eins<|im_end|>", "zwei<|im_end|>"]
+    text = ChatRenderer(tokenizer).render(ChatFormat().read(two)).text
+    assert text.rstrip().endswith("zwei<|im_end|>")
+    # An empty answer ends, too; and the next one may be the assistant's again.
+    assert learned(tokenizer, chats.chat("one?", "", "two?", "zwei")) == [
+        "<|im_end|>",
+        "zwei<|im_end|>",
+    ]
+    again = {"messages": [*one["messages"], {"role": "assistant", "content": "zwei"}]}
+    assert learned(tokenizer, again) == ["eins<|im_end|>", "zwei<|im_end|>"]
+
+
+def test_an_opening_that_ends_the_turn_before_is_not_put_behind_one_unasked(
+    make_tokenizer: Make,
+) -> None:
+    turns = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    tokenizer = copy.deepcopy(make_tokenizer(turns + "<|assistant|>"))
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
+    two = chats.chat("one?", "eins", "two?", "zwei")
+    assert learned(tokenizer, two) == ["eins<|user|>", "zwei<|user|>"]
+    # Behind nothing but another answer the model would answer again.
+    again = {"messages": [*chats.chat("one?", "eins")["messages"], two["messages"][3]]}
+    assert learned(tokenizer, again) == ["eins", "zwei<|user|>"]
+
+
+@pytest.mark.parametrize("asked", ["add_generation_prompt", "true"])
+def test_marks_around_some_answers_only_are_not_followed(asked: str, make_tokenizer: Make) -> None:
+    template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% if m.role == 'assistant' and loop.last %}{% generation %}{{ m.content + '<|im_end|>' }}"
+        "{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+        "{% endfor %}{% if ASKED %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ).replace("ASKED", asked)
+    tokenizer = make_tokenizer(template)
+    for first in ("eins", ""):
+        record = chats.chat("one?", first, "two?", "zwei")
+        found = ChatRenderer(tokenizer).render(ChatFormat().read(record))
+        spans = [found.text[a:b] for a, b in found.spans]
+        assert spans == [f"{first}<|im_end|>", "zwei<|im_end|>"]
+        assert found.left_out == ()
+    # The record says what is not learned.
+    record["messages"][1]["weight"] = 0
+    assert learned(tokenizer, record) == ["zwei<|im_end|>"]
+
+
+BY_ID = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{% if m.role == 'tool' %}{{ 'Return of ' + m.tool_call_id + '\n' }}{% endif %}"
+    "{{ m.content or '' }}{% for c in m.tool_calls or [] %}{{ '<|call|>' }}{{ c.id }}"
+    "{{ '<|with|>' + c.function.arguments | tojson }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("arguments", [{"city": "Rome"}, {"days": 2}, {}])
+def test_a_call_is_named_by_an_id_that_holds_its_name(
+    arguments: dict[str, Any], make_tokenizer: Make
+) -> None:
+    def found(own: str | None) -> Any:
+        call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+        result = {"role": "tool", "content": "sun", "tool_call_id": own or "none"}
+        messages = [
+            {"role": "user", "content": "go"},
+            {"role": "assistant", "tool_calls": [{**call, "id": own} if own else call]},
+            result,
+            {"role": "assistant", "content": "ok"},
+        ]
+        return ChatRenderer(make_tokenizer(BY_ID)).render(ChatFormat().read({"messages": messages}))
+
+    named = found("functions.weather:0")
+    said = [named.text[a:b] for a, b in named.spans]
+    expected = f"<|call|>functions.weather:0<|with|>{json.dumps(arguments)}<|im_end|>"
+    assert said == [expected, "ok<|im_end|>"]
+    assert named.left_out == ()
+    for own in ("call_1", None):
+        # With no text in its arguments nothing of the call is there to be seen.
+        missing = NAMES if "city" in arguments else CALLS
+        assert found(own).left_out == ((2, missing),)
+
+
+def test_what_to_do_about_a_call_without_its_name() -> None:
+    text = told([LeftOut(2, NAMES), LeftOut(2, THOUGHTS)])
+    assert text.startswith("the names of tool calls of message 2, the thoughts of message 2")
+    assert "functions.NAME:0" in text
+    assert "functions" not in told([LeftOut(2, CALLS)])
+    assert kinds_of_bits(kinds_as_bits([LeftOut(2, NAMES), LeftOut(4, CONTENT)])) == [
+        CONTENT,
+        NAMES,
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from hypothesis import strategies as st
 from launcher.config.schema import Thoughts
 from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.data.masking import CALLS, CONTENT, THOUGHTS, ChatOptions, ChatRenderer, Rendering
-from launcher.data.provenance import split_thoughts
+from launcher.data.masking import ChatOptions, ChatRenderer, Rendering
+from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, split_thoughts
 from launcher.evals.runner import prompt_and_reference
 from support.templates import FAMILIES, tokenizer_of
 
@@ -386,3 +387,81 @@ def test_what_stands_beside_a_call_is_learned_with_it(make: Make) -> None:
 def test_a_list_of_no_calls_is_none(family: str, calls: Any, make: Make) -> None:
     with_list = Chat([USER, {**ANSWER, "tool_calls": calls}])
     assert render(make(family), with_list) == render(make(family), Chat([USER, ANSWER]))
+
+
+def tagged(text: str, **extra: Any) -> Message:
+    return says("assistant", f"<think>\n{text}\n</think>\n\nД Ж", **extra)
+
+
+def said(make: Make, family: str, *messages: Message, **options: Any) -> str:
+    found = render(make(family), Chat([USER, *messages]), **options)
+    assert isinstance(found, Rendering), found
+    return "".join(found.text[a:b] for a, b in found.spans)
+
+
+def test_a_thought_in_tags_goes_where_the_template_reads_it(make: Make) -> None:
+    analysis, final = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>Д Ж<|return|>"
+    expected = f"{analysis}Щ<|end|><|start|>assistant{final}"
+    assert said(make, "gpt_oss", tagged("Щ")) == expected
+    assert said(make, "gpt_oss", says("assistant", "[THINK]Щ[/THINK]Д Ж")) == expected
+    assert said(make, "gpt_oss", tagged("Щ", reasoning_content="")) == expected
+    # An empty one says nothing; one that is no beginning is a part of what is said.
+    assert said(make, "gpt_oss", tagged("")) == final
+    inside = "Д <think>Щ</think> Ж"
+    assert inside in said(make, "gpt_oss", says("assistant", inside))
+    # Gemma writes thoughts before calls only: of others they are left out, and named.
+    found = render(make("gemma4"), Chat([USER, tagged("Щ")]))
+    assert isinstance(found, Rendering)
+    assert found.left_out == ((2, THOUGHTS),)
+    assert [found.text[a:b] for a, b in found.spans] == ["Д Ж<turn|>"]
+    before = {**CALL, "content": "<think>Щ</think>"}
+    assert said(make, "gemma4", before).startswith("Щ\n<channel|><|tool_call>call:Ж")
+    # Those that know the tags, or nothing of thoughts, get them as they are.
+    whole = "<think>\nЩ\n</think>\n\nД Ж"
+    assert said(make, "qwen3", tagged("Щ")) == whole + "<|im_end|>"
+    assert said(make, "phi4_mini", tagged("Щ")) == whole + "<|end|>"
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_thought_that_is_given_twice_is_learned_once(family: str, field: str, make: Make) -> None:
+    twice = Chat([USER, tagged("Щ Щ", **{field: " Щ  Щ\n"})])
+    once = Chat([USER, tagged("Щ Щ")])
+    found, expected = render(make(family), twice), render(make(family), once)
+    assert isinstance(found, Rendering)
+    assert isinstance(expected, Rendering)
+    assert found.left_out == expected.left_out
+    learned = "".join(found.text[a:b] for a, b in found.spans)
+    assert learned.count("Щ") == (0 if found.left_out else 2)
+    # Where one of them is empty the other is meant.
+    for empty in (tagged("Щ Щ", **{field: " "}), tagged("", **{field: "Щ Щ"})):
+        other = render(make(family), Chat([USER, empty]))
+        assert isinstance(other, Rendering)
+        assert letters("".join(other.text[a:b] for a, b in other.spans), "Щ") in ("", "ЩЩ")
+        assert bool(other.left_out) == ("Щ" not in other.text)
+
+
+def test_two_different_thoughts_of_one_turn_are_refused(make: Make) -> None:
+    for family in ("qwen3", "gpt_oss", "phi4_mini"):
+        found = render(make(family), Chat([USER, tagged("Щ", reasoning="Ю")]), system="β")
+        assert isinstance(found, BadRecord)
+        assert "'reasoning' of message 2 and the thought in <think>" in found.found
+        assert "say different things" in found.found
+        assert "data.columns.reasoning=" in found.hint
+
+
+def test_tags_are_not_doubled_by_a_template_that_does_not_look_for_them(
+    tokenizer_folder: Path,
+) -> None:
+    # As some that keep all thoughts: a thought in a field alone is one to them.
+    tokenizer = copy.deepcopy(tokenizer_of(tokenizer_folder, "qwen3"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+        "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}"
+        "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}"
+    )
+    found = ChatRenderer(tokenizer).render(Chat([USER, tagged("Щ"), AGAIN, tagged("Ю")]))
+    assert [found.text[a:b] for a, b in found.spans] == [
+        f"{thought}\n</think>\n\nД Ж<|im_end|>" for thought in "ЩЮ"
+    ]

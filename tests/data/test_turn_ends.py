@@ -1,5 +1,6 @@
 """Where answers end: counted from what is learned, or read off the chat template."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from launcher.config.schema import Config
 from launcher.data.cache import INDEX, TokenCache, read_index
+from launcher.data.formats.base import Chat
+from launcher.data.masking import ChatRenderer
 from launcher.data.prepare import prepare
 from launcher.data.turn_ends import TurnEnds, by_template, joined, settled, taught
 from support.chats import CHATML, CHATML_TAGGED, LLAMA3, MISTRAL, chat
@@ -166,3 +169,48 @@ def test_where_nothing_was_counted_the_template_tells(
     assert read_index(folder).turn_ends is None
     assert len(TokenCache.open(folder)) == 2
     assert taught(folders, tokenizer) == expected
+
+
+def test_calls_end_with_what_opens_the_result(make_tokenizer: MakeTokenizer) -> None:
+    template = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ '<|observation|>' + m.content }}"
+        "{% elif m.role == 'user' %}{{ '<|user|>' + m.content }}{% else %}{{ '<|assistant|>' }}"
+        "{% if m.reasoning_content and loop.last %}{{ m.reasoning_content + '</think>' }}"
+        "{% endif %}{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+        "{{ '<call>' + c.function.name + '</call>' }}{% endfor %}{% endif %}{% endfor %}PROMPT"
+    )
+    asked, unasked = "{% if add_generation_prompt %}<|assistant|>{% endif %}", "<|assistant|>"
+    for prompt in (asked, unasked):
+        tokenizer = copy.deepcopy(make_tokenizer(template.replace("PROMPT", prompt)))
+        marks = ["<|user|>", "<|assistant|>", "<|observation|>", "</call>", "</think>"]
+        tokenizer.add_tokens(marks, special_tokens=True)
+        stops = tokenizer.convert_ids_to_tokens(by_template(tokenizer))
+        assert set(stops) == {"<|user|>", "<|observation|>"}
+        question, renderer = {"role": "user", "content": "how?"}, ChatRenderer(tokenizer)
+
+        def said(
+            *turns: dict[str, Any], before: Any = question, renderer: Any = renderer
+        ) -> list[str]:
+            found = renderer.render(Chat([before, *turns]))
+            return [found.text[a:b] for a, b in found.spans]
+
+        call = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+        bare = {"role": "assistant", "tool_calls": [CALL]}
+        result = {"role": "tool", "content": "fine"}
+        for _ in range(3):  # the same of later ones
+            assert said(call) == said(bare) == ["<call>look</call><|observation|>"]
+            assert said(call, result)[0] == "<call>look</call><|observation|>"
+            thought = {"role": "assistant", "content": "", "reasoning_content": "so"}
+            assert said(thought) == ["so</think><|user|>"]
+            assert said({**call, **thought}) == ["so</think><call>look</call><|observation|>"]
+            assert said({"role": "assistant", "content": ""}) == ["<|user|>"]
+            assert said({"role": "assistant", "content": "fine"}) == ["fine<|user|>"]
+
+
+def test_what_a_template_writes_unasked_stops_nothing(
+    ends_of: Callable[..., set[str]], make_tokenizer: MakeTokenizer
+) -> None:
+    template = CHATML.replace("add_generation_prompt", "true")
+    assert ends_of(TALKS, template) == {"<|im_end|>"}
+    tokenizer = make_tokenizer(template)
+    assert tokenizer.convert_ids_to_tokens(by_template(tokenizer)) == ["<|im_end|>"]
