@@ -58,12 +58,11 @@ def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any,
     return model, tuple(fresh)
 
 
-def reads_last_token(model: Any) -> bool:
-    """Whether the class is read off the last token of a text by a linear layer, `score`."""
+def reads_last_token(kind: type) -> bool:
+    """Whether a class of classifiers reads a text's last token alone, by a linear layer `score`."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return isinstance(inner, GenericForSequenceClassification)
+    return issubclass(kind, GenericForSequenceClassification)
 
 
 def _head_parameters(model: Any) -> set[str]:

@@ -18,7 +18,7 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model import attention
-from launcher.model.classifier import auto_class
+from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.positions import require_positions
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 
@@ -133,6 +133,9 @@ def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Class
         return wanted
     kind = known[0] if isinstance(known, tuple) else known
     supported = attention.supported(kind, wanted)
+    of_rows = supported in (attention.DOCUMENT, attention.VARLEN)
+    if of_rows and classes is not None and not reads_last_token(kind):
+        supported = attention.supported(kind, "sdpa")
     if supported != wanted and config.attention is not Attention.auto:
         raise ConfigError(
             f"{kind.__name__} has no {config.attention.name} attention",
