@@ -101,7 +101,7 @@ def load_model(
             where="model.name",
             hint="download it, and give its folder: `hf download` prints where it lies",
         )
-    if num_tokens > getattr(model.get_input_embeddings(), "num_embeddings", num_tokens):
+    if num_tokens > getattr(_embedding(model), "num_embeddings", num_tokens):
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
     del sharding
@@ -143,6 +143,17 @@ def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Class
             hint=f"set model.attention={supported}, or leave it at auto",
         )
     return supported
+
+
+def _embedding(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError as error:  # CANINE hashes characters
+        raise ConfigError(
+            f"{type(model).__name__} has no embedding with a row for each token",
+            where="model.name",
+            hint="take another model: what a tokenizer numbers cannot be learned with it",
+        ) from error
 
 
 def _zero3_config(zero3: dict[str, Any]) -> Any:

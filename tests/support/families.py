@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from support.models import make_tokenizer
@@ -126,7 +127,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "encoder_config": nested(hidden_size_global=32),
         "decoder_config": nested(hidden_size_global=32),
     },
-    "canine": {"num_hash_buckets": 64},
+    "canine": {"num_hash_buckets": POSITIONS},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {
@@ -164,14 +165,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
     },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "layoutlmv3": {"max_2d_position_embeddings": 64},
+    "layoutlmv3": {"max_2d_position_embeddings": 64, "coordinate_size": 5, "shape_size": 6},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
+    "lilt": {"hidden_size": 48},
     "llama": GROUPED,
     "longcat_flash": {"zero_expert_num": 2, "head_dim": 4},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8},
     "markuplm": {"max_depth": 4},
+    "mt5": {"decoder_start_token_id": 0},
     "nemotron": GROUPED,
     "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
@@ -184,6 +187,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "roc_bert": {"pronunciation_vocab_size": 20, "pronunciation_embed_dim": 8}
     | {"shape_vocab_size": 20, "shape_embed_dim": 8},
+    "t5": {"decoder_start_token_id": 0},
+    "umt5": {"decoder_start_token_id": 0},
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -194,6 +199,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }
+
+#: Those whose own tokenizers end every text with the end-of-sequence token, where they read it.
+ENDED = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
 
 #: Further models of an architecture that take another way through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -337,7 +345,8 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
     Weights are drawn wide, so that every token matters to every later one. Of a model that plain
-    transformers cannot make there is only the config; what was raised then goes on.
+    transformers cannot make there is the config, and a file without weights: the launcher comes as
+    far with it. What was raised then goes on.
     """
     from transformers import (
         AutoModelForCausalLM,
@@ -346,8 +355,11 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     )
 
     make_tokenizer(folder)
+    if name in ENDED:
+        _end_texts(folder)
     config = small_config(name, head, **changes)
     config.save_pretrained(folder)
+    save_file({}, folder / "model.safetensors", {"format": "pt"})
     torch.manual_seed(0)
     decodes = type(config) in AutoModelForCausalLM._model_mapping and not hasattr(
         config, "is_decoder"
@@ -367,6 +379,18 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
         model = getattr(model, model.base_model_prefix, model)
     model.save_pretrained(folder)
     return folder
+
+
+def _end_texts(folder: Path) -> None:
+    """Have the tokenizer in `folder` put the end-of-sequence token behind every text."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    ends = [("<eos>", SPECIAL["eos_token_id"])]
+    tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=ends)
+    tokenizer.save(path)
 
 
 @torch.no_grad()

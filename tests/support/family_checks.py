@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
 
 from launcher.config import compose
 from launcher.config import plan as plans
@@ -127,11 +128,14 @@ class Subject:
 
 
 def subject(base: Path, work: Path, head: str) -> Subject:
-    """The model in `base`, with a cache of three records in `work`."""
+    """The model in `base`, with a cache of three records in `work`, closed by what the tokenizer
+    puts behind a text."""
     generator = torch.Generator().manual_seed(3)
     records = []
+    closing = [token for token in AutoTokenizer.from_pretrained(base)("a").input_ids if token < 7]
     for length, learned in zip(LENGTHS, LEARNED, strict=True):
-        tokens = torch.randint(7, 250, (length,), generator=generator).tolist()
+        tokens = torch.randint(7, 250, (length - len(closing),), generator=generator).tolist()
+        tokens += closing
         records.append((tokens, [0] * (length - learned) + [1] * learned))
     labels = LABELS if head == "classes" else None
     cache = caches.write(work / "cache", records, labels=labels)
