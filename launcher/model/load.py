@@ -88,7 +88,7 @@ def load_model(
                 raise
             options["attn_implementation"] = "eager"
             model = open_pretrained(source, classes, **options)
-    except (OSError, ValueError, ImportError, KeyError, *_DAMAGED) as error:
+    except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
@@ -182,6 +182,8 @@ def _first_line(error: BaseException) -> str:
 
 #: Errors of files that are no model: cut off, or with values that no such model has.
 _DAMAGED = (SafetensorError, StrictDataclassError)
+#: How code of others fails on a config that it was not written for, as that of music's decoders.
+_UNFIT = (LookupError, AttributeError, TypeError)
 _AGAIN = "download or copy the folder again"
 #: What helps, by words of transformers' error; the first that fits.
 _HINTS = (
