@@ -188,11 +188,7 @@ def isolate(
         return []  # a model that is broken already: its first step says so
 
     if not agree(foresight <= tolerance.leak):
-        raise ConfigError(
-            f"{type(inner).__name__} is not causal: a token sees those that it is to predict",
-            where="model.name",
-            hint="a model that reads in both directions can classify: objective=classify",
-        )
+        raise _not_causal(inner)
 
     def off() -> float:
         return float((probe.losses(probe.row) - expected).abs().mean())
@@ -210,6 +206,8 @@ def isolate(
         head.isolates = False
         inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
         if not agree(probe.beside() <= tolerance.loss):
+            if not agree(probe.foresight() <= tolerance.leak):  # as PaliGemma without its mask
+                raise _not_causal(inner)
             inner.set_attn_implementation("eager")
     elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
         why = "attention of its own"
@@ -241,6 +239,14 @@ def isolate(
         f" {off_padded.what}",
         where="model.name",
         hint="try model.attention=eager, or another model",
+    )
+
+
+def _not_causal(model: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"{type(model).__name__} is not causal: a token sees those that it is to predict",
+        where="model.name",
+        hint="a model that reads in both directions can classify: objective=classify",
     )
 
 

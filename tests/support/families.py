@@ -95,6 +95,15 @@ SIZES: dict[str, int] = {
     "type_vocab_size": 2,
 }
 
+#: Further ones of models that are no causal ones: what towers for images and sound have.
+TOWERS: dict[str, int] = {
+    "depth": 2,
+    "embed_dim": 32,
+    "out_hidden_size": 32,
+    "text_hidden_size": 32,
+    "projection_dim": 32,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Nested:
@@ -117,6 +126,8 @@ SHARING = {
 GEMMA4 = {"global_head_dim": 16}
 MOE = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
 QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8}
+#: Places in three dimensions share out the halves of a head's width.
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 #: What the generic way does not find, by model type.
@@ -128,6 +139,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "decoder_config": nested(hidden_size_global=32),
     },
     "canine": {"num_hash_buckets": POSITIONS},
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {
@@ -139,6 +151,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             | {"mrope_section": [1, 1, 2]},
         }
     },
+    "cosmos3_edge_text": MROPE,
     "dbrx": {
         "attn_config": nested(rope_theta=10000.0, kv_n_heads=2, clip_qkv=8.0),
         "ffn_config": nested(moe_top_k=2),
@@ -150,6 +163,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
     | {"swa_q_lora_rank": 12, "swa_kv_lora_rank": 12, "swa_head_dim": 12}
     | {"swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
+    "ernie4_5_vl_moe_text": MROPE,
     "esm": {"vocab_size": VOCABULARY},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": SHARING
@@ -159,10 +173,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
+    "glm4v_text": MROPE,
+    "glm5_next_text": {"index_kpool": 4},
+    "glm_ocr_text": MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "num_hidden_layers": 3,
+    },
+    "hunyuan_vl_text": {
+        "rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [1, 1, 1, 1]}
     },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"max_2d_position_embeddings": 64, "coordinate_size": 5, "shape_size": 6},
@@ -174,8 +194,16 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8},
     "markuplm": {"max_depth": 4},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
     "mt5": {"decoder_start_token_id": 0},
     "nemotron": GROUPED,
+    "paddleocr_vl_text": MROPE,
+    "qwen2_5_omni_text": MROPE,
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen2_5_vl_text": MROPE,
+    "qwen2_vl_text": MROPE,
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "radio": {"video_temporal_patch_size": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
     "reformer": {
@@ -265,10 +293,13 @@ def small_config(name: str, head: str = "causal", **changes: Any) -> Any:
 
     kind, special = VARIANTS.get(name, (name, {}))
     overrides = OVERRIDES.get(kind, {}) | special | changes
-    return _small(CONFIG_MAPPING[kind], overrides, decodes=head == "causal")
+    sizes = SIZES | TOWERS if head == "images" else SIZES
+    return _small(CONFIG_MAPPING[kind], overrides, sizes, decodes=head == "causal")
 
 
-def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
+def _small(
+    kind: Any, changes: dict[str, Any], sizes: dict[str, int], *, decodes: bool = False
+) -> Any:
     names = {one.name for one in dataclasses.fields(kind)}
     own = {key: value for key, value in changes.items() if not isinstance(value, Nested)}
     try:
@@ -276,7 +307,7 @@ def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
     except Exception:  # defaults that do not fit together
         whole = kind(**own)
     options = {
-        name: size for name, size in SIZES.items() if name in names and _is_size(whole, name)
+        name: size for name, size in sizes.items() if name in names and _is_size(whole, name)
     }
     if _value(whole, "num_key_value_heads") == _value(whole, "num_attention_heads"):
         options.pop("num_key_value_heads", None)
@@ -291,7 +322,7 @@ def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
         part = _value(whole, name)
         if hasattr(part, "to_dict"):
             asked = changes[name].changes if name in changes else OVERRIDES.get(part.model_type, {})
-            options[name] = _small(type(part), asked, decodes=False)
+            options[name] = _small(type(part), asked, sizes)
     return kind(**options | own)
 
 
