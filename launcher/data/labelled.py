@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class TextEncoder:
         self._backend = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._special = frozenset(tokenizer.all_special_ids)
+        added = reversed(self._backend.encode("a").special_tokens_mask)
+        self._closing = sum(1 for _ in takewhile(bool, added))
         self._options = options
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
@@ -54,16 +56,15 @@ class TextEncoder:
     def cut(
         self, piece: Piece, max_length: int, overlong: Overlong
     ) -> tuple[list[Piece], Overlong | None]:
-        """The text within `max_length`; what closes it (BERT's [SEP]) is kept, as transformers does
-        when it truncates."""
+        """The text within `max_length`; what the tokenizer closes it with (BERT's [SEP], mBART's
+        end and language) is kept, as transformers does when it truncates."""
         tokens, targets = piece
         if len(tokens) <= max_length:
             return [piece], None
         if overlong is Overlong.drop:
             return [], Overlong.drop
-        kept = tokens[:max_length].copy()
-        if int(tokens[-1]) in self._special:
-            kept[-1] = tokens[-1]
+        closing = min(self._closing, max_length)
+        kept = np.append(tokens[: max_length - closing], tokens[len(tokens) - closing :])
         return [(kept, targets[-max_length:])], Overlong.truncate
 
     def _refusal(self, example: Example) -> BadRecord | None:

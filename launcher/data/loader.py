@@ -92,13 +92,16 @@ def make_row(
     )
 
 
-def rectangles(row: Row) -> list[Row]:
+def rectangles(row: Row, *, equal: bool = False) -> list[Row]:
     """The documents of `row` by length, in rows that hold no more tokens than it even when each
-    document is padded to the longest: so a long one does not have many padded to its length."""
+    document is padded to the longest: so a long one does not have many padded to its length.
+    `equal`: those of a row are of one length, so that none is padded."""
     lengths = row.document_starts.diff().tolist()
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= len(row.input_ids):
+        longest = lengths[groups[-1][0]] if groups else 0
+        fits = groups and (len(groups[-1]) + 1) * longest <= len(row.input_ids)
+        if fits and (lengths[i] == longest or not equal):
             groups[-1].append(i)
         else:
             groups.append([i])

@@ -1,8 +1,8 @@
 """Losses and logits of a classifier, one for each document of a row.
 
 A decoder's documents stay packed: its head runs on their last tokens alone, inside the model's own
-forward, so that ZeRO-3 gathers what it needs. Any other model gets its documents as a padded batch
-and pools them itself.
+forward, so that ZeRO-3 gathers what it needs. Any other model gets its documents as a batch, with
+SDPA in place of attention for packed rows, and pools them itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from launcher.config.classes import OUT_OF_SCOPE, Classes
-from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.classifier import reads_last_token
@@ -24,8 +23,7 @@ from launcher.model.head import ForwardInputs, Row, TargetHead, packed_inputs, p
 class ClassHead:
     """Computes losses of the classifier `model`, a transformers or peft model.
 
-    `caller` is what to call for a forward (the DeepSpeed engine while training). Raises
-    `ConfigError` for attention that the model cannot have.
+    `caller` is what to call for a forward (the DeepSpeed engine while training).
     """
 
     hits: Tensor | None = None
@@ -37,8 +35,10 @@ class ClassHead:
         self._ends: Tensor | None = None
         inner = inner_model(model)
         implementation = inner.config._attn_implementation
-        self.isolates = attention.isolates(inner) and reads_last_token(model)
+        self.isolates = attention.isolates(inner) and reads_last_token(type(inner))
         """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
+        self.pads = True
+        """Whether documents of several lengths may be lines of one batch, where each is a line."""
         self.layout = ""
         """How documents are kept apart, as `launcher.train.isolation` has found out."""
         self.inputs = ForwardInputs(model)
@@ -46,13 +46,7 @@ class ClassHead:
             self._model, self._own_forward = inner, inner.forward
             inner.forward = self._forward
         elif implementation in (attention.DOCUMENT, attention.VARLEN):
-            own = attention.supported(type(inner), "sdpa")
-            raise ConfigError(
-                f"{type(inner).__name__} reads texts in both directions, or pools them otherwise"
-                f" than by their last token: {implementation} is not for it",
-                where="model.attention",
-                hint=f"set model.attention={own} data.packing=false",
-            )
+            inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
         self._padding = inner.config.get_text_config().pad_token_id or 0
 
     def loss(self, caller: Any, row: Row) -> Tensor:
@@ -68,6 +62,7 @@ class ClassHead:
         return self._losses(logits, row.targets, None), chances
 
     def _losses(self, logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+        logits = logits[: len(targets)]  # of a row without targets nothing is learned
         if not self._multi:
             # Class weights of single labels are in the row's weights.
             return functional.cross_entropy(

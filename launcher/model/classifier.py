@@ -12,7 +12,6 @@ from torch import nn
 
 from launcher.config.classes import Classes
 from launcher.errors import ConfigError
-from launcher.model.adapter import inner_model
 
 
 def auto_class(classes: Classes | None) -> Any:
@@ -59,12 +58,11 @@ def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any,
     return model, tuple(fresh)
 
 
-def reads_last_token(model: Any) -> bool:
-    """Whether the class is read off the last token of a text by a linear layer, `score`."""
+def reads_last_token(kind: type) -> bool:
+    """Whether a class of classifiers reads a text's last token alone, by a linear layer `score`."""
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    inner = inner_model(model)
-    return isinstance(inner, GenericForSequenceClassification)
+    return issubclass(kind, GenericForSequenceClassification)
 
 
 def _head_parameters(model: Any) -> set[str]:

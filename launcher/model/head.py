@@ -69,6 +69,8 @@ class TargetHead:
         """Targets of the last `loss` that are the model's first choice: int64 scalar."""
         self.isolates = attention.isolates(model)
         """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
+        self.pads = True
+        """Whether documents of several lengths may be lines of one batch, where each is a line."""
         self.layout = ""
         """How documents are kept apart, as `launcher.train.isolation` has found out."""
         self.inputs = ForwardInputs(model)

@@ -18,7 +18,7 @@ from launcher.config.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model import attention
-from launcher.model.classifier import auto_class
+from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.positions import require_positions
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 
@@ -88,7 +88,7 @@ def load_model(
                 raise
             options["attn_implementation"] = "eager"
             model = open_pretrained(source, classes, **options)
-    except (OSError, ValueError, ImportError, KeyError, *_DAMAGED) as error:
+    except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
@@ -101,7 +101,7 @@ def load_model(
             where="model.name",
             hint="download it, and give its folder: `hf download` prints where it lies",
         )
-    if num_tokens > getattr(model.get_input_embeddings(), "num_embeddings", num_tokens):
+    if num_tokens > getattr(_embedding(model), "num_embeddings", num_tokens):
         model.resize_token_embeddings(num_tokens, mean_resizing=zero3 is None)
         model.grown_to = num_tokens
     del sharding
@@ -133,6 +133,9 @@ def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Class
         return wanted
     kind = known[0] if isinstance(known, tuple) else known
     supported = attention.supported(kind, wanted)
+    of_rows = supported in (attention.DOCUMENT, attention.VARLEN)
+    if of_rows and classes is not None and not reads_last_token(kind):
+        supported = attention.supported(kind, "sdpa")
     if supported != wanted and config.attention is not Attention.auto:
         raise ConfigError(
             f"{kind.__name__} has no {config.attention.name} attention",
@@ -140,6 +143,17 @@ def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Class
             hint=f"set model.attention={supported}, or leave it at auto",
         )
     return supported
+
+
+def _embedding(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError as error:  # CANINE hashes characters
+        raise ConfigError(
+            f"{type(model).__name__} has no embedding with a row for each token",
+            where="model.name",
+            hint="take another model: what a tokenizer numbers cannot be learned with it",
+        ) from error
 
 
 def _zero3_config(zero3: dict[str, Any]) -> Any:
@@ -168,6 +182,8 @@ def _first_line(error: BaseException) -> str:
 
 #: Errors of files that are no model: cut off, or with values that no such model has.
 _DAMAGED = (SafetensorError, StrictDataclassError)
+#: How code of others fails on a config that it was not written for, as that of music's decoders.
+_UNFIT = (LookupError, AttributeError, TypeError)
 _AGAIN = "download or copy the folder again"
 #: What helps, by words of transformers' error; the first that fits.
 _HINTS = (

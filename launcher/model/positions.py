@@ -10,7 +10,7 @@ from launcher.config import architecture, model_checks
 from launcher.errors import ConfigError
 
 _TABLE = re.compile(r"(char_)?position_embeddings|wpe|embed_positions|positions_embed")
-_OTHER_SENSES = re.compile(r"vision|visual|image|img|audio|speech")
+_OTHER_SENSES = re.compile(r"vision|visual|image|img|video|tower|audio|speech")
 
 
 def require_positions(model: Any, max_length: int) -> None:

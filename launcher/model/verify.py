@@ -101,7 +101,7 @@ def open_export(
 
 
 def _probe(tokenizer: Any) -> torch.Tensor:
-    tokens = tokenizer(PROBE, add_special_tokens=True)["input_ids"][:PROBE_TOKENS]
+    tokens = tokenizer(PROBE, truncation=True, max_length=PROBE_TOKENS)["input_ids"]
     return torch.tensor([tokens])
 
 

@@ -149,13 +149,13 @@ class Evaluator:
         """What needs no generation."""
         if isinstance(self.head, ClassHead):
             return self._classified(engine, self.head)
-        rows = self._rows(None if self.head.isolates else 0)
+        rows = self._rows(self.head)
         mine = runner.loss_records(rows, partial(self.head.score, engine), self.should_stop)
         return Results(losses=runner.gather(mine, expected=len(self.ids)))
 
     def _classified(self, engine: Any, head: ClassHead) -> Results:
         assert self.classes is not None
-        rows = self._rows(None if head.isolates else 0)
+        rows = self._rows(head)
         losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
         results = Results(losses=runner.gather(losses))
         if self._is_open or any(metric.needs == "classes" for metric in self.metrics):
@@ -164,8 +164,8 @@ class Evaluator:
             results.classes, _ = out_of_scope.judge(results.classes)
         return results
 
-    def _rows(self, padded: int | None = None) -> Iterator[tuple[Row | None, list[int]]]:
-        """This rank's rows and their record ids; `padded` is 0 where a row is a rectangle."""
+    def _rows(self, head: TargetHead | ClassHead) -> Iterator[tuple[Row | None, list[int]]]:
+        """This rank's rows, as `head` has documents laid out, and their record ids."""
         lengths = [int(self.cache.lengths[i]) for i in self.ids]
         batches = runner.plan_batches(
             lengths,
@@ -173,7 +173,8 @@ class Evaluator:
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
             lockstep=self.config.engine.zero == 3,
-            new_tokens=padded,
+            new_tokens=None if head.isolates else 0,
+            equal=not (head.isolates or head.pads),
         )
         return runner.rows_of(
             batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)

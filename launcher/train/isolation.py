@@ -1,11 +1,13 @@
 """How the documents of a row are kept apart in a model: found out on the model itself.
 
-Three ways, of which the first that is right is taken:
+Four ways, of which the first that is right is taken:
 
 1. side by side in one row, by attention that knows where each begins;
 2. the same, and each layer that carries something along the row beside its attention (a state, a
    convolution) runs once a document;
-3. a line for each, padded to the longest, with the model's own attention.
+3. a line for each, padded to the longest, with the model's own attention;
+4. the same with lines of one length at a time, for models that padding reaches (convolutions,
+   Fourier transforms, pooling of all that is there).
 
 Right means that the losses of a document do not change with what lies before it in the row, and
 that they are those of the document alone with the model's own plain attention.
@@ -30,6 +32,7 @@ from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.class_head import ClassHead
+from launcher.model.classifier import reads_last_token
 from launcher.model.head import TargetHead
 from launcher.model.mixers import Mixers, part, tensors
 
@@ -65,14 +68,17 @@ class _NothingToSee(Exception):
 
 
 class _Excerpt:
-    """Beginnings of records of a cache, of which each token but the first is a target."""
+    """Records of a cache without their middles, of which each token but the first is a target; an
+    end-of-sequence token stays, as some classifiers read texts there."""
 
     def __init__(self, cache: TokenCache | JoinedCache) -> None:
         self._cache = cache
         self.is_weighted = False
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        tokens = self._cache.record(i)[0][:_LONGEST]
+        tokens = self._cache.record(i)[0]
+        if len(tokens) > _LONGEST:
+            tokens = np.append(tokens[: _LONGEST - 1], tokens[-1])
         return tokens, np.ones(len(tokens), np.uint8)
 
     def target(self, i: int) -> Any:
@@ -92,23 +98,34 @@ class _Probe:
         cache: TokenCache | JoinedCache,
         device: torch.device,
     ) -> None:
-        excerpt: Any = _Excerpt(cache)
+        self._excerpt: Any = _Excerpt(cache)
         several = np.flatnonzero(np.asarray(cache.lengths) > 1)[:_CHOICE].tolist()
-        lengths = {i: len(excerpt.record(i)[0]) for i in several}
+        lengths = {i: len(self._excerpt.record(i)[0]) for i in several}
         if not several:
             raise _NothingToSee
         # The longest, a middling and the shortest one: what padding does shows where they differ.
         several.sort(key=lambda i: -lengths[i])
-        chosen = [several[0], several[len(several) // 2], several[-1]]
-        self.head, self._caller = head, caller
-        self.row = make_row(excerpt, chosen).to(device)
-        self.documents = [make_row(excerpt, [i]).to(device) for i in chosen]
+        self._longest = several[0]
+        self.head, self._caller, self._device = head, caller, device
+        self._lay([several[0], several[len(several) // 2], several[-1]])
+
+    def _lay(self, chosen: list[int]) -> None:
+        """Compare these records, in a row and each alone."""
+        self.row = make_row(self._excerpt, chosen).to(self._device)
+        self.documents = [make_row(self._excerpt, [i]).to(self._device) for i in chosen]
         self.border = int(self.row.document_starts[1])
         other = self.row.input_ids.clone()
         other[: self.border] = other[: self.border].roll(1)
         other[self.border - 1] = self.row.input_ids[self.border]
         self.changed = replace(self.row, input_ids=other)
         self._behind = self.row.target_index >= self.border
+
+    def lay_equal(self) -> None:
+        """Compare documents of one length: the longest one, behind another order of its tokens."""
+        self._lay([self._longest] * 2)
+        self.row, self.changed = self.changed, self.row
+        first = self.row.input_ids[: self.border]
+        self.documents[0] = replace(self.documents[0], input_ids=first)
 
     def losses(self, row: Row) -> Tensor:
         return self.head.score(self._caller, row)[0]
@@ -172,11 +189,7 @@ def isolate(
         return []  # a model that is broken already: its first step says so
 
     if not agree(foresight <= tolerance.leak):
-        raise ConfigError(
-            f"{type(inner).__name__} is not causal: a token sees those that it is to predict",
-            where="model.name",
-            hint="a model that reads in both directions can classify: objective=classify",
-        )
+        raise _not_causal(inner)
 
     def off() -> float:
         return float((probe.losses(probe.row) - expected).abs().mean())
@@ -194,20 +207,80 @@ def isolate(
         head.isolates = False
         inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
         if not agree(probe.beside() <= tolerance.loss):
+            if not agree(probe.foresight() <= tolerance.leak):  # as PaliGemma without its mask
+                raise _not_causal(inner)
             inner.set_attn_implementation("eager")
     elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
         why = "attention of its own"
+    elif isinstance(head, ClassHead) and not reads_last_token(type(inner)):
+        why = "a head of its own"
     own = inner.config._attn_implementation
     head.layout = f"padded, {own}"
-    difference, leak = probe.beside(), probe.leak()
-    if not agree(difference <= tolerance.loss and leak <= tolerance.leak):
+    off_padded = _off_in_lines(probe)
+    if agree(off_padded.is_within(tolerance)):
+        return [f"documents are padded, one a line, with {own}: the model has {why}"] if why else []
+    head.pads, head.layout = False, f"equal lengths, {own}"
+    probe.lay_equal()
+    off_equal = _off_in_lines(probe)
+    if agree(off_equal.is_within(tolerance)):
+        return [
+            f"documents of one length are computed together, one a line, with {own}, as others"
+            f" would {off_padded.what}"
+        ]
+    again = float((probe.alone() - probe.alone()).abs().mean())
+    if not agree(again <= tolerance.loss):
         raise ConfigError(
-            f"{type(inner).__name__} gives a document another loss beside others than alone: it is"
-            f" off by {difference:.2g} nats a token, and changes by {leak:.2g} with another one",
+            f"{type(inner).__name__} gives a text another loss each time, by {again:.2g} nats"
+            " a token: it draws random numbers while it computes",
             where="model.name",
-            hint="try model.attention=eager, or another model",
+            hint="look in its config.json for what turns that off, or take another model",
         )
-    return [f"documents are padded, one a line, with {own}: the model has {why}"] if why else []
+    raise ConfigError(
+        f"{type(inner).__name__} gives a document another loss beside others than alone: they"
+        f" {off_padded.what}",
+        where="model.name",
+        hint="try model.attention=eager, or another model",
+    )
+
+
+def _not_causal(model: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"{type(model).__name__} is not causal: a token sees those that it is to predict",
+        where="model.name",
+        hint="a model that reads in both directions can classify: objective=classify",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Off:
+    """What it does to a document that it is computed with others, each a line."""
+
+    difference: float
+    """Mean difference of a target's loss to that of the document alone, in nats."""
+    leak: float
+    """Mean change of a target's loss when another document changes, in nats."""
+    error: Exception | None = None
+
+    def is_within(self, tolerance: _Tolerance) -> bool:
+        """Whether it is no more than rounding."""
+        return self.difference <= tolerance.loss and self.leak <= tolerance.leak
+
+    @property
+    def what(self) -> str:
+        """The same in words."""
+        if self.error is not None:
+            return f"make it fail ({type(self.error).__name__}: {self.error})"
+        text = f"move its loss by {self.difference:.2g} nats a target"
+        return f"{text}, by {self.leak:.2g} with each change of theirs" if self.leak else text
+
+
+def _off_in_lines(probe: _Probe) -> _Off:
+    try:
+        return _Off(probe.beside(), probe.leak())
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        return _Off(math.inf, math.inf, error)
 
 
 def _side_by_side(

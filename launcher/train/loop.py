@@ -25,7 +25,7 @@ from launcher.data.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.evals.runner import EvaluationStopped
-from launcher.model.class_head import make_head
+from launcher.model.class_head import ClassHead, make_head
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.peft.lora import describe
@@ -259,8 +259,7 @@ def train(
                 rows = loader.step(step)
             heart.beat("step", step, "agree on the batch")
             weight, work = _totals(objective, rows, windows, device)
-            if isinstance(head, TargetHead) and not head.isolates:
-                rows = _rectangles(rows, device)
+            rows = micro_batches(rows, head, config.data.packing, device)
             rows = [row.to(device, non_blocking=True) for row in rows]
             if not weight:
                 raise DataError(
@@ -416,9 +415,15 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
 
 
-def _rectangles(rows: list[Row], device: torch.device) -> list[Row]:
-    """Micro-batches for documents that are padded, as many on every rank."""
-    parts = [part for row in rows for part in rectangles(row)]
+def micro_batches(
+    rows: list[Row], head: TargetHead | ClassHead, packing: bool, device: torch.device
+) -> list[Row]:
+    """`rows` as `head` computes them: where documents are a line each, in rows that hold little
+    padding or none, as many on every rank."""
+    small = isinstance(head, ClassHead) and not packing  # it keeps no logits of each token
+    if head.isolates or (small and head.pads):
+        return rows
+    parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
     count = distributed.max_over_ranks(len(parts), device)
     return parts + [without_targets(parts[-1])] * (count - len(parts))
 

@@ -175,7 +175,9 @@ def verdict(lines: list[dict[str, Any]], layout: str) -> str:
     """What came of a layout: how documents are laid out, why it is refused, or what is wrong."""
     began = next((line for line in lines if line["check"] == f"{layout}/start"), None)
     if began is None:
-        return "no small model of it is made here"
+        made = next((line for line in lines if line["check"] == "make"), None)
+        why = f": {made['detail'].rpartition(' (')[0]}" if made else ""
+        return "no small model of it is made here" + why
     if began["outcome"] == "refused":
         return "refused: " + began["detail"].removeprefix("ConfigError: ")
     other = "unpacked" if layout == "packed" else "packed"
@@ -192,6 +194,8 @@ def verdict(lines: list[dict[str, Any]], layout: str) -> str:
 
 def _layout(found: list[str]) -> str:
     """A few words for how the launcher keeps documents apart."""
+    if found[1:] and found[1].startswith("documents of one length"):
+        return "padded; lines of one length at a time"
     if found[:1] == ["padded"]:
         return "; ".join(["padded", *(note.partition("model has ")[2] for note in found[1:])])
     once = [note.partition(" runs once")[0] for note in found[1:]]
@@ -256,9 +260,11 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         " `python tests/bench/families.py`.",
         "`yes` and `padded`: losses, gradients, exports and answers are those of plain"
         " transformers; `padded` says why each",
-        "record has a line of its own. `refused`: before anything starts, with the reason. `wrong`:"
-        " what is named is not; an",
-        "export that is wrong is found by its verification, after training.",
+        "record has a line of its own. `not`: what transformers lacks for it, such as `recompute`"
+        " (`model.gradient_checkpointing`).",
+        "`refused`: before anything starts, with the reason. `wrong`: what is named is not; an"
+        " export that is wrong is found by its",
+        "verification, after training.",
         "",
         "### Language models",
         "",

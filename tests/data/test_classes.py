@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
 from launcher import fingerprint
-from launcher.config.schema import Config
+from launcher.config.schema import Config, Overlong
 from launcher.data.cache import TokenCache
 from launcher.data.classes import learned, settle
+from launcher.data.formats.base import Labelled
+from launcher.data.labelled import LabelOptions, TextEncoder
 from launcher.data.loader import make_row
 from launcher.data.prepare import prepare
 from launcher.errors import ConfigError, DataError, LauncherError
@@ -141,6 +145,22 @@ def test_a_long_text_is_cut_as_transformers_does(classify, make_data, make_token
     assert cache.index.counts.truncated == 1
     dropping = classify(train=data, max_length=8, overlong="drop", labels=["a", "b"])
     assert len(opened(dropping)) == 1
+
+
+def test_all_that_closes_a_text_is_kept(tokenizer_folder) -> None:
+    """mBART's texts end with the end-of-sequence token, at which they are read, and a language."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    names = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|im_end|>", "<|im_start|>")}
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|im_end|> <|im_start|>", special_tokens=list(names.items())
+    )
+    text = "many words " * 20
+    expected = tokenizer(text, truncation=True, max_length=8)["input_ids"]
+    assert expected[-2:] == list(names.values())
+    encoder = TextEncoder(tokenizer, LabelOptions(False, None, learns=True))
+    (encoded,) = encoder.encode([Labelled(text, "a")])
+    (piece,), _ = encoder.cut(encoded.pieces[0], 8, Overlong.truncate)
+    assert piece[0].tolist() == expected
 
 
 def test_the_folder_is_named_by_what_decides_the_labels(classify, configure, make_data) -> None:

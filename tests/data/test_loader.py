@@ -136,17 +136,20 @@ def test_making_a_row_leaves_the_cache_as_it_was(cache: TokenCache) -> None:
     TokenCache.open(cache.folder, verify=True)
 
 
-@given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.data())
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.booleans(), st.data())
 @settings(deadline=None)
 def test_rectangles_hold_the_row_and_little_padding(
-    lengths: list[int], data: st.DataObject
+    lengths: list[int], equal: bool, data: st.DataObject
 ) -> None:
     flags = [data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for n in lengths]
     records = [(list(range(100 * i, 100 * i + n)), flags[i]) for i, n in enumerate(lengths)]
     with tempfile.TemporaryDirectory() as folder:
         cache = token_cache.write(Path(folder) / "cache", records, max_length=64)
         row = make_row(cache, range(len(lengths)))
-    parts = rectangles(row)
+    parts = rectangles(row, equal=equal)
+    if equal:
+        kinds = [set(part.document_starts.diff().tolist()) for part in parts]
+        assert sorted(n for (n,) in kinds) == sorted(set(lengths))
     learned: list[int] = []
     for part in parts:
         number = len(part.document_starts) - 1

@@ -11,8 +11,7 @@ import torch
 from launcher.config.classes import Classes
 from launcher.data import cache as caches
 from launcher.data.classes import number
-from launcher.data.loader import Row, make_row
-from launcher.errors import ConfigError
+from launcher.data.loader import Row, make_row, without_targets
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.class_head import ClassHead
 from launcher.model.classifier import open_classifier
@@ -158,9 +157,22 @@ def test_a_text_that_ends_with_the_padding_token_is_read_before_it(
     torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
 
 
-def test_causal_attention_is_not_for_an_encoder(folders) -> None:
+def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) -> None:
     options = {"attn_implementation": IMPLEMENTATIONS["document"]}
     model, _ = open_classifier(folders["encoder"], CLASSES, **options)
-    with pytest.raises(ConfigError, match="both directions") as caught:
-        ClassHead(model, CLASSES)
-    assert "model.attention=sdpa" in str(caught.value)
+    head = ClassHead(model.eval(), CLASSES)
+    assert (head.isolates, model.config._attn_implementation) == (False, "sdpa")
+    row = row_of(tmp_path, CLASSES, LABELS)
+    expected = alone(model, row)
+    torch.testing.assert_close(head.score(model, row)[1], expected.softmax(-1))
+
+
+def test_nothing_is_learned_of_a_row_without_targets(folders, tmp_path) -> None:
+    model, _ = open_classifier(folders["encoder"], CLASSES)
+    row = without_targets(row_of(tmp_path, CLASSES, LABELS))
+    loss = ClassHead(model, CLASSES).loss(model, row)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert not any(gradient.any() for gradient in gradients if gradient is not None)
+    assert model.classifier.weight.grad is not None  # ZeRO waits for it

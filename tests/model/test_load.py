@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM, T5Config, T5ForConditionalGeneration
+from safetensors.torch import save_file
+from transformers import (
+    CanineConfig,
+    CanineModel,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
@@ -49,6 +59,30 @@ def test_auto_takes_the_attention_that_the_model_has(deberta: Path, tiny_llama: 
     assert load(deberta, CLASSES).config._attn_implementation == "eager"
     assert load(deberta, CLASSES, attention="eager").config._attn_implementation == "eager"
     assert load(tiny_llama, attention="sdpa").config._attn_implementation == "sdpa"
+
+
+def test_auto_pads_texts_for_a_head_that_packed_rows_are_not_for(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 60, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
+    assert load(tmp_path).config._attn_implementation == "launcher_document"
+    assert load(tmp_path, CLASSES).config._attn_implementation == "sdpa"
+    with pytest.raises(ConfigError, match=r"has no document attention\n.*model.attention=sdpa"):
+        load(tmp_path, CLASSES, attention="document")
+
+
+def test_a_model_without_rows_for_tokens_is_refused(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    CanineModel(CanineConfig(**sizes, num_hash_buckets=64)).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="no embedding with a row for each token"):
+        load(tmp_path, CLASSES)
+
+
+def test_a_model_that_transformers_has_no_code_for_is_refused(tmp_path: Path) -> None:
+    """MusicGen is in the table of language models, with a config that its class cannot read."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "musicgen"}))
+    save_file({}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"cannot load .*has no attribute 'dropout'"):
+        load(tmp_path)
 
 
 def test_attention_that_the_model_has_not_is_refused_with_one_that_it_has(deberta: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForSequenceClassification,
     BertConfig,
     BertModel,
@@ -33,6 +34,7 @@ from transformers.models.auto.modeling_auto import (
 from launcher.config import architecture
 from launcher.errors import ConfigError
 from launcher.model.positions import _tables, require_positions, rows
+from support.families import small_config
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,
@@ -92,6 +94,13 @@ def test_a_model_reads_as_many_tokens_as_are_said(kind: str) -> None:
     message = rf"data.max_length: {count + 1} is beyond the {count} positions(?s:.)*={count}, or"
     with pytest.raises(ConfigError, match=message):
         require_positions(model, count + 1)
+
+
+def test_tables_of_other_senses_do_not_count_tokens() -> None:
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(small_config("video_llava", "images"))
+    assert any("tower" in name and "position" in name for name, _ in model.named_modules())
+    assert rows(model) is None
 
 
 #: Their tables count something else than the tokens of a text, or are no models of text.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from support.models import make_tokenizer
@@ -94,6 +95,15 @@ SIZES: dict[str, int] = {
     "type_vocab_size": 2,
 }
 
+#: Further ones of models that are no causal ones: what towers for images and sound have.
+TOWERS: dict[str, int] = {
+    "depth": 2,
+    "embed_dim": 32,
+    "out_hidden_size": 32,
+    "text_hidden_size": 32,
+    "projection_dim": 32,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Nested:
@@ -116,6 +126,8 @@ SHARING = {
 GEMMA4 = {"global_head_dim": 16}
 MOE = {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2}
 QSA = {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8}
+#: Places in three dimensions share out the halves of a head's width.
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
 
 #: What the generic way does not find, by model type.
@@ -126,7 +138,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "encoder_config": nested(hidden_size_global=32),
         "decoder_config": nested(hidden_size_global=32),
     },
-    "canine": {"num_hash_buckets": 64},
+    "canine": {"num_hash_buckets": POSITIONS},
+    "chameleon": {"vocabulary_map": {"<image>": 5}},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {
@@ -138,6 +151,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
             | {"mrope_section": [1, 1, 2]},
         }
     },
+    "cosmos3_edge_text": MROPE,
     "dbrx": {
         "attn_config": nested(rope_theta=10000.0, kv_n_heads=2, clip_qkv=8.0),
         "ffn_config": nested(moe_top_k=2),
@@ -149,6 +163,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "dots3_note_text": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 4}
     | {"swa_q_lora_rank": 12, "swa_kv_lora_rank": 12, "swa_head_dim": 12}
     | {"swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8},
+    "ernie4_5_vl_moe_text": MROPE,
     "esm": {"vocab_size": VOCABULARY},
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": SHARING
@@ -158,21 +173,37 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
+    "glm4v_text": MROPE,
+    "glm5_next_text": {"index_kpool": 4},
+    "glm_ocr_text": MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "granitemoehybrid": {
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "num_hidden_layers": 3,
     },
+    "hunyuan_vl_text": {
+        "rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [1, 1, 1, 1]}
+    },
     "jamba": {"num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1},
-    "layoutlmv3": {"max_2d_position_embeddings": 64},
+    "layoutlmv3": {"max_2d_position_embeddings": 64, "coordinate_size": 5, "shape_size": 6},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"], "num_hidden_layers": 3},
+    "lilt": {"hidden_size": 48},
     "llama": GROUPED,
     "longcat_flash": {"zero_expert_num": 2, "head_dim": 4},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "mamba2": {"num_heads": 8},
     "markuplm": {"max_depth": 4},
+    "molmo2_adapter": {"vision_feature_layer": [1, 0]},
+    "mt5": {"decoder_start_token_id": 0},
     "nemotron": GROUPED,
+    "paddleocr_vl_text": MROPE,
+    "qwen2_5_omni_text": MROPE,
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 5},
+    "qwen2_5_vl_text": MROPE,
+    "qwen2_vl_text": MROPE,
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 5},
+    "radio": {"video_temporal_patch_size": 2},
     "recurrent_gemma": {"num_hidden_layers": 3},
     "qwen4_exp_text": QSA | {"indexer_compress_ratio": 2, "hc_lowrank": 8},
     "reformer": {
@@ -184,6 +215,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "roc_bert": {"pronunciation_vocab_size": 20, "pronunciation_embed_dim": 8}
     | {"shape_vocab_size": 20, "shape_embed_dim": 8},
+    "t5": {"decoder_start_token_id": 0},
+    "umt5": {"decoder_start_token_id": 0},
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {
@@ -194,6 +227,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1},
 }
+
+#: Those whose own tokenizers end every text with the end-of-sequence token, where they read it.
+ENDED = ("bart", "bigbird_pegasus", "mbart", "mt5", "mvp", "plbart", "t5", "umt5")
 
 #: Further models of an architecture that take another way through its code.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -257,10 +293,13 @@ def small_config(name: str, head: str = "causal", **changes: Any) -> Any:
 
     kind, special = VARIANTS.get(name, (name, {}))
     overrides = OVERRIDES.get(kind, {}) | special | changes
-    return _small(CONFIG_MAPPING[kind], overrides, decodes=head == "causal")
+    sizes = SIZES | TOWERS if head == "images" else SIZES
+    return _small(CONFIG_MAPPING[kind], overrides, sizes, decodes=head == "causal")
 
 
-def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
+def _small(
+    kind: Any, changes: dict[str, Any], sizes: dict[str, int], *, decodes: bool = False
+) -> Any:
     names = {one.name for one in dataclasses.fields(kind)}
     own = {key: value for key, value in changes.items() if not isinstance(value, Nested)}
     try:
@@ -268,7 +307,7 @@ def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
     except Exception:  # defaults that do not fit together
         whole = kind(**own)
     options = {
-        name: size for name, size in SIZES.items() if name in names and _is_size(whole, name)
+        name: size for name, size in sizes.items() if name in names and _is_size(whole, name)
     }
     if _value(whole, "num_key_value_heads") == _value(whole, "num_attention_heads"):
         options.pop("num_key_value_heads", None)
@@ -283,7 +322,7 @@ def _small(kind: Any, changes: dict[str, Any], decodes: bool) -> Any:
         part = _value(whole, name)
         if hasattr(part, "to_dict"):
             asked = changes[name].changes if name in changes else OVERRIDES.get(part.model_type, {})
-            options[name] = _small(type(part), asked, decodes=False)
+            options[name] = _small(type(part), asked, sizes)
     return kind(**options | own)
 
 
@@ -337,7 +376,8 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     """Save a random model of the architecture and a tokenizer in `folder`, and return it.
 
     Weights are drawn wide, so that every token matters to every later one. Of a model that plain
-    transformers cannot make there is only the config; what was raised then goes on.
+    transformers cannot make there is the config, and a file without weights: the launcher comes as
+    far with it. What was raised then goes on.
     """
     from transformers import (
         AutoModelForCausalLM,
@@ -346,8 +386,11 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
     )
 
     make_tokenizer(folder)
+    if name in ENDED:
+        _end_texts(folder)
     config = small_config(name, head, **changes)
     config.save_pretrained(folder)
+    save_file({}, folder / "model.safetensors", {"format": "pt"})
     torch.manual_seed(0)
     decodes = type(config) in AutoModelForCausalLM._model_mapping and not hasattr(
         config, "is_decoder"
@@ -367,6 +410,18 @@ def make_family(name: str, folder: Path, head: str = "causal", **changes: Any) -
         model = getattr(model, model.base_model_prefix, model)
     model.save_pretrained(folder)
     return folder
+
+
+def _end_texts(folder: Path) -> None:
+    """Have the tokenizer in `folder` put the end-of-sequence token behind every text."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    path = str(folder / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(path)
+    ends = [("<eos>", SPECIAL["eos_token_id"])]
+    tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=ends)
+    tokenizer.save(path)
 
 
 @torch.no_grad()

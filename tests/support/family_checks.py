@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import AutoTokenizer
 
 from launcher.config import compose
 from launcher.config import plan as plans
@@ -27,7 +28,7 @@ from launcher.config.variants import PEFT_METHODS
 from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
 from launcher.data.classes import settle
-from launcher.data.loader import Row, make_row
+from launcher.data.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
@@ -127,11 +128,14 @@ class Subject:
 
 
 def subject(base: Path, work: Path, head: str) -> Subject:
-    """The model in `base`, with a cache of three records in `work`."""
+    """The model in `base`, with a cache of three records in `work`, closed by what the tokenizer
+    puts behind a text."""
     generator = torch.Generator().manual_seed(3)
     records = []
+    closing = [token for token in AutoTokenizer.from_pretrained(base)("a").input_ids if token < 7]
     for length, learned in zip(LENGTHS, LEARNED, strict=True):
-        tokens = torch.randint(7, 250, (length,), generator=generator).tolist()
+        tokens = torch.randint(7, 250, (length - len(closing),), generator=generator).tolist()
+        tokens += closing
         records.append((tokens, [0] * (length - learned) + [1] * learned))
     labels = LABELS if head == "classes" else None
     cache = caches.write(work / "cache", records, labels=labels)
@@ -247,13 +251,18 @@ def check_loss(one: Subject, began: Started, rows: list[list[int]]) -> None:
     """Losses of the base in rows of these records, those of every target and their sum."""
     expected = expect(one, began).losses
     began.model.eval()
-    for records in rows:
-        row = make_row(one.cache, records)
-        wanted = torch.cat([expected[record] for record in records])
+    for row in [part for records in rows for part in laid_out(one, began, records)]:
+        wanted = torch.cat([expected[record] for record in row.records])
         losses, _ = began.head.score(began.model, row)
         compare("loss of a target", losses, wanted, LOSS * max(1.0, float(wanted.max())))
         total = began.head.loss(began.model, row).detach()
         compare("loss of a row", total, wanted.sum(), LOSS * max(1.0, float(wanted.sum())))
+
+
+def laid_out(one: Subject, began: Started, records: list[int]) -> list[Row]:
+    """The records as the training loop gives them to the head."""
+    row = make_row(one.cache, records)
+    return [row] if began.head.isolates or began.head.pads else rectangles(row, equal=True)
 
 
 def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None:
@@ -262,8 +271,8 @@ def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None
     began.model.train(expected.training)
     began.model.zero_grad()
     total = 0.0
-    for row in rows:
-        loss = began.head.loss(began.model, make_row(one.cache, row))
+    for row in [part for records in rows for part in laid_out(one, began, records)]:
+        loss = began.head.loss(began.model, row)
         loss.backward()
         total += float(loss.detach())
     wanted = torch.cat(expected.losses).sum()

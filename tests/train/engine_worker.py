@@ -21,7 +21,15 @@ from launcher.model.class_head import make_head
 from launcher.model.load import load_model
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
+from launcher.train.isolation import isolate
+from launcher.train.loop import micro_batches
 from support.configs import make_config
+
+CPU = torch.device("cpu")
+
+
+def agree(mine):
+    return distributed.sum_over_ranks([float(not mine)], CPU)[0] == 0
 
 
 def run(case, folder, ranks):
@@ -57,13 +65,17 @@ def run(case, folder, ranks):
     is_lean = ["forward" in vars(norm) for norm in norms]
     assert is_lean == [not config.model.gradient_checkpointing] * len(norms)
     assert norms or classes
+    if classes:
+        engine.eval()
+        isolate(head, engine, model, cache, CPU, agree)
+        assert head.layout.startswith(case.get("layout", ""))
+        engine.train()
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
-        weight = distributed.sum_over_ranks(
-            [sum(map(objective.weight, rows))], torch.device("cpu")
-        )[0]
+        weight = distributed.sum_over_ranks([sum(map(objective.weight, rows))], CPU)[0]
         total = 0.0
+        rows = micro_batches(rows, head, config.data.packing, CPU)
         for index, row in enumerate(rows):
             loss = objective.loss(head, engine, row)
             engine.backward(loss * (ranks.world_size / weight))
@@ -71,7 +83,7 @@ def run(case, folder, ranks):
             if index < len(rows) - 1:
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
-        losses.append(distributed.sum_over_ranks([total], torch.device("cpu"))[0] / weight)
+        losses.append(distributed.sum_over_ranks([total], CPU)[0] / weight)
     assert classes or (head.head is None) == case.get("fallback", False)
     return {"name": case["name"], "losses": losses, "norms": grad_norms}
 
@@ -80,7 +92,7 @@ def main():
     cases = json.loads(Path(sys.argv[1]).read_text())
     ranks = runtime.ranks()
     store = distributed.open_store(ranks, 60)
-    distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
+    distributed.join(store, ranks, ranks.world_size, CPU, 60)
     torch.set_num_threads(1)
     connect("cpu")
     results = [run(case, case.get("cache", cases["cache"]), ranks) for case in cases["cases"]]

@@ -10,6 +10,7 @@ from launcher.data import cache as caches
 from launcher.data.classes import settle
 from launcher.model.classifier import open_classifier
 from support.configs import make_config
+from support.families import make_family
 from support.models import make_encoder, make_llama
 from support.ranks import run_ranks
 
@@ -19,8 +20,9 @@ STEPS, RECORDS, LENGTH, PER_STEP = 3, 48, 16, 16
 NAMES = ("left", "right", "up")
 
 
-def case(name, model, cache, *, zero, packing=True, **objective):
+def case(name, model, cache, *, zero, packing=True, layout="", **objective):
     return {
+        "layout": layout,
         "name": name,
         "cache": str(cache),
         "config": {
@@ -50,12 +52,17 @@ def cases(tmp_path_factory):
     one, many = folder / "one", folder / "many"
     caches.write(one, records, max_length=64, weights=weights, labels=single)
     caches.write(many, records, max_length=64, labels=several)
+    # Padding would change the losses of FNet: its texts are computed by length.
+    fnet, uneven = make_family("fnet", folder / "fnet", "classes"), folder / "uneven"
+    cut = [(own[-n:], flags[-n:]) for (own, flags), n in zip(records, 24 * [9, 16], strict=True)]
+    caches.write(uneven, cut, max_length=64, weights=weights, labels=single)
     made = [case(f"zero{zero}", llama, one, zero=zero) for zero in (2, 3)]
     made += [
         case("balanced", llama, one, zero=1, class_weights="balanced"),
         case("unpacked", llama, one, zero=0, packing=False),
         case("multi-label", llama, many, zero=2, multi_label=True, class_weights="balanced"),
         case("encoder", bert, one, zero=3, packing=False),
+        case("equal lengths", fnet, uneven, zero=3, packing=False, layout="equal lengths"),
     ]
     return folder, made
 

@@ -5,10 +5,13 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from launcher.config.classes import Classes
 from launcher.data import cache as caches
-from launcher.data.loader import make_row
+from launcher.data.classes import number
+from launcher.data.loader import make_row, rectangles
 from launcher.errors import ConfigError
 from launcher.model import attention
+from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.train.isolation import isolate
 
@@ -304,3 +307,84 @@ def test_a_model_that_cannot_be_computed_is_refused_with_the_reason(cache):
     model.model.layers[0] = Broken()
     with pytest.raises(ConfigError, match="fails on a text: LookupError: no such state"):
         isolate(TargetHead(model), model, model, cache, CPU)
+
+
+CLASSES = Classes(
+    names=["a", "b"],
+    multi_label=False,
+    out_of_scope=None,
+    records=[1, 1],
+    usual=[0],
+    weights=None,
+)
+
+
+def classifier(kind, **options):
+    structure = getattr(transformers, f"{kind}Config")(**(COMMON | options))
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(structure)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    lengths = (7, 19, 2, 11, 300)
+    tokens = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in lengths]
+    records = [([*own, 2], [0] * len(own) + [1]) for own in tokens]
+    cache = caches.write(tmp_path / "texts", records, labels=[["a"], ["b"], ["a"], ["b"], ["b"]])
+    number(cache, CLASSES)
+    return cache
+
+
+def text_losses(model, cache):
+    texts = [cache.record(i)[0].tolist() for i in range(len(cache))]
+    with torch.no_grad():
+        logits = torch.cat([model(input_ids=torch.tensor([own])).logits for own in texts])
+    truth = torch.tensor([int(cache.target(i)) for i in range(len(cache))])
+    return torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+
+
+def test_texts_that_padding_would_change_are_computed_by_length(labelled):
+    model = classifier("FNet", max_position_embeddings=400)
+    head = ClassHead(model, CLASSES)
+    (note,) = isolate(head, model, model, labelled, CPU)
+    assert note.startswith("documents of one length are computed together")
+    assert (head.isolates, head.pads, head.layout) == (False, False, "equal lengths, eager")
+    row = make_row(labelled, [0, 1, 2, 1, 3, 0])
+    expected = text_losses(model, labelled)
+    parts = rectangles(row, equal=True)
+    assert len(parts) == 4
+    for part in parts:
+        losses, _ = head.score(model, part)
+        torch.testing.assert_close(losses, expected[part.records], rtol=1e-5, atol=1e-5)
+
+
+def test_texts_longer_than_the_check_keep_the_end_that_is_read(labelled):
+    model = classifier("Bart", max_position_embeddings=400, d_model=32, decoder_layers=1)
+    head = ClassHead(model, CLASSES)
+    isolate(head, model, model, labelled, CPU)
+    assert head.pads
+    losses, _ = head.score(model, make_row(labelled, range(len(labelled))))
+    torch.testing.assert_close(losses, text_losses(model, labelled), rtol=1e-4, atol=1e-5)
+
+
+class Random(torch.nn.Module):
+    """Adds noise, in evaluation too."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, *args, **kwargs):
+        return self.layer(hidden + torch.randn_like(hidden), *args, **kwargs)
+
+
+def test_a_model_that_draws_random_numbers_is_refused_with_that_reason(labelled):
+    model = classifier("Bert", max_position_embeddings=400)
+    model.bert.encoder.layer[0] = Random(model.bert.encoder.layer[0])
+    with pytest.raises(ConfigError, match="a text another loss each time"):
+        isolate(ClassHead(model, CLASSES), model, model, labelled, CPU)
