@@ -31,6 +31,7 @@ _THOUGHTS = re.compile(
     r"|(?:(?!<think>).)*?</think>)",
     re.DOTALL,
 )
+_TAGS = re.compile(r"</?think>|\[/?THINK\]|<\|channel>thought|<channel\|>")
 #: Names under which thoughts stand beside the content.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 CONTENT, THOUGHTS, CALLS, NAMES = "content", "thoughts", "tool calls", "names of tool calls"
@@ -76,7 +77,8 @@ class Painted:
         content = message.get("content")
         if isinstance(content, str):
             thought = split_thoughts(content)[0] if message["role"] == "assistant" else ""
-            painted["content"] = self._text(i, THOUGHTS, thought) + self._text(
+            is_empty = not _TAGS.sub("", thought).strip()
+            painted["content"] = self._text(i, THOUGHTS, thought, is_empty=is_empty) + self._text(
                 i, CONTENT, content[len(thought) :]
             )
         elif isinstance(content, list):
@@ -123,12 +125,12 @@ class Painted:
             call["id"] = self._ids[own] = own.replace(name, said)
         return call
 
-    def _text(self, i: int, kind: str, text: str) -> str:
+    def _text(self, i: int, kind: str, text: str, *, is_empty: bool = False) -> str:
         if not text:
             return text
         paint = self._painter()
         painted: str = paint(text)
-        self._note(i, kind, paint.color, paint.size)
+        self._note(i, kind, paint.color, 0 if is_empty else paint.size)
         return painted
 
     def _note(self, i: int, kind: str, color: str, size: int) -> None:

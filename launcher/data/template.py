@@ -28,6 +28,7 @@ SAMPLE: list[Message] = [
     {"role": "user", "content": _ASKED},
     {"role": "assistant", "content": _SAID},
 ]
+_SYSTEM: Message = {"role": "system", "content": "\u2021"}
 #: Tags around a thought at the beginning of a content.
 TAGGED = re.compile(
     r"\s*(?:(<think>)(.*?)</think>|(\[THINK\])(.*?)\[/THINK\]"
@@ -118,16 +119,22 @@ class ChatTemplate:
         where it is not. What is left of the last one's text opens a turn if a prompt or another
         turn begins like that.
         """
-        try:
-            last, _ = self._render(SAMPLE, None, False)
-            whole, _ = self._render([*SAMPLE, SAMPLE[0]], None, False)
-            prompt, _ = self._render(SAMPLE[:1], None, True)
-        except BadRecord:
+        for first in ([], [_SYSTEM]):  # some templates ask for a system message
+            last, whole, prompt = (
+                self._tried([*first, *messages], prompt)
+                for messages, prompt in (
+                    (SAMPLE, False),
+                    ([*SAMPLE, *SAMPLE], False),
+                    (SAMPLE[:1], True),
+                )
+            )
+            if last.count(_SAID) == 1 and whole.count(_SAID) == 2:
+                break
+        else:
             return "", ""
-        if last.count(_SAID) != 1 or whole.count(_SAID) != 1 or _ASKED not in prompt:
-            return "", ""
-        before, after = whole.split(_SAID)
-        tail, follow = last.split(_SAID)[1], after.split(_ASKED)[0]
+        tail = last.split(_SAID)[1]
+        before, after, _ = whole.split(_SAID)
+        follow = after.split(_ASKED)[0]
         shared = self.agreement(tail, follow)
         found = self.control.finditer(tail, 0, shared)
         end = next((match.end() for match in found if match[0] in self.specials), 0)
@@ -138,6 +145,12 @@ class ChatTemplate:
         opens = self.control.match(follow, len(said))
         is_open = not said.strip() and follow.startswith(said)
         return opens[0] if is_open and opens and opens[0] in self.specials else "", unsaid
+
+    def _tried(self, messages: list[Message], prompt: bool) -> str:
+        try:
+            return self._render(messages, None, prompt)[0]
+        except BadRecord:
+            return ""
 
     def agreement(self, one: str, other: str) -> int:
         """Characters with which both begin, without a part of a control token of either."""

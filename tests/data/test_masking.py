@@ -298,6 +298,20 @@ def test_the_opening_of_a_turn_that_is_not_there_is_not_learned(
     assert learned(tokenizer, again) == ["eins<|im_end|>", "zwei<|im_end|>"]
 
 
+def test_an_opening_is_known_whatever_a_template_asks_of_conversations(
+    make_tokenizer: Make,
+) -> None:
+    template = (
+        "{% if messages[0].role != 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+        "{% if messages[-1].role != 'assistant' and not add_generation_prompt %}"
+        "{{ raise_exception('no answer') }}{% endif %}"
+    )
+    tokenizer = make_tokenizer(template + UNASKED["chatml"])
+    record = chats.chat("one?", "eins", "two?", "zwei")
+    expected = ["eins<|im_end|>", "zwei<|im_end|>"]
+    assert learned(tokenizer, record, system="Be kind.") == expected
+
+
 def test_an_opening_that_ends_the_turn_before_is_not_put_behind_one_unasked(
     make_tokenizer: Make,
 ) -> None:

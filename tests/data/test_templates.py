@@ -422,6 +422,13 @@ def test_a_thought_in_tags_goes_where_the_template_reads_it(make: Make) -> None:
     assert said(make, "phi4_mini", tagged("Щ")) == whole + "<|end|>"
 
 
+def test_a_thought_without_words_is_not_missed(make: Make) -> None:
+    for turns in ([tagged("")], [tagged(""), AGAIN, LATER]):
+        found = render(make("deepseek_r1"), Chat([USER, *turns]))
+        assert isinstance(found, Rendering)
+        assert found.left_out == ()
+
+
 @pytest.mark.parametrize("field", ["reasoning_content", "thinking"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_thought_that_is_given_twice_is_learned_once(family: str, field: str, make: Make) -> None:
