@@ -70,17 +70,18 @@ def _by_document(plain: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def part(value: Any, total: int, start: int, end: int) -> Any:
+def part(value: Any, total: int, start: int, end: int, name: str = "") -> Any:
     """Tokens [start, end) of everything in `value` that has one entry for each of the row's `total`
-    tokens; the rest as it is."""
+    tokens; the rest as it is. `name` is that of the argument that it is."""
     if isinstance(value, Tensor):
-        for dim in _token_dims(value.shape, total):
+        is_mask = value.dtype == torch.bool or "mask" in name
+        for dim in _token_dims(value.shape, total, is_mask):
             value = value.narrow(dim, start, end - start)
         return value
     if isinstance(value, dict):
-        return {name: part(one, total, start, end) for name, one in value.items()}
+        return {key: part(one, total, start, end, key) for key, one in value.items()}
     if type(value) in (tuple, list):
-        return type(value)(part(one, total, start, end) for one in value)
+        return type(value)(part(one, total, start, end, name) for one in value)
     return value
 
 
@@ -96,11 +97,12 @@ def tensors(value: Any) -> Iterator[Tensor]:
             yield from tensors(one)
 
 
-def _token_dims(shape: torch.Size, total: int) -> list[int]:
-    """The dimensions that count tokens: of [batch, tokens, ...] the second, of a mask [batch,
-    heads, tokens, tokens] both; a width of the same size is none."""
+def _token_dims(shape: torch.Size, total: int, is_mask: bool = False) -> list[int]:
+    """The dimensions that count tokens: of [batch, tokens, ...] the second, of [batch, heads,
+    tokens, width] the third, of a mask [batch, heads, tokens, tokens] both; a width of the same
+    size is none."""
     sized = [dim for dim, size in enumerate(shape) if size == total]
-    if len(shape) == 4 and sized[-2:] == [2, 3] and 1 not in sized:
+    if is_mask and len(shape) == 4 and sized[-2:] == [2, 3] and 1 not in sized:
         return [2, 3]
     return [1] if 1 in sized else sized[:1]
 

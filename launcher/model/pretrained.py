@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from launcher.model.classifier import auto_class, open_classifier, read_structur
 from launcher.rundir import read_json
 
 _NAMED = 3
+_FREEZES = re.compile(r"requires_grad\s*=\s*False|requires_grad_\(False\)")
 
 
 def open_pretrained(
@@ -60,8 +63,10 @@ def from_structure(source: Any, classes: Classes | None, *, trust_remote_code: b
 def freeze_as_built(model: Any) -> None:
     """Freeze what the model's own code freezes, such as biases that balance experts: loading makes
     every parameter trainable."""
-    code = inspect.getsource(inspect.getmodule(type(model)))  # type: ignore[arg-type]
-    if "requires_grad=False" not in code and "requires_grad_(False)" not in code:
+    # The code of what it is made of too: a decoder, or a tower, may be another model's.
+    kinds = {type(module) for module in model.modules()}
+    names = {kind.__module__ for kind in kinds if not kind.__module__.startswith("torch.")}
+    if not any(_FREEZES.search(inspect.getsource(sys.modules[name])) for name in names):
         return  # to build it once more costs seconds for a large one
     with torch.device("meta"):
         built = type(model)._from_config(copy.deepcopy(model.config))

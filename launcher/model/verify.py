@@ -106,6 +106,7 @@ def _probe(tokenizer: Any) -> torch.Tensor:
 
 
 def _logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    model.config.use_cache = False  # as in training; some models have none outside of generation
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=tokens).logits.float()
     return logits

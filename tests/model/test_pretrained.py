@@ -26,8 +26,9 @@ from launcher.config.schema import (
 from launcher.errors import ConfigError
 from launcher.model.export import Kind
 from launcher.model.load import load_model
-from launcher.model.pretrained import from_structure, open_pretrained
+from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained
 from launcher.model.rebuild import rebuild
+from support.families import make_family
 from tests.model.test_export import make_config, make_tokenizer, run_export, train
 
 TEXT: dict[str, Any] = {
@@ -437,3 +438,14 @@ def test_an_adapter_of_a_model_that_sees_fits_what_its_auto_class_opens(
     )
     expected = rebuild(trained.config, trained.weights, base, torch.float32, 0)
     torch.testing.assert_close(logits(adapted), logits(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "frozen"), [("blt", "model.patcher."), ("afmoe", "expert_bias")])
+def test_what_the_code_of_a_model_freezes_stays_frozen(
+    tmp_path: Path, name: str, frozen: str
+) -> None:
+    base = make_family(name, tmp_path)
+    model = open_pretrained(base, None, dtype=torch.float32)
+    freeze_as_built(model)
+    for parameter, tensor in model.named_parameters():
+        assert tensor.requires_grad is (frozen not in parameter), parameter
