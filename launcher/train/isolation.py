@@ -166,20 +166,39 @@ def isolate(
     cache: TokenCache | JoinedCache,
     device: torch.device,
     agree: Callable[[bool], bool] = bool,
+    *,
+    trains: bool = False,
 ) -> list[str]:
     """Choose how `head` keeps documents apart in `model`, and say what is out of the ordinary.
 
     `caller` is what to call for a forward (the engine while training), in evaluation mode; `agree`
     tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
-    Raises `ConfigError` for a model that gives a document another loss beside others than alone.
+    Raises `ConfigError` for a model that gives a document another loss beside others than alone,
+    and with `trains` for one that cannot be computed in training mode.
     """
     try:
         probe = _Probe(head, caller, cache, device)
     except _NothingToSee:
         return []
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    notes = _choose(head, probe, model, inner, agree)
+    if trains:
+        model.train()
+        with _as_refusal(inner, " in training"):
+            probe.losses(probe.row)
+        model.eval()
+    return notes
+
+
+def _choose(
+    head: TargetHead | ClassHead,
+    probe: _Probe,
+    model: Any,
+    inner: Any,
+    agree: Callable[[bool], bool],
+) -> list[str]:
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     asked, head.isolates = head.isolates, False
     with _plain_attention(inner), _as_refusal(inner):
         expected, foresight = probe.alone(), probe.foresight()
@@ -375,7 +394,7 @@ def _same(x: Tensor, y: Tensor, relative: float) -> bool:
 
 
 @contextmanager
-def _as_refusal(model: nn.Module) -> Iterator[None]:
+def _as_refusal(model: nn.Module, when: str = "") -> Iterator[None]:
     """A model that transformers cannot compute a plain text with is refused."""
     try:
         yield
@@ -383,7 +402,7 @@ def _as_refusal(model: nn.Module) -> Iterator[None]:
         raise
     except _FAILURES as error:
         raise ConfigError(
-            f"{type(model).__name__} fails on a text: {type(error).__name__}: {error}",
+            f"{type(model).__name__} fails on a text{when}: {type(error).__name__}: {error}",
             where="model.name",
             hint="see whether plain transformers can compute it, or take another model",
         ) from error

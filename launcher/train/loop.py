@@ -233,7 +233,7 @@ def train(
         return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
 
     engine.eval()
-    for note in isolate(head, engine, model, cache, device, all_agree):
+    for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
         say(f"attention: {note}")
     if config.model.compile:
         model.compile()

@@ -5,6 +5,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
+from launcher.config import plan as plans
 from launcher.config.classes import Classes
 from launcher.data import cache as caches
 from launcher.data.classes import number
@@ -13,7 +14,10 @@ from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
+from launcher.runtime import Ranks
+from launcher.train.evaluate import Evaluator
 from launcher.train.isolation import isolate
+from support.configs import make_config
 
 CPU = torch.device("cpu")
 COMMON = {
@@ -361,6 +365,18 @@ def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     for part in parts:
         losses, _ = head.score(model, part)
         torch.testing.assert_close(losses, expected[part.records], rtol=1e-5, atol=1e-5)
+    config = make_config(
+        objective={"name": "classify"},
+        eval={"metrics": ["loss"]},
+        data={"max_length": 512},
+        batch={"sequences": 1},
+        train={"steps": 1},
+    )
+    plan = plans.make(config, world_size=1, has_gpu=False)
+    ranks = Ranks(0, 1, 0, 1, "", "none")
+    more = (labelled, None, head, CPU, lambda: False, CLASSES)
+    scores = Evaluator(config, plan, ranks, *more).quick(model)
+    assert scores["loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
 
 
 def test_texts_longer_than_the_check_keep_the_end_that_is_read(labelled):
@@ -388,3 +404,26 @@ def test_a_model_that_draws_random_numbers_is_refused_with_that_reason(labelled)
     model.bert.encoder.layer[0] = Random(model.bert.encoder.layer[0])
     with pytest.raises(ConfigError, match="a text another loss each time"):
         isolate(ClassHead(model, CLASSES), model, model, labelled, CPU)
+
+
+class Demanding(torch.nn.Module):
+    """Wants more in training, as models of images do that read which tokens are of an image."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, *args, **kwargs):
+        if self.training:
+            raise ValueError("token types are required when training")
+        return self.layer(hidden, *args, **kwargs)
+
+
+def test_a_model_that_fails_in_training_only_is_refused_before_it(cache):
+    model = make("llama")
+    model.model.layers[0] = Demanding(model.model.layers[0])
+    model.eval()
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == []
+    with pytest.raises(ConfigError, match="fails on a text in training: ValueError: token types"):
+        isolate(head, model, model, cache, CPU, trains=True)
