@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from launcher.config.schema import ModelConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
 from launcher.errors import ConfigError
@@ -190,6 +191,18 @@ def isolate(
     return notes
 
 
+def require_recomputable(head: TargetHead | ClassHead, options: ModelConfig) -> None:
+    """`ConfigError` for layers that run once a document and are to be compiled and computed again:
+    what is computed again in compiled code does not know the documents."""
+    once = head.layout.partition("row, ")[2]
+    if once and options.compile and options.gradient_checkpointing:
+        raise ConfigError(
+            f"{once} once a document, with activations that are computed again",
+            where="model.compile",
+            hint="set model.compile=false, or model.gradient_checkpointing=false",
+        )
+
+
 def _choose(
     head: TargetHead | ClassHead,
     probe: _Probe,
@@ -200,7 +213,7 @@ def _choose(
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
     asked, head.isolates = head.isolates, False
-    with _plain_attention(inner), _as_refusal(inner):
+    with _attention(inner, "eager"), _as_refusal(inner):
         expected, foresight = probe.alone(), probe.foresight()
     if not agree(bool(expected.isfinite().all())):
         head.isolates = asked
@@ -225,14 +238,18 @@ def _choose(
         head.isolates = False
         inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
         if not agree(probe.beside() <= tolerance.loss):
-            if not agree(probe.foresight() <= tolerance.leak):  # as PaliGemma without its mask
-                raise _not_causal(inner)
             inner.set_attn_implementation("eager")
     elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
         why = "attention of its own"
     elif isinstance(head, ClassHead) and not reads_last_token(type(inner)):
         why = "a head of its own"
     own = inner.config._attn_implementation
+    # PaliGemma without the mask of its images is causal in plain attention alone; users have SDPA.
+    for implementation in dict.fromkeys((own, attention.supported(type(inner), "sdpa"))):
+        with _attention(inner, implementation), _as_refusal(inner):
+            foresight = probe.foresight()
+        if not agree(foresight <= tolerance.leak):
+            raise _not_causal(inner)
     head.layout = f"padded, {own}"
     off_padded = _off_in_lines(probe)
     if agree(off_padded.is_within(tolerance)):
@@ -409,13 +426,13 @@ def _as_refusal(model: nn.Module, when: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def _plain_attention(model: Any) -> Iterator[None]:
-    """transformers' plain formula instead of what the model was loaded with."""
+def _attention(model: Any, implementation: str) -> Iterator[None]:
+    """Another implementation ("eager" is the plain formula) than the model was loaded with."""
     before = model.config._attn_implementation
-    if before == "eager" or not model._can_set_attn_implementation():
+    if before == implementation or not model._can_set_attn_implementation():
         yield
         return
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

@@ -1,9 +1,12 @@
 """Records that are computed together do not see each other, whatever the model is made of."""
 
+from itertools import chain, repeat
+
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
@@ -16,7 +19,7 @@ from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
-from launcher.train.isolation import isolate
+from launcher.train.isolation import isolate, require_recomputable
 from support.configs import make_config
 
 CPU = torch.device("cpu")
@@ -252,8 +255,6 @@ def test_attention_that_ignores_what_the_model_says_is_noticed(cache, monkeypatc
         return own(*args, **kwargs)
 
     torch.nn.init.normal_(model.model.layers[0].self_attn.sinks, mean=3.0)
-    from transformers import AttentionInterface
-
     monkeypatch.setitem(AttentionInterface._global_mapping, attention.DOCUMENT, without_sinks)
     head = TargetHead(model)
     (note,) = isolate(head, model, model, cache, CPU)
@@ -286,7 +287,7 @@ def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
 def test_what_one_rank_finds_holds_for_all(cache):
     model = make("llama")
     head = TargetHead(model)
-    answers = iter([True, True, True, False, True, True])
+    answers = chain([True, True, True, False], repeat(True))
     isolate(head, model, model, cache, CPU, lambda mine: next(answers))
     assert head.layout == "padded, sdpa"
 
@@ -427,3 +428,35 @@ def test_a_model_that_fails_in_training_only_is_refused_before_it(cache):
     assert isolate(head, model, model, cache, CPU) == []
     with pytest.raises(ConfigError, match="fails on a text in training: ValueError: token types"):
         isolate(head, model, model, cache, CPU, trains=True)
+
+
+def test_what_is_compiled_cannot_be_computed_again_by_document(cache):
+    model = make("lfm2")
+    head = TargetHead(model)
+    isolate(head, model, model, cache, CPU)
+    both = {"compile": True, "gradient_checkpointing": True}
+    require_recomputable(head, make_config(model=both | {"compile": False}).model)
+    with pytest.raises(ConfigError, match="Lfm2ShortConv once a document, with activations"):
+        require_recomputable(head, make_config(model=both).model)
+    other = make("llama")
+    head = TargetHead(other)
+    isolate(head, other, other, cache, CPU)
+    require_recomputable(head, make_config(model=both).model)
+
+
+def causal_in_plain_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """SDPA of a model that leaves causality to a mask which is not built."""
+    return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=False)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", attention.DOCUMENT])
+def test_a_model_that_is_causal_in_plain_attention_alone_is_refused(
+    cache, monkeypatch, implementation
+):
+    """Whatever it is trained with: its users load it with SDPA."""
+    model = make("llama", implementation)
+    model.model.layers[0] = Whole(model.model.layers[0], 19)  # not in one row
+    table = AttentionInterface._global_mapping
+    monkeypatch.setitem(table, "sdpa", causal_in_plain_attention)
+    with pytest.raises(ConfigError, match="is not causal"):
+        isolate(TargetHead(model), model, model, cache, CPU)
