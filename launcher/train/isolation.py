@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from launcher.config.schema import ModelConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
 from launcher.errors import ConfigError
@@ -167,22 +168,53 @@ def isolate(
     cache: TokenCache | JoinedCache,
     device: torch.device,
     agree: Callable[[bool], bool] = bool,
+    *,
+    trains: bool = False,
 ) -> list[str]:
     """Choose how `head` keeps documents apart in `model`, and say what is out of the ordinary.
 
     `caller` is what to call for a forward (the engine while training), in evaluation mode; `agree`
     tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
-    Raises `ConfigError` for a model that gives a document another loss beside others than alone.
+    Raises `ConfigError` for a model that gives a document another loss beside others than alone,
+    and with `trains` for one that cannot be computed in training mode.
     """
     try:
         probe = _Probe(head, caller, cache, device)
     except _NothingToSee:
         return []
+    inner = inner_model(model)
+    notes = _choose(head, probe, model, inner, agree)
+    if trains:
+        model.train()
+        with _as_refusal(inner, " in training"):
+            probe.losses(probe.row)
+        model.eval()
+    return notes
+
+
+def require_recomputable(head: TargetHead | ClassHead, options: ModelConfig) -> None:
+    """`ConfigError` for layers that run once a document and are to be compiled and computed again:
+    what is computed again in compiled code does not know the documents."""
+    once = head.layout.partition("row, ")[2]
+    if once and options.compile and options.gradient_checkpointing:
+        raise ConfigError(
+            f"{once} once a document, with activations that are computed again",
+            where="model.compile",
+            hint="set model.compile=false, or model.gradient_checkpointing=false",
+        )
+
+
+def _choose(
+    head: TargetHead | ClassHead,
+    probe: _Probe,
+    model: Any,
+    inner: Any,
+    agree: Callable[[bool], bool],
+) -> list[str]:
     dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
     tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
-    inner = inner_model(model)
     asked, head.isolates = head.isolates, False
-    with _plain_attention(inner), _as_refusal(inner):
+    with _attention(inner, "eager"), _as_refusal(inner):
         expected, foresight = probe.alone(), probe.foresight()
     if not agree(bool(expected.isfinite().all())):
         head.isolates = asked
@@ -207,14 +239,18 @@ def isolate(
         head.isolates = False
         inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
         if not agree(probe.beside() <= tolerance.loss):
-            if not agree(probe.foresight() <= tolerance.leak):  # as PaliGemma without its mask
-                raise _not_causal(inner)
             inner.set_attn_implementation("eager")
     elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
         why = "attention of its own"
     elif isinstance(head, ClassHead) and not reads_last_token(type(inner)):
         why = "a head of its own"
     own = inner.config._attn_implementation
+    # PaliGemma without the mask of its images is causal in plain attention alone; users have SDPA.
+    for implementation in dict.fromkeys((own, attention.supported(type(inner), "sdpa"))):
+        with _attention(inner, implementation), _as_refusal(inner):
+            foresight = probe.foresight()
+        if not agree(foresight <= tolerance.leak):
+            raise _not_causal(inner)
     head.layout = f"padded, {own}"
     off_padded = _off_in_lines(probe)
     if agree(off_padded.is_within(tolerance)):
@@ -376,7 +412,7 @@ def _same(x: Tensor, y: Tensor, relative: float) -> bool:
 
 
 @contextmanager
-def _as_refusal(model: nn.Module) -> Iterator[None]:
+def _as_refusal(model: nn.Module, when: str = "") -> Iterator[None]:
     """A model that transformers cannot compute a plain text with is refused."""
     try:
         yield
@@ -384,20 +420,20 @@ def _as_refusal(model: nn.Module) -> Iterator[None]:
         raise
     except _FAILURES as error:
         raise ConfigError(
-            f"{type(model).__name__} fails on a text: {type(error).__name__}: {error}",
+            f"{type(model).__name__} fails on a text{when}: {type(error).__name__}: {error}",
             where="model.name",
             hint="see whether plain transformers can compute it, or take another model",
         ) from error
 
 
 @contextmanager
-def _plain_attention(model: Any) -> Iterator[None]:
-    """transformers' plain formula instead of what the model was loaded with."""
+def _attention(model: Any, implementation: str) -> Iterator[None]:
+    """Another implementation ("eager" is the plain formula) than the model was loaded with."""
     before = model.config._attn_implementation
-    if before == "eager" or not model._can_set_attn_implementation():
+    if before == implementation or not model._can_set_attn_implementation():
         yield
         return
-    model.set_attn_implementation("eager")
+    model.set_attn_implementation(implementation)
     try:
         yield
     finally:

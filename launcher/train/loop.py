@@ -40,7 +40,7 @@ from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
 from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
-from launcher.train.isolation import isolate
+from launcher.train.isolation import isolate, require_recomputable
 from launcher.train.schedule import factor
 from launcher.train.selftest import silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
@@ -233,8 +233,9 @@ def train(
         return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
 
     engine.eval()
-    for note in isolate(head, engine, model, cache, device, all_agree):
+    for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
         say(f"attention: {note}")
+    require_recomputable(head, config.model)
     if config.model.compile:
         model.compile()
     if ranks.is_main:

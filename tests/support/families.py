@@ -173,6 +173,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": GEMMA4,
+    "glm4v_moe_text": {
+        "rope_parameters": MROPE["rope_parameters"] | {"partial_rotary_factor": 1.0}
+    },
     "glm4v_text": MROPE,
     "glm5_next_text": {"index_kpool": 4},
     "glm_ocr_text": MROPE,

@@ -173,7 +173,7 @@ def start(one: Subject, words: list[str]) -> Started:
         method = PEFT_METHODS.load(config.peft.name)
         model = method(model, config.peft, classes and classes.fresh)
     head = make_head(model, classes)
-    notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"))
+    notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"), trains=True)
     layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
     return Started(model, head, config, classes, layout)

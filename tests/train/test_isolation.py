@@ -1,10 +1,14 @@
 """Records that are computed together do not see each other, whatever the model is made of."""
 
+from itertools import chain, repeat
+
 import pytest
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from launcher.config import plan as plans
 from launcher.config.classes import Classes
 from launcher.data import cache as caches
 from launcher.data.classes import number
@@ -13,7 +17,10 @@ from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
-from launcher.train.isolation import isolate
+from launcher.runtime import Ranks
+from launcher.train.evaluate import Evaluator
+from launcher.train.isolation import isolate, require_recomputable
+from support.configs import make_config
 
 CPU = torch.device("cpu")
 COMMON = {
@@ -248,8 +255,6 @@ def test_attention_that_ignores_what_the_model_says_is_noticed(cache, monkeypatc
         return own(*args, **kwargs)
 
     torch.nn.init.normal_(model.model.layers[0].self_attn.sinks, mean=3.0)
-    from transformers import AttentionInterface
-
     monkeypatch.setitem(AttentionInterface._global_mapping, attention.DOCUMENT, without_sinks)
     head = TargetHead(model)
     (note,) = isolate(head, model, model, cache, CPU)
@@ -282,7 +287,7 @@ def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
 def test_what_one_rank_finds_holds_for_all(cache):
     model = make("llama")
     head = TargetHead(model)
-    answers = iter([True, True, True, False, True, True])
+    answers = chain([True, True, True, False], repeat(True))
     isolate(head, model, model, cache, CPU, lambda mine: next(answers))
     assert head.layout == "padded, sdpa"
 
@@ -361,6 +366,18 @@ def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     for part in parts:
         losses, _ = head.score(model, part)
         torch.testing.assert_close(losses, expected[part.records], rtol=1e-5, atol=1e-5)
+    config = make_config(
+        objective={"name": "classify"},
+        eval={"metrics": ["loss"]},
+        data={"max_length": 512},
+        batch={"sequences": 1},
+        train={"steps": 1},
+    )
+    plan = plans.make(config, world_size=1, has_gpu=False)
+    ranks = Ranks(0, 1, 0, 1, "", "none")
+    more = (labelled, None, head, CPU, lambda: False, CLASSES)
+    scores = Evaluator(config, plan, ranks, *more).quick(model)
+    assert scores["loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
 
 
 def test_texts_longer_than_the_check_keep_the_end_that_is_read(labelled):
@@ -388,3 +405,58 @@ def test_a_model_that_draws_random_numbers_is_refused_with_that_reason(labelled)
     model.bert.encoder.layer[0] = Random(model.bert.encoder.layer[0])
     with pytest.raises(ConfigError, match="a text another loss each time"):
         isolate(ClassHead(model, CLASSES), model, model, labelled, CPU)
+
+
+class Demanding(torch.nn.Module):
+    """Wants more in training, as models of images do that read which tokens are of an image."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden, *args, **kwargs):
+        if self.training:
+            raise ValueError("token types are required when training")
+        return self.layer(hidden, *args, **kwargs)
+
+
+def test_a_model_that_fails_in_training_only_is_refused_before_it(cache):
+    model = make("llama")
+    model.model.layers[0] = Demanding(model.model.layers[0])
+    model.eval()
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == []
+    with pytest.raises(ConfigError, match="fails on a text in training: ValueError: token types"):
+        isolate(head, model, model, cache, CPU, trains=True)
+
+
+def test_what_is_compiled_cannot_be_computed_again_by_document(cache):
+    model = make("lfm2")
+    head = TargetHead(model)
+    isolate(head, model, model, cache, CPU)
+    both = {"compile": True, "gradient_checkpointing": True}
+    require_recomputable(head, make_config(model=both | {"compile": False}).model)
+    with pytest.raises(ConfigError, match="Lfm2ShortConv once a document, with activations"):
+        require_recomputable(head, make_config(model=both).model)
+    other = make("llama")
+    head = TargetHead(other)
+    isolate(head, other, other, cache, CPU)
+    require_recomputable(head, make_config(model=both).model)
+
+
+def causal_in_plain_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    """SDPA of a model that leaves causality to a mask which is not built."""
+    return sdpa_attention_forward(module, query, key, value, None, scaling=scaling, is_causal=False)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager", attention.DOCUMENT])
+def test_a_model_that_is_causal_in_plain_attention_alone_is_refused(
+    cache, monkeypatch, implementation
+):
+    """Whatever it is trained with: its users load it with SDPA."""
+    model = make("llama", implementation)
+    model.model.layers[0] = Whole(model.model.layers[0], 19)  # not in one row
+    table = AttentionInterface._global_mapping
+    monkeypatch.setitem(table, "sdpa", causal_in_plain_attention)
+    with pytest.raises(ConfigError, match="is not causal"):
+        isolate(TargetHead(model), model, model, cache, CPU)
