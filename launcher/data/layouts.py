@@ -34,9 +34,17 @@ class Shape:
         self.kinds: list[int] = []
         self.values: list[Any] = []
         """The texts, numbers and ids, each of `kinds`."""
+        self.key: bytes | tuple[Any, ...]
+        """The same for conversations of the same shape."""
+        if not tools and all(map(_is_simple, messages)):  # most are, and the rest of this is slower
+            said = [message["content"] for message in messages]
+            self.values = [text for text in said if text and not text.isspace()]
+            self.kinds = [TEXT] * len(self.values)
+            blanks = ["" if not text else text if text.isspace() else None for text in said]
+            self.key = tuple(zip([message["role"] for message in messages], blanks, strict=True))
+            return
         marked = self._replaced(self._mark)
         self.key = hashlib.blake2b(repr((marked, tools)).encode("utf-8", "replace")).digest()
-        """The same for conversations of the same shape."""
 
     def blank(self) -> list[Message]:
         """Messages of this shape with nothing to say."""
@@ -61,6 +69,11 @@ class Shape:
     def _replaced(self, make: Callable[[int, int, Any], Any]) -> list[Message]:
         leaves = _Leaves(make)
         return [leaves.message(message) for message in self._messages]
+
+
+def _is_simple(message: Message) -> bool:
+    """Whether a message is a role and one text, to any template."""
+    return is_plain(message) and not any(tag in message["content"] for tag in _CLOSED)
 
 
 def _plain(kind: int, i: int, size: int) -> Any:
@@ -205,12 +218,15 @@ class Layout:
         at = len(self.parts[0])
         starts = [0]
         for i, part in zip(self.order, self.parts[1:], strict=True):
-            for form in _forms(values[i]):
-                end = at + len(form)
-                if text.startswith(form, at) and text.startswith(part, end):
-                    break
-            else:
-                return None
+            own = values[i]
+            end = at + len(own) if isinstance(own, str) else -1
+            if end < 0 or not (text.startswith(own, at) and text.startswith(part, end)):
+                for form in _forms(own):
+                    end = at + len(form)
+                    if text.startswith(form, at) and text.startswith(part, end):
+                        break
+                else:
+                    return None
             starts.append(end)
             at = end + len(part)
         if at != len(text):
@@ -231,12 +247,11 @@ def _gaps(shape: Shape, shown: str) -> Iterator[tuple[int, int, int]]:
 
 
 def _forms(value: Any) -> Iterator[str]:
-    """How templates write a value."""
+    """How templates write a value, if not as the text that it is."""
     if not isinstance(value, str):
         yield json.dumps(value)
         yield str(value)
         return
-    yield value
     yield value.strip()
     yield value.strip("\n")
     yield json.dumps(value, ensure_ascii=False)[1:-1]

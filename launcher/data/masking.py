@@ -103,7 +103,7 @@ class ChatRenderer:
         self._template = ChatTemplate(tokenizer, self._options.variables)
         self._turns = TurnFinder(self._template)
         #: ... for a shape that was seen once
-        self._layouts: dict[bytes, Layout | EllipsisType | None] = {}
+        self._layouts: dict[bytes | tuple[Any, ...], Layout | EllipsisType | None] = {}
 
     def render(self, chat: Chat) -> Rendering:
         """The conversation as text.

@@ -175,6 +175,8 @@ class ChatTemplate:
         template is known to read comes first, what it does not refuse is taken. Raises `BadRecord`
         if it refuses all.
         """
+        if not any("tool_calls" in message for message in messages):
+            return messages, *self.render(messages, tools)
         messages = [_without_nothing(message) for message in messages]
         if not any("tool_calls" in message for message in messages):
             return messages, *self.render(messages, tools)

@@ -80,7 +80,7 @@ def test_what_is_known_of_others_changes_nothing(family: str, tokenizer_folder: 
 
 
 def test_a_shape_is_known_by_all_but_texts_numbers_and_ids() -> None:
-    def key(content: str, *, own: str = "call00001", name: str = "find", **arguments: Any) -> bytes:
+    def key(content: str, *, own: str = "call00001", name: str = "find", **arguments: Any) -> Any:
         call = {"id": own, "function": {"name": name, "arguments": arguments}}
         said = {"role": "assistant", "content": content, "tool_calls": [call]}
         return Shape([{"role": "user", "content": "?"}, said], TOOLS).key
