@@ -384,7 +384,8 @@ def _file_names(model: Any) -> dict[str, str]:
     out as these. Raises `ConfigError` where there is none."""
     import peft
 
-    trained = {name: name for name, p in model.named_parameters() if p.requires_grad}
+    parameters = model.named_parameters(remove_duplicate=False)
+    trained = {name: name for name, parameter in parameters if parameter.requires_grad}
     keys = peft.get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
     stored = _stored_names(model.get_base_model(), [key for key in keys if ".lora_" in key])
     if lost := [key for key, name in stored.items() if name is None]:
