@@ -192,7 +192,8 @@ def isolate(
             f"{type(inner).__name__} gives texts of the data a loss that is not a finite number,"
             f" each by itself and with plain attention, in {dtype}",
             where="model.name",
-            hint="are its weights whole? precision=fp16 overflows in some models, bf16 does not",
+            hint="are its weights whole? if they are: engine.precision=bf16, as fp16 overflows in"
+            " some models",
         )
     if not agree(foresight <= tolerance.leak):
         raise ConfigError(
