@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
+from launcher.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
 from launcher.evals.records import Generation, Prompt
 from launcher.evals.runner import plan_batches, poll
@@ -49,7 +50,7 @@ def generate_records(
             world_size=world_size,
             lockstep=lockstep,
             new_tokens=decoding.max_new_tokens,
-            equal=not reads_padding(model),
+            equal=_needs_equal(model, contexts, batch_tokens, decoding.max_new_tokens),
         )
         for batch in batches:
             poll(should_stop)
@@ -151,42 +152,86 @@ PLAIN: Mapping[str, Any] = {
 }
 
 _READS_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+#: Tokens of the answers of the check: what stands in a cache is read from the second one on.
+_STEPS = 8
 
 
 def reads_padding(model: Any) -> bool:
-    """Whether a prompt that is padded on the left, to the length of another one, is answered as it
-    is alone: some models count positions from the beginning of the line, or carry a state over it.
+    """Whether prompts that are padded on the left, to the length of the longest, are answered as
+    they are alone: some models count positions from the beginning of the line, carry a state over
+    it, choose keys among it, or forget the padding once they go on from a cache.
 
-    Found out on the model itself, once; ask within `inference`, on all ranks.
+    Found out on the model itself, once; ask within `inference`, on all ranks. Raises `ConfigError`
+    for a model that generates nothing.
     """
     if model not in _READS_PADDING:
         text = model.config.get_text_config()
-        longest = min(70, (getattr(text, "max_position_embeddings", None) or 70) - 1)
+        places = getattr(text, "max_position_embeddings", None) or 70 + _STEPS
+        longest = max(min(70, places - _STEPS), 2)
         lengths = (min(7, longest // 2), longest)
         prompts = [[(4 + 3 * i) % text.vocab_size for i in range(n)] for n in lengths]
-        alone, padded = (_first_scores(model, lines) for lines in (prompts[:1], prompts))
-        tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
-        limit = tolerance * float(alone.abs().max())
-        _READS_PADDING[model] = float((alone[0] - padded[0]).abs().max()) <= limit
+        _READS_PADDING[model] = _is_read_alike(model, prompts, _STEPS)
     return _READS_PADDING[model]
 
 
-def _first_scores(model: Any, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Logits [prompts, vocabulary] of the first token of each answer."""
+def _needs_equal(
+    model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int, new_tokens: int
+) -> bool:
+    """Whether only prompts of one length may be answered together: by the shortest of `prompts` and
+    the longest that a batch has room for twice."""
+    both = [tokens for tokens in prompts if 2 * (len(tokens) + new_tokens) <= batch_tokens]
+    pair = [min(both, key=len), max(both, key=len)] if both else []
+    if len(set(map(len, pair))) < 2:
+        return False
+    steps = min(_STEPS, new_tokens)
+    return not reads_padding(model) or not _is_read_alike(model, pair, steps)
+
+
+def _is_read_alike(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> bool:
+    """Whether the first of two prompts, padded to the other's length, is answered as it is alone;
+    `ConfigError` if nothing is."""
+    try:
+        padded = _scores(model, prompts, steps)[:, 0]
+        return _are_alike(_scores(model, prompts[:1], steps)[:, 0], padded)
+    except torch.OutOfMemoryError:
+        raise
+    # Code of others fails in its own way on what it was never run with.
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(
+            f"{type(model).__name__} generates no answers: {type(error).__name__}: {error}",
+            where="model.name",
+            hint="see whether plain transformers does; to measure what needs none:"
+            " eval.metrics=[loss,perplexity]",
+        ) from error
+
+
+def _are_alike(alone: Tensor, padded: Tensor) -> bool:
+    """Whether the logits [tokens, vocabulary] of two answers are the same but for rounding, as far
+    as both say the same."""
+    tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
+    for one, other in zip(alone, padded, strict=True):
+        if not float((one - other).abs().max()) <= tolerance * float(one.abs().max()):
+            return False
+        if one.argmax() != other.argmax():
+            break
+    return True
+
+
+def _scores(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
+    """Logits [tokens, prompts, vocabulary] of the first tokens of each answer."""
     tokens, mask = pad_left(prompts, 0)
     device = next(model.parameters()).device
     made = model.generate(
         input_ids=tokens.to(device),
         attention_mask=mask.to(device),
-        max_new_tokens=1,
+        max_new_tokens=steps,
         **PLAIN,
         pad_token_id=0,
         eos_token_id=None,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    logits: Tensor = made.logits[0]
-    return logits
+    return torch.stack(made.logits)
 
 
 def padding_of(tokenizer: Any, stops: Sequence[int]) -> int:

@@ -42,12 +42,17 @@ class AdapterReader:
         state = convert_peft_adapter_state_dict_for_transformers(
             model, model.peft_config["default"], state
         )
-        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        trained = {
+            name: parameter
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+            if parameter.requires_grad
+        }
         # peft decides the names on disk: each parameter stands for itself.
         named = get_peft_model_state_dict(
             model, state_dict={n: _Name(n) for n in trained}, save_embedding_layers=False
         )
-        self._tensors = {}
+        self._tensors: dict[str, torch.Tensor] = {}
+        first: dict[int, str] = {}
         missing = [name for name in named if name not in state]
         if missing or len(named) < len(trained):
             raise ConfigError(
@@ -63,7 +68,13 @@ class AdapterReader:
                     where=str(folder),
                     hint="is its base another model, or has it other tokens?",
                 )
-            self._tensors[name.text] = state[key]
+            one = first.setdefault(id(trained[name.text]), name.text)
+            if not torch.equal(self._tensors.setdefault(one, state[key]), state[key]):
+                raise ConfigError(
+                    f"{key} differs from that of another layer, which shares its matrix",
+                    where=str(folder),
+                    hint="adapters of shared layers must be the same: train a new one",
+                )
 
     def keys(self) -> list[str]:
         """Names of the tensors."""

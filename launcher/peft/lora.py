@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from launcher.config import checks, schema, tensors
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 ALL_LINEAR = "all-linear"
+#: What names of peft's begin with.
+_ROOT = "base_model.model."
 
 
 def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None) -> PeftModel:
@@ -29,7 +32,8 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
     Of a classifier, `head` names the modules that its base lacks: they are trained in full. With
     `config.adapter` the adapters are laid out as that folder says; its weights are loaded after.
 
-    Its `left_out` is a line about linear layers without adapters, or None. Raises `ConfigError`
+    Its `left_out` is a line about linear layers without adapters, or None; `file_names` is what
+    tensors are called in the file of an adapter where not by their own name. Raises `ConfigError`
     naming the closest module names if a target or a module to save does not exist, and for what
     peft cannot adapt. Under ZeRO-3 call it on every rank, after the base was loaded and before
     deepspeed.initialize, which takes rank 0's adapters for all ranks and partitions them.
@@ -78,7 +82,9 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
                 where=where,
                 hint="name other layers, e.g. peft.targets=[q_proj,v_proj]",
             ) from error
+    _share(adapted)
     adapted.left_out = told
+    adapted.file_names = _file_names(adapted)
     return adapted
 
 
@@ -167,6 +173,7 @@ def choose(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = N
             _choose_named(name, modules, found, spared)
     _refuse_tied(model, found)
     _move_renamed(model, modules, found)
+    _drop_unopenable(model, found, names)
     if found.parameters and (config.dora or config.dropout):
         _refuse_on_parameters(config, found)
     if not found.modules and not found.parameters:
@@ -348,6 +355,104 @@ def _is_renamed(model: Any, leaf: str) -> bool:
     except ValueError:  # it wants all of the names that are fused into one parameter
         return True
     return leaf not in (options.target_modules or ())
+
+
+def _drop_unopenable(model: Any, found: Targets, asked: Sequence[str]) -> None:
+    """Leave out the layers whose adapters would not open again, or refuse those asked for by name.
+
+    transformers renames the weights of old or foreign checkpoints when it opens them, adapters too;
+    what is no name of such a checkpoint may come out as another.
+    """
+    owners = {name: name for name in found.modules}
+    owners |= {name: name.rpartition(".")[0] for name in found.parameters}
+    keys = {f"{_ROOT}{owner}.lora_A.weight" for owner in owners.values()}
+    lost = {key for key, stored in _stored_names(model, sorted(keys)).items() if stored is None}
+    for name in [n for n, owner in owners.items() if f"{_ROOT}{owner}.lora_A.weight" in lost]:
+        if wanted := [one for one in asked if one != ALL_LINEAR and _matches(name, one)]:
+            raise ConfigError(
+                f"transformers gives the adapter of {name!r} another name when it is opened",
+                where="peft.targets",
+                hint=f"leave {wanted[0]} out; peft.targets=all-linear leaves out what cannot be"
+                " adapted",
+            )
+        (found.modules if name in found.modules else found.parameters).remove(name)
+        found.left_out[name] = "transformers renames their adapters when it opens them"
+
+
+def _file_names(model: Any) -> dict[str, str]:
+    """Names in the file of an adapter that come out as others when it is opened -> names that come
+    out as these. Raises `ConfigError` where there is none."""
+    import peft
+
+    parameters = model.named_parameters(remove_duplicate=False)
+    trained = {name: name for name, parameter in parameters if parameter.requires_grad}
+    keys = peft.get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
+    stored = _stored_names(model.get_base_model(), [key for key in keys if ".lora_" in key])
+    if lost := [key for key, name in stored.items() if name is None]:
+        raise ConfigError(
+            f"transformers gives {lost[0]} another name when it opens the adapter",
+            where="peft.targets",
+            hint="name other layers, e.g. peft.targets=[q_proj,v_proj]",
+        )
+    return {key: name for key, name in stored.items() if name is not None}
+
+
+def _stored_names(model: Any, keys: Iterable[str]) -> dict[str, str | None]:
+    """For those `keys` of an adapter's file that come out as others when it is opened: what comes
+    out as they are, or None."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    names = list(keys)
+    moved = [key for key, opened in zip(names, _opened(model, names), strict=True) if key != opened]
+    if not moved:
+        return {}
+    found: dict[str, str | None] = dict.fromkeys(moved)
+    for renaming in get_model_conversion_mapping(model):
+        if isinstance(renaming, WeightRenaming):
+            back = renaming.reverse_transform()
+            tried = {
+                key: _ROOT + back.rename_source_key(key.removeprefix(_ROOT))[0]
+                for key in moved
+                if found[key] is None
+            }
+            opened = _opened(model, tried.values())
+            found |= {key: tried[key] for key, one in zip(tried, opened, strict=True) if one == key}
+    return found
+
+
+def _opened(model: Any, keys: Iterable[str]) -> list[str | None]:
+    """What each of `keys` in an adapter's file is called once it is opened."""
+    from peft.utils.transformers_weight_conversion import (
+        convert_peft_adapter_state_dict_for_transformers,
+    )
+
+    import peft
+
+    numbered = {key: torch.full((1, 1), float(i)) for i, key in enumerate(dict.fromkeys(keys))}
+    opened = convert_peft_adapter_state_dict_for_transformers(model, peft.LoraConfig(), numbered)
+    places = {int(tensor): key for key, tensor in opened.items() if tensor.numel() == 1}
+    order = {key: places.get(i) for i, key in enumerate(numbered)}
+    return [order[key] for key in keys]
+
+
+def _share(model: Any) -> None:
+    """Give layers that share one matrix one adapter, which is folded into the matrix once."""
+    from peft.tuners.lora import Linear
+
+    first: dict[int, Any] = {}
+    for module in model.modules():
+        if not isinstance(module, Linear):
+            continue
+        one = first.setdefault(id(module.get_base_layer().weight), module)
+        if one is not module:
+            for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
+                setattr(module, name, getattr(one, name))
+            module.merge = _nothing  # type: ignore[method-assign]
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    pass
 
 
 def _refuse_on_parameters(config: schema.LoraConfig, found: Targets) -> None:

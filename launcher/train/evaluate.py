@@ -95,6 +95,15 @@ class Evaluator:
             results.generations = self._answers(model, journal, say)
         return results
 
+    def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
+        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot."""
+        if self._generates:
+            with (
+                gathered.for_generation(model, self.config, self.ranks, say),
+                generation.inference(model),
+            ):
+                generation.reads_padding(model)
+
     def _answers(
         self, model: Any, journal: Journal | None, say: Callable[[str], None]
     ) -> list[Generation]:

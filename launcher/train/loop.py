@@ -42,7 +42,7 @@ from launcher.train.further import make_evaluator
 from launcher.train.heartbeat import Heartbeat
 from launcher.train.isolation import isolate, require_recomputable
 from launcher.train.schedule import factor
-from launcher.train.selftest import silent_adapters
+from launcher.train.selftest import require_trainable, silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
 from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
@@ -236,15 +236,19 @@ def train(
     for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
         say(f"attention: {note}")
     require_recomputable(head, config.model)
+    require_trainable(head, model, cache, device)
     if config.model.compile:
         model.compile()
     if ranks.is_main:
         run.set_status(State.running, step=progress.step, steps=plan.steps)
     try:
-        if evaluator is not None and config.eval.base and progress.step == 0:
+        if evaluator is not None and progress.step == 0:
             heart.beat("eval", 0)
             engine.eval()
-            score_base(evaluator, run, engine, model, folders["validation"], say)
+            if config.eval.base:
+                score_base(evaluator, run, engine, model, folders["validation"], say)
+            else:
+                evaluator.rehearse(model, say)
         engine.train()
         if stopping():
             stop_now()

@@ -217,7 +217,8 @@ def table(found: dict[tuple[str, str], list[dict[str, Any]]], head: str) -> list
 
 def _plain(text: str) -> str:
     """Words of a cell, without the folder that the model was made in."""
-    return re.sub(r"'/\S*/base'", "the model", text).replace("|", "\\|")
+    text = re.sub(r"'/\S*/base'", "the model", text)
+    return re.sub(r"/\S*/base\b", "its folder", text).replace("|", "\\|")
 
 
 def engine_table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from launcher.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
 from launcher.evals.records import LossRecord, Prompt, Results
@@ -403,6 +404,41 @@ def test_prompts_of_a_model_that_cannot_read_padding_are_batched_by_length():
     positions.prepare_inputs_for_generation = from_the_left
     assert not reads_padding(positions)
     assert generate(positions, prompts) == expected
+
+
+def test_a_model_that_forgets_padding_once_it_goes_on_from_its_cache_is_noticed(model):
+    torch.manual_seed(0)
+    own = LlamaForCausalLM(model.config).eval()
+    for parameter in own.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    plain = own.prepare_inputs_for_generation
+
+    def forgetful(*args, **kwargs):
+        inputs = plain(*args, **kwargs)
+        mask = inputs.get("attention_mask")
+        if inputs["input_ids"].shape[1] == 1 and mask is not None:
+            inputs["attention_mask"] = torch.ones_like(mask)
+        return inputs
+
+    prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 2))]
+    expected = [answer for prompt in prompts for answer in generate(own, [prompt])]
+    assert generate(own, prompts) == expected
+    forgets = LlamaForCausalLM(model.config).eval()
+    forgets.load_state_dict(own.state_dict())
+    forgets.prepare_inputs_for_generation = forgetful
+    assert not reads_padding(forgets)
+    assert generate(forgets, prompts) == expected
+
+
+def test_a_model_that_generates_nothing_is_refused_with_the_reason(model):
+    silent = LlamaForCausalLM(model.config).eval()
+
+    def broken(*args, **kwargs):
+        raise AttributeError("no number of layers")
+
+    silent.prepare_inputs_for_generation = broken
+    with pytest.raises(ConfigError, match="generates no answers: AttributeError: no number"):
+        reads_padding(silent)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=30), st.integers(1, 4))

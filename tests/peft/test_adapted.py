@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.config.schema import LoraConfig
+import peft
+from launcher.config.schema import Config, LoraConfig
 from launcher.errors import ConfigError
+from launcher.model.adapter import AdapterReader
+from launcher.model.export import Kind, Trained, export
 from launcher.model.merge import Merger
+from launcher.model.rebuild import load_base, with_adapters
+from launcher.model.verify import verify
 from launcher.peft.lora import apply
 from support.adapted import FAMILIES, family
+from support.families import make_family, small_config
+from support.family_checks import checkpoint, move
 
 #: Linear layers whose weight a fused kernel takes past any adapter.
 LEFT_OUT = {
@@ -129,3 +137,60 @@ def test_adapters_on_one_of_two_tied_embeddings_are_refused(target: str) -> None
 def test_the_tied_embedding_of_gpt2_is_refused_too() -> None:
     with pytest.raises(ConfigError, match="tied"):
         apply(make("gpt2"), LoraConfig(targets=["c_attn", "wte"]))
+
+
+def small(name: str) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(small_config(name)).eval()
+
+
+def test_layers_that_share_a_matrix_share_an_adapter_which_is_merged_once() -> None:
+    model = apply(small("zamba"), LoraConfig(rank=2)).eval()
+    first, second = (model.base_model.model.model.layers[i].shared_transf for i in (1, 3))
+    assert first.self_attn.q_proj.weight is second.self_attn.q_proj.weight
+    assert first.self_attn.q_proj.lora_A is second.self_attn.q_proj.lora_A
+    move(model)
+    tokens = torch.arange(7, 40)[None]
+    with torch.no_grad():
+        expected = model(input_ids=tokens, use_cache=False).logits
+        merged = model.merge_and_unload()(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(merged, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_that_differ_where_layers_share_a_matrix_are_refused(tmp_path: Path) -> None:
+    model = peft.get_peft_model(small("zamba"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    move(model)  # peft itself lets each layer learn another one
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="shares its matrix"):
+        AdapterReader(tmp_path, apply(small("zamba"), LoraConfig(adapter=str(tmp_path))))
+
+
+def test_an_adapter_opens_under_its_names_though_transformers_renames_some(tmp_path: Path) -> None:
+    base = make_family("laguna", tmp_path / "base")
+    config = Config(peft=LoraConfig(rank=2))
+    config.model.name = str(base)
+    model = with_adapters(load_base(config.model, base, torch.float32, 0), config).eval()
+    move(model)
+    assert any(".shared_experts." in name for name in model.file_names)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    weights = checkpoint(model, tmp_path / "weights.safetensors")
+    trained, out = Trained(config, weights, tokenizer, torch.float32), tmp_path / "adapter"
+    export(trained, Kind.adapter, out, lambda folder: verify(trained, folder))
+    tokens = torch.arange(7, 40)[None]
+    plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    plain.load_adapter(str(out))  # transformers' own way, beside peft's, which `verify` takes
+    with torch.no_grad():
+        expected = model(input_ids=tokens, use_cache=False).logits
+        found = plain(input_ids=tokens, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_whose_adapter_would_open_as_another_is_left_out() -> None:
+    model = apply(small("inkling2_text"), LoraConfig(rank=2))
+    assert "weight_proj" in model.left_out
+    assert not any("weight_proj" in name for name in adapted(model))
+    with pytest.raises(ConfigError, match="another name") as caught:
+        apply(small("inkling2_text"), LoraConfig(targets=["q_proj", "weight_proj"]))
+    assert caught.value.problems[0].where == "peft.targets"

@@ -222,6 +222,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "umt5": {"decoder_start_token_id": 0},
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
+    "xlstm": {"hidden_size": 128, "embedding_dim": 128},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
         "num_hidden_layers": 4,
@@ -246,6 +247,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "llama, tied": ("llama", GROUPED | {"tie_word_embeddings": True}),
     "mistral, no window": ("mistral", {"sliding_window": None}),
+    "youtu, no padding": ("youtu", {"pad_token_id": None}),
     "qwen2, window": ("qwen2", {"use_sliding_window": True}),
     "falcon, alibi": ("falcon", {"alibi": True}),
 }

@@ -42,6 +42,7 @@ from launcher.model.rebuild import load_base, with_adapters
 from launcher.model.verify import open_export, verify
 from launcher.track import meters
 from launcher.train.isolation import isolate
+from launcher.train.selftest import require_trainable
 from support.ranks import ROOT, run_ranks
 
 #: Tokens of the documents: some longer than any window of a small model, and rows of them as many
@@ -174,6 +175,7 @@ def start(one: Subject, words: list[str]) -> Started:
         model = method(model, config.peft, classes and classes.fresh)
     head = make_head(model, classes)
     notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"), trains=True)
+    require_trainable(head, model, one.cache, torch.device("cpu"))
     layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
     return Started(model, head, config, classes, layout)

@@ -1,7 +1,5 @@
 """Records that are computed together do not see each other, whatever the model is made of."""
 
-from itertools import chain, repeat
-
 import pytest
 import torch
 import transformers
@@ -262,6 +260,58 @@ def test_attention_that_ignores_what_the_model_says_is_noticed(cache, monkeypatc
     assert head.layout == "padded, eager"
 
 
+def test_experts_that_rounding_chooses_otherwise_are_no_other_layout(tmp_path, monkeypatch):
+    config = transformers.GptOssConfig(
+        **(COMMON | {"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 16}),
+        **{"sliding_window": 6, "num_local_experts": 16, "num_experts_per_tok": 2},
+    )
+    attention.register()
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention.DOCUMENT)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "sinks" in name:
+            torch.nn.init.normal_(parameter, mean=3.0)
+    model = model.to(torch.bfloat16).eval()
+    generator = torch.Generator().manual_seed(2)
+    tokens = [torch.randint(3, 61, (n,), generator=generator).tolist() for n in (40, 19, 30)]
+    cache = caches.write(tmp_path / "cache", [(one, [1] * len(one)) for one in tokens])
+    head = TargetHead(model)
+    row = make_row(cache, [0, 1, 2])
+    packed, _ = head.score(model, row)
+    head.isolates = False
+    model.set_attn_implementation("eager")
+    off = float((packed - head.score(model, row)[0]).abs().mean())
+    assert off > 0.1  # as many experts are chosen anew as would be taken for another layout
+    model.set_attn_implementation(attention.DOCUMENT)
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == []
+    assert head.layout == "row"
+    own = attention.document_attention
+    monkeypatch.setitem(
+        transformers.AttentionInterface._global_mapping,
+        attention.DOCUMENT,
+        lambda *args, s_aux=None, **kwargs: own(*args, **kwargs),
+    )
+    head = TargetHead(model)
+    (note,) = isolate(head, model, model, cache, CPU)
+    assert "attention that is not that of packed rows" in note
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(_mean_of_the_row, with_kwargs=True)
+    model.set_attn_implementation(attention.DOCUMENT)
+    with pytest.raises(ConfigError, match="another loss beside others"):
+        isolate(TargetHead(model), model, model, cache, CPU)
+
+
+def _mean_of_the_row(module, args, kwargs):
+    """Lets each token of a row, or of the lines beside it, have a small part of all others."""
+    mean = args[0].mean((0, 1), keepdim=True) if args[0].shape[0] > 1 else 0
+    if attention.document_starts() is not None:
+        mean = args[0].mean(1, keepdim=True)
+    return (args[0] + 0.1 * mean, *args[1:]), kwargs
+
+
 def test_one_short_record_is_enough(tmp_path):
     cache = caches.write(tmp_path / "one", [([5, 6], [0, 1])], max_length=8)
     model = make("qwen3.5")
@@ -276,20 +326,53 @@ def test_records_of_one_token_cannot_see_each_other(tmp_path):
     assert isolate(TargetHead(model), model, model, cache, CPU) == []
 
 
-def test_a_model_that_is_broken_already_is_left_to_its_first_step(cache):
+def test_a_model_that_is_broken_already_is_refused(cache):
     model = make("llama")
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(ConfigError, match="not a finite number") as caught:
+        isolate(TargetHead(model), model, model, cache, CPU)
+    assert caught.value.problems[0].where == "model.name"
+
+
+class Overflowing(torch.nn.Module):
+    """Gives no numbers where documents lie side by side: what is compared is never equal."""
+
+    def __init__(self, layer, everywhere):
+        super().__init__()
+        self.layer, self.everywhere = layer, everywhere
+
+    def forward(self, hidden, *args, **kwargs):
+        if attention.document_starts() is not None or (self.everywhere and len(hidden) > 1):
+            hidden = hidden * float("nan")
+        return self.layer(hidden, *args, **kwargs)
+
+
+def test_a_row_without_a_finite_loss_is_never_taken_for_right(cache):
+    model = make("llama")
+    model.model.layers[0] = Overflowing(model.model.layers[0], False)
     head = TargetHead(model)
-    assert isolate(head, model, model, cache, CPU) == []
-    assert head.isolates
+    isolate(head, model, model, cache, CPU)
+    assert head.layout == "padded, sdpa"
+    model.model.layers[0].everywhere = True
+    model.set_attn_implementation(attention.DOCUMENT)
+    with pytest.raises(ConfigError, match="another loss beside others"):
+        isolate(TargetHead(model), model, model, cache, CPU)
 
 
 def test_what_one_rank_finds_holds_for_all(cache):
     model = make("llama")
     head = TargetHead(model)
-    answers = chain([True, True, True, False], repeat(True))
+    answers = iter([True] * 4 + [False] * 3 + [True] * 3)
     isolate(head, model, model, cache, CPU, lambda mine: next(answers))
     assert head.layout == "padded, sdpa"
+
+
+def test_a_model_that_is_causal_with_one_attention_alone_is_refused(cache):
+    model = make("llama")
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False  # what sdpa goes by where there is no mask
+    with pytest.raises(ConfigError, match="is not causal"):
+        isolate(TargetHead(model), model, model, cache, CPU)
 
 
 def test_a_model_that_reads_in_both_directions_is_refused(cache):

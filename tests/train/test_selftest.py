@@ -1,9 +1,58 @@
-"""Adapters that no gradient reaches are named after the first step."""
+"""What cannot be trained is refused before anything is scored; adapters that no gradient reaches
+are named after the first step."""
 
+import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from launcher.config.schema import LoraConfig
+from launcher.data import cache as caches
+from launcher.errors import ConfigError
+from launcher.model.head import TargetHead
+from launcher.peft.lora import apply
 from launcher.train.engine import Piece
-from launcher.train.selftest import silent_adapters
+from launcher.train.selftest import require_trainable, silent_adapters
+from support.families import small_config
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return caches.write(tmp_path / "cache", [([5, 6, 7, 8], [0, 0, 1, 1]), ([9] * 9, [1] * 9)])
+
+
+def check(model, cache):
+    model.config.use_cache = False
+    require_trainable(TargetHead(model), model.eval(), cache, torch.device("cpu"))
+
+
+def make(name, **changes):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(small_config(name, **changes))
+
+
+def test_adapters_that_no_gradient_reaches_are_refused(cache):
+    check(make("reformer"), cache)
+    with pytest.raises(ConfigError, match="no gradient") as caught:
+        check(apply(make("reformer"), LoraConfig(rank=2)), cache)
+    assert caught.value.problems[0].hint.endswith("peft=none")
+
+
+def test_the_check_of_gradients_leaves_nothing_behind(cache):
+    model = apply(make("llama"), LoraConfig(rank=2, dropout=0.5))
+    state = torch.get_rng_state()
+    check(model, cache)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_trained_row_that_opening_sets_to_zero_is_refused(cache):
+    with pytest.raises(ConfigError, match="row of token 0 in model.embed_tokens"):
+        check(make("youtu"), cache)
+    check(apply(make("youtu"), LoraConfig(rank=2)), cache)
+    check(make("youtu", pad_token_id=None), cache)
+    check(make("youtu", tie_word_embeddings=False), cache)
+    check(make("llama", tie_word_embeddings=True), cache)
 
 
 def test_an_adapter_that_the_first_step_left_at_zero_is_named():
