@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.errors import ConfigError
+from launcher.model.adapter import inner_model
 from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
 from launcher.train.distributed import gather_objects
@@ -35,7 +36,7 @@ def require_trainable(
     Gradients are those of one short record; nothing is left of them. Under ZeRO-3 they are not
     taken, as parameters are gathered for the engine's own passes.
     """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_model(model)
     _require_kept_rows(model, inner)
     adapters = [p for n, p in model.named_parameters() if p.requires_grad and ".lora_" in n]
     if not adapters or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
