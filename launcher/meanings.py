@@ -56,10 +56,13 @@ def is_not_an_answer(value: Any) -> bool:
 def is_media(value: Any) -> bool:
     """Whether a value is an image, sound or film as the library `datasets` stores them in tables,
     or a list of such."""
-    if isinstance(value, list):
-        return bool(value) and all(map(is_media, value))
-    is_stored = isinstance(value, dict) and value.keys() <= {"bytes", "path"}
-    return is_stored and isinstance(value.get("bytes"), bytes)
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(
+        isinstance(one, dict)
+        and one.keys() <= {"bytes", "path"}
+        and isinstance(one.get("bytes"), bytes)
+        for one in values
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -319,7 +319,7 @@ def test_no_target_is_refused_with_the_record(
 ) -> None:
     template = tmp_path / "silent.jinja"
     template.write_text(
-        "{% for m in messages %}{{ m['content'] }}{% generation %}{% endgeneration %}{% endfor %}"
+        "{% for m in messages if m['role'] == 'user' %}{{ m['content'] }}{% endfor %}"
     )
     data = make_data(GOOD)
     error = problem(configure({"chat_template": str(template)}, train=data))
