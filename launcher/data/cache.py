@@ -57,7 +57,7 @@ class Counts:
     split: int = 0
     """Records cut into pieces (the pieces are records of their own)."""
     left_out: int = 0
-    """Records of which the chat template leaves out what the assistant says."""
+    """Records of which the chat template leaves something out."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))

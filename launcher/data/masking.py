@@ -4,8 +4,8 @@ Learned is what the model must write itself: each assistant turn from where the 
 ends to its end-of-turn token, which it must learn too, or it never stops. A template that marks
 every answer with `{% generation %}` is taken at its word; for others the turns are found in what it
 writes (`launcher.data.turns`), or known from conversations of the same shape
-(`launcher.data.layouts`). No span holds what somebody else says, and what of the assistant's words
-is in none is named.
+(`launcher.data.layouts`). No span holds what somebody else says. What of the assistant's words is
+in none is named, and so are turns of others and tools that the template does not write.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from typing import Any, NamedTuple
 from launcher.config.schema import DataConfig, Thoughts
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.layouts import Layout, Shape
-from launcher.data.provenance import KINDS, NAMES, THOUGHT_FIELDS, split_thoughts
+from launcher.data.provenance import (
+    KINDS,
+    NAMES,
+    THOUGHT_FIELDS,
+    TOOLS,
+    WHOLE,
+    split_thoughts,
+)
 from launcher.data.template import ChatTemplate, Message, Span
 from launcher.data.turns import TurnFinder
 
@@ -35,8 +42,8 @@ _MOST = 4096
 
 
 class LeftOut(NamedTuple):
-    """What the assistant says and the template does not write: number of the message, from 1, and
-    one of `KINDS`."""
+    """What is said and the template does not write: number of the message, from 1, and one of
+    `KINDS`. Number 0 has what is of no message of the record: tools, and `data.system`."""
 
     message: int
     kind: str
@@ -55,9 +62,17 @@ def kinds_of_bits(bits: int) -> list[str]:
 def told(left_out: Iterable[LeftOut]) -> str:
     """What is left out, in words."""
     left_out = tuple(left_out)
-    text = ", ".join(f"the {kind} of message {message}" for message, kind in left_out)
+    text = ", ".join(map(_place, left_out))
     unnamed = any(kind == NAMES for _, kind in left_out)
     return text + (f" ({_BY_ID})" if unnamed else "")
+
+
+def _place(entry: LeftOut) -> str:
+    if entry.kind == TOOLS:
+        return "the declared tools"
+    if entry.kind == WHOLE:
+        return f"message {entry.message}" if entry.message else "data.system"
+    return f"the {entry.kind} of message {entry.message}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +103,7 @@ class Rendering(NamedTuple):
 
 class _Learned(NamedTuple):
     """Text, the span of each learned turn by index of its message, and (number of message, kind) of
-    what is left out."""
+    what is left out, 0 for what is of none."""
 
     text: str
     spans: dict[int, Span]
@@ -118,7 +133,7 @@ class ChatRenderer:
             silent, added = frozenset(i + 1 for i in silent), 1
         messages = self._template.with_thoughts(messages, chat.tools, added)
         text, spans, left_out = self._found(messages, chat.tools, silent)
-        named = tuple(LeftOut(number - added, kind) for number, kind in left_out)
+        named = tuple(LeftOut(max(number - added, 0), kind) for number, kind in left_out)
         return Rendering(text, sorted(spans.values()), named)
 
     def ends_turn(self, text: str) -> bool:

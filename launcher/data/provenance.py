@@ -35,8 +35,10 @@ _TAGS = re.compile(r"</?think>|\[/?THINK\]|<\|channel>thought|<channel\|>")
 #: Names under which thoughts stand beside the content.
 THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 CONTENT, THOUGHTS, CALLS, NAMES = "content", "thoughts", "tool calls", "names of tool calls"
-#: What may be left out of a turn.
-KINDS = (CONTENT, THOUGHTS, CALLS, NAMES)
+#: What others say: a turn of theirs, and the tools that there are.
+WHOLE, TOOLS = "whole turns", "declared tools"
+#: What may be left out of a conversation.
+KINDS = (CONTENT, THOUGHTS, CALLS, NAMES, WHOLE, TOOLS)
 
 
 @dataclass(frozen=True, slots=True)

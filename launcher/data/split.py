@@ -152,8 +152,8 @@ class SplitWriter:
         """Check the whole and write index.json. Raises `DataError` when no record is left."""
         if left_out := self.counts.left_out:
             say(
-                f"prepare: warning: the chat template leaves out what the assistant says in "
-                f"{left_out:,} of {self.counts.read:,} records\n  HINT: {MEND}"
+                f"prepare: warning: the chat template leaves something out of {left_out:,} of "
+                f"{self.counts.read:,} records\n  HINT: {MEND}"
             )
         if self._cache.records:
             self._check_targets()

@@ -18,6 +18,8 @@ from launcher.data.provenance import (
     CALLS,
     KINDS,
     NAMES,
+    TOOLS,
+    WHOLE,
     Painted,
     Run,
     looked_for,
@@ -379,7 +381,8 @@ class View:
                     )
 
     def left_out(self, spans: Mapping[int, Span], learned: Sequence[int]) -> list[tuple[int, str]]:
-        """(message, kind) of all that turns that are learned say outside of the spans."""
+        """(message, kind) of all that turns that are learned say outside of the spans, and of what
+        is written nowhere of what others say; tools are of no message, -1."""
         found = self._counts(spans.values())
         missing = {
             (said.message, said.kind)
@@ -388,7 +391,26 @@ class View:
         }
         # Where not even the arguments are written, the call as a whole is not.
         missing -= {(i, NAMES) for i, kind in missing if kind == CALLS}
+        missing |= self._unheard()
         return sorted(missing, key=lambda entry: (entry[0], KINDS.index(entry[1])))
+
+    def _unheard(self) -> set[tuple[int, str]]:
+        """What nothing is written of: turns of others than the assistant, and tools."""
+        heard: dict[int, bool] = {}
+        for said in self._painted.said.values():
+            if said.size and self.messages[said.message]["role"] != "assistant":
+                is_written = heard.get(said.message, False) or said.color in self.shown
+                heard[said.message] = is_written
+        found = {(i, WHOLE) for i, is_written in heard.items() if not is_written}
+        if self._tools:
+            try:
+                without = self._template.render(self._painted.messages, None)[0]
+            except BadRecord:
+                without = None
+            # Behind it may stand the token that ends the last turn.
+            if without and self.shown.startswith(without):
+                found.add((-1, TOOLS))
+        return found
 
     def is_lost(self, i: int, span: Span) -> bool:
         """Whether a turn says something and its span holds none of it."""

@@ -67,7 +67,7 @@ def test_what_the_template_leaves_out_is_shown(
     said = capsys.readouterr().err
     assert f"{data}:2: the chat template leaves out the thoughts of message 2" in said
     assert "train.jsonl:7" not in said  # five are named, the others counted
-    assert "leaves out what the assistant says in 6 of 7 records" in said
+    assert "leaves something out of 6 of 7 records" in said
     assert "6 with something left out" in said
     assert show.main([str(folder), "--count", "7"]) == 0
     first, second, *_ = capsys.readouterr().out.split("\n\n")

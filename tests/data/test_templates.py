@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Thoughts
+from launcher.data import provenance
 from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.data.masking import ChatOptions, ChatRenderer, Rendering
-from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, split_thoughts
+from launcher.data.masking import ChatOptions, ChatRenderer, Rendering, told
+from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, WHOLE, split_thoughts
 from launcher.evals.runner import prompt_and_reference
 from support.templates import FAMILIES, tokenizer_of
 
@@ -337,6 +338,30 @@ def test_what_is_left_out_is_named_by_message(make: Make) -> None:
     assert silent.left_out == ()
 
 
+def test_turns_of_others_that_are_not_written_are_named(make: Make) -> None:
+    system, other = says("system", "μν ξ"), says("system", "ο πρ")
+    tokenizer = make("qwen2_5")
+    tokenizer.chat_template = (
+        "{% for m in messages if m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' "
+        "+ m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    deaf = ChatRenderer(tokenizer, ChatOptions(system="σ τ"))
+    for _ in range(3):  # looked for, then known of its shape
+        assert deaf.render(Chat([system, USER, ANSWER])).left_out == ((1, WHOLE),)
+        own = deaf.render(Chat([USER, ANSWER, AGAIN, LATER])).left_out
+        assert own == ((0, WHOLE),)
+        assert told(own) == "data.system"
+    found = render(make("falcon_h1"), Chat([system, USER, ANSWER, other, AGAIN, LATER]))
+    assert isinstance(found, Rendering)
+    assert found.left_out == ((4, WHOLE),)
+    assert told(found.left_out) == "message 4"
+    found = render(make("deepseek_r1"), Chat([USER, ANSWER], TOOLS))
+    assert isinstance(found, Rendering)
+    assert found.left_out == ((0, provenance.TOOLS),)
+    assert told(found.left_out) == "the declared tools"
+
+
 @pytest.mark.parametrize("family", ["deepseek_r1", "qwen2_5", "glm4_5", "gemma4"])
 def test_arguments_reach_the_template_as_it_wants_them(family: str, make: Make) -> None:
     chat = Chat([USER, call("Ж", city="Д é", open=True), result("γ"), ANSWER], TOOLS)
@@ -371,7 +396,10 @@ def test_a_call_and_its_answer_are_learned_as_written(
     (end,) = FAMILIES[family].ends
     said = [found.text[a:b] for a, b in found.spans]
     assert said == [text + end for text in (*learned, "Д Ж.")]
-    assert found.left_out == (() if learned else ((2, CALLS),))
+    expected = () if learned else ((2, CALLS),)
+    if family.startswith("phi4"):
+        expected = ((0, provenance.TOOLS), (2, CALLS), (3, WHOLE))
+    assert found.left_out == expected
 
 
 def test_what_stands_beside_a_call_is_learned_with_it(make: Make) -> None:
