@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -107,8 +108,8 @@ class _Repeated(ValueError):
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise _Repeated(next(key for key in keys if keys.count(key) > 1))
+        times = Counter(key for key, _ in pairs)
+        raise _Repeated(next(key for key in times if times[key] > 1))
     return found
 
 
@@ -147,7 +148,11 @@ def _fault_beside(record: Mapping[str, Any], messages: Sequence[Mapping[str, Any
     for name in ("tools", "functions"):
         tools = record.get(name)
         if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
-            return f'has "{name}" that are no list of objects.'
+            return f'has "{name}" that are no list of functions with a name each.'
+    if meanings.is_given(record.get("tools")) and meanings.is_given(record.get("functions")):
+        return 'has "tools" and "functions".'
+    if meanings.is_given(record.get("conversations")):
+        return 'has "messages" and "conversations".'
     if not isinstance(record.get("parallel_tool_calls"), bool | None):
         return 'has "parallel_tool_calls" that is neither true nor false.'
     options = record.get("chat_template_kwargs")
@@ -171,8 +176,13 @@ def _fault_of_system(record: Mapping[str, Any], first: Mapping[str, Any]) -> str
         return 'has a "system" beside the messages that is not text.'
     said = {text for text in given if text.strip()}
     if said and first["role"] in ("system", "developer"):
-        said.add(first["content"] if isinstance(first["content"], str) else "")
+        said.add(_joined(first["content"]))
     return "has two system messages that say different things." if len(said) > 1 else ""
+
+
+def _joined(content: Any) -> str:
+    """A text, or its parts as one."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _fault_of_message(message: Any) -> str:
@@ -181,17 +191,21 @@ def _fault_of_message(message: Any) -> str:
     if known := meanings.refused_in_turn(message):
         return f'its "{known[0]}" is not read: {known[1].what}. {_REMOVE}'
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
-    if calls is None and (call := message.get("function_call")) is not None:
+    if meanings.is_given(call := message.get("function_call")):
+        if meanings.is_given(calls):
+            return 'it has "tool_calls" and a "function_call".'
         calls = [{"function": call}]
+    value = message.get("value")
+    content = content if meanings.is_given(content) or value is None else value
     if role not in _ROLES:
         return f'its "role" is not one of {", ".join(_ROLES)}.'
-    for name in ("name", *meanings.THOUGHTS):
+    for name in ("name", "tool_call_id", *meanings.THOUGHTS):
         if not isinstance(message.get(name), str | None):
             return f'its "{name}" is not text.'
     if fault := _fault_of_flags(message, role):
         return fault
     is_calls = isinstance(calls, list) and all(map(_is_call, calls))
-    if calls is not None and not (role == "assistant" and is_calls):
+    if meanings.is_given(calls) and not (role == "assistant" and is_calls):
         return 'its "tool_calls" are no list of calls of functions by the assistant.'
     refusal = message.get("refusal")
     if refusal is not None and not (role == "assistant" and _is_text(refusal)):
@@ -199,7 +213,7 @@ def _fault_of_message(message: Any) -> str:
     refuses = meanings.is_given(refusal)
     if refuses and content:
         return 'it has a "content" and a "refusal".'
-    if message.get("value") not in (None, content):
+    if meanings.is_given(value) and value != content:
         return 'its "content" and "value" say different things.'
     if content is None and role == "assistant" and (calls or refuses):
         return ""
@@ -241,8 +255,10 @@ def _is_tool(tool: Any) -> bool:
     function = tool.get("function")
     if not isinstance(function, dict | None):
         return False
-    schemas = (tool.get("parameters"), (function or {}).get("parameters"))
-    return all(isinstance(schema, dict | None) for schema in schemas)
+    described = function or tool
+    return isinstance(described.get("name"), str) and all(
+        isinstance(one.get("parameters"), dict | None) for one in (tool, described)
+    )
 
 
 def _is_call(call: Any) -> bool:
@@ -253,9 +269,11 @@ def _is_call(call: Any) -> bool:
     if not isinstance(arguments, str):
         return isinstance(arguments, dict | None)
     try:
-        return _is_object(json.loads(arguments.strip() or "{}", object_pairs_hook=_object))
+        held = json.loads(arguments.strip() or "{}", object_pairs_hook=_object)
+        json.dumps(held, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False
+    return isinstance(held, dict | None) and not _depth_exceeds(held, _MOST_DEPTH)
 
 
 def _is_object(value: Any) -> bool:

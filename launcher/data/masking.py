@@ -32,9 +32,9 @@ from launcher.data.template import ChatTemplate, Message, Span
 from launcher.data.turns import TurnFinder
 
 _EMPTY_THOUGHT = re.compile(
-    # The prompt may have opened it.
-    r"\s*(?:(?:<think>)?\s*</think>|(?:\[THINK\])?\s*\[/THINK\]"
-    r"|(?:<\|channel>thought)?\s*<channel\|>)\s*"
+    # The prompt may have opened it. Other white space behind it is the answer's.
+    r"\s*(?:(?:<think>\s*)?</think>|(?:\[THINK\]\s*)?\[/THINK\]"
+    r"|(?:<\|channel>thought\s*)?<channel\|>)\n*"
 )
 _BY_ID = "a template that writes a call's id for its name wants ids such as functions.NAME:0"
 #: Conversations of so many shapes keep their layout.
@@ -118,7 +118,7 @@ class ChatRenderer:
         self._template = ChatTemplate(tokenizer, self._options.variables)
         self._turns = TurnFinder(self._template)
         #: ... for a shape that was seen once
-        self._layouts: dict[bytes | tuple[Any, ...], Layout | EllipsisType | None] = {}
+        self._layouts: dict[tuple[Any, frozenset[int]], Layout | EllipsisType | None] = {}
 
     def render(self, chat: Chat) -> Rendering:
         """The conversation as text.
@@ -133,6 +133,8 @@ class ChatRenderer:
             silent, added = frozenset(i + 1 for i in silent), 1
         messages = self._template.with_thoughts(messages, chat.tools, added)
         text, spans, left_out = self._found(messages, chat.tools, silent)
+        if not self._options.learn_empty_thoughts:
+            spans = {i: _after_empty_thought(text, span) for i, span in spans.items()}
         named = tuple(LeftOut(max(number - added, 0), kind) for number, kind in left_out)
         return Rendering(text, sorted(spans.values()), named)
 
@@ -145,30 +147,32 @@ class ChatRenderer:
     ) -> _Learned:
         """By the layout of earlier conversations of the same shape, if there is one that fits."""
         shape = Shape(messages, tools)
-        if shape.key not in self._layouts:
+        key = (shape.key, silent)
+        if key not in self._layouts:
             # What comes but once has none.
             if len(self._layouts) < _MOST:
-                self._layouts[shape.key] = ...
+                self._layouts[key] = ...
             return self._look(messages, tools, silent)
-        layout = self._layouts[shape.key]
+        if self._turns.are_switched(shape.values, tools):
+            return self._look(messages, tools, silent)
+        layout = self._layouts[key]
         if layout is ...:
-            layout = self._layouts[shape.key] = self._layout(shape, tools)
+            layout = self._layouts[key] = self._layout(shape, tools, silent)
         if layout is None:
             return self._look(messages, tools, silent)
         text = self._template.fitted(messages, tools)[1]
         spans = layout.spans(shape.values, text)
         if spans is None:
             return self._look(messages, tools, silent)
-        learned = {i: span for i, span in spans.items() if i not in silent}
-        left_out = tuple(entry for entry in layout.left_out if entry[0] - 1 not in silent)
-        is_ended = layout.behind and len(messages) - 1 not in silent
-        return _Learned(text + layout.behind * bool(is_ended), learned, left_out)
+        return _Learned(text + layout.behind, spans, layout.left_out)
 
-    def _layout(self, shape: Shape, tools: list[Message] | None) -> Layout | None:
+    def _layout(
+        self, shape: Shape, tools: list[Message] | None, silent: frozenset[int]
+    ) -> Layout | None:
         """What the template writes around texts that mean nothing to it; None if that cannot be
         told."""
         try:
-            text, spans, left_out = self._look(shape.blank(), tools, frozenset())
+            text, spans, left_out = self._look(shape.blank(), tools, silent)
             shown = self._template.fitted(shape.stand_ins(), tools)[1]
         except BadRecord:
             return None
@@ -200,8 +204,6 @@ class ChatRenderer:
         else:
             spans = {i: self._turns.locate(view, i) for i in answers if i not in silent}
         spans = {i: span for i, span in spans.items() if i not in silent and span[0] < span[1]}
-        if not self._options.learn_empty_thoughts:
-            spans = {i: _after_empty_thought(view.text, span) for i, span in spans.items()}
         learned = [i for i in answers if i not in silent]
         # A template that marks turns may put those of one speaker into one.
         view.require_own(spans, learned if tagged else ())

@@ -16,10 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from launcher.data.formats.base import BadRecord
+
 Message = dict[str, Any]
 
 #: Stand-ins: characters of a plane that no text uses.
-_FIRST = 0x100000
+_FIRST, _MOST = 0x100000, 0xFFF0
 #: Stand-ins of one text, and what is kept between them.
 _RUN = re.compile(r'([\U00100000-\U0010fffd])(?:[\s"\\\x00-\x1f]*\1)*')
 #: White space is trimmed and these are escaped in JSON; all others are as good as any other.
@@ -27,7 +29,7 @@ _PAINTED = re.compile(r'[^\s"\\\x00-\x1f]')
 #: Thoughts at the beginning of a content, with their tags; some models' opening tag is in the
 #: prompt.
 _THOUGHTS = re.compile(
-    r"\s*(?:<think>.*?</think>|\[THINK\].*?\[/THINK\]|<\|channel>thought\b.*?<channel\|>"
+    r"\s*(?!\s)(?:<think>.*?</think>|\[THINK\].*?\[/THINK\]|<\|channel>thought\b.*?<channel\|>"
     r"|(?:(?!<think>).)*?</think>)",
     re.DOTALL,
 )
@@ -66,6 +68,8 @@ class Painted:
     def __init__(self, messages: list[Message], keep: re.Pattern[str] | None = None) -> None:
         self.keep = keep
         self.said: dict[str, Said] = {}
+        self.unpainted: set[int] = set()
+        """Messages with a text of which no character has a stand-in."""
         self._ids: dict[str, str] = {}
         self.messages = [self._message(i, message) for i, message in enumerate(messages)]
 
@@ -132,6 +136,8 @@ class Painted:
             return text
         paint = self._painter()
         painted: str = paint(text)
+        if not paint.size and not is_empty and text.strip():
+            self.unpainted.add(i)
         self._note(i, kind, paint.color, 0 if is_empty else paint.size)
         return painted
 
@@ -139,6 +145,11 @@ class Painted:
         self.said[color] = Said(i, kind, color, size)
 
     def _painter(self) -> _Painter:
+        if len(self.said) > _MOST:
+            raise BadRecord(
+                f"a conversation of more than {_MOST:,} texts",
+                hint="split it, or remove it",
+            )
         return _Painter(chr(_FIRST + len(self.said)), self.keep)
 
 

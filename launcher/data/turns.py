@@ -76,14 +76,20 @@ class TurnFinder:
                 continue
             if same_but_painted(text, shown):
                 found = View(self._template, messages, tools, text, painted, shown)
-                system = messages[0].get("content") if messages[0]["role"] != "user" else None
-                if isinstance(system, str) and (tags := self._kept(tools)[:1]):
-                    found.switches = tuple(tags[0].findall(system))
+                if tags := self._kept(tools)[:1]:
+                    others = (m.get("content") for m in messages if m["role"] != "assistant")
+                    texts = [text for text in others if isinstance(text, str)]
+                    found.switches = tuple(tag for text in texts for tag in tags[0].findall(text))
                 return found
         raise BadRecord(
             "it cannot be told who says what in what the chat template makes of the conversation",
             hint="give a template that writes texts as they are with model.chat_template=FILE",
         )
+
+    def are_switched(self, values: Iterable[Any], tools: list[Message] | None) -> bool:
+        """Whether any of these texts has what the template may look for."""
+        tags = self._kept(tools)[:1]
+        return bool(tags) and any(isinstance(v, str) and tags[0].search(v) for v in values)
 
     def _kept(self, tools: list[Message] | None) -> list[re.Pattern[str]]:
         """What may have to stay as it is in texts for the template to treat them alike: what it
@@ -280,7 +286,7 @@ class View:
         self._tools = tools
         self._painted = painted
         self.switches: tuple[str, ...] = ()
-        """What in the system message the template may look for."""
+        """What others say that the template may look for."""
         self.runs = list(painted.runs(shown))
         self._owners = [self._owner(run) for run in self.runs]
 
@@ -414,6 +420,8 @@ class View:
 
     def is_lost(self, i: int, span: Span) -> bool:
         """Whether a turn says something and its span holds none of it."""
+        if i in self._painted.unpainted:
+            return False
         own = [said for said in self._painted.said.values() if said.message == i and said.size]
         found = self._counts([span])
         return bool(own) and not any(said.color in found for said in own)
@@ -435,7 +443,7 @@ class View:
 
 def _finds(patterns: Sequence[re.Pattern[str] | None], messages: list[Message]) -> bool:
     tags = next((keep for keep in patterns if keep), None)
-    said = (m.get("content") for m in messages if m["role"] == "assistant")
+    said = (message.get("content") for message in messages)
     return tags is not None and any(isinstance(text, str) and tags.search(text) for text in said)
 
 

@@ -14,7 +14,7 @@ from transformers import AttentionMaskInterface
 from launcher.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
 from launcher.evals.records import Generation, Prompt
-from launcher.evals.runner import plan_batches, poll
+from launcher.evals.runner import all_agree, plan_batches, poll
 
 
 def generate_records(
@@ -50,7 +50,13 @@ def generate_records(
             world_size=world_size,
             lockstep=lockstep,
             new_tokens=decoding.max_new_tokens,
-            equal=_needs_equal(model, contexts, batch_tokens, decoding.max_new_tokens),
+            equal=_needs_equal(
+                model,
+                contexts,
+                batch_tokens,
+                decoding.max_new_tokens,
+                all_agree if world_size > 1 else bool,
+            ),
         )
         for batch in batches:
             poll(should_stop)
@@ -175,16 +181,21 @@ def reads_padding(model: Any) -> bool:
 
 
 def _needs_equal(
-    model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int, new_tokens: int
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    batch_tokens: int,
+    new_tokens: int,
+    agree: Callable[[bool], bool],
 ) -> bool:
     """Whether only prompts of one length may be answered together: by the shortest of `prompts` and
-    the longest that a batch has room for twice."""
+    the longest that a batch has room for twice. `agree` tells of a rank's finding whether it is
+    that of all: they have to run equally many batches."""
     both = [tokens for tokens in prompts if 2 * (len(tokens) + new_tokens) <= batch_tokens]
     pair = [min(both, key=len), max(both, key=len)] if both else []
     if len(set(map(len, pair))) < 2:
         return False
     steps = min(_STEPS, new_tokens)
-    return not reads_padding(model) or not _is_read_alike(model, pair, steps)
+    return not agree(reads_padding(model)) or not agree(_is_read_alike(model, pair, steps))
 
 
 def _is_read_alike(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> bool:

@@ -212,6 +212,15 @@ def gather(
     return merged
 
 
+def all_agree(mine: bool) -> bool:
+    """Whether something is so on all ranks; a collective when there is a process group."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    found = [False] * dist.get_world_size()
+    dist.all_gather_object(found, mine)
+    return all(found)
+
+
 def prompt_and_reference(
     tokens: Sequence[int], targets: Sequence[int]
 ) -> tuple[list[int], list[int]] | None:

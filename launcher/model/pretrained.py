@@ -66,13 +66,20 @@ def freeze_as_built(model: Any) -> None:
     # The code of what it is made of too: a decoder, or a tower, may be another model's.
     kinds = {type(module) for module in model.modules()}
     names = {kind.__module__ for kind in kinds if not kind.__module__.startswith("torch.")}
-    if not any(_FREEZES.search(inspect.getsource(sys.modules[name])) for name in names):
+    if not any(map(_may_freeze, names)):
         return  # to build it once more costs seconds for a large one
     with torch.device("meta"):
         built = type(model)._from_config(copy.deepcopy(model.config))
     for name, parameter in built.named_parameters():
         if not parameter.requires_grad:
             model.get_parameter(name).requires_grad_(False)
+
+
+def _may_freeze(module: str) -> bool:
+    try:
+        return bool(_FREEZES.search(inspect.getsource(sys.modules[module])))
+    except (OSError, TypeError, KeyError):  # code that cannot be read
+        return True
 
 
 def require_all(source: Any, missing: Iterable[str]) -> None:

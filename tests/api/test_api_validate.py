@@ -18,7 +18,14 @@ from launcher.meanings import FIELDS, TURN_FIELDS, Field, Use
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
 CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": "{}"}}
+
+
+def arguments(text: str) -> dict[str, object]:
+    """An answer that calls a tool with these."""
+    call = {"type": "function", "function": {"name": "f", "arguments": text}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
 
 
 def read(record: object) -> object:
@@ -38,7 +45,7 @@ def line(*messages: object, **beside: object) -> bytes:
         line({"role": "system", "content": "Be short."}, USER, ANSWER),
         line({"role": "developer", "content": "Be short."}, USER, ANSWER),
         line(USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 1}),
-        line(USER, {"role": "assistant", "tool_calls": [CALL]}, tools=[{"type": "function"}]),
+        line(USER, {"role": "assistant", "tool_calls": [CALL]}, tools=[TOOL]),
         line({**USER, "name": "Ann"}, ANSWER, parallel_tool_calls=False),
         line({"role": "user", "content": [{"type": "text", "text": "a"}]}, ANSWER),
         line({**USER, "name": None, "weight": None}, {**ANSWER, "weight": None}),
@@ -86,7 +93,8 @@ def test_lines_as_openai_writes_them_are_good(good):
         (line(USER, {"role": "assistant"}), "content"),
         (line(USER, {"role": "assistant", "content": 7}), "content"),
         (line(USER, {"role": "assistant", "tool_calls": [{}]}), "tool_calls"),
-        (line(USER, {"role": "assistant", "function_call": {}}), "tool_calls"),
+        (line(USER, {"role": "assistant", "function_call": {}}), "content"),
+        (line(USER, {"role": "assistant", "function_call": {"name": 7}}), "tool_calls"),
         (line(USER, ANSWER, functions={}), "functions"),
         (line({**USER, "name": 7}, ANSWER), "name"),
         (line(USER, ANSWER, tools={}), "tools"),
@@ -246,3 +254,40 @@ def test_whatever_passes_can_be_trained_on(beside, turns):
     if fault_of(text) == "":
         found = read(json.loads(text))
         assert not isinstance(found, BadRecord), found
+
+
+def test_a_key_that_is_repeated_behind_many_is_found_at_once():
+    many = ", ".join(f'"k{i}": 0' for i in range(300_000))
+    assert 'the key "k299999" twice' in fault_of(f'{{{many}, "k299999": 1}}'.encode())
+
+
+@pytest.mark.parametrize(
+    ("bad", "found"),
+    [
+        (line(USER, {**ANSWER, "tool_calls": [CALL], "function_call": CALL["function"]}), "and a"),
+        (
+            line({"role": "tool", "content": "a", "tool_call_id": ["c"]}, USER, ANSWER),
+            "tool_call_id",
+        ),
+        (line(USER, ANSWER, tools=[{}]), "with a name each"),
+        (line(USER, ANSWER, tools=[TOOL], functions=[TOOL["function"]]), '"tools" and "functions"'),
+        (line(USER, ANSWER, conversations=[USER]), '"messages" and "conversations"'),
+        (line(USER, arguments('{"x": "\\ud800"}')), "tool_calls"),
+        (line(USER, arguments('{"x": ' + "[" * 400 + "]" * 400 + "}")), "tool_calls"),
+    ],
+)
+def test_what_training_cannot_read_is_refused_before(bad, found):
+    assert found in fault_of(bad)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        line({**USER, "tool_calls": []}, arguments("null")),
+        line({"role": "user", "content": "", "value": "Why?"}, {**ANSWER, "function_call": {}}),
+        line({"role": "system", "content": [{"type": "text", "text": "x"}]}, ANSWER, system="x"),
+    ],
+)
+def test_what_training_reads_is_not_refused_before(good):
+    assert fault_of(good) == ""
+    assert not isinstance(read(json.loads(good)), BadRecord)

@@ -20,6 +20,7 @@ WORSE = {"role": "assistant", "content": "b"}
 EARLIER = [{"role": "user", "content": "q0"}, {"role": "assistant", "content": "a0"}]
 TOOL = {"type": "function", "function": {"name": "add"}}
 HUMAN, GPT = {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}
+CALLED = {"tool_calls": [{"function": {"name": "f"}}], "function_call": {"name": "g"}}
 
 #: A record of each format, and what it is.
 PLAIN: dict[str, dict[str, Any]] = {
@@ -568,6 +569,19 @@ def test_the_documentation_lists_every_field() -> None:
         ("alpaca", {"instruction": "i", "output": "a", "response": "b"}, "say different things"),
         ("alpaca", {"instruction": "i", "query": "q", "context": "r", "output": "a"}, "different"),
         ("chat", {"messages": [USER, {**ANSWER, "value": "other"}]}, "say different things"),
+        ("chat", {"messages": [USER, ANSWER], "conversations": [HUMAN]}, "say different things"),
+        ("chat", {"messages": [USER, {**ANSWER, **CALLED}]}, "tool_calls and a function_call"),
+        ("chat", {"messages": [USER, ANSWER], "functions": {"name": "f"}}, "'functions' is an obj"),
+        (
+            "chat",
+            {"messages": [USER, ANSWER], "functions": [{"name": "f"}], "tools": [TOOL]},
+            "'tools' and 'functions' are both given",
+        ),
+        (
+            "chat",
+            {"messages": [USER, {"role": "tool", "content": "a", "tool_call_id": ["c"]}, ANSWER]},
+            "the tool_call_id of message 2 is a list",
+        ),
         ("chat", {"messages": [USER, {**ANSWER, "reasoning_content": ["x"]}]}, "not text"),
         ("chat", {"messages": [USER, {**ANSWER, "thinking": {"x": 1}}]}, "not text"),
         ("chat", {"messages": [USER, ANSWER], "reasoning": "why"}, "thoughts before the answer"),
@@ -603,3 +617,14 @@ def test_the_better_answer_of_an_instruction_with_an_input_is_learned_as_hinted(
 def test_verdicts_of_every_kind_are_weights_as_hinted(label: Any, weight: float) -> None:
     reader = Reader("prompt", {"weight": "label"})
     assert reader.read({**PLAIN["prompt"], "label": label}) == (IS["prompt"], weight)
+
+
+def test_what_is_empty_beside_what_is_given_hides_nothing() -> None:
+    """Merged tables write "" and [] for what is not there."""
+    spoken = {"from": "gpt", "value": "a", "role": None, "content": ""}
+    assert read("sharegpt", {"conversations": [HUMAN, spoken]}) == IS["sharegpt"]
+    called = {"role": "assistant", "content": "a", "tool_calls": [], "function_call": {"name": "f"}}
+    found = read("chat", {"messages": [USER, called]})
+    assert [call["function"]["name"] for call in found.messages[1]["tool_calls"]] == ["f"]
+    same = {"messages": [USER, ANSWER], "conversations": [HUMAN, GPT]}
+    assert read("chat", same) == IS["chat"]

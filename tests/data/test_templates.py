@@ -340,7 +340,7 @@ def test_what_is_left_out_is_named_by_message(make: Make) -> None:
 
 def test_turns_of_others_that_are_not_written_are_named(make: Make) -> None:
     system, other = says("system", "μν ξ"), says("system", "ο πρ")
-    tokenizer = make("qwen2_5")
+    tokenizer = copy.deepcopy(make("qwen2_5"))
     tokenizer.chat_template = (
         "{% for m in messages if m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' "
         "+ m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -500,3 +500,80 @@ def test_tags_are_not_doubled_by_a_template_that_does_not_look_for_them(
     assert [found.text[a:b] for a, b in found.spans] == [
         f"{thought}\n</think>\n\nД Ж<|im_end|>" for thought in "ЩЮ"
     ]
+
+
+SWITCHED = """{%- set ns = namespace(on=false) -%}
+{%- for m in messages -%}
+{%- if m.role != 'assistant' and '/think' in m.content -%}{%- set ns.on = true -%}{%- endif -%}
+{%- if m.role == 'assistant' -%}<|im_start|>assistant
+<think>
+{{ m.reasoning_content or '' }}
+</think>
+
+{{ m.content }}<|im_end|>
+{% else -%}<|im_start|>{{ m.role }}
+{{ m.content }}<|im_end|>
+{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if not ns.on %}<think>
+
+</think>
+
+{% endif %}{% endif %}"""
+
+
+def test_a_switch_in_what_people_say_decides_what_the_prompt_opens(make: Make) -> None:
+    tokenizer = copy.deepcopy(make("qwen2_5"))
+    tokenizer.chat_template = SWITCHED
+    known = ChatRenderer(tokenizer)
+    for i in range(3):
+        for text, thought, learned in (
+            ("α", "", "Д Ж.<|im_end|>"),
+            ("α /think", "Щ", "<think>\nЩ\n</think>\n\nД Ж.<|im_end|>"),
+        ):
+            answer = ANSWER | ({"reasoning_content": thought} if thought else {})
+            chat = Chat([says("user", text + "β" * i), answer])
+            found = known.render(chat)
+            assert [found.text[a:b] for a, b in found.spans] == [learned]
+
+
+def test_white_space_of_an_answer_behind_an_empty_thought_is_learned(make: Make) -> None:
+    known = ChatRenderer(make("qwen3"), ChatOptions(learn_empty_thoughts=False))
+    for text in ("Д", "Ж Щ", "  Д", "\tЖ"):
+        found = known.render(Chat([USER, says("assistant", text)]))
+        assert [found.text[a:b] for a, b in found.spans] == [f"{text}<|im_end|>"]
+
+
+def test_a_silent_turn_stays_silent_where_its_shape_is_known(make: Make) -> None:
+    tokenizer = copy.deepcopy(make("qwen2_5"))
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role != 'assistant' %}{{ '<|im_start|>' + m.role + '\n' "
+        "+ m.content + '<|im_end|>\n' }}{% elif loop.previtem.role != 'assistant' %}"
+        "{{ '<|im_start|>assistant\n' }}{% generation %}{% for one in messages[loop.index0:] %}"
+        "{{ one.content + '\n' }}{% endfor %}<|im_end|>{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    known = ChatRenderer(tokenizer)
+    for _ in range(3):
+        both = known.render(Chat([USER, ANSWER, LATER]))
+        assert len(both.spans) == 1
+        with pytest.raises(BadRecord, match="into what the model is to learn"):
+            known.render(Chat([USER, ANSWER, LATER], None, frozenset({2})))
+
+
+@pytest.mark.parametrize("text", ["\\", '"'])
+def test_an_answer_without_a_letter_is_learned_beside_a_call_that_is_not_written(
+    text: str, make: Make
+) -> None:
+    known = ChatRenderer(make("phi4_mini"))
+    for _ in range(3):
+        message = call("Ж", city="Д") | {"content": text}
+        found = known.render(Chat([USER, message]))
+        assert [found.text[a:b] for a, b in found.spans] == [f"{text}<|end|>"]
+        assert (2, CALLS) in found.left_out
+
+
+def test_more_texts_than_there_are_marks_are_no_crash(make: Make) -> None:
+    many = [says("user" if i % 2 else "system", "α") for i in range(66_000)]
+    found = render(make("qwen2_5"), Chat([*many, ANSWER]))
+    assert isinstance(found, BadRecord)
+    assert "65,520 texts" in found.found

@@ -385,6 +385,18 @@ def test_a_model_that_reads_in_both_directions_is_refused(cache):
         isolate(TargetHead(model), model, model, cache, CPU)
 
 
+def test_texts_that_end_as_they_begin_hide_no_foresight(tmp_path):
+    config = transformers.BertConfig(
+        vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    records = [([7, *range(8, 8 + n), 7], [0] + [1] * (n + 1)) for n in (9, 6, 4)]
+    cache = caches.write(tmp_path / "cache", records, max_length=64)
+    with pytest.raises(ConfigError, match="is not causal"):
+        isolate(TargetHead(model), model, model, cache, CPU)
+
+
 class Broken(torch.nn.Module):
     def forward(self, hidden, *args, **kwargs):
         raise LookupError("no such state")

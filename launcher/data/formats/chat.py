@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.formats.messages import conversation, read_turns
+from launcher.meanings import is_given
 
 
 class ChatFormat:
@@ -29,4 +30,11 @@ class ChatFormat:
                 hint="put records of another format into a file of their own, or map the column "
                 "with data.columns.messages=COLUMN",
             )
-        return conversation(record, read_turns(record["messages"], "messages"))
+        turns = read_turns(record["messages"], "messages")
+        other = record.get("conversations")
+        if is_given(other) and read_turns(other, "conversations").messages != turns.messages:
+            raise BadRecord(
+                "'messages' and 'conversations' say different things",
+                hint="to leave one aside: data.columns.conversations=",
+            )
+        return conversation(record, turns)

@@ -229,7 +229,7 @@ def _content(turn: Mapping[str, Any], number: int) -> Any:
             f"'content' and 'value' of message {number} say different things",
             hint="to leave one aside: data.columns.value=",
         )
-    return value if content is None else content
+    return content if is_given(content) or value is None else value
 
 
 def _message(raw: Any, number: int) -> Message:
@@ -252,8 +252,18 @@ def _message(raw: Any, number: int) -> Message:
         raise BadRecord(f"message {number} has no role", hint="add a role: user or assistant")
     refuse(refused_in_turn(raw), f"{{!r}} in message {number}")
     content, calls = _content(raw, number), raw.get("tool_calls")
-    if calls is None and is_given(call := raw.get("function_call")):
+    if is_given(call := raw.get("function_call")):
+        if is_given(calls):
+            raise BadRecord(
+                f"message {number} has tool_calls and a function_call",
+                hint="to leave one aside: data.columns.function_call=",
+            )
         calls = [{"type": "function", "function": call}]
+    if isinstance(raw.get("tool_call_id"), (list, dict)):
+        raise BadRecord(
+            f"the tool_call_id of message {number} is {kind(raw['tool_call_id'])}, not text",
+            hint="write the id of the call that it is the result of",
+        )
     if str(speaker).lower() in _CALLERS and not is_given(calls):
         content, calls = None, content
     calls = _calls(calls, number)
@@ -393,12 +403,20 @@ def _present(members: Mapping[str, Any]) -> Message:
 
 def tools_of(record: Mapping[str, Any]) -> list[Message] | None:
     """Descriptions of tools for the chat template; `BadRecord` unless they are objects."""
-    raw = record.get("tools")
-    if not is_given(raw):
-        functions = record.get("functions")
-        if not isinstance(functions, list) or not functions:
-            return None
+    raw, functions = record.get("tools"), record.get("functions")
+    if is_given(functions):
+        if is_given(raw):
+            raise BadRecord(
+                "'tools' and 'functions' are both given",
+                hint="to leave one aside: data.columns.functions=",
+            )
+        if not isinstance(functions, list):
+            raise BadRecord(
+                f"field 'functions' is {kind(functions)}, not a list of objects", hint=_TOOLS
+            )
         raw = [{"type": "function", "function": function} for function in functions]
+    if not is_given(raw):
+        return None
     if not isinstance(raw, list):
         raise BadRecord(f"field 'tools' is {kind(raw)}, not a list of objects", hint=_TOOLS)
     return [_tool(tool) for tool in raw]
