@@ -41,6 +41,8 @@ from launcher.model.mixers import Mixers, part, tensors
 _LONGEST = 256
 #: Records that the documents of the check are chosen from.
 _CHOICE = 100
+#: About so many are tried for losses that are finite.
+_TRIED = 16
 #: How code of others fails on what it does not expect.
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 #: A model has at most so many kinds of layers that carry something along the row.
@@ -106,9 +108,26 @@ class _Probe:
             raise _NothingToSee
         # The longest, a middling and the shortest one: what padding does shows where they differ.
         several.sort(key=lambda i: -lengths[i])
-        self._longest = several[0]
+        self._several = several
         self.head, self._caller, self._device = head, caller, device
-        self._lay([several[0], several[len(several) // 2], several[-1]])
+        self._choose(several)
+
+    def _choose(self, records: list[int]) -> None:
+        self._longest = records[0]
+        self._lay([records[0], records[len(records) // 2], records[-1]])
+
+    def lay_finite(self, agree: Callable[[bool], bool]) -> bool:
+        """Compare records whose losses are finite, each by itself; False if there are none. A few
+        others are the loop's affair."""
+        records = self._several[:: max(len(self._several) // _TRIED, 1)]
+        finite = []
+        for i in records:
+            losses = self.losses(make_row(self._excerpt, [i]).to(self._device))
+            if agree(bool(losses.isfinite().all())):
+                finite.append(i)
+        if finite:
+            self._choose(finite)
+        return bool(finite)
 
     def _lay(self, chosen: list[int]) -> None:
         """Compare these records, in a row and each alone."""
@@ -236,12 +255,16 @@ def _choose(
     asked, head.isolates = head.isolates, False
     with as_refusal(inner):
         with _attention(inner, "eager"):
-            expected, foresight = probe.alone(), probe.foresight()
+            expected = probe.alone()
+            is_finite = agree(bool(expected.isfinite().all()))
+            if not is_finite and (is_finite := probe.lay_finite(agree)):
+                expected = probe.alone()
+            foresight = probe.foresight()
         # What users open it with. PaliGemma without the mask of its images is causal in plain
         # attention alone.
         with _attention(inner, attention.supported(type(inner), "sdpa")):
             foresight = max(foresight, probe.foresight())
-    if not agree(bool(expected.isfinite().all())):
+    if not is_finite:
         raise ConfigError(
             f"{type(inner).__name__} gives texts of the data a loss that is not a finite number,"
             f" each by itself and with plain attention, in {dtype}",

@@ -334,6 +334,17 @@ def test_a_model_that_is_broken_already_is_refused(cache):
     assert caught.value.problems[0].where == "model.name"
 
 
+def test_records_that_overflow_are_left_to_the_loop(tmp_path):
+    model = make("llama")
+    model.model.embed_tokens.weight.data[60] = float("inf")
+    records = [([60, *range(3, 20)], [0] + [1] * 17)]
+    records += [(list(range(5, 5 + n)), [0] + [1] * (n - 1)) for n in (9, 6, 3)]
+    cache = caches.write(tmp_path / "cache", records, max_length=64)
+    head = TargetHead(model)
+    assert isolate(head, model, model, cache, CPU) == []
+    assert head.layout == "row"
+
+
 class Overflowing(torch.nn.Module):
     """Gives no numbers where documents lie side by side: what is compared is never equal."""
 
