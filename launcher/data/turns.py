@@ -76,10 +76,10 @@ class TurnFinder:
                 continue
             if same_but_painted(text, shown):
                 found = View(self._template, messages, tools, text, painted, shown)
-                if tags := self._kept(tools)[:1]:
+                if switch := self._switch(bool(tools)):
                     others = (m.get("content") for m in messages if m["role"] != "assistant")
                     texts = [text for text in others if isinstance(text, str)]
-                    found.switches = tuple(tag for text in texts for tag in tags[0].findall(text))
+                    found.switches = tuple(word for text in texts for word in switch.findall(text))
                 return found
         raise BadRecord(
             "it cannot be told who says what in what the chat template makes of the conversation",
@@ -88,8 +88,8 @@ class TurnFinder:
 
     def are_switched(self, values: Iterable[Any], tools: list[Message] | None) -> bool:
         """Whether any of these texts has what the template may look for."""
-        tags = self._kept(tools)[:1]
-        return bool(tags) and any(isinstance(v, str) and tags[0].search(v) for v in values)
+        switch = self._switch(bool(tools))
+        return switch is not None and any(isinstance(v, str) and switch.search(v) for v in values)
 
     def _kept(self, tools: list[Message] | None) -> list[re.Pattern[str]]:
         """What may have to stay as it is in texts for the template to treat them alike: what it
@@ -100,6 +100,13 @@ class TurnFinder:
         found = [tags, [*tags, *names], [*words, *names, *"<>&'"]]
         patterns = dict.fromkeys("|".join(map(re.escape, texts)) for texts in found if texts)
         return [re.compile(f"({pattern})") for pattern in patterns]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - one or two answers an object
+    def _switch(self, with_tools: bool) -> re.Pattern[str] | None:
+        """Finds what the template looks for in texts: tags, or words where it looks for no tag."""
+        tags, words = self._looked_for(with_tools)
+        texts = tags or words
+        return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - one or two answers an object
     def _looked_for(self, with_tools: bool) -> tuple[list[str], list[str]]:
