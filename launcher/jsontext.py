@@ -11,8 +11,9 @@ class Repeated(ValueError):
     """A key that an object has twice."""
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values for one key, neither may be lost unsaid."""
+def one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as a decoder's `object_pairs_hook`: of two values for one key, neither may be
+    lost unsaid. Raises `Repeated` with the key."""
     found = dict(pairs)
     if len(found) < len(pairs):
         times = Counter(key for key, _ in pairs)
@@ -20,7 +21,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=_object)
+DECODER = json.JSONDecoder(object_pairs_hook=one_of_each)
 
 
 def why_not(error: Exception) -> tuple[str, str]:

@@ -295,8 +295,8 @@ OF_THE_CALLER = frozenset(
 
 #: Members of a turn that say whether it is learned.
 FLAGS = next(known.names for known in TURN_FIELDS if "weight" in known.names)
-#: What is thought before it is said.
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+#: Names under which thoughts stand beside the content; the one that most templates read first.
+THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
 #: Where the answer to a conversation may stand that ends with a question.
 ANSWERS_BESIDE = ("response", "completion", "output", "answer")
 #: Beyond this, one record is all that a step learns.

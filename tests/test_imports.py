@@ -26,6 +26,7 @@ CONTROL = (
     "fingerprint",
     "host",
     "jobs",
+    "jsontext",
     "launch",
     "listen",
     "meanings",

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from launcher import meanings
+from launcher.jsontext import DECODER, Repeated, one_of_each
 from launcher.rundir import fsync_folder, storage_errors
 
 LEAST_EXAMPLES = 10
@@ -83,14 +83,16 @@ def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int) -> int
 def fault_of(line: bytes) -> str:
     """What is wrong with a line, to be read after "Example 3"; empty if nothing is."""
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
+        record = json.loads(
+            line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=one_of_each
+        )
         if _SURROGATE.search(line):
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeError:
         return "is not text in UTF-8."
     except RecursionError:
         return "is nested too deeply."
-    except _Repeated as error:
+    except Repeated as error:
         return f'has the key "{error}" twice in one object.'
     except ValueError:
         return "is not valid JSON."
@@ -99,18 +101,6 @@ def fault_of(line: bytes) -> str:
     if _depth_exceeds(record, _MOST_DEPTH):
         return "is nested too deeply."
     return _fault_of_record(record)
-
-
-class _Repeated(ValueError):
-    """A key that an object has twice."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        times = Counter(key for key, _ in pairs)
-        raise _Repeated(next(key for key in times if times[key] > 1))
-    return found
 
 
 def _refuse(constant: str) -> None:
@@ -199,7 +189,7 @@ def _fault_of_message(message: Any) -> str:
     content = content if meanings.is_given(content) or value is None else value
     if role not in _ROLES:
         return f'its "role" is not one of {", ".join(_ROLES)}.'
-    for name in ("name", "tool_call_id", *meanings.THOUGHTS):
+    for name in ("name", "tool_call_id", *meanings.THOUGHT_FIELDS):
         if not isinstance(message.get(name), str | None):
             return f'its "{name}" is not text.'
     if fault := _fault_of_flags(message, role):
@@ -269,7 +259,7 @@ def _is_call(call: Any) -> bool:
     if not isinstance(arguments, str):
         return isinstance(arguments, dict | None)
     try:
-        held = json.loads(arguments.strip() or "{}", object_pairs_hook=_object)
+        held = DECODER.decode(arguments.strip() or "{}")
         json.dumps(held, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         return False

@@ -15,15 +15,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.data.provenance import THOUGHT_FIELDS
+from launcher.data.provenance import TAGS
 from launcher.data.template import TAGGED, Message, Span, is_plain
+from launcher.meanings import THOUGHT_FIELDS
 
 TEXT, NUMBER, ID = range(3)
 #: Stand-ins: characters of a plane that no text uses, and numbers that few do.
 _FIRST, _NUMBERS = 0x100000, 7_000_000
 _STANDS_IN = re.compile(r"([\U00100000-\U0010fffd])\1*|70\d{5}")
 #: What ends a thought in a content.
-_CLOSED = ("</think>", "[/THINK]", "<channel|>")
+_CLOSED = tuple(TAGS.values())
 
 
 class Shape:

@@ -23,19 +23,17 @@ from launcher.data.layouts import Layout, Shape
 from launcher.data.provenance import (
     KINDS,
     NAMES,
-    THOUGHT_FIELDS,
     TOOLS,
     WHOLE,
+    in_tags,
     split_thoughts,
 )
 from launcher.data.template import ChatTemplate, Message, Span
 from launcher.data.turns import TurnFinder
+from launcher.meanings import THOUGHT_FIELDS
 
-_EMPTY_THOUGHT = re.compile(
-    # The prompt may have opened it. Other white space behind it is the answer's.
-    r"\s*(?:(?:<think>\s*)?</think>|(?:\[THINK\]\s*)?\[/THINK\]"
-    r"|(?:<\|channel>thought\s*)?<channel\|>)\n*"
-)
+#: The prompt may have opened it. Other white space behind it is the answer's.
+_EMPTY_THOUGHT = re.compile(r"\s*" + in_tags(r"(?:{begin}\s*)?{end}") + r"\n*")
 _BY_ID = "a template that writes a call's id for its name wants ids such as functions.NAME:0"
 #: Conversations of so many shapes keep their layout.
 _MOST = 4096

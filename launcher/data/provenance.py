@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from launcher.data.formats.base import BadRecord
+from launcher.meanings import THOUGHT_FIELDS
 
 Message = dict[str, Any]
 
@@ -26,16 +27,24 @@ _FIRST, _MOST = 0x100000, 0xFFF0
 _RUN = re.compile(r'([\U00100000-\U0010fffd])(?:[\s"\\\x00-\x1f]*\1)*')
 #: White space is trimmed and these are escaped in JSON; all others are as good as any other.
 _PAINTED = re.compile(r'[^\s"\\\x00-\x1f]')
-#: Thoughts at the beginning of a content, with their tags; some models' opening tag is in the
-#: prompt.
+#: Tags around thoughts at the beginning of a content.
+TAGS = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|channel>thought": "<channel|>"}
+
+
+def in_tags(form: str) -> str:
+    """A pattern of a thought in any of `TAGS`; `form` has {begin} and {end} for the tags."""
+    forms = (
+        form.format(begin=re.escape(begin) + r"\b" * begin[-1].isalnum(), end=re.escape(end))
+        for begin, end in TAGS.items()
+    )
+    return f"(?:{'|'.join(forms)})"
+
+
+#: Thoughts with their tags; some models' opening tag is in the prompt.
 _THOUGHTS = re.compile(
-    r"\s*(?!\s)(?:<think>.*?</think>|\[THINK\].*?\[/THINK\]|<\|channel>thought\b.*?<channel\|>"
-    r"|(?:(?!<think>).)*?</think>)",
-    re.DOTALL,
+    rf"\s*(?!\s)(?:{in_tags('{begin}.*?{end}')}|(?:(?!<think>).)*?</think>)", re.DOTALL
 )
-_TAGS = re.compile(r"</?think>|\[/?THINK\]|<\|channel>thought|<channel\|>")
-#: Names under which thoughts stand beside the content.
-THOUGHT_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_TAGS = re.compile("|".join(re.escape(tag) for pair in TAGS.items() for tag in pair))
 CONTENT, THOUGHTS, CALLS, NAMES = "content", "thoughts", "tool calls", "names of tool calls"
 #: What others say: a turn of theirs, and the tools that there are.
 WHOLE, TOOLS = "whole turns", "declared tools"

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord
-from launcher.data.provenance import THOUGHT_FIELDS
+from launcher.data.provenance import TAGS, in_tags
 from launcher.errors import ConfigError
+from launcher.meanings import THOUGHT_FIELDS
 
 Message = dict[str, Any]
 Span = tuple[int, int]
@@ -30,12 +31,7 @@ SAMPLE: list[Message] = [
 ]
 _SYSTEM: Message = {"role": "system", "content": "\u2021"}
 #: Tags around a thought at the beginning of a content.
-TAGGED = re.compile(
-    r"\s*(?:(<think>)(.*?)</think>|(\[THINK\])(.*?)\[/THINK\]"
-    r"|(<\|channel>thought\b)(.*?)<channel\|>)\s*",
-    re.DOTALL,
-)
-_CLOSING = {"<think>": "</think>", "[THINK]": "[/THINK]", "<|channel>thought": "<channel|>"}
+TAGGED = re.compile(rf"\s*{in_tags('({begin})(.*?){end}')}\s*", re.DOTALL)
 
 Render = Callable[[list[Message], list[Message] | None, bool], tuple[str, list[Span]]]
 
@@ -254,7 +250,7 @@ class ChatTemplate:
                 return ""
 
         calls = _talk()[1]["tool_calls"]
-        tagged = shown(content=f"{tag}\n{thought}\n{_CLOSING[tag]}\n\n{answer}")
+        tagged = shown(content=f"{tag}\n{thought}\n{TAGS[tag]}\n\n{answer}")
         for field in THOUGHT_FIELDS:
             plain = shown(content=answer, **{field: thought})
             if thought in plain or thought in shown(

@@ -12,18 +12,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from launcher.config import checks, schema, tensors
 from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.peft.tensor_names import ROOT, file_names, stored_names
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 ALL_LINEAR = "all-linear"
-#: What names of peft's begin with.
-_ROOT = "base_model.model."
 
 
 def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = None) -> PeftModel:
@@ -84,7 +82,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
             ) from error
     _share(adapted)
     adapted.left_out = told
-    adapted.file_names = _file_names(adapted)
+    adapted.file_names = file_names(adapted)
     return adapted
 
 
@@ -358,16 +356,13 @@ def _is_renamed(model: Any, leaf: str) -> bool:
 
 
 def _drop_unopenable(model: Any, found: Targets, asked: Sequence[str]) -> None:
-    """Leave out the layers whose adapters would not open again, or refuse those asked for by name.
-
-    transformers renames the weights of old or foreign checkpoints when it opens them, adapters too;
-    what is no name of such a checkpoint may come out as another.
-    """
+    """Leave out the layers whose adapters would not open again, or refuse those asked for by name
+    (see `launcher.peft.tensor_names`)."""
     owners = {name: name for name in found.modules}
     owners |= {name: name.rpartition(".")[0] for name in found.parameters}
-    keys = {f"{_ROOT}{owner}.lora_A.weight" for owner in owners.values()}
-    lost = {key for key, stored in _stored_names(model, sorted(keys)).items() if stored is None}
-    for name in [n for n, owner in owners.items() if f"{_ROOT}{owner}.lora_A.weight" in lost]:
+    keys = {f"{ROOT}{owner}.lora_A.weight" for owner in owners.values()}
+    lost = {key for key, stored in stored_names(model, sorted(keys)).items() if stored is None}
+    for name in [n for n, owner in owners.items() if f"{ROOT}{owner}.lora_A.weight" in lost]:
         if wanted := [one for one in asked if one != ALL_LINEAR and _matches(name, one)]:
             raise ConfigError(
                 f"transformers gives the adapter of {name!r} another name when it is opened",
@@ -377,63 +372,6 @@ def _drop_unopenable(model: Any, found: Targets, asked: Sequence[str]) -> None:
             )
         (found.modules if name in found.modules else found.parameters).remove(name)
         found.left_out[name] = "transformers renames their adapters when it opens them"
-
-
-def _file_names(model: Any) -> dict[str, str]:
-    """Names in the file of an adapter that come out as others when it is opened -> names that come
-    out as these. Raises `ConfigError` where there is none."""
-    import peft
-
-    parameters = model.named_parameters(remove_duplicate=False)
-    trained = {name: name for name, parameter in parameters if parameter.requires_grad}
-    keys = peft.get_peft_model_state_dict(model, state_dict=trained, save_embedding_layers=False)
-    stored = _stored_names(model.get_base_model(), [key for key in keys if ".lora_" in key])
-    if lost := [key for key, name in stored.items() if name is None]:
-        raise ConfigError(
-            f"transformers gives {lost[0]} another name when it opens the adapter",
-            where="peft.targets",
-            hint="name other layers, e.g. peft.targets=[q_proj,v_proj]",
-        )
-    return {key: name for key, name in stored.items() if name is not None}
-
-
-def _stored_names(model: Any, keys: Iterable[str]) -> dict[str, str | None]:
-    """For those `keys` of an adapter's file that come out as others when it is opened: what comes
-    out as they are, or None."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    names = list(keys)
-    moved = [key for key, opened in zip(names, _opened(model, names), strict=True) if key != opened]
-    if not moved:
-        return {}
-    found: dict[str, str | None] = dict.fromkeys(moved)
-    for renaming in get_model_conversion_mapping(model):
-        if isinstance(renaming, WeightRenaming):
-            back = renaming.reverse_transform()
-            tried = {
-                key: _ROOT + back.rename_source_key(key.removeprefix(_ROOT))[0]
-                for key in moved
-                if found[key] is None
-            }
-            opened = _opened(model, tried.values())
-            found |= {key: tried[key] for key, one in zip(tried, opened, strict=True) if one == key}
-    return found
-
-
-def _opened(model: Any, keys: Iterable[str]) -> list[str | None]:
-    """What each of `keys` in an adapter's file is called once it is opened."""
-    from peft.utils.transformers_weight_conversion import (
-        convert_peft_adapter_state_dict_for_transformers,
-    )
-
-    import peft
-
-    numbered = {key: torch.full((1, 1), float(i)) for i, key in enumerate(dict.fromkeys(keys))}
-    opened = convert_peft_adapter_state_dict_for_transformers(model, peft.LoraConfig(), numbered)
-    places = {int(tensor): key for key, tensor in opened.items() if tensor.numel() == 1}
-    order = {key: places.get(i) for i, key in enumerate(numbered)}
-    return [order[key] for key in keys]
 
 
 def _share(model: Any) -> None:

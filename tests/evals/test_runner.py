@@ -380,6 +380,14 @@ def test_answers_that_never_end_are_cut_and_counted(model, documents):
     assert Results(generations=ended).cut() == 0
 
 
+def copy_of(model, prepare):
+    """The model with inputs that `prepare` makes for each token."""
+    copied = type(model)(model.config).eval()
+    copied.load_state_dict(model.state_dict())
+    copied.prepare_inputs_for_generation = prepare
+    return copied
+
+
 def test_prompts_of_a_model_that_cannot_read_padding_are_batched_by_length():
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -399,9 +407,7 @@ def test_prompts_of_a_model_that_cannot_read_padding_are_batched_by_length():
     prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 4, 2, 9))]
     assert reads_padding(model)
     expected = generate(model, prompts)
-    positions = GPT2LMHeadModel(model.config).eval()
-    positions.load_state_dict(model.state_dict())
-    positions.prepare_inputs_for_generation = from_the_left
+    positions = copy_of(model, from_the_left)
     assert not reads_padding(positions)
     assert generate(positions, prompts) == expected
 
@@ -423,9 +429,7 @@ def test_a_model_that_forgets_padding_once_it_goes_on_from_its_cache_is_noticed(
     prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 2))]
     expected = [answer for prompt in prompts for answer in generate(own, [prompt])]
     assert generate(own, prompts) == expected
-    forgets = LlamaForCausalLM(model.config).eval()
-    forgets.load_state_dict(own.state_dict())
-    forgets.prepare_inputs_for_generation = forgetful
+    forgets = copy_of(own, forgetful)
     assert not reads_padding(forgets)
     assert generate(forgets, prompts) == expected
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.data.formats.base import BadRecord
-from launcher.data.jsontext import DECODER, why_not
+from launcher.jsontext import DECODER, why_not
 from launcher.meanings import EVERY, reads
 
 #: What these hold is never text.

@@ -12,7 +12,7 @@ from launcher.meanings import (
     ANSWERS_BESIDE,
     FLAGS,
     OF_THE_CALLER,
-    THOUGHTS,
+    THOUGHT_FIELDS,
     is_given,
     refused_in_turn,
 )
@@ -285,7 +285,7 @@ def _message(raw: Any, number: int) -> Message:
         raise BadRecord(
             f"the content of message {number} ({role}) is {kind(content)}, not text", hint=hint
         )
-    for name in THOUGHTS:
+    for name in THOUGHT_FIELDS:
         if not isinstance(raw.get(name), (str, type(None))):
             raise BadRecord(
                 f"{name!r} of message {number} is {kind(raw[name])}, not text",

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
 from launcher.data.formats.base import BadRecord
-from launcher.data.jsontext import DECODER
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import (
     Chunk,
@@ -23,6 +22,7 @@ from launcher.data.sources.chunk import (
     not_utf8,
     too_long,
 )
+from launcher.jsontext import DECODER
 
 
 def read_jsonl(stream: BinaryIO, file: int) -> Iterator[Chunk]:
