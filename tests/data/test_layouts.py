@@ -11,7 +11,7 @@ import pytest
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.layouts import Shape
 from launcher.data.masking import ChatOptions, ChatRenderer, Rendering
-from support import chats, templates
+from support import templates
 from support.templates import FAMILIES, tokenizer_of
 
 Message = dict[str, Any]
@@ -116,7 +116,11 @@ def test_a_conversation_of_a_known_shape_is_rendered_once(make_tokenizer: Any) -
 def test_what_a_template_does_not_look_for_makes_no_shape_unknown(make_tokenizer: Any) -> None:
     renderings: list[None] = []
     renderer = ChatRenderer(
-        make_tokenizer("{{ seen(none) or '' }}" + chats.CHATML),
+        make_tokenizer(
+            "{{ seen(none) or '' }}{% for m in messages %}{{ m['role'] + ':' + m['content'] }}"
+            "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ 'assistant' + ':' }}"
+            "{% endif %}"
+        ),
         ChatOptions(variables={"seen": renderings.append}),
     )
     for text in ("It's so.", "a < b", "R&D", "isn't > it"):
