@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import re
 from collections.abc import Iterator, Mapping
+from importlib import metadata
 from typing import Any
 
 from launcher.errors import ConfigError, did_you_mean
@@ -45,8 +48,32 @@ def need(module: str, found: str, *, where: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        # A package that is there may itself lack one.
+        package = (getattr(error, "name", None) or module).partition(".")[0]
         raise ConfigError(
-            f"{found} {module.partition('.')[0]}",
-            where=where,
-            hint=f"pip install 'launcher[{extra}]'",
+            f"{found} {package}, which is not installed", where=where, hint=install(package, extra)
         ) from error
+
+
+def installed(package: str) -> bool:
+    """Whether a top-level package can be imported; does not import it."""
+    return importlib.util.find_spec(package) is not None
+
+
+def install(package: str, extra: str) -> str:
+    """The command that installs a package, in the version that the extra `extra` asks for."""
+    return f"pip install '{_requirement(package, extra)}'"
+
+
+def _requirement(package: str, extra: str) -> str:
+    try:
+        known = metadata.requires("launcher") or []
+    except metadata.PackageNotFoundError:  # run from a folder on PYTHONPATH
+        known = []
+    wanted = package.replace("_", "-").lower()
+    for line in known:
+        requirement, _, marker = line.partition(";")
+        name = re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0]
+        if name.replace("_", "-").lower() == wanted and f"'{extra}'" in marker.replace('"', "'"):
+            return requirement.strip()
+    return wanted

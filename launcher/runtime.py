@@ -90,10 +90,19 @@ def cache_dir() -> Path:
 def hub_cache() -> Path:
     """Where the Hugging Face hub client keeps downloaded models, whether it exists or not."""
     explicit = os.environ.get("HF_HUB_CACHE")
-    home = (
-        os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    )
-    return Path(explicit or f"{home}/hub").expanduser()
+    return Path(explicit).expanduser() if explicit else _hub_home() / "hub"
+
+
+def datasets_cache() -> Path:
+    """Where the library `datasets` keeps what it has made, whether it exists or not."""
+    explicit = os.environ.get("HF_DATASETS_CACHE")
+    return Path(explicit).expanduser() if explicit else _hub_home() / "datasets"
+
+
+def _hub_home() -> Path:
+    home = os.environ.get("HF_HOME")
+    home = home or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
+    return Path(home).expanduser()
 
 
 def conf_dir(explicit: str | None = None) -> Path:
@@ -250,6 +259,19 @@ def hub_endpoint() -> str | None:
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return None
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def hub_token() -> str | None:
+    """The access token that the hub's client would use; None without one."""
+    if token := os.environ.get("HF_TOKEN", "").strip():
+        return token
+    path = os.environ.get("HF_TOKEN_PATH")
+    file = Path(path).expanduser() if path else _hub_home() / "token"
+    try:
+        found = file.read_text("utf-8")
+    except (OSError, UnicodeError):
+        return None
+    return found.strip() or None
 
 
 def wandb_endpoint() -> str:

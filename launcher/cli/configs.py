@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from launcher.cli import VERBS, arguments
 from launcher.errors import ExitCode
 
@@ -10,12 +12,15 @@ def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
     parsed = arguments.overrides("plan", words, arguments.JSON)
     from launcher.config import create, plan
+    from launcher.jobs import requirements
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     if parsed.json:
         print(arguments.as_json(plan.as_dict(made)))
     else:
         print(plan.describe(config, made))
+    sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
+    requirements.require(config)
     return ExitCode.ok
 
 

@@ -59,15 +59,18 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     """A new run and its first attempt; None for a dry run, which makes nothing."""
     parsed = arguments.overrides(verb, words, sweeps.MULTIRUN, DRY_RUN)
     from launcher.config import create, plan
-    from launcher.jobs import start
+    from launcher.jobs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     run = create.named(config, parsed.overrides)
     print(plan.describe(config, made), file=sys.stderr)
+    requirements.require(config)
     if parsed.dry_run:
         print(start.rehearsed(run, config, made.world_size, ask=False).describe())
         return None
     start.rehearsed(run, config, made.world_size, ask=True)
+    if aside := start.release_name(run):
+        print(f"the run that had this name took no step; it lies in {aside} now", file=sys.stderr)
     create.make(run, config, made, parsed.overrides)
     print(f"run      {run.name}\nfolder   {run}", file=sys.stderr)
     return run, start.begin(run)

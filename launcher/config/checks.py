@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from launcher import registry
 from launcher.config import (
     architecture,
     batching,
@@ -163,7 +164,7 @@ def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
             yield Problem(
                 "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
             )
-        elif not model_checks.installed("bitsandbytes"):
+        elif not registry.installed("bitsandbytes"):
             hint = "pip install bitsandbytes, or optim=adamw"
             yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
         if config.engine.offload_optimizer:

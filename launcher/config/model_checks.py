@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from collections.abc import Iterator
 
+from launcher import registry
 from launcher.config import architecture, stored
 from launcher.config.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
@@ -38,7 +38,7 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
             yield Problem(
                 "model.quantization", "nf4 on CPU", "use model.quantization=none, or a GPU"
             )
-        elif not installed("bitsandbytes"):
+        elif not registry.installed("bitsandbytes"):
             hint = "pip install bitsandbytes, or model.quantization=none"
             yield Problem("model.quantization", "nf4 needs bitsandbytes, which is missing", hint)
         if config.engine.zero == 3:
@@ -108,14 +108,9 @@ def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:
                 "its kernels know 16-bit numbers only: engine.precision=bf16, or attention=document"
             )
             yield Problem("model.attention", f"{attention.name} with fp32", hint)
-        if attention is Attention.flash and not installed("flash_attn"):
+        if attention is Attention.flash and not registry.installed("flash_attn"):
             hint = "pip install flash-attn, or model.attention=varlen (part of torch)"
             yield Problem("model.attention", "flash needs flash-attn, which is missing", hint)
-
-
-def installed(package: str) -> bool:
-    """Whether a top-level package can be imported; does not import it."""
-    return importlib.util.find_spec(package) is not None
 
 
 def compiler() -> bool:

@@ -12,7 +12,7 @@ from launcher.config import compose, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import scheduled
-from launcher.jobs.status import is_live
+from launcher.jobs.status import is_live, last_record, observed_run
 from launcher.launch.outcome import settled
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State, Status, read_json, storage_errors
@@ -60,6 +60,33 @@ def _without_job(run: RunDir) -> Status:
         where=str(run),
         hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
     )
+
+
+def release_name(run: RunDir) -> Path | None:
+    """Set a run aside that ended before its first step, so that a new one can have its name.
+
+    Returns where it lies now; None if there is no such run, or it keeps its name.
+    """
+    if not run.exists():
+        return None
+    with run.lock():
+        seen = observed_run(run)
+        if seen.state not in (State.failed, State.cancelled) or _has_begun(run):
+            return None
+        aside = run.path.parent / ".failed"
+        number = 1
+        while (aside / f"{run.name}.{number}").exists():
+            number += 1
+        with storage_errors(aside):
+            aside.mkdir(exist_ok=True)
+            return run.path.rename(aside / f"{run.name}.{number}")
+
+
+def _has_begun(run: RunDir) -> bool:
+    """Whether a run has taken a step or saved anything."""
+    step = (read_json(run.heartbeat(0)) or {}).get("step") or 0
+    has_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+    return step > 0 or has_checkpoint or last_record(run.metrics) is not None
 
 
 def rehearsed(run: RunDir, config: Config, world_size: int, *, ask: bool) -> LaunchPlan:

@@ -60,7 +60,7 @@ def row(name: str, found: Mapping[str, Any], widest: float | None = None) -> dic
         "records": found["records"],
         "improved": found.get("improved"),
         "worsened": found.get("worsened"),
-        "needed": found.get("needed"),
+        "needed": summary.needed(found),
         "plot": charts.interval_plot(found, widest),
     }
 

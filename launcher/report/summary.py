@@ -9,6 +9,8 @@ Row = Mapping[str, Any]
 
 #: what the headline of a comparison can say about the tuned model.
 OUTCOMES = ("better", "worse", "mixed", "no evidence")
+#: a difference is told as out of reach if more than so many times the scored records decide it.
+REACH = 20
 
 
 def number(value: float | None, unit: str = "", *, signed: bool = False) -> str:
@@ -44,20 +46,24 @@ def outcome(comparison: Mapping[str, Any]) -> str:
     return next((word for word in ("better", "worse") if word in verdicts), "no evidence")
 
 
-def headline_metric(comparison: Mapping[str, Any]) -> str | None:
-    """The metric that the sentence quotes: the first on generated answers, else the first."""
+def headline_metric(comparison: Mapping[str, Any], verdict: str | None = None) -> str | None:
+    """The metric to quote, of those with this verdict if one is given; None without any.
+
+    A classifier's accuracy comes first, then what is scored on generated answers, then the order
+    of `eval.metrics`.
+    """
     metrics = comparison["metrics"]
-    generated = (name for name, row in metrics.items() if row.get("needs") == "generation")
-    return next(generated, next(iter(metrics), None))
+    chosen = [name for name, row in metrics.items() if verdict in (None, row["verdict"])]
+    chosen.sort(key=lambda name: (name != "accuracy", metrics[name].get("needs") != "generation"))
+    return chosen[0] if chosen else None
 
 
 def sentence(comparison: Mapping[str, Any]) -> str:
-    """The verdict in one sentence, with its most telling number."""
-    name = headline_metric(comparison)
+    """The verdict in a sentence or two, with the numbers of a metric that it rests on."""
+    result = outcome(comparison)
+    name = headline_metric(comparison, "better" if result == "mixed" else result)
     if name is None:
         return "Nothing was compared: no metric has results for both models."
-    row = comparison["metrics"][name]
-    unit, result = row.get("unit", ""), outcome(comparison)
     tuned = comparison.get("tuned_name", "the tuned model")
     base = comparison.get("base_name", "the base")
     starts = {
@@ -66,12 +72,53 @@ def sentence(comparison: Mapping[str, Any]) -> str:
         "mixed": f"{tuned} is better than {base} in some metrics and worse in others",
         "no evidence": f"There is no evidence that {tuned} differs from {base}",
     }
-    numbers = f"{name} went from {number(row['base'], unit)} to {number(row['tuned'], unit)}"
+    text = f"{starts[result]}: {_moved(comparison, name)}"
+    if result == "mixed":
+        worse = headline_metric(comparison, "worse")
+        text += f"; {_moved(comparison, str(worse))}"
+    text += "." + _unmoved(comparison, result)
+    return text if "tuned_name" in comparison else text[0].upper() + text[1:]
+
+
+def _moved(comparison: Mapping[str, Any], name: str) -> str:
+    """From where to where a metric went, with its interval."""
+    row = comparison["metrics"][name]
+    unit = row.get("unit", "")
     change = number(row["difference"], unit, signed=True)
     records = f"{row['records']} held-out record{'' if row['records'] == 1 else 's'}"
-    details = f"change {change}, {_percent(comparison)} interval {interval(row)}, {records}"
-    text = f"{starts[result]}: {numbers} ({details})."
-    return text if "tuned_name" in comparison else text[0].upper() + text[1:]
+    return (
+        f"{name} went from {number(row['base'], unit)} to {number(row['tuned'], unit)}"
+        f" (change {change}, {_percent(comparison)} interval {interval(row)}, {records})"
+    )
+
+
+def _unmoved(comparison: Mapping[str, Any], result: str) -> str:
+    """The metrics on generated answers that a verdict says nothing of, lest it promise too much."""
+    still = [
+        f"{name} ({number(row['base'], row.get('unit', ''))} to"
+        f" {number(row['tuned'], row.get('unit', ''))})"
+        for name, row in comparison["metrics"].items()
+        if row.get("needs") == "generation" and row["verdict"] == "no evidence"
+    ]
+    if result == "no evidence" or not still:
+        return ""
+    return f" No evidence of a change in {', '.join(still)}."
+
+
+def needed(row: Row) -> str:
+    """How many records would decide an undecided difference; "" if there is none to decide."""
+    count = row.get("needed")
+    if not count:
+        return ""
+    if count > REACH * row["records"]:
+        return f"too small a difference to decide: about {_rounded(count)} records would be needed"
+    return f"about {_rounded(count)} would decide"
+
+
+def _rounded(count: int) -> str:
+    """A count to two digits, for it is an estimate."""
+    tens = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // tens) * tens:,}"
 
 
 def table(comparison: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ from launcher import runtime
 from launcher.config import compose, typed
 from launcher.config.schema import Config
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
-from launcher.errors import ConfigError, Problem
+from launcher.errors import ConfigError, LauncherError, Problem
+from launcher.jobs import requirements
 from launcher.rundir import storage_errors
-from launcher.sweeps import space
+from launcher.sweeps import space, study
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
@@ -82,19 +83,22 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
     )
     if kind == "grid":
         space.grid(found)
+    if kind == "optuna":
+        study.require()
     _check_trials(Maker(sweep, asked, sources=sources), found)
     return sweep, asked
 
 
 def _check_trials(maker: Maker, found: space.Space) -> None:
-    """Raise the `ConfigError` of the first trial, if no trial that was tried is right."""
-    error: ConfigError | None = None
+    """Raise the error of the first trial, if no trial that was tried can start."""
+    error: LauncherError | None = None
     for words in found.corners(_PROBES):
         try:
             config, _ = maker.composed(words)
             Pool(maker.sweep, config)
             _check_metric(config, maker.request)
-        except ConfigError as problem:
+            requirements.require(config)
+        except LauncherError as problem:
             error = error or problem
         else:
             return

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from launcher import registry
 from launcher.config.schema_sweep import Pruner, Sampler
 from launcher.errors import ConfigError
 from launcher.launch.outcome import settled
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from launcher.sweeps.control import Controller
 
 
+def require() -> None:
+    """Raise `ConfigError` if Optuna is not installed; does not import it, which takes a second."""
+    if not registry.installed("optuna"):
+        hint = registry.install("optuna", "sweep")
+        raise ConfigError("Optuna is not installed", where="sweep", hint=hint)
+
+
 def library() -> Any:
     """Optuna, quiet; `ConfigError` if it is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise ConfigError(
-            "Optuna is not installed", where="sweep", hint="pip install 'launcher[sweep]'"
-        ) from error
+    require()
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

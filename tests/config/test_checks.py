@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from launcher import registry
 from launcher.config import checks, ranges, schema, stored, typed, variants
 from launcher.config.schema import JudgeConfig
 from launcher.errors import Problem
@@ -616,7 +617,7 @@ def test_optional_packages_are_needed_by_what_uses_them(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if not checks.model_checks.installed(package):
+    if not registry.installed(package):
         (problem,) = check(changes, has_gpu=True)
         assert problem.where == where
         assert "pip install" in problem.hint

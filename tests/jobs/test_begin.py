@@ -16,6 +16,7 @@ from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start
 from launcher.jobs.cancel import cancel
+from launcher.jobs.status import listing
 from launcher.rundir import RunDir, State, read_json, write_json
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -150,3 +151,35 @@ def test_ranks_started_directly_are_cancelled_by_their_heartbeats(run, other):
     write_json(run.heartbeat(1), {**beat, "rank": 1, "pid": os.getpid(), "time": 1.0})
     assert cancel(run).state is State.cancelled
     assert other.wait(timeout=30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("state", [State.failed, State.cancelled])
+def test_a_run_that_took_no_step_leaves_its_name_to_the_next(run, state):
+    for number in (1, 2):
+        run.set_status(state, exit_code=3, reason="no data")
+        aside = start.release_name(run)
+        assert aside == run.path.parent / ".failed" / f"r.{number}"
+        assert RunDir(aside).status().reason == "no data"
+        create.create([*WORDS, f"run.root={run.path.parent}", "run.name=r"])
+    assert [row.name for row in listing(run.path.parent)] == ["r"]
+
+
+@pytest.mark.parametrize(
+    "begun", ["preparing", "succeeded", "preempted", "checkpoint", "step", "metrics"]
+)
+def test_any_other_run_keeps_its_name(run, begun):
+    state = State(begun) if begun in {s.value for s in State} else State.failed
+    run.set_status(state)
+    if begun == "checkpoint":
+        (run.checkpoints / "step-1").mkdir(parents=True)
+    elif begun == "step":
+        write_json(run.heartbeat(0), {"step": 1})
+    elif begun == "metrics":
+        run.metrics.write_text('{"kind": "train", "step": 1}\n')
+    assert start.release_name(run) is None
+    with pytest.raises(ConfigError, match="there is a run of this name"):
+        create.create([*WORDS, f"run.root={run.path.parent}", "run.name=r"])
+
+
+def test_a_name_that_nobody_has_is_free(tmp_path):
+    assert start.release_name(RunDir(tmp_path / "r")) is None

@@ -84,7 +84,7 @@ def test_slices_of_a_kind_share_a_scale_and_small_ones_are_named(finished_run):
     path.write_text(json.dumps(comparison))
     page = page_of(finished_run)
     assert "By source: exact_match" in page.text
-    assert "1,234 would decide" in page.text
+    assert "about 1,300 would decide" in page.text
     assert "Too few records to judge: c.jsonl (7)." in page.text
     first, second = view(collect(finished_run))["slices"][0]["rows"]
     assert first["plot"]["at"] - 500 == pytest.approx(10 * (second["plot"]["at"] - 500), abs=1)

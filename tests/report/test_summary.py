@@ -1,6 +1,8 @@
 """The comparison in words."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.report import summary
 
@@ -48,6 +50,69 @@ def test_the_sentence_quotes_generated_answers_first():
         "The tuned model is better than the base: exact_match went from 3.5 % to 71.5 % "
         "(change +68.0 pts, 95 % interval +61.0 to +75.0 pts, 200 held-out records)."
     )
+
+
+UNMOVED = {"base": 0.0, "tuned": 0.0, "difference": 0.0, "interval": [0.0, 0.0], "unit": "share"}
+
+
+def test_the_sentence_quotes_a_metric_that_moved_and_names_the_answers_that_did_not():
+    still = row("no evidence", **UNMOVED, needs="generation")
+    text = summary.sentence(comparison(exact_match=still, loss=row("better")))
+    assert text == (
+        "The tuned model is better than the base: loss went from 3.212 to 1.000 "
+        "(change -2.212, 95 % interval -2.500 to -2.000, 200 held-out records). "
+        "No evidence of a change in exact_match (0.0 % to 0.0 %)."
+    )
+
+
+def test_a_mixed_sentence_quotes_a_metric_of_each_kind():
+    text = summary.sentence(
+        comparison(loss=row("better"), f1=row("worse", base=0.5, tuned=0.25, difference=-0.25))
+    )
+    assert text.startswith(
+        "The tuned model is better than the base in some metrics and worse in others: "
+        "loss went from 3.212 to 1.000"
+    )
+    assert "; f1 went from 0.5000 to 0.2500" in text
+
+
+@pytest.mark.parametrize("verdict", ["better", "no evidence"])
+def test_a_classifier_is_told_by_its_accuracy(verdict):
+    share = row(verdict, base=0.5, tuned=0.9, difference=0.4, interval=[0.3, 0.5], unit="share")
+    rows = {"loss": row(verdict), "class_f1": share, "accuracy": share}
+    text = summary.sentence(comparison(**rows))
+    assert ": accuracy went from 50.0 % to 90.0 %" in text
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["loss", "accuracy", "exact_match", "f1"]),
+        st.tuples(
+            st.sampled_from(["better", "worse", "no evidence"]),
+            st.sampled_from(["loss", "generation", "classes"]),
+        ),
+        min_size=1,
+    )
+)
+def test_what_the_sentence_quotes_first_bears_its_verdict(verdicts):
+    made = comparison(**{n: row(verdict, needs=needs) for n, (verdict, needs) in verdicts.items()})
+    result = summary.outcome(made)
+    quoted = summary.sentence(made).split(": ", 1)[1].split(" went")[0]
+    assert verdicts[quoted][0] == ("better" if result == "mixed" else result)
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (None, ""),
+        (1234, "about 1,300 would decide"),
+        (4000, "about 4,000 would decide"),
+        (7, "about 7 would decide"),
+        (391_823, "too small a difference to decide: about 400,000 records would be needed"),
+    ],
+)
+def test_the_records_that_would_decide(count, expected):
+    assert summary.needed(row("no evidence", needed=count)) == expected
 
 
 def test_the_sentence_copes_with_nothing_and_with_missing_numbers():

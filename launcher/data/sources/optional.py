@@ -9,4 +9,4 @@ from launcher import registry
 
 def optional(module: str, why: str) -> Any:
     """The module; `ConfigError` that says what needs it if it is not installed."""
-    return registry.need(module, f"{why}, which needs", where="data", extra="data")
+    return registry.need(module, f"{why}: that needs", where="data", extra="data")

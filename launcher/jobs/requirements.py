@@ -1,0 +1,207 @@
+"""What a run needs before it can start: its base model, its data, the packages that it names.
+
+Whatever preparation and ranks would stop at for want of something is found here, so `plan`,
+`--dry-run` and a submission refuse it beforehand. The hub is asked only for what is not cached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import registry, runtime
+from launcher.config import items, memory
+from launcher.config.schema import Config, TinyModelConfig, WandbMode
+from launcher.errors import ConfigError, DataError, LauncherError, Problem
+from launcher.fingerprint import (
+    SUFFIXES,
+    HubData,
+    RemoteData,
+    RemoteFile,
+    Source,
+    located,
+    suffixes,
+)
+from launcher.rundir import storage_errors
+
+#: Seconds that the hub has to answer.
+HUB_TIMEOUT_S = 3.0
+#: metric -> the package that computes it.
+METRIC_PACKAGES = {
+    "rouge1": "rouge_score",
+    "rouge2": "rouge_score",
+    "rougeL": "rouge_score",
+    "bleu": "sacrebleu",
+    "json_schema": "jsonschema",
+}
+#: ending of a data file -> the package that reads it.
+FILE_PACKAGES = {".parquet": "pyarrow", ".arrow": "pyarrow", ".zst": "zstandard"}
+#: what a gate on the data looks with.
+GATE_PACKAGES = ("ftfy", "phonenumbers", "py3langid", "rensa")
+_PATH_STARTS = (".", "/", "~")
+
+
+def require(config: Config) -> None:
+    """Raise `ConfigError` with all that is missing, `DataError` if it is data alone, and
+    `StorageError` where runs cannot be written.
+
+    Under Slurm a path in a folder that this host does not have may be on the nodes, and passes.
+    """
+    problems = [*_model(config), *_packages(config)]
+    data = list(_data(config))
+    if data and not problems:
+        raise DataError(data)
+    if problems:
+        raise ConfigError([*problems, *data])
+    _require_root(Path(config.run.root))
+
+
+def _require_root(root: Path) -> None:
+    """Raise `StorageError` unless the folder of the runs is there or can be made."""
+    there = next(
+        folder for folder in (root.absolute(), *root.absolute().parents) if folder.exists()
+    )
+    with storage_errors(root):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+            raise OSError(code, os.strerror(code))
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if isinstance(model, TinyModelConfig) or not model.name or _on_nodes(config, model.name):
+        return
+    yield from _pretrained("model.name", model.name, model.revision)
+    tokenizer = model.tokenizer
+    if not tokenizer or not tokenizer.startswith(_PATH_STARTS) or _on_nodes(config, tokenizer):
+        return
+    if not Path(tokenizer).expanduser().is_dir():
+        hint = "leave it out to take the model's own tokenizer"
+        yield Problem("model.tokenizer", f"no such folder: {tokenizer}", hint)
+
+
+def _on_nodes(config: Config, name: str) -> bool:
+    """Whether a path may lie on a disk that only the nodes of a cluster have."""
+    path = Path(name).expanduser()
+    return config.launch.name == "slurm" and path.is_absolute() and not path.parent.exists()
+
+
+def _pretrained(where: str, name: str, revision: str | None) -> Iterator[Problem]:
+    if memory.local_folder(name, revision):
+        return
+    folder = Path(name).expanduser()
+    if folder.exists():
+        hint = "give the folder of a Hugging Face model"
+        yield Problem(where, f"there is no config.json in {name}", hint)
+    elif name.startswith(_PATH_STARTS) or name.count("/") > 1:
+        hint = "give an existing folder, or a name of the hub"
+        yield Problem(where, f"no such folder: {name} (looked from {Path.cwd()})", hint)
+    elif reason := _hub_refuses(f"models/{name}", revision):
+        hint = f"check the name; `hf download {name}` fetches it where there is network"
+        yield Problem(where, f"{name} is no folder here and not in the hub's cache; {reason}", hint)
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    for split in items.splits(config):
+        where = items.place(split)
+        sources: list[Source] = []
+        for item in items.items(config, split):
+            try:
+                sources += located.find(config, item, split)
+            except LauncherError as error:
+                if not _on_nodes(config, item.path):
+                    yield from error.problems
+        for source in sources:
+            yield from _unreadable(source)
+        needed = dict.fromkeys(package for source in sources for package in _readers(source))
+        missing = [package for package in needed if not registry.installed(package)]
+        for package in missing:
+            found = f"reading it needs {package}, which is not installed"
+            yield Problem(where, found, registry.install(package, "data"))
+        if "datasets" in missing:
+            continue
+        for source in sources:
+            if not isinstance(source, HubData) or _is_cached(source.name):
+                continue
+            if reason := _hub_refuses(f"datasets/{source.name}", source.revision):
+                hint = "check path or name; without network give downloaded files"
+                yield Problem(where, f"no such file here: {source.name}; {reason}", hint)
+
+
+def _unreadable(source: Source) -> Iterator[Problem]:
+    """What keeps a file from being read at all; its records are the preparation's affair."""
+    if not isinstance(source, Path):
+        return
+    if suffixes(source.name)[0] not in SUFFIXES:
+        hint = f"use one of {', '.join(SUFFIXES)}"
+        yield Problem(str(source), "files of this ending are not known", hint)
+    elif not os.access(source, os.R_OK):
+        yield Problem(str(source), "cannot be read: Permission denied", "check its permissions")
+    elif source.stat().st_size == 0:
+        yield Problem(str(source), "the file is empty", "give a file with records")
+
+
+def _readers(source: Source) -> Iterator[str]:
+    """The packages that reading a source needs."""
+    if isinstance(source, HubData):
+        yield "datasets"
+    elif isinstance(source, RemoteData):
+        yield "fsspec"
+    elif isinstance(source, Path | RemoteFile):
+        path = source.path if isinstance(source, RemoteFile) else source
+        yield from (FILE_PACKAGES[end] for end in suffixes(path.name) if end in FILE_PACKAGES)
+
+
+def _is_cached(name: str) -> bool:
+    """Whether `datasets` has kept something of a data set; what exactly, only it can tell."""
+    folders = (
+        runtime.datasets_cache() / name.replace("/", "___"),
+        runtime.hub_cache() / f"datasets--{name.replace('/', '--')}",
+    )
+    return any(folder.is_dir() for folder in folders)
+
+
+def _packages(config: Config) -> Iterator[Problem]:
+    is_tracked = config.track.wandb.mode is not WandbMode.disabled
+    wanted = [("track.wandb.mode", "wandb", "wandb")] if is_tracked else []
+    wanted += [
+        ("eval.metrics", METRIC_PACKAGES[metric], "eval")
+        for metric in config.eval.metrics
+        if metric in METRIC_PACKAGES
+    ]
+    if config.data.gate:
+        wanted += [("data.gate", package, "data") for package in GATE_PACKAGES]
+    for where, package, extra in dict.fromkeys(wanted):
+        if not registry.installed(package):
+            found = f"needs the package {package}, which is not installed"
+            yield Problem(where, found, registry.install(package, extra))
+
+
+def _hub_refuses(path: str, revision: str | None) -> str | None:
+    """Why the hub will not give a model or a data set; None if it will, or cannot say."""
+    endpoint = runtime.hub_endpoint()
+    if endpoint is None:
+        return "HF_HUB_OFFLINE keeps the hub from being asked"
+    address = f"{endpoint.rstrip('/')}/api/{urllib.parse.quote(path)}"
+    if revision:
+        address += f"/revision/{urllib.parse.quote(revision, safe='')}"
+    token = runtime.hub_token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    if not address.startswith(("https://", "http://")):
+        return f"{endpoint} is not a web address"
+    request = urllib.request.Request(address, method="HEAD", headers=headers)  # noqa: S310 - checked above
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S):  # noqa: S310
+            return None
+    except urllib.error.HTTPError as error:
+        known = error.code in (400, 401, 403, 404)
+        return f"the hub says {error.code} {error.reason}" if known else None
+    except (OSError, ValueError) as error:
+        return f"the hub does not answer: {getattr(error, 'reason', error)}"
