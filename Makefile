@@ -15,7 +15,7 @@ help:  ## Show this list
 
 install: $(VENV)/.installed-dev  ## Install everything, development tools too, into .venv
 
-quickstart: $(VENV)/.installed  ## Install what training needs and run the main job on built-in data
+quickstart: $(VENV)/.installed  ## Install the launcher and run the main job on built-in data
 	@$(BIN)/launcher train experiment=quickstart
 
 test: lint  ## Install, check, and run all tests
@@ -51,7 +51,7 @@ clean:  ## Remove .venv, builds and caches; runs/ stays
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV): a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e .
+	@$(PIP) install -c constraints.txt -e '.[data,eval,serve,sweep]'
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

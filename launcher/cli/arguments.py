@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.cli import VERBS
@@ -14,6 +15,9 @@ from launcher.rundir import RunDir, find_run
 Argument = tuple[list[str], dict[str, Any]]
 
 JSON: Argument = (["--json"], {"action": "store_true", "help": "print JSON"})
+
+#: a longer list of options is cut short in `--help`.
+_MOST_NAMES = 12
 
 #: Shown by --help of the verbs that compose a config.
 KEYS = {
@@ -132,7 +136,17 @@ def _config_help() -> str:
 
     options = {group: names for group, names in groups.list_groups().items() if names}
     width = max(map(len, options)) + 2
-    shown = [f"  {group:<{width}}{' '.join(names)}" for group, names in options.items()]
+    shown = [f"  {group:<{width}}{_few(names)}" for group, names in options.items()]
     keys = [f"  {key:<24}{meaning}" for key, meaning in KEYS.items()]
     lines = ["groups (GROUP=OPTION):", *shown, "", "most used keys (KEY=VALUE):", *keys]
-    return "\n".join([*lines, "", "`launcher config` prints all keys with their values."])
+    end = "`launcher config` prints all keys with their values, docs/config.md what they mean;"
+    return "\n".join([*lines, "", end, "docs/models.md lists the presets of models."])
+
+
+def _few(names: Sequence[str]) -> str:
+    """The names of a group, or the first and the last of a long list."""
+    if len(names) <= _MOST_NAMES:
+        return " ".join(names)
+    ends = _MOST_NAMES // 2
+    left_out = len(names) - 2 * ends
+    return f"{' '.join(names[:ends])} ... {' '.join(names[-ends:])} ({left_out} more)"

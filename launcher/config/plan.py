@@ -190,7 +190,7 @@ def describe(config: Config, plan: Plan) -> str:
     if plan.memory:
         total = sum(size for use, size in plan.memory.items() if use != "host")
         host = f", {_gib(plan.memory['host'])} on the host" if plan.memory.get("host") else ""
-        lines.append(f"memory   about {_gib(total)} a rank (estimate){host}")
+        lines.append(f"memory   about {_gib(total)} a rank (estimate){host}{_beside(plan)}")
     else:
         lines.append("memory   not known: no sizes of this model are at hand")
     known = architecture.positions(config.model)
@@ -200,6 +200,13 @@ def describe(config: Config, plan: Plan) -> str:
             " the model was made for"
         )
     return "\n".join(lines)
+
+
+def _beside(plan: Plan) -> str:
+    """How the estimate relates to what the step line shows."""
+    if plan.device == "cpu":
+        return "; steps show the whole process, libraries too (some 0.7 GiB)"
+    return "; steps show the most that torch has allocated"
 
 
 def _size(plan: Plan) -> str:

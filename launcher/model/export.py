@@ -46,6 +46,54 @@ GENERATION = "generation_config.json"
 #: In the export of a classifier's adapter: names of the classes in the order of the outputs.
 CLASSES = "classes.json"
 
+#: README.md of a classifier's folder.
+_README = """# A text classifier
+
+Names the class of each text in `texts` as `launcher generate` does; run it in this folder. A
+`pipeline("text-classification")` takes the likeliest class and knows no threshold.
+
+```python
+CODE```
+"""
+_OPEN_MODEL = """import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".").eval()
+names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+threshold = getattr(model.config, "out_of_scope_threshold", None)
+"""
+_OPEN_ADAPTER = """import json
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+about = json.load(open("classes.json"))
+names, threshold = about["names"], about.get("out_of_scope_threshold")
+base = json.load(open("adapter_config.json"))["base_model_name_or_path"]
+model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(names))
+model = PeftModel.from_pretrained(model, ".").eval()
+"""
+_SCORE = """tokenizer = AutoTokenizer.from_pretrained(".")
+
+texts = ["I was charged twice"]
+for text in texts:
+    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=LONGEST)
+    with torch.no_grad():
+        logits = model(**inputs).logits[0].float()
+"""
+_ONE_LABEL = """    chance, index = logits.softmax(-1).max(-1)
+    print(names[index], f"{chance:.3f}", sep="\\t")
+"""
+_OUT_OF_SCOPE = """    chance, index = logits.softmax(-1).max(-1)
+    name = OUTSIDE if chance < threshold else names[index]
+    print(name, f"{chance:.3f}", sep="\\t")
+"""
+_SEVERAL_LABELS = """    chances = logits.sigmoid()
+    named = [name for name, chance in zip(names, chances) if chance > 0.5]
+    print(", ".join(named) or "(none)", f"{chances.max():.3f}", sep="\\t")
+"""
+
 
 class Kind(Enum):
     """What an export folder holds."""
@@ -102,6 +150,7 @@ def export(
             trained.tokenizer.save_pretrained(temporary)
             if trained.classes is not None:
                 _write_classes(trained.classes, trained.threshold, temporary)
+                _write_readme(trained, temporary)
             else:
                 _write_generation(trained, base, temporary)
             check(temporary)
@@ -163,6 +212,19 @@ def _write_classes(classes: Classes, threshold: float | None, folder: Path) -> N
         write_json(folder / CLASSES, {"names": classes.names, **about})
     elif about:
         write_json(folder / "config.json", {**read_json(folder / "config.json"), **about})
+
+
+def _write_readme(trained: Trained, folder: Path) -> None:
+    """How to name classes with the folder as the launcher does, threshold included."""
+    assert trained.classes is not None
+    is_adapter = (folder / "adapter_config.json").is_file()
+    opened = _OPEN_ADAPTER if is_adapter else _OPEN_MODEL
+    rules = _ONE_LABEL if trained.threshold is None else _OUT_OF_SCOPE
+    if trained.classes.multi_label:
+        rules = _SEVERAL_LABELS
+    code = (opened + _SCORE + rules).replace("LONGEST", str(trained.config.data.max_length))
+    code = code.replace("OUTSIDE", repr(trained.classes.out_of_scope))
+    (folder / "README.md").write_text(_README.replace("CODE", code), "utf-8")
 
 
 def _write_generation(trained: Trained, base: Path, folder: Path) -> None:

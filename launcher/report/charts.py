@@ -199,6 +199,12 @@ def in_bytes(value: float) -> str:
     return f"{value / MIB:.0f} MiB"
 
 
+def bytes_in(unit: float) -> Format:
+    """A format that writes bytes in GiB, or in MiB, whatever their size: one unit an axis."""
+    name = "GiB" if unit == GIB else "MiB"
+    return lambda value: f"{value / unit:.3g} {name}" if value else "0"
+
+
 def plain(value: float) -> str:
     """A number of any size in four digits, without trailing zeros."""
     small = 0 < abs(value) < 1e-3

@@ -64,7 +64,7 @@ def _charts(facts: Facts) -> list[Chart]:
         charts.chart("loss", "Loss per target token, nats", loss, charts.plain),
         charts.chart("lr", "Learning rate", rate, charts.plain, from_zero=True),
         charts.chart("throughput", "Tokens per second", speed, charts.si, from_zero=True),
-        charts.chart("memory", "Memory", memory, charts.in_bytes, from_zero=True, unit=unit),
+        charts.chart("memory", "Memory", memory, charts.bytes_in(unit), from_zero=True, unit=unit),
         charts.chart("grad-norm", "Gradient norm", norm, charts.plain, from_zero=True),
         charts.chart("mfu", "Model FLOPs utilisation", mfu, lambda v: f"{100 * v:.3g} %"),
     ]

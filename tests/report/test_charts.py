@@ -111,6 +111,9 @@ def test_interval_plot_puts_gains_to_the_right():
         (charts.in_bytes, 1.5 * 2**30, "1.5 GiB"),
         (charts.in_bytes, 3.0 * 2**20, "3 MiB"),
         (charts.in_bytes, 0.0, "0"),
+        (charts.bytes_in(charts.GIB), 0.25 * 2**30, "0.25 GiB"),
+        (charts.bytes_in(charts.MIB), 0.25 * 2**30, "256 MiB"),
+        (charts.bytes_in(charts.MIB), 0.0, "0"),
     ],
 )
 def test_numbers_for_people(write, value, expected):

@@ -7,6 +7,8 @@ import json
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -139,6 +141,23 @@ def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
     stored = tuned["classes"]
     assert [[i] for i in found] == stored["predicted"]
     assert chances == pytest.approx(stored["probability"], abs=1e-4)
+
+
+def test_the_code_in_the_exports_readme_names_texts_as_generate_does(here, full):
+    run = full[0]
+    texts = [json.loads(line)["text"] for line in (here.folder / "held_out.jsonl").open()]
+    readme = (run.export / "README.md").read_text("utf-8")
+    code = readme.split("```python\n")[1].split("```")[0]
+    code = code.replace('texts = ["I was charged twice"]', f"texts = {texts!r}")
+    assert repr(texts[-1]) in code
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=run.export, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    asked = [word for text in texts for word in ("-p", text)]
+    named = here.run((*LAUNCHER, "generate", "full", *asked)).output.splitlines()
+    expected = [line.split("\t")[0] for line in named if "\t" in line]
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == expected
+    assert "oos" in expected
 
 
 def test_eval_compare_and_generate_know_the_classes(here, full):
