@@ -39,8 +39,10 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 docs: $(VENV)/.installed-dev  ## Write docs/config.md anew from the config classes
 	@$(BIN)/python -m launcher.config.reference
 
-screenshot: $(VENV)/.installed-dev  ## Make docs/serve.png anew, with a real job in Chromium
+screenshot: $(VENV)/.installed-dev  ## Make the README's pictures anew, with real runs in Chromium
 	@PYTHONPATH=.:tests $(BIN)/python tests/support/page.py docs/serve.png
+	@$(BIN)/launcher train experiment=quickstart run.root=$(VENV)/pictures run.name=quickstart-$$PPID
+	@PYTHONPATH=.:tests $(BIN)/python tests/support/page.py docs/report.png $(VENV)/pictures/quickstart-$$PPID/report.html
 
 coverage: $(VENV)/.installed-dev  ## Show what the quick tests do not reach
 	@$(BIN)/pytest -q -m "$(UNIT)" --cov --cov-report=term-missing

@@ -205,7 +205,7 @@ def describe(config: Config, plan: Plan) -> str:
 def _beside(plan: Plan) -> str:
     """How the estimate relates to what the step line shows."""
     if plan.device == "cpu":
-        return "; steps show the whole process, libraries too (some 0.7 GiB)"
+        return "; steps show the whole process, libraries too (some 0.5 GiB)"
     return "; steps show the most that torch has allocated"
 
 

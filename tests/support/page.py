@@ -69,5 +69,16 @@ def picture(path: Path) -> None:
             browser.screenshot(path)
 
 
+def report_picture(path: Path, report: Path) -> None:
+    """The top of a run's report, as a picture."""
+    with tempfile.TemporaryDirectory() as name, chromium(Path(name)) as browser:
+        browser.open(report.resolve().as_uri(), size=NARROW)
+        time.sleep(0.5)
+        browser.screenshot(path)
+
+
 if __name__ == "__main__":
-    picture(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        report_picture(Path(sys.argv[1]), Path(sys.argv[2]))
+    else:
+        picture(Path(sys.argv[1]))
