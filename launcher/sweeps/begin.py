@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import runtime
 from launcher.config import compose, typed
 from launcher.config.schema import Config
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
@@ -38,17 +37,6 @@ _NOT_SWEPT = ("run.name", "run.root", "launch", "sweep", "track.wandb.group")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
 #: Trials looked at before the first is started, to tell a wrong sweep from a wrong trial.
 _PROBES = 8
-
-
-def refuse_in_rank() -> None:
-    """Raise `ConfigError` in a process that is one of a job's ranks: each would start a sweep."""
-    ranks = runtime.ranks()
-    if ranks.launched_by != "none" and not (ranks.launched_by == "slurm" and ranks.world_size == 1):
-        raise ConfigError(
-            f"this process is rank {ranks.rank} of {ranks.world_size} ({ranks.launched_by})",
-            where="sweep",
-            hint="start a sweep from a shell, not through torchrun, mpirun or srun",
-        )
 
 
 def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir, Request]:

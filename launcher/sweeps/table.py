@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.errors import ExitCode
-from launcher.rundir import Status
-from launcher.sweeps.folder import Request, SweepDir, Trial, values
+from launcher.launch.outcome import settled
+from launcher.rundir import State, Status
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,3 +102,16 @@ def summary(request: Request, found: Sequence[Row]) -> str:
     if missing > 0:
         parts.append(f"{missing} to come")
     return ", ".join(parts) or "no trials yet"
+
+
+def exit_code(found: Sequence[Row]) -> int:
+    """The sweep's: 0 if a trial has succeeded or may yet, else that of the first that ended badly.
+
+    Trials that were stopped or not submitted count as such: 75, and the sweep can be resumed.
+    """
+    states = [row.status.state for row in found]
+    if State.succeeded in states or not all(settled(row.status) for row in found):
+        return ExitCode.ok
+    codes = [row.status.exit_code for row in found if row.status.exit_code]
+    own = [r.status.exit_code for r in found if r.status.exit_code and r.state != PRUNED]
+    return next(iter([*own, *codes]), ExitCode.ok if found else ExitCode.internal)
