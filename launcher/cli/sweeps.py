@@ -29,6 +29,8 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
 
     refuse_in_rank("sweep")
     sweep, request = begin.request(parsed.overrides, parsed.config_dir)
+    if said := begin.announced(request):
+        print(f"{request.kind:8} {said}", file=sys.stderr)
     if parsed.dry_run:
         from launcher.sweeps.rehearsal import rehearsal
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import secrets
@@ -148,6 +149,20 @@ def _new_name(words: Sequence[str]) -> str:
     base = "-".join(["sweep", *recipes[-1:]])
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{base}-{now}-{secrets.token_hex(2)}"
+
+
+def announced(asked: Request) -> str:
+    """What a search will do with a grid, in a line for people; "" if it was given none."""
+    lists = [dimension for dimension in asked.swept if dimension.values]
+    if asked.kind not in ("optuna", "random") or not lists:
+        return ""
+    keys = ", ".join(dimension.key for dimension in lists)
+    text = f"{asked.planned} trials, each with a choice of the values of {keys}"
+    if len(lists) < len(asked.swept):
+        return text
+    count = math.prod(len(dimension.values) for dimension in lists)
+    again = "some of them again" if asked.kind == "optuna" else "each once at most"
+    return f"{text}: {count} combinations, {again}; sweep=grid runs each once"
 
 
 def make(sweep: SweepDir, asked: Request) -> None:

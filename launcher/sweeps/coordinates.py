@@ -48,8 +48,8 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
     shown = [row for row in rows if row.value is not None]
     if not shown:
         return None
-    scales = [_of_dimension(d, [value_of(row, d) for row in shown]) for d in request.swept]
-    scales.append(_of_metric([row.value or 0.0 for row in shown]))
+    scales = [of_dimension(d, [value_of(row, d) for row in shown]) for d in request.swept]
+    scales.append(of_metric([row.value or 0.0 for row in shown]))
     titles = [*(d.key for d in request.swept), request.metric]
     gap = (WIDTH - 2 * _SIDE) / max(1, len(scales) - 1)
     xs = [_SIDE + gap * i for i in range(len(scales))]
@@ -67,11 +67,14 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
     return Plot(axes, sorted(lines, key=lambda line: line.quality))
 
 
-#: Place 0..1 of every trial on an axis, and (place, label) of the marks.
-Scale = tuple[list[float], list[tuple[float, str]]]
+#: A place 0..1 on an axis, or where it is drawn, and the label there.
+Mark = tuple[float, str]
+#: Place of every trial on an axis, and its marks.
+Scale = tuple[list[float], list[Mark]]
 
 
-def _of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
+def of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
+    """Places of trials that have these values of a key."""
     if dimension.values:
         order = {text: i for i, text in enumerate(_ordered([*dimension.values, *texts]))}
         last = max(1, len(order) - 1)
@@ -81,7 +84,8 @@ def _of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
     return _continuous([float(t) for t in texts], dimension.low, dimension.high, dimension.log)
 
 
-def _of_metric(values: Sequence[float]) -> Scale:
+def of_metric(values: Sequence[float]) -> Scale:
+    """Places of these values, which may span magnitudes."""
     low, high = min(values), max(values)
     return _continuous(values, low, high, log=low > 0 and high / low > 100)
 
