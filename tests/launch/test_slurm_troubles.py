@@ -1,7 +1,7 @@
-"""Slurm that refuses, is away, or loses its answer, played by scripts in the place of its commands.
+"""Slurm that refuses, is away, or loses its answer, played by scripts in its commands' place.
 
-`sbatch` keeps what it takes in the file `queue`, which `squeue` shows and `scancel` empties; what it
-is to say instead of its answer, or before it takes anything, stands in `script` line by line.
+`sbatch` keeps what it takes in the file `queue`, which `squeue` shows and `scancel` empties. What
+it does at each call stands in the file `script`, line by line.
 """
 
 from __future__ import annotations
@@ -66,7 +66,8 @@ class Slurm:
         self.folder = folder
         for name in ("queue", "taken", "script", "cancelled"):
             (folder / name).touch()
-        scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "sacct": "", "sinfo": ""}
+        scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "srun": "exit 9"}
+        scripts |= {"sacct": "", "sinfo": ""}
         for name, text in scripts.items():
             (folder / name).write_text(f"#!/bin/bash\n{text}")
             (folder / name).chmod(0o755)
@@ -221,7 +222,7 @@ def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, t
     assert main(command) == code
     assert "launcher sweep resume" in capsys.readouterr().err
     sweep = SweepDir(tmp_path / "runs" / "s")
-    assert {found.state for _, found in sweep.states()} == {State.preempted}
+    assert not any(found.state.is_final for _, found in sweep.states())
     fake.says("taken")
     assert main(command) == ExitCode.ok
     assert fake.of("taken") == ["11"]
@@ -286,7 +287,7 @@ SETUPS = {
     "set -u": ["set -u"],
     "cd": ["cd /"],
     "variables": ["run=x attempt=y code=1"],
-    "trap": ["trap 'exit 3' TERM; set -euo pipefail"],
+    "trap": ["trap false TERM; set -euo pipefail"],
 }
 
 
@@ -295,8 +296,8 @@ def test_setup_lines_do_not_reach_the_rest_of_the_script(make, tmp_path, lines):
     run, attempt = make(f"cluster.setup={[*lines, 'export MINE=kept']}".replace("'", '"'))
     start.submit(run, attempt, attached=False)
     done = _run(run, attempt, tmp_path)
-    # The ranks fail, as there is no srun here: what follows them still happens.
-    assert done.stdout.splitlines()[-1] == f"end {run} {attempt} 127 kept {Path.cwd()}", done
+    # What follows the ranks, which fail, still happens.
+    assert done.stdout.splitlines()[-1] == f"end {run} {attempt} 9 kept {Path.cwd()}", done
 
 
 @pytest.mark.parametrize(
@@ -310,7 +311,7 @@ def test_setup_lines_do_not_reach_the_rest_of_the_script(make, tmp_path, lines):
     ],
 )
 def test_a_setup_line_that_fails_is_named(make, tmp_path, line, said):
-    run, attempt = make(f'cluster.setup=["{line}"]'.replace("$", "\\$"))
+    run, attempt = make(f'cluster.setup=["{line}"]')
     start.submit(run, attempt, attached=False)
     assert said in _run(run, attempt, tmp_path).stderr
 
@@ -319,7 +320,7 @@ def _run(run: RunDir, attempt: int, folder: Path) -> subprocess.CompletedProcess
     """The batch script, with a stand-in for `slurm_job` that says what it was called with."""
     stand_in = folder / "python"
     stand_in.write_text(
-        '#!/bin/bash\ncase $3 in\n  begin) echo 1 ;;\n  end) echo "${@:3}" "$MINE" "$PWD" ;;\nesac\n'
+        '#!/bin/bash\ncase $3 in\nbegin) echo 1 ;;\nend) echo "${@:3}" "$MINE" "$PWD" ;;\nesac\n'
     )
     stand_in.chmod(0o755)
     script = read_json(run.attempt(attempt) / "job.json")["script"]
