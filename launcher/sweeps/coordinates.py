@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report.charts import plain
+from launcher.report.charts import plain, ticks
 from launcher.sweeps.folder import Request
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.space import Dimension
@@ -15,6 +15,7 @@ from launcher.sweeps.table import Row
 WIDTH, HEIGHT = 1000.0, 320.0
 #: Room beside the first and the last axis for their labels, and above and below all.
 _SIDE, _TOP, _BOTTOM = 90.0, 36.0, 24.0
+_MOST_POWERS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +98,22 @@ def _continuous(values: Sequence[float], low: float, high: float, log: bool) -> 
     size = warp(high) - warp(low)
     if not size:
         return [0.5] * len(values), [(0.5, plain(low))]
-    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-    at = [warp(low) + share * size for share in shares]
-    labels = [plain(math.exp(value) if log else value) for value in at]
     places = [min(1.0, max(0.0, (warp(value) - warp(low)) / size)) for value in values]
-    return places, list(zip(shares, labels, strict=True))
+    marks = round_numbers(low, high, log=log)
+    return places, [((warp(mark) - warp(low)) / size, plain(mark)) for mark in marks]
+
+
+def round_numbers(low: float, high: float, *, log: bool = False) -> list[float]:
+    """Some round numbers from low to high: powers of ten on a logarithmic axis that has several."""
+    found: list[float] = []
+    if log:
+        first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        step = math.ceil((last - first + 1) / _MOST_POWERS)
+        found = [float(f"1e{power}") for power in range(first, last + 1, max(1, step))]
+    if len(found) < 2:
+        found = ticks(low, high)
+    slack = 1e-9 * (high - low)
+    return [mark for mark in found if low - slack <= mark <= high + slack] or [low, high]
 
 
 def _ordered(texts: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.report.charts import thin
-from launcher.sweeps.coordinates import Mark, of_dimension, of_metric
+from launcher.sweeps.coordinates import Mark, of_dimension, of_metric, round_numbers
 from launcher.sweeps.folder import Request, values
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.table import Row
@@ -73,7 +73,8 @@ def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
         for number, line in lines.items():
             path = _path([(step / last, next(up)) for step, _ in line])
             traces.append(Trace(number, path, good[number]))
-        x_marks = [(0.0, "0"), (0.5, f"{last / 2:g}"), (1.0, f"{last}")]
+        steps = [step for step in round_numbers(0, last) if step == int(step)]
+        x_marks = [(step / last, f"{step:,.0f}") for step in steps]
         found.append(_picture("step", name, x_marks, y_marks, traces))
     return found
 

@@ -42,8 +42,8 @@ def test_rank_killed_by_a_signal_comes_before_echoes():
 #: The last words of a store of torch 2.13 whose port is another's.
 TAKEN = (
     "torch.distributed.DistNetworkError: The server socket has failed to listen on any local"
-    " network address. port: 22071, useIpv6: false, code: -98, name: EADDRINUSE, message: address already"
-    " in use"
+    " network address. port: 22071, useIpv6: false, code: -98, name: EADDRINUSE, message: address"
+    " already in use"
 )
 
 

@@ -239,7 +239,8 @@ def test_pictures_place_trials_where_they_belong(made: Made) -> None:
     # The best of a metric of which less is better stands right, for its rate, and at the bottom.
     x, y = map(float, best.path.removeprefix("M").removesuffix("h0").split())
     assert x == by_lr.x_marks[-1][0]
-    assert y == by_lr.y_marks[0][0] == max(at for at, _ in by_lr.y_marks)
+    assert y == max(float(trace.path.split()[1].removesuffix("h0")) for trace in by_lr.traces)
+    assert [label for _, label in by_lr.y_marks] == ["1.7", "1.8", "1.9", "2"]
     assert len(by_seed.traces) == 4
     (curves,) = pictures.curves(request, table.rows(sweep))
     assert (curves.across, curves.up) == ("step", "eval/loss")
@@ -336,6 +337,20 @@ def test_coordinates(made: Made) -> None:
     assert [label for _, label in plot.axes[0].marks] == ["0.0001", "0.001", "0.01"]
     assert plot.lines[-1].number == 3
     assert math.isclose(plot.lines[-1].quality, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "marks"),
+    [
+        (1e-5, 1e-2, True, [1e-5, 1e-4, 1e-3, 1e-2]),
+        (2e-4, 8e-4, True, [2e-4, 4e-4, 6e-4, 8e-4]),
+        (0, 59, False, [0, 20, 40]),
+        (1.335, 4.308, False, [2, 3, 4]),
+        (3, 64, False, [20, 40, 60]),
+    ],
+)
+def test_axes_are_marked_at_round_numbers(low, high, log, marks) -> None:
+    assert coordinates.round_numbers(low, high, log=log) == marks
 
 
 def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
