@@ -43,7 +43,7 @@ class TorchrunBackend(LocalBackend):
     def check(self, spec: LaunchSpec) -> list[Problem]:
         """A port that was asked for and is taken on this host."""
         assert isinstance(spec.options, TorchrunConfig)
-        host, port = _given(spec.options)
+        host, port = given_endpoint(spec.options)
         if port is None or not is_taken(host, port):
             return []
         hint = f"launch.endpoint={host} chooses an open one, or name another"
@@ -56,11 +56,12 @@ class TorchrunBackend(LocalBackend):
 
 def endpoint(options: TorchrunConfig) -> tuple[str, int]:
     """Host and port of the rendezvous; where no port is given, an open one, another each time."""
-    host, port = _given(options)
+    host, port = given_endpoint(options)
     return host, port or open_port(host)
 
 
-def _given(options: TorchrunConfig) -> tuple[str, int | None]:
+def given_endpoint(options: TorchrunConfig) -> tuple[str, int | None]:
+    """Host and port as configured, the port None where an open one is to be chosen."""
     text = options.endpoint or socket.gethostname()
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]") or ":" in host.strip("[]") and "]" not in host:

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from launcher.config import compose, typed
 from launcher.config.schema import Config
+from launcher.config.schema_launch import TorchrunConfig
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, Problem
+from launcher.launch.torchrun import given_endpoint
 from launcher.rundir import storage_errors
 from launcher.sweeps import space
 from launcher.sweeps.folder import Request, SweepDir
@@ -118,6 +120,7 @@ def _problems(found: space.Space, config: Config) -> list[Problem]:
     if name is not None and not _NAME.fullmatch(name):
         hint = "a letter or digit, then letters, digits and ._=,+@- (at most 200)"
         problems.append(Problem("run.name", f"{name!r} cannot name a folder", hint))
+    problems += _one_port(config)
     if isinstance(config.sweep, OptunaSweepConfig):
         if _sweeper(found):
             hint = "leave one of the two out"
@@ -126,6 +129,18 @@ def _problems(found: space.Space, config: Config) -> list[Problem]:
             hint = "e.g. 'optim.lr=tag(log,interval(1e-5,1e-3))' or peft.rank=8,16"
             problems.append(Problem("sweep", "nothing varies", hint))
     return problems
+
+
+def _one_port(config: Config) -> list[Problem]:
+    """A port that trials side by side would all listen at."""
+    launch = config.launch
+    if not isinstance(launch, TorchrunConfig) or (launch.max_parallel or 1) == 1:
+        return []
+    host, port = given_endpoint(launch)
+    if port is None:
+        return []
+    found = f"{launch.max_parallel} trials at a time cannot all meet at port {port}"
+    return [Problem("launch.endpoint", found, f"launch.endpoint={host} gives each one of its own")]
 
 
 def _sweeper(found: space.Space) -> str | None:

@@ -149,6 +149,10 @@ def test_a_thousand_trials(made: Made) -> None:
         (["seed=1,2", "sweep.metric=mine"], "sweep.direction"),
         (["sweep=optuna", "seed=1,2", "hydra/sweeper=ax"], "leave one"),
         (["optim.lr=interval(0,1)"], "sweep=random"),
+        (
+            ["seed=1,2", "launch=torchrun", "launch.max_parallel=2", "launch.endpoint=h:5000"],
+            "cannot all meet at port 5000",
+        ),
     ],
 )
 def test_a_wrong_sweep_makes_nothing(made: Made, words: list[str], message: str) -> None:
