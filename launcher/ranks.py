@@ -19,8 +19,9 @@ HOSTS_VARIABLE = "LAUNCHER_HOSTS"
 #: Name under which the launcher knows the host of a rank.
 HOST_VARIABLE = "LAUNCHER_HOST"
 
-_FIRST_PORT = 10000
-_PORTS = 20000
+#: Ports at which ranks meet: below those that systems give to outgoing connections.
+FIRST_PORT = 10000
+PORTS = 20000
 #: Ids from here on stand for the batch script and other steps that are no ranks.
 _SPECIAL_STEPS = 0xFFFFFFF0
 #: (launcher, rank, world size, local rank, local world size); the first that is complete counts.
@@ -145,7 +146,14 @@ def rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
         return address, _number(env, "MASTER_PORT")
     job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
     # Steps of one job may run side by side.
-    return address, port_of(job, _number(env, "SLURM_STEP_ID") if _is_slurm_task(env) else 0)
+    step = _number(env, "SLURM_STEP_ID") if _is_slurm_task(env) else 0
+    return address, port_of(job, step, restarts(env))
+
+
+def restarts(env: Mapping[str, str]) -> int:
+    """Times that Slurm has started the job around this process again."""
+    text = env.get("SLURM_RESTART_COUNT", "")
+    return int(text) if text.isdecimal() else 0
 
 
 def _master(env: Mapping[str, str]) -> str:
@@ -161,10 +169,13 @@ def _master(env: Mapping[str, str]) -> str:
     )
 
 
-def port_of(job: str, step: int = 0) -> int:
-    """A port from 10000 to 29999 that follows from the id or name of a job."""
+def port_of(job: str, step: int = 0, restart: int = 0) -> int:
+    """A port from 10000 to 29999 that follows from the id of a job.
+
+    Another one for each restart: the last may have been taken by somebody else.
+    """
     number = int(job) if job.isdecimal() else zlib.crc32(job.encode())
-    return _FIRST_PORT + (number + 1009 * step) % _PORTS
+    return FIRST_PORT + (number + 1009 * step + 7919 * restart) % PORTS
 
 
 def exports(ranks: Ranks, address: str, port: int) -> dict[str, str]:

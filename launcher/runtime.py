@@ -18,6 +18,7 @@ from launcher.ranks import (
     exports,
     identify,
     port_of,
+    restarts,
 )
 from launcher.ranks import Ranks as Ranks
 from launcher.ranks import planned_hosts as _planned_hosts
@@ -300,13 +301,14 @@ def slurm_job() -> tuple[str, int] | None:
     job = env["SLURM_JOB_ID"]
     if "SLURM_ARRAY_JOB_ID" in env:
         job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return job, int(env.get("SLURM_RESTART_COUNT") or 0)
+    return job, restarts(env)
 
 
 def slurm_endpoint() -> str:
     """HOST:PORT at which agents of the Slurm job around this process meet."""
     hosts = expand_hosts(os.environ["SLURM_JOB_NODELIST"])
-    return f"{hosts[0]}:{port_of(os.environ['SLURM_JOB_ID'])}"
+    port = port_of(os.environ["SLURM_JOB_ID"], restart=restarts(os.environ))
+    return f"{hosts[0]}:{port}"
 
 
 #: What a rank on another host needs of the environment in which the user typed the command.

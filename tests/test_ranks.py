@@ -118,6 +118,9 @@ def test_impossible_places_are_refused(changes, word):
 def test_rendezvous_of_a_step_is_its_first_host_and_a_port_of_the_job():
     assert rendezvous(STEP) == ("n1", 10000 + 41234 % 20000)
     assert rendezvous({**STEP, "SLURM_STEP_ID": "1"})[1] != rendezvous(STEP)[1]
+    again = [rendezvous({**STEP, "SLURM_RESTART_COUNT": str(n)})[1] for n in range(4)]
+    assert again[0] == rendezvous(STEP)[1]
+    assert len(set(again)) == 4  # a port that was taken is not tried again
     assert rendezvous({**STEP, "MASTER_ADDR": "10.1.1.1", "MASTER_PORT": "5"}) == ("10.1.1.1", 5)
 
 

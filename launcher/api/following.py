@@ -16,6 +16,7 @@ from launcher.api.workplace import Workplace
 from launcher.errors import ExitCode
 from launcher.launch import slurm
 from launcher.launch.outcome import settled
+from launcher.launch.patience import BusyError
 from launcher.rundir import RunDir, State, Status, read_json
 
 #: Weight of the newest steps in a job's expected end: single ones are slow or quick by chance.
@@ -85,7 +86,12 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
             return
         row.cursor = {**row.cursor, "losses": losses + 1}
         row.estimated_finish = None
-    launching.begin(place, job, run)
+    try:
+        launching.begin(place, job, run)
+    except BusyError:  # a scheduler that takes nothing is no loss of the job's
+        with place.owned(job.id) as (_, row):
+            row.cursor = {**row.cursor, "losses": losses}
+        raise
 
 
 def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:

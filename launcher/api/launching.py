@@ -19,7 +19,7 @@ from launcher.jobs.slots import Slots
 from launcher.launch import slurm
 from launcher.launch.local import supervisor_file
 from launcher.launch.outcome import settled
-from launcher.launch.slurm_ask import SlurmDownError
+from launcher.launch.patience import BusyError
 from launcher.launch.spec import JobState as BackendState
 from launcher.launch.spec import LaunchSpec, backend_name, job_file
 from launcher.rundir import RunDir, State, storage_errors
@@ -100,8 +100,8 @@ def begin(place: Workplace, job: Job, run: RunDir) -> None:
 
     attempt = start.begin(run)
     try:
-        start.submit(run, attempt, attached=False, fitted=fitted)
-    except SlurmDownError:
+        start.submit(run, attempt, attached=False, fitted=fitted, patience_s=0)
+    except BusyError:
         # Whether it was submitted is not known: the next try asks.
         run.set_status(State.preparing, attempt=attempt)
         raise
@@ -113,5 +113,5 @@ def _make(place: Workplace, job: Job, run: RunDir) -> None:
         if run.path.exists():
             shutil.rmtree(run.path)
     made = place.translated(job)
-    start.rehearsed(run, made.config, made.plan.world_size, ask=True)
+    start.rehearsed(run, made.config, made.plan.world_size, ask=True, patience_s=0)
     create.make(create.named(made.config, made.words), made.config, made.plan, made.words)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 from launcher.cli import arguments
 from launcher.errors import ExitCode
@@ -17,14 +19,28 @@ def status(words: list[str]) -> int:
         found = status.details(arguments.find(parsed))
         print(arguments.as_json(found) if parsed.json else status.text(found))
         return ExitCode.ok
-    rows = status.listing(parsed.root)
+    rows, sweeps = status.listing(parsed.root), _sweeps(parsed.root)
     if parsed.json:
-        print(arguments.as_json([row.to_json() for row in rows]))
-    elif rows:
+        print(arguments.as_json([*(row.to_json() for row in rows), *sweeps]))
+        return ExitCode.ok
+    if rows:
         print(status.table(rows))
-    else:
+    if sweeps:
+        from launcher.sweeps import table
+
+        print("\n" * bool(rows) + table.listed(sweeps))
+    if not rows and not sweeps:
         print(f"there are no runs under {parsed.root}/", file=sys.stderr)
     return ExitCode.ok
+
+
+def _sweeps(root: str) -> list[dict[str, Any]]:
+    """Sweeps under `root`; what they need is imported only where there are any."""
+    if next(Path(root).glob("*/sweep.json"), None) is None:
+        return []
+    from launcher.sweeps import table
+
+    return table.listing(root)
 
 
 def logs(words: list[str]) -> int:

@@ -49,6 +49,7 @@ def resume(words: list[str]) -> int:
     from launcher.config import create
     from launcher.jobs import start
 
+    start.refuse_in_rank("run")
     run = start.resumable(arguments.find(parsed))
     if parsed.processes is not None:
         create.replan(run, parsed.processes)
@@ -61,6 +62,7 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     from launcher.config import create, plan
     from launcher.jobs import requirements, start
 
+    start.refuse_in_rank("run")
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     run = create.named(config, parsed.overrides)
     print(plan.describe(config, made), file=sys.stderr)

@@ -23,11 +23,14 @@ MULTIRUN: Argument = (
 def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> int:
     """Make a sweep and run it; the same command again goes on with it."""
     parsed = arguments.overrides(verb, words, MULTIRUN, dry_run)
+    from launcher.jobs.start import refuse_in_rank
     from launcher.sweeps import begin
     from launcher.sweeps.control import Controller
 
-    begin.refuse_in_rank()
+    refuse_in_rank("sweep")
     sweep, request = begin.request(parsed.overrides, parsed.config_dir)
+    if said := begin.announced(request):
+        print(f"{request.kind:8} {said}", file=sys.stderr)
     if parsed.dry_run:
         from launcher.sweeps.rehearsal import rehearsal
 
@@ -52,9 +55,10 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
 def resume(words: list[str]) -> int:
     """Go on with a sweep: adopt what runs, start what is missing."""
     sweep = _find(_parsed("resume", words))
-    from launcher.sweeps import begin, control
+    from launcher.jobs.start import refuse_in_rank
+    from launcher.sweeps import control
 
-    begin.refuse_in_rank()
+    refuse_in_rank("controller")
     return control.resume(sweep)
 
 

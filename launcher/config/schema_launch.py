@@ -61,8 +61,8 @@ class TorchrunConfig(LaunchConfig):
     rendezvous: Rendezvous = Rendezvous.c10d
     """How the agents meet: c10d (nodes come in any order) or static (each says its number)."""
     endpoint: str | None = None
-    """HOST or HOST:PORT of the first node as the others reach it; default: this host. The port
-    follows from the run's name."""
+    """HOST or HOST:PORT of the first node as the others reach it; default: this host. Without a
+    port an open one is chosen, another at each attempt."""
     max_restarts: int = 0
     """Times that the agents start all ranks again after one has failed."""
 

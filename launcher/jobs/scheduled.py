@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,11 +11,16 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch.outcome import settled
-from launcher.launch.spec import JobState, number_in, open_file
+from launcher.launch.spec import JobState, backend_name, number_in, open_file
 from launcher.rundir import RunDir, State, Status, read_json
 
 if TYPE_CHECKING:
     from launcher.launch.slurm_text import Job
+
+#: In the place of a job's id while Slurm cannot be asked whether there is a job.
+UNHEARD = "?"
+#: Lines of a batch script's log that say why its ranks never began.
+_LAST_LINES = 6
 
 
 def job_of(path: str | Path, attempt: int) -> str | None:
@@ -35,7 +41,20 @@ def in_charge(path: str | Path, status: Status) -> str | None:
         is_open = status.state in (State.failed, State.preempted)
         if not is_open or not open_file(RunDir(path), status.attempt).exists():
             return None
-    return job_of(path, status.attempt)
+    return job_of(path, status.attempt) or _unheard_of(path, status.attempt)
+
+
+def _unheard_of(path: str | Path, attempt: int) -> str | None:
+    """Id of a job whose number never came back from its submission; None if there is none."""
+    run = RunDir(path)
+    if backend_name(run, attempt) != "slurm":
+        return None
+    from launcher.launch import slurm
+
+    try:
+        return slurm.recover(run, attempt)
+    except LauncherError:
+        return UNHEARD
 
 
 def observed(run: RunDir, status: Status, job: str) -> Status:
@@ -53,24 +72,48 @@ def observe(runs: Sequence[tuple[str, Status, str]]) -> list[Status]:
     from launcher.launch import slurm_ask  # a listing without Slurm runs does without
 
     try:
-        jobs = slurm_ask.jobs([job for _, _, job in runs])
+        jobs = slurm_ask.jobs([job for _, _, job in runs if job != UNHEARD])
     except LauncherError as error:
         print(f"warning: the state of jobs is not known: {_first_line(error)}", file=sys.stderr)
         return [_unknown(status, "Slurm does not answer") for _, status, _ in runs]
-    return [_settled(path, status, job, jobs.get(job)) for path, status, job in runs]
+    return [settle(path, status, job, jobs.get(job)) for path, status, job in runs]
 
 
 def _first_line(error: LauncherError) -> str:
     return error.problems[0].found.splitlines()[0]
 
 
-def _settled(path: str, status: Status, number: str, job: Job | None) -> Status:
+def settle(path: str | Path, status: Status, number: str, job: Job | None) -> Status:
+    """The state of the run at `path`, last read as `status`, when Slurm says `job` of its job."""
+    if number == UNHEARD:
+        return _unknown(status, "whether Slurm has its job is not known")
     if job is None or job.state is JobState.gone:
         # The job may have written its last word after the status was read.
         now = RunDir(path).status()
         if settled(now):
             return now
-    return judged(status, number, job)
+    found = judged(status, number, job)
+    if found.state is State.failed and not settled(status):
+        cause = _cause(RunDir(path), status)
+        return replace(found, reason=f"{found.reason}{cause}")
+    return found
+
+
+def _cause(run: RunDir, status: Status) -> str:
+    """What the batch script has left of why its ranks never began; "" if they did."""
+    from launcher.launch import slurm
+
+    log = slurm.batch_log(run, status.attempt)
+    if log is None or run.log(status.attempt, 0).exists():
+        return ""
+    try:
+        said = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+    except OSError:
+        return (
+            f"; it left no {log.name}: its nodes may not see {log.parent}, see"
+            f" `srun ls {shlex.quote(str(log.parent))}`, and choose a run.root on a shared disk"
+        )
+    return f"; {log} ends: " + " | ".join(said) if said else ""
 
 
 def judged(status: Status, number: str, job: Job | None) -> Status:

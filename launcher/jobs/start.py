@@ -8,15 +8,35 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher import runtime
 from launcher.config import compose, items, variants
 from launcher.config.schema import Config
-from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.jobs import scheduled
-from launcher.jobs.status import is_live, last_record, observed_run
+from launcher.jobs.status import is_live, last_record, not_submitted, observed_run
 from launcher.launch.outcome import settled
+from launcher.launch.patience import PATIENCE_S, BusyError, patiently
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State, Status, read_json, storage_errors
 from launcher.runtime import cache_dir, cpu_count, hub_cache
+
+
+def refuse_in_rank(what: str) -> None:
+    """Raise `ConfigError` in one of several tasks of a job, each of which would start a `what`."""
+    ranks = runtime.ranks()
+    if ranks.world_size == 1:
+        return
+    by = {"slurm": "srun", "mpi": "mpirun"}.get(ranks.launched_by, ranks.launched_by)
+    ways = {"srun": f"srun -n{ranks.world_size} ", "mpirun": f"mpirun -n {ranks.world_size} "}
+    start = ways.get(by, f"torchrun --nproc-per-node {ranks.local_world_size} ")
+    python = "" if by == "torchrun" else "python "
+    raise ConfigError(
+        f"this process is rank {ranks.rank} of {ranks.world_size} ({by}), and each of them would"
+        f" start a {what} of its own",
+        where="launcher",
+        hint=f"start it once, without {by}; or start the ranks of one run yourself:"
+        f" `{start}{python}-m launcher.train ...`",
+    )
 
 
 def begin(run: RunDir) -> int:
@@ -89,15 +109,18 @@ def _has_begun(run: RunDir) -> bool:
     return step > 0 or has_checkpoint or last_record(run.metrics) is not None
 
 
-def rehearsed(run: RunDir, config: Config, world_size: int, *, ask: bool) -> LaunchPlan:
+def rehearsed(
+    run: RunDir, config: Config, world_size: int, *, ask: bool, patience_s: float = PATIENCE_S
+) -> LaunchPlan:
     """What the first attempt of a run that is not made yet would submit.
 
-    With `ask` the back end's scheduler is asked too; `ConfigError` with all that it would refuse.
+    With `ask` the back end's scheduler is asked too, for `patience_s` seconds if it does not
+    answer; `ConfigError` with all that it would refuse.
     """
     made = _spec(run, 1, config, world_size, Path.cwd())
     backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
     plan = backend.plan(made)
-    problems = backend.check(made) if ask else []
+    problems = patiently(lambda: backend.check(made), patience_s) if ask else []
     if problems:
         raise ConfigError(problems)
     return plan
@@ -157,25 +180,42 @@ def submit(
     *,
     attached: bool,
     fitted: Callable[[LaunchSpec, Config], LaunchSpec] = lambda made, _: made,
+    patience_s: float = PATIENCE_S,
 ) -> Backend:
     """Hand the attempt to its back end; a failure to do so is written to the run.
 
-    An attached job ends with this process. `fitted` may keep it to a part of this machine.
+    An attached job ends with this process. `fitted` may keep it to a part of this machine. A
+    scheduler that takes nothing is asked again for `patience_s` seconds.
     """
     try:
         config = compose.load(run.config)
         backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
-        made = fitted(spec(run, attempt, config), config)
-        backend.submit(backend.plan(made), attached=attached)
+        plan = backend.plan(fitted(spec(run, attempt, config), config))
+        patiently(lambda: backend.submit(plan, attached=attached), patience_s)
     except KeyboardInterrupt:
         code = int(ExitCode.interrupted)
         run.set_status(State.cancelled, reason="interrupted before the start", exit_code=code)
         raise
+    except BusyError as error:
+        note_not_submitted(run, attempt, error)
+        found, hint = error.problems[0].found, f"`launcher resume {run}` tries again"
+        raise type(error)(found, where="Slurm", hint=hint) from error
     except Exception as error:
         code = int(getattr(error, "exit_code", ExitCode.internal))
         run.set_status(State.failed, reason=str(error), exit_code=code)
         raise
     return backend
+
+
+def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:
+    """Write that a scheduler has not taken the attempt, as far as is known."""
+    status, why = run.status(), error.problems[0].found
+    if isinstance(error, BusyError) and error.is_open:
+        # It stays queued: the job may be there, and is then found by its script.
+        run.set_status(State.queued, attempt=attempt, reason=why)
+        return
+    found = not_submitted(status, why)
+    run.set_status(found.state, attempt=attempt, reason=found.reason, exit_code=found.exit_code)
 
 
 def resumable(run: RunDir) -> RunDir:

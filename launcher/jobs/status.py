@@ -18,6 +18,7 @@ from launcher.launch.processes import alive
 from launcher.rundir import RunDir, State, Status, read_json
 
 _TAIL_BYTES = 65536
+_NOT_SUBMITTED = "not submitted: "
 _SHOWN = (
     *("loss", "lr", "grad_norm", "tokens_per_s", "step_time_s", "memory_bytes", "epoch"),
     *("step_skew", "slowest_rank"),
@@ -49,8 +50,17 @@ def observed(status: Status) -> Status:
     """The state as far as it can be true: a run of this host whose process is gone has failed."""
     if settled(status) or status.host != socket.gethostname() or alive(status.pid, status.time):
         return status
+    if status.state is State.queued:  # no queue knows it, and who was to put it there is gone
+        return not_submitted(status, status.reason or "its submission was cut off")
     reason = f"lost: process {status.pid} of {status.host} is gone without a result"
     return replace(status, state=State.failed, reason=reason, exit_code=int(ExitCode.internal))
+
+
+def not_submitted(status: Status, why: str) -> Status:
+    """The state of an attempt that no back end has taken: another try may do."""
+    reason = why if why.startswith(_NOT_SUBMITTED) else f"{_NOT_SUBMITTED}{why}"
+    code = int(ExitCode.preempted)
+    return replace(status, state=State.preempted, reason=reason, exit_code=code)
 
 
 def listing(root: str | os.PathLike[str]) -> list[Row]:

@@ -29,6 +29,10 @@ _POLL_S = 0.1
 _GRACE_S = 15.0
 #: Time for a node's last word to reach this host through the shared file system.
 _LAST_WORD_S = 5.0
+#: Exit code by which ssh says that there was no connection: it has run nothing.
+_NO_CONNECTION = 255
+#: Seconds after each refused connection before the next is tried.
+_AGAIN_S = (2.0, 5.0, 10.0)
 _PDSH_FAILURE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
 
 
@@ -44,6 +48,7 @@ class Coordinator:
         ]
         self._starters: dict[int, subprocess.Popen[bytes]] = {}
         self._starters_ended: dict[int, float] = {}
+        self._refused: dict[int, int] = {}
         self._stop = False
 
     def serve(self) -> int:
@@ -67,22 +72,25 @@ class Coordinator:
 
     def _start(self) -> None:
         for number, node in enumerate(self._plan.nodes):
-            if not node.start:
-                continue
-            with open(self._starter_log(number), "wb") as output:
-                starter = subprocess.Popen(  # noqa: S603 - the command of our own plan
-                    node.start,
-                    stdin=subprocess.PIPE,
-                    stdout=output,
-                    stderr=output,
-                    preexec_fn=processes.end_with_parent(),
-                )
-            self._starters[number] = starter
-            assert starter.stdin is not None
-            with contextlib.suppress(BrokenPipeError):
-                # Stays open: its end tells the node that we are gone.
-                starter.stdin.write(json.dumps(forwarded_secrets()).encode() + b"\n")
-                starter.stdin.flush()
+            if node.start:
+                self._bring_in(number)
+
+    def _bring_in(self, number: int) -> None:
+        with open(self._starter_log(number), "wb") as output:
+            starter = subprocess.Popen(  # noqa: S603 - the command of our own plan
+                self._plan.nodes[number].start,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                preexec_fn=processes.end_with_parent(),
+            )
+        self._starters[number] = starter
+        self._starters_ended.pop(number, None)
+        assert starter.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            # Stays open: its end tells the node that we are gone.
+            starter.stdin.write(json.dumps(forwarded_secrets()).encode() + b"\n")
+            starter.stdin.flush()
 
     def _starter_log(self, number: int) -> Path:
         return self._run.attempt(self._plan.attempt) / f"start-{number}.log"
@@ -121,13 +129,31 @@ class Coordinator:
 
     def _refuse_unreachable(self, joined: dict[int, NodeRecord]) -> None:
         """Raise if a command that brings nodes in has ended without them."""
-        for number, starter in self._starters.items():
+        for number, starter in list(self._starters.items()):
             said = self._starter_log(number).read_text(errors="replace")
             failed = _PDSH_FAILURE.search(said)
             if failed:
                 raise _unreachable(failed[1], said)
             if starter.poll() is not None and number not in joined and not self._late(number):
-                raise _unreachable(self._plan.nodes[number].host, said)
+                if not self._begins_again(number, said):
+                    raise _unreachable(self._plan.nodes[number].host, said)
+                return
+
+    def _begins_again(self, number: int, said: str) -> bool:
+        """Connect once more to a host that has refused a connection, a few times and ever later."""
+        tried = self._refused.get(number, 0)
+        is_ssh = self._plan.nodes[number].start[0] == "ssh"
+        if not is_ssh or self._starters[number].returncode != _NO_CONNECTION:
+            return False
+        if tried == len(_AGAIN_S) or self._stop:
+            return False
+        if time.monotonic() - self._starters_ended[number] < _AGAIN_S[tried]:
+            return True
+        self._refused[number] = tried + 1
+        why = (said.strip().splitlines() or ["no word"])[-1]
+        print(f"{self._plan.nodes[number].host}: {why}; trying again", flush=True)
+        self._bring_in(number)
+        return True
 
     def _late(self, number: int) -> bool:
         """Whether what a node wrote before its end may still be on its way."""

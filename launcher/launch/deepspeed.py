@@ -17,8 +17,13 @@ from launcher.config.schema_launch import DeepspeedConfig, RemoteShell
 from launcher.errors import ConfigError
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan
-from launcher.launch.torchrun import agent_log, coordinated, node_command
-from launcher.ranks import port_of
+from launcher.launch.torchrun import (
+    agent_log,
+    coordinated,
+    is_loopback,
+    node_command,
+    open_port,
+)
 from launcher.rundir import RunDir, read_json
 from launcher.runtime import forwarded_environment
 
@@ -39,10 +44,8 @@ class DeepspeedBackend(LocalBackend):
         _refuse_another_world(spec, hosts)
         _refuse_missing_shell(spec.options.remote_shell)
         master = spec.options.master_addr or _address(hosts[0].name, alone=len(hosts) == 1)
-        variables = {
-            "MASTER_ADDR": master,
-            "MASTER_PORT": str(port_of(f"{spec.run.name} {spec.attempt}")),
-        }
+        _refuse_loopback(spec.options, hosts, master)
+        variables = {"MASTER_ADDR": master, "MASTER_PORT": str(open_port(master))}
         rank = (spec.python, "-m", spec.module, str(spec.run), "--attempt", str(spec.attempt))
         starts = _starts(spec, spec.options, hosts)
         nodes = tuple(
@@ -65,6 +68,24 @@ def _refuse_another_world(spec: LaunchSpec, hosts: list[Host]) -> None:
             where="launch.hostfile",
             hint="the hostfile has changed since the run was made: give it as many slots again",
         )
+
+
+def _refuse_loopback(options: DeepspeedConfig, hosts: list[Host], master: str) -> None:
+    """The first host is where all others look for rank 0."""
+    if len(hosts) == 1 or not is_loopback(master):
+        return
+    name, slots = socket.gethostname(), len(hosts[0].slots)
+    name = "NAME" if is_loopback(name) else name
+    reached = f"launch.master_addr={name}, a name or address of it that the others reach"
+    where = "launch.master_addr"
+    if options.master_addr is None:
+        where = str(options.hostfile)
+        reached = f"write `{name} slots={slots}` in the place of {hosts[0].name}, or {reached}"
+    raise ConfigError(
+        f"rank 0 would be at {master}, where {hosts[1].name} finds only itself",
+        where=where,
+        hint=reached,
+    )
 
 
 def _refuse_missing_shell(shell: RemoteShell) -> None:

@@ -14,6 +14,8 @@ from launcher.rundir import RunDir, State, Status, read_json
 
 _FIRST = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 _EVERY = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+) \(pid: (\d+)\)")
+#: What torch's stores say of an address that they cannot listen at.
+_TAKEN = re.compile(r"EADDRINUSE|address already in use", re.IGNORECASE)
 _KILLED_BY_AGENT = re.compile(r"Unable to shutdown process (\d+) via")
 
 
@@ -64,9 +66,26 @@ def of_death(
             return _settle(run, State.preempted, "stopped before training", ExitCode.preempted)
     if written and not _is_echo(status, death):
         return status.exit_code or ExitCode.ok
+    taken = None if death and death.was_killed else _taken_port(run, plan)
+    if taken:
+        return _settle(run, State.failed, taken, ExitCode.hang)
     if death is None:
         return _settle(run, State.failed, "the ranks ended without a result", ExitCode.internal)
     return _settle(run, State.failed, f"{death}; see {_log_of(run, plan, death)}", _class(death))
+
+
+def _taken_port(run: RunDir, plan: LaunchPlan) -> str:
+    """That the ranks could not meet because their port was another's, in a store's words; or ""."""
+    folder = run.attempt(plan.attempt)
+    for log in (plan.log, *sorted(folder.glob("node-*.log"))):
+        text = log.read_text(errors="replace") if log.is_file() else ""
+        said = [line for line in text.splitlines() if _TAKEN.search(line)]
+        if said:
+            return (
+                f"the port at which the ranks meet is taken: {said[-1].strip()[:300]}\n"
+                f"`launcher resume {run}` chooses another, if launch.endpoint names none: {log}"
+            )
+    return ""
 
 
 def of_preparation(run: RunDir, code: int, log: Path, stopped: bool, ended_now: bool) -> int:

@@ -6,18 +6,23 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.errors import ConfigError, Problem
+from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.launch import slurm_ask, slurm_plan, slurm_text
+from launcher.launch.outcome import settled
+from launcher.launch.patience import BusyError, patiently
 from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file, number_in
 from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 #: Seconds between two questions to the controller about one job.
 _POLL_S = 5.0
 _POLL_ENDING_S = 1.0
+#: A job that Slurm does not know for so long, and that has left no result, is lost.
+MISSING_S = 30.0
 #: The signal that asks ranks for a checkpoint and a clean stop.
 _STOP = "USR1"
 
@@ -30,6 +35,7 @@ class SlurmBackend:
 
     def __init__(self) -> None:
         self._asked: dict[str, tuple[float, JobState]] = {}
+        self._missing: dict[str, float] = {}
 
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """The batch script; reads the template and nothing else."""
@@ -58,21 +64,27 @@ class SlurmBackend:
         return slurm_check.check(spec) if slurm_plan.options(spec).check else []
 
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
-        """Hand the script to sbatch; returns the job's id. The job outlives this process."""
+        """Hand the script to sbatch; returns the job's id. The job outlives this process.
+
+        May be called again after a `BusyError`: what has come through is found, not repeated.
+        """
         run = RunDir(plan.run)
         folder = run.attempt(plan.attempt)
         assert plan.script is not None
+        known = job_id(run, plan.attempt) or recover(run, plan.attempt)
+        if known:
+            return known
         # Before the job can start: it writes the same files.
         run.set_status(State.queued, attempt=plan.attempt)
         write_json(job_file(run, plan.attempt), {**plan.to_json(), "base": plan.attempt})
-        numbers = {}
         after: list[str] = []
         if plan.prepare_script is not None:
-            numbers["prepare_job"] = sbatch("prepare.sbatch", plan.prepare_script, folder)
-            after = [f"--dependency=afterok:{numbers['prepare_job']}", "--kill-on-invalid-dep=yes"]
-        numbers["job"] = sbatch("job.sbatch", plan.script, folder, *after)
-        _note(run, plan.attempt, **numbers)
-        return numbers["job"]
+            before = sbatch("prepare.sbatch", plan.prepare_script, folder)
+            _note(run, plan.attempt, prepare_job=before)
+            after = [f"--dependency=afterok:{before}", "--kill-on-invalid-dep=yes"]
+        job = sbatch("job.sbatch", plan.script, folder, *after)
+        _note(run, plan.attempt, job=job)
+        return job
 
     def submit_many(
         self, plans: Sequence[LaunchPlan], folder: Path, *, max_parallel: int | None
@@ -80,7 +92,7 @@ class SlurmBackend:
         """Submit all trials of a sweep as one array with one sbatch; returns the array's job id.
 
         Trial i works on the i-th run folder of `folder`/trials.txt. `ConfigError` if the trials
-        differ in what they ask of Slurm.
+        differ in what they ask of Slurm. May be called again after a `BusyError`, as `submit`.
         """
         if plans[0].prepare_script is not None:
             raise ConfigError(
@@ -89,6 +101,10 @@ class SlurmBackend:
                 hint="leave it out; `launcher data prepare` beforehand spares the GPUs the wait",
             )
         script = array_script(plans, folder, max_parallel)
+        known = slurm_ask.submitted(folder / "job.sbatch") if folder.exists() else []
+        if known:
+            write_json(folder / "job.json", {"job": known[0]})
+            return known[0]
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "trials.txt", "".join(f"{plan.run}\n" for plan in plans))
@@ -109,47 +125,59 @@ class SlurmBackend:
 
         Asks at most every few seconds, so it may be called in a loop.
         """
-        job = job_id(run, attempt)
-        if job is None:
-            return JobState.gone
-        before = self._asked.get(job)
+        before = self._asked.get(str(run))
         wait_s = _POLL_S if not run.status().exit_code else _POLL_ENDING_S
         if before and time.monotonic() - before[0] < wait_s:
             return before[1]
         try:
-            found = slurm_ask.jobs([job]).get(job)
-            state = found.state if found else JobState.gone
-        except slurm_ask.SlurmDownError:
+            state = self._state(run, attempt)
+        except BusyError:
             state = JobState.unknown
-        self._asked[job] = (time.monotonic(), state)
+        self._asked[str(run)] = (time.monotonic(), state)
         return state
 
+    def _state(self, run: RunDir, attempt: int) -> JobState:
+        job = job_id(run, attempt) or recover(run, attempt)
+        if job is None:
+            return JobState.gone
+        found = slurm_ask.jobs([job]).get(job)
+        if found or settled(run.status()):
+            self._missing.pop(job, None)
+            return found.state if found else JobState.gone
+        # A controller that has just come back, or whose answer was cut, may know it yet.
+        since = self._missing.setdefault(job, time.monotonic())
+        return JobState.gone if time.monotonic() - since > MISSING_S else JobState.unknown
+
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
-        """The log of the data preparation, then rank 0's."""
-        return [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
+        """What the batch script and the data preparation say, then rank 0's log."""
+        own = batch_log(run, attempt)
+        ranks = [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
+        return [own, *ranks] if own else ranks
 
     def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
         """Ask the ranks to save and stop; a job that has none, or is to end `now`, is cancelled."""
-        self._tell([(run, attempt)], now=now)
+        patiently(lambda: self._tell([(run, attempt)], now=now))
 
     def cancel_many(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> None:
         """The same for many runs, with few questions; returns when all their jobs are gone."""
-        left = self._tell(attempts, now=now)
+        left = patiently(lambda: self._tell(attempts, now=now))
         while left:
             time.sleep(_POLL_ENDING_S)
-            known = slurm_ask.jobs(left)
+            known = patiently(partial(slurm_ask.jobs, left))
             left = [j for j in left if j in known and known[j].state is not JobState.gone]
 
     def _tell(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> list[str]:
         """Tell the jobs to end; returns those that are to be waited for."""
+        for run, attempt in attempts:
+            # First of all: a job that comes up later, or was never heard of, ends by itself.
+            write_json(stop_file(run, attempt), {"now": now}, durable=len(attempts) == 1)
         before, of_job = {}, {}
         for run, attempt in attempts:
-            raw = read_json(job_file(run, attempt), {})
-            job = number_in(raw)
+            job = job_id(run, attempt) or recover(run, attempt)
             if job is not None:
-                before[job] = [raw["prepare_job"]] if raw.get("prepare_job") else []
+                first = read_json(job_file(run, attempt), {}).get("prepare_job")
+                before[job] = [first] if first else []
                 of_job[job] = (run, attempt)
-                write_json(stop_file(run, attempt), {"now": now}, durable=len(attempts) == 1)
         to_end, to_stop = [], []
         for job, found in slurm_ask.jobs(list(of_job)).items():
             if found.state is JobState.gone:
@@ -158,7 +186,7 @@ class SlurmBackend:
                 to_end += [*before[job], job]
             else:
                 to_stop.append(job)
-            self._asked.pop(job, None)
+            self._asked.pop(str(of_job[job][0]), None)
         for some in slurm_ask.batches(to_end):
             slurm_ask.run("scancel", *some)
         for some in slurm_ask.batches(to_stop):
@@ -175,16 +203,31 @@ def job_id(run: RunDir, attempt: int) -> str | None:
 def recover(run: RunDir, attempt: int) -> str | None:
     """Id of the job of an attempt whose submission was cut off; noted from now on.
 
-    It is found by the run's name, which must be no other run's. None if Slurm knows no such job:
-    it was not submitted, or is being submitted. Raises `SlurmDownError`.
+    It is found by its batch script, which no other job has. None if Slurm knows no such job: it was
+    not submitted, or is being submitted. Raises `SlurmDownError`.
     """
-    known = {job_id(run, number) for number in run.attempts()}
-    form = ("--noheader", "--states=all", "--format=%i")
-    text = slurm_ask.run("squeue", *form, f"--name={run.name}")
-    found = next((job for job in text.split() if job not in known), None)
-    if found is not None:
+    raw = read_json(job_file(run, attempt), {})
+    if not raw:
+        return None
+    array = raw.get("array")
+    folder = Path(array[0]) if array else run.attempt(raw.get("base", attempt))
+    found = next(iter(slurm_ask.submitted(folder / "job.sbatch")), None)
+    if found is None:
+        return None
+    if array:
+        write_json(folder / "job.json", {"job": found})
+    else:
         _note(run, attempt, job=found)
-    return found
+    return job_id(run, attempt)
+
+
+def batch_log(run: RunDir, attempt: int) -> Path | None:
+    """What the batch script of an attempt says, of all starts of its job; None without a job."""
+    raw = read_json(job_file(run, attempt), {})
+    if raw.get("array"):
+        folder, index = raw["array"]
+        return Path(folder, f"slurm-{index}.log")
+    return run.attempt(raw.get("base", attempt)) / "slurm.log" if raw else None
 
 
 def stop_file(run: RunDir, attempt: int) -> Path:
@@ -222,8 +265,13 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
 def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
     """Write a script to `folder` and submit it from there; returns the job's id.
 
-    Raises `ConfigError` with Slurm's words if it is refused.
+    A job that an earlier call has brought about is found and not repeated. Raises `ConfigError`
+    with Slurm's words if it is refused, `BusyError` if another try may do.
     """
+    is_again = (folder / name).exists()
+    found = slurm_ask.submitted(folder / name) if is_again else []
+    if found:
+        return found[0]
     write_atomic(folder / name, script)
     command = ("sbatch", "--parsable", *arguments, name)
     # Such variables would silently win over the lines of the script.
@@ -232,14 +280,30 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
     without += ["SBATCH_TIMELIMIT"] if "time" in stated else []
     try:
         answer = slurm_ask.run(*command, cwd=folder, without=without)
-    except slurm_ask.SlurmRefusedError as error:
+        # On a federation: ID;CLUSTER.
+        numbers = re.findall(r"^(\d+)(?:;.*)?$", answer, flags=re.MULTILINE)
+        if not numbers:
+            raise slurm_ask.SlurmDownError(f"sbatch names no job: {answer.strip()!r}")
+        job = str(numbers[-1])
+    except LauncherError as error:
+        # Whatever it says, the controller may have taken the job.
+        if not isinstance(error, ConfigError | slurm_ask.SlurmFullError):
+            found = slurm_ask.submitted(folder / name)
+        if found:
+            return found[0]
+        if not isinstance(error, slurm_ask.SlurmRefusedError):
+            raise
         raise ConfigError(
             f"Slurm refuses the job: {error.problems[0].found}",
             where="launch=slurm",
             hint=f"mend `cluster` or `launch`; try it by hand in {folder}: {shlex.join(command)}",
         ) from error
-    # On a federation: ID;CLUSTER.
-    return answer.strip().splitlines()[-1].partition(";")[0]
+    if is_again:
+        # The first try may have come through after all.
+        for other in slurm_ask.submitted(folder / name):
+            if other != job:
+                slurm_ask.run("scancel", other)  # it would find the run taken, but wait till then
+    return job
 
 
 def _note(run: RunDir, attempt: int, **numbers: str) -> None:

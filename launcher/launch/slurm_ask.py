@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from launcher.errors import ConfigError, LauncherError
 from launcher.launch import slurm_text
+from launcher.launch.patience import BusyError
 from launcher.launch.slurm_text import Job
 from launcher.runtime import submission_environment
 
@@ -22,8 +25,31 @@ NO_ACCOUNTING = "accounting storage is disabled"
 ACCOUNTED = ("sacct", "--noheader", "--parsable2", "--allocations", "--format", "jobid,state")
 
 
-class SlurmDownError(LauncherError):
-    """Slurm's controller does not answer, so nothing is known about the job."""
+#: What Slurm's commands say while the controller, or the way to it, is away or overloaded.
+_AWAY = re.compile(
+    r"unable to contact|connect(ion)? failure|timed out|zero bytes were transmitted"
+    r"|connection (refused|reset)|not connected|standby mode|message (send|receive) failure"
+    r"|name resolution|munge|protocol authentication|unable to establish",
+    re.IGNORECASE,
+)
+#: What they say while nothing more is taken.
+_FULL = re.compile(
+    r"temporarily unable|temporarily unavailable|submit(jobs?)?.{0,20}limit|i/o error writing"
+    r"|violates accounting/qos policy|submission.{0,20}(disabled|throttled)|try again",
+    re.IGNORECASE,
+)
+#: Names of limits that are about one job's size or time: it breaks them tomorrow too.
+_OF_ONE_JOB = re.compile(r"\b(?:QOS|Assoc)(?!\w*Submit)\w+Limit\b|PerJob")
+
+
+class SlurmDownError(BusyError):
+    """Slurm's controller does not answer: nothing is known about what it was asked for."""
+
+
+class SlurmFullError(BusyError):
+    """Slurm has answered, and takes no more jobs for now."""
+
+    is_open = False
 
 
 class SlurmRefusedError(LauncherError):
@@ -34,7 +60,8 @@ def run(*command: str, cwd: Path | None = None, without: Collection[str] = ()) -
     """Output of a command of Slurm, started without the variables `without`.
 
     Raises `ConfigError` if it is not installed, `SlurmDownError` if the controller does not answer,
-    `SlurmRefusedError` with its words if it fails in another way.
+    `SlurmFullError` if it takes no more for now, `SlurmRefusedError` with its words if it fails in
+    another way.
     """
     try:
         done = subprocess.run(  # noqa: S603 - Slurm's own commands
@@ -56,19 +83,21 @@ def run(*command: str, cwd: Path | None = None, without: Collection[str] = ()) -
             " or choose launch=local",
         ) from error
     except subprocess.TimeoutExpired as error:
+        hint = "its controller is away or busy: try again; jobs go on meanwhile"
         raise SlurmDownError(
-            f"`{command[0]}` does not answer within {_TIMEOUT_S:.0f} s", where="Slurm"
+            f"`{command[0]}` does not answer within {_TIMEOUT_S:.0f} s", where="Slurm", hint=hint
         ) from error
     if done.returncode == 0:
         return done.stdout
-    said = done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}"
-    # Only the commands' words tell; they differ by version and always name the controller.
-    lower = said.lower()
-    down = "unable to contact" in lower or "connect failure" in lower or "timed out" in lower
-    down = down or "zero bytes were transmitted" in lower
-    if down:
+    said = done.stderr.strip() or done.stdout.strip()
+    # Only the commands' words tell, and they differ by version. One that was killed says nothing.
+    if not said or done.returncode < 0 or _AWAY.search(said):
         hint = "its controller is away or busy: try again; jobs go on meanwhile"
+        said = said or f"`{command[0]}` ended with exit code {done.returncode} and no word"
         raise SlurmDownError(said, where="Slurm", hint=hint)
+    if _FULL.search(said) and not _OF_ONE_JOB.search(said):
+        hint = "a limit of the site: try again when others of your jobs have ended"
+        raise SlurmFullError(said, where="Slurm", hint=hint)
     raise SlurmRefusedError(said, where="Slurm")
 
 
@@ -125,3 +154,19 @@ def _sacct(ids: Sequence[str]) -> dict[str, Job]:
 def fields(job: str) -> dict[str, str]:
     """`scontrol show job`: field -> value. Raises what `run` raises."""
     return slurm_text.parse_fields(run("scontrol", "show", "job", "--oneliner", job))
+
+
+def submitted(script: Path) -> list[str]:
+    """Ids of the jobs of this user that were submitted from the file `script`, oldest first.
+
+    Of an array, its own. Raises `SlurmDownError`.
+    """
+    form = ("--noheader", "--all", "--states=all", f"--user={os.getuid()}", "--format=%F|%o")
+    try:
+        text = run("squeue", *form)
+    except SlurmRefusedError as error:
+        raise SlurmDownError(str(error)) from error
+    wanted = (str(script), os.path.realpath(script))
+    lines = (line.partition("|") for line in text.splitlines())
+    found = {number.strip() for number, _, file in lines if file.strip() in wanted}
+    return sorted(found, key=int)

@@ -19,6 +19,7 @@ from launcher.errors import ExitCode, LauncherError
 from launcher.launch import outcome, slurm_ask, slurm_text, supervise
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
+from launcher.launch.patience import BusyError
 from launcher.launch.slurm import stop_file
 from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -58,6 +59,9 @@ def begin(run: RunDir) -> int:
     if owner not in (None, job):
         _say(f"job {owner} has taken this run over: job {job} leaves it alone")
         return ExitCode.storage
+    if owner is None:
+        # Whoever has submitted it may never have heard of the job.
+        write_json(job_file(run, latest), {**raw, "job": job})
     status = run.status()
     if status.state in (State.succeeded, State.cancelled):
         return ExitCode.ok
@@ -184,7 +188,7 @@ def _fields(job: str) -> dict[str, str]:
     while True:
         try:
             return slurm_ask.fields(job)
-        except slurm_ask.SlurmDownError as error:
+        except BusyError as error:
             if time.monotonic() > deadline:
                 _say(str(error))
                 return {}
@@ -201,7 +205,7 @@ def _requeue(job: str) -> str:
         try:
             slurm_ask.run("scontrol", "requeue", job)
         except LauncherError as error:
-            if not isinstance(error, slurm_ask.SlurmDownError) or time.monotonic() > deadline:
+            if not isinstance(error, BusyError) or time.monotonic() > deadline:
                 return error.problems[0].found
             time.sleep(_RETRY_S)
         else:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import ipaddress
+import secrets
 import socket
 from pathlib import Path
 
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, Problem
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan
-from launcher.ranks import port_of
+from launcher.ranks import FIRST_PORT, PORTS
 from launcher.rundir import RunDir
+
+#: Ports tried before one that is taken is accepted.
+_TRIES = 64
+_LOOPBACK = ("localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback")
 
 
 class TorchrunBackend(LocalBackend):
@@ -19,7 +26,13 @@ class TorchrunBackend(LocalBackend):
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """Commands of all nodes; `ConfigError` for an endpoint that is none."""
         assert isinstance(spec.options, TorchrunConfig)
-        host, port = endpoint(spec.options, spec.run, spec.attempt)
+        host, port = endpoint(spec.options)
+        if spec.nodes > 1 and is_loopback(host):
+            raise ConfigError(
+                f"{host!r} is another host on each of the {spec.nodes} nodes: they would not meet",
+                where="launch.endpoint",
+                hint="launch.endpoint=NAME, a name or address of this host that the others reach",
+            )
         nodes = tuple(_node(spec, number, host, port) for number in range(spec.nodes))
         variables = {"OMP_NUM_THREADS": str(spec.threads)}
         if spec.options.max_restarts:
@@ -27,17 +40,32 @@ class TorchrunBackend(LocalBackend):
             variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         return coordinated("torchrun", spec, nodes, variables)
 
+    def check(self, spec: LaunchSpec) -> list[Problem]:
+        """A port that was asked for and is taken on this host."""
+        assert isinstance(spec.options, TorchrunConfig)
+        host, port = given_endpoint(spec.options)
+        if port is None or not is_taken(host, port):
+            return []
+        hint = f"launch.endpoint={host} chooses an open one, or name another"
+        return [Problem("launch.endpoint", f"port {port} of {host} is taken", hint)]
+
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """The preparation's log, what the coordinator says of the nodes, then rank 0's log."""
         return [prepare_log(run, attempt), agent_log(run, attempt), run.log(attempt, 0)]
 
 
-def endpoint(options: TorchrunConfig, run: Path, attempt: int) -> tuple[str, int]:
-    """Host and port of the rendezvous; another port each attempt, as the last may not be free."""
+def endpoint(options: TorchrunConfig) -> tuple[str, int]:
+    """Host and port of the rendezvous; where no port is given, an open one, another each time."""
+    host, port = given_endpoint(options)
+    return host, port or open_port(host)
+
+
+def given_endpoint(options: TorchrunConfig) -> tuple[str, int | None]:
+    """Host and port as configured, the port None where an open one is to be chosen."""
     text = options.endpoint or socket.gethostname()
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]") or ":" in host.strip("[]") and "]" not in host:
-        return text.strip("[]"), port_of(f"{run.name} {attempt}")
+        return text.strip("[]"), None
     if not (host and port.isdecimal() and 0 < int(port) < 65536):
         raise ConfigError(
             f"{text!r} is not HOST or HOST:PORT",
@@ -45,6 +73,43 @@ def endpoint(options: TorchrunConfig, run: Path, attempt: int) -> tuple[str, int
             hint="e.g. launch.endpoint=node1:29400; an IPv6 address goes in brackets",
         )
     return host.strip("[]"), int(port)
+
+
+def open_port(host: str) -> int:
+    """A port of `host` for ranks to meet at: by chance, so that no two runs agree on one.
+
+    One that is taken is passed over where `host` is this one, which alone can tell.
+    """
+    ports = [FIRST_PORT + secrets.randbelow(PORTS) for _ in range(_TRIES)]
+    return next((port for port in ports if not is_taken(host, port)), ports[0])
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens at a port of `host`; False for another host's, which is unknown."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as one:
+            one.bind((host, 0))  # fails for an address that is not ours
+    except OSError:
+        return False
+    try:
+        with socket.socket(family) as one:
+            # As a store does: a connection that has just ended keeps no port.
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("", port))
+    except OSError as error:
+        return error.errno == errno.EADDRINUSE
+    return False
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host by that name is only ever the one where the name is used."""
+    name = host.rpartition("@")[2].strip("[]").lower()
+    try:
+        address = ipaddress.ip_address(name)
+    except ValueError:
+        return name in _LOOPBACK or name.endswith((".localhost", ".localdomain"))
+    return address.is_loopback or address.is_unspecified
 
 
 def _node(spec: LaunchSpec, number: int, host: str, port: int) -> NodePlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import re
 import secrets
@@ -10,12 +11,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher import runtime
 from launcher.config import compose, typed
 from launcher.config.schema import Config
+from launcher.config.schema_launch import TorchrunConfig
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.jobs import requirements
+from launcher.launch.torchrun import given_endpoint
 from launcher.rundir import storage_errors
 from launcher.sweeps import space, study
 from launcher.sweeps.folder import Request, SweepDir
@@ -39,17 +41,6 @@ _NOT_SWEPT = ("run.name", "run.root", "launch", "sweep", "track.wandb.group")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
 #: Trials looked at before the first is started, to tell a wrong sweep from a wrong trial.
 _PROBES = 8
-
-
-def refuse_in_rank() -> None:
-    """Raise `ConfigError` in a process that is one of a job's ranks: each would start a sweep."""
-    ranks = runtime.ranks()
-    if ranks.launched_by != "none" and not (ranks.launched_by == "slurm" and ranks.world_size == 1):
-        raise ConfigError(
-            f"this process is rank {ranks.rank} of {ranks.world_size} ({ranks.launched_by})",
-            where="sweep",
-            hint="start a sweep from a shell, not through torchrun, mpirun or srun",
-        )
 
 
 def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir, Request]:
@@ -133,6 +124,7 @@ def _problems(found: space.Space, config: Config) -> list[Problem]:
     if name is not None and not _NAME.fullmatch(name):
         hint = "a letter or digit, then letters, digits and ._=,+@- (at most 200)"
         problems.append(Problem("run.name", f"{name!r} cannot name a folder", hint))
+    problems += _one_port(config)
     if isinstance(config.sweep, OptunaSweepConfig):
         if _sweeper(found):
             hint = "leave one of the two out"
@@ -141,6 +133,18 @@ def _problems(found: space.Space, config: Config) -> list[Problem]:
             hint = "e.g. 'optim.lr=tag(log,interval(1e-5,1e-3))' or peft.rank=8,16"
             problems.append(Problem("sweep", "nothing varies", hint))
     return problems
+
+
+def _one_port(config: Config) -> list[Problem]:
+    """A port that trials side by side would all listen at."""
+    launch = config.launch
+    if not isinstance(launch, TorchrunConfig) or (launch.max_parallel or 1) == 1:
+        return []
+    host, port = given_endpoint(launch)
+    if port is None:
+        return []
+    found = f"{launch.max_parallel} trials at a time cannot all meet at port {port}"
+    return [Problem("launch.endpoint", found, f"launch.endpoint={host} gives each one of its own")]
 
 
 def _sweeper(found: space.Space) -> str | None:
@@ -164,6 +168,20 @@ def _new_name(words: Sequence[str]) -> str:
     base = "-".join(["sweep", *recipes[-1:]])
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     return f"{base}-{now}-{secrets.token_hex(2)}"
+
+
+def announced(asked: Request) -> str:
+    """What a search will do with a grid, in a line for people; "" if it was given none."""
+    lists = [dimension for dimension in asked.swept if dimension.values]
+    if asked.kind not in ("optuna", "random") or not lists:
+        return ""
+    keys = ", ".join(dimension.key for dimension in lists)
+    text = f"{asked.planned} trials, each with a choice of the values of {keys}"
+    if len(lists) < len(asked.swept):
+        return text
+    count = math.prod(len(dimension.values) for dimension in lists)
+    again = "some of them again" if asked.kind == "optuna" else "each once at most"
+    return f"{text}: {count} combinations, {again}; sweep=grid runs each once"
 
 
 def make(sweep: SweepDir, asked: Request) -> None:

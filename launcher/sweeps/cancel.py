@@ -13,6 +13,7 @@ from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
 from launcher.launch import processes, slurm
 from launcher.launch.outcome import settled
+from launcher.launch.spec import backend_name
 from launcher.rundir import State
 from launcher.sweeps.folder import SweepDir
 
@@ -29,7 +30,7 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
     scheduled, others = [], []
     for trial in open_trials:
         attempt = trial.run.status().attempt
-        if slurm.job_id(trial.run, attempt):
+        if attempt and backend_name(trial.run, attempt) == "slurm":
             scheduled.append((trial.run, attempt))
         else:
             others.append((trial.run, attempt))

@@ -17,11 +17,11 @@ from types import FrameType
 
 from launcher.config import compose, groups
 from launcher.config.schema import Config
-from launcher.errors import ConfigError, ExitCode
+from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
 from launcher.rundir import RunDir, State
-from launcher.sweeps import space
-from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, objective
+from launcher.sweeps import space, table
+from launcher.sweeps.folder import Request, SweepDir, Trial, objective
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import QUEUED, Pool
 
@@ -42,10 +42,11 @@ class Controller:
         sources = compose.Sources(request.config_dirs)
         self.options = sources.options
         self.space = space.read(request.words, self.options)
-        self.pool = Pool(sweep, _any_config(Maker(sweep, request, sources=sources), self.space))
+        self.stops = 0
+        config = _any_config(Maker(sweep, request, sources=sources), self.space)
+        self.pool = Pool(sweep, config, lambda: bool(self.stops))
         self.maker = Maker(sweep, request, self.pool.world_size, sources)
         self.pool.configs = self.maker.made
-        self.stops = 0
         self._claimed: set[int] = set()
         self._known: dict[tuple[str, ...], list[Trial]] = {}
         for trial in sweep.trials():
@@ -135,7 +136,13 @@ class Controller:
 
     def launch(self, trials: Sequence[Trial]) -> None:
         """Start trials and say so."""
-        self.pool.start(trials)
+        try:
+            self.pool.start(trials)
+        except LauncherError:
+            self.say(f"not submitted: `launcher sweep resume {self.sweep}` tries again")
+            if self.stops:
+                raise Stopped from None
+            raise
         if self.pool.is_queued and trials:
             self.say(f"sweep    {self.sweep.name}: {len(trials)} trials queued")
             return
@@ -184,19 +191,26 @@ class Controller:
         raise Stopped
 
     def _result(self) -> int:
-        if not self.follow:
-            return ExitCode.ok
-        states = self.sweep.states()
-        done = [status for trial, status in states if status.state is State.succeeded]
-        counts: dict[str, int] = {}
-        for trial, status in states:
-            counts[trial.state(status)] = counts.get(trial.state(status), 0) + 1
-        shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
-        self.say(f"sweep    {self.sweep.name}: {shown}")
-        if done or not all(settled(status) for _, status in states):
-            return ExitCode.ok
-        codes = [s.exit_code for t, s in states if s.exit_code and t.state(s) != PRUNED]
-        return codes[0] if codes else ExitCode.ok
+        rows = table.rows(self.sweep)
+        self.say(f"sweep    {self.sweep.name}: {table.summary(self.request, rows)}")
+        if all(settled(row.status) for row in rows):
+            self._say_best(rows)
+        return table.exit_code(rows)
+
+    def _say_best(self, rows: Sequence[table.Row]) -> None:
+        """What came of it: the best trial, how to have it again, and where all is shown."""
+        from launcher.sweeps.page import build
+
+        best = table.best(self.request, rows)
+        if best is None:
+            self.say(f"best     no trial has succeeded with a value of {self.request.metric}")
+        else:
+            self.say(f"best     {best.name}: {self.request.metric} {best.value:.6g}")
+            self.say(f"with     {table.pasted(best.trial.words)}")
+        try:
+            self.say(f"report   {build(self.sweep)}")
+        except StorageError as error:  # the trials are there all the same
+            self.say(f"report   not written: {error}")
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

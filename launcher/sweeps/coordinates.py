@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report.charts import plain
+from launcher.report.charts import plain, ticks
 from launcher.sweeps.folder import Request
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.space import Dimension
@@ -15,6 +15,7 @@ from launcher.sweeps.table import Row
 WIDTH, HEIGHT = 1000.0, 320.0
 #: Room beside the first and the last axis for their labels, and above and below all.
 _SIDE, _TOP, _BOTTOM = 90.0, 36.0, 24.0
+_MOST_POWERS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,8 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
     shown = [row for row in rows if row.value is not None]
     if not shown:
         return None
-    scales = [_of_dimension(d, [value_of(row, d) for row in shown]) for d in request.swept]
-    scales.append(_of_metric([row.value or 0.0 for row in shown]))
+    scales = [of_dimension(d, [value_of(row, d) for row in shown]) for d in request.swept]
+    scales.append(of_metric([row.value or 0.0 for row in shown]))
     titles = [*(d.key for d in request.swept), request.metric]
     gap = (WIDTH - 2 * _SIDE) / max(1, len(scales) - 1)
     xs = [_SIDE + gap * i for i in range(len(scales))]
@@ -67,11 +68,14 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
     return Plot(axes, sorted(lines, key=lambda line: line.quality))
 
 
-#: Place 0..1 of every trial on an axis, and (place, label) of the marks.
-Scale = tuple[list[float], list[tuple[float, str]]]
+#: A place 0..1 on an axis, or where it is drawn, and the label there.
+Mark = tuple[float, str]
+#: Place of every trial on an axis, and its marks.
+Scale = tuple[list[float], list[Mark]]
 
 
-def _of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
+def of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
+    """Places of trials that have these values of a key."""
     if dimension.values:
         order = {text: i for i, text in enumerate(_ordered([*dimension.values, *texts]))}
         last = max(1, len(order) - 1)
@@ -81,7 +85,8 @@ def _of_dimension(dimension: Dimension, texts: Sequence[str]) -> Scale:
     return _continuous([float(t) for t in texts], dimension.low, dimension.high, dimension.log)
 
 
-def _of_metric(values: Sequence[float]) -> Scale:
+def of_metric(values: Sequence[float]) -> Scale:
+    """Places of these values, which may span magnitudes."""
     low, high = min(values), max(values)
     return _continuous(values, low, high, log=low > 0 and high / low > 100)
 
@@ -93,11 +98,22 @@ def _continuous(values: Sequence[float], low: float, high: float, log: bool) -> 
     size = warp(high) - warp(low)
     if not size:
         return [0.5] * len(values), [(0.5, plain(low))]
-    shares = (0.0, 0.25, 0.5, 0.75, 1.0)
-    at = [warp(low) + share * size for share in shares]
-    labels = [plain(math.exp(value) if log else value) for value in at]
     places = [min(1.0, max(0.0, (warp(value) - warp(low)) / size)) for value in values]
-    return places, list(zip(shares, labels, strict=True))
+    marks = round_numbers(low, high, log=log)
+    return places, [((warp(mark) - warp(low)) / size, plain(mark)) for mark in marks]
+
+
+def round_numbers(low: float, high: float, *, log: bool = False) -> list[float]:
+    """Some round numbers from low to high: powers of ten on a logarithmic axis that has several."""
+    found: list[float] = []
+    if log:
+        first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+        step = math.ceil((last - first + 1) / _MOST_POWERS)
+        found = [float(f"1e{power}") for power in range(first, last + 1, max(1, step))]
+    if len(found) < 2:
+        found = ticks(low, high)
+    slack = 1e-9 * (high - low)
+    return [mark for mark in found if low - slack <= mark <= high + slack] or [low, high]
 
 
 def _ordered(texts: Sequence[str]) -> list[str]:

@@ -12,8 +12,8 @@ from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
 from launcher.sweeps.table import Row
 
-#: Fewer finished trials say nothing.
-LEAST = 4
+#: Over fewer finished trials a ranking is chance: two keys tried six times always have a first.
+LEAST = 12
 #: PED-ANOVA looks at what the best tenth has in common: with fewer trials that is one of them.
 LEAST_FOR_ANOVA = 20
 

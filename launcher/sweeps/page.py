@@ -10,9 +10,10 @@ from pathlib import Path
 from launcher import __version__
 from launcher.report import page as run_page
 from launcher.rundir import write_atomic
-from launcher.sweeps import coordinates, table
+from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
-from launcher.sweeps.importance import importances
+from launcher.sweeps.importance import LEAST, importances
+from launcher.sweeps.table import Row
 
 FOLDER = Path(__file__).parent
 
@@ -53,9 +54,21 @@ def build(sweep: SweepDir) -> Path:
         summary=table.summary(request, rows),
         plot=coordinates.plot(request, rows),
         size=(coordinates.WIDTH, coordinates.HEIGHT),
+        pictures=pictures,
+        against=pictures.against(request, rows),
+        curves=pictures.curves(request, rows),
+        links={row.trial.number: _link(row) for row in rows},
+        done=sum(row.is_done for row in rows),
+        least=LEAST,
         method=method,
         bars=bars,
         largest=max((value for _, value in bars), default=0.0) or 1.0,
     )
     write_atomic(sweep.report, text)
     return sweep.report
+
+
+def _link(row: Row) -> str:
+    """The trial's own page, or its folder as long as it has none; seen from the sweep's page."""
+    run = row.trial.run
+    return f"{run.name}/report.html" if (run.path / "report.html").is_file() else f"{run.name}/"

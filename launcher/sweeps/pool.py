@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from launcher.config import compose, variants
 from launcher.config.schema import Config
@@ -13,6 +13,7 @@ from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots, free_slot
 from launcher.launch import slurm, slurm_ask
 from launcher.launch.outcome import settled
+from launcher.launch.patience import BusyError, patiently
 from launcher.launch.spec import JobState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
 from launcher.sweeps.folder import SweepDir, Trial
@@ -29,8 +30,14 @@ _ENDING_S = 2.0
 class Pool:
     """Trials that run now. Each of this machine's has a slot: GPUs and threads of its own."""
 
-    def __init__(self, sweep: SweepDir, config: Config) -> None:
-        """`config` is that of any trial. `ConfigError` if so many do not fit on the GPUs."""
+    def __init__(
+        self, sweep: SweepDir, config: Config, is_stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        """`config` is that of any trial. `ConfigError` if so many do not fit on the GPUs.
+
+        Once `is_stopped`, a queue that takes nothing is waited for no longer.
+        """
+        self.is_stopped = is_stopped
         self.sweep = sweep
         self.backend_name = config.launch.name
         self.parallel = config.launch.max_parallel
@@ -39,6 +46,7 @@ class Pool:
         self.configs: dict[int, Config] = {}
         self._slots: dict[int, int] = {}
         self._asked = time.monotonic()
+        self._missing: dict[int, float] = {}
         self._places = None
         if not self.is_queued:
             self._places = Slots(config, self.parallel or 1, where="launch.max_parallel")
@@ -117,11 +125,17 @@ class Pool:
         backend = variants.LAUNCHERS.load(self.backend_name)()
         number = sum(1 for _ in self.sweep.path.glob("array-*")) + 1
         folder = self.sweep.path / f"array-{number:04d}"
+
+        def submit() -> str:
+            job: str = backend.submit_many(plans, folder, max_parallel=self.parallel)
+            return job
+
         try:
-            backend.submit_many(plans, folder, max_parallel=self.parallel)
-        except Exception as error:
-            for trial in trials:
-                _fail(trial, error)
+            patiently(submit, is_stopped=self.is_stopped)
+        except LauncherError as error:
+            # Not the trials' fault, and perhaps another day goes better: they stay to be submitted.
+            for trial, plan in zip(trials, plans, strict=True):
+                start.note_not_submitted(trial.run, plan.attempt, error)
             raise
         for trial in trials:
             self._occupy(trial, None)
@@ -175,16 +189,31 @@ class Pool:
         jobs = {t.number: slurm.job_id(t.run, states[t.number].attempt) or "" for t in trials}
         try:
             known = slurm_ask.jobs([job for job in jobs.values() if job])
-        except slurm_ask.SlurmDownError:
+        except BusyError:
             return []
         lasting = {job for job, found in known.items() if found.state is not JobState.gone}
-        done = [trial for trial in trials if jobs[trial.number] not in lasting]
+        done = [
+            trial
+            for trial in trials
+            if jobs[trial.number] not in lasting
+            and not self._may_be_known_later(trial, jobs, known)
+        ]
         for trial in done:
             status, job = trial.run.status(), jobs[trial.number]
             if not settled(status):
-                seen = scheduled.judged(status, job, known.get(job))
+                seen = scheduled.settle(trial.run.path, status, job, known.get(job))
                 trial.run.set_status(seen.state, reason=seen.reason, exit_code=seen.exit_code)
         return done
+
+    def _may_be_known_later(
+        self, trial: Trial, jobs: Mapping[int, str], known: Mapping[str, object]
+    ) -> bool:
+        """Whether a trial without a result is missing from Slurm's answer only lately."""
+        if jobs[trial.number] in known or settled(trial.run.status()):
+            self._missing.pop(trial.number, None)
+            return False
+        since = self._missing.setdefault(trial.number, time.monotonic())
+        return time.monotonic() - since < slurm.MISSING_S
 
 
 def _is_gone(trial: Trial) -> bool:

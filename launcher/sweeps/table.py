@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from launcher.errors import ExitCode
-from launcher.rundir import Status
-from launcher.sweeps.folder import Request, SweepDir, Trial, values
+from launcher.errors import ConfigError, ExitCode
+from launcher.launch.outcome import settled
+from launcher.rundir import State, Status
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, values
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +89,7 @@ def text(request: Request, found: Sequence[Row]) -> str:
         words = pasted(row.trial.words)
         step = f"{row.step}{steps}" if row.step or steps else ""
         cells.append((f"{row.trial.number}{mark}", row.state, step, value, words, reason))
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
-    return "\n".join([*(line.rstrip() for line in lines), summary(request, found)])
+    return f"{_aligned(cells)}\n{summary(request, found)}"
 
 
 def summary(request: Request, found: Sequence[Row]) -> str:
@@ -101,3 +102,50 @@ def summary(request: Request, found: Sequence[Row]) -> str:
     if missing > 0:
         parts.append(f"{missing} to come")
     return ", ".join(parts) or "no trials yet"
+
+
+def listing(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The sweeps directly under `root`, oldest first, as plain JSON values."""
+    found = []
+    for file in Path(root).glob("*/sweep.json"):
+        sweep = SweepDir(file.parent)
+        try:
+            request = sweep.request()
+        except ConfigError:
+            continue  # of another version; `launcher sweep status` says so
+        trials = rows(sweep)
+        winner = best(request, trials)
+        shown = None if winner is None else {"name": winner.name, "value": winner.value}
+        entry = {"name": sweep.name, "path": str(sweep), "sweep": request.kind}
+        more = {"metric": request.metric, "best": shown, "trials": summary(request, trials)}
+        found.append((request.created, {**entry, **more}))
+    return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+
+def listed(sweeps: Sequence[dict[str, Any]]) -> str:
+    """The same as text: one line a sweep."""
+    cells = [("SWEEP", "KIND", "TRIALS", "BEST")]
+    for entry in sweeps:
+        winner = entry["best"]
+        value = f"{winner['name']}: {entry['metric']} {winner['value']:.6g}" if winner else ""
+        cells.append((entry["name"], entry["sweep"], entry["trials"], value))
+    return _aligned(cells)
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def exit_code(found: Sequence[Row]) -> int:
+    """The sweep's: 0 if a trial has succeeded or may yet, else that of the first that ended badly.
+
+    Trials that were stopped or not submitted count as such: 75, and the sweep can be resumed.
+    """
+    states = [row.status.state for row in found]
+    if State.succeeded in states or not all(settled(row.status) for row in found):
+        return ExitCode.ok
+    codes = [row.status.exit_code for row in found if row.status.exit_code]
+    own = [r.status.exit_code for r in found if r.status.exit_code and r.state != PRUNED]
+    return next(iter([*own, *codes]), ExitCode.ok if found else ExitCode.internal)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start
@@ -183,3 +184,51 @@ def test_any_other_run_keeps_its_name(run, begun):
 
 def test_a_name_that_nobody_has_is_free(tmp_path):
     assert start.release_name(RunDir(tmp_path / "r")) is None
+
+
+STEP = {
+    **{"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"},
+    **{"SLURM_NODEID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2"},
+}
+RANKS = {
+    "srun": STEP,
+    "mpirun": {
+        f"OMPI_COMM_WORLD_{n}": "2" if "SIZE" in n else "1"
+        for n in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+    },
+    "mpiexec": {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"},
+    "torchrun": {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+}
+
+
+@pytest.mark.parametrize("verb", ["train", "submit", "resume"])
+@pytest.mark.parametrize("environ", RANKS.values(), ids=list(RANKS))
+def test_one_of_several_tasks_starts_no_run(tmp_path, monkeypatch, capsys, verb, environ):
+    monkeypatch.chdir(tmp_path)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    words = ["r"] if verb == "resume" else ["model=tiny", "data.train=builtin:quickstart-text"]
+    assert main([verb, *words]) == ExitCode.usage
+    said = capsys.readouterr().err
+    assert "this process is rank 1 of 2" in said
+    assert "-m launcher.train" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {
+            **STEP,
+            **{"SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_TASKS_PER_NODE": "1"},
+            **{"SLURM_PROCID": "0", "SLURM_LOCALID": "0"},
+        },
+        {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"},  # the batch script
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"},
+    ],
+    ids=["srun -n1", "sbatch", "a pod of one"],
+)
+def test_one_task_alone_may_start_a_run(monkeypatch, environ):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    start.refuse_in_rank("run")

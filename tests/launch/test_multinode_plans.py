@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from launcher.config.schema_launch import (
     TorchrunConfig,
 )
 from launcher.errors import ConfigError
+from launcher.launch import torchrun
 from launcher.launch.deepspeed import DeepspeedBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
 from launcher.launch.torchrun import TorchrunBackend, endpoint
@@ -96,23 +98,69 @@ def test_restarts_and_interface_reach_the_ranks(make_spec):
     ("text", "host", "port"),
     [("h:1", "h", 1), ("10.0.0.1:65535", "10.0.0.1", 65535), ("[fd00::1]:5", "fd00::1", 5)],
 )
-def test_endpoints(tmp_path, text, host, port):
-    assert endpoint(TorchrunConfig(endpoint=text), tmp_path / "r", 1) == (host, port)
+def test_endpoints(text, host, port):
+    assert endpoint(TorchrunConfig(endpoint=text)) == (host, port)
 
 
 @pytest.mark.parametrize("text", ["h", "fd00::1", "[fd00::1]", None])
-def test_port_follows_from_run_and_attempt(tmp_path, text):
+def test_ports_do_not_repeat(text):
     options = TorchrunConfig(endpoint=text)
-    host, port = endpoint(options, tmp_path / "r", 1)
-    assert text is None or host == text.strip("[]")
-    assert endpoint(options, tmp_path / "r", 1) == (host, port)
-    assert endpoint(options, tmp_path / "r", 2)[1] != port
+    found = [endpoint(options) for _ in range(20)]
+    assert text is None or {host for host, _ in found} == {text.strip("[]")}
+    assert all(10000 <= port < 30000 for _, port in found)
+    assert len({port for _, port in found}) > 10
+
+
+@pytest.mark.parametrize("bound", ["127.0.0.1", ""], ids=["one address", "all"])
+def test_a_port_that_is_taken_is_not_chosen(monkeypatch, bound):
+    with socket.socket() as holder:
+        holder.bind((bound, 0))
+        holder.listen()
+        taken = holder.getsockname()[1]
+        assert torchrun.is_taken("127.0.0.1", taken)
+        assert not torchrun.is_taken("192.0.2.1", taken)  # another host's: nobody here can tell
+        draws = iter([taken - torchrun.FIRST_PORT] * 3 + [7] * 61)
+        monkeypatch.setattr(torchrun.secrets, "randbelow", lambda count: next(draws))
+        assert torchrun.open_port("127.0.0.1") == torchrun.FIRST_PORT + 7
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_refused(make_spec):
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        options = TorchrunConfig(nodes=1, endpoint=f"127.0.0.1:{port}")
+        (problem,) = TorchrunBackend().check(make_spec(options))
+    assert (problem.where, str(port) in problem.found) == ("launch.endpoint", True)
+    assert TorchrunBackend().check(make_spec(options)) == []
+
+
+LOOPBACKS = ["localhost", "127.0.0.1", "127.0.1.1", "[::1]", "LOCALHOST", "me@localhost"]
+
+
+@pytest.mark.parametrize("host", LOOPBACKS)
+def test_several_nodes_do_not_meet_at_localhost(make_spec, weird_tmp_path, host):
+    (weird_tmp_path / "local").write_text(f"{host} slots=2\nnode2 slots=2\n")
+    with pytest.raises(ConfigError, match="node2 finds only itself") as error:
+        DeepspeedBackend().plan(make_spec(DeepspeedConfig(hostfile="local")))
+    assert error.value.problems[0].where == "local"
+    options = DeepspeedConfig(hostfile="local", master_addr=host)
+    with pytest.raises(ConfigError, match=r"launch\.master_addr: rank 0 would be at"):
+        DeepspeedBackend().plan(make_spec(options))
+    options = DeepspeedConfig(hostfile="local", master_addr="10.0.0.7")
+    plan = DeepspeedBackend().plan(make_spec(options))
+    assert plan.environment["MASTER_ADDR"] == "10.0.0.7"
+    if "@" not in host:
+        with pytest.raises(ConfigError, match=r"launch\.endpoint: .*would not meet"):
+            TorchrunBackend().plan(make_spec(TorchrunConfig(nodes=2, endpoint=host)))
+        alone = make_spec(TorchrunConfig(endpoint=host), nodes=1)
+        assert len(TorchrunBackend().plan(alone).nodes) == 1
 
 
 @pytest.mark.parametrize("text", ["h:", ":5", "h:x", "h:0", "h:65536"])
-def test_wrong_endpoints(tmp_path, text):
+def test_wrong_endpoints(text):
     with pytest.raises(ConfigError, match="HOST or HOST:PORT"):
-        endpoint(TorchrunConfig(endpoint=text), tmp_path / "r", 1)
+        endpoint(TorchrunConfig(endpoint=text))
 
 
 def test_hostfile_decides_hosts_ranks_and_rendezvous(make_spec, hostfile):

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import ExitCode
+from launcher.launch import outcome
 from launcher.launch.outcome import Death, first, of_agent
+from launcher.launch.spec import LaunchPlan, NodePlan
+from launcher.rundir import RunDir, State
 
 #: As torch 2.13 writes it, for two starts of the ranks.
 TWICE = """
@@ -29,3 +37,41 @@ def test_rank_killed_by_a_signal_comes_before_echoes():
     assert first([Death(0, 1), Death(3, -11), Death(2, -15)]) == Death(3, -11)
     assert first([Death(0, 1), Death(2, -15)]) == Death(0, 1)
     assert first([]) is None
+
+
+#: The last words of a store of torch 2.13 whose port is another's.
+TAKEN = (
+    "torch.distributed.DistNetworkError: The server socket has failed to listen on any local"
+    " network address. port: 22071, useIpv6: false, code: -98, name: EADDRINUSE, message: address"
+    " already in use"
+)
+
+
+@pytest.mark.parametrize("death", [None, Death(0, 1)])
+@pytest.mark.parametrize("log", ["agent.log", "node-0.log"])
+def test_a_port_that_is_taken_is_the_cause(tmp_path: Path, log: str, death: Death | None):
+    run = RunDir(tmp_path)
+    run.attempt(1).mkdir(parents=True)
+    run.set_status(State.preparing, attempt=1)
+    node = NodePlan(host="h", slots=(0,), command=("x",))
+    plan = LaunchPlan(
+        backend="torchrun",
+        run=run.path,
+        attempt=1,
+        cwd=tmp_path,
+        prepare=(),
+        command=(),
+        environment={},
+        processes=1,
+        log=run.attempt(1) / "agent.log",
+        nodes=(node,),
+    )
+    assert outcome.of_death(run, plan, death, False, False) == ExitCode.internal
+    (run.attempt(1) / log).write_text(f"Traceback\n{TAKEN}\n")
+    run.set_status(State.preparing, attempt=1)
+    assert outcome.of_death(run, plan, death, False, False) == ExitCode.hang
+    assert "port: 22071" in run.status().reason
+    assert f"launcher resume {run}" in run.status().reason
+    # A rank that the kernel has killed is the cause whatever else stands there.
+    run.set_status(State.preparing, attempt=1)
+    assert outcome.of_death(run, plan, Death(0, -9), False, False) == ExitCode.internal

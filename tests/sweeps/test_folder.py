@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -16,7 +17,17 @@ from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode
 from launcher.rundir import State
-from launcher.sweeps import agents, begin, coordinates, folder, importance, page, rehearsal, table
+from launcher.sweeps import (
+    agents,
+    begin,
+    coordinates,
+    folder,
+    importance,
+    page,
+    pictures,
+    rehearsal,
+    table,
+)
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
@@ -138,6 +149,10 @@ def test_a_thousand_trials(made: Made) -> None:
         (["seed=1,2", "sweep.metric=mine"], "sweep.direction"),
         (["sweep=optuna", "seed=1,2", "hydra/sweeper=ax"], "leave one"),
         (["optim.lr=interval(0,1)"], "sweep=random"),
+        (
+            ["seed=1,2", "launch=torchrun", "launch.max_parallel=2", "launch.endpoint=h:5000"],
+            "cannot all meet at port 5000",
+        ),
     ],
 )
 def test_a_wrong_sweep_makes_nothing(made: Made, words: list[str], message: str) -> None:
@@ -197,13 +212,99 @@ def test_the_page_has_every_trial_and_nothing_from_outside(made: Made) -> None:
     evil = Maker(sweep, request).make(6, ["data.system=<script>alert(1)</script>"])
     evil.run.set_status(State.failed, reason="<b>no</b>", exit_code=1)
     text = page.build(sweep).read_text()
-    assert text.count('class="trial"') == 6
+    sections = dict(re.findall(r'<section id="(\w+)">(.*?)</section>', text, flags=re.DOTALL))
+    # A trial that has not ended well has its value of the middle of training.
+    assert sections["coordinates"].count('class="trial"') == 6
+    assert sections["against"].count("<figure") == 2  # optim.lr and seed
+    assert sections["against"].count('class="trial dot"') == 12
+    assert sections["curves"].count("data-trial=") == 6 * sections["curves"].count("<figure")
+    assert sections["trials"].count('href="trial-0003/"') == 1
     assert text.count("<tr data-trial=") == 7
     assert "optim.lr=0.001 seed=2" in text
     assert "<script>alert" not in text
     assert "<b>no" not in text
     assert "http" not in text.replace("http-equiv", "")
-    assert "over the finished trials, by rank correlation" in text
+    assert "5 trials have finished, and over fewer than 12" in sections["importance"]
+    assert 'class="bars"' not in text
+    (sweep.trial_path(3) / "report.html").touch()
+    assert 'href="trial-0003/report.html"' in page.build(sweep).read_text()
+
+
+def test_pictures_place_trials_where_they_belong(made: Made) -> None:
+    sweep, request = made("optim.lr=1e-4,1e-3", "seed=1,2")
+    for number, words in enumerate(_product(request)):
+        Maker(sweep, request).make(number, words)
+        _finish(sweep, number, 4.0, 2.0 - 0.1 * number)
+    by_lr, by_seed = pictures.against(request, table.rows(sweep))
+    assert (by_lr.across, by_lr.up) == ("optim.lr", "eval/loss")
+    assert [label for _, label in by_lr.x_marks] == ["0.0001", "0.001"]
+    best = by_lr.traces[-1]
+    assert (best.number, best.quality) == (3, 1.0)
+    # The best of a metric of which less is better stands right, for its rate, and at the bottom.
+    x, y = map(float, best.path.removeprefix("M").removesuffix("h0").split())
+    assert x == by_lr.x_marks[-1][0]
+    assert y == max(float(trace.path.split()[1].removesuffix("h0")) for trace in by_lr.traces)
+    assert [label for _, label in by_lr.y_marks] == ["1.7", "1.8", "1.9", "2"]
+    assert len(by_seed.traces) == 4
+    (curves,) = pictures.curves(request, table.rows(sweep))
+    assert (curves.across, curves.up) == ("step", "eval/loss")
+    assert all(trace.path.count("L") == 1 for trace in curves.traces)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["optim.lr=1e-4,1e-3", "seed=1,2,3", "sweep=optuna"], "9 trials, each with a choice"),
+        (
+            ["optim.lr=1e-4,1e-3", "seed=1,2,3", "sweep=optuna"],
+            "6 combinations, some of them again",
+        ),
+        (["optim.lr=1e-4,1e-3", "sweep=random"], "2 combinations, each once at most; sweep=grid"),
+        (["optim.lr=interval(1e-4,1e-3)", "seed=1,2", "sweep=optuna"], "of the values of seed"),
+    ],
+)
+def test_a_grid_given_to_a_search_is_told_what_it_does(words: list[str], said: str) -> None:
+    _, request = begin.request((*WORDS, *words, "sweep.trials=9"), [])
+    assert said in begin.announced(request)
+
+
+@pytest.mark.parametrize("words", [["seed=1,2"], ["sweep=optuna", "optim.lr=interval(1e-4,1e-3)"]])
+def test_nothing_is_announced_where_nothing_surprises(words: list[str]) -> None:
+    _, request = begin.request((*WORDS, *words), [])
+    assert begin.announced(request) == ""
+
+
+def test_status_lists_sweeps(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    _grid(made)
+    capsys.readouterr()
+    assert main(["status"]) == ExitCode.ok
+    assert re.search(
+        r"^s +grid +1 failed, 5 succeeded +trial-0003: eval/loss 1.99$",
+        capsys.readouterr().out,
+        flags=re.MULTILINE,
+    )
+    assert main(["status", "--json"]) == ExitCode.ok
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert entry["best"] == {"name": "trial-0003", "value": 1.99}
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ([(State.succeeded, 0), (State.failed, 5)], ExitCode.ok),
+        ([(State.failed, 5), (State.failed, 2)], ExitCode.diverged),
+        ([(State.preempted, 75), (State.preempted, 75)], ExitCode.preempted),
+        ([(State.cancelled, 130)], ExitCode.interrupted),
+    ],
+)
+def test_a_sweep_that_has_done_nothing_says_so(
+    made: Made, ends: list[tuple[State, int]], code: ExitCode
+) -> None:
+    sweep, request = made("seed=1,2")
+    for number, (state, own) in enumerate(ends):
+        Maker(sweep, request).make(number, [f"seed={number}"])
+        sweep.trial(number).run.set_status(state, attempt=1, exit_code=own)
+    assert table.exit_code(table.rows(sweep)) == code
 
 
 def test_a_page_without_results(made: Made) -> None:
@@ -223,8 +324,8 @@ def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPat
     name, found = importance.importances(request, rows)
     assert name == "PED-ANOVA (Optuna)"
     assert found[0][0] == "optim.lr"
-    assert importance.importances(request, rows[:8])[0] == "rank correlation"
-    assert importance.importances(request, rows[:3]) == ("", [])
+    assert importance.importances(request, rows[: importance.LEAST])[0] == "rank correlation"
+    assert importance.importances(request, rows[: importance.LEAST - 1]) == ("", [])
     monkeypatch.setitem(sys.modules, "optuna", None)
     name, found = importance.importances(request, rows)
     assert name == "rank correlation"
@@ -240,6 +341,20 @@ def test_coordinates(made: Made) -> None:
     assert [label for _, label in plot.axes[0].marks] == ["0.0001", "0.001", "0.01"]
     assert plot.lines[-1].number == 3
     assert math.isclose(plot.lines[-1].quality, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "marks"),
+    [
+        (1e-5, 1e-2, True, [1e-5, 1e-4, 1e-3, 1e-2]),
+        (2e-4, 8e-4, True, [2e-4, 4e-4, 6e-4, 8e-4]),
+        (0, 59, False, [0, 20, 40]),
+        (1.335, 4.308, False, [2, 3, 4]),
+        (3, 64, False, [20, 40, 60]),
+    ],
+)
+def test_axes_are_marked_at_round_numbers(low, high, log, marks) -> None:
+    assert coordinates.round_numbers(low, high, log=log) == marks
 
 
 def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
