@@ -197,37 +197,36 @@ def dump(config: Config) -> str:
     return dump_plain(to_dict(config))
 
 
-def dump_words(words: Sequence[str]) -> str:
-    """Words of a command line as a YAML list, for any reader of YAML."""
-    return _as_yaml(list(words))
-
-
 def dump_plain(data: Any) -> str:
     """Plain data as YAML text that `load` reads back as it was, section by section.
 
     So does a file of one's own: text that looks like a number is in quotes, and `${` is escaped.
     """
-    return _as_yaml(_escaped(data))
+    return dump_as_is(_escaped(data))
 
 
-def _as_yaml(data: Any) -> str:
+def dump_as_is(data: Any) -> str:
+    """Plain data as YAML text, `${` and all: words that were typed, for any reader of YAML."""
     import yaml
 
-    def text(allow_unicode: bool) -> str:
-        options: dict[str, Any] = {"width": 100, "allow_unicode": allow_unicode}
-        return str(yaml.dump(data, Dumper=_dumper(), sort_keys=False, **options))
+    def text(**more: Any) -> str:
+        options: dict[str, Any] = {"width": 100, "allow_unicode": True, **more}
+        dumper = _dumper(options.pop("base", "CSafeDumper"))
+        return str(yaml.dump(data, Dumper=dumper, sort_keys=False, **options))
 
-    found = text(allow_unicode=True)
+    found = text()
+    if "\\U000" in found:  # libyaml escapes emoji, which PyYAML's own writer leaves readable
+        found = text(base="SafeDumper")
     # PyYAML writes these bare and reads them back as line breaks.
     return text(allow_unicode=False) if any(b in found for b in "\x85\u2028\u2029") else found
 
 
 @cache
-def _dumper() -> Any:
+def _dumper(base: str) -> Any:
     """PyYAML's, which knows of numbers only what YAML 1.1 says: 1e3 is none there."""
     import yaml
 
-    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
+    class Dumper(getattr(yaml, base, yaml.SafeDumper)):  # type: ignore[misc]
         pass
 
     def text(dumper: Any, value: str) -> Any:

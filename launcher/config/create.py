@@ -178,7 +178,7 @@ def contents(
     letters = string.ascii_lowercase + string.digits
     wandb_id = runtime.wandb_agent_run() or "".join(secrets.choice(letters) for _ in range(8))
     return {
-        run.overrides: compose.dump_words(words),
+        run.overrides: compose.dump_as_is(list(words)),
         run.plan: as_json(plan.as_dict(made)),
         run.tracking: as_json({"wandb": wandb_id}),
         run.environment: as_json(place),
