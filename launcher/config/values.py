@@ -152,19 +152,20 @@ def function(text: str) -> tuple[str, str] | None:
     return found[1], found[2]
 
 
-def parts(text: str, separator: str = ",") -> list[str]:
-    """The parts between separators outside quotes and brackets, without blanks around them.
+def parts(text: str, pairs: bool = False) -> list[str]:
+    """The parts between commas outside quotes and brackets, without blanks around them.
 
-    Raises `ValueError` where that cannot be told: a bracket or a quote is not closed.
+    `pairs` says that they are `key: value`. Raises `ValueError` where that cannot be told: a
+    bracket or a quote is not closed.
     """
     found, start = [], 0
-    for at in _separators(text, separator):
+    for at in _separators(text, ",", pairs):
         found.append(text[start:at].strip())
         start = at + 1
     return [*found, text[start:].strip()]
 
 
-def _separators(text: str, separator: str) -> Iterator[int]:
+def _separators(text: str, separator: str, pairs: bool) -> Iterator[int]:
     """Places of the separators. A quote counts where a value begins, within a word it is text."""
     closing: list[str] = []
     at, begins = 0, True
@@ -183,7 +184,7 @@ def _separators(text: str, separator: str) -> Iterator[int]:
             if text[at - 1 : at] == "\\":
                 raise ValueError(f"a backslash before {separator!r} does not keep it")
             yield at
-        is_key = letter == ":" and closing[-1:] == ["}"]
+        is_key = letter == ":" and (closing[-1] == "}" if closing else pairs)
         begins = is_key or letter in ",[{(" or (begins and letter.isspace())
         at += 1
     if closing:
@@ -206,7 +207,7 @@ def parse(text: str) -> Node:
     if text[:1] == "[":
         return [parse(part) for part in _inside(text, "]")]
     if text[:1] == "{":
-        pairs = [_pair(part) for part in _inside(text, "}")]
+        pairs = [_pair(part) for part in _inside(text, "}", pairs=True)]
         return dict(pairs)
     inner = unquoted(text) if text[:1] in _QUOTES and text else None
     if inner is not None:
@@ -216,20 +217,20 @@ def parse(text: str) -> Node:
     return Word(text)
 
 
-def _inside(text: str, closing: str) -> list[str]:
+def _inside(text: str, closing: str, pairs: bool = False) -> list[str]:
     if text[-1] != closing or len(text) < 2:
         raise ValueError(f"{closing!r} is missing at the end")
     inner = text[1:-1]
     if not inner.strip():
         return []
-    found = parts(inner)
+    found = parts(inner, pairs)
     if "" in found:
         raise ValueError("there is nothing between two commas")
     return found
 
 
 def _pair(text: str) -> tuple[str, Node]:
-    at = next(_separators(text, ":"), None)
+    at = next(_separators(text, ":", pairs=True), None)
     if at is None:
         raise ValueError(f"{text!r} is not of the form key: value")
     key = text[:at].strip()
