@@ -90,7 +90,7 @@ def substituted(sweep: SweepDir, row: Row) -> str:
     if not asked.groups:
         del said["defaults"]
     path = sweep.path / "best.yaml"
-    head = f"# The overrides of {sweep.name}/{row.name}: launcher train {path.name} [overrides]\n"
+    head = f"# The overrides of {sweep.name}/{row.name}, as a file of one's own.\n"
     with storage_errors(path):
         write_atomic(path, head + compose.dump_as_is(said | asked.values))
     inside = path.is_relative_to(Path.cwd())

@@ -18,9 +18,9 @@ from launcher.config import compose, create, groups, typed, values
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
 from launcher.report import collect
+from launcher.rundir import RunDir, State, Status
 from launcher.sweeps import agents, begin, multirun, space, table
-from launcher.sweeps.folder import SweepDir
-from launcher.sweeps.making import Maker
+from launcher.sweeps.folder import SweepDir, Trial
 from support.odd import ODD
 
 BASE = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4")
@@ -225,11 +225,11 @@ def test_a_shell_hands_the_best_trial_back_as_typed(
     """`launcher train my.yaml $(launcher sweep best s)`, which a shell cuts at blanks."""
     monkeypatch.chdir(tmp_path)
     sweep, request = begin.request([*BASE, "run.name=s", _word_of_sweep()], [])
-    request = begin.make(sweep, request)
-    script = []
+    begin.make(sweep, request)
+    script, more = [], ("peft=lora", "optim.lr=1e-3")
     for number, word in enumerate(_swept()):
-        trial = Maker(sweep, request).make(number, [word, "peft=lora", "optim.lr=1e-3"])
-        row = table.Row(trial, trial.run.status(), "succeeded", 1.0, 1)
+        trial = Trial(number, RunDir(sweep.trial_path(number)), (word, *more))
+        row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
         printed = tmp_path / f"printed-{number}"
         printed.write_text(table.substituted(sweep, row) + "\n", encoding="utf-8")
         best = tmp_path / "runs/s/best.yaml"
