@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import VERBS
-from launcher.config import checks, compose, groups, overrides, plan, typed
+from launcher.config import checks, compose, groups, plan, typed
 from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
 from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
@@ -149,7 +149,7 @@ def _wrong_values(key: str, value: str, options: dict[str, list[str]]) -> list[s
         return [
             f"{key}={name}" for name in names if not name.isupper() and name not in options[key]
         ]
-    known = key in typed.leaves() or overrides.item_type(key) is not None
+    known = typed.written_type(key) is not None
     return [] if known else [f"{key}="]
 
 

@@ -48,7 +48,10 @@ def overrides(verb: str, words: list[str], *arguments: Argument) -> argparse.Nam
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="OVERRIDE", help="GROUP=OPTION or KEY=VALUE"
+        "overrides",
+        nargs="*",
+        metavar="OVERRIDE",
+        help="GROUP=OPTION, KEY=VALUE, or a file of your own such as my.yaml",
     )
     parser.add_argument(
         "--config-dir",

@@ -81,8 +81,10 @@ def show(words: list[str]) -> int:
     """Print samples of what is trained on: of a run, a cache folder, or the data of a config."""
     parsed = arguments.overrides("data show", words, *_SAMPLES)
     options = arguments.words(parsed, "count", "split")
+    from launcher.config import ownfile
+
     named = parsed.overrides
-    if len(named) == 1 and "=" not in named[0]:
+    if len(named) == 1 and "=" not in named[0] and not ownfile.is_named(named[0]):
         path = Path(named[0])
         source = path if (path / "index.json").is_file() else find_run(named[0]).path
         return _call("launcher.data.show", str(source), *options)

@@ -40,7 +40,7 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
         begin.check_same(sweep, request)
         request = sweep.request()
     else:
-        begin.make(sweep, request)
+        request = begin.make(sweep, request)
     print(f"sweep    {sweep.name}\nfolder   {sweep}", file=sys.stderr)
     if follow or Controller.submits_all(request):
         code = Controller(sweep, request, follow=follow).run()
@@ -76,7 +76,7 @@ def status(words: list[str]) -> int:
 
 
 def best(words: list[str]) -> int:
-    """Print the best trial's overrides on one line, ready to paste."""
+    """Print the best trial's overrides, or a file of them, for `$(...)` in a command line."""
     parsed = _parsed("best", words, arguments.JSON)
     from launcher.sweeps import table
 
@@ -93,7 +93,8 @@ def best(words: list[str]) -> int:
         print(arguments.as_json(row.to_json()))
     else:
         print(f"{row.name}: {request.metric} {row.value:.6g}", file=sys.stderr)
-        print(table.pasted(row.trial.words))
+        print(f"overrides: {table.pasted(row.trial.words)}", file=sys.stderr)
+        print(table.substituted(sweep, row))
     return ExitCode.ok
 
 

@@ -8,12 +8,16 @@ go.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from launcher import rundir
-from launcher.config import adapter, groups, layers, overrides, typed
+from launcher.config import adapter, groups, layers, overrides, ownfile, typed, values
+from launcher.config.ownfile import OwnFile
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, Problem
 
@@ -59,27 +63,112 @@ def try_compose(
     stands in for `config_dirs` where many are composed.
     """
     sources = sources or Sources(config_dirs)
-    asked = overrides.read(words, sources.options)
-    files = sources.layers(asked.groups)
+    asked = ask(words, sources)
     data: dict[str, Any] = {}
-    for layer in files:
+    for layer in sources.layers(asked.groups):
         data = overrides.merged(data, layer.data)
+    for own in asked.files:
+        overrides.apply(own.values, data)
     overrides.apply(asked.values, data)
     data = _interpolated(data)
     config, problems = typed.build(data)
-    problems += adapter.settle(config, asked.values)
-    unchosen = {problem.where for problem in asked.problems} & set(typed.sections())
-    follow_on = [p for p in problems if p.where.partition(".")[0] in unchosen]
+    problems += adapter.settle(config, asked.given())
+    follow_on = [p for p in problems if p.where.partition(".")[0] in asked.unchosen]
     problems = [problem for problem in problems if problem not in follow_on]
-    return config, [*asked.problems, *(_placed(problem, asked, files) for problem in problems)]
+    return config, [*asked.problems, *_placed(problems, asked, sources)]
 
 
-def _placed(problem: Problem, asked: overrides.Overrides, files: list[layers.Layer]) -> Problem:
-    """`problem` with the name of its file, where a file and not the command line made it."""
-    if problem.where not in asked.values:
-        for layer in reversed(files):
-            if layer.sets(problem.where):
-                return dataclasses.replace(problem, found=f"{problem.found} (in {layer.file})")
+@dataclass(slots=True)
+class Asked:
+    """What a command line asks for: its overrides, and the files of one's own below them."""
+
+    groups: dict[str, str | None]
+    """Group -> chosen option, by whichever of them."""
+    values: dict[str, Any]
+    """Dotted key -> plain value of the overrides."""
+    texts: dict[str, str]
+    """Group or dotted key -> the override as typed."""
+    files: list[OwnFile]
+    """Lowest first."""
+    unchosen: set[str]
+    """Sections whose option is not known, so that their keys are not judged."""
+    problems: list[Problem]
+    """Everything that cannot be used."""
+
+    def given(self) -> set[str]:
+        """The dotted keys that the user has set."""
+        return set(self.values).union(*(own.values for own in self.files))
+
+
+def ask(words: Sequence[str], sources: Sources) -> Asked:
+    """Read a command line; raises `ConfigError` for a file that cannot be read."""
+    read = [ownfile.read(word, sources.options) for word in words if ownfile.is_named(word)]
+    typed_words = overrides.read(
+        [word for word in words if not ownfile.is_named(word)], sources.options
+    )
+    chosen: dict[str, str | None] = {}
+    for index, own in enumerate(read):
+        for group, option in own.groups.items():
+            for below in read[:index]:
+                ownfile.give_way(below, group, option, sources.folders, sources.options[group])
+        chosen = {**chosen, **own.named, **own.groups}
+    for group, option in typed_words.groups.items():
+        for own in read:
+            ownfile.give_way(own, group, option, sources.folders, sources.options[group])
+    problems = [*(problem for own in read for problem in own.problems), *typed_words.problems]
+    wheres = {problem.where.rpartition(": ")[2] for problem in problems}
+    asked = Asked(
+        groups=chosen | typed_words.groups,
+        values=typed_words.values,
+        texts=typed_words.texts,
+        files=read,
+        unchosen=wheres & typed.sections(),
+        problems=problems,
+    )
+    if read and typed_words.groups.get("experiment"):
+        asked.problems += _hidden(asked, sources)
+    return asked
+
+
+def _hidden(asked: Asked, sources: Sources) -> list[Problem]:
+    """A recipe on the command line that a file of one's own hides altogether: not in silence."""
+    name = asked.groups["experiment"]
+    for layer in sources.layers(asked.groups):
+        if layer.file.stem == name and layer.file.parent.name == "experiment":
+            keys = [key for key in layer.lines if key in typed.leaves()]
+            if all(any(own.sets(key) for own in asked.files) for key in keys):
+                files = " and ".join(own.shown for own in asked.files)
+                hint = f"leave it out, or put `defaults: [{{experiment: {name}}}]` into a file \
+that says only what differs"
+                found = f"{name!r} changes nothing: {files} sets all that it sets"
+                return [Problem("experiment", found, hint)]
+    return []
+
+
+def located(problems: Sequence[Problem], words: Sequence[str], sources: Sources) -> list[Problem]:
+    """Problems of keys, found later than by `try_compose`, with the files that made them."""
+    return _placed(problems, ask(words, sources), sources)
+
+
+def _placed(problems: Sequence[Problem], asked: Asked, sources: Sources) -> list[Problem]:
+    """Problems with file:line, where a file and not the command line has set the key."""
+    files = sources.layers(asked.groups)
+    return [_placed_one(problem, asked, files) for problem in problems]
+
+
+def _placed_one(problem: Problem, asked: Asked, files: list[layers.Layer]) -> Problem:
+    if not problem.where or problem.where in asked.values:
+        return problem
+    for own in reversed(asked.files):
+        if own.sets(problem.where):
+            return dataclasses.replace(
+                problem, where=f"{own.place(problem.where)}: {problem.where}"
+            )
+    for layer in reversed(files):
+        if layer.sets(problem.where):
+            place = layer.place(problem.where)
+            if not problem.found.endswith(f"(in {place})"):
+                return dataclasses.replace(problem, found=f"{problem.found} (in {place})")
     return problem
 
 
@@ -94,7 +183,7 @@ def load(path: str | Path) -> Config:
         raise ConfigError(f"cannot be read: {error}", where=str(path), hint=_LOAD_HINT) from error
     if not isinstance(data, dict):
         raise ConfigError("is not a config", where=str(path), hint=_LOAD_HINT)
-    config, problems = typed.build(data)
+    config, problems = typed.build(_unescaped(data))
     if problems:
         raise ConfigError([Problem(f"{path}: {p.where}", p.found, p.hint) for p in problems])
     return config
@@ -108,18 +197,44 @@ def dump(config: Config) -> str:
     return dump_plain(to_dict(config))
 
 
-def dump_plain(data: dict[str, Any]) -> str:
-    """Plain data as YAML text that `load` reads back as it was, section by section."""
+def dump_plain(data: Any) -> str:
+    """Plain data as YAML text that `load` reads back as it was, section by section.
+
+    So does a file of one's own: text that looks like a number is in quotes, and `${` is escaped.
+    """
+    return dump_as_is(_escaped(data))
+
+
+def dump_as_is(data: Any) -> str:
+    """Plain data as YAML text, `${` and all: words that were typed, for any reader of YAML."""
     import yaml
 
-    def text(allow_unicode: bool) -> str:
-        dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-        options: dict[str, Any] = {"width": 100, "allow_unicode": allow_unicode}
+    def text(**more: Any) -> str:
+        options: dict[str, Any] = {"width": 100, "allow_unicode": True, **more}
+        dumper = _dumper(options.pop("base", "CSafeDumper"))
         return str(yaml.dump(data, Dumper=dumper, sort_keys=False, **options))
 
-    found = text(allow_unicode=True)
+    found = text()
+    if "\\U000" in found:  # libyaml escapes emoji, which PyYAML's own writer leaves readable
+        found = text(base="SafeDumper")
     # PyYAML writes these bare and reads them back as line breaks.
     return text(allow_unicode=False) if any(b in found for b in "\x85\u2028\u2029") else found
+
+
+@cache
+def _dumper(base: str) -> Any:
+    """PyYAML's, which knows of numbers only what YAML 1.1 says: 1e3 is none there."""
+    import yaml
+
+    class Dumper(getattr(yaml, base, yaml.SafeDumper)):  # type: ignore[misc]
+        pass
+
+    def text(dumper: Any, value: str) -> Any:
+        style = None if isinstance(values.scalar(value), str) else "'"
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return Dumper
 
 
 def save(config: Config, path: str | Path) -> None:
@@ -127,10 +242,41 @@ def save(config: Config, path: str | Path) -> None:
     rundir.write_atomic(Path(path), dump(config))
 
 
+#: `${`, with the backslashes before it: an odd number of them says that it is text.
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
+
+
+def _escaped(data: Any) -> Any:
+    """`data` with `${` in its texts written so that it is read as text."""
+    return _mapped(data, lambda text: _INTERPOLATION.sub(r"\1\1\\${", text))
+
+
+def _unescaped(data: Any) -> Any:
+    """What `_escaped` was made from."""
+
+    def plain(match: re.Match[str]) -> str:
+        return match[1][: len(match[1]) // 2] + "${"
+
+    return _mapped(data, lambda text: _INTERPOLATION.sub(plain, text))
+
+
+def _mapped(data: Any, change: Callable[[str], str]) -> Any:
+    """`data` with all texts that hold `${` changed, keys left alone."""
+    if isinstance(data, dict):
+        return {key: _mapped(value, change) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_mapped(value, change) for value in data]
+    return change(data) if isinstance(data, str) and "${" in data else data
+
+
 def _interpolated(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` with every `${key}` replaced; a key that no file sets has its default."""
+    """`data` with every `${key}` replaced, and `\\${` by what it stands for.
+
+    A key that no file sets has its default.
+    """
     if not _has_interpolation(data):
-        return data
+        plain: dict[str, Any] = _unescaped(data)
+        return plain
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -140,7 +286,7 @@ def _interpolated(data: dict[str, Any]) -> dict[str, Any]:
         resolved = OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "config"
-        hint = "${section.key} takes the value of that key; see `launcher config`"
+        hint = r"${section.key} takes the value of that key; \${ is the characters themselves"
         raise ConfigError(str(error).splitlines()[0], where=str(where), hint=hint) from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
@@ -151,4 +297,6 @@ def _has_interpolation(data: Any) -> bool:
         return any(_has_interpolation(value) for value in data.values())
     if isinstance(data, list):
         return any(_has_interpolation(value) for value in data)
-    return isinstance(data, str) and "${" in data
+    if not isinstance(data, str) or "${" not in data:
+        return False
+    return any(len(match[1]) % 2 == 0 for match in _INTERPOLATION.finditer(data))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import json
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__, runtime
-from launcher.config import checks, compose, hostfile, plan
+from launcher.config import checks, compose, hostfile, ownfile, plan
 from launcher.config.schema import Config
 from launcher.config.schema_launch import DeepspeedConfig
 from launcher.config.schema_sweep import SweepConfig
@@ -69,11 +68,16 @@ def checked(
 
     `world_size` is that of ranks already started; by default it follows from the config.
     """
-    config, problems = compose.try_compose(words, config_dirs)
+    sources = compose.Sources(config_dirs)
+    config, problems = compose.try_compose(words, sources=sources)
     if config.sweep != SweepConfig():
         hint = "`launcher train -m` makes a sweep; leave it out for a single run"
         problems.append(Problem("sweep", f"{config.sweep.name} sweep of a single run", hint))
-    return judged(config, problems, world_size)
+    try:
+        return judged(config, problems, world_size)
+    except ConfigError as error:
+        located = compose.located(error.problems, words, sources)
+        raise ConfigError(located) from error
 
 
 def judged(
@@ -174,7 +178,7 @@ def contents(
     letters = string.ascii_lowercase + string.digits
     wandb_id = runtime.wandb_agent_run() or "".join(secrets.choice(letters) for _ in range(8))
     return {
-        run.overrides: "".join(f"- {json.dumps(word)}\n" for word in words) or "[]\n",
+        run.overrides: compose.dump_as_is(list(words)),
         run.plan: as_json(plan.as_dict(made)),
         run.tracking: as_json({"wandb": wandb_id}),
         run.environment: as_json(place),
@@ -198,8 +202,9 @@ def _name_problems(config: Config) -> list[Problem]:
 
 
 def _new_name(config: Config, words: Sequence[str]) -> str:
-    """recipe-or-model, time and four random characters; sorts by time within a recipe."""
+    """Recipe, own file or model, time and four random characters; sorts by time within a recipe."""
     recipes = [word.partition("=")[2] for word in words if word.startswith("experiment=")]
+    recipes += [word.rpartition(".")[0] for word in words if ownfile.is_named(word)]
     base = recipes[-1] if recipes else config.model.name or config.model.kind
     base = re.sub(r"[^A-Za-z0-9._]+", "-", Path(base).name).strip("-.")[:60] or "run"
     now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")

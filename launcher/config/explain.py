@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose, groups, layers, overrides, suggest, typed, variants
+from launcher.config import compose, overrides, suggest, typed, variants
 from launcher.errors import ConfigError, Problem
 
 _NOTHING = object()
@@ -28,19 +28,28 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
     The first is the schema default. `key` is a dotted key, also inside a free mapping
     (`engine.extra.a`). Raises `ConfigError` for an unknown key and for wrong overrides.
     """
-    folders = groups.search_path(config_dirs)
-    asked = overrides.read(words, groups.options_in(folders))
-    config, problems = compose.try_compose(words, config_dirs)
-    if key not in typed.leaves() and overrides.item_type(key) is None:
+    sources = compose.Sources(config_dirs)
+    asked = compose.ask(words, sources)
+    config, problems = compose.try_compose(words, sources=sources)
+    if typed.written_type(key) is None:
         problems.append(_unknown(key))
     if problems:
         raise ConfigError(problems)
     found = _from_schema(typed.to_dict(config), key)
-    files = layers.read(asked.groups, folders)
+    files = sources.layers(asked.groups)
     found += [Source(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
+    for own in asked.files:
+        found += _given(key, own.values, {name: own.place(name) for name in own.values})
+    typed_at = {name: f"override {asked.texts[name]}" for name in asked.values}
+    return found + _given(key, asked.values, typed_at)
+
+
+def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> list[Source]:
+    """What dotted values say of a key, and what takes the place of the other one of a pair."""
+    found = []
     other = overrides.EXCLUSIVE.get(key)
-    for name, value in asked.values.items():
-        place = f"override {asked.texts[name]}"
+    for name, value in values.items():
+        place = places[name]
         nested = (
             {name: value}
             if not name.startswith(f"{key}.")
@@ -49,7 +58,7 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
         given = typed.select(nested, key, _NOTHING)
         if given is not _NOTHING:
             found.append(Source(place, given))
-        elif name == other and value is not None and key not in asked.values:
+        elif name == other and value is not None and key not in values:
             found.append(Source(f"{place} (replaces {key})", None))
     return found
 

@@ -1,9 +1,9 @@
 """The YAML files that a command line selects, in the order in which they are merged.
 
-Hydra decides which files those are: its grammar, defaults lists, packages and search path. Of its
-loader only that half is used (from `hydra._internal`, where 1.3.2 and 1.3.8 are alike):
-`hydra.compose` would also load, type and merge Hydra's own settings, as much work again, for a
-result that is thrown away.
+Hydra decides which files those are: its grammar, defaults lists, packages and search path; what
+stands in them is read by `yamlfile`. Of its loader only that half is used (from `hydra._internal`,
+where 1.3.2 and 1.3.8 are alike): `hydra.compose` would also load, type and merge Hydra's own
+settings, as much work again, for a result that is thrown away.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.config import groups, typed
+from launcher.config import groups, typed, yamlfile
 from launcher.errors import ConfigError
 
 _MISSING = object()
@@ -27,6 +27,8 @@ class Layer:
 
     file: Path
     data: dict[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Dotted key -> its line in the file."""
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value that the file gives a dotted key."""
@@ -36,6 +38,17 @@ class Layer:
         """Whether the file gives a dotted key a value, null included."""
         return self.get(key, _MISSING) is not _MISSING
 
+    def place(self, key: str) -> str:
+        """file:line of a key that it sets, or of the mapping around it."""
+        return placed(str(self.file), self.lines, key)
+
+
+def placed(file: str, lines: Mapping[str, int], key: str) -> str:
+    """file:line of a dotted key, or of the nearest one above it that has a line."""
+    while key and key not in lines:
+        key = key.rpartition(".")[0]
+    return f"{file}:{lines[key]}" if key else file
+
 
 def read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Layer]:
     """The files for these group choices (None: no option of that group), lowest layer first.
@@ -44,7 +57,7 @@ def read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Lay
     """
     import yaml
 
-    with _no_garbage_collection(), _times_as_text():
+    with _no_garbage_collection():
         from hydra.errors import HydraException
         from omegaconf.errors import OmegaConfBaseException
 
@@ -69,7 +82,6 @@ def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[La
     from hydra._internal.defaults_list import create_defaults_list
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.core.plugins import Plugins
-    from omegaconf import OmegaConf
 
     Plugins.instance()  # registers the readers of files
     path = ConfigSearchPathImpl()
@@ -87,48 +99,20 @@ def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[La
     )
     layers = []
     for default in chosen.defaults:
-        loaded = repository.load_config(default.config_path or "")
         file = groups.option_file(folders, default.config_path or "")
-        assert loaded is not None  # Hydra has raised for what is missing
-        assert file is not None
-        content = OmegaConf.to_container(loaded.config, resolve=False)
-        layers.append(Layer(file, _placed(_mapping(content, file), default.package or "")))
+        assert file is not None  # Hydra has raised for what is missing
+        tree = yamlfile.read(file, str(file))
+        tree.pop("defaults", None)
+        package = default.package or ""
+        data, lines = yamlfile.content(tree, package)
+        layers.append(Layer(file, _placed(data, package), lines))
     return layers
-
-
-def _mapping(content: Any, file: Path) -> dict[str, Any]:
-    if not isinstance(content, dict):
-        hint = "write keys and values"
-        raise ConfigError(f"{file} holds no mapping", where="config files", hint=hint)
-    return {str(key): value for key, value in content.items() if key != "defaults"}
 
 
 def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:
     for name in reversed(package.split(".") if package else []):
         content = {name: content}
     return content
-
-
-@contextlib.contextmanager
-def _times_as_text() -> Iterator[None]:
-    """Leave 2:00:00 as it is: YAML 1.1 makes 7200 of it, a number to the base of 60."""
-    from omegaconf import _utils
-
-    original = _utils.get_yaml_loader
-
-    def number(loader: Any, node: Any) -> Any:
-        return node.value if ":" in node.value else loader.construct_yaml_int(node)
-
-    def get_yaml_loader() -> Any:
-        loader = original()
-        loader.add_constructor("tag:yaml.org,2002:int", number)
-        return loader
-
-    _utils.get_yaml_loader = get_yaml_loader
-    try:
-        yield
-    finally:
-        _utils.get_yaml_loader = original
 
 
 @contextlib.contextmanager

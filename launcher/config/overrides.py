@@ -1,30 +1,26 @@
 """The command line's overrides, read and judged all at once.
 
 Hydra stops at the first wrong override and knows nothing of our types, so keys, group options and
-syntax are checked here before it composes. Values are parsed by Hydra's own grammar, except text: a
-field that holds text takes what the user typed, so that paths, patterns and names need no second
-layer of quotes.
+syntax are checked here before it composes. Values are read by `values`: a field that holds text
+takes what the user typed, so that paths, patterns and names need no second layer of quotes.
 """
 
 from __future__ import annotations
 
-import copy
 import difflib
 import os
 import re
 import shlex
-import types
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-from launcher.config import suggest, typed, variants
+from launcher.config import suggest, typed, values, variants
+from launcher.config.values import Word
 from launcher.errors import Problem, did_you_mean
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
-_INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
 
 #: stating one of a pair on the command line replaces the other one of a recipe.
@@ -84,6 +80,11 @@ def merged(old: Any, new: Any) -> Any:
 
 
 def _read_one(word: str, options: Mapping[str, Sequence[str]], out: Overrides) -> Problem | None:
+    try:
+        word.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
+        hint = "type it in UTF-8; see the terminal's encoding"
+        return Problem(ascii(word)[1:-1], "is not text in UTF-8", hint)
     match = _FORM.fullmatch(word)
     assert match is not None  # every part of the pattern may be empty
     prefix, key, text = match["prefix"], match["key"].strip(), match["value"]
@@ -123,13 +124,19 @@ def _form_hint(word: str, options: Mapping[str, Sequence[str]]) -> str:
 def _read_group(
     group: str, text: str, options: Mapping[str, Sequence[str]], out: Overrides
 ) -> Problem | None:
-    name = text.strip().strip("'\"")
+    name = text.strip()
+    name = values.unquoted(name) or name
     if name in options[group]:
         out.groups[group] = name
         return None
     if name in ("null", "") and group == "experiment":
         out.groups[group] = None
         return None
+    return unknown_option(group, name, options)
+
+
+def unknown_option(group: str, name: str, options: Mapping[str, Sequence[str]]) -> Problem:
+    """The problem of a name that no option of a group has."""
     hint = did_you_mean(name, list(options[group]))
     if group == "model" and ("/" in name or name.startswith(".")):
         hint = f"for a hub name or a folder write model.name={name}"
@@ -143,7 +150,6 @@ def _read_group(
 def _read_value(
     key: str, text: str, options: Mapping[str, Sequence[str]], out: Overrides
 ) -> Problem | None:
-    leaves = typed.leaves()
     section = key.partition(".")[0]
     if section in options and section in variants.OPTIONS and key == typed.name_key(section):
         name = text.strip()
@@ -153,17 +159,9 @@ def _read_value(
             else did_you_mean(name, list(options[section]))
         )
         return Problem(key, f"is set by the group {section} (got {text!r})", hint)
-    hint = leaves.get(key) or item_type(key)
+    hint = typed.written_type(key)
     if hint is None:
-        if key in typed.sections():
-            inside = [name for name in leaves if name.startswith(f"{key}.")]
-            return Problem(
-                key, f"is a section (got {text!r})", f"set its keys: {', '.join(inside)}"
-            )
-        near = difflib.get_close_matches(key, list(options), n=1, cutoff=0.7)
-        if near and "." not in key:
-            return Problem(key, "unknown group", f"did you mean {near[0]}={text}?")
-        return suggest.unknown_key(key, text, leaves)
+        return unknown(key, text, options)
     value, problem = _value(key, text, hint)
     if problem is None:
         out.values.pop(key, None)  # the last of two wins, and also comes last
@@ -171,54 +169,52 @@ def _read_value(
     return problem
 
 
-def item_type(key: str) -> Any:
-    """The item type of the free mapping that `key` (engine.extra.a.b) lies in, or None."""
-    for parent, hint in typed.leaves().items():
-        if typing.get_origin(hint) is dict and key.startswith(f"{parent}."):
-            item = typing.get_args(hint)[1]
-            deep = "." in key[len(parent) + 1 :]
-            return None if deep and item is not Any else item
-    return None
-
-
-def _is_text(hint: Any) -> bool:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return str in typing.get_args(hint)
-    return hint is str
+def unknown(key: str, text: Any, options: Iterable[str]) -> Problem:
+    """The problem of a key that is none, or that of a whole section."""
+    if key in typed.sections():
+        inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
+        return Problem(key, f"is a section (got {text!r})", f"set its keys: {', '.join(inside)}")
+    near = difflib.get_close_matches(key, list(options), n=1, cutoff=0.7)
+    if near and "." not in key:
+        return Problem(key, "unknown group", f"did you mean {near[0]}={text}?")
+    return suggest.unknown_key(key, text, typed.leaves())
 
 
 def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
     """The plain value of `text` for a field of type `kind`, or the problem with it."""
-    if _is_text(kind):
-        if text == "null" and kind is not str:
-            return None, None
-        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-        return text[1:-1] if quoted else text, None
-    if not text:
-        return text, None
-    if _INTEGER.fullmatch(text):
-        return int(text), None  # as Hydra's grammar says, but that takes a millisecond
-    from hydra.errors import HydraException
-
-    try:
-        parsed = _parsed(text)
-    except HydraException as error:
-        if text[0] not in "[{'\"":
-            # A glob or a path that Hydra's grammar has no word for; its type is checked next.
-            return text, None
-        reason = str(error).splitlines()[0]
-        hint = f"expected {typed.describe(kind)}; {_QUOTE}"
-        return None, Problem(key, f"cannot read {text!r}: {reason}", hint)
-    if parsed.is_sweep_override():
+    if values.required(kind) is str:
+        inner = values.unquoted(text)
+        return values.plain(Word(text) if inner is None else Word(inner, is_text=True), kind), None
+    is_call = values.function(text) is not None
+    called, is_sweep = _called(text) if is_call else (None, _is_list(text))
+    if is_sweep:
         hint = f"for a list write {key}=[{text}], for one run of each `launcher train -m`"
         return None, Problem(key, f"got several values: {text!r}", hint)
-    return copy.deepcopy(parsed.value()), None
+    try:
+        return called if is_call else values.plain(values.parse(text), kind), None
+    except ValueError as error:
+        hint = f"expected {typed.describe(kind)}; {_QUOTE}"
+        return None, Problem(key, f"cannot read {text!r}: {error}", hint)
+
+
+def _is_list(text: str) -> bool:
+    """Whether commas make several values of it."""
+    try:
+        return len(values.parts(text)) > 1
+    except ValueError:  # a path or a pattern, or brackets that are complained of later
+        return False
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Any:
-    """Hydra's reading of a value, kept: the trials of a sweep say the same things."""
-    return _parser().parse_override(f"key={text}")
+def _called(text: str) -> tuple[Any, bool]:
+    """What one of Hydra's functions makes of its values, and whether that is a sweep."""
+    from hydra.errors import HydraException
+
+    try:
+        parsed = _parser().parse_override(f"key={text}")
+        return (None, True) if parsed.is_sweep_override() else (parsed.value(), False)
+    except HydraException:  # its type is checked next
+        return text, False
 
 
 @cache

@@ -33,10 +33,13 @@ and `launcher config --explain KEY` says which layer set a key.
   at once.
 - Text is taken as typed: `eval.answer_pattern='#### (-?[0-9.,]+)'` needs the shell's quotes only.
   Lists are written `data.train=[a.jsonl,b.jsonl]`, mappings `data.columns={prompt: question}`,
-  nothing `null`.
+  nothing `null`. Text wholly in quotes is what stands between them: `data.system='"null"'`.
+- A value means the same in a file: `12.10`, `007` and `yes` are that in a field of text, and an
+  empty `cluster.setup:` is an empty list. A file of your own, `launcher train my.yaml`, says its
+  keys as `launcher config` prints them.
 - `batch.tokens` and `batch.sequences`, and `train.steps` and `train.epochs`, exclude each other:
   giving one on the command line replaces the other one of a recipe.
-- `${section.key}` takes the value of another key.
+- `${section.key}` takes the value of another key; `\\${` is the two characters themselves.
 """
 
 

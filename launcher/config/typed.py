@@ -6,6 +6,7 @@ field.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import types
@@ -15,7 +16,7 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from launcher.config import schema, suggest, variants
+from launcher.config import schema, suggest, values, variants
 from launcher.errors import Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
@@ -160,10 +161,10 @@ def convert(hint: Any, value: Any) -> Any:
     if origin in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
         return None if value is None else convert(inner[0], value)
-    if origin is list:
-        return _list(typing.get_args(hint)[0], value)
+    if origin is list:  # null, as YAML has it behind a key alone, says: nothing in it
+        return [] if value is None else _list(typing.get_args(hint)[0], value)
     if origin is dict:
-        return _dict(typing.get_args(hint)[1], value)
+        return {} if value is None else _dict(typing.get_args(hint)[1], value)
     if value is None:
         raise ValueError(
             f"expected {describe(hint)}, got null", "give a value, or leave the key out"
@@ -171,6 +172,39 @@ def convert(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _enum(hint, value)
     return {bool: _bool, int: _int, float: _float, str: _str}[hint](value)
+
+
+#: Keys of any type whose words are names: files, hub names, names of layers.
+SOURCES = (
+    "data.train",
+    "data.validation",
+    "eval.general",
+    "peft.targets",
+    "data.report.benchmarks",
+)
+
+
+def written_type(key: str) -> Any:
+    """How values of a dotted key are to be read (see `values.plain`); None for an unknown key."""
+    hint = leaves().get(key)
+    if hint is not None:
+        if key == "eval.new":
+            return dict[str, values.Source]
+        return values.Source if key in SOURCES else hint
+    for parent in leaves():
+        if not key.startswith(f"{parent}."):
+            continue
+        inner = written_type(parent)
+        if typing.get_origin(inner) is not dict:
+            continue
+        item = typing.get_args(inner)[1]
+        *between, name = key[len(parent) + 1 :].split(".")
+        if not between:
+            return item
+        if item is values.Source:
+            return values.of_key(item, name) if len(between) == 1 else str
+        return Any if item is Any else None
+    return None
 
 
 def select(data: Any, key: str, default: Any = None) -> Any:
@@ -188,7 +222,7 @@ def select(data: Any, key: str, default: Any = None) -> Any:
 def describe(hint: Any) -> str:
     """A type in words for people: `a whole number`, `one of: auto, fp32`."""
     origin = typing.get_origin(hint)
-    if hint is Any:
+    if hint is Any or hint is values.Source:
         return "any value"
     if origin in (types.UnionType, typing.Union):
         inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
@@ -240,10 +274,11 @@ def _int(value: Any) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, str):
-        try:
+        with contextlib.suppress(ValueError):
             return int(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):  # 1e3 is one, whichever way it came
+            if float(value).is_integer():
+                return int(float(value))
     raise _wrong("a whole number", value, "write digits only, e.g. 8")
 
 

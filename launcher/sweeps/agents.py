@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from launcher.config import compose
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
 
@@ -16,9 +17,7 @@ _HEAD = """\
 
 def sweep_file(request: Request) -> str:
     """YAML for `wandb sweep`: the same space, metric and fixed overrides."""
-    import yaml
-
-    return _HEAD + str(yaml.safe_dump(content(request), sort_keys=False, width=100))
+    return _HEAD + compose.dump_as_is(content(request))
 
 
 def content(request: Request) -> dict[str, Any]:

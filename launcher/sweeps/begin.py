@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launcher.config import compose, typed
+from launcher.config import compose, ownfile, typed
 from launcher.config.schema import Config
 from launcher.config.schema_launch import TorchrunConfig
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
@@ -184,8 +186,12 @@ def announced(asked: Request) -> str:
     return f"{text}: {count} combinations, {again}; sweep=grid runs each once"
 
 
-def make(sweep: SweepDir, asked: Request) -> None:
-    """Make the sweep folder; `ConfigError` if the name is taken by something else."""
+def make(sweep: SweepDir, asked: Request) -> Request:
+    """Make the sweep folder; `ConfigError` if the name is taken by something else.
+
+    Files of one's own are copied into it: the trials to come are made from what they say now. The
+    request that is returned names the copies.
+    """
     if sweep.path.exists():
         raise ConfigError(
             f"there is a run of this name already: {sweep}",
@@ -193,7 +199,20 @@ def make(sweep: SweepDir, asked: Request) -> None:
             hint="choose another name",
         )
     with storage_errors(sweep.path):
+        sweep.path.mkdir(parents=True, exist_ok=True)
+        fixed = tuple(_kept(sweep, n, word) for n, word in enumerate(asked.fixed))
+        asked = dataclasses.replace(asked, fixed=fixed)
         sweep.write(asked)
+    return asked
+
+
+def _kept(sweep: SweepDir, number: int, word: str) -> str:
+    """A word of the sweep, or in the place of a file of one's own the path of its copy."""
+    if not ownfile.is_named(word):
+        return word
+    copy = sweep.path / f"own-{number}.yaml"
+    shutil.copyfile(Path(word).expanduser(), copy)
+    return str(copy)
 
 
 def check_same(sweep: SweepDir, asked: Request) -> None:

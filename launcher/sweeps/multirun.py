@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -26,11 +27,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launcher.errors import ConfigError
 from launcher.sweeps.folder import SweepDir
-from launcher.sweeps.space import Groups, Space
+from launcher.sweeps.space import Dimension, Groups, Space, hydra_text
 
 #: What runs a batch of trials: their own overrides -> the value of each (None: it has none).
 Launch = Callable[[list[list[str]]], list[float | None]]
 _ROOT = "launcher_sweep"
+#: What Hydra's grammar has a word for, as a key and as a value.
+_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*([./][A-Za-z0-9_]+)*")
+_PLAIN = re.compile(r"[A-Za-z0-9_.+-]+")
 #: Hydra makes plug-ins by name and takes only those below hydra_plugins.
 _PLACE = "hydra_plugins.launcher"
 
@@ -84,14 +88,22 @@ def run(
 ) -> None:
     """Run Hydra's sweeper over `launch`; `ConfigError` for what Hydra refuses."""
     logging.getLogger("hydra").setLevel(logging.WARNING)
-    _register(launch)
     place = {"dir": str(sweep.path), "subdir": "hydra"}
     ConfigStore.instance().store(name=_ROOT, node={"hydra": {"sweep": place}})
     path = ConfigSearchPathImpl()
     path.append("hydra", "pkg://hydra.conf")
     path.append("schema", "structured://")
     own = [word for word in space.hydra if not word.startswith("hydra/launcher=")]
-    words = ["hydra/launcher=launcher", *own, *space.sweep_words()]
+    words = ["hydra/launcher=launcher", *own]
+    names = {_name(number, d): d for number, d in enumerate(space.swept.values())}
+    shown = {name: _shown(dimension) for name, dimension in names.items()}
+    words += [f"{name}={_text(d, shown[name])}" for name, d in names.items()]
+
+    def as_typed(word: str) -> str:
+        name, _, text = word.partition("=")
+        return f"{names[name].key}={shown[name].get(text, text)}" if name in names else word
+
+    _register(lambda batch: launch([[as_typed(word) for word in words] for words in batch]))
     try:
         hydra = Hydra(task_name=sweep.name, config_loader=_Loader(path, Groups(options)))
         GlobalHydra.instance().initialize(hydra)
@@ -106,6 +118,30 @@ def run(
         ) from error
     finally:
         GlobalHydra.instance().clear()
+
+
+def _name(number: int, dimension: Dimension) -> str:
+    """A key that Hydra's grammar has a word for."""
+    return dimension.key if _WORD.fullmatch(dimension.key) else f"key{number}"
+
+
+def _shown(dimension: Dimension) -> dict[str, str]:
+    """What Hydra makes of each listed value -> as it was typed.
+
+    Only numbers and names go through its grammar; for all else a name stands in, because texts
+    would come back otherwise than they were typed.
+    """
+    if dimension.numbers:
+        return {}
+    plain = all(_PLAIN.fullmatch(each) for each in dimension.values)
+    found = {hydra_text(each): each for each in dimension.values} if plain else {}
+    if len(found) == len(dimension.values):
+        return found
+    return {f"value{number}": each for number, each in enumerate(dimension.values)}
+
+
+def _text(dimension: Dimension, shown: Mapping[str, str]) -> str:
+    return f"choice({','.join(shown)})" if shown else dimension.text
 
 
 def _register(launch: Launch) -> None:

@@ -1,13 +1,18 @@
-"""What a sweep's command line varies: Hydra's sweep syntax, read into dimensions."""
+"""What a sweep's command line varies: Hydra's sweep syntax, read into dimensions.
+
+A value of a list stays what was typed: the trial gets the word that a single run would be given.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import product
 from typing import Any
 
+from launcher.config import ownfile, values
 from launcher.errors import ConfigError, Problem
 
 #: Draws without a new combination after which a space of few counts as exhausted, for each trial.
@@ -22,7 +27,7 @@ class Dimension:
     text: str
     """Right-hand side as typed."""
     values: tuple[str, ...] = ()
-    """The values to choose from, as words; () for an interval."""
+    """The values to choose from, as typed; () for an interval."""
     numbers: bool = False
     """Whether the values come from a range and so have an order."""
     low: float = 0.0
@@ -64,10 +69,6 @@ class Space:
     hydra: list[str] = field(default_factory=list)
     """Overrides of Hydra's own settings: `hydra/sweeper=...`, `hydra.sweeper....`."""
 
-    def sweep_words(self) -> list[str]:
-        """The overrides with several values, as typed."""
-        return [f"{dimension.key}={dimension.text}" for dimension in self.swept.values()]
-
     def corners(self, count: int) -> list[list[str]]:
         """Up to `count` combinations of first, then last and random values, to check them."""
         chance = random.Random(0)  # noqa: S311 - reproducible on purpose
@@ -82,34 +83,35 @@ def read(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> Space:
 
     Raises `ConfigError` for sweep syntax that cannot be used.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    parser = OverridesParser.create(config_loader=Groups(options))  # type: ignore[arg-type]
     space, problems = Space(), []
     for word in words:
         key, _, text = word.partition("=")
+        if ownfile.is_named(word):
+            space.fixed.append(word)
+            continue
         if key.lstrip("+~").startswith(("hydra.", "hydra/")):
             space.hydra.append(word)
             continue
         try:
-            (parsed,) = parser.parse_overrides([word])
-        except HydraException:
-            # Text that Hydra's grammar has no word for; the composition of a trial judges it.
-            parsed = None
-        if parsed is None or not parsed.is_sweep_override():
-            space.swept.pop(key, None)  # the last of two wins
+            dimension = _dimension(key, text, options)
+        except ValueError as error:
+            problems.append(Problem(key, f"{text!r}: {error}", _SYNTAX))
+            continue
+        space.swept.pop(key, None)  # the last of two wins
+        if dimension is None:
             space.fixed.append(word)
             continue
         space.fixed = [other for other in space.fixed if other.partition("=")[0] != key]
-        try:
-            space.swept[key] = _dimension(key, text, parsed)
-        except (HydraException, ValueError) as error:
-            hint = "a,b,c or choice(...), range(start,stop,step), interval(low,high), glob(pattern)"
-            problems.append(Problem(key, f"{text!r}: {str(error).splitlines()[0]}", hint))
+        space.swept[key] = dimension
     if problems:
         raise ConfigError(problems)
     return space
+
+
+_SYNTAX = (
+    "a,b,c or choice(...), range(start,stop,step), interval(low,high), glob(pattern); "
+    "text with commas or brackets needs quotes of its own"
+)
 
 
 def grid(space: Space) -> list[list[str]]:
@@ -147,13 +149,52 @@ class Groups:
         return list(self._options.get(group_name, ()))
 
 
-def _dimension(key: str, text: str, parsed: Any) -> Dimension:
+def _dimension(key: str, text: str, options: Mapping[str, Sequence[str]]) -> Dimension | None:
+    """What a value varies over; None if it is one value. `ValueError` if that cannot be told."""
+    if values.function(text) is not None:
+        return _from_function(key, text, options)
+    found = _listed(text) if "," in text else []
+    return Dimension(key, text, tuple(found)) if len(found) > 1 else None
+
+
+def _listed(text: str) -> list[str]:
+    found = values.parts(text)
+    if len(found) > 1 and "" in found:
+        raise ValueError("there is nothing between two commas")
+    if len(found) > 1 and any(values.function(each) for each in found):
+        raise ValueError("a function stands for all values of a key")
+    return found
+
+
+def _from_function(key: str, text: str, options: Mapping[str, Sequence[str]]) -> Dimension | None:
+    called = values.function(text)
+    assert called is not None
+    name, inside = called
+    if name == "choice":  # the values alone, of whatever letters
+        return Dimension(key, text, tuple(_listed(inside)))
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create(config_loader=Groups(options))  # type: ignore[arg-type]
+    # Keys may be such that its grammar has no word for them; of groups it lists the options.
+    name = key if key in options else "key"
+    try:
+        (parsed,) = parser.parse_overrides([f"{name}={text}"])
+        if not parsed.is_sweep_override():
+            return None  # a cast
+        return _of_hydra(key, text, parsed)
+    except HydraException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def _of_hydra(key: str, text: str, parsed: Any) -> Dimension:
     value = parsed.value()
     if not parsed.is_interval_sweep():
-        values = tuple(parsed.sweep_string_iterator())
-        if not values:
+        typed = _typed(text)
+        found = tuple(typed.get(each, each) for each in parsed.sweep_string_iterator())
+        if not found:
             raise ValueError("it holds no value")
-        return Dimension(key, text, values, numbers=parsed.is_range_sweep())
+        return Dimension(key, text, found, numbers=parsed.is_range_sweep())
     low, high = value.start, value.end
     log, whole = "log" in value.tags, isinstance(low, int) and isinstance(high, int)
     if not low < high:
@@ -161,6 +202,39 @@ def _dimension(key: str, text: str, parsed: Any) -> Dimension:
     if log and low <= 0:
         raise ValueError("a logarithmic interval must be above 0")
     return Dimension(key, text, low=float(low), high=float(high), log=log, whole=whole)
+
+
+def _typed(text: str) -> dict[str, str]:
+    """Hydra's text of each value inside `sort(...)` and the like -> as it was typed."""
+    called = values.function(text)
+    while called is not None:
+        name, inside = called
+        if name in ("range", "int", "float", "str", "bool"):
+            break
+        found = values.parts(inside)
+        called = next((inner for each in found if (inner := values.function(each))), None)
+        if called is None:
+            return {hydra_text(each): each for each in found}
+    return {}
+
+
+@cache
+def _parser() -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create()
+
+
+def hydra_text(text: str) -> str:
+    """What Hydra makes of one value of a list; itself if it has no word for it."""
+    from hydra.errors import HydraException
+
+    try:
+        parsed = _parser().parse_override(f"key=choice({text})")
+        (found,) = parsed.sweep_string_iterator()
+    except (HydraException, ValueError):
+        return text
+    return str(found)
 
 
 def _ends(dimension: Dimension) -> tuple[str, str]:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config import compose, overrides
 from launcher.errors import ConfigError, ExitCode
 from launcher.launch.outcome import settled
-from launcher.rundir import State, Status
+from launcher.rundir import State, Status, storage_errors, write_atomic
 from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, values
 
 
@@ -75,6 +76,27 @@ def best(request: Request, found: Sequence[Row]) -> Row | None:
 def pasted(words: Sequence[str]) -> str:
     """Overrides on one line, as a shell takes them."""
     return " ".join(shlex.quote(word) for word in words)
+
+
+def substituted(sweep: SweepDir, row: Row) -> str:
+    """A trial's overrides as `$(...)` in a shell hands them on, word for word.
+
+    Such words are cut at blanks, and their quotes stay, so that overrides which need quotes are
+    written into a file of the sweep folder; its path stands for them.
+    """
+    if all(shlex.quote(word) == word for word in row.trial.words):
+        return " ".join(row.trial.words)
+    request = sweep.request()
+    asked = overrides.read(row.trial.words, compose.Sources(request.config_dirs).options)
+    said: dict[str, Any] = {"defaults": [{group: name} for group, name in asked.groups.items()]}
+    if not asked.groups:
+        del said["defaults"]
+    path = sweep.path / "best.yaml"
+    head = f"# The overrides of {sweep.name}/{row.name}, as a file of one's own.\n"
+    with storage_errors(path):
+        write_atomic(path, head + compose.dump_as_is(said | asked.values))
+    inside = path.is_relative_to(Path.cwd())
+    return shlex.quote(str(path.relative_to(Path.cwd()) if inside else path))
 
 
 def text(request: Request, found: Sequence[Row]) -> str:

@@ -90,7 +90,7 @@ def test_wrong_trials_fail_once_and_the_others_succeed(shell: Shell) -> None:
     shell.run("train", "-m", *WORDS, *words)
     assert shell.starts() == {0: 1, 1: 1, 2: 1}
     best = shell.run("sweep", "best", "s")
-    assert best.splitlines()[-1] == "optim.lr=0.001 optim.weight_decay=0"
+    assert best.splitlines()[-1] == "optim.lr=1e-3 optim.weight_decay=0"
     other = shell.run("train", "-m", *WORDS, "optim.lr=1e-3", code=ExitCode.usage)
     assert "launcher sweep resume s" in other
 
@@ -138,7 +138,7 @@ def test_wrong_proposals_fail_once(shell: Shell) -> None:
         wrong = "optim.lr=-1" in trial.words
         assert frozen.state.name == ("FAIL" if wrong else "COMPLETE")
         assert ("out of range" in trial.run.status().reason) == wrong
-    assert {trial.words[0] for trial in shell.sweep.trials()} == {"optim.lr=0.001", "optim.lr=-1"}
+    assert {trial.words[0] for trial in shell.sweep.trials()} == {"optim.lr=1e-3", "optim.lr=-1"}
     assert set(shell.starts().values()) == {1}
 
 
@@ -155,12 +155,12 @@ def test_trials_that_fall_behind_are_pruned(shell: Shell) -> None:
         pruned = states[trial.number] == "pruned"
         assert frozen.state.name == ("PRUNED" if pruned else "COMPLETE")
         if pruned:
-            assert trial.words == ("optim.lr=0.1",)
+            assert trial.words == ("optim.lr=1e-1",)
             assert trial.run.status().state is State.cancelled
             assert trial.run.status().reason.startswith(f"pruned at step {trial.pruned['step']}")
             assert max(frozen.intermediate_values) < 12
     best = json.loads(shell.run("sweep", "best", "s", "--json"))
-    assert best["overrides"] == ["optim.lr=0.001"]
+    assert best["overrides"] == ["optim.lr=1e-3"]
 
 
 def test_an_interrupted_controller_stops_its_trials(shell: Shell) -> None:
