@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -257,17 +257,32 @@ def wandb_endpoint() -> str:
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
-def submission_environment(without: Collection[str] = ()) -> dict[str, str]:
-    """The environment for Slurm's commands: nothing of a job around this process, nor `without`.
+#: Variables by which Slurm's commands take options from outside, besides those of a job.
+_SLURM_OPTIONS = tuple(
+    f"{command}_"
+    for command in ("SBATCH", "SRUN", "SALLOC", "SLURM", "SQUEUE", "SCANCEL", "SINFO", "SACCT")
+    + ("SCONTROL", "SACCTMGR", "SSTAT", "SPRIO", "SSHARE")
+)
 
-    What a surrounding job says of itself would become options of the job that is submitted.
+
+def submission_environment() -> dict[str, str]:
+    """The environment for Slurm's commands: which cluster is asked and nothing else of Slurm.
+
+    What a surrounding job says of itself, or a person or a site sets for commands that are typed,
+    would become options of the job that is submitted, or change what is read from an answer.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    kept = ("SLURM_CONF", "SLURM_JWT")
     return {
         name: value
         for name, value in environment_without_ranks().items()
-        if (name in kept or not name.startswith("SLURM_")) and name not in without
+        if name.startswith(kept) or not name.startswith(_SLURM_OPTIONS)
     }
+
+
+def sbatch_variables() -> dict[str, str]:
+    """Options for sbatch that stand in the environment, and are not taken over."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    return {name: os.environ[name] for name in (*names, "SLURM_CLUSTERS") if name in os.environ}
 
 
 def slurm_job() -> tuple[str, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -226,12 +227,10 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
     """
     write_atomic(folder / name, script)
     command = ("sbatch", "--parsable", *arguments, name)
-    # Such variables would silently win over the lines of the script.
-    stated = re.findall(r"^#SBATCH --([a-z-]+)", script, flags=re.MULTILINE)
-    without = [f"SBATCH_{key.upper().replace('-', '_')}" for key in stated]
-    without += ["SBATCH_TIMELIMIT"] if "time" in stated else []
+    for text in slurm_text.unread(script, runtime.sbatch_variables()):
+        print(text, file=sys.stderr, flush=True)
     try:
-        answer = slurm_ask.run(*command, cwd=folder, without=without)
+        answer = slurm_ask.run(*command, cwd=folder)
     except slurm_ask.SlurmRefusedError as error:
         raise ConfigError(
             f"Slurm refuses the job: {error.problems[0].found}",

@@ -107,6 +107,17 @@ def test_job_that_needs_nothing_asks_for_nothing():
     assert "--no-requeue" in header(script(launch={"max_requeues": 0}))
 
 
+def test_options_of_sbatch_in_the_environment_are_told_with_their_key():
+    text = script(cluster={"partition": "gpu"})
+    variables = {"SBATCH_ACCOUNT": "my group", "SBATCH_PARTITION": "old", "SLURM_CLUSTERS": "b"}
+    assert slurm_text.unread(text, {**variables, "SBATCH_WAIT": "1"}) == [
+        "note: SBATCH_ACCOUNT is not read: give cluster.account='my group'",
+        "note: SLURM_CLUSTERS is not read: SLURM_CONF says which cluster",
+        "note: not read: SBATCH_WAIT; options of sbatch stand in cluster.sbatch",
+    ]
+    assert slurm_text.unread(text, {}) == []
+
+
 def test_torchrun_is_one_task_a_node():
     text = script(launch={"agent": SlurmAgent.torchrun}, cluster={"cpus_per_rank": 2})
     assert "--ntasks-per-node=1" in header(text)
