@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, runtime
+from launcher import __version__, entry, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, ExitCode, LauncherError
 from launcher.rundir import RunDir, storage_errors
@@ -140,7 +140,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
             return
         if model.adapter is not None:
             print(f"merging {model.adapter} into its base (kept in {folder})", flush=True)
-            command = [sys.executable, "-m", "launcher.train.fold", str(run), str(folder)]
+            command = entry.command("launcher.train.fold", str(run), str(folder))
             environment = {**runtime.environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""}
             merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
             if merged.returncode:
@@ -166,9 +166,9 @@ def _recipe_words(model: TinyModelConfig) -> list[str]:
 
 def _command(words: list[str]) -> list[str]:
     ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
-    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    agent += ["--nproc-per-node", str(ranks)]
-    return [sys.executable, *agent, "-m", "launcher.train", *words]
+    agent = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks))
+    rank = entry.command("launcher.train", *words)
+    return entry.command("torch.distributed.run", *agent, "--no-python", *rank)
 
 
 def _merge_failure(code: int, model: ModelConfig) -> LauncherError:

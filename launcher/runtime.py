@@ -128,8 +128,38 @@ def _data_dir(name: str, explicit: str | None) -> Path:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """A copy of the environment for a child process, with `changes` applied."""
-    return {**os.environ, **changes}
+    """The environment for a child process, with `changes` applied: it runs the code of this one,
+    as it was written."""
+    # Without asserts and docstrings libraries of the run plane do not even import.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
+    places = _python_path(os.environ.get("PYTHONPATH", ""))
+    return {**kept, **({"PYTHONPATH": places} if places else {}), **changes}
+
+
+#: Where this process was started; None if the folder is gone.
+try:
+    _STARTED_IN: str | None = os.getcwd()
+except OSError:
+    _STARTED_IN = None
+
+
+def _python_path(given: str) -> str:
+    """PYTHONPATH for children: without empty parts, which mean the current folder and mostly come
+    from `$PYTHONPATH:/more`; with that folder if the code of this process was taken from it."""
+    places = [os.path.abspath(place) for place in given.split(os.pathsep) if place]
+    own = str(Path(__file__).resolve().parents[1])
+    if own == _STARTED_IN and own not in places:
+        places.insert(0, own)
+    return os.pathsep.join(places)
+
+
+def keep_current_folder_off_the_path() -> None:
+    """No module is taken from the current folder, neither here nor in processes that libraries
+    start with `python -m` or `-c`; what PYTHONPATH names stays."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    named = _python_path(os.environ.get("PYTHONPATH", "")).split(os.pathsep)
+    if sys.path and sys.path[0] == _STARTED_IN and sys.path[0] not in named:
+        del sys.path[0]
 
 
 def single_threaded_tokenizers() -> None:
@@ -225,7 +255,11 @@ def environment_without_ranks() -> dict[str, str]:
     names |= {"ROLE_RANK", "CROSS_RANK", "CROSS_SIZE", HOST_VARIABLE, HOSTS_VARIABLE}
     names |= {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK_PID"}
     names |= {"MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
-    return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in child_environment().items()
+        if name not in names and not name.startswith(prefixes)
+    }
 
 
 def wandb_agent_run() -> str | None:
@@ -275,7 +309,7 @@ def submission_environment() -> dict[str, str]:
     return {
         name: value
         for name, value in environment_without_ranks().items()
-        if name.startswith(kept) or not name.startswith(_SLURM_OPTIONS)
+        if name.startswith(kept) or not name.startswith((*_SLURM_OPTIONS, "PYTHONSAFEPATH"))
     }
 
 

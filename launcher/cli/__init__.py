@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, registry
+from launcher import __version__, entry, registry
 from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
@@ -74,6 +74,7 @@ VERBS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    entry.make_output_safe()
     try:
         code = _dispatch(words)
         sys.stdout.flush()

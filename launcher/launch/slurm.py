@@ -35,6 +35,7 @@ class SlurmBackend:
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """The batch script; reads the template and nothing else."""
         context, launch = slurm_plan.context(spec), slurm_plan.options(spec)
+        command = (*context["command"], *context["rank"])
         prepare_script = _render("prepare.sbatch.j2", context) if launch.prepare_job else None
         return LaunchPlan(
             backend="slurm",
@@ -42,7 +43,7 @@ class SlurmBackend:
             attempt=spec.attempt,
             cwd=spec.cwd,
             prepare=slurm_plan.preparation(spec),
-            command=("srun", *context["srun"], *context["command"], "-m", spec.module),
+            command=("srun", *context["srun"], *command, "-m", spec.module),
             environment=context["environment"],
             processes=spec.nodes * spec.processes,
             log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",

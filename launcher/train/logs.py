@@ -20,7 +20,7 @@ def redirect(log: Path) -> None:
     os.close(handle)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
 
 
 class _Copy:
@@ -47,7 +47,7 @@ class _Copy:
 def copied(log: Path) -> Iterator[None]:
     """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
         out, err = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)
         try:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from launcher import bases, fingerprint, runtime
+from launcher import bases, entry, fingerprint, runtime
 from launcher.config import compose, create
 from launcher.config.schema import Config
 from launcher.config.schema_launch import LaunchConfig
@@ -161,7 +161,7 @@ def _prepare(run: RunDir, stop: StopFlag) -> None:
 
 
 def _prepared_by(module: str, run: RunDir, stop: StopFlag) -> None:
-    command = [sys.executable, "-m", module, str(run)]
+    command = entry.command(module, str(run))
     child = subprocess.Popen(command, env=runtime.environment_without_ranks())  # noqa: S603
     while (done := child.poll()) is None:
         if stop:

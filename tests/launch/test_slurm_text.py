@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher import entry
 from launcher.config.schema_launch import (
     ClusterConfig,
     ContainerConfig,
@@ -307,7 +308,8 @@ def test_image_run_by_apptainer(name):
     assert words[words.index("'/images/a b.sif'") + 1] == "python"
     plan = SlurmBackend().plan(make_spec(cluster=cluster))
     assert plan.prepare[:2] == (name, "exec")
-    assert plan.prepare[-4:] == ("python", "-m", "launcher.data.prepare", "/data/runs/r")
+    assert plan.prepare[-6:-3] == entry.interpreter("python")
+    assert plan.prepare[-3:] == ("-m", "launcher.data.prepare", "/data/runs/r")
 
 
 def test_image_run_by_pyxis():
