@@ -21,7 +21,7 @@ from typing import Any
 from launcher import __version__, entry, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, storage_errors
+from launcher.rundir import RunDir, open_lock, storage_errors
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (
@@ -133,7 +133,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
     work = folder.with_name(f"{folder.name}.run")
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115 - held to the end
+        lock = open_lock(folder.with_name(f"{folder.name}.lock"))
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_missing(model):

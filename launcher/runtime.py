@@ -82,18 +82,42 @@ def cache_dir() -> Path:
     """Where prepared data, tiny models and base scores lie: $LAUNCHER_CACHE, else the XDG cache."""
     explicit = os.environ.get(CACHE_VARIABLE)
     if explicit:
-        return Path(explicit).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "launcher"
+        return user_path(explicit).resolve()
+    return (_user_cache() / "launcher").resolve()
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a person gave, `~` and `~NAME` resolved; kept as it is where nobody knows the
+    home, as of a container's user without a line in passwd."""
+    return Path(os.path.expanduser(text))
+
+
+def _user_cache() -> Path:
+    found = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if found.is_absolute():
+        return found
+    raise ConfigError(
+        "there is no home folder: HOME is not set, and the system knows none of this user",
+        where="environment variable LAUNCHER_CACHE",
+        hint="name a folder for what is kept between runs: export LAUNCHER_CACHE=/path/to/folder",
+    )
 
 
 def hub_cache() -> Path:
     """Where the Hugging Face hub client keeps downloaded models, whether it exists or not."""
     explicit = os.environ.get("HF_HUB_CACHE")
-    home = (
-        os.environ.get("HF_HOME") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    )
-    return Path(explicit or f"{home}/hub").expanduser()
+    if explicit:
+        return user_path(explicit)
+    home = os.environ.get("HF_HOME")
+    return user_path(home) / "hub" if home else _hub_home() / "hub"
+
+
+def _hub_home() -> Path:
+    """The hub client's own folder; where there is no home, in our cache."""
+    try:
+        return _user_cache() / "huggingface"
+    except ConfigError:
+        return cache_dir() / "huggingface"
 
 
 def conf_dir(explicit: str | None = None) -> Path:
@@ -109,7 +133,7 @@ def slurm_dir() -> Path:
 def _data_dir(name: str, explicit: str | None) -> Path:
     package = Path(__file__).resolve().parent
     if explicit:
-        folder = Path(explicit).expanduser().resolve()
+        folder = user_path(explicit).resolve()
         if not folder.is_dir():
             raise ConfigError(
                 f"no such folder: {folder}",
@@ -188,7 +212,7 @@ def has_wandb_credentials() -> bool:
     """Whether wandb could log in: an API key in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    netrc = user_path(os.environ.get("NETRC", "~/.netrc"))
     try:
         return "api.wandb.ai" in netrc.read_text()
     except OSError:

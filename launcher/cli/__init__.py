@@ -87,7 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.ok)
-    except Exception:
+    except Exception as error:
+        from launcher.rundir import storage_error
+
+        known = storage_error(error) if isinstance(error, OSError) else None
+        if known is not None:
+            print(f"error: {known}", file=sys.stderr)
+            return int(known.exit_code)
         import traceback
 
         traceback.print_exc()

@@ -164,7 +164,7 @@ def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) ->
     run.set_status(State.preparing)
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)
-    run.config.chmod(0o444)
+    run.config.chmod(run.config.stat().st_mode & 0o444)
 
 
 def contents(

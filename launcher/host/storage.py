@@ -27,8 +27,8 @@ _SMALL_BYTES = 4096
 def folders(run_root: str | Path, data_cache: str | None) -> dict[str, Path]:
     """Name -> folder that a run writes to, as this process sees them."""
     return {
-        "run.root": Path(run_root).expanduser().absolute(),
-        "cache": Path(data_cache).expanduser().absolute() if data_cache else runtime.cache_dir(),
+        "run.root": runtime.user_path(run_root).absolute(),
+        "cache": runtime.user_path(data_cache).absolute() if data_cache else runtime.cache_dir(),
         "hub cache": runtime.hub_cache().absolute(),
         "TMPDIR": Path(tempfile.gettempdir()),
     }

@@ -217,7 +217,7 @@ def array_script(plans: Sequence[LaunchPlan], folder: Path, max_parallel: int | 
 def _render(template: str, context: Mapping[str, Any]) -> str:
     own = context["launch"].template
     if own is not None:
-        own = Path(context["cwd"], Path(own).expanduser())
+        own = Path(context["cwd"], runtime.user_path(own))
     return slurm_text.render(template, runtime.slurm_dir(), context, own)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from launcher import runtime
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
@@ -33,7 +34,13 @@ from launcher.model.rebuild import (
     require_same_parameters,
     with_adapters,
 )
-from launcher.rundir import fsync_folder, read_json, storage_errors, write_json
+from launcher.rundir import (
+    fsync_folder,
+    give_usual_permissions,
+    read_json,
+    storage_errors,
+    write_json,
+)
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -106,6 +113,7 @@ def export(
                 _write_generation(trained, base, temporary)
             check(temporary)
             (temporary / MARKER).touch()
+            give_usual_permissions(temporary)
             for path in temporary.iterdir():
                 fsync_folder(path)
             _put_in_place(temporary, out)
@@ -197,7 +205,7 @@ def _structure(trained: Trained, base: Path) -> Any:
 
 def _is_local(config: Config) -> bool:
     name = config.model.name
-    return name is None or config.model.adapter is not None or Path(name).expanduser().is_dir()
+    return name is None or config.model.adapter is not None or runtime.user_path(name).is_dir()
 
 
 def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -> None:

@@ -68,7 +68,7 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
     sweep = SweepDir(Path(config.run.root, config.run.name or _new_name(found.fixed)))
     asked = Request(
         words=tuple(words),
-        config_dirs=tuple(str(Path(folder).expanduser().resolve()) for folder in config_dirs),
+        config_dirs=tuple(str(runtime.user_path(folder).resolve()) for folder in config_dirs),
         cwd=os.getcwd(),
         created=time.time(),
         kind=kind,

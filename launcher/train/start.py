@@ -25,7 +25,7 @@ from launcher.errors import (
     OutOfMemoryError,
     Preempted,
 )
-from launcher.rundir import RunDir, State
+from launcher.rundir import RunDir, State, storage_error
 from launcher.runtime import Ranks
 from launcher.train import distributed, logs
 from launcher.train.signals import StopFlag
@@ -52,6 +52,9 @@ def main(argv: list[str]) -> int:
         except (torch.OutOfMemoryError, MemoryError) as error:
             return _failed(job, _out_of_memory(error))
         except Exception as error:
+            known = storage_error(error) if isinstance(error, OSError) else None
+            if known is not None:
+                return _failed(job, known)
             traceback.print_exc()
             if _is_allocation_failure(error):
                 return _failed(job, _out_of_memory(error))

@@ -159,7 +159,7 @@ def test_whole_script_runs_in_a_hostile_folder(name):
     run = f"/nowhere/{name}/r"
     text = script(run=Path(run), python="python_", cwd=Path("/"))
     stubs = (
-        'python_() { [ "$3" = begin ] && echo 1; printf "%s\\0" "$4" >&2; }\n'
+        'python_() { [ "$5" = begin ] && echo 1; printf "%s\\0" "$6" >&2; }\n'
         'srun() { printf "%s\\0" "${@: -3:1}" >&2; }\n'
     )
     text = text.replace('>>"$run/attempts', '#"$run/attempts')
