@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import os
 import runpy
 import sys
 
@@ -43,6 +44,26 @@ def main() -> None:
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.interrupted))
+
+
+def become_utf8() -> None:
+    """Start the command line again in Python's UTF-8 mode where the locale has another encoding:
+    names of files and what libraries read are UTF-8 on every machine. A terminal keeps its own."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    words = [_utf8(word) for word in command("launcher.cli", *sys.argv[1:])]
+    environment = runtime.utf8_environment(sys.stdout.encoding if sys.stdout else "utf-8")
+    os.execve(sys.executable, words, environment)  # noqa: S606 - this process once more
+
+
+def _utf8(word: str) -> bytes:
+    """A word as UTF-8: as its bytes are, if they are that, else by the locale's reading of it."""
+    raw = os.fsencode(word)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return word.encode("utf-8", "surrogateescape")
+    return raw
 
 
 def make_output_safe() -> None:

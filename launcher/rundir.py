@@ -23,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.errors import ConfigError, StorageError, did_you_mean
+from launcher.errors import ConfigError, LauncherError, StorageError, did_you_mean
 
 
 class State(Enum):
@@ -83,6 +83,20 @@ def storage_errors(path: Path) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+def too_many_processes(error: BaseException) -> LauncherError | None:
+    """What it means that no process or thread could be started; None if it is another error."""
+    text = str(error)
+    words = ("can't start new thread", os.strerror(errno.EAGAIN))
+    if not (isinstance(error, OSError | RuntimeError) and any(word in text for word in words)):
+        return None
+    return LauncherError(
+        f"no further process or thread may be started here: {text}",
+        where="ulimit -u",
+        hint="raise the limit (ulimit -u) or end other processes of this user; fewer of"
+        " launch.processes and data.workers need fewer",
+    )
 
 
 def storage_error(error: OSError, path: Path | None = None) -> StorageError | None:
@@ -230,7 +244,7 @@ def as_json(value: Any) -> str:
 def read_json(path: Path, default: Any = None) -> Any:
     """Content of a JSON file, or `default` if it is absent or unreadable."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return default
 
@@ -391,7 +405,7 @@ class RunDir:
         """
         path = self.path / ".lock"
         with storage_errors(path):
-            file: IO[str] = open(path, "a+")  # noqa: SIM115 - closed in finally, after the yield
+            file: IO[str] = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed in finally, after the yield
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

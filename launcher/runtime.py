@@ -154,10 +154,15 @@ def _data_dir(name: str, explicit: str | None) -> Path:
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a child process, with `changes` applied: it runs the code of this one,
     as it was written."""
-    # Without asserts and docstrings libraries of the run plane do not even import.
+    # Without docstrings transformers does not open a model, and our asserts are to hold.
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
     places = _python_path(os.environ.get("PYTHONPATH", ""))
     return {**kept, **({"PYTHONPATH": places} if places else {}), **changes}
+
+
+def utf8_environment(encoding: str) -> dict[str, str]:
+    """The environment for this program in Python's UTF-8 mode, its output in `encoding`."""
+    return {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
 
 
 #: Where this process was started; None if the folder is gone.
@@ -214,7 +219,7 @@ def has_wandb_credentials() -> bool:
         return True
     netrc = user_path(os.environ.get("NETRC", "~/.netrc"))
     try:
-        return "api.wandb.ai" in netrc.read_text()
+        return "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
 

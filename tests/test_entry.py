@@ -118,6 +118,18 @@ def test_any_text_can_be_printed(encoding: str, tmp_path: Path, modules: Path) -
     assert stderr.decode() == "gr\u00fcn \u65e5\u672c \U0001f389 \\udce9\n"
 
 
+def test_words_and_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+    """The command line itself, where Python is kept from its UTF-8 mode; the terminal stays so."""
+    done = subprocess.run(
+        [*LAUNCHER, "config", "model=tiny", "data.train=gr\u00fcn.jsonl"],
+        cwd=tmp_path,
+        env=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"train: gr\\u00fcn.jsonl" in done.stdout
+
+
 def test_interrupted_while_it_imports(tmp_path: Path, modules: Path) -> None:
     (modules / "slow.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
     with _start("slow", cwd=tmp_path) as child:

@@ -60,6 +60,7 @@ def prepare(service: Service, job: Job, data: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
         preexec_fn=end_with_parent(),

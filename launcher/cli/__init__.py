@@ -73,6 +73,8 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    if argv is None:
+        entry.become_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
     entry.make_output_safe()
     try:
@@ -88,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.ok)
     except Exception as error:
-        from launcher.rundir import storage_error
+        from launcher.rundir import storage_error, too_many_processes
 
-        known = storage_error(error) if isinstance(error, OSError) else None
+        known = too_many_processes(error)
+        if known is None and isinstance(error, OSError):
+            known = storage_error(error)
         if known is not None:
             print(f"error: {known}", file=sys.stderr)
             return int(known.exit_code)

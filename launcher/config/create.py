@@ -235,8 +235,8 @@ def _git_revision() -> str | None:
     """Commit of the current folder, `-dirty` if tracked files differ; None outside a repository."""
     command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)  # noqa: S603
-        return done.stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, timeout=5)  # noqa: S603
+        return done.stdout.decode(errors="replace").strip() or None
     return None
 
 
@@ -244,6 +244,6 @@ def _gpu_names() -> list[str]:
     names = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):
-            found = re.search(r"Model:\s*(.+)", file.read_text())
+            found = re.search(r"Model:\s*(.+)", file.read_text(encoding="utf-8"))
             names.append(found[1].strip() if found else "NVIDIA GPU")
     return names

@@ -106,7 +106,11 @@ def local_folder(name: str, revision: str | None) -> Path | None:
     if not (folder / "config.json").is_file():
         cached = runtime.hub_cache() / f"models--{name.replace('/', '--')}"
         reference = cached / "refs" / (revision or "main")
-        commit = reference.read_text().strip() if reference.is_file() else (revision or "main")
+        commit = (
+            reference.read_text(encoding="utf-8").strip()
+            if reference.is_file()
+            else (revision or "main")
+        )
         folder = cached / "snapshots" / commit
     return folder if (folder / "config.json").is_file() else None
 

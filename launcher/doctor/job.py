@@ -165,7 +165,7 @@ def _last_words(probe: Probe) -> str:
     files = {*probe.backend.logs(probe.run, 1), *folder.glob("*.log")}
     for log in sorted(files):
         with contextlib.suppress(OSError):
-            text = log.read_text(errors="replace").strip()
+            text = log.read_text(encoding="utf-8", errors="replace").strip()
             lines += [f"{log.name}: {line}" for line in text.splitlines()[-_LAST_LINES:]]
     return "\n".join(lines)
 

@@ -88,7 +88,7 @@ def _small_writes(scratch: Path) -> list[float]:
 
 
 def _locks(path: Path) -> bool:
-    with open(path, "w") as first, open(path) as second:
+    with open(path, "w", encoding="utf-8") as first, open(path, encoding="utf-8") as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -115,7 +115,7 @@ def _filesystem(place: Path) -> str:
     best, name = "", "unknown"
     with contextlib.suppress(OSError):
         target = str(place.resolve())
-        for line in Path("/proc/self/mounts").read_text().splitlines():
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
             _, mount, kind, *_ = line.split()
             mount = mount.replace("\\040", " ")
             inside = target == mount or target.startswith(mount.rstrip("/") + "/")

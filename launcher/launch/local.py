@@ -79,8 +79,9 @@ class LocalBackend:
         end = time.monotonic() + _START_TIMEOUT_S
         while read_json(supervisor_file(run, plan.attempt)) is None:
             if supervisor.poll() is not None or time.monotonic() > end:
+                said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise LauncherError(
-                    f"the supervisor did not start: {log.read_text(errors='replace')[-2000:]}",
+                    f"the supervisor did not start: {said}",
                     where=str(log),
                 )
             time.sleep(0.01)

@@ -189,7 +189,9 @@ class Node:
         if not any(codes) or (was_ended and not self._failed):
             return max(map(abs, codes)), None
         if self._has_agent:
-            return codes[0], outcome.of_agent(self._log.read_text(errors="replace"))
+            return codes[0], outcome.of_agent(
+                self._log.read_text(encoding="utf-8", errors="replace")
+            )
         self._note_failure()
         return self._failed[0].code, outcome.first(self._failed)
 

@@ -75,7 +75,7 @@ def of_preparation(run: RunDir, code: int, log: Path, stopped: bool, ended_now: 
         return _settle(run, State.cancelled, "ended at once by the user", ExitCode.interrupted)
     if stopped:
         return _settle(run, State.preempted, "stopped before training", ExitCode.preempted)
-    said = log.read_text(errors="replace").strip().splitlines()[-8:]
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
     # What it was about to do stands above.
     begin = next((i for i, line in enumerate(said) if line.startswith("error: ")), 0)
     reason = "data preparation failed: " + "\n".join(said[begin:]).removeprefix("error: ")
@@ -101,7 +101,7 @@ def cause(plan: LaunchPlan, code: int) -> Death | None:
         return first(_deaths(plan))
     if plan.processes == 1:
         return Death(0, code)
-    return of_agent(plan.log.read_text(errors="replace"))
+    return of_agent(plan.log.read_text(encoding="utf-8", errors="replace"))
 
 
 def of_agent(text: str) -> Death | None:

@@ -84,7 +84,9 @@ def _make(config: TinyModelConfig, folder: Path) -> None:
     _write_tokenizer(config, work)
     save_file(_weights(config), work / "model.safetensors", metadata={"format": "pt"})
     give_usual_permissions(work)
-    (work / "config.json").write_text(json.dumps(_model_config(config), indent=2) + "\n")
+    (work / "config.json").write_text(
+        json.dumps(_model_config(config), indent=2) + "\n", encoding="utf-8"
+    )
     for file in work.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -115,7 +117,9 @@ def _write_tokenizer(config: TinyModelConfig, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(options, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _sample() -> list[str]:
