@@ -18,10 +18,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, runtime
+from launcher import __version__, entry, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, storage_errors
+from launcher.rundir import RunDir, open_lock, storage_errors
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (
@@ -133,14 +133,14 @@ def make(run: RunDir, model: ModelConfig) -> None:
     work = folder.with_name(f"{folder.name}.run")
     with storage_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(folder.with_name(f"{folder.name}.lock"), "w")  # noqa: SIM115 - held to the end
+        lock = open_lock(folder.with_name(f"{folder.name}.lock"))
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_missing(model):
             return
         if model.adapter is not None:
             print(f"merging {model.adapter} into its base (kept in {folder})", flush=True)
-            command = [sys.executable, "-m", "launcher.train.fold", str(run), str(folder)]
+            command = entry.command("launcher.train.fold", str(run), str(folder))
             environment = {**runtime.environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""}
             merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
             if merged.returncode:
@@ -166,9 +166,9 @@ def _recipe_words(model: TinyModelConfig) -> list[str]:
 
 def _command(words: list[str]) -> list[str]:
     ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
-    agent = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
-    agent += ["--nproc-per-node", str(ranks)]
-    return [sys.executable, *agent, "-m", "launcher.train", *words]
+    agent = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks))
+    rank = entry.command("launcher.train", *words)
+    return entry.command("torch.distributed.run", *agent, "--no-python", *rank)
 
 
 def _merge_failure(code: int, model: ModelConfig) -> LauncherError:

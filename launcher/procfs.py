@@ -23,7 +23,7 @@ _STATES = {
 def stat(pid: int) -> list[str] | None:
     """Fields of /proc/PID/stat from the state on: state, parent, process group, session, ..."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return None
     return text[text.rindex(")") + 2 :].split()
@@ -45,13 +45,15 @@ def alive(pid: int, since: float) -> bool:
 
 def available_memory() -> int:
     """Bytes that processes may still take: of the host, and of the container if it is limited."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     fields = dict(line.split(":") for line in lines)
     available = int(fields["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
     with contextlib.suppress(OSError, ValueError):  # no limit is the word "max"
-        limit = int((group / "memory.max").read_text())
-        available = min(available, limit - int((group / "memory.current").read_text()))
+        limit = int((group / "memory.max").read_text(encoding="utf-8"))
+        available = min(
+            available, limit - int((group / "memory.current").read_text(encoding="utf-8"))
+        )
     return max(available, 0)
 
 
@@ -61,7 +63,7 @@ def space() -> str:
     Containers of one host, or hosts that were given one name, do not see each other's processes.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
@@ -80,7 +82,7 @@ def describe(pid: int, since: float) -> str:
         return f"process {pid} is gone"
     parts = [f"state {fields[0]}"]
     with contextlib.suppress(OSError):
-        function = Path(f"/proc/{pid}/wchan").read_text().strip()
+        function = Path(f"/proc/{pid}/wchan").read_text(encoding="utf-8").strip()
         parts += [f"in {function}"] if function not in ("", "0") else []
     with contextlib.suppress(OSError):
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")

@@ -11,7 +11,10 @@ import errno
 import fcntl
 import json
 import os
+import pwd
+import shlex
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from enum import Enum
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.errors import ConfigError, StorageError, did_you_mean
+from launcher.errors import ConfigError, LauncherError, StorageError, did_you_mean
 
 
 class State(Enum):
@@ -59,25 +62,136 @@ class Status:
     """Ranks slower than the others: rank, host, factor (of the median), step of the report."""
 
 
+_ELSEWHERE = "`run.root` for runs, LAUNCHER_CACHE for what is kept between them"
+_HINTS = {
+    errno.ENOSPC: "free space on this file system, then `launcher resume` the run",
+    errno.EDQUOT: "the quota is used up: free space, then `launcher resume` the run",
+    errno.EROFS: f"the file system is read-only: choose another place ({_ELSEWHERE})",
+    errno.EACCES: f"mend the permissions, or choose another place ({_ELSEWHERE})",
+    errno.EPERM: f"mend the permissions, or choose another place ({_ELSEWHERE})",
+    errno.ENOTDIR: f"a file stands where a folder is needed: choose another place ({_ELSEWHERE})",
+}
+
+
 @contextlib.contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's storage failures on `path` into `StorageError` with a hint."""
     try:
         yield
     except OSError as error:
-        hints = {
-            errno.ENOSPC: "free space on this file system, then `launcher resume` the run",
-            errno.EDQUOT: "the quota is used up: free space, then `launcher resume` the run",
-            errno.EROFS: "the file system is read-only: choose another `run.root`",
-            errno.EACCES: "no permission: choose another `run.root` or mend the permissions",
-            errno.EPERM: "no permission: choose another `run.root` or mend the permissions",
-            errno.ENOTDIR: "a file stands where a folder is needed: choose another `run.root`",
-        }
-        if error.errno not in hints:
+        known = storage_error(error, path)
+        if known is None:
             raise
+        raise known from error
+
+
+def too_many_processes(error: BaseException) -> LauncherError | None:
+    """What it means that no process or thread could be started; None if it is another error."""
+    text = str(error)
+    words = ("can't start new thread", os.strerror(errno.EAGAIN))
+    if not (isinstance(error, OSError | RuntimeError) and any(word in text for word in words)):
+        return None
+    return LauncherError(
+        f"no further process or thread may be started here: {text}",
+        where="ulimit -u",
+        hint="raise the limit (ulimit -u) or end other processes of this user; fewer of"
+        " launch.processes and data.workers need fewer",
+    )
+
+
+def storage_error(error: OSError, path: Path | None = None) -> StorageError | None:
+    """What `error` means for a user; None if it is none of the storage, or nobody knows where."""
+    named = error.filename if isinstance(error.filename, str) else None
+    place = path or (Path(named) if named else None)
+    if error.errno not in _HINTS or place is None:
+        return None
+    found = error.strerror or str(error)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        denied = _denied(Path(named) if named else place)
+        found += f": {_ownership(denied)}" if denied else ""
+    return StorageError(found, where=str(place), hint=_HINTS[error.errno])
+
+
+def require_readable(path: Path) -> None:
+    """Raises `StorageError` if a file or folder at or below `path`, or a folder above, is closed to
+    this user: libraries say of such a file that it does not exist or is damaged."""
+    denied = next(_closed(path), None)
+    if denied is not None:
         raise StorageError(
-            error.strerror or str(error), where=str(path), hint=hints[error.errno]
-        ) from error
+            f"{os.strerror(errno.EACCES)}: {_ownership(denied)}",
+            where=str(denied),
+            hint=f"its owner opens it with: chmod -R a+rX {shlex.quote(str(denied))}"
+            " (LAUNCHER_CACHE=FOLDER keeps a cache of your own)",
+        )
+
+
+def _closed(path: Path) -> Iterator[Path]:
+    yield from (folder for folder in reversed(path.parents) if not _may(folder, os.X_OK))
+    if not os.path.exists(path):
+        return
+    if not _may(path, os.R_OK):
+        yield path
+    for folder, _, names in os.walk(path):
+        places = (Path(folder), *(Path(folder, name) for name in names))
+        yield from (place for place in places if os.path.exists(place) and not _may(place, os.R_OK))
+
+
+def _may(path: Path, mode: int) -> bool:
+    """Whether this user may do that to `path`; to read a folder is to enter it too."""
+    if mode & os.R_OK and path.is_dir():
+        mode |= os.X_OK
+    return os.access(path, mode, effective_ids=True) or not os.path.lexists(path)
+
+
+def _denied(path: Path) -> Path | None:
+    """The file or folder, at or above `path`, that keeps this user from writing there."""
+    there = [place for place in (path, *path.parents) if os.path.lexists(place)]
+    return next((place for place in there if not _may(place, os.R_OK | os.W_OK)), None)
+
+
+def _ownership(path: Path) -> str:
+    """Whose `path` is, its mode, and who asks."""
+    facts = path.stat()
+    mode = stat.filemode(facts.st_mode)
+    return f"{path} is of {_user(facts.st_uid)}, {mode}, and you are {_user(os.geteuid())}"
+
+
+def _user(uid: int) -> str:
+    try:
+        return f"{pwd.getpwuid(uid).pw_name} (uid {uid})"
+    except KeyError:
+        return f"uid {uid}"
+
+
+def give_usual_permissions(folder: Path) -> None:
+    """Give the files below `folder` the mode that the umask leaves to new files, whatever the
+    library that wrote them has chosen (safetensors 0.8 closes them to all others)."""
+    mode = 0o666 & ~_umask()
+    for file in folder.rglob("*") if folder.is_dir() else (folder,):
+        if file.is_file() and not file.is_symlink():
+            with storage_errors(file):
+                file.chmod(mode)
+
+
+def _umask() -> int:
+    # Set and put back, as elsewhere, it would be another for a moment in all threads.
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("Umask:"):
+            return int(line.split()[1], 8)
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def open_lock(path: Path) -> IO[str]:
+    """A file to lock, made if it is not there; another user's serves as well."""
+    with storage_errors(path):
+        try:
+            return open(path, "a", encoding="ascii")
+        except PermissionError:
+            if not path.exists():
+                raise
+            return open(path, encoding="ascii")
 
 
 def write_atomic(path: Path, content: str | bytes, *, durable: bool = True) -> None:
@@ -130,7 +244,7 @@ def as_json(value: Any) -> str:
 def read_json(path: Path, default: Any = None) -> Any:
     """Content of a JSON file, or `default` if it is absent or unreadable."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return default
 
@@ -291,7 +405,7 @@ class RunDir:
         """
         path = self.path / ".lock"
         with storage_errors(path):
-            file: IO[str] = open(path, "a+")  # noqa: SIM115 - closed in finally, after the yield
+            file: IO[str] = open(path, "a+", encoding="utf-8")  # noqa: SIM115 - closed in finally, after the yield
         try:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -83,27 +83,48 @@ def cache_dir() -> Path:
     """Where prepared data, tiny models and base scores lie: $LAUNCHER_CACHE, else the XDG cache."""
     explicit = os.environ.get(CACHE_VARIABLE)
     if explicit:
-        return Path(explicit).expanduser().resolve()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser().resolve() / "launcher"
+        return user_path(explicit).resolve()
+    return (_user_cache() / "launcher").resolve()
+
+
+def user_path(text: str | Path) -> Path:
+    """A path that a person gave, `~` and `~NAME` resolved; kept as it is where nobody knows the
+    home, as of a container's user without a line in passwd."""
+    return Path(os.path.expanduser(text))
+
+
+def _user_cache() -> Path:
+    found = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if found.is_absolute():
+        return found
+    raise ConfigError(
+        "there is no home folder: HOME is not set, and the system knows none of this user",
+        where="environment variable LAUNCHER_CACHE",
+        hint="name a folder for what is kept between runs: export LAUNCHER_CACHE=/path/to/folder",
+    )
 
 
 def hub_cache() -> Path:
     """Where the Hugging Face hub client keeps downloaded models, whether it exists or not."""
     explicit = os.environ.get("HF_HUB_CACHE")
-    return Path(explicit).expanduser() if explicit else _hub_home() / "hub"
+    return user_path(explicit) if explicit else _hub_home() / "hub"
 
 
 def datasets_cache() -> Path:
     """Where the library `datasets` keeps what it has made, whether it exists or not."""
     explicit = os.environ.get("HF_DATASETS_CACHE")
-    return Path(explicit).expanduser() if explicit else _hub_home() / "datasets"
+    return user_path(explicit) if explicit else _hub_home() / "datasets"
 
 
 def _hub_home() -> Path:
+    """The hub client's own folder; where there is no home, in our cache."""
     home = os.environ.get("HF_HOME")
-    home = home or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(home).expanduser()
+    if home:
+        return user_path(home)
+    try:
+        return _user_cache() / "huggingface"
+    except ConfigError:
+        return cache_dir() / "huggingface"
 
 
 def conf_dir(explicit: str | None = None) -> Path:
@@ -119,7 +140,7 @@ def slurm_dir() -> Path:
 def _data_dir(name: str, explicit: str | None) -> Path:
     package = Path(__file__).resolve().parent
     if explicit:
-        folder = Path(explicit).expanduser().resolve()
+        folder = user_path(explicit).resolve()
         if not folder.is_dir():
             raise ConfigError(
                 f"no such folder: {folder}",
@@ -138,8 +159,43 @@ def _data_dir(name: str, explicit: str | None) -> Path:
 
 
 def child_environment(**changes: str) -> dict[str, str]:
-    """A copy of the environment for a child process, with `changes` applied."""
-    return {**os.environ, **changes}
+    """The environment for a child process, with `changes` applied: it runs the code of this one,
+    as it was written."""
+    # Without docstrings transformers does not open a model, and our asserts are to hold.
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONOPTIMIZE"}
+    places = _python_path(os.environ.get("PYTHONPATH", ""))
+    return {**kept, **({"PYTHONPATH": places} if places else {}), **changes}
+
+
+def utf8_environment(encoding: str) -> dict[str, str]:
+    """The environment for this program in Python's UTF-8 mode, its output in `encoding`."""
+    return {"PYTHONIOENCODING": encoding, **os.environ, "PYTHONUTF8": "1"}
+
+
+#: Where this process was started; None if the folder is gone.
+try:
+    _STARTED_IN: str | None = os.getcwd()
+except OSError:
+    _STARTED_IN = None
+
+
+def _python_path(given: str) -> str:
+    """PYTHONPATH for children: without empty parts, which mean the current folder and mostly come
+    from `$PYTHONPATH:/more`; with that folder if the code of this process was taken from it."""
+    places = [os.path.abspath(place) for place in given.split(os.pathsep) if place]
+    own = str(Path(__file__).resolve().parents[1])
+    if own == _STARTED_IN and own not in places:
+        places.insert(0, own)
+    return os.pathsep.join(places)
+
+
+def keep_current_folder_off_the_path() -> None:
+    """No module is taken from the current folder, neither here nor in processes that libraries
+    start with `python -m` or `-c`; what PYTHONPATH names stays."""
+    os.environ["PYTHONSAFEPATH"] = "1"
+    named = _python_path(os.environ.get("PYTHONPATH", "")).split(os.pathsep)
+    if sys.path and sys.path[0] == _STARTED_IN and sys.path[0] not in named:
+        del sys.path[0]
 
 
 def single_threaded_tokenizers() -> None:
@@ -168,9 +224,9 @@ def has_wandb_credentials() -> bool:
     """Whether wandb could log in: an API key in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    netrc = user_path(os.environ.get("NETRC", "~/.netrc"))
     try:
-        return "api.wandb.ai" in netrc.read_text()
+        return "api.wandb.ai" in netrc.read_text(encoding="utf-8")
     except OSError:
         return False
 
@@ -235,7 +291,11 @@ def environment_without_ranks() -> dict[str, str]:
     names |= {"ROLE_RANK", "CROSS_RANK", "CROSS_SIZE", HOST_VARIABLE, HOSTS_VARIABLE}
     names |= {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK_PID"}
     names |= {"MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
-    return {k: v for k, v in os.environ.items() if k not in names and not k.startswith(prefixes)}
+    return {
+        name: value
+        for name, value in child_environment().items()
+        if name not in names and not name.startswith(prefixes)
+    }
 
 
 def wandb_agent_run() -> str | None:
@@ -267,9 +327,9 @@ def hub_token() -> str | None:
     if token := os.environ.get("HF_TOKEN", "").strip():
         return token
     path = os.environ.get("HF_TOKEN_PATH")
-    file = Path(path).expanduser() if path else _hub_home() / "token"
+    file = user_path(path) if path else _hub_home() / "token"
     try:
-        found = file.read_text("utf-8")
+        found = file.read_text(encoding="utf-8")
     except (OSError, UnicodeError):
         return None
     return found.strip() or None
@@ -280,17 +340,32 @@ def wandb_endpoint() -> str:
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
 
 
-def submission_environment(without: Collection[str] = ()) -> dict[str, str]:
-    """The environment for Slurm's commands: nothing of a job around this process, nor `without`.
+#: Variables by which Slurm's commands take options from outside, besides those of a job.
+_SLURM_OPTIONS = tuple(
+    f"{command}_"
+    for command in ("SBATCH", "SRUN", "SALLOC", "SLURM", "SQUEUE", "SCANCEL", "SINFO", "SACCT")
+    + ("SCONTROL", "SACCTMGR", "SSTAT", "SPRIO", "SSHARE")
+)
 
-    What a surrounding job says of itself would become options of the job that is submitted.
+
+def submission_environment() -> dict[str, str]:
+    """The environment for Slurm's commands: which cluster is asked and nothing else of Slurm.
+
+    What a surrounding job says of itself, or a person or a site sets for commands that are typed,
+    would become options of the job that is submitted, or change what is read from an answer.
     """
-    kept = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
+    kept = ("SLURM_CONF", "SLURM_JWT")
     return {
         name: value
         for name, value in environment_without_ranks().items()
-        if (name in kept or not name.startswith("SLURM_")) and name not in without
+        if name.startswith(kept) or not name.startswith((*_SLURM_OPTIONS, "PYTHONSAFEPATH"))
     }
+
+
+def sbatch_variables() -> dict[str, str]:
+    """Options for sbatch that stand in the environment, and are not taken over."""
+    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
+    return {name: os.environ[name] for name in (*names, "SLURM_CLUSTERS") if name in os.environ}
 
 
 def slurm_job() -> tuple[str, int] | None:

@@ -207,7 +207,10 @@ def settle(
     """
     verdict = judge(beats, time.time(), describe)
     for rank in verdict.silent:
-        with contextlib.suppress(OSError), open(stacks_file(run, attempt, rank), "a") as file:
+        with (
+            contextlib.suppress(OSError),
+            open(stacks_file(run, attempt, rank), "a", encoding="utf-8") as file,
+        ):
             file.write(f"rank {rank} did not answer: {describe(beats[rank])}\n")
     reason = str(
         HangError(

@@ -86,6 +86,34 @@ def test_only_runtime_touches_the_environment() -> None:
     _none(place for path in others for place in _environment_reads(path))
 
 
+#: Ways to read and write text -> the argument that makes it text; None if nothing else can be.
+_TEXT = {"read_text": None, "write_text": None, "open": "mode", "run": "text", "Popen": "text"}
+
+
+def _by_locale(path: Path) -> Iterator[str]:
+    """Calls whose text depends on the user's locale."""
+    for node in ast.walk(_tree(path)):
+        if not isinstance(node, ast.Call):
+            continue
+        name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+        named = {word.arg: word.value for word in node.keywords}
+        if name not in _TEXT or "encoding" in named or None in named:
+            continue
+        if name == "open":
+            if not isinstance(node.func, ast.Name):
+                continue  # of another kind
+            mode = named.get("mode", node.args[1] if len(node.args) > 1 else ast.Constant("r"))
+            is_text = isinstance(mode, ast.Constant) and "b" not in str(mode.value)
+        else:
+            is_text = _TEXT[name] is None or _TEXT[name] in named
+        if is_text:
+            yield f"{_name(path)}:{node.lineno} {name}"
+
+
+def test_no_text_is_read_or_written_by_the_locale() -> None:
+    _none(place for path in MODULES for place in _by_locale(path))
+
+
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="needs tomllib")
 def test_what_is_imported_is_declared() -> None:
     import tomllib

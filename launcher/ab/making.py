@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import entry
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
 from launcher.config.classes import Classes
@@ -102,7 +102,7 @@ def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> l
             for each in prompts
         ]
         asked.write_text("\n".join(lines), encoding="utf-8")
-        command = [sys.executable, "-m", "launcher.train.answers", str(asked), folder, *models]
+        command = entry.command("launcher.train.answers", str(asked), folder, *models)
         command.append(f"--max-new-tokens={max_new_tokens}")
         # What libraries say on stdout must not mix with ours: 2 is stderr.
         code = subprocess.call(command, env=environment_without_ranks(), stdout=2)  # noqa: S603

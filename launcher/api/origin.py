@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+from launcher import entry
 from launcher.api.naming import base_of
 from launcher.api.service import Service
 from launcher.api.tables import Job, Model
@@ -52,7 +52,7 @@ def prepare(service: Service, job: Job, data: Path) -> None:
     run = _run(service, model)
     step = ("--checkpoint", str(model.step))
     ended = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "launcher.train.export", str(run), *step, "-o", str(own)],
+        entry.command("launcher.train.export", str(run), *step, "-o", str(own)),
         cwd=working_folder(run),
         # The GPUs are for jobs.
         env={**environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""},
@@ -60,6 +60,7 @@ def prepare(service: Service, job: Job, data: Path) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        encoding="utf-8",
         errors="replace",
         check=False,
         preexec_fn=end_with_parent(),

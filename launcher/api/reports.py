@@ -11,12 +11,12 @@ import binascii
 import hmac
 import os
 import secrets
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import entry
 from launcher.api.service import Service
 from launcher.jobs.start import working_folder
 from launcher.launch.processes import end_with_parent
@@ -118,7 +118,7 @@ class DataReports:
 
     async def _make(self, run: RunDir, folder: Path) -> None:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "launcher.curate.report", str(run)),
+            *entry.command("launcher.curate.report", str(run)),
             *("--out", str(folder), "--profile", "openai"),
             cwd=working_folder(run),
             env=environment_without_ranks(),

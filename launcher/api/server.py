@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
 
-from launcher import listen
+from launcher import entry, listen
 from launcher.api import files, logs
 from launcher.api.app import create_app
 from launcher.api.protocol import guarded
@@ -74,7 +74,7 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
 
 async def _control(home: Path, log_format: str, stopping: asyncio.Event) -> None:
     """Keep a controller running; it ends with this process, however that ends."""
-    module = [sys.executable, "-m", "launcher.api.controller"]
+    module = entry.command("launcher.api.controller")
     pause_s = 1.0
     while not stopping.is_set():
         born = time.monotonic()

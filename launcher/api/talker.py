@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import json
 import secrets
-import sys
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
+from launcher import entry
 from launcher.launch.processes import end_with_parent
 
 _LONGEST_LINE = 16 << 20
@@ -38,7 +38,7 @@ class Talker:
         It ends with this process, however that ends.
         """
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "launcher.train.answering", *words),
+            *entry.command("launcher.train.answering", *words),
             cwd=cwd,
             env=environment,
             stdin=asyncio.subprocess.PIPE,

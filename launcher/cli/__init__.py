@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, registry
+from launcher import __version__, entry, registry
 from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
@@ -73,7 +73,10 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
+    if argv is None:
+        entry.become_utf8()
     words = list(sys.argv[1:] if argv is None else argv)
+    entry.make_output_safe()
     try:
         code = _dispatch(words)
         sys.stdout.flush()
@@ -86,7 +89,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, `head` for one, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.ok)
-    except Exception:
+    except Exception as error:
+        from launcher.rundir import storage_error, too_many_processes
+
+        known = too_many_processes(error)
+        if known is None and isinstance(error, OSError):
+            known = storage_error(error)
+        if known is not None:
+            print(f"error: {known}", file=sys.stderr)
+            return int(known.exit_code)
         import traceback
 
         traceback.print_exc()

@@ -9,7 +9,7 @@ from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
 
-from launcher import interruptible
+from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
@@ -127,7 +127,7 @@ def _unborn_run(parsed: Namespace, folder: str) -> RunDir:
 
 
 def _call(module: str, *words: str) -> int:
-    command = interruptible.command(module, *words)
+    command = entry.command(module, *words)
     process = subprocess.Popen(command, env=environment_without_ranks())  # noqa: S603
     try:
         code = process.wait()

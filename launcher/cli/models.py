@@ -6,7 +6,7 @@ import os
 import sys
 from argparse import Namespace
 
-from launcher import interruptible
+from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
@@ -161,5 +161,5 @@ def _become(module: str, parsed: Namespace) -> int:
 
 
 def _replace(module: str, *words: str) -> int:
-    command = interruptible.command(module, *words)
+    command = entry.command(module, *words)
     os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
@@ -138,7 +139,7 @@ def _in_background(sweep: SweepDir) -> int:
     """Leave the sweep to a controller that outlives the terminal."""
     from launcher.runtime import child_environment
 
-    command = [sys.executable, "-m", "launcher.cli", "sweep", "resume", str(sweep)]
+    command = entry.command("launcher.cli", "sweep", "resume", str(sweep))
     with open(sweep.controller_log, "ab") as log:
         subprocess.Popen(  # noqa: S603 - our own module
             command,

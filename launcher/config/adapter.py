@@ -11,6 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher import runtime
 from launcher.config.schema import Config, LoraConfig, ModelConfig, TinyModelConfig
 from launcher.errors import Problem
 
@@ -44,7 +45,7 @@ _PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva", None)
 
 def is_adapter(folder: str | Path) -> bool:
     """Whether a folder holds an adapter and no model."""
-    path = Path(folder).expanduser()
+    path = runtime.user_path(folder)
     return (path / FILE).is_file() and not (path / "config.json").is_file()
 
 
@@ -80,7 +81,7 @@ def settle(config: Config, given: Container[str] = ()) -> list[Problem]:
 
 def _take(model: ModelConfig, folder: str, where: str) -> tuple[str, list[Problem]]:
     """The adapter's absolute folder; base and tokenizer go into `model` where none is given."""
-    path = Path(folder).expanduser().absolute()
+    path = runtime.user_path(folder).absolute()
     content = read(path)
     if content is None:
         hint = f"give a folder with {FILE}, as an export or peft's save_pretrained writes it"
@@ -98,7 +99,7 @@ def _take(model: ModelConfig, folder: str, where: str) -> tuple[str, list[Proble
 def read(folder: str | Path) -> dict[str, Any] | None:
     """An adapter's config; None if there is none that can be read."""
     try:
-        content = json.loads((Path(folder).expanduser() / FILE).read_text(encoding="utf-8"))
+        content = json.loads((runtime.user_path(folder) / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -129,7 +130,7 @@ def _base_problems(base: str | None, where: str, folder: str) -> Iterator[Proble
         yield Problem(where, "the adapter does not name its base", hint)
     elif is_adapter(base):
         yield Problem(where, f"its base {base} is an adapter too", "merge that one first")
-    elif base.startswith(("/", "./", "../", "~")) and not Path(base).expanduser().is_dir():
+    elif base.startswith(("/", "./", "../", "~")) and not runtime.user_path(base).is_dir():
         yield Problem(where, f"its base {base} is not there", hint)
 
 

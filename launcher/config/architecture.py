@@ -110,7 +110,7 @@ def _content(model: ModelConfig) -> dict[str, Any]:
         return {}
     folder = memory.local_folder(model.name, model.revision)
     try:
-        found = json.loads((folder / "config.json").read_text("utf-8")) if folder else {}
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}
     except (OSError, ValueError):
         return {}  # the loader reports what is wrong with the folder
     return found if isinstance(found, dict) else {}

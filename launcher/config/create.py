@@ -168,7 +168,7 @@ def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) ->
     run.set_status(State.preparing)
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)
-    run.config.chmod(0o444)
+    run.config.chmod(run.config.stat().st_mode & 0o444)
 
 
 def contents(
@@ -240,8 +240,8 @@ def _git_revision() -> str | None:
     """Commit of the current folder, `-dirty` if tracked files differ; None outside a repository."""
     command = ("git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5)  # noqa: S603
-        return done.stdout.strip() or None
+        done = subprocess.run(command, capture_output=True, timeout=5)  # noqa: S603
+        return done.stdout.decode(errors="replace").strip() or None
     return None
 
 
@@ -249,6 +249,6 @@ def _gpu_names() -> list[str]:
     names = []
     for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         with contextlib.suppress(OSError):
-            found = re.search(r"Model:\s*(.+)", file.read_text())
+            found = re.search(r"Model:\s*(.+)", file.read_text(encoding="utf-8"))
             names.append(found[1].strip() if found else "NVIDIA GPU")
     return names

@@ -35,7 +35,7 @@ def search_path(config_dirs: Iterable[str | Path] = ()) -> list[Path]:
     """The packaged `conf/` folder and the user's folders; `ConfigError` if one does not exist."""
     folders = [runtime.conf_dir()]
     for given in config_dirs:
-        folder = Path(given).expanduser().resolve()
+        folder = runtime.user_path(given).resolve()
         if not folder.is_dir():
             raise ConfigError(
                 f"no such folder: {folder}",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher import runtime
 from launcher.config.schema_launch import DeepspeedConfig
 from launcher.errors import ConfigError, Problem, did_you_mean
 
@@ -38,7 +39,7 @@ def hosts(launch: DeepspeedConfig, base: Path) -> list[Host]:
             where="launch.hostfile",
             hint="launch.hostfile=FILE with a line `HOST slots=N` for each host",
         )
-    found = read(Path(base, launch.hostfile).expanduser())
+    found = read(Path(base, runtime.user_path(launch.hostfile)))
     if launch.include and launch.exclude:
         raise ConfigError(
             "include and exclude are given both", where="launch.include", hint="give one of them"

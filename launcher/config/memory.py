@@ -102,11 +102,15 @@ def model_shape(config: Config) -> Shape | None:
 
 def local_folder(name: str, revision: str | None) -> Path | None:
     """The folder of a model that needs no download: itself, or its snapshot in the hub's cache."""
-    folder = Path(name).expanduser()
+    folder = runtime.user_path(name)
     if not (folder / "config.json").is_file():
         cached = runtime.hub_cache() / f"models--{name.replace('/', '--')}"
         reference = cached / "refs" / (revision or "main")
-        commit = reference.read_text().strip() if reference.is_file() else (revision or "main")
+        commit = (
+            reference.read_text(encoding="utf-8").strip()
+            if reference.is_file()
+            else (revision or "main")
+        )
         folder = cached / "snapshots" / commit
     return folder if (folder / "config.json").is_file() else None
 

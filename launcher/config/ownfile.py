@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher import runtime
 from launcher.config import groups, layers, overrides, typed, variants, yamlfile
 from launcher.config.values import Node, Word
 from launcher.config.yamlfile import Lined
@@ -59,7 +60,7 @@ def read(word: str, options: Mapping[str, Sequence[str]]) -> OwnFile:
 
     Raises `ConfigError` with file:line if it cannot be read; wrong keys are in its `problems`.
     """
-    path = Path(word).expanduser()
+    path = runtime.user_path(word)
     if not path.is_file():
         folder = path.parent
         near = [str(folder / p.name) for end in _ENDINGS for p in folder.glob(f"*{end}")]

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from launcher import runtime
 from launcher.config import compose
 from launcher.config.schema import Config
 from launcher.curate import choice
@@ -200,7 +201,7 @@ def _require_apart(out: Path, train: Sequence[Input]) -> None:
     """`ConfigError` if OUT is, holds or lies in the input; `StorageError` if something is there."""
     target = out.resolve()
     for entry in train:
-        given = Path(entry.item.path).expanduser()
+        given = runtime.user_path(entry.item.path)
         path = entry.source.resolve() if isinstance(entry.source, Path) else None
         inside = given.is_dir() and target.is_relative_to(given.resolve())
         if inside or (path is not None and path.is_relative_to(target)):

@@ -39,7 +39,9 @@ def render(report: Mapping[str, Any]) -> str:
         ),
     )
     report = shortened(report)
-    style = (page.FOLDER / "page.css").read_text() + (FOLDER / "page.css").read_text()
+    style = (page.FOLDER / "page.css").read_text(encoding="utf-8") + (
+        FOLDER / "page.css"
+    ).read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
         style=Markup(style),  # noqa: S704 - our own files
         version=__version__,

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
+import socket
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -254,6 +256,7 @@ def read_index(folder: Path) -> Index:
     """Index of a complete cache whose files have the recorded sizes; `StorageError` otherwise."""
     raw = rundir.read_json(folder / INDEX)
     if not isinstance(raw, dict):
+        _require_here(folder)
         raise _damaged(folder, f"{INDEX} is missing or unreadable")
     if raw.get("version") != LAYOUT_VERSION:
         raise _damaged(folder, f"{INDEX} is of version {raw.get('version')}, not {LAYOUT_VERSION}")
@@ -263,6 +266,8 @@ def read_index(folder: Path) -> Index:
         raise _damaged(folder, f"{INDEX} is not readable ({error})") from error
     for name in _expected(index):
         path = folder / f"{name}.bin"
+        if not os.access(path, os.R_OK):
+            rundir.require_readable(folder)
         size = path.stat().st_size if path.is_file() else None
         if size is None or size != index.sizes.get(name):
             raise _damaged(folder, f"{path.name} has {size} bytes, not {index.sizes.get(name)}")
@@ -284,6 +289,18 @@ def verify_checksums(folder: Path, index: Index) -> None:
                 digest.update(block)
         if digest.hexdigest() != index.checksums.get(name):
             raise _damaged(folder, f"{name}.bin has another checksum than when it was written")
+
+
+def _require_here(folder: Path) -> None:
+    """Raises `StorageError` where nothing can be said of a cache, for it cannot be seen."""
+    rundir.require_readable(folder)
+    if not folder.is_dir():
+        raise StorageError(
+            f"host {socket.gethostname()} does not see this folder of prepared data",
+            where=str(folder),
+            hint="keep the cache where all nodes see it: export LAUNCHER_CACHE=FOLDER, or"
+            " data.cache=FOLDER (`launcher data prepare` makes again what was deleted)",
+        )
 
 
 def _damaged(folder: Path, found: str) -> StorageError:

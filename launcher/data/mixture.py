@@ -202,5 +202,5 @@ def join(config: Config, split: str, parts: Sequence[Part], folder: Path) -> Non
     )
     text = json.dumps(asdict(index), indent=1)
     path = folder / INDEX
-    if not path.is_file() or path.read_text() != text:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_atomic(path, text)

@@ -32,7 +32,15 @@ from launcher.data.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
 from launcher.errors import ConfigError, ExitCode, LauncherError
 from launcher.fingerprint import LAYOUT_VERSION, Hashes, RemoteData
-from launcher.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.rundir import (
+    RunDir,
+    open_lock,
+    read_json,
+    require_readable,
+    storage_error,
+    storage_errors,
+    write_json,
+)
 
 #: Temporary folders that nobody has taken up for so long are removed.
 STALE_S = 14 * 24 * 3600
@@ -99,6 +107,7 @@ def _usable(folder: Path, hashes: Hashes) -> bool:
     if fingerprint.complete_index(folder, hashes):
         return True
     if folder.exists():
+        require_readable(folder)
         version = (read_json(folder / INDEX) or {}).get("version")
         older = isinstance(version, int) and version != LAYOUT_VERSION
         why = f"has layout {version}, not {LAYOUT_VERSION}" if older else "is damaged"
@@ -122,8 +131,7 @@ def _remove_stale(root: Path) -> None:
 def _lock(folder: Path) -> Iterator[None]:
     """Hold the lock of a cache folder, waiting for whoever makes it."""
     path = folder.with_suffix(".lock")
-    with storage_errors(path):
-        file = open(path, "w")  # noqa: SIM115 - closed below, after the yield
+    file = open_lock(path)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,6 +168,12 @@ def main(arguments: list[str]) -> int:
     except LauncherError as error:
         say(f"error: {error}")
         return error.exit_code
+    except OSError as error:
+        known = storage_error(error)
+        if known is None:
+            raise
+        say(f"error: {known}")
+        return known.exit_code
     except KeyboardInterrupt:
         return ExitCode.interrupted
     return ExitCode.ok

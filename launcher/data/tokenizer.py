@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from launcher import registry
+from launcher import registry, runtime
 from launcher.config.schema import ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError
+from launcher.rundir import require_readable
 
 
 def hide_torch() -> None:
@@ -94,13 +94,15 @@ def padding_of(tokenizer: Any) -> int:
 def _from_pretrained(source: str, where: str, model: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
+    folder = runtime.user_path(source)
     try:
         return AutoTokenizer.from_pretrained(
-            Path(source).expanduser() if Path(source).expanduser().is_dir() else source,
+            folder if folder.is_dir() else source,
             revision=None if model.tokenizer else model.revision,
             trust_remote_code=model.trust_remote_code,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
+        require_readable(folder)
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(
             f"no tokenizer can be loaded from {source}: {reason[:300]}",
@@ -111,7 +113,7 @@ def _from_pretrained(source: str, where: str, model: ModelConfig) -> Any:
 
 def _read_template(path: str) -> str:
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
+        return runtime.user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path} cannot be read: {error}",

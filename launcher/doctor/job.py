@@ -11,9 +11,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
+from launcher import runtime
 from launcher.config import checks, compose, create, variants
 from launcher.config.schema import Config
 from launcher.config.schema_launch import SlurmConfig
@@ -165,7 +165,7 @@ def _last_words(probe: Probe) -> str:
     files = {*probe.backend.logs(probe.run, 1), *folder.glob("*.log")}
     for log in sorted(files):
         with contextlib.suppress(OSError):
-            text = log.read_text(errors="replace").strip()
+            text = log.read_text(encoding="utf-8", errors="replace").strip()
             lines += [f"{log.name}: {line}" for line in text.splitlines()[-_LAST_LINES:]]
     return "\n".join(lines)
 
@@ -174,7 +174,7 @@ def _last_words(probe: Probe) -> str:
 def _folder(config: Config, keep: bool, say: Say) -> Iterator[RunDir]:
     """A folder that back ends take for a run's, with nothing to prepare."""
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    run = RunDir(Path(config.run.root).expanduser() / f".doctor-{stamp}")
+    run = RunDir(runtime.user_path(config.run.root) / f".doctor-{stamp}")
     made_root = not run.path.parent.exists()
     with storage_errors(run.path):
         run.path.mkdir(parents=True)

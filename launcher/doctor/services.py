@@ -62,7 +62,9 @@ def _slurm() -> dict[str, Any]:
         done = subprocess.run(
             ["scontrol", "ping"],  # noqa: S607 - the site decides where Slurm lies
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
+            env=runtime.submission_environment(),
             timeout=2 * TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:

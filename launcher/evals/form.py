@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Any
 
+from launcher import runtime
 from launcher.config.schema import EvalConfig
 from launcher.errors import ConfigError
 from launcher.evals.libraries import need
@@ -36,7 +36,7 @@ class JsonSchema(Mean):
         library: Any = need("jsonschema", self.name)
         where, path = "eval.json_schema", config.json_schema or ""
         try:
-            schema = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+            schema = json.loads(runtime.user_path(path).read_text(encoding="utf-8"))
             kind = library.validators.validator_for(schema)
             kind.check_schema(schema)
         except (OSError, ValueError) as error:

@@ -218,7 +218,7 @@ def _format(name: str, hashes: Hashes) -> Any:
     if not name.endswith(".py"):
         return name
     try:
-        return ["own", hashes.digest(Path(name).expanduser())]
+        return ["own", hashes.digest(runtime.user_path(name))]
     except OSError as error:
         raise ConfigError(
             f"{name} cannot be read: {error.strerror}",
@@ -247,7 +247,7 @@ def _tokenizer(model: ModelConfig, hashes: Hashes) -> list[Any]:
     template = None
     if model.chat_template:
         try:
-            template = hashes.digest(Path(model.chat_template).expanduser())
+            template = hashes.digest(runtime.user_path(model.chat_template))
         except OSError as error:
             raise ConfigError(
                 f"{model.chat_template} cannot be read: {error.strerror}",
@@ -258,8 +258,8 @@ def _tokenizer(model: ModelConfig, hashes: Hashes) -> list[Any]:
     content: Any = [source, None if model.tokenizer else model.revision]
     if isinstance(model, TinyModelConfig) and not model.tokenizer:
         content = bases.tiny_folder(model, runtime.cache_dir()).name
-    elif source and Path(source).expanduser().is_dir():
-        folder = Path(source).expanduser()
+    elif source and runtime.user_path(source).is_dir():
+        folder = runtime.user_path(source)
         files = sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)})
         content = [[file.name, hashes.digest(file)] for file in files if file.is_file()]
     return [content, template, list(model.add_tokens)]

@@ -80,7 +80,7 @@ Source = Path | HubData | BuiltinData | RemoteData | RemoteFile
 def cache_root(config: Config) -> Path:
     """The folder of prepared data: `data.cache`, else `data/` in the launcher's cache."""
     if config.data.cache:
-        return Path(config.data.cache).expanduser().resolve()
+        return runtime.user_path(config.data.cache).resolve()
     return runtime.cache_dir() / "data"
 
 
@@ -119,7 +119,7 @@ def find(config: Config, item: Item, split: str) -> Iterator[Source]:
     if _URL.fullmatch(value):
         yield from _remote(config, value)
         return
-    path = Path(value).expanduser()
+    path = runtime.user_path(value)
     if path.is_file():
         if is_about(path):
             raise DataError(

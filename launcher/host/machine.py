@@ -54,7 +54,7 @@ def _version(package: str) -> str | None:
 def _driver() -> str | None:
     """Version of the NVIDIA kernel driver, such as 580.65.06."""
     try:
-        text = Path("/proc/driver/nvidia/version").read_text()
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
     except OSError:
         return None
     found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)

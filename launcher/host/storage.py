@@ -27,8 +27,8 @@ _SMALL_BYTES = 4096
 def folders(run_root: str | Path, data_cache: str | None) -> dict[str, Path]:
     """Name -> folder that a run writes to, as this process sees them."""
     return {
-        "run.root": Path(run_root).expanduser().absolute(),
-        "cache": Path(data_cache).expanduser().absolute() if data_cache else runtime.cache_dir(),
+        "run.root": runtime.user_path(run_root).absolute(),
+        "cache": runtime.user_path(data_cache).absolute() if data_cache else runtime.cache_dir(),
         "hub cache": runtime.hub_cache().absolute(),
         "TMPDIR": Path(tempfile.gettempdir()),
     }
@@ -88,7 +88,7 @@ def _small_writes(scratch: Path) -> list[float]:
 
 
 def _locks(path: Path) -> bool:
-    with open(path, "w") as first, open(path) as second:
+    with open(path, "w", encoding="utf-8") as first, open(path, encoding="utf-8") as second:
         try:
             fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -115,7 +115,7 @@ def _filesystem(place: Path) -> str:
     best, name = "", "unknown"
     with contextlib.suppress(OSError):
         target = str(place.resolve())
-        for line in Path("/proc/self/mounts").read_text().splitlines():
+        for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines():
             _, mount, kind, *_ = line.split()
             mount = mount.replace("\\040", " ")
             inside = target == mount or target.startswith(mount.rstrip("/") + "/")

@@ -102,7 +102,7 @@ def _claim(run: RunDir, plan: LaunchPlan, wanted: int | None) -> int:
         )
     for number in range(1, len(plan.nodes)) if wanted is None else [wanted]:
         try:
-            with open(_claim_file(run, plan, number), "x"):
+            with open(_claim_file(run, plan, number), "x", encoding="utf-8"):
                 return number
         except FileExistsError:
             continue

@@ -82,21 +82,21 @@ def _model(config: Config) -> Iterator[Problem]:
     tokenizer = model.tokenizer
     if not tokenizer or not tokenizer.startswith(_PATH_STARTS) or _on_nodes(config, tokenizer):
         return
-    if not Path(tokenizer).expanduser().is_dir():
+    if not runtime.user_path(tokenizer).is_dir():
         hint = "leave it out to take the model's own tokenizer"
         yield Problem("model.tokenizer", f"no such folder: {tokenizer}", hint)
 
 
 def _on_nodes(config: Config, name: str) -> bool:
     """Whether a path may lie on a disk that only the nodes of a cluster have."""
-    path = Path(name).expanduser()
+    path = runtime.user_path(name)
     return config.launch.name == "slurm" and path.is_absolute() and not path.parent.exists()
 
 
 def _pretrained(where: str, name: str, revision: str | None) -> Iterator[Problem]:
     if memory.local_folder(name, revision):
         return
-    folder = Path(name).expanduser()
+    folder = runtime.user_path(name)
     if folder.exists():
         hint = "give the folder of a Hugging Face model"
         yield Problem(where, f"there is no config.json in {name}", hint)

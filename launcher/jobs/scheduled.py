@@ -107,7 +107,7 @@ def _cause(run: RunDir, status: Status) -> str:
     if log is None or run.log(status.attempt, 0).exists():
         return ""
     try:
-        said = log.read_text(errors="replace").strip().splitlines()[-_LAST_LINES:]
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-_LAST_LINES:]
     except OSError:
         return (
             f"; it left no {log.name}: its nodes may not see {log.parent}, see"

@@ -130,7 +130,7 @@ class Coordinator:
     def _refuse_unreachable(self, joined: dict[int, NodeRecord]) -> None:
         """Raise if a command that brings nodes in has ended without them."""
         for number, starter in list(self._starters.items()):
-            said = self._starter_log(number).read_text(errors="replace")
+            said = self._starter_log(number).read_text(encoding="utf-8", errors="replace")
             failed = _PDSH_FAILURE.search(said)
             if failed:
                 raise _unreachable(failed[1], said)

@@ -11,6 +11,7 @@ import shutil
 import socket
 from pathlib import Path
 
+from launcher import entry
 from launcher.config import hostfile
 from launcher.config.hostfile import Host
 from launcher.config.schema_launch import DeepspeedConfig, RemoteShell
@@ -46,10 +47,11 @@ class DeepspeedBackend(LocalBackend):
         master = spec.options.master_addr or _address(hosts[0].name, alone=len(hosts) == 1)
         _refuse_loopback(spec.options, hosts, master)
         variables = {"MASTER_ADDR": master, "MASTER_PORT": str(open_port(master))}
-        rank = (spec.python, "-m", spec.module, str(spec.run), "--attempt", str(spec.attempt))
+        rank = ("-m", spec.module, str(spec.run), "--attempt", str(spec.attempt))
+        python = entry.interpreter(spec.python)
         starts = _starts(spec, spec.options, hosts)
         nodes = tuple(
-            NodePlan(host=host.name, slots=host.slots, command=rank, start=start)
+            NodePlan(host=host.name, slots=host.slots, command=(*python, *rank), start=start)
             for host, start in zip(hosts, starts, strict=True)
         )
         return coordinated("deepspeed", spec, nodes, variables)

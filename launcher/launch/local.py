@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+from launcher import entry
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.launch import processes
 from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
@@ -29,27 +29,28 @@ class LocalBackend:
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """Commands and environment; pure."""
         rank = (spec.module, str(spec.run), "--attempt", str(spec.attempt))
-        command: tuple[str, ...] = (spec.python, "-m", *rank)
+        python = entry.interpreter(spec.python)
+        command: tuple[str, ...] = (*python, "-m", *rank)
         if spec.processes > 1:
             # One rank needs no rendezvous, so it is spared the 2 s that the agent takes to start.
             # By address: the host's own name need not resolve, in a container for one.
             here = ("--standalone", "--local-addr", "127.0.0.1")
-            agent = ("torch.distributed.run", *here, "--max-restarts", "0")
+            agent = ("-m", "torch.distributed.run", *here, "--max-restarts", "0")
             count = ("--nproc-per-node", str(spec.processes))
-            command = (spec.python, "-m", *agent, *count, "-m", *rank)
+            command = (*python, *agent, *count, "--no-python", *command)
         return LaunchPlan(
             backend="local",
             run=spec.run,
             attempt=spec.attempt,
             cwd=spec.cwd,
-            prepare=(spec.python, "-m", spec.prepare_module, str(spec.run)),
+            prepare=(*python, "-m", spec.prepare_module, str(spec.run)),
             command=command,
             environment={
                 # Threads that spin while they wait make a busy machine 5 to 20 times slower.
                 "OMP_WAIT_POLICY": "PASSIVE",
                 **spec.environment,
                 "OMP_NUM_THREADS": str(spec.threads),
-                "PYTHONUNBUFFERED": "1",
+                **entry.OUTPUT,
             },
             processes=spec.processes,
             log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",
@@ -64,7 +65,7 @@ class LocalBackend:
         run = RunDir(plan.run)
         write_json(job_file(run, plan.attempt), plan.to_json())
         log = run.attempt(plan.attempt) / "supervisor.log"
-        command = [sys.executable, "-m", "launcher.launch.supervise", str(run), str(plan.attempt)]
+        command = entry.command("launcher.launch.supervise", str(run), str(plan.attempt))
         with storage_errors(log), open(log, "ab") as output:
             supervisor = subprocess.Popen(  # noqa: S603 - our own module
                 command,
@@ -78,8 +79,9 @@ class LocalBackend:
         end = time.monotonic() + _START_TIMEOUT_S
         while read_json(supervisor_file(run, plan.attempt)) is None:
             if supervisor.poll() is not None or time.monotonic() > end:
+                said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise LauncherError(
-                    f"the supervisor did not start: {log.read_text(errors='replace')[-2000:]}",
+                    f"the supervisor did not start: {said}",
                     where=str(log),
                 )
             time.sleep(0.01)

@@ -189,7 +189,9 @@ class Node:
         if not any(codes) or (was_ended and not self._failed):
             return max(map(abs, codes)), None
         if self._has_agent:
-            return codes[0], outcome.of_agent(self._log.read_text(errors="replace"))
+            return codes[0], outcome.of_agent(
+                self._log.read_text(encoding="utf-8", errors="replace")
+            )
         self._note_failure()
         return self._failed[0].code, outcome.first(self._failed)
 
@@ -211,7 +213,7 @@ def main(argv: list[str]) -> int:
 
 
 def _redirect(log: Path) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

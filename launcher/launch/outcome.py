@@ -78,7 +78,7 @@ def _taken_port(run: RunDir, plan: LaunchPlan) -> str:
     """That the ranks could not meet because their port was another's, in a store's words; or ""."""
     folder = run.attempt(plan.attempt)
     for log in (plan.log, *sorted(folder.glob("node-*.log"))):
-        text = log.read_text(errors="replace") if log.is_file() else ""
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
         said = [line for line in text.splitlines() if _TAKEN.search(line)]
         if said:
             return (
@@ -94,7 +94,7 @@ def of_preparation(run: RunDir, code: int, log: Path, stopped: bool, ended_now: 
         return _settle(run, State.cancelled, "ended at once by the user", ExitCode.interrupted)
     if stopped:
         return _settle(run, State.preempted, "stopped before training", ExitCode.preempted)
-    said = log.read_text(errors="replace").strip().splitlines()[-8:]
+    said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-8:]
     # What it was about to do stands above.
     begin = next((i for i, line in enumerate(said) if line.startswith("error: ")), 0)
     reason = "data preparation failed: " + "\n".join(said[begin:]).removeprefix("error: ")
@@ -120,7 +120,7 @@ def cause(plan: LaunchPlan, code: int) -> Death | None:
         return first(_deaths(plan))
     if plan.processes == 1:
         return Death(0, code)
-    return of_agent(plan.log.read_text(errors="replace"))
+    return of_agent(plan.log.read_text(encoding="utf-8", errors="replace"))
 
 
 def of_agent(text: str) -> Death | None:

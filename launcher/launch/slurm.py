@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -40,6 +41,7 @@ class SlurmBackend:
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """The batch script; reads the template and nothing else."""
         context, launch = slurm_plan.context(spec), slurm_plan.options(spec)
+        command = (*context["command"], *context["rank"])
         prepare_script = _render("prepare.sbatch.j2", context) if launch.prepare_job else None
         return LaunchPlan(
             backend="slurm",
@@ -47,7 +49,7 @@ class SlurmBackend:
             attempt=spec.attempt,
             cwd=spec.cwd,
             prepare=slurm_plan.preparation(spec),
-            command=("srun", *context["srun"], *context["command"], "-m", spec.module),
+            command=("srun", *context["srun"], *command, "-m", spec.module),
             environment=context["environment"],
             processes=spec.nodes * spec.processes,
             log=RunDir(spec.run).attempt(spec.attempt) / "agent.log",
@@ -258,7 +260,7 @@ def array_script(plans: Sequence[LaunchPlan], folder: Path, max_parallel: int | 
 def _render(template: str, context: Mapping[str, Any]) -> str:
     own = context["launch"].template
     if own is not None:
-        own = Path(context["cwd"], Path(own).expanduser())
+        own = Path(context["cwd"], runtime.user_path(own))
     return slurm_text.render(template, runtime.slurm_dir(), context, own)
 
 
@@ -274,12 +276,10 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
         return found[0]
     write_atomic(folder / name, script)
     command = ("sbatch", "--parsable", *arguments, name)
-    # Such variables would silently win over the lines of the script.
-    stated = re.findall(r"^#SBATCH --([a-z-]+)", script, flags=re.MULTILINE)
-    without = [f"SBATCH_{key.upper().replace('-', '_')}" for key in stated]
-    without += ["SBATCH_TIMELIMIT"] if "time" in stated else []
+    for text in slurm_text.unread(script, runtime.sbatch_variables()):
+        print(text, file=sys.stderr, flush=True)
     try:
-        answer = slurm_ask.run(*command, cwd=folder, without=without)
+        answer = slurm_ask.run(*command, cwd=folder)
         # On a federation: ID;CLUSTER.
         numbers = re.findall(r"^(\d+)(?:;.*)?$", answer, flags=re.MULTILINE)
         if not numbers:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.errors import ConfigError, LauncherError
@@ -56,8 +56,8 @@ class SlurmRefusedError(LauncherError):
     """Slurm has answered, and refused."""
 
 
-def run(*command: str, cwd: Path | None = None, without: Collection[str] = ()) -> str:
-    """Output of a command of Slurm, started without the variables `without`.
+def run(*command: str, cwd: Path | None = None) -> str:
+    """Output of a command of Slurm; variables of the user's that steer it are not passed on.
 
     Raises `ConfigError` if it is not installed, `SlurmDownError` if the controller does not answer,
     `SlurmFullError` if it takes no more for now, `SlurmRefusedError` with its words if it fails in
@@ -69,10 +69,11 @@ def run(*command: str, cwd: Path | None = None, without: Collection[str] = ()) -
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=_TIMEOUT_S,
             cwd=cwd,
-            env=submission_environment(without),
+            env=submission_environment(),
             check=False,
         )
     except FileNotFoundError as error:

@@ -167,7 +167,7 @@ def _death(plan: LaunchPlan, code: int) -> Death | None:
     """The rank whose end brought the others down, as srun or torch's agent tells it."""
     if code == 0:
         return None
-    text = plan.log.read_text(errors="replace")
+    text = plan.log.read_text(encoding="utf-8", errors="replace")
     oom = slurm_text.out_of_memory(text)
     if oom is not None:
         return Death(oom, ExitCode.out_of_memory)

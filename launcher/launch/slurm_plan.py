@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from launcher import entry
 from launcher.config.schema_launch import ClusterConfig, SlurmAgent, SlurmConfig
 from launcher.errors import ConfigError
 from launcher.launch import container
@@ -35,6 +36,7 @@ def context(spec: LaunchSpec) -> dict[str, Any]:
         "attempt": spec.attempt,
         "cwd": str(spec.cwd),
         "python": spec.python,
+        "interpreter": entry.interpreter(spec.python),
         "module": spec.module,
         "launch": launch,
         "cluster": cluster,
@@ -45,6 +47,7 @@ def context(spec: LaunchSpec) -> dict[str, Any]:
         "environment": environment(spec),
         "srun": [*_srun(spec, tasks, cpus), *arguments],
         "command": [*prefix, *_agent(spec, by_srun)],
+        "rank": [] if by_srun else ["--no-python", *_python(spec)],
     }
 
 
@@ -59,7 +62,7 @@ def preparation(spec: LaunchSpec) -> tuple[str, ...]:
     arguments, prefix = _contained(spec)
     if arguments:  # pyxis works through srun alone
         prefix = ["srun", "--export=ALL", "--nodes=1", "--ntasks=1", *arguments]
-    return (*prefix, _python(spec), "-m", spec.prepare_module, str(spec.run))
+    return (*prefix, *_python(spec), "-m", spec.prepare_module, str(spec.run))
 
 
 def environment(spec: LaunchSpec) -> dict[str, str]:
@@ -71,7 +74,7 @@ def environment(spec: LaunchSpec) -> dict[str, str]:
     if cluster.scratch:
         found["TMPDIR"] = cluster.scratch
     found |= {name: str(value) for name, value in cluster.environment.items()}
-    found |= {"OMP_NUM_THREADS": str(spec.threads), "PYTHONUNBUFFERED": "1", **spec.environment}
+    found |= {"OMP_NUM_THREADS": str(spec.threads), **entry.OUTPUT, **spec.environment}
     wrong = [name for name in found if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)]
     if wrong:
         raise ConfigError(
@@ -109,17 +112,17 @@ def _srun(spec: LaunchSpec, tasks: int, cpus: int | None) -> list[str]:
 
 def _agent(spec: LaunchSpec, by_srun: bool) -> list[str]:
     if by_srun:
-        return [_python(spec)]
+        return [*_python(spec)]
     # USR1 reaches every process of the step, and would end the agent, which does not know it.
     deaf = ["bash", "-c", 'trap "" USR1; exec "$@"', "agent"]
     counts = [f"--nnodes={spec.nodes}", f"--nproc-per-node={spec.processes}"]
-    agent = [_python(spec), "-m", "torch.distributed.run", *counts]
+    agent = [*_python(spec), "-m", "torch.distributed.run", *counts]
     return [*deaf, *agent, "--max-restarts=0", "--rdzv-backend=c10d"]
 
 
-def _python(spec: LaunchSpec) -> str:
+def _python(spec: LaunchSpec) -> tuple[str, ...]:
     inside = spec.cluster.container
-    return inside.python if inside.runtime.name != "none" else spec.python
+    return entry.interpreter(inside.python if inside.runtime.name != "none" else spec.python)
 
 
 def _contained(spec: LaunchSpec) -> tuple[list[str], list[str]]:

@@ -213,6 +213,39 @@ def line(value: Any) -> str:
     return text
 
 
+#: Variable that sbatch reads -> (its option, the key that says the same).
+_KEYS = {
+    "SBATCH_ACCOUNT": ("account", "cluster.account"),
+    "SBATCH_CONSTRAINT": ("constraint", "cluster.constraint"),
+    "SBATCH_GPUS_PER_NODE": ("gpus-per-node", "cluster.gpus_per_node"),
+    "SBATCH_MEM_PER_NODE": ("mem", "cluster.memory"),
+    "SBATCH_PARTITION": ("partition", "cluster.partition"),
+    "SBATCH_QOS": ("qos", "cluster.qos"),
+    "SBATCH_RESERVATION": ("reservation", "cluster.reservation"),
+    "SBATCH_TIMELIMIT": ("time", "cluster.time"),
+}
+
+
+def unread(script: str, variables: Mapping[str, str]) -> list[str]:
+    """A line for people on each of sbatch's `variables` that is not passed on to it, and that the
+    batch script does not say in its own way."""
+    stated = set(re.findall(r"^#SBATCH --([a-z-]+)", script, flags=re.MULTILINE))
+    keyed = {name: _KEYS[name] for name in variables if name in _KEYS}
+    lines = [
+        f"note: {name} is not read: give {key}={shlex.quote(variables[name])}"
+        for name, (option, key) in keyed.items()
+        if option not in stated
+    ]
+    clusters = [name for name in variables if name.endswith("_CLUSTERS")]
+    lines += [f"note: {name} is not read: SLURM_CONF says which cluster" for name in clusters]
+    others = [name for name in variables if name not in keyed and name not in clusters]
+    if others:
+        lines.append(
+            f"note: not read: {', '.join(others)}; options of sbatch stand in cluster.sbatch"
+        )
+    return lines
+
+
 def render(template: str, folder: Path, context: Mapping[str, Any], own: Path | None) -> str:
     """The batch script of a packaged template, or of the user's `own` file in its place.
 

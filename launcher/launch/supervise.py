@@ -22,7 +22,7 @@ from launcher.launch import nodes, outcome, processes
 from launcher.launch.guard import Guard
 from launcher.launch.local import END_NOW, STOP, prepare_log, supervisor_file
 from launcher.launch.spec import LaunchPlan, job_file
-from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.rundir import RunDir, State, read_json, too_many_processes, write_json
 from launcher.runtime import environment_without_ranks
 
 _POLL_S = 0.05
@@ -58,7 +58,8 @@ def main(argv: list[str]) -> int:
     try:
         code = _attempt(run, plan, wishes)
     except Exception as error:
-        run.set_status(State.failed, reason=f"supervisor: {error}", exit_code=ExitCode.internal)
+        reason = str(too_many_processes(error) or f"supervisor: {error}")
+        run.set_status(State.failed, reason=reason, exit_code=ExitCode.internal)
         raise
     finally:
         if plan.nodes:

@@ -8,6 +8,7 @@ import secrets
 import socket
 from pathlib import Path
 
+from launcher import entry
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
 from launcher.errors import ConfigError, Problem
 from launcher.launch.local import LocalBackend, prepare_log
@@ -124,14 +125,15 @@ def _node(spec: LaunchSpec, number: int, host: str, port: int) -> NodePlan:
         meet += ["--rdzv-id", f"{spec.run.name}-{spec.attempt}"]
         if number == 0:
             meet += ["--local-addr", host]
-    agent = (spec.python, "-m", "torch.distributed.run", "--nnodes", str(spec.nodes))
+    python = entry.interpreter(spec.python)
+    agent = (*python, "-m", "torch.distributed.run", "--nnodes", str(spec.nodes))
     count = ("--nproc-per-node", str(spec.processes))
     restarts = ("--max-restarts", str(spec.options.max_restarts))
     rank = ("-m", spec.module, str(spec.run), "--attempt", str(spec.attempt))
     return NodePlan(
         host="" if number else socket.gethostname(),
         slots=tuple(range(spec.processes)),
-        command=(*agent, *count, *meet, *restarts, *rank),
+        command=(*agent, *count, *meet, *restarts, "--no-python", *python, *rank),
         start=() if number else node_command(spec, number),
     )
 
@@ -139,7 +141,7 @@ def _node(spec: LaunchSpec, number: int, host: str, port: int) -> NodePlan:
 def node_command(spec: LaunchSpec, number: int) -> tuple[str, ...]:
     """Starts a node's helper on the host where it is run."""
     helper = ("launcher.launch.node", str(spec.run), str(spec.attempt), str(number))
-    return (spec.python, "-m", *helper, "--lifeline")
+    return (*entry.interpreter(spec.python), "-m", *helper, "--lifeline")
 
 
 def agent_log(run: RunDir, attempt: int) -> Path:
@@ -153,19 +155,20 @@ def coordinated(
     """The plan of a job whose nodes a coordinator on this host looks after."""
     interface = spec.cluster.network_interface
     names = ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME") if interface else ()
+    python = entry.interpreter(spec.python)
     return LaunchPlan(
         backend=backend,
         run=spec.run,
         attempt=spec.attempt,
         cwd=spec.cwd,
-        prepare=(spec.python, "-m", spec.prepare_module, str(spec.run)),
-        command=(spec.python, "-m", "launcher.launch.coordinate", str(spec.run), str(spec.attempt)),
+        prepare=(*python, "-m", spec.prepare_module, str(spec.run)),
+        command=(*python, "-m", "launcher.launch.coordinate", str(spec.run), str(spec.attempt)),
         environment={
             "OMP_WAIT_POLICY": "PASSIVE",
             **{name: str(interface) for name in names},
             **spec.cluster.environment,
             **spec.environment,
-            "PYTHONUNBUFFERED": "1",
+            **entry.OUTPUT,
             **variables,
         },
         processes=sum(len(node.slots) for node in nodes),

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from launcher import runtime
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
@@ -33,7 +34,13 @@ from launcher.model.rebuild import (
     require_same_parameters,
     with_adapters,
 )
-from launcher.rundir import fsync_folder, read_json, storage_errors, write_json
+from launcher.rundir import (
+    fsync_folder,
+    give_usual_permissions,
+    read_json,
+    storage_errors,
+    write_json,
+)
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -155,6 +162,7 @@ def export(
                 _write_generation(trained, base, temporary)
             check(temporary)
             (temporary / MARKER).touch()
+            give_usual_permissions(temporary)
             for path in temporary.iterdir():
                 fsync_folder(path)
             _put_in_place(temporary, out)
@@ -224,7 +232,7 @@ def _write_readme(trained: Trained, folder: Path) -> None:
         rules = _SEVERAL_LABELS
     code = (opened + _SCORE + rules).replace("LONGEST", str(trained.config.data.max_length))
     code = code.replace("OUTSIDE", repr(trained.classes.out_of_scope))
-    (folder / "README.md").write_text(_README.replace("CODE", code), "utf-8")
+    (folder / "README.md").write_text(_README.replace("CODE", code), encoding="utf-8")
 
 
 def _write_generation(trained: Trained, base: Path, folder: Path) -> None:
@@ -259,7 +267,7 @@ def _structure(trained: Trained, base: Path) -> Any:
 
 def _is_local(config: Config) -> bool:
     name = config.model.name
-    return name is None or config.model.adapter is not None or Path(name).expanduser().is_dir()
+    return name is None or config.model.adapter is not None or runtime.user_path(name).is_dir()
 
 
 def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+import socket
 from typing import Any, cast
 
 import torch
@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
-from launcher import bases
+from launcher import bases, runtime
 from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
@@ -21,6 +21,7 @@ from launcher.model import attention
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.positions import require_positions
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
+from launcher.rundir import require_readable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -89,6 +90,7 @@ def load_model(
             options["attn_implementation"] = "eager"
             model = open_pretrained(source, classes, **options)
     except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
+        require_readable(runtime.user_path(source))
         raise ConfigError(
             f"cannot load {source!r}: {_first_line(error)}",
             where="model.name",
@@ -213,9 +215,9 @@ _HINTS = (
 
 
 def _hint(source: str, error: str) -> str:
-    folder = Path(source).expanduser()
+    folder = runtime.user_path(source)
     if source.startswith((".", "/", "~")) and not folder.is_dir():
-        return "there is no such folder"
+        return f"there is no such folder on host {socket.gethostname()}"
     if folder.is_dir() and not (folder / "config.json").is_file():
         return "the folder has no config.json: give the folder of a Hugging Face model"
     for words, hint in _HINTS:

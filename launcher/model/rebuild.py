@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from launcher import runtime
 from launcher.config.classes import Classes
 from launcher.config.schema import Config, LoraConfig, ModelConfig
 from launcher.config.variants import PEFT_METHODS
@@ -19,7 +20,7 @@ from launcher.model.pretrained import freeze_as_built, from_structure, open_pret
 
 def base_folder(config: ModelConfig) -> Path:
     """Local folder of the base model's files; a hub model comes from the hub's cache or the hub."""
-    source = Path(model_source(config)).expanduser()
+    source = runtime.user_path(model_source(config))
     if source.is_dir():
         return source.resolve()
     from huggingface_hub import snapshot_download

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from launcher.rundir import read_json, storage_errors
+from launcher.rundir import give_usual_permissions, read_json, storage_errors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -69,7 +69,7 @@ def write_shards(
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     with storage_errors(folder):
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -77,6 +77,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     with storage_errors(path):
         try:
             save_file(tensors, path, metadata={"format": "pt"})
+            give_usual_permissions(path)
         except SafetensorError as error:
             # The Rust side reports the system's error as text only.
             for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher import bases, runtime, stories
 from launcher.config.schema import TinyModelConfig
-from launcher.rundir import fsync_folder, storage_errors
+from launcher.rundir import fsync_folder, give_usual_permissions, open_lock, storage_errors
 from launcher.stories import END, TURN
 
 if TYPE_CHECKING:
@@ -64,11 +64,11 @@ def ensure(config: TinyModelConfig, cache_dir: Path | None = None) -> Path:
     has been checked with the config. Raises `StorageError` if the cache cannot be written.
     """
     folder = bases.tiny_folder(config, cache_dir or runtime.cache_dir())
-    if folder.is_dir():
-        return folder
     with storage_errors(folder):
+        if folder.is_dir():
+            return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with open(folder.with_suffix(".lock"), "w") as lock:
+        with open_lock(folder.with_suffix(".lock")) as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not folder.is_dir():
                 _make(config, folder)
@@ -83,7 +83,10 @@ def _make(config: TinyModelConfig, folder: Path) -> None:
     work.mkdir()
     _write_tokenizer(config, work)
     save_file(_weights(config), work / "model.safetensors", metadata={"format": "pt"})
-    (work / "config.json").write_text(json.dumps(_model_config(config), indent=2) + "\n")
+    give_usual_permissions(work)
+    (work / "config.json").write_text(
+        json.dumps(_model_config(config), indent=2) + "\n", encoding="utf-8"
+    )
     for file in work.iterdir():
         with open(file, "rb") as handle:
             os.fsync(handle.fileno())
@@ -114,7 +117,9 @@ def _write_tokenizer(config: TinyModelConfig, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
         "chat_template": CHAT_TEMPLATE,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(options, indent=2) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(options, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def _sample() -> list[str]:

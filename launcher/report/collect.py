@@ -100,7 +100,7 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The mappings of a JSON Lines file; a torn or foreign line is left out."""
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     for line in text.split("\n"):

@@ -49,11 +49,11 @@ def _render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (FOLDER / "page.js").read_text()
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
     # Only this script may run, so text from the data could not become code even if escaping failed.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
-        style=Markup((FOLDER / "page.css").read_text()),  # noqa: S704 - our own file
+        style=Markup((FOLDER / "page.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=f"sha256-{digest}",
         version=__version__,

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher import runtime
 from launcher.config import compose, ownfile, typed
 from launcher.config.schema import Config
 from launcher.config.schema_launch import TorchrunConfig
@@ -62,7 +63,7 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
     sweep = SweepDir(Path(config.run.root, config.run.name or _new_name(found.fixed)))
     asked = Request(
         words=tuple(words),
-        config_dirs=tuple(str(Path(folder).expanduser().resolve()) for folder in config_dirs),
+        config_dirs=tuple(str(runtime.user_path(folder).resolve()) for folder in config_dirs),
         cwd=os.getcwd(),
         created=time.time(),
         kind=kind,
@@ -211,7 +212,7 @@ def _kept(sweep: SweepDir, number: int, word: str) -> str:
     if not ownfile.is_named(word):
         return word
     copy = sweep.path / f"own-{number}.yaml"
-    shutil.copyfile(Path(word).expanduser(), copy)
+    shutil.copyfile(runtime.user_path(word), copy)
     return str(copy)
 
 

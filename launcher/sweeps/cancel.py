@@ -54,7 +54,7 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
 def _end_controller(sweep: SweepDir) -> None:
     """SIGKILL, which a controller survives by design: its trials are ended by us."""
     lock = sweep.path / ".lock"
-    text = lock.read_text() if lock.exists() else ""
+    text = lock.read_text(encoding="utf-8") if lock.exists() else ""
     holder = re.fullmatch(r"host (\S+) pid (\d+)\s*", text)
     if not holder or holder[1] != socket.gethostname():
         return

@@ -111,5 +111,5 @@ def _write(path: Path, files: dict[str, str], frozen: str) -> None:
         for name, text in files.items():
             (temporary / name).write_text(text, encoding="utf-8")
         if frozen in files:
-            (temporary / frozen).chmod(0o444)
+            (temporary / frozen).chmod((temporary / frozen).stat().st_mode & 0o444)
         temporary.rename(path)

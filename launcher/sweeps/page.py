@@ -36,8 +36,10 @@ def build(sweep: SweepDir) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    script = (FOLDER / "page.js").read_text()
-    style = (run_page.FOLDER / "page.css").read_text() + (FOLDER / "page.css").read_text()
+    script = (FOLDER / "page.js").read_text(encoding="utf-8")
+    style = (run_page.FOLDER / "page.css").read_text(encoding="utf-8") + (
+        FOLDER / "page.css"
+    ).read_text(encoding="utf-8")
     # Only this script may run, so an override could not become code even if escaping failed.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = environment.get_template("page.html.j2").render(

@@ -48,7 +48,7 @@ class JsonLines:
         if not self._path.exists():
             return
         kept = []
-        for line in self._path.read_text(errors="replace").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 if step is not None and json.loads(line)["step"] <= step:
                     kept.append(line + "\n")

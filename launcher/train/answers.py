@@ -104,7 +104,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
 
     def work() -> None:
-        asked = [json.loads(line) for line in options.prompts.read_text("utf-8").splitlines()]
+        asked = [
+            json.loads(line) for line in options.prompts.read_text(encoding="utf-8").splitlines()
+        ]
         for number, name in enumerate(options.models):
             note(f"{name} answers {len(asked):,} prompts")
             made = answers(open_model(name), asked, options.max_new_tokens)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from launcher.errors import ExitCode, LauncherError
+from launcher.rundir import storage_error
 
 
 def note(text: str) -> None:
@@ -20,6 +21,12 @@ def exit_code_of(work: Callable[[], None]) -> int:
     except LauncherError as error:
         note(f"error: {error}")
         return int(error.exit_code)
+    except OSError as error:
+        known = storage_error(error)
+        if known is None:
+            raise
+        note(f"error: {known}")
+        return int(known.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.interrupted)
     return int(ExitCode.ok)

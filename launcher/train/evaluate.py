@@ -308,7 +308,7 @@ def score_base(
         say(f"base model scored on {len(results.ids())} held-out records")
     elif evaluator.ranks.is_main and store.read_results(target) is None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, cached.read_text())
+        write_atomic(target, cached.read_text(encoding="utf-8"))
         say("base model's scores come from the cache")
 
 

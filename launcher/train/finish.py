@@ -126,7 +126,11 @@ def _compare(
 
 
 def _table_of_samples(run: RunDir, config: Config, trackers: Trackers) -> None:
-    lines = (run.eval / "predictions.jsonl").read_text().splitlines()[: config.eval.samples]
+    lines = (
+        (run.eval / "predictions.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()[: config.eval.samples]
+    )
     columns = ["prompt", "reference", "base", "tuned", "base_match", "tuned_match"]
     rows = [[record[column] for column in columns] for record in map(json.loads, lines)]
     if rows:

@@ -127,7 +127,7 @@ def _name_in(file: str) -> str:
     """The name of the task that a YAML file describes; its own tags keep other parsers out."""
     try:
         found = re.search(
-            r"^task:\s*['\"]?([^'\"\s]+)", Path(file).read_text("utf-8"), re.MULTILINE
+            r"^task:\s*['\"]?([^'\"\s]+)", Path(file).read_text(encoding="utf-8"), re.MULTILINE
         )
     except (OSError, UnicodeError) as error:
         raise ConfigError(str(error), where="--lm-eval", hint="give a task's YAML file") from error

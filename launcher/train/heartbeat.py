@@ -96,7 +96,7 @@ class Heartbeat:
         self._written, self._written_at = beat, time.monotonic()
         temporary = self._path.with_suffix(".tmp")
         with contextlib.suppress(OSError):
-            temporary.write_text(json.dumps(beat.to_json()))
+            temporary.write_text(json.dumps(beat.to_json()), encoding="utf-8")
             os.replace(temporary, self._path)
 
     def answer(self, where: str, waiting: bool) -> Beat:

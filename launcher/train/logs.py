@@ -14,13 +14,13 @@ from typing import Any, TextIO
 def redirect(log: Path) -> None:
     """Send this process's output, native code's too, to its log file."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(line_buffering=True)
+            stream.reconfigure(line_buffering=True, encoding="utf-8", errors="backslashreplace")
 
 
 class _Copy:
@@ -47,7 +47,7 @@ class _Copy:
 def copied(log: Path) -> Iterator[None]:
     """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a") as file:
+    with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
         out, err = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)
         try:

@@ -173,7 +173,7 @@ def _kept_out(path: Path, ranks: Ranks) -> bool | None:
         kept_out = None
         if not ranks.is_main:
             kept_out = False
-            with contextlib.suppress(OSError), open(path, "a") as file:
+            with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
@@ -189,7 +189,7 @@ def _main_holds(path: Path, ranks: Ranks) -> Iterator[None]:
         distributed.barrier()
         yield
         return
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         distributed.barrier()
         yield

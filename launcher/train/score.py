@@ -39,7 +39,7 @@ def score(
     config = compose.load(run.config)
     held_out(run)
     has_gpu = torch.cuda.is_available()
-    plan = plans.Plan.from_json(run.plan.read_text())
+    plan = plans.Plan.from_json(run.plan.read_text(encoding="utf-8"))
     attention.register()
     model, device = speaker.model, torch.device("cuda" if has_gpu else "cpu")
     inner = inner_model(model)

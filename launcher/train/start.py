@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from launcher import bases, fingerprint, runtime
+from launcher import bases, entry, fingerprint, runtime
 from launcher.config import compose, create
 from launcher.config.schema import Config
 from launcher.config.schema_launch import LaunchConfig
@@ -25,7 +25,7 @@ from launcher.errors import (
     OutOfMemoryError,
     Preempted,
 )
-from launcher.rundir import RunDir, State
+from launcher.rundir import RunDir, State, storage_error, too_many_processes
 from launcher.runtime import Ranks
 from launcher.train import distributed, logs
 from launcher.train.signals import StopFlag
@@ -46,17 +46,33 @@ def main(argv: list[str]) -> int:
         logs.redirect(job.run.log(job.attempt, ranks.rank))
     with contextlib.ExitStack() as resources:
         try:
+            _require_docstrings()
             _run(job, stop, resources)
         except LauncherError as error:
             return _failed(job, error)
         except (torch.OutOfMemoryError, MemoryError) as error:
             return _failed(job, _out_of_memory(error))
         except Exception as error:
+            known = too_many_processes(error)
+            if known is None and isinstance(error, OSError):
+                known = storage_error(error)
+            if known is not None:
+                return _failed(job, known)
             traceback.print_exc()
             if _is_allocation_failure(error):
                 return _failed(job, _out_of_memory(error))
             return _failed(job, LauncherError(f"{type(error).__name__}: {error}"))
     return int(ExitCode.ok)
+
+
+def _require_docstrings() -> None:
+    """Raises `ConfigError` where Python has left them out: transformers builds classes of them."""
+    if sys.flags.optimize > 1:
+        raise ConfigError(
+            "Python runs without docstrings, which transformers needs",
+            where="PYTHONOPTIMIZE=2 or python -OO",
+            hint="start it without: unset PYTHONOPTIMIZE",
+        )
 
 
 @dataclass(slots=True)
@@ -161,7 +177,7 @@ def _prepare(run: RunDir, stop: StopFlag) -> None:
 
 
 def _prepared_by(module: str, run: RunDir, stop: StopFlag) -> None:
-    command = [sys.executable, "-m", module, str(run)]
+    command = entry.command(module, str(run))
     child = subprocess.Popen(command, env=runtime.environment_without_ranks())  # noqa: S603
     while (done := child.poll()) is None:
         if stop:

@@ -60,7 +60,7 @@ class Watchdog:
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._ranks.is_main:  # torchrun may start the ranks of an attempt anew
             vitals.stall_file(self._run, self._attempt).unlink(missing_ok=True)
-        self._stacks = open(path, "a")
+        self._stacks = open(path, "a", encoding="utf-8")
         faulthandler.register(DUMP, file=self._stacks, all_threads=True)
         self.heart.write_if_due()
         self._thread.start()

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from launcher import entry
 from launcher.config.schema_launch import (
     ClusterConfig,
     DeepspeedConfig,
@@ -225,7 +226,8 @@ def test_no_shell_misreads_paths_and_values(
     done = subprocess.run([login_shell, "-c", remote], capture_output=True, text=True, check=True)
     words, folder, environ = json.loads(done.stdout)
     number = "1" if shell is RemoteShell.pdsh else "0"
+    line = entry.interpreter("python")[1:]
     lifeline = [] if shell is RemoteShell.pdsh else ["--lifeline"]
-    assert words == ["-m", "launcher.launch.node", str(plan.run), "2", number, *lifeline]
+    assert words == [*line, "-m", "launcher.launch.node", str(plan.run), "2", number, *lifeline]
     assert folder == str(weird_tmp_path)
     assert environ["LAUNCHER_HOSTILE"] == HOSTILE

@@ -112,6 +112,25 @@ def test_a_site_that_exports_nothing_keeps_the_variables_of_the_script(submit, m
     assert made.end() is State.succeeded
 
 
+def test_variables_for_slurms_commands_change_neither_the_job_nor_what_is_read(
+    submit, cluster, monkeypatch
+):
+    options = {"MEM_PER_NODE": "1T", "NO_REQUEUE": "1", "ARRAY_INX": "0-3", "WAIT": "1"}
+    hostile = {f"SBATCH_{name}": value for name, value in options.items()}
+    hostile |= {"SQUEUE_FORMAT": "%j", "SQUEUE_STATES": "CG", "SLURM_TIME_FORMAT": "relative"}
+    hostile |= {"SCANCEL_STATE": "SUSPENDED", "SCANCEL_INTERACTIVE": "1", "SLURM_CLUSTERS": "none"}
+    with monkeypatch.context() as user:
+        for name, value in hostile.items():
+            user.setenv(name, value)
+        made = submit("cluster.memory=200M", steps=500, step_s=0.1)
+        made.await_step(2)
+        assert SlurmBackend().status(made.run, 1) is JobState.running
+        shown = slurm_ask.fields(made.job)
+        assert (shown["MinMemoryNode"], shown["Requeue"]) == ("200M", "1")
+        SlurmBackend().cancel(made.run, 1, now=True)
+        wait_for(lambda: SlurmBackend().status(made.run, 1) is JobState.gone, "the end")
+
+
 def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
     made = submit("launch.agent=torchrun", steps=40, step_s=0.2)
     made.await_step(3)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher import entry
 from launcher.config.schema_launch import (
     ClusterConfig,
     ContainerConfig,
@@ -107,6 +108,17 @@ def test_job_that_needs_nothing_asks_for_nothing():
     assert "--no-requeue" in header(script(launch={"max_requeues": 0}))
 
 
+def test_options_of_sbatch_in_the_environment_are_told_with_their_key():
+    text = script(cluster={"partition": "gpu"})
+    variables = {"SBATCH_ACCOUNT": "my group", "SBATCH_PARTITION": "old", "SLURM_CLUSTERS": "b"}
+    assert slurm_text.unread(text, {**variables, "SBATCH_WAIT": "1"}) == [
+        "note: SBATCH_ACCOUNT is not read: give cluster.account='my group'",
+        "note: SLURM_CLUSTERS is not read: SLURM_CONF says which cluster",
+        "note: not read: SBATCH_WAIT; options of sbatch stand in cluster.sbatch",
+    ]
+    assert slurm_text.unread(text, {}) == []
+
+
 def test_torchrun_is_one_task_a_node():
     text = script(launch={"agent": SlurmAgent.torchrun}, cluster={"cpus_per_rank": 2})
     assert "--ntasks-per-node=1" in header(text)
@@ -147,7 +159,7 @@ def test_whole_script_runs_in_a_hostile_folder(name):
     run = f"/nowhere/{name}/r"
     text = script(run=Path(run), python="python_", cwd=Path("/"))
     stubs = (
-        'python_() { [ "$3" = begin ] && echo 1; printf "%s\\0" "$4" >&2; }\n'
+        'python_() { [ "$5" = begin ] && echo 1; printf "%s\\0" "$6" >&2; }\n'
         'srun() { printf "%s\\0" "${@: -3:1}" >&2; }\n'
     )
     text = text.replace('>>"$run/attempts', '#"$run/attempts')
@@ -296,7 +308,8 @@ def test_image_run_by_apptainer(name):
     assert words[words.index("'/images/a b.sif'") + 1] == "python"
     plan = SlurmBackend().plan(make_spec(cluster=cluster))
     assert plan.prepare[:2] == (name, "exec")
-    assert plan.prepare[-4:] == ("python", "-m", "launcher.data.prepare", "/data/runs/r")
+    assert plan.prepare[-6:-3] == entry.interpreter("python")
+    assert plan.prepare[-3:] == ("-m", "launcher.data.prepare", "/data/runs/r")
 
 
 def test_image_run_by_pyxis():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import entry
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig
 from launcher.config.variants import LAUNCHERS
 from launcher.errors import ExitCode
@@ -15,6 +16,9 @@ from launcher.launch import outcome
 from launcher.launch.local import LocalBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State
+
+#: The interpreter, kept from the modules of the current folder.
+PYTHON = entry.interpreter("/py")
 
 
 def make_spec(run: Path, **changes) -> LaunchSpec:
@@ -30,8 +34,8 @@ def make_plan(run: Path, processes: int = 2) -> LaunchPlan:
 
 def test_one_rank_starts_without_an_agent(tmp_path):
     plan = LocalBackend().plan(make_spec(tmp_path, attempt=7))
-    assert plan.command == ("/py", "-m", "launcher.train", str(tmp_path), "--attempt", "7")
-    assert plan.prepare == ("/py", "-m", "launcher.data.prepare", str(tmp_path))
+    assert plan.command == (*PYTHON, "-m", "launcher.train", str(tmp_path), "--attempt", "7")
+    assert plan.prepare == (*PYTHON, "-m", "launcher.data.prepare", str(tmp_path))
     assert plan.environment["OMP_NUM_THREADS"] == "3"
     assert plan.environment["OMP_WAIT_POLICY"] == "PASSIVE"
     assert plan.log == tmp_path / "attempts/0007/agent.log"
@@ -39,8 +43,11 @@ def test_one_rank_starts_without_an_agent(tmp_path):
 
 def test_several_ranks_start_under_the_agent_without_restarts(tmp_path):
     command = LocalBackend().plan(make_spec(tmp_path, processes=4)).command
-    assert command[:3] == ("/py", "-m", "torch.distributed.run")
-    agent = command[3 : command.index("launcher.train")]
+    assert command[:5] == (*PYTHON, "-m", "torch.distributed.run")
+    # A rank that the agent would start by `-m` itself would look in the current folder first.
+    at = command.index("--no-python")
+    agent = command[5:at]
+    assert command[at + 1 : at + 6] == (*PYTHON, "-m", "launcher.train")
     assert "--standalone" in agent
     assert agent[agent.index("--nproc-per-node") + 1] == "4"
     assert agent[agent.index("--max-restarts") + 1] == "0"

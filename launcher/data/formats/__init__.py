@@ -12,10 +12,9 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from launcher import meanings
+from launcher import meanings, runtime
 from launcher.config.variants import FORMATS
 from launcher.data.formats.base import (
     BadRecord,
@@ -108,7 +107,7 @@ def load(name: str) -> Format:
     if not name.endswith(".py"):
         known: Format = FORMATS.load(name)()
         return known
-    path = Path(name).expanduser()
+    path = runtime.user_path(name)
     spec = importlib.util.spec_from_file_location(f"launcher_format_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,88 @@
+"""How every process of the launcher begins, whatever the user's environment and current folder are.
+
+`python -m` puts the current folder first on the path, where a `launcher.py`, another clone or a
+`json.py` would take the place of what is meant. So modules are started by a line that takes the
+folder away again; what PYTHONPATH names on purpose stays. (`python -P` needs Python 3.11.)
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import runpy
+import sys
+
+from launcher import runtime
+from launcher.errors import ExitCode
+
+#: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
+_LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"
+
+#: Variables of processes that write to log files: as it comes, and UTF-8 whatever the locale is.
+OUTPUT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+
+
+def interpreter(python: str) -> tuple[str, ...]:
+    """What stands in the place of `python` before `-m MODULE`."""
+    return (python, "-c", _LINE)
+
+
+def command(module: str, *words: str) -> list[str]:
+    """The command line that runs `module` with `words`."""
+    return [*interpreter(sys.executable), "-m", module, *words]
+
+
+def main() -> None:
+    """Become the module that the command line names; Ctrl-C ends it without a traceback also while
+    it still imports."""
+    sys.argv[:] = sys.argv[2:]
+    runtime.keep_current_folder_off_the_path()
+    make_output_safe()
+    try:
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    except KeyboardInterrupt:
+        sys.exit(int(ExitCode.interrupted))
+
+
+def become_utf8() -> None:
+    """Start the command line again in Python's UTF-8 mode where the locale has another encoding:
+    names of files and what libraries read are UTF-8 on every machine. A terminal keeps its own."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    words = [_utf8(word) for word in command("launcher.cli", *sys.argv[1:])]
+    environment = runtime.utf8_environment(sys.stdout.encoding if sys.stdout else "utf-8")
+    os.execve(sys.executable, words, environment)  # noqa: S606 - this process once more
+
+
+def _utf8(word: str) -> bytes:
+    """A word as UTF-8: as its bytes are, if they are that, else by the locale's reading of it."""
+    raw = os.fsencode(word)
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return word.encode("utf-8", "surrogateescape")
+    return raw
+
+
+def make_output_safe() -> None:
+    r"""Let stdout and stderr take any text: what their encoding lacks is written as \uXXXX.
+
+    A terminal keeps its encoding; files and pipes that only we read get UTF-8 on stderr.
+    """
+    codecs.register_error("launcher", escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            is_log = stream is sys.stderr and not stream.isatty()
+            with contextlib.suppress(ValueError, OSError):
+                stream.reconfigure(encoding="utf-8" if is_log else None, errors="launcher")
+
+
+def escaped(error: UnicodeError) -> tuple[str, int]:
+    r"""Handler of `codecs`: characters as JSON writes them, so that JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    codes = (int.from_bytes(units[at : at + 2], "big") for at in range(0, len(units), 2))
+    return "".join(f"\\u{code:04x}" for code in codes), error.end

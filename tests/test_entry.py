@@ -1,0 +1,159 @@
+"""How processes of our own begin: which code they run, what they can print, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import launcher
+from launcher import entry, runtime
+from launcher.errors import ExitCode
+from support.project import LAUNCHER
+from support.ranks import environment
+
+ROOT = Path(launcher.__file__).parents[1]
+
+
+#: Says which file each module comes from, here and in a process that a library starts.
+TELLING = """
+import json, subprocess, sys
+import launcher, logging
+if __name__ == "__main__":
+    print(sys.argv[1:], launcher.__file__, json.__file__, logging.__file__)
+    child = [sys.executable, "-c", "import json, launcher; print(launcher.__file__, json.__file__)"]
+    subprocess.run(child, check=True)
+    sys.exit(5)
+"""
+
+
+def _start(module: str, *words: str, cwd: Path, **variables: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        entry.command(module, *words),
+        cwd=cwd,
+        env=runtime.child_environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+def _run(module: str, *words: str, cwd: Path, **variables: str) -> tuple[str, str, int]:
+    with _start(module, *words, cwd=cwd, **variables) as child:
+        return (*child.communicate(timeout=60), child.returncode)
+
+
+@pytest.fixture
+def modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for modules that PYTHONPATH names on purpose."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(folder)]))
+    return folder
+
+
+def test_files_of_the_current_folder_take_no_modules_place(tmp_path: Path, modules: Path) -> None:
+    (modules / "telling.py").write_text(TELLING)
+    for name in ("launcher", "json", "logging", "runpy", "telling", "signal", "codecs"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
+    stdout, stderr, code = _run("telling", "-x", "y z", cwd=tmp_path)
+    first, second = stdout.splitlines()
+    assert (stderr, code) == ("", 5)
+    assert first == f"['-x', 'y z'] {launcher.__file__} {json.__file__} {logging.__file__}"
+    if sys.version_info >= (3, 11):  # before, nothing tells a library's children
+        assert second == f"{launcher.__file__} {json.__file__}"
+
+
+@pytest.mark.parametrize("given", [":{0}", "{0}:", "{0}::/nowhere"])
+def test_an_empty_part_of_the_python_path_is_no_wish(given: str, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", given.format("/a"))
+    places = runtime.child_environment()["PYTHONPATH"].split(":")
+    assert [place for place in places if place not in (str(ROOT), "/nowhere")] == ["/a"]
+
+
+def test_children_run_the_code_of_a_clone_that_was_started_in_its_folder(tmp_path: Path) -> None:
+    shutil.copytree(Path(launcher.__file__).parent, tmp_path / "launcher")
+    say = "import runpy, sys; from launcher import entry, runtime; import subprocess; "
+    say += "subprocess.run(entry.command('where'), env=runtime.child_environment())"
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "where.py").write_text("import launcher\nprint(launcher.__file__)\n")
+    done = subprocess.run(
+        [sys.executable, "-c", say],
+        cwd=tmp_path,
+        env=runtime.child_environment(PYTHONPATH=f"{tmp_path / 'modules'}{os.pathsep}{ROOT}"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == str(tmp_path / "launcher" / "__init__.py"), done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_text_can_be_printed(encoding: str, tmp_path: Path, modules: Path) -> None:
+    text = "gr\u00fcn \u65e5\u672c \U0001f389 \udce9"
+    (modules / "saying.py").write_text(
+        f"import json, sys\ntext = {text!r}\n"
+        "print(text)\nprint(json.dumps(text, ensure_ascii=False))\nprint(text, file=sys.stderr)\n"
+    )
+    with subprocess.Popen(
+        entry.command("saying"),
+        cwd=tmp_path,
+        env=runtime.child_environment(PYTHONIOENCODING=encoding),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as child:
+        stdout, stderr = child.communicate(timeout=60)
+    assert child.returncode == 0
+    first, second = stdout.decode(encoding).splitlines()
+    assert json.loads(second) == text
+    assert "gr\\u00fcn" in first if encoding == "ascii" else "gr\u00fcn" in first
+    assert stderr.decode() == "gr\u00fcn \u65e5\u672c \U0001f389 \\udce9\n"
+
+
+def test_words_and_files_are_utf8_in_a_locale_that_is_not(tmp_path: Path) -> None:
+    """The command line itself, where Python is kept from its UTF-8 mode; the terminal stays so."""
+    done = subprocess.run(
+        [*LAUNCHER, "config", "model=tiny", "data.train=gr\u00fcn.jsonl"],
+        cwd=tmp_path,
+        env=environment(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0"),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"train: gr\\u00fcn.jsonl" in done.stdout
+
+
+def test_interrupted_while_it_imports(tmp_path: Path, modules: Path) -> None:
+    (modules / "slow.py").write_text("import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+    with _start("slow", cwd=tmp_path) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(signal.SIGINT)
+        assert (child.wait(30), child.stderr and child.stderr.read()) == (ExitCode.interrupted, "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("after_s", [0.5, 1.0, 2.0])
+def test_a_report_stops_without_a_traceback(tmp_path: Path, after_s: float) -> None:
+    with subprocess.Popen(
+        [*LAUNCHER, "data", "report", "model=tiny", "data.train=builtin:quickstart-chat"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as child:
+        time.sleep(after_s)
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of them
+        _, messages = child.communicate(timeout=60)
+    assert child.returncode == ExitCode.interrupted, messages
+    assert "Traceback" not in messages

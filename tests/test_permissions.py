@@ -1,0 +1,110 @@
+"""Whose files may be read by whom, and what is said where they may not."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher import rundir, runtime
+from launcher.config.schema import TinyModelConfig
+from launcher.data import cache
+from launcher.errors import ConfigError, StorageError
+from launcher.model import shards, tiny
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077, 0o000], ids=lambda mask: f"{mask:03o}")
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def _modes(folder: Path) -> set[int]:
+    return {stat.S_IMODE(file.stat().st_mode) for file in folder.rglob("*") if file.is_file()}
+
+
+def test_written_models_and_caches_follow_the_umask(umask: int, tmp_path: Path) -> None:
+    size = {"hidden_size": 16, "intermediate_size": 32, "layers": 1, "heads": 2, "kv_heads": 2}
+    tiny.ensure(TinyModelConfig(vocab_size=300, **size), tmp_path / "cache")
+    folder = tmp_path / "export"
+    folder.mkdir()
+    tensors = [("a", torch.ones(8)), ("b", torch.ones(8))]
+    shards.write_shards(folder, tensors, shard_bytes=32)
+    shards.save(folder / "adapter_model.safetensors", {"a": torch.ones(2)})
+    cache.write(tmp_path / "data", [([1, 2], [0, 1])])
+    rundir.write_json(tmp_path / "status.json", {})
+    assert _modes(tmp_path) == {0o666 & ~umask}
+
+
+@contextlib.contextmanager
+def another_user(folder: Path) -> Iterator[None]:
+    """As a user to whom what is closed to others is closed."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    for above in (folder, *folder.parents):
+        if not above.stat().st_mode & 0o001:
+            above.chmod(above.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_what_is_closed_is_told_with_its_owner(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    cache.write(folder, [([1, 2], [0, 1])])
+    closed = folder / "index.json"
+    closed.chmod(0o600)
+    with another_user(tmp_path):
+        with pytest.raises(StorageError) as caught:
+            cache.read_index(folder)
+        with pytest.raises(StorageError) as denied:
+            rundir.write_json(tmp_path / "mine" / "x.json", {})
+    problem = caught.value.problems[0]
+    assert problem.where == str(closed)
+    assert problem.found.startswith(f"Permission denied: {closed} is of root (uid 0), -rw-------")
+    assert f"chmod -R a+rX {closed}" in problem.hint
+    assert f"{tmp_path} is of root (uid 0), drwx" in denied.value.problems[0].found
+
+
+def test_a_cache_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="does not see this folder") as caught:
+        cache.read_index(tmp_path / "data" / "key")
+    assert "LAUNCHER_CACHE" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(11, os.strerror(11)), RuntimeError("can't start new thread")]
+)
+def test_a_limit_of_processes_is_named(error: Exception) -> None:
+    told = rundir.too_many_processes(error)
+    assert told is not None
+    assert told.problems[0].where == "ulimit -u"
+    assert rundir.too_many_processes(RuntimeError("another")) is None
+
+
+def test_a_lock_of_another_user_serves(tmp_path: Path) -> None:
+    with rundir.open_lock(tmp_path / "a.lock") as lock:
+        assert lock.writable()
+    with another_user(tmp_path), rundir.open_lock(tmp_path / "a.lock") as lock:
+        assert not lock.writable()
+
+
+def test_without_a_home_the_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LAUNCHER_CACHE", "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda text: text)  # as for a uid without a home
+    with pytest.raises(ConfigError, match="no home folder") as caught:
+        runtime.cache_dir()
+    assert "export LAUNCHER_CACHE=" in caught.value.problems[0].hint
+    monkeypatch.setenv("LAUNCHER_CACHE", "/data/cache")
+    assert runtime.cache_dir() == Path("/data/cache")
+    assert runtime.hub_cache() == Path("/data/cache/huggingface/hub")
+    assert runtime.user_path("~/x") == Path("~/x")
