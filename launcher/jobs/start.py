@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher.config import compose, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.jobs import scheduled
+from launcher.jobs import length, scheduled
 from launcher.jobs.status import is_live
 from launcher.launch.outcome import settled
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
@@ -19,8 +19,9 @@ from launcher.rundir import RunDir, State, Status, read_json, storage_errors
 from launcher.runtime import cache_dir, cpu_count, hub_cache
 
 
-def begin(run: RunDir) -> int:
-    """Claim the next attempt and return its number.
+def begin(run: RunDir, change: Callable[[], None] | None = None) -> int:
+    """Claim the next attempt and return its number; `change` is made before, while nobody else
+    works on the run.
 
     Raises `StorageError` if another process works on the run, or may do so on another host.
     """
@@ -39,6 +40,8 @@ def begin(run: RunDir) -> int:
                 hint=f"run `launcher cancel {run.name}` there; if that host is gone for good, "
                 f"`launcher cancel --lost {run.name}` here, then resume",
             )
+        if change is not None:
+            change()
         attempt = max(run.attempts(), default=0) + 1
         with storage_errors(run.path):
             run.attempt(attempt).mkdir(parents=True)
@@ -154,9 +157,5 @@ def submit(
 def resumable(run: RunDir) -> RunDir:
     """The run, if there is something left to do; `ConfigError` if it has succeeded."""
     if run.status().state is State.succeeded:
-        raise ConfigError(
-            "the run has finished",
-            where=str(run),
-            hint="start a new run with `launcher train` to train on",
-        )
+        raise length.finished(run)
     return run

@@ -9,12 +9,12 @@ from typing import Any
 
 from launcher.errors import ExitCode
 from launcher.rundir import Status
-from launcher.sweeps.folder import Request, SweepDir, Trial, values
+from launcher.sweeps.folder import Request, SweepDir, Trial, counted, values
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One trial: its state, and the last value of the metric, final if it has succeeded."""
+    """One trial: its state, and the value of the metric that counts, final if it has succeeded."""
 
     trial: Trial
     status: Status
@@ -52,8 +52,8 @@ def rows(sweep: SweepDir) -> list[Row]:
     metric, found = sweep.request().metric, []
     for trial, status in sweep.states():
         measured = values(trial.run, metric)
-        step, value = measured[-1] if measured else (0, None)
-        shown = max(status.step, step)
+        value = counted(trial.run, metric, measured)
+        shown = max(status.step, measured[-1][0] if measured else 0)
         found.append(Row(trial, status, trial.state(status), value, shown))
     return found
 
