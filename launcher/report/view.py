@@ -74,18 +74,18 @@ def _charts(facts: Facts) -> list[Chart]:
 
 def _marks(facts: Facts, held_out: list[Point]) -> list[Curve]:
     """Where the held-out score was best, and where the run was stopped early."""
-    step, name, scored = facts.best.get("step"), "held-out", dict(held_out)
+    step, name, scored = as_number(facts.best.get("step")), "held-out", dict(held_out)
     if "step" not in facts.best and held_out:
         step = min(held_out, key=lambda point: point[1])[0]
     elif facts.best.get("metric") not in (None, "loss"):
         name = f"eval.{facts.best['metric']}"
-    stopped = facts.best.get("stopped")
+    stopped = as_number(facts.best.get("stopped"))
     found = []
-    if step in scored and len(held_out) > 1:
+    if step is not None and step in scored and len(held_out) > 1:
         found.append(
             Curve(f"best {name}, step {step:,.0f}", "mark", "good", [(step, scored[step])])
         )
-    if stopped in scored:
+    if stopped is not None and stopped in scored:
         point = (stopped, scored[stopped])
         found.append(Curve(f"stopped early, step {stopped:,.0f}", "mark", "neutral", [point]))
     return found
