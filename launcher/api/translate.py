@@ -147,6 +147,7 @@ def _number_words(
     ]
     if inputs.validation is None:
         words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
+        words.append("eval.times=null")
     else:
         metrics = "eval.metrics=[loss,token_accuracy]"
         words += ["eval=default", metrics, f"eval.every_steps={every}"]
