@@ -108,14 +108,16 @@ def _end(run: RunDir, config: Config) -> list[Problem]:
             hint += f", with model.name={run.export} from the exported weights"
         return [Problem(str(run.checkpoints), found, hint)]
     done = max(int(manifest["step"]), run.status().step)
+    patience = config.train.early_stop.patience
+    since = (manifest.get("state", {}).get("selection") or {}).get("since", 0)
+    is_used_up = patience is not None and since >= patience
     end, epochs = config.train.steps, config.train.epochs
     key, steps = ("train.steps", end) if end else ("train.epochs", _steps_of(run, epochs))
     if steps is not None and steps <= done:
         found = f"{end or epochs} ends where the run has been: it has done {done} steps"
-        return [Problem(key, found, f"more of them, e.g. train.steps={2 * done}")]
-    patience = config.train.early_stop.patience
-    since = (manifest.get("state", {}).get("selection") or {}).get("since", 0)
-    if patience is not None and since >= patience:
+        also = " train.early_stop.patience=null" if is_used_up else ""
+        return [Problem(key, found, f"more of them, e.g. train.steps={2 * done}{also}")]
+    if is_used_up:
         found = f"{patience}: there was no progress in the last {since} evaluations"
         hint = f"add train.early_stop.patience=null, or more than {since}"
         return [Problem("train.early_stop.patience", found, hint)]
