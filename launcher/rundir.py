@@ -328,6 +328,11 @@ class RunDir:
         return self.path / "eval"
 
     @property
+    def best(self) -> Path:
+        """Which evaluation was the best and whose weights count, where the run chooses by it."""
+        return self.eval / "best.json"
+
+    @property
     def slices(self) -> Path:
         """Held-out records by field and value, if `eval.slices` names fields."""
         return self.eval / "slices.json"

@@ -13,7 +13,7 @@ from launcher.api.records import Measured
 from launcher.api.tables import Job, JobState, Model, now
 from launcher.api.workplace import Workplace
 from launcher.errors import ExitCode
-from launcher.rundir import RunDir, Status
+from launcher.rundir import RunDir, Status, read_json
 
 _RESULTS = "step_metrics.csv"
 _CODES = {
@@ -40,17 +40,19 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         if job.state.is_final:
             _release(job)
             return
-        last = steps[-1] if steps else None
+        result = read_json(run.best, {}).get("result")
+        # The weights of the last step, unless the site asks for the best ones.
+        last = next((step for step in steps if step.step == result), steps[-1] if steps else None)
         name = naming.final_name(job, organization)
         if last is not None:
             _add_final(session, job, name, last)
         result = files.insert(session, store, table, job.project_id, _RESULTS, files.RESULTS)
         job.result_file = result.id
-        job.trained_tokens = last.tokens if last else 0
+        job.trained_tokens = steps[-1].tokens if steps else 0
         job.fine_tuned_model = name
         job.state, job.finished_at = JobState.succeeded, now()
         new = _steps(run, unread(job, attempt))
-        journal.write(session, job.id, _last_notes(name, new, last.step if last else 0))
+        journal.write(session, job.id, _last_notes(name, new, steps[-1].step if steps else 0))
         _release(job)
 
 

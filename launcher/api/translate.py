@@ -99,7 +99,7 @@ def translate(site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path])
     settled = site_config(site, job.model, config_dirs)
     world_size = ranks_of(settled, site.queue.parallel)
     used = numbers(job.asked, inputs.examples, world_size)
-    words = [*_site_words(site, job.model), *_number_words(job, used, inputs, settled)]
+    words = [*_site_words(site, job.model), *_number_words(site, job, used, inputs, settled)]
     config, problems = compose.try_compose(words, config_dirs)
     _set_names(config, job, inputs)
     if inputs.base is not None:
@@ -127,7 +127,9 @@ def _site_words(site: Site, model: str) -> list[str]:
     return ["data=chat", *site.overrides, *offer.overrides]
 
 
-def _number_words(job: Job, used: Numbers, inputs: Inputs, settled: Config) -> list[str]:
+def _number_words(
+    site: Site, job: Job, used: Numbers, inputs: Inputs, settled: Config
+) -> list[str]:
     every = used.steps_of_epoch(inputs.examples)
     words = [
         f"seed={job.seed}",
@@ -145,9 +147,15 @@ def _number_words(job: Job, used: Numbers, inputs: Inputs, settled: Config) -> l
     ]
     if inputs.validation is None:
         words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
+        words.append("eval.times=null")
     else:
         metrics = "eval.metrics=[loss,token_accuracy]"
         words += ["eval=default", metrics, f"eval.every_steps={every}"]
+    # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
+    keys = ("train.early_stop.patience=", "export.weights=")
+    asks = any(word.startswith(keys) for word in _site_words(site, job.model))
+    if inputs.validation is None or not asks:
+        words += ["train.early_stop.patience=null", "export.weights=last"]
     if _merges(settled.peft, settled.model):
         # A folder that any tool, and a further job, can start from.
         words.append("export.merge=true")

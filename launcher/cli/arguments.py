@@ -78,7 +78,7 @@ def existing_run(
     )
     for names, keywords in arguments:
         parser.add_argument(*names, **keywords)
-    return parser.parse_args(words)
+    return parser.parse_intermixed_args(words)
 
 
 def find(parsed: argparse.Namespace) -> RunDir:

@@ -43,14 +43,20 @@ def submit(words: list[str]) -> int:
 
 
 def resume(words: list[str]) -> int:
-    """Launch the next attempt of a run and follow it to its end."""
+    """Launch the next attempt of a run, perhaps to a later end, and follow it to its end."""
     ranks = (["--processes"], {"type": int, "metavar": "N", "help": "go on with N ranks"})
-    parsed = arguments.existing_run("resume", words, ranks)
+    meaning = "another end: train.steps=N, train.epochs=N or train.early_stop.patience=N"
+    end = (["overrides"], {"nargs": "*", "metavar": "OVERRIDE", "help": meaning})
+    parsed = arguments.existing_run("resume", words, ranks, end)
     from launcher.config import create
-    from launcher.jobs import start
+    from launcher.jobs import length, start
 
     start.refuse_in_rank("run")
-    run = start.resumable(arguments.find(parsed))
+    run = arguments.find(parsed)
+    if parsed.overrides:
+        change = length.changed(run, parsed.overrides, parsed.processes)
+        return _launch_and_follow(run, start.begin(run, change))
+    start.resumable(run)
     if parsed.processes is not None:
         create.replan(run, parsed.processes)
     return _launch_and_follow(run, start.begin(run))

@@ -17,12 +17,14 @@ from launcher.config import (
     eval_checks,
     items,
     model_checks,
+    plan,
     ranges,
     schema_data,
+    variants,
 )
 from launcher.config.schema import Config, DataConfig, Dtype, LoraConfig, WsdConfig
 from launcher.config.schema_launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem
+from launcher.errors import Problem, did_you_mean
 from launcher.meanings import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
@@ -57,6 +59,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_schedule(config),
         *_engine(config, has_gpu),
         *_checkpoint(config),
+        *_selection(config),
         *eval_checks.check(config),
         *classify_checks.check(config),
         *_launch(config),
@@ -221,9 +224,48 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
     if config.checkpoint.keep_best <= 0:
         return
     found = f"{config.checkpoint.keep_best} without evaluation during training"
-    if config.eval.every_steps is None or "loss" not in config.eval.metrics:
+    during = config.eval.every_steps or config.eval.times
+    if during is None or "loss" not in config.eval.metrics:
         hint = "add eval.every_steps=N with loss among eval.metrics, or checkpoint.keep_best=0"
         yield Problem("checkpoint.keep_best", found, hint)
+
+
+def _selection(config: Config) -> Iterator[Problem]:
+    """What chooses weights, or the end, by scores has to have scores to choose by."""
+    stop, options = config.train.early_stop, config.eval
+    if stop.metric not in variants.METRICS:
+        hint = did_you_mean(stop.metric, [*eval_checks.LOSS_METRICS, *classify_checks.METRICS])
+        yield Problem("train.early_stop.metric", f"unknown metric {stop.metric!r}", hint)
+        return
+    if stop.patience is not None:
+        key, found, off = "train.early_stop.patience", str(stop.patience), "null"
+    elif plan.exports_best(config):
+        key, found, off = "export.weights", "best", "last"
+    else:
+        return
+    if options.name == "none" or not options.metrics:
+        hint = f"evaluate during training, e.g. eval=default eval.times=10; or {key}={off}"
+        yield Problem(key, f"{found} with eval={options.name}, which scores nothing", hint)
+        return
+    if options.every_steps is None and options.times is None:
+        hint = f"add eval.times=10, or eval.every_steps=N; or {key}={off}"
+        yield Problem(key, f"{found} without evaluation during training", hint)
+    yield from _telling(config)
+
+
+def _telling(config: Config) -> Iterator[Problem]:
+    """Whether the metric is one that is measured during training."""
+    name, metrics = config.train.early_stop.metric, config.eval.metrics
+    cheap = [*eval_checks.LOSS_METRICS, *classify_checks.METRICS]
+    known = [metric for metric in metrics if metric in cheap]
+    instead = f"train.early_stop.metric={known[0]}" if known else "eval.metrics=[loss]"
+    if name not in cheap:
+        found = f"{name} needs generated answers, which are made at the end alone"
+        yield Problem("train.early_stop.metric", found, instead)
+    elif name not in metrics:
+        hint = f"eval.metrics=[{','.join([*metrics, name])}], or {instead}"
+        found = f"{name} is not among eval.metrics: {', '.join(metrics)}"
+        yield Problem("train.early_stop.metric", found, hint)
 
 
 def _launch(config: Config) -> Iterator[Problem]:

@@ -37,9 +37,14 @@ def check(config: Config) -> Iterator[Problem]:
     if metrics and config.data.validation is None and config.data.validation_share == 0:
         hint = "give data.validation or data.validation_share, or eval=none"
         yield Problem("eval.metrics", "evaluation without held-out data", hint)
-    if options.every_steps is not None and not metrics and options.name != "none":
-        found = f"{options.every_steps} without eval.metrics"
-        yield Problem("eval.every_steps", found, "use eval=default, or leave it out")
+    for key in ("every_steps", "times"):
+        value = getattr(options, key)
+        if value is not None and not metrics and options.name != "none":
+            found = f"{value} without eval.metrics"
+            yield Problem(f"eval.{key}", found, "use eval=default, or leave it out")
+    if options.every_steps is not None and options.times is not None:
+        found = f"{options.times} with eval.every_steps={options.every_steps}"
+        yield Problem("eval.times", found, "give one of them; the other is null")
     if (options.general or options.new) and not metrics and options.name != "none":
         key = "eval.general" if options.general else "eval.new"
         hint = "use eval=default, or leave it out"

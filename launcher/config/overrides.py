@@ -29,6 +29,8 @@ EXCLUSIVE = {
     "batch.sequences": "batch.tokens",
     "train.steps": "train.epochs",
     "train.epochs": "train.steps",
+    "eval.every_steps": "eval.times",
+    "eval.times": "eval.every_steps",
 }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config import architecture, memory
-from launcher.config.schema import Attention, Config, Dtype, WsdConfig
+from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
 from launcher.errors import ConfigError
 
 #: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
@@ -53,6 +53,8 @@ class Plan:
     """Parameters that are trained; None as long as only the loaded model could tell."""
     memory: dict[str, int] | None
     """Estimated bytes on one rank by use (see `launcher.config.memory`), or None."""
+    eval_steps: int | None = None
+    """Steps between evaluations during training; None: there are none, or steps is unknown."""
 
     @property
     def global_tokens(self) -> int:
@@ -110,7 +112,15 @@ def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | N
         parameters=shape.parameters if shape else None,
         trainable=memory.trainable(config, shape) if shape else None,
         memory=estimate,
+        eval_steps=_eval_steps(config, steps),
     )
+
+
+def exports_best(config: Config) -> bool:
+    """Whether the weights of the best evaluation are the result, and not the last ones."""
+    if config.export.weights is None:
+        return config.train.early_stop.patience is not None
+    return config.export.weights is Weights.best
 
 
 def global_sequences(config: Config) -> int:
@@ -153,6 +163,14 @@ def _length(config: Config, sequences: int, packs: int | None) -> tuple[int | No
     return None, epochs
 
 
+def _eval_steps(config: Config, steps: int | None) -> int | None:
+    if config.eval.name == "none":
+        return None
+    if config.eval.every_steps is not None or config.eval.times is None or steps is None:
+        return config.eval.every_steps
+    return max(1, steps // config.eval.times)
+
+
 def _warmup_steps(config: Config, steps: int | None) -> int | None:
     warmup = config.schedule.warmup
     if warmup >= 1:
@@ -187,6 +205,8 @@ def describe(config: Config, plan: Plan) -> str:
         f" {plan.world_size} ranks x {plan.micro_batch} micro-batch{accumulation}",
         f"length   {_length_text(plan)}",
     ]
+    if config.train.early_stop.patience is not None:
+        lines.append(f"stop     {_stop_text(config, plan)}")
     if plan.memory:
         total = sum(size for use, size in plan.memory.items() if use != "host")
         host = f", {_gib(plan.memory['host'])} on the host" if plan.memory.get("host") else ""
@@ -223,6 +243,17 @@ def _length_text(plan: Plan) -> str:
     epochs = "" if plan.epochs is None else f" ({plan.epochs:.3g} epochs)"
     warmup = f", {plan.warmup_steps} of warm-up" if plan.warmup_steps else ""
     return f"{plan.steps} steps{epochs}{warmup}"
+
+
+def _stop_text(config: Config, plan: Plan) -> str:
+    stop, every = config.train.early_stop, plan.eval_steps
+    evaluations = "evaluation" if stop.patience == 1 else "evaluations"
+    text = f"early after {stop.patience} {evaluations} without progress in eval.{stop.metric}"
+    if every is None or plan.steps is None or stop.patience is None:
+        return text
+    if every * (stop.patience + 1) >= plan.steps:
+        return f"{text}: never, as there is one in {every} steps"
+    return f"{text}, one in {every} steps"
 
 
 def _gib(size: int) -> str:

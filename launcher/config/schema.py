@@ -73,6 +73,13 @@ class OnNonFinite(Enum):
     skip = "skip"
 
 
+class Weights(Enum):
+    """Which weights of a run are its result."""
+
+    best = "best"
+    last = "last"
+
+
 class WandbMode(Enum):
     """How Weights & Biases is used."""
 
@@ -229,6 +236,19 @@ class BatchConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class EarlyStopConfig:
+    """Ending the training once held-out records show no more progress."""
+
+    patience: int | None = None
+    """Evaluations in a row without progress after which training ends; null: never early."""
+    metric: str = "loss"
+    """Which of `eval.metrics` tells, for `export.weights=best` too; one that needs no generated
+    answers. Whether less or more is better is known of each."""
+    min_change: float = 0.0
+    """Least change for the better, against the score that counted last, that counts as progress."""
+
+
+@dataclass(kw_only=True, slots=True)
 class TrainConfig:
     """How long to train and what to do at each step."""
 
@@ -244,6 +264,8 @@ class TrainConfig:
     """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
     threads: int | None = None
     """Compute threads per rank on CPU; default: CPUs divided by the ranks of this host."""
+    early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
+    """When to end before the last step."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -449,6 +471,10 @@ class ExportConfig:
     """Write `export/` when training has finished."""
     merge: bool = False
     """Fold adapters into the base weights; false writes the adapter alone."""
+    weights: Weights | None = None
+    """Which weights are compared with the base and exported: the `last`, or the `best` of all
+    evaluations by `train.early_stop.metric`, whose checkpoint is kept. null: the best with
+    `train.early_stop.patience`, else the last."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -492,7 +518,10 @@ class EvalConfig:
     """Further held-out sets, such as new sources or paraphrases: name -> data, same forms and
     format as `data.validation`."""
     every_steps: int | None = None
-    """Evaluate the cheap metrics (no generation) every N steps during training."""
+    """Evaluate the cheap metrics (no generation) every N steps during training. Give this or
+    `eval.times`."""
+    times: int | None = None
+    """Evaluate them so many times, evenly spread over the run; the end counts as one."""
     base: bool = True
     """Score the base model too, before training, and compare at the end."""
     limit: int | None = None

@@ -12,7 +12,7 @@ from launcher import runtime
 from launcher.config import compose, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
-from launcher.jobs import scheduled
+from launcher.jobs import length, scheduled
 from launcher.jobs.status import is_live, last_record, not_submitted, observed_run
 from launcher.launch.outcome import settled
 from launcher.launch.patience import PATIENCE_S, BusyError, patiently
@@ -39,8 +39,9 @@ def refuse_in_rank(what: str) -> None:
     )
 
 
-def begin(run: RunDir) -> int:
-    """Claim the next attempt and return its number.
+def begin(run: RunDir, change: Callable[[], None] | None = None) -> int:
+    """Claim the next attempt and return its number; `change` is made before, while nobody else
+    works on the run.
 
     Raises `StorageError` if another process works on the run, or may do so on another host.
     """
@@ -59,6 +60,8 @@ def begin(run: RunDir) -> int:
                 hint=f"run `launcher cancel {run.name}` there; if that host is gone for good, "
                 f"`launcher cancel --lost {run.name}` here, then resume",
             )
+        if change is not None:
+            change()
         attempt = max(run.attempts(), default=0) + 1
         with storage_errors(run.path):
             run.attempt(attempt).mkdir(parents=True)
@@ -221,9 +224,5 @@ def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:
 def resumable(run: RunDir) -> RunDir:
     """The run, if there is something left to do; `ConfigError` if it has succeeded."""
     if run.status().state is State.succeeded:
-        raise ConfigError(
-            "the run has finished",
-            where=str(run),
-            hint="start a new run with `launcher train` to train on",
-        )
+        raise length.finished(run)
     return run

@@ -27,7 +27,8 @@ Format = Callable[[float], str]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One curve: `kind` is "line", "faint", "dots" or "level" (one value, drawn across)."""
+    """One curve: `kind` is "line", "faint", "dots", "mark" (a ring about one point of another) or
+    "level" (one value, drawn across)."""
 
     label: str
     kind: str
@@ -221,7 +222,9 @@ def describe(title: str, curves: Sequence[Curve], text: Format) -> str:
     """The chart in one line, for screen readers."""
     parts = []
     for curve in curves:
-        if curve.kind != "faint":
+        if curve.kind == "mark":
+            parts.append(f"{curve.label}: {text(curve.points[0][1])}")
+        elif curve.kind != "faint":
             (first, start), (last, end) = curve.points[0], curve.points[-1]
             parts.append(
                 f"{curve.label} {text(start)} at step {first:,.0f}, {text(end)} at step {last:,.0f}"

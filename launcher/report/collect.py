@@ -31,6 +31,8 @@ class Facts:
     base: dict[str, Any] = field(default_factory=dict)
     tuned: dict[str, Any] = field(default_factory=dict)
     comparison: dict[str, Any] = field(default_factory=dict)
+    best: dict[str, Any] = field(default_factory=dict)
+    """Which evaluation the run chose, as eval/best.json says it."""
     predictions: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: int = 0
@@ -55,6 +57,7 @@ def collect(run: RunDir) -> Facts:
         base=_scores(run.eval / "base.json"),
         tuned=_scores(run.eval / "tuned.json"),
         comparison=_comparison(run.eval / "comparison.json"),
+        best=_mapping(read_json(run.best)),
         predictions=[
             line
             for line in _lines(run.eval / "predictions.jsonl")

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.report import charts, classes, compared, summary
 from launcher.report.charts import Chart, Curve
-from launcher.report.collect import Facts, as_number, flatten, series
+from launcher.report.collect import Facts, Point, as_number, flatten, series
 
 #: sample answers on the page where the config does not say.
 SAMPLES = 20
@@ -47,7 +47,8 @@ def _charts(facts: Facts) -> list[Chart]:
     train = facts.train
     base = as_number(facts.base.get("loss"))
     loss = charts.with_average("training", "a", series(train, "loss"))
-    loss.append(Curve("held-out", "dots", "b", series(facts.held_out, "eval/loss")))
+    held_out = series(facts.held_out, "eval/loss")
+    loss += [*_marks(facts, held_out), Curve("held-out", "dots", "b", held_out)]
     if base is not None:
         loss.append(Curve("held-out, base model", "level", "b", [(0.0, base)]))
     speed = [
@@ -69,6 +70,25 @@ def _charts(facts: Facts) -> list[Chart]:
         charts.chart("mfu", "Model FLOPs utilisation", mfu, lambda v: f"{100 * v:.3g} %"),
     ]
     return [chart for chart in drawn if chart]
+
+
+def _marks(facts: Facts, held_out: list[Point]) -> list[Curve]:
+    """Where the held-out score was best, and where the run was stopped early."""
+    step, name, scored = as_number(facts.best.get("step")), "held-out", dict(held_out)
+    if "step" not in facts.best and held_out:
+        step = min(held_out, key=lambda point: point[1])[0]
+    elif facts.best.get("metric") not in (None, "loss"):
+        name = f"eval.{facts.best['metric']}"
+    stopped = as_number(facts.best.get("stopped"))
+    found = []
+    if step is not None and step in scored and len(held_out) > 1:
+        found.append(
+            Curve(f"best {name}, step {step:,.0f}", "mark", "good", [(step, scored[step])])
+        )
+    if stopped is not None and stopped in scored:
+        point = (stopped, scored[stopped])
+        found.append(Curve(f"stopped early, step {stopped:,.0f}", "mark", "neutral", [point]))
+    return found
 
 
 def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
@@ -150,7 +170,8 @@ def _data(facts: Facts) -> list[tuple[str, list[str]]]:
 def _progress(facts: Facts) -> str:
     done = max([facts.status.step, *(int(step) for step, _ in series(facts.train, "step"))])
     steps = facts.status.steps or facts.plan.get("steps")
-    return f"step {done:,} of {steps:,}" if isinstance(steps, int) else f"step {done:,}"
+    text = f"step {done:,} of {steps:,}" if isinstance(steps, int) else f"step {done:,}"
+    return f"{text}, {facts.status.reason}" if facts.best.get("stopped") else text
 
 
 def _sample_count(facts: Facts) -> int:

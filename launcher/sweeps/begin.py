@@ -109,7 +109,8 @@ def _check_metric(trial: Config, asked: Request) -> None:
             metrics = ", ".join(f"eval/{metric}" for metric in trial.eval.metrics) or "none"
             hint = f"trials are evaluated by: {metrics}; see eval.metrics"
             raise ConfigError(f"{asked.metric} is not measured", where="sweep.metric", hint=hint)
-        if asked.options["pruner"] != Pruner.none.name and trial.eval.every_steps is None:
+        during = trial.eval.every_steps or trial.eval.times
+        if asked.options["pruner"] != Pruner.none.name and during is None:
             hint = "evaluate during training, e.g. eval.every_steps=50"
             raise ConfigError(
                 f"{asked.options['pruner']} sees {asked.metric} only at the end of a trial",

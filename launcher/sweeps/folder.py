@@ -222,12 +222,21 @@ def values(run: RunDir, metric: str) -> list[tuple[int, float]]:
 
 
 def objective(trial: Trial, metric: str) -> float | None:
-    """The last value of `metric` of a trial that has succeeded; else None."""
+    """The value of `metric` that counts of a trial that has succeeded; else None."""
     status = trial.run.status()
     if status.exit_code != ExitCode.ok:
         return None
-    found = values(trial.run, metric)
-    return found[-1][1] if found else None
+    return counted(trial.run, metric, values(trial.run, metric))
+
+
+def counted(run: RunDir, metric: str, found: Sequence[tuple[int, float]]) -> float | None:
+    """The one of `values` that counts: of the weights that the run exports where they were scored,
+    else the last; None if there is none."""
+    if not found:
+        return None
+    result = read_json(run.best, {}).get("result") if metric.startswith("eval/") else None
+    scored = dict(found)
+    return scored[result] if result in scored else found[-1][1]
 
 
 def find(sweep: str, root: str = "runs") -> SweepDir:

@@ -13,12 +13,12 @@ from launcher.config import compose, overrides
 from launcher.errors import ConfigError, ExitCode
 from launcher.launch.outcome import settled
 from launcher.rundir import State, Status, storage_errors, write_atomic
-from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, values
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, values
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One trial: its state, and the last value of the metric, final if it has succeeded."""
+    """One trial: its state, and the value of the metric that counts, final if it has succeeded."""
 
     trial: Trial
     status: Status
@@ -56,8 +56,8 @@ def rows(sweep: SweepDir) -> list[Row]:
     metric, found = sweep.request().metric, []
     for trial, status in sweep.states():
         measured = values(trial.run, metric)
-        step, value = measured[-1] if measured else (0, None)
-        shown = max(status.step, step)
+        value = counted(trial.run, metric, measured)
+        shown = max(status.step, measured[-1][0] if measured else 0)
         found.append(Row(trial, status, trial.state(status), value, shown))
     return found
 

@@ -296,8 +296,9 @@ def _finish(temporary: Path, folder: Path, manifest: dict[str, Any]) -> None:
     shutil.rmtree(folder.with_name(f"{_TEMPORARY}old-{folder.name}"), ignore_errors=True)
 
 
-def rotate(run: RunDir, config: CheckpointConfig, step: int) -> None:
-    """Delete all but the newest `keep_last` and the best `keep_best` checkpoints; rank 0 only.
+def rotate(run: RunDir, config: CheckpointConfig, step: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep_last`, the best `keep_best` and that of step `best`, which
+    the run may end with; rank 0 only.
 
     Those after `step`, the one just written, are damaged: a resume passed over them. They go too.
     """
@@ -307,6 +308,7 @@ def rotate(run: RunDir, config: CheckpointConfig, step: int) -> None:
     scored = [c for c in found if math.isfinite(c.state.get("eval_loss") or math.nan)]
     scored.sort(key=lambda c: c.state["eval_loss"])
     kept |= {c.path for c in scored[: config.keep_best]}
+    kept |= {c.path for c in found if c.step == best}
     for checkpoint in present:
         if checkpoint.path not in kept:
             doomed = checkpoint.path.with_name(f"{_TEMPORARY}old-{checkpoint.path.name}")

@@ -30,7 +30,7 @@ def export_run(
     out: Path | None = None,
     say: Callable[[str], None] = note,
 ) -> Path:
-    """Export the newest valid checkpoint, or that of step `checkpoint`; returns the folder.
+    """Export the checkpoint that the run counts, or that of step `checkpoint`; returns the folder.
 
     A LoRA run gives an adapter, or with `merge` its base with the adapter folded in; a full
     fine-tune gives its weights. Raises `ConfigError` if there is nothing to export or `out` holds
@@ -49,8 +49,17 @@ def export_run(
 
 
 def find_checkpoint(run: RunDir, step: int | None, say: Callable[[str], None]) -> Checkpoint:
-    """The newest valid checkpoint, or that of `step`; `ConfigError` if there is none."""
-    found = newest_valid(run, lambda text: say(f"warning: {text}"), step)
+    """The valid checkpoint of `step`, or the one that counts: the best so far with
+    `export.weights=best`, else the newest. `ConfigError` if there is none."""
+
+    def warn(text: str) -> None:
+        say(f"warning: {text}")
+
+    best = read_json(run.best, {})
+    found = None
+    if step is None and best.get("weights") == "best":
+        found = newest_valid(run, warn, best.get("step"))
+    found = found or newest_valid(run, warn, step)
     if found is None:
         which = "no valid checkpoint" if step is None else f"no valid checkpoint of step {step}"
         raise ConfigError(

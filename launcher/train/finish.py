@@ -33,15 +33,22 @@ def finish(
     heart: Heartbeat,
     step: int,
     say: Callable[[str], None],
+    *,
+    result: int,
+    reason: str = "",
 ) -> None:
-    """Evaluate and compare with all ranks; then, on rank 0, export, settle status and report."""
+    """Evaluate and compare with all ranks; then, on rank 0, export, settle status and report.
+
+    `result` is the step whose weights are in the model and in its checkpoint, `step` the last one,
+    `reason` why there were no further ones.
+    """
     if evaluator is not None:
         heart.beat("eval", step)
         engine.eval()
-        journal = evaluator.journal(run, "tuned", evaluator.base_key(held_out(run)), step)
+        journal = evaluator.journal(run, "tuned", evaluator.base_key(held_out(run)), result)
         results = evaluator.everything(engine, model, journal, say)
         if ranks.is_main:
-            _store(run, evaluator, results, trackers, step)
+            _store(run, evaluator, results, trackers, result)
     distributed.barrier()
     if not ranks.is_main:
         return
@@ -53,13 +60,13 @@ def finish(
         from launcher.train.export import export_run
 
         heart.beat("export", step)
-        folder = export_run(run, merge=config.export.merge, say=say)
+        folder = export_run(run, merge=config.export.merge, checkpoint=result, say=say)
         say(f"exported to {folder}")
         if config.track.wandb.log_export:
             trackers.artifact("model", folder)
     heart.beat("end", step)
     trackers.finish(int(ExitCode.ok))
-    run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step)
+    run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step, reason=reason)
     try:
         say(f"report: {report.build(run)}")
     except Exception as error:  # the run is done, and all that the report shows is kept

@@ -34,7 +34,7 @@ from launcher.runtime import Ranks
 from launcher.track import meters
 from launcher.track.tracker import Trackers
 from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed, restore
+from launcher.train import distributed, restore, selection
 from launcher.train.engine import Engine, connect
 from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
@@ -56,6 +56,8 @@ class Progress:
     skipped: int = 0
     eval_loss: float | None = None
     """Held-out loss of the weights as they are now; None if they have not been scored."""
+    evaluated: int = 0
+    """Step of the last evaluation that was finished."""
     window_loss: float = 0.0
     """Loss sum of the steps since the last logged one."""
     window_weight: float = 0.0
@@ -191,7 +193,19 @@ def train(
             config, plan, ranks, folders, tokenizer, head, device, stopping, classes
         )
 
+    chosen = selection.make(
+        config,
+        evaluator.metrics if evaluator else None,
+        start.state.get("selection") if start else None,
+    )
+    if start is not None and (said := _new_length(start, config, plan)):
+        say(said)
+
     saved_step = progress.step
+
+    def state() -> dict[str, Any]:
+        own = {"selection": selection.state_of(chosen), "steps": plan.steps}
+        return {**_state(progress), **own, "warmup_steps": plan.warmup_steps}
 
     def save() -> None:
         nonlocal saved_step
@@ -199,12 +213,13 @@ def train(
             return
         heart.beat("save", progress.step)
         began = time.monotonic()
-        checkpoints.save(run, engine, progress.step, ranks.rank, _state(progress), heart.again)
+        checkpoints.save(run, engine, progress.step, ranks.rank, state(), heart.again)
         saved_step = progress.step
         if slow := too_slow_for_grace(config.launch, time.monotonic() - began):
             warn(slow)
         if ranks.is_main:
-            checkpoints.rotate(run, config.checkpoint, progress.step)
+            best = chosen.found.step if chosen and chosen.keeps_best else None
+            checkpoints.rotate(run, config.checkpoint, progress.step, best)
 
     def stop_now() -> None:
         save()
@@ -228,6 +243,24 @@ def train(
         record |= {f"eval/{name}": value for name, value in scores.items()}
         trackers.log(progress.step, record)
         say(console.metrics_line({"step": progress.step, **record}, plan.steps))
+        progress.evaluated = progress.step
+        if chosen is not None:
+            # One rank's number, so that all decide alike.
+            score = distributed.gather_objects(scores.get(chosen.options.metric))[0]
+            is_best = chosen.add(progress.step, score)
+            if ranks.is_main:
+                chosen.write(run)
+            if is_best and chosen.keeps_best:
+                save()
+
+    def evaluates() -> bool:
+        """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
+        if progress.step == plan.steps:
+            return chosen is not None
+        return evaluator is not None and _due(progress.step, plan.eval_steps)
+
+    def ends() -> bool:
+        return progress.step == plan.steps or (chosen is not None and chosen.is_exhausted)
 
     def all_agree(mine: bool) -> bool:
         return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
@@ -253,8 +286,12 @@ def train(
         if stopping():
             stop_now()
 
+        # An evaluation that a stop had cut short.
+        if progress.step and progress.evaluated < progress.step and evaluates():
+            evaluate()
+
         is_fresh = isinstance(config.peft, LoraConfig) and not config.peft.adapter and not start
-        while progress.step < plan.steps:
+        while not ends():
             step = progress.step
             heart.beat("step", step, "batch")
             meter.begin()
@@ -319,8 +356,8 @@ def train(
 
             if ranks.is_main and (changes := stragglers.add(seconds)):
                 report_slow(run, changes, progress.step, config.watchdog, warn)
-            last = progress.step == plan.steps
-            if _due(progress.step, config.train.log_every_steps) or last:
+            may_end = progress.step == plan.steps or (chosen is not None and evaluates())
+            if _due(progress.step, config.train.log_every_steps) or may_end:
                 record = {
                     "kind": "train",
                     "time": time.time(),
@@ -341,14 +378,27 @@ def train(
                 say(console.metrics_line({"step": progress.step, **record}, plan.steps))
                 if ranks.is_main:
                     run.set_status(State.running, step=progress.step)
-            if evaluator is not None and _due(progress.step, config.eval.every_steps) and not last:
+            if evaluates():
                 evaluate()
-            if _due(progress.step, config.checkpoint.every_steps) or last:
+            if _due(progress.step, config.checkpoint.every_steps) or ends():
                 save()
             if stops:
                 stop_now()
 
-        finish(run, config, ranks, engine, model, evaluator, trackers, heart, progress.step, say)
+        reason, counts = "", progress.step
+        if chosen is not None:
+            stopped = progress.step if progress.step < plan.steps else None
+            if stopped is not None:
+                say(reason := chosen.told(stopped))
+            if chosen.keeps_best and chosen.found.step is not None:
+                counts = _put_back(run, chosen.found.step, progress.step, model, ranks, say)
+            if ranks.is_main:
+                chosen.write(run, stopped=stopped, result=counts)
+        finish(
+            *(run, config, ranks, engine, model, evaluator, trackers, heart, progress.step, say),
+            result=counts,
+            reason=reason,
+        )
     except EvaluationStopped:
         stop_now()
 
@@ -376,6 +426,38 @@ def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> checkpoints.Checkpoint 
     return next((c for c in checkpoints.checkpoints(run) if c.step == chosen), None)
 
 
+def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: Any) -> int:
+    """Put the weights of the checkpoint of step `best` into the model; the step that is in it."""
+    if best != step:
+        found = None
+        if ranks.is_main:
+            found = checkpoints.newest_valid(run, lambda text: say(f"warning: {text}"), best)
+        if distributed.gather_objects(found is not None)[0]:
+            chosen = next(c for c in checkpoints.checkpoints(run) if c.step == best)
+            restore.load_weights(chosen, model)
+            say(f"the weights of step {best} are the result: the best of all evaluations")
+            return best
+        say(f"warning: the best weights, of step {best}, are gone: the last ones are the result")
+    return step
+
+
+def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> str:
+    """What the learning rate does where a run goes on to another end than it had; else empty."""
+    before, warmup = start.state.get("steps"), start.state.get("warmup_steps")
+    if before is None or warmup is None or before == plan.steps:
+        return ""
+    assert plan.steps is not None
+    assert plan.warmup_steps is not None
+    rate = config.optim.lr
+    last = rate * factor(config.schedule, start.step - 1, before, warmup)
+    now = rate * factor(config.schedule, start.step, plan.steps, plan.warmup_steps)
+    return (
+        f"length   {plan.steps} steps instead of {before}: the learning rate is that of a"
+        f" {config.schedule.name} schedule over all {plan.steps}: it was {last:.2e} at step"
+        f" {start.step} and goes on at {now:.2e}"
+    )
+
+
 def _progress(start: checkpoints.Checkpoint) -> Progress:
     state = start.state
     return Progress(
@@ -383,6 +465,7 @@ def _progress(start: checkpoints.Checkpoint) -> Progress:
         work=meters.Work(**state["work"]),
         skipped=state["skipped"],
         eval_loss=state["eval_loss"],
+        evaluated=state.get("evaluated", start.step),
         window_loss=state["window_loss"],
         window_weight=state["window_weight"],
         window_hits=state.get("window_hits", 0.0),
@@ -400,6 +483,7 @@ def _state(progress: Progress) -> dict[str, Any]:
         },
         "skipped": progress.skipped,
         "eval_loss": progress.eval_loss,
+        "evaluated": progress.evaluated,
         "window_loss": progress.window_loss,
         "window_weight": progress.window_weight,
         "window_hits": progress.window_hits,

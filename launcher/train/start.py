@@ -163,7 +163,7 @@ def _refuse_finished(run: RunDir) -> None:
         raise ConfigError(
             "the run has finished",
             where=str(run),
-            hint="start a new run under another run.name to train on",
+            hint=f"`launcher resume {run.name} train.steps=N` trains on to step N",
         )
 
 

@@ -14,7 +14,7 @@ from launcher.api import naming
 from launcher.api.site import Offer, Queue, Site
 from launcher.api.tables import Job
 from launcher.api.translate import Inputs, numbers, translate
-from launcher.config import compose, create
+from launcher.config import compose, create, plan
 from launcher.config.schema import WandbMode
 from launcher.errors import ConfigError
 
@@ -92,6 +92,29 @@ def test_an_offer_may_be_an_experiment(tmp_path):
     assert made.config.train.steps is None
     assert made.config.eval.every_steps is None
     assert made.config.data.train == str(tmp_path / "training.jsonl")
+
+
+def test_a_job_ends_with_its_last_step_unless_the_site_asks_for_less(tmp_path):
+    lora = ["experiment=lora", "model=tiny", "launch.processes=1"]
+    site = Site(
+        models={
+            "recipe": Offer(overrides=lora),
+            "early": Offer(overrides=[*lora, "train.early_stop.patience=2"]),
+            "best": Offer(overrides=[*lora, "export.weights=best"]),
+        }
+    )
+
+    def made(name: str, validation: Path | None) -> tuple[int | None, bool]:
+        given = inputs(tmp_path, validation=validation)
+        config = translate(site, job(model=name), given, []).config
+        return config.train.early_stop.patience, plan.exports_best(config)
+
+    held_out = tmp_path / "validation.jsonl"
+    assert made("recipe", held_out) == (None, False)
+    assert made("early", held_out) == (2, True)
+    assert made("best", held_out) == (3, True)
+    # Without held-out records nothing could be chosen by.
+    assert {made(name, None) for name in site.models} == {(None, False)}
 
 
 @pytest.mark.parametrize("offer", ["tiny", "recipe"])

@@ -11,7 +11,7 @@ import pytest
 
 from launcher import registry
 from launcher.config import checks, ranges, schema, stored, typed, variants
-from launcher.config.schema import JudgeConfig
+from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights
 from launcher.errors import Problem
 from support.configs import make_config
 
@@ -40,6 +40,14 @@ def check(
 
 TINY = {"kind": "tiny", "name": None}
 TEXT = {"objective": {"name": "text"}, "data": {"format": "text"}}
+
+
+def stop_by(metric: str) -> dict[str, Any]:
+    """Section `train` of a run that may end early by this metric."""
+    return {"early_stop": EarlyStopConfig(patience=2, metric=metric)}
+
+
+STOP = stop_by("loss")
 
 #: where, words of finding and hint, sections that break the rule and that keep it, machine
 RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
@@ -353,6 +361,86 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         "loss among eval.metrics",
         {"checkpoint": {"keep_best": 1}, "eval": {"every_steps": 5, "metrics": ["perplexity"]}},
         {"eval": {"every_steps": 5, "metrics": ["perplexity"]}},
+        {},
+    ),
+    (
+        "train.early_stop.patience",
+        "2 with eval=none",
+        "eval=default eval.times=10; or train.early_stop.patience=null",
+        {"train": STOP, "eval": {"name": "none", "metrics": [], "times": 5}},
+        {"train": STOP, "eval": {"times": 5}},
+        {},
+    ),
+    (
+        "train.early_stop.patience",
+        "2 without evaluation during training",
+        "add eval.times=10, or eval.every_steps=N",
+        {"train": STOP},
+        {"train": STOP, "eval": {"every_steps": 2}},
+        {},
+    ),
+    (
+        "export.weights",
+        "best without evaluation during training",
+        "or export.weights=last",
+        {"export": {"weights": Weights.best}},
+        {"export": {"weights": Weights.last}},
+        {},
+    ),
+    (
+        "export.weights",
+        "best with eval=none",
+        "or export.weights=last",
+        {"export": {"weights": Weights.best}, "eval": {"name": "none", "metrics": []}},
+        {"export": {"weights": Weights.best}, "eval": {"times": 5}},
+        {},
+    ),
+    (
+        "train.early_stop.metric",
+        "loss is not among eval.metrics: perplexity",
+        "or train.early_stop.metric=perplexity",
+        {"train": STOP, "eval": {"times": 5, "metrics": ["perplexity"]}},
+        {"train": STOP, "eval": {"times": 5, "metrics": ["perplexity", "loss"]}},
+        {},
+    ),
+    (
+        "train.early_stop.metric",
+        "exact_match needs generated answers",
+        "train.early_stop.metric=loss",
+        {"train": stop_by("exact_match"), "eval": {"times": 5, "metrics": ["loss", "exact_match"]}},
+        {"train": stop_by("loss"), "eval": {"times": 5, "metrics": ["loss", "exact_match"]}},
+        {},
+    ),
+    (
+        "train.early_stop.metric",
+        "unknown metric 'perplexty'",
+        "'perplexity'",
+        {"train": stop_by("perplexty"), "eval": {"times": 5}},
+        {"train": stop_by("perplexity"), "eval": {"times": 5}},
+        {},
+    ),
+    (
+        "train.early_stop.min_change",
+        "-0.1 is out of range",
+        "at least 0",
+        {"train": {"early_stop": EarlyStopConfig(min_change=-0.1)}},
+        {"train": {"early_stop": EarlyStopConfig(min_change=0.1)}},
+        {},
+    ),
+    (
+        "eval.times",
+        "5 with eval.every_steps=2",
+        "one of them",
+        {"eval": {"times": 5, "every_steps": 2}},
+        {"eval": {"every_steps": 2}},
+        {},
+    ),
+    (
+        "eval.times",
+        "5 without eval.metrics",
+        "eval=default",
+        {"eval": {"times": 5, "metrics": []}},
+        {"eval": {"times": 5}},
         {},
     ),
     (

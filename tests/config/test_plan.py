@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.config import plan
 from launcher.config.plan import Plan
+from launcher.config.schema import EarlyStopConfig, Weights
 from launcher.errors import ConfigError
 from support.configs import make_config
 
@@ -190,3 +191,56 @@ def test_epochs_are_covered_and_no_step_more(packs: int, epochs: float, total: i
     assert made.steps * total >= packs * epochs * (1 - 1e-9)
     assert (made.steps - 1) * total < packs * epochs or made.steps == 1
     assert math.isclose(made.epochs or 0, epochs)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "every"),
+    [
+        ({}, 10, None),
+        ({"every_steps": 4}, 10, 4),
+        ({"times": 5}, 10, 2),
+        ({"times": 5}, 14, 2),
+        ({"times": 5}, 3, 1),
+        ({"times": 5, "name": "none"}, 10, None),
+    ],
+)
+def test_evaluations_are_spread_over_the_run(
+    options: dict[str, Any], steps: int, every: int | None
+) -> None:
+    made = make(eval=options, train={"steps": steps})
+    assert made.eval_steps == every
+    if every and "times" in options:
+        assert steps // every >= min(steps, options["times"])
+
+
+def test_times_without_known_steps_are_spread_once_they_are() -> None:
+    sections = {"eval": {"times": 4}, "train": {"epochs": 2.0}}
+    assert make(**sections).eval_steps is None
+    assert make(packs=80, **sections).eval_steps == 5
+
+
+def test_a_plan_of_before_is_read() -> None:
+    raw = json.loads(make().to_json())
+    del raw["eval_steps"]
+    assert Plan.from_json(json.dumps(raw)).eval_steps is None
+
+
+def test_which_weights_are_the_result() -> None:
+    stop = {"early_stop": EarlyStopConfig(patience=2)}
+    for sections, best in (
+        ({}, False),
+        ({"train": stop}, True),
+        ({"train": stop, "export": {"weights": Weights.last}}, False),
+        ({"export": {"weights": Weights.best}}, True),
+    ):
+        assert plan.exports_best(make_config(**sections)) is best
+
+
+def test_the_rule_of_stopping_is_said() -> None:
+    stop = {"early_stop": EarlyStopConfig(patience=3), "steps": 100}
+    config = make_config(batch={"sequences": 8}, train=stop, eval={"times": 10})
+    text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+    assert "early after 3 evaluations without progress in eval.loss, one in 10 steps" in text
+    config.eval.times = 4
+    text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+    assert "eval.loss: never, as there is one in 25 steps" in text

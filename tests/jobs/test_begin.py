@@ -98,6 +98,16 @@ def test_finished_run_is_not_resumed(run):
         assert start.resumable(run) is run
 
 
+def test_a_change_is_made_once_nobody_else_works_on_the_run(run, other):
+    made = []
+    assert start.begin(run, lambda: made.append(run.attempts())) == 1
+    assert made == [[]]
+    write_status(run, pid=other.pid, time=time.time())
+    with pytest.raises(StorageError):
+        start.begin(run, lambda: made.append(run.attempts()))
+    assert len(made) == 1
+
+
 def test_spec_follows_the_frozen_config(tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()

@@ -170,6 +170,27 @@ def test_steps_done_again_count_once_and_nan_is_a_gap(finished_run):
     assert series(collect(finished_run).train, "loss") == [(1.0, 3.0), (3.0, 1.5)]
 
 
+def marks_of(run: RunDir) -> list[str]:
+    loss = next(chart for chart in view(collect(run))["charts"] if chart.name == "loss")
+    return [label for label, kind, _ in loss.legend if kind == "mark"]
+
+
+def test_the_best_evaluation_is_marked_and_where_the_run_was_stopped(finished_run):
+    scores = ((100, 2.0), (200, 1.5), (300, 1.6))
+    lines = [{"step": s, "kind": "eval", "eval/loss": v} for s, v in scores]
+    finished_run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert marks_of(finished_run) == ["best held-out, step 200"]
+    found = {"metric": "loss", "weights": "best", "step": 200, "stopped": 300, "result": 200}
+    finished_run.best.write_text(json.dumps(found))
+    finished_run.set_status(State.succeeded, reason="stopped early at step 300: no progress")
+    assert marks_of(finished_run) == ["best held-out, step 200", "stopped early, step 300"]
+    assert "stopped early at step 300: no progress" in page_of(finished_run).text
+    # By another metric, at the loss of its step.
+    found = {"metric": "token_accuracy", "weights": "last", "step": 300, "stopped": None}
+    finished_run.best.write_text(json.dumps(found))
+    assert marks_of(finished_run) == ["best eval.token_accuracy, step 300"]
+
+
 def test_tuned_scores_alone_are_shown_without_a_base(finished_run):
     (finished_run.eval / "comparison.json").unlink()
     (finished_run.eval / "base.json").unlink()

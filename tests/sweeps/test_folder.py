@@ -16,7 +16,7 @@ import yaml
 from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import State
+from launcher.rundir import State, write_json
 from launcher.sweeps import (
     agents,
     begin,
@@ -187,6 +187,21 @@ def test_table_and_best(made: Made) -> None:
     text = table.text(request, rows)
     assert "3*     succeeded  20    1.99       optim.lr=1e-3 seed=2" in text
     assert text.endswith("1 failed, 5 succeeded")
+
+
+def test_a_trial_counts_with_the_weights_that_it_exports(made: Made) -> None:
+    sweep, request = _grid(made)
+    stopped = sweep.trial(4)
+    assert stopped is not None
+    _finish(sweep, 4, 1.5, 1.7, 1.8)
+    write_json(stopped.run.best, {"weights": "best", "step": 10, "stopped": 30, "result": 10})
+    assert folder.objective(stopped, "eval/loss") == 1.5
+    best = table.best(request, table.rows(sweep))
+    assert best is not None
+    assert (best.trial.number, best.value, best.step) == (4, 1.5, 30)
+    # Of the last weights, the last value.
+    write_json(stopped.run.best, {"weights": "last", "step": 10, "stopped": 30, "result": 30})
+    assert folder.objective(stopped, "eval/loss") == 1.8
 
 
 def test_best_can_be_substituted_and_pasted(made: Made, capsys: pytest.CaptureFixture[str]) -> None:

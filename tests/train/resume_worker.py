@@ -70,6 +70,15 @@ def train(engine, head, loader, steps, ranks):
     return losses
 
 
+def score(engine, head, loader):
+    """Loss of the first rows without an update; all ranks together."""
+    engine.eval()
+    with torch.no_grad():
+        found = [float(head.loss(engine, row)) for row in loader.step(0)]
+    engine.train()
+    return found
+
+
 def fingerprint(engine):
     """Hash of this rank's master weights and optimizer state."""
     digest = hashlib.blake2b()
@@ -110,14 +119,26 @@ def run(case, cache, ranks, folder):
     engine, head = build(config, made, None, cache)
     first = train(engine, head, loader, range(half), ranks)
     checkpoints.save(runs, engine, half, ranks.rank, {})
+    before = score(engine, head, loader)
     rest = train(engine, head, loader, range(half, made.steps), ranks)
     straight = fingerprint(engine)
     start = checkpoints.newest_valid(runs, print)
+    after = score(engine, head, loader)
+    restore.load_weights(start, engine.module)
+    back = score(engine, head, loader)
     engine, head = build(config, made, start, cache)
     again = train(engine, head, loader, range(half, made.steps), ranks)
     resumed = fingerprint(engine)
     files = sum(path.stat().st_size for path in start.path.iterdir())
-    mine = {"first": first, "rest": rest, "again": again, "straight": straight, "resumed": resumed}
+    scores = {"before": before, "after": after, "back": back}
+    mine = {
+        **scores,
+        "first": first,
+        "rest": rest,
+        "again": again,
+        "straight": straight,
+        "resumed": resumed,
+    }
     parts = distributed.gather_objects(mine)
     return {"name": case["name"], "ranks": parts, "bytes": files, "folder": str(runs)}
 

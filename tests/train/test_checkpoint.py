@@ -8,6 +8,7 @@ import pytest
 from launcher.config.schema import CheckpointConfig
 from launcher.rundir import RunDir
 from launcher.train import checkpoint as checkpoints
+from launcher.train.export import find_checkpoint
 
 
 @pytest.fixture
@@ -62,6 +63,31 @@ def test_rotation_keeps_the_newest_and_the_best(run):
         write(run, step, loss)
     checkpoints.rotate(run, CheckpointConfig(keep_last=2, keep_best=1), 6)
     assert steps(run) == [2, 5, 6]
+
+
+def test_rotation_keeps_what_the_run_may_end_with(run):
+    for step in (10, 20, 30, 40):
+        write(run, step)
+    checkpoints.rotate(run, CheckpointConfig(keep_last=1), 40, best=20)
+    assert steps(run) == [20, 40]
+    checkpoints.rotate(run, CheckpointConfig(keep_last=1), 40, best=40)
+    assert steps(run) == [40]
+
+
+def test_the_best_one_counts_where_it_is_the_result(run):
+    for step in (10, 20, 30):
+        write(run, step)
+    assert find_checkpoint(run, None, print).step == 30
+    run.eval.mkdir()
+    run.best.write_text(json.dumps({"weights": "last", "step": 10}))
+    assert find_checkpoint(run, None, print).step == 30
+    run.best.write_text(json.dumps({"weights": "best", "step": 10}))
+    assert find_checkpoint(run, None, print).step == 10
+    assert find_checkpoint(run, 20, print).step == 20
+    (run.checkpoints / "step-00000010" / "weights-rank-00000.safetensors").unlink()
+    warnings = []
+    assert find_checkpoint(run, None, warnings.append).step == 30
+    assert "step-00000010" in warnings[0]
 
 
 def test_rotation_never_trusts_what_a_resume_passed_over(run):

@@ -75,6 +75,16 @@ def test_resume_is_bit_equal(setup, name):
         assert rank["rest"] != rank["first"]
 
 
+@pytest.mark.parametrize(
+    "name", [f"{kind}-{zero}" for kind in ("full", "lora", "bf16") for zero in range(4)]
+)
+def test_the_weights_of_a_checkpoint_are_put_back_into_the_engine(setup, name):
+    _, _, results = setup
+    for rank in results[name]["ranks"]:
+        assert rank["back"] == rank["before"]
+        assert rank["after"] != rank["before"]
+
+
 def test_frozen_base_is_not_saved(setup):
     _, _, results = setup
     assert results["lora-2"]["bytes"] < results["full-2"]["bytes"] / 3
