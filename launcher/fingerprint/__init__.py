@@ -29,10 +29,19 @@ from launcher.fingerprint.located import (
     locate,
     suffixes,
 )
+from launcher.fingerprint.origin import (
+    MARKER,
+    note_base,
+    origin,
+    require_base,
+    require_same,
+    weights_digest,
+)
 
 __all__ = [
     "CODE_VERSION",
     "LAYOUT_VERSION",
+    "MARKER",
     "SUFFIXES",
     "BuiltinData",
     "Hashes",
@@ -48,7 +57,12 @@ __all__ = [
     "is_prepared",
     "locate",
     "lookup",
+    "note_base",
+    "origin",
     "parts",
+    "require_base",
+    "require_same",
     "require_same_data",
     "suffixes",
+    "weights_digest",
 ]

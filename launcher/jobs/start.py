@@ -30,14 +30,14 @@ def begin(run: RunDir) -> int:
             raise StorageError(
                 f"another process works on this run: host {status.host} pid {status.pid}",
                 where=str(run),
-                hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
+                hint=f"wait for it, or stop it with {run.command('cancel')}",
             )
         if not settled(status) and status.attempt and status.host != socket.gethostname():
             raise StorageError(
                 f"the run is {status.state.value} on host {status.host}, as far as is known here",
                 where=str(run),
-                hint=f"run `launcher cancel {run.name}` there; if that host is gone for good, "
-                f"`launcher cancel --lost {run.name}` here, then resume",
+                hint=f"run {run.command('cancel')} there; if that host is gone for good, "
+                f"{run.command('cancel', '--lost')} here, then resume",
             )
         attempt = max(run.attempts(), default=0) + 1
         with storage_errors(run.path):
@@ -58,7 +58,7 @@ def _without_job(run: RunDir) -> Status:
     raise StorageError(
         f"job {job} of this run is {seen.state.value} in Slurm: {seen.reason}".rstrip(": "),
         where=str(run),
-        hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
+        hint=f"wait for it, or stop it with {run.command('cancel')}",
     )
 
 
@@ -157,6 +157,6 @@ def resumable(run: RunDir) -> RunDir:
         raise ConfigError(
             "the run has finished",
             where=str(run),
-            hint="start a new run with `launcher train` to train on",
+            hint="to train on, start a new run under another run.name",
         )
     return run

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from launcher import fingerprint
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
@@ -36,10 +37,6 @@ from launcher.model.rebuild import (
 from launcher.rundir import fsync_folder, read_json, storage_errors, write_json
 
 SHARD_BYTES = 2 * 1024**3
-
-#: Empty file in every export: only a folder that has it may be replaced by another.
-MARKER = ".launcher-export"
-
 
 GENERATION = "generation_config.json"
 
@@ -105,7 +102,7 @@ def export(
             else:
                 _write_generation(trained, base, temporary)
             check(temporary)
-            (temporary / MARKER).touch()
+            fingerprint.note_base(temporary, base if kind is Kind.adapter else None)
             for path in temporary.iterdir():
                 fsync_folder(path)
             _put_in_place(temporary, out)
