@@ -21,7 +21,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from launcher.config import suggest, typed, variants
-from launcher.errors import Problem, did_you_mean
+from launcher.errors import Problem, did_you_mean, some_of
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]*)")
@@ -158,7 +158,7 @@ def _read_value(
         if key in typed.sections():
             inside = [name for name in leaves if name.startswith(f"{key}.")]
             return Problem(
-                key, f"is a section (got {text!r})", f"set its keys: {', '.join(inside)}"
+                key, f"is a section (got {text!r})", f"set its keys: {some_of(inside, text)}"
             )
         near = difflib.get_close_matches(key, list(options), n=1, cutoff=0.7)
         if near and "." not in key:

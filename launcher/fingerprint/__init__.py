@@ -6,6 +6,14 @@ of the data files, the tokenizer, the template and the options. A folder of that
 complete needs no preparation, and finding it needs no tokenizer.
 """
 
+from launcher.fingerprint.base import (
+    MARKER,
+    note_base,
+    origin,
+    require_base,
+    require_same,
+    weights_digest,
+)
 from launcher.fingerprint.hashes import Hashes, file_digest
 from launcher.fingerprint.keys import (
     CODE_VERSION,
@@ -28,14 +36,6 @@ from launcher.fingerprint.located import (
     cache_root,
     locate,
     suffixes,
-)
-from launcher.fingerprint.origin import (
-    MARKER,
-    note_base,
-    origin,
-    require_base,
-    require_same,
-    weights_digest,
 )
 
 __all__ = [

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -176,12 +177,18 @@ def _say_how_it_ended(
             say(line)
     # Further lines of a reason stand in the log that was just shown; a hang, in that of any rank.
     lines = status.reason.splitlines()[: None if status.exit_code == ExitCode.hang else 1]
+    if status.state is State.preempted and lines and _has_said(log, lines[0]):
+        lines = []
     say(": ".join([status.state.value, *(["\n".join(lines)] if lines else [])]))
     if status.state is State.succeeded:
         return
     say(f"logs: {run.attempt(attempt)}")
     if status.state in (State.preempted, State.cancelled):
         say(f"HINT: {run.command('resume')} goes on from {_saved(run)}")
+
+
+def _has_said(log: Path, line: str) -> bool:
+    return log.is_file() and line in Tail(log).lines(final=True)[-_LAST_LINES:]
 
 
 def _saved(run: RunDir) -> str:
