@@ -98,7 +98,8 @@ def promised_gpus() -> str:
         if os.environ.get(name, "0") not in ("", "0"):
             return f"Slurm has given the job GPUs ({name}={os.environ[name]})"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible and HOST_VARIABLE not in os.environ:  # where we have set it, it only says which
+    # Where we or deepspeed's launcher (CROSS_RANK) have set it, it only says which.
+    if visible and not {HOST_VARIABLE, "CROSS_RANK"} & os.environ.keys():
         return f"CUDA_VISIBLE_DEVICES={visible}"
     import subprocess  # only a rank without a GPU asks
 

@@ -71,7 +71,7 @@ VERBS = {
 
 #: Verbs that change nothing: a reader who has seen enough of them has all that he wanted.
 _LOOKING = (
-    *("help", "plan", "config", "status", "completion"),
+    *("help", "plan", "config", "status", "logs", "completion"),
     *("sweep status", "sweep best", "sweep wandb", "ab result", "serve keys list"),
 )
 
@@ -90,8 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _only_looks(words: list[str]) -> bool:
     if not words or words[0].startswith("-") or not {"-h", "--help"}.isdisjoint(words):
         return True
-    if words[0] == "logs":
-        return {"-f", "--follow"}.isdisjoint(words)
     return words[0] in _LOOKING or " ".join(words[:2]) in _LOOKING
 
 

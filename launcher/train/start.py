@@ -247,7 +247,8 @@ def _failed(job: _Job, error: LauncherError) -> int:
         state = State.preempted if isinstance(error, Preempted) else State.failed
         place = "" if ranks.is_main else f"rank {ranks.rank} on {ranks.host}: "
         with contextlib.suppress(LauncherError, OSError):
-            run.set_status(state, reason=f"{place}{error}", exit_code=int(error.exit_code))
+            reason = _told(job, error) if isinstance(error, Preempted) else f"{place}{error}"
+            run.set_status(state, reason=reason, exit_code=int(error.exit_code))
     return int(error.exit_code)
 
 

@@ -82,6 +82,7 @@ def test_bf16_that_a_gpu_cannot_compute_is_refused():
     [
         ({}, "", False),
         ({"CUDA_VISIBLE_DEVICES": "0,1"}, "CUDA_VISIBLE_DEVICES=0,1", False),
+        ({"CUDA_VISIBLE_DEVICES": "0,1", "CROSS_RANK": "0"}, "", False),  # deepspeed's own
         ({"CUDA_VISIBLE_DEVICES": ""}, "", True),
         ({"CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_GPUS": "0"}, "", True),
         ({"SLURM_GPUS_ON_NODE": "4"}, "SLURM_GPUS_ON_NODE=4", False),
