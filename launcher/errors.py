@@ -95,9 +95,18 @@ class Preempted(LauncherError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """A hint naming the closest known words, or all of them if none is close."""
+    """A hint naming the closest known words; if none is close, all of them or the nearest ones."""
     known = sorted(known)
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
-    return f"choose one of: {', '.join(known)}"
+    return f"choose one of: {some_of(known, word)}"
+
+
+def some_of(known: Sequence[str], word: str, most: int = 8) -> str:
+    """The words of `known`; of many, the `most` that are nearest to `word`, and how many more."""
+    if len(known) <= most + 2:
+        return ", ".join(known)
+    near = difflib.get_close_matches(word, known, n=most, cutoff=0.0)
+    kept = [name for name in known if name in near]
+    return f"{', '.join(kept)} and {len(known) - len(kept)} more"

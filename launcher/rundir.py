@@ -25,6 +25,9 @@ from typing import IO, Any
 
 from launcher.errors import ConfigError, LauncherError, StorageError, did_you_mean
 
+#: Where runs and sweeps are looked for, unless --root or `run.root` says otherwise.
+DEFAULT_ROOT = "runs"
+
 
 class State(Enum):
     """State of a run."""
@@ -64,8 +67,8 @@ class Status:
 
 _ELSEWHERE = "`run.root` for runs, LAUNCHER_CACHE for what is kept between them"
 _HINTS = {
-    errno.ENOSPC: "free space on this file system, then `launcher resume` the run",
-    errno.EDQUOT: "the quota is used up: free space, then `launcher resume` the run",
+    errno.ENOSPC: "free space on this file system, then resume the run",
+    errno.EDQUOT: "the quota is used up: free space, then resume the run",
     errno.EROFS: f"the file system is read-only: choose another place ({_ELSEWHERE})",
     errno.EACCES: f"mend the permissions, or choose another place ({_ELSEWHERE})",
     errno.EPERM: f"mend the permissions, or choose another place ({_ELSEWHERE})",
@@ -358,6 +361,10 @@ class RunDir:
             return []
         return sorted(int(p.name) for p in folder.iterdir() if p.name.isdecimal())
 
+    def wish(self, attempt: int) -> Path:
+        """Who asked that an attempt stop, in words: "Ctrl-C"."""
+        return self.attempt(attempt) / "stop.txt"
+
     def log(self, attempt: int, rank: int) -> Path:
         """Log file of one rank in one attempt."""
         return self.attempt(attempt) / f"rank-{rank}.log"
@@ -365,6 +372,10 @@ class RunDir:
     def heartbeat(self, rank: int) -> Path:
         """Heartbeat file of one rank."""
         return self.heartbeats / f"rank-{rank}.json"
+
+    def command(self, verb: str, *options: str, anywhere: bool = False) -> str:
+        """`launcher VERB RUN` as it can be typed here, in backticks: see `command`."""
+        return command(verb, self.path, *options, anywhere=anywhere)
 
     def exists(self) -> bool:
         """Whether this is a run folder."""
@@ -376,7 +387,7 @@ class RunDir:
             raise ConfigError(
                 "not a run folder (there is no config.yaml in it)",
                 where=str(self.path),
-                hint="`launcher status` lists the runs under run.root",
+                hint=f"{listed(self.path.parent)} lists the runs beside it",
             )
         return self
 
@@ -421,7 +432,7 @@ class RunDir:
                 raise StorageError(
                     f"another process works on this run: {file.read().strip() or 'unknown'}",
                     where=str(self.path),
-                    hint="wait for it, stop it with `launcher cancel`, or give another `run.name`",
+                    hint=f"wait for it, or stop it with {self.command('cancel')}",
                 ) from error
             file.truncate(0)
             file.write(f"host {socket.gethostname()} pid {os.getpid()}\n")
@@ -429,6 +440,27 @@ class RunDir:
             yield
         finally:
             file.close()
+
+
+def command(verb: str, folder: Path, *options: str, anywhere: bool = False) -> str:
+    """`launcher VERB NAME` for a run or sweep in `folder`, in backticks, with --root where that is
+    not the default: it works when typed in the current folder, whatever characters are in it.
+
+    Of `anywhere` it names the path: what ranks write is read in other folders than theirs.
+    """
+    root, name = folder.parent, folder.name
+    words = [name] if root == Path(DEFAULT_ROOT).resolve() else [name, "--root", str(root)]
+    # A name that looks like an option, or that is a path from here, which is looked for first.
+    if anywhere or name.startswith("-") or Path(name).exists():
+        words = [str(folder)]
+    return f"`{shlex.join(['launcher', *verb.split(), *options, *words])}`"
+
+
+def listed(root: Path) -> str:
+    """`launcher status` for the runs under `root`, in backticks."""
+    here = root.resolve() == Path(DEFAULT_ROOT).resolve()
+    words = [] if here else ["--root", str(root.resolve())]
+    return f"`{shlex.join(['launcher', 'status', *words])}`"
 
 
 def run_dirs(root: str | os.PathLike[str]) -> list[RunDir]:
@@ -441,7 +473,7 @@ def run_dirs(root: str | os.PathLike[str]) -> list[RunDir]:
     return [run for run in map(RunDir, names) if run.exists()]
 
 
-def find_run(run: str, root: str = "runs") -> RunDir:
+def find_run(run: str, root: str = DEFAULT_ROOT) -> RunDir:
     """The run folder at a path or with an id under `root`; else `ConfigError` with close names."""
     for path in (Path(run), Path(root) / run):
         if RunDir(path).exists():

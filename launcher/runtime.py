@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -70,8 +71,45 @@ def gpu_count() -> int:
         present = len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdecimal()])
     if visible is None:
         return present
-    listed = [item for item in visible.split(",") if item.strip() and item.strip() != "-1"]
-    return min(present, len(listed))
+    return min(present, len(_visible(visible)))
+
+
+def hides_gpus() -> bool:
+    """Whether the user hides all GPUs: CUDA_VISIBLE_DEVICES is set and names none."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible is not None and not _visible(visible)
+
+
+def _visible(text: str) -> list[str]:
+    """Devices that CUDA_VISIBLE_DEVICES names; CUDA ignores what follows an index that is none."""
+    listed = itertools.takewhile(lambda item: item != "-1", map(str.strip, text.split(",")))
+    return [item for item in listed if item not in ("", "NoDevFiles", "void", "none")]
+
+
+def promised_gpus() -> str:
+    """What says that this process is to have GPUs, in words; empty where nothing does.
+
+    For a process in which they cannot be used: asks nvidia-smi last.
+    """
+    if hides_gpus():
+        return ""
+    if count := gpu_count():
+        return f"this host has {count} GPU{'s' if count > 1 else ''}"
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
+        if os.environ.get(name, "0") not in ("", "0"):
+            return f"Slurm has given the job GPUs ({name}={os.environ[name]})"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    # Where we or deepspeed's launcher (CROSS_RANK) have set it, it only says which.
+    if visible and not {HOST_VARIABLE, "CROSS_RANK"} & os.environ.keys():
+        return f"CUDA_VISIBLE_DEVICES={visible}"
+    import subprocess  # only a rank without a GPU asks
+
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ["nvidia-smi", "-L"]
+        said = subprocess.run(command, capture_output=True, timeout=20)  # noqa: S603
+        if listed := [line for line in said.stdout.splitlines() if line.startswith(b"GPU ")]:
+            return f"nvidia-smi lists {len(listed)} GPU{'s' if len(listed) > 1 else ''}"
+    return ""
 
 
 def cpu_count() -> int:

@@ -217,7 +217,8 @@ def settle(
             verdict.reason,
             where=str(run.attempt(attempt)),
             hint="stacks-rank-*.txt there show where each rank is; raise the limit under `watchdog`"
-            f" if it is only slow; `launcher resume {run.name}` goes on from the last checkpoint",
+            f" if it is only slow; {run.command('resume', anywhere=True)} goes on from the last"
+            " checkpoint",
         )
     )
     ranks = [beat.to_json() for beat in beats.values()]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, entry, registry
+from launcher import __version__, console, entry, registry
 from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
@@ -70,6 +69,12 @@ VERBS = {
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
 
+#: Verbs that change nothing: a reader who has seen enough of them has all that he wanted.
+_LOOKING = (
+    *("help", "plan", "config", "status", "logs", "completion"),
+    *("sweep status", "sweep best", "sweep wandb", "ab result", "serve keys list"),
+)
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
@@ -78,17 +83,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     entry.make_output_safe()
     try:
+        return _reported(words)
+    except BrokenPipeError:  # the reader, `head` for one, has had enough
+        console.discard(sys.stdout, sys.stderr)
+        # What only looks has no more to do; other work has ended before its end.
+        return int(ExitCode.ok if _only_looks(words) else ExitCode.interrupted)
+
+
+def _only_looks(words: list[str]) -> bool:
+    if not words or words[0].startswith("-") or not {"-h", "--help"}.isdisjoint(words):
+        return True
+    return words[0] in _LOOKING or " ".join(words[:2]) in _LOOKING
+
+
+def _reported(words: list[str]) -> int:
+    try:
         code = _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        raise
     except LauncherError as error:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return int(error.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.interrupted)
-    except BrokenPipeError:  # the reader, `head` for one, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.ok)
     except Exception as error:
         from launcher.rundir import storage_error, too_many_processes
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.cli import VERBS
 from launcher.registry import need
-from launcher.rundir import RunDir, find_run
+from launcher.rundir import DEFAULT_ROOT, RunDir, find_run
 
 #: One argument of a verb: its names and the keywords for argparse.
 Argument = tuple[list[str], dict[str, Any]]
@@ -74,7 +74,7 @@ def existing_run(
         "run", metavar="RUN", help="name or folder of a run", nargs="?" if optional else None
     )
     parser.add_argument(
-        "--root", default="runs", metavar="DIR", help="folder of the runs (default: runs)"
+        "--root", default=DEFAULT_ROOT, metavar="DIR", help="folder of the runs (default: runs)"
     )
     for names, keywords in arguments:
         parser.add_argument(*names, **keywords)

@@ -57,7 +57,12 @@ def logs(words: list[str]) -> int:
     run = arguments.find(parsed)
     for line in logs.lines(run, rank=parsed.rank, attempt=parsed.attempt, follow=parsed.follow):
         print(line, flush=parsed.follow)
-    return ExitCode.ok
+    if not parsed.follow or parsed.attempt is not None:
+        return ExitCode.ok
+    from launcher.jobs.status import observed_run
+
+    # Who waits for the end of a run is told how it ended.
+    return observed_run(run).exit_code or ExitCode.ok
 
 
 def cancel(words: list[str]) -> int:

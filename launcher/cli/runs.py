@@ -38,7 +38,7 @@ def submit(words: list[str]) -> int:
     run, attempt = new
     start.submit(run, attempt, attached=False)
     print(run.name)
-    print(f"follow it with `launcher logs -f {run}`", file=sys.stderr)
+    print(f"follow it with {run.command('logs', '-f')}", file=sys.stderr)
     return ExitCode.ok
 
 
@@ -80,8 +80,15 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     if aside := start.release_name(run):
         print(f"the run that had this name took no step; it lies in {aside} now", file=sys.stderr)
     create.make(run, config, made, parsed.overrides)
-    print(f"run      {run.name}\nfolder   {run}", file=sys.stderr)
-    return run, start.begin(run)
+    attempt = start.begin(run)
+    try:
+        print(f"run      {run.name}\nfolder   {run}", file=sys.stderr, flush=True)
+    except OSError:
+        from launcher.jobs.cancel import set_cancelled
+
+        set_cancelled(run, "not started: nobody reads the output")
+        raise
+    return run, attempt
 
 
 def _launch_and_follow(run: RunDir, attempt: int) -> int:

@@ -11,6 +11,7 @@ from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
+from launcher.rundir import command
 
 if TYPE_CHECKING:
     from launcher.sweeps.folder import SweepDir
@@ -49,7 +50,7 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
         code = _in_background(sweep)
     if not follow:
         print(sweep.name)
-        print(f"look at it with `launcher sweep status {sweep.name}`", file=sys.stderr)
+        print(f"look at it with {command('sweep status', sweep.path)}", file=sys.stderr)
     return code
 
 
@@ -88,7 +89,7 @@ def best(words: list[str]) -> int:
         raise ConfigError(
             f"no trial has succeeded with a value of {request.metric}",
             where=str(sweep),
-            hint=f"`launcher sweep status {sweep.name}` says how they ended",
+            hint=f"{command('sweep status', sweep.path)} says how they ended",
         )
     if parsed.json:
         print(arguments.as_json(row.to_json()))

@@ -129,7 +129,7 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
             raise ConfigError(
                 f"there is a run of this name already: {run}",
                 where="run.name",
-                hint=f"`launcher resume {config.run.name}` goes on with it; or choose another name",
+                hint=f"{run.command('resume')} goes on with it; or choose another name",
             ) from error
     try:
         _fill(run, config, made, words)

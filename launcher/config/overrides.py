@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.config import suggest, typed, values, variants
 from launcher.config.values import Word
-from launcher.errors import Problem, did_you_mean
+from launcher.errors import Problem, did_you_mean, some_of
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")
@@ -175,7 +175,9 @@ def unknown(key: str, text: Any, options: Iterable[str]) -> Problem:
     """The problem of a key that is none, or that of a whole section."""
     if key in typed.sections():
         inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
-        return Problem(key, f"is a section (got {text!r})", f"set its keys: {', '.join(inside)}")
+        return Problem(
+            key, f"is a section (got {text!r})", f"set its keys: {some_of(inside, str(text))}"
+        )
     near = difflib.get_close_matches(key, list(options), n=1, cutoff=0.7)
     if near and "." not in key:
         return Problem(key, "unknown group", f"did you mean {near[0]}={text}?")

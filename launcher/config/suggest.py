@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from launcher.errors import Problem
+from launcher.errors import Problem, some_of
 
 #: what people type from habit -> where it is here.
 HABITS = {
@@ -86,5 +86,9 @@ def unknown_key(key: str, value: Any, known: Iterable[str], owners: Iterable[str
         hint = f"did you mean {' or '.join(repr(name) for name in close)}?"
     else:
         inside = [name for name in known if name.startswith(f"{section}.")]
-        hint = f"keys of {section}: {', '.join(inside)}" if inside else "see docs/config.md"
+        hint = (
+            f"keys of {section}: {some_of(inside, key)} (`launcher config` prints all)"
+            if inside
+            else "`launcher config` prints all keys"
+        )
     return Problem(key, f"unknown key (got {value!r})", hint)

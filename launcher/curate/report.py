@@ -133,10 +133,14 @@ def summary(report: dict[str, Any]) -> str:
         for rule in report["rules"]:
             lines += _told(rule) if rule["verdict"] == verdict else []
     passed = sum(rule["verdict"] == "pass" for rule in report["rules"])
-    skipped = [rule["name"] for rule in report["rules"] if rule["verdict"] == "skipped"]
+    skipped = [
+        f"{rule['name']} ({rule['found']})"
+        for rule in report["rules"]
+        if rule["verdict"] == "skipped"
+    ]
     lines.append(
         f"{plural(passed, 'rule')} pass{'es' * (passed == 1)}"
-        + f"; not checked: {', '.join(skipped)}" * bool(skipped)
+        + f"; nothing to check: {', '.join(skipped)}" * bool(skipped)
     )
     lines.append(f"verdict: {report['verdict']}")
     return "\n".join(lines)

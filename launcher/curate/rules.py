@@ -230,7 +230,8 @@ def _class_balance(facts: Facts) -> Result:
     train = facts.scan.train
     sizes = np.bincount(train.labels[train.labels >= 0], minlength=len(train.label_names))
     if len(sizes) < 2:
-        return Result(0, 0, "there are no labels", skipped=True)
+        found = "there is one label" if len(sizes) else "there are no labels"
+        return Result(0, 0, found, skipped=True)
     even = effective(sizes.tolist())
     small, large = int(sizes.argmin()), int(sizes.argmax())
     names = train.label_names

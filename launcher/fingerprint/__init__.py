@@ -6,6 +6,14 @@ of the data files, the tokenizer, the template and the options. A folder of that
 complete needs no preparation, and finding it needs no tokenizer.
 """
 
+from launcher.fingerprint.base import (
+    MARKER,
+    note_base,
+    origin,
+    require_base,
+    require_same,
+    weights_digest,
+)
 from launcher.fingerprint.hashes import Hashes, file_digest
 from launcher.fingerprint.keys import (
     CODE_VERSION,
@@ -33,6 +41,7 @@ from launcher.fingerprint.located import (
 __all__ = [
     "CODE_VERSION",
     "LAYOUT_VERSION",
+    "MARKER",
     "SUFFIXES",
     "BuiltinData",
     "Hashes",
@@ -48,7 +57,12 @@ __all__ = [
     "is_prepared",
     "locate",
     "lookup",
+    "note_base",
+    "origin",
     "parts",
+    "require_base",
+    "require_same",
     "require_same_data",
     "suffixes",
+    "weights_digest",
 ]

@@ -167,7 +167,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
     data = config.data
     options = {
         "versions": [CODE_VERSION],
-        "tokenizer": _tokenizer(config.model, hashes),
+        "tokenizer": tokenizer_identity(config.model, hashes),
         "all_targets": config.objective.learns_every_token,
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
         "chat": [data.template_options, data.thoughts, data.learn_empty_thoughts],
@@ -243,7 +243,8 @@ def _identity(source: Source, hashes: Hashes) -> list[Any]:
     return ["hub", *asdict(source).values()]
 
 
-def _tokenizer(model: ModelConfig, hashes: Hashes) -> list[Any]:
+def tokenizer_identity(model: ModelConfig, hashes: Hashes) -> list[Any]:
+    """What decides tokens and template: digests of the files, or the name at the hub."""
     template = None
     if model.chat_template:
         try:

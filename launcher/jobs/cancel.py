@@ -13,7 +13,7 @@ from launcher.jobs.status import heartbeats, is_live
 from launcher.launch import processes
 from launcher.launch.outcome import settled
 from launcher.launch.spec import Backend, JobState
-from launcher.rundir import RunDir, State, Status
+from launcher.rundir import RunDir, State, Status, write_atomic
 
 _POLL_S = 0.1
 _KILL_TIMEOUT_S = 30.0
@@ -49,6 +49,8 @@ def set_cancelled(run: RunDir, reason: str = "cancelled by the user") -> Status:
 
 
 def _stop(run: RunDir, status: Status, *, now: bool) -> None:
+    if status.attempt and not now:
+        write_atomic(run.wish(status.attempt), "launcher cancel")
     backend = backend_of(run, status.attempt)
     job = scheduled.job_of(run.path, status.attempt)
     if backend and backend.status(run, status.attempt) is not JobState.gone:
@@ -75,7 +77,7 @@ def _stop_ranks(run: RunDir, *, now: bool) -> None:
         raise ConfigError(
             f"the ranks run on {', '.join(sorted(hosts))}",
             where=str(run),
-            hint="cancel there; if the hosts are gone for good, `launcher cancel --lost`",
+            hint=f"cancel there; if the hosts are gone for good, {run.command('cancel', '--lost')}",
         )
     for pid in _live_ranks(run):
         processes.send(pid, signal.SIGKILL if now else signal.SIGTERM)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,8 @@ def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) ->
     def write() -> None:
         compose.save(config, run.config)  # the rest follows from it
         run.config.chmod(0o444)
-        before = run.overrides.read_text().removesuffix("[]\n") if run.overrides.exists() else ""
-        added = "".join(f"- {json.dumps(word)}\n" for word in words)
-        write_atomic(run.overrides, before + added)
+        had = run.overrides.read_text(encoding="utf-8") if run.overrides.exists() else ""
+        write_atomic(run.overrides, had.removesuffix("[]\n") + compose.dump_as_is(list(words)))
         write_json(run.plan, plan.as_dict(made))
 
     return write

@@ -51,14 +51,14 @@ def begin(run: RunDir, change: Callable[[], None] | None = None) -> int:
             raise StorageError(
                 f"another process works on this run: host {status.host} pid {status.pid}",
                 where=str(run),
-                hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
+                hint=f"wait for it, or stop it with {run.command('cancel')}",
             )
         if not settled(status) and status.attempt and status.host != socket.gethostname():
             raise StorageError(
                 f"the run is {status.state.value} on host {status.host}, as far as is known here",
                 where=str(run),
-                hint=f"run `launcher cancel {run.name}` there; if that host is gone for good, "
-                f"`launcher cancel --lost {run.name}` here, then resume",
+                hint=f"run {run.command('cancel')} there; if that host is gone for good, "
+                f"{run.command('cancel', '--lost')} here, then resume",
             )
         if change is not None:
             change()
@@ -81,7 +81,7 @@ def _without_job(run: RunDir) -> Status:
     raise StorageError(
         f"job {job} of this run is {seen.state.value} in Slurm: {seen.reason}".rstrip(": "),
         where=str(run),
-        hint=f"wait for it, or stop it with `launcher cancel {run.name}`",
+        hint=f"wait for it, or stop it with {run.command('cancel')}",
     )
 
 

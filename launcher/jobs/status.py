@@ -138,6 +138,7 @@ def details(run: RunDir) -> dict[str, Any]:
     status = observed_run(run)
     attempt = status.attempt
     found = {**Row(run.name, str(run), status).to_json(), "tags": compose.load(run.config).run.tags}
+    found["saved_step"] = saved_step(run)
     record = last_record(run.metrics)
     if record:
         found["step"] = max(status.step, record["step"])
@@ -170,6 +171,12 @@ def heartbeats(run: RunDir) -> dict[int, dict[str, Any]]:
         if number.isdecimal() and isinstance(beat, dict):
             beats[int(number)] = {"rank": int(number), **beat}
     return dict(sorted(beats.items()))
+
+
+def saved_step(run: RunDir) -> int | None:
+    """Step of the newest whole checkpoint; None if there is none."""
+    names = sorted(path.parent.name for path in run.checkpoints.glob("step-*/manifest.json"))
+    return int(names[-1].removeprefix("step-")) if names else None
 
 
 def last_record(metrics: Path) -> dict[str, Any] | None:
@@ -219,6 +226,8 @@ def text(found: dict[str, Any]) -> str:
         f"attempt  {found['attempt']}",
         f"step     {found['step']}{steps}",
     ]
+    if found["saved_step"] is not None:
+        lines.append(f"saved    step {found['saved_step']}")
     if found["exit_code"] is not None:
         lines.append(f"exit     {found['exit_code']}")
     if found["tags"]:

@@ -220,7 +220,7 @@ class Coordinator:
         raise HangError(
             f"host {host} is lost: {why}",
             where="launch",
-            hint=f"see that it is up, then `launcher resume {self._run.name}`"
+            hint=f"see that it is up, then {self._run.command('resume', anywhere=True)}"
             + ("; launch.exclude leaves a host out" if self._plan.backend == "deepspeed" else ""),
         )
 

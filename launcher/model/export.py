@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from launcher import runtime
+from launcher import fingerprint, runtime
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
@@ -43,10 +43,6 @@ from launcher.rundir import (
 )
 
 SHARD_BYTES = 2 * 1024**3
-
-#: Empty file in every export: only a folder that has it may be replaced by another.
-MARKER = ".launcher-export"
-
 
 GENERATION = "generation_config.json"
 
@@ -161,7 +157,7 @@ def export(
             else:
                 _write_generation(trained, base, temporary)
             check(temporary)
-            (temporary / MARKER).touch()
+            fingerprint.note_base(temporary, base if kind is Kind.adapter else None)
             give_usual_permissions(temporary)
             for path in temporary.iterdir():
                 fsync_folder(path)

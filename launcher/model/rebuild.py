@@ -12,6 +12,7 @@ from launcher.config.classes import Classes
 from launcher.config.schema import Config, LoraConfig, ModelConfig
 from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
+from launcher.fingerprint import require_base
 from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 from launcher.model.load import model_source
@@ -29,6 +30,22 @@ def base_folder(config: ModelConfig) -> Path:
     return Path(
         snapshot_download(str(config.name), revision=config.revision, allow_patterns=patterns)
     )
+
+
+def local_folder(config: ModelConfig) -> Path | None:
+    """The same where the files are on this machine already; nothing is asked of the hub."""
+    source = Path(model_source(config)).expanduser()
+    if source.is_dir():
+        return source.resolve()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(str(config.name), revision=config.revision, local_files_only=True)
+        )
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
 
 
 def load_base(
@@ -57,6 +74,7 @@ def load_start(
     model = load_base(config.model, folder, dtype, num_tokens, classes)
     if not isinstance(config.peft, LoraConfig) or config.peft.adapter is None:
         return model
+    require_base(config.peft.adapter, folder)
     return with_saved(with_adapters(model, config), config.peft.adapter).eval()
 
 

@@ -9,6 +9,7 @@ import torch
 
 from launcher.config.classes import Classes
 from launcher.errors import LauncherError
+from launcher.fingerprint import require_base
 from launcher.model.classifier import auto_class
 from launcher.model.export import Trained
 from launcher.model.pretrained import open_pretrained
@@ -88,7 +89,10 @@ def open_export(
     trust_remote_code: bool,
     classes: Classes | None = None,
 ) -> Any:
-    """The model of an export folder; an adapter is put on the model in `base`."""
+    """The model of an export folder; an adapter is put on the model in `base`.
+
+    Raises `ConfigError` if an adapter says that it was trained upon other weights.
+    """
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not (folder / "adapter_config.json").is_file():
         if classes is not None:
@@ -96,6 +100,7 @@ def open_export(
         return open_pretrained(folder, None, **options).eval()
     from peft import PeftModel
 
+    require_base(folder, base)
     model = fit(open_pretrained(base, classes, **options), num_tokens)
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
 

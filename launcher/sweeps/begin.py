@@ -21,7 +21,7 @@ from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.jobs import requirements
 from launcher.launch.torchrun import given_endpoint
-from launcher.rundir import storage_errors
+from launcher.rundir import command, storage_errors
 from launcher.sweeps import space, study
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
@@ -224,5 +224,5 @@ def check_same(sweep: SweepDir, asked: Request) -> None:
         raise ConfigError(
             f"there is a sweep of this name already, of other overrides: {sweep}",
             where="run.name",
-            hint=f"`launcher sweep resume {sweep.name}` goes on with it; or choose another name",
+            hint=f"{command('sweep resume', sweep.path)} goes on with it; or choose another name",
         )

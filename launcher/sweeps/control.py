@@ -19,7 +19,7 @@ from launcher.config import compose, groups
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
-from launcher.rundir import RunDir, State
+from launcher.rundir import RunDir, State, command
 from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, objective
 from launcher.sweeps.making import Maker
@@ -65,7 +65,7 @@ class Controller:
             try:
                 self._by_kind()
             except Stopped:
-                self.say("stopped: `launcher sweep resume` goes on")
+                self.say(f"stopped: {command('sweep resume', self.sweep.path)} goes on")
                 return ExitCode.preempted
         return self._result()
 

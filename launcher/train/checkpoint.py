@@ -18,7 +18,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -49,6 +49,11 @@ class Checkpoint:
     def step(self) -> int:
         """Optimizer steps done."""
         return int(self.manifest["step"])
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """What the weights stand on (see `launcher.fingerprint.origin`); empty if not known."""
+        return dict(self.manifest.get("origin", {}))
 
     @property
     def state(self) -> dict[str, Any]:
@@ -128,8 +133,11 @@ def save(
     rank: int,
     state: dict[str, Any],
     beat: Callable[[], None] = lambda: None,
+    origin: Mapping[str, str] | None = None,
 ) -> Path:
     """Write checkpoint `step` with all ranks; `beat` is called after each tensor.
+
+    `origin` is what the weights stand on (see `launcher.fingerprint.origin`).
 
     `StorageError` on every rank if any could not write; older checkpoints are untouched then.
     """
@@ -159,7 +167,9 @@ def save(
     if not problems and rank == 0:
         try:
             merged = {name: entry for written, _ in results for name, entry in written.items()}
-            _finish(temporary, folder, _manifest(engine, step, state, merged, started))
+            _finish(
+                temporary, folder, _manifest(engine, step, state, merged, started, origin or {})
+            )
         except LauncherError as caught:
             problems = list(caught.problems)
     problems = distributed.gather_objects(problems)[0]
@@ -266,7 +276,12 @@ def flat_parameters(engine: Engine) -> list[torch.Tensor]:
 
 
 def _manifest(
-    engine: Engine, step: int, state: dict[str, Any], files: dict[str, Any], started: float
+    engine: Engine,
+    step: int,
+    state: dict[str, Any],
+    files: dict[str, Any],
+    started: float,
+    origin: Mapping[str, str],
 ) -> dict[str, Any]:
     return {
         "version": VERSION,
@@ -282,6 +297,7 @@ def _manifest(
         "scalars": _scalars(engine),
         "scaler": engine.scaler_state(),
         "state": state,
+        "origin": dict(origin),
         "files": files,
     }
 

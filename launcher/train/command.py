@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from launcher import console
 from launcher.errors import ExitCode, LauncherError
 from launcher.rundir import storage_error
 
@@ -18,6 +19,10 @@ def exit_code_of(work: Callable[[], None]) -> int:
     """Run the work of a command; errors with a known cause are printed and give their exit code."""
     try:
         work()
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the results any more: the work ended before its end
+        console.discard(sys.stdout, sys.stderr)
+        return int(ExitCode.interrupted)
     except LauncherError as error:
         note(f"error: {error}")
         return int(error.exit_code)

@@ -6,6 +6,7 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -91,9 +92,10 @@ def join(
     make_group(store, ranks, device)
 
 
-def announce(store: Store, ranks: Ranks) -> None:
-    """Say that this rank is there."""
-    place = {"host": ranks.host, "local": ranks.local_rank, "world": ranks.world_size}
+def announce(store: Store, ranks: Ranks, device: Mapping[str, Any] | None = None) -> None:
+    """Say that this rank is there, with the facts of its device."""
+    place: dict[str, Any] = {"host": ranks.host, "local": ranks.local_rank}
+    place |= {"world": ranks.world_size, "device": device}
     store.set(f"joined/{ranks.rank}", json.dumps(place))
     if store.add(f"claims/{ranks.rank}", 1) > 1:
         store.set("claimed twice", f"{ranks.rank} {ranks.host}")
@@ -109,8 +111,8 @@ def check_world(ranks: Ranks, planned_world: int) -> None:
         )
 
 
-def await_all(store: Store, ranks: Ranks, timeout_s: float) -> None:
-    """Wait until every rank has announced itself, each in a place of its own.
+def await_all(store: Store, ranks: Ranks, timeout_s: float) -> dict[int, dict[str, Any]]:
+    """Wait until every rank has announced itself, each in a place of its own; what each said.
 
     Raises `HangError` naming the ranks that are still missing after `timeout_s` seconds and their
     hosts, and `ConfigError` if two claim one place; both with a table of who joined.
@@ -131,6 +133,7 @@ def await_all(store: Store, ranks: Ranks, timeout_s: float) -> None:
             where="launch",
             hint="every node needs a number of its own and the same number of nodes and ranks",
         )
+    return places
 
 
 def _place(store: Store, rank: int) -> dict[str, Any] | None:

@@ -13,8 +13,10 @@ from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import taught
 from launcher.errors import ConfigError
-from launcher.model.export import MARKER, Kind, Trained, export
+from launcher.fingerprint import MARKER, origin, require_same
+from launcher.model.export import Kind, Trained, export
 from launcher.model.load import DTYPES
+from launcher.model.rebuild import base_folder
 from launcher.model.verify import verify
 from launcher.rundir import RunDir, read_json
 from launcher.train import inference
@@ -71,7 +73,13 @@ def find_checkpoint(run: RunDir, step: int | None, say: Callable[[str], None]) -
 
 
 def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Trained:
-    """What the run has trained up to `checkpoint`, in the dtype in which it held the model."""
+    """What the run has trained up to `checkpoint`, in the dtype in which it held the model.
+
+    Raises `ConfigError` if the base or the tokenizer is no longer that of the checkpoint.
+    """
+    now = origin(config, base_folder(config.model))
+    for text in require_same(config, checkpoint.origin, now, checkpoint.path):
+        note(f"warning: {text}")
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     tokenizer = load_tokenizer(config.model)
     threshold = read_json(run.eval / "tuned.json", {}).get("threshold")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable
 from typing import Any
@@ -104,7 +105,7 @@ def _compare(
     except LauncherError as error:
         metrics = [metric for metric in metrics if not isinstance(metric, judge.Judge)]
         say(f"warning: compared without a judge: {error}")
-        say(f"`launcher compare {run.name}:base {run.name}` asks the judge again")
+        say(f"{_asked_again(run)} asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
     notes = contamination(run)
     about = evaluator.about(results)
@@ -130,6 +131,11 @@ def _compare(
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}
     trackers.summary(scored)
     _table_of_samples(run, config, trackers)
+
+
+def _asked_again(run: RunDir) -> str:
+    name = str(run)  # what a rank says is read in other folders, too
+    return f"`{shlex.join(['launcher', 'compare', f'{name}:base', name])}`"
 
 
 def _table_of_samples(run: RunDir, config: Config, trackers: Trackers) -> None:

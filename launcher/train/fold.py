@@ -9,6 +9,7 @@ from pathlib import Path
 from launcher.config import compose
 from launcher.config.schema import Config, LoraConfig, Quantization
 from launcher.data.tokenizer import load_tokenizer
+from launcher.fingerprint import require_base
 from launcher.model.adapter import AdapterReader
 from launcher.model.export import Kind, Trained, export
 from launcher.model.load import DTYPES
@@ -33,6 +34,7 @@ def fold(config: Config, out: Path) -> None:
     about = read_json(base / "config.json", {})
     named = str(about.get("dtype") or about.get("torch_dtype") or "float32")
     dtype = {"bfloat16": DTYPES["bf16"], "float16": DTYPES["fp16"]}.get(named, DTYPES["fp32"])
+    require_base(str(method.adapter), base)
     structure = with_adapters(meta_base(model, base, len(tokenizer)), config)
     reader = AdapterReader(str(method.adapter), structure)
     trained = Trained(config, reader, tokenizer, dtype)

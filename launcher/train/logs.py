@@ -6,9 +6,11 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
+
+from launcher import console
 
 
 def redirect(log: Path) -> None:
@@ -24,32 +26,46 @@ def redirect(log: Path) -> None:
 
 
 class _Copy:
-    """A text stream that writes to two places."""
+    """A text stream that writes to two places; the second is the log, which outlives the first."""
 
-    def __init__(self, first: TextIO, second: TextIO) -> None:
-        self._first, self._second = first, second
+    def __init__(self, first: TextIO, second: TextIO, unread: Callable[[str], None]) -> None:
+        self._first, self._second, self._unread = first, second, unread
 
     def write(self, text: str) -> int:
         with contextlib.suppress(ValueError, OSError):
             self._second.write(text)
-        return self._first.write(text)
+        try:
+            return self._first.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
 
     def flush(self) -> None:
         with contextlib.suppress(ValueError, OSError):
             self._second.flush()
-        self._first.flush()
+        try:
+            self._first.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error: OSError) -> None:
+        console.discard(self._first)
+        self._unread(error.strerror or str(error))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._first, name)
 
 
 @contextlib.contextmanager
-def copied(log: Path) -> Iterator[None]:
-    """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too."""
+def copied(log: Path, unread: Callable[[str], None]) -> Iterator[None]:
+    """Rank 0 of a direct launch: output stays on the terminal and goes to the log file too.
+
+    `unread` is told why once the terminal, or the pipe in its place, takes no more.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8", errors="backslashreplace") as file:
         out, err = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = _Copy(out, file), _Copy(err, file)
+        sys.stdout, sys.stderr = _Copy(out, file, unread), _Copy(err, file, unread)
         try:
             yield
         finally:

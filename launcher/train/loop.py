@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from launcher import console
+from launcher import console, fingerprint
 from launcher.config import compose, deepspeed
 from launcher.config import plan as plans
 from launcher.config.plan import Plan
@@ -23,11 +23,12 @@ from launcher.data.classes import settle
 from launcher.data.loader import Loader, Row, rectangles, without_targets
 from launcher.data.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
-from launcher.errors import ConfigError, DataError, DivergedError, Preempted
+from launcher.errors import ConfigError, DataError, DivergedError, Preempted, Problem
 from launcher.evals.runner import EvaluationStopped
 from launcher.model.class_head import ClassHead, make_head
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
+from launcher.model.rebuild import local_folder
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.runtime import Ranks
@@ -73,8 +74,12 @@ def train(
     device: torch.device,
     stop: StopFlag,
     heart: Heartbeat,
+    *,
+    told: bool = False,
 ) -> None:
     """Train the run in `run` to its end, from its newest valid checkpoint if it has one.
+
+    `told` says that plan.json was shown already: then only what has changed since is.
 
     The process group is up and `run` has prepared data. Raises `Preempted` after a clean stop, and
     another `LauncherError` for what went wrong.
@@ -108,6 +113,10 @@ def train(
     )
     assert plan.steps is not None
     assert plan.warmup_steps is not None
+    text = plans.describe(config, plan)
+    if told:
+        known = plans.describe(config, Plan(**read_json(run.plan))).splitlines()
+        text = "\n".join(line for line in text.splitlines() if line not in known)
     if ranks.is_main:
         write_json(run.plan, plans.as_dict(plan))
     loader = Loader(
@@ -119,7 +128,8 @@ def train(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    say(plans.describe(config, plan))
+    if text:
+        say(text)
 
     # Model, adapters, weights of the checkpoint to go on from, engine.
     heart.beat("start", 0, "model")
@@ -144,6 +154,7 @@ def train(
         write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     progress, start = Progress(), _start_from(run, ranks, warn)
+    origin = _origin(config, ranks, start, warn)
     if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
         restore.load_adapter(config.peft.adapter, model)
         say(f"going on from the adapter in {config.peft.adapter}")
@@ -213,7 +224,7 @@ def train(
             return
         heart.beat("save", progress.step)
         began = time.monotonic()
-        checkpoints.save(run, engine, progress.step, ranks.rank, state(), heart.again)
+        checkpoints.save(run, engine, progress.step, ranks.rank, state(), heart.again, origin)
         saved_step = progress.step
         if slow := too_slow_for_grace(config.launch, time.monotonic() - began):
             warn(slow)
@@ -223,14 +234,12 @@ def train(
 
     def stop_now() -> None:
         save()
+        if ranks.is_main:
+            run.set_status(State.running, step=progress.step)
         trackers.finish(int(Preempted.exit_code), preempted=True)
         # Together: the first rank to end has the others killed 30 s later.
         distributed.barrier()
-        raise Preempted(
-            f"stopped by {stop.reason or 'a signal on another rank'} at step {progress.step}",
-            where=str(run),
-            hint=f"`launcher resume {run.name}` goes on from there",
-        )
+        raise Preempted(f"stopped by {stop.by} at step {progress.step}")
 
     def evaluate() -> None:
         assert evaluator is not None
@@ -456,6 +465,29 @@ def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> st
         f" {config.schedule.name} schedule over all {plan.steps}: it was {last:.2e} at step"
         f" {start.step} and goes on at {now:.2e}"
     )
+
+
+def _origin(
+    config: Config, ranks: Ranks, start: checkpoints.Checkpoint | None, warn: Any
+) -> dict[str, str]:
+    """What this run stands on; `ConfigError` on all ranks if its adapters come from elsewhere."""
+    found: dict[str, str] = {}
+    problems: tuple[Problem, ...] = ()
+    if ranks.is_main:
+        try:
+            base = local_folder(config.model)
+            found = fingerprint.origin(config, base)
+            if start is not None:
+                for text in fingerprint.require_same(config, start.origin, found, start.path):
+                    warn(text)
+            elif isinstance(config.peft, LoraConfig) and config.peft.adapter:
+                fingerprint.require_base(config.peft.adapter, base)
+        except ConfigError as error:
+            problems = error.problems
+    found, problems = distributed.gather_objects((found, problems))[0]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def _progress(start: checkpoints.Checkpoint) -> Progress:

@@ -14,11 +14,13 @@ from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import by_template, taught
 from launcher.errors import ConfigError, DataError
+from launcher.fingerprint import origin, require_same
 from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_start, rebuild
 from launcher.model.verify import open_export
 from launcher.rundir import RunDir, read_json
+from launcher.train.checkpoint import checkpoints
 from launcher.train.command import note
 from launcher.train.export import find_checkpoint, trained_model
 from launcher.train.inference import Speaker, quiet
@@ -44,6 +46,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     classes = Classes.of_run(run)
     model: Any
     if base:
+        _require_same_origin(run, config, folder)
         model = load_start(config, folder, dtype, len(tokenizer), classes)
     elif checkpoint is None and _has_export(run):
         model = open_export(
@@ -154,6 +157,14 @@ def _data_of(run: RunDir, tokenizer: Any) -> dict[str, Any]:
     index = read_json(Path(folder) / "index.json", {}) if folder else {}
     pairs = bool(folder) and index.get("format") != "text"
     return {"pairs": pairs, "taught": taught(data, tokenizer)}
+
+
+def _require_same_origin(run: RunDir, config: Config, folder: Path) -> None:
+    """What is called the run's base must be that of its checkpoints, if there is one."""
+    for checkpoint in checkpoints(run)[-1:]:
+        now = origin(config, folder)
+        for text in require_same(config, checkpoint.origin, now, checkpoint.path):
+            note(f"warning: {text}")
 
 
 def _has_export(run: RunDir) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from pathlib import Path
 from types import FrameType
 
 from launcher.config.schema_launch import LaunchConfig, SlurmConfig
@@ -14,9 +16,23 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.wish: Path | None = None
+        """File in which whoever sends the signal has said who asked (see `RunDir.wish`)."""
 
     def __bool__(self) -> bool:
         return bool(self.reason)
+
+    @property
+    def by(self) -> str:
+        """Who or what asked."""
+        with contextlib.suppress(OSError):
+            if self.wish is not None:
+                return self.wish.read_text(encoding="utf-8").strip()
+        return self.reason or "a signal on another rank"
+
+    def ask_for_lost_output(self, why: str) -> None:
+        """The same wish from output that nobody takes any more, with the system's reason."""
+        self.reason = self.reason or f"its output ({why})"
 
     def install(self) -> None:
         """Handle the signals from now on; main thread only."""

@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -25,9 +26,9 @@ from launcher.errors import (
     OutOfMemoryError,
     Preempted,
 )
-from launcher.rundir import RunDir, State, storage_error, too_many_processes
+from launcher.rundir import RunDir, State, read_json, storage_error, too_many_processes
 from launcher.runtime import Ranks
-from launcher.train import distributed, logs
+from launcher.train import devices, distributed, logs
 from launcher.train.signals import StopFlag
 from launcher.train.watchdog import Watchdog, collective_timeout
 
@@ -101,14 +102,16 @@ def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
 def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
     ranks = job.ranks
     store = distributed.open_store(ranks, _join_timeout_s(job.run))
-    distributed.announce(store, ranks)
+    device = devices.choose(ranks)
+    distributed.announce(store, ranks, devices.facts(device))
     if ranks.is_main:
         with _announced(store, ranks):
             run = _open(job, stop, resources)
             config = compose.load(run.config)
             distributed.check_world(ranks, _planned_world(run))
             # Before a preparation that may take hours.
-            distributed.await_all(store, ranks, config.launch.join_timeout_s)
+            places = distributed.await_all(store, ranks, config.launch.join_timeout_s)
+            _require_planned_devices(run, config, places)
             if job.is_direct:
                 _prepare(run, stop)
             distributed.tell_others(store, f"{job.attempt} {run}")
@@ -121,13 +124,15 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
         config = compose.load(run.config)
         distributed.check_world(ranks, _planned_world(run))
     assert job.attempt is not None
-    device = _device(ranks)
+    stop.wish = run.wish(job.attempt)
     _use_threads(config, ranks, device)
     with Watchdog(run, ranks, job.attempt, config.watchdog) as heart:
         distributed.make_group(store, ranks, device, collective_timeout(config.watchdog))
         from launcher.train.loop import train
 
-        train(run, config, ranks, device, stop, heart)
+        # The command line has shown the plan of a new run.
+        told = job.attempt == 1 and not job.is_direct
+        train(run, config, ranks, device, stop, heart, told=told)
         # Not after a failure: the peers may wait in a collective, and leaving waits for them.
         distributed.leave()
 
@@ -152,7 +157,8 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
     if job.attempt is None:
         job.attempt = max(run.attempts(), default=0) + 1
     if job.is_direct:
-        resources.enter_context(logs.copied(run.log(job.attempt, job.ranks.rank)))
+        log = run.log(job.attempt, job.ranks.rank)
+        resources.enter_context(logs.copied(log, stop.ask_for_lost_output))
         print(f"run folder: {run}", flush=True)
     run.set_status(State.preparing, attempt=job.attempt)
     return run
@@ -218,17 +224,17 @@ def _await_main(store: Store) -> tuple[RunDir, int]:
 
 
 def _planned_world(run: RunDir) -> int:
-    from launcher.rundir import read_json
-
     return int(read_json(run.plan)["world_size"])
 
 
-def _device(ranks: Ranks) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
+def _require_planned_devices(
+    run: RunDir, config: Config, places: dict[int, dict[str, Any]]
+) -> None:
+    problems, notes = devices.judge(config, read_json(run.plan, {}), places)
+    if problems:
+        raise ConfigError(problems)
+    for note in notes:
+        print(f"warning: {note}", flush=True)
 
 
 def _use_threads(config: Config, ranks: Ranks, device: torch.device) -> None:
@@ -245,7 +251,8 @@ def _failed(job: _Job, error: LauncherError) -> int:
     run, ranks = job.run, job.ranks
     if isinstance(error, _FollowedError):
         return int(error.exit_code)
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the state counts, also where nobody reads this
+        print(_told(job, error), file=sys.stderr, flush=True)
     if run is None or not job.owned or not run.exists():
         return int(error.exit_code)
     before = run.status()
@@ -256,8 +263,18 @@ def _failed(job: _Job, error: LauncherError) -> int:
         state = State.preempted if isinstance(error, Preempted) else State.failed
         place = "" if ranks.is_main else f"rank {ranks.rank} on {ranks.host}: "
         with contextlib.suppress(LauncherError, OSError):
-            run.set_status(state, reason=f"{place}{error}", exit_code=int(error.exit_code))
+            reason = _told(job, error) if isinstance(error, Preempted) else f"{place}{error}"
+            run.set_status(state, reason=reason, exit_code=int(error.exit_code))
     return int(error.exit_code)
+
+
+def _told(job: _Job, error: LauncherError) -> str:
+    if not isinstance(error, Preempted):
+        return f"{type(error).__name__}: {error}"
+    # Whoever follows the run says how it goes on.
+    alone = job.is_direct and job.ranks.is_main and job.run is not None
+    hint = f"\n  HINT: {job.run.command('resume')} goes on from there" if alone and job.run else ""
+    return f"{error}{hint}"
 
 
 def _is_allocation_failure(error: Exception) -> bool:

@@ -180,6 +180,45 @@ def test_reader_that_goes_away_is_no_error(tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["--help"], 0),
+        (["plan", *WORDS], 0),
+        (["logs", "r"], 0),
+        (["logs", "-f", "r"], 0),  # the run goes on
+        (["data", "prepare", *WORDS], 130),
+        (["train", *WORDS], 130),
+        (["sweep", "resume", "s"], 130),
+    ],
+    ids=["help", "plan", "logs", "logs-f", "prepare", "train", "sweep"],
+)
+def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
+    def left(rest: list[str]) -> int:
+        raise BrokenPipeError
+
+    for verb, (text, _) in list(VERBS.items()):
+        monkeypatch.setitem(VERBS, verb, (text, "nowhere"))
+    monkeypatch.setattr("launcher.cli.registry.load", lambda _: left)
+    monkeypatch.setattr("launcher.cli._overview", lambda: left([]))
+    monkeypatch.setattr("launcher.cli.console.discard", lambda *streams: None)
+    assert main(words) == code
+
+
+def test_a_run_whose_reader_is_gone_before_its_start_is_cancelled(tmp_path):
+    read_end, write_end = os.pipe()
+    words = ["train", *WORDS, "train.steps=1", "run.name=r", "eval=none"]
+    with open(write_end, "w") as closed:
+        command = [sys.executable, "-m", "launcher.cli", *words]
+        environment = child_environment(PYTHONPATH=str(ROOT))
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=closed, env=environment)
+        os.read(read_end, 1)  # the plan is shown, the run may be made by now
+        os.close(read_end)
+    assert process.wait(100) in (ExitCode.interrupted, ExitCode.preempted)
+    run = RunDir(tmp_path / "runs" / "r")
+    assert not run.exists() or run.status().state in (State.cancelled, State.preempted)
+
+
 def test_config_prints_yaml_json_and_explanation(capsys):
     import yaml
 

@@ -58,9 +58,15 @@ def test_stop_resume_and_the_verbs_around_them(tmp_path):
     train.send_signal(signal.SIGINT)
     _, shown = train.communicate(timeout=100)
     assert train.returncode == ExitCode.preempted, shown
+    assert "SIGTERM" not in shown
+    assert shown.count("HINT: ") == 1
+    assert shown.count("stopped by Ctrl-C at step") == shown.count("batch    ") == 1
+    assert "HINT: `launcher resume r` goes on from step " in shown
 
     status = json.loads(launcher("status", "r", "--json").stdout)
     assert status["state"] == "preempted"
+    assert status["reason"] == f"stopped by Ctrl-C at step {status['step']}"
+    assert status["saved_step"] == status["step"] > 0
     assert 0 < status["metrics"]["loss"] < 20
     resumed = launcher("resume", "r")
     assert resumed.returncode == ExitCode.ok, resumed.stderr

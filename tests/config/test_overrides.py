@@ -32,7 +32,7 @@ def problems(*words: str) -> list[Problem]:
         ("peft=none,lora", "peft", "'none,lora'", "give one option"),
         ("optim={lr: 3}", "optim", "unknown option", "adamw"),
         ("modle=hf", "modle", "unknown group", "did you mean model=hf?"),
-        ("foo=1", "foo", "unknown key (got '1')", "docs/config.md"),
+        ("foo=1", "foo", "unknown key (got '1')", "launcher config"),
         ("optm.lr=1", "optm.lr", "unknown key (got '1')", "did you mean 'optim.lr'?"),
         ("optim.rl=1", "optim.rl", "unknown key", "'optim.lr'"),
         ("lr=1", "lr", "unknown key", "did you mean 'optim.lr'?"),

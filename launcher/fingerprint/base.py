@@ -1,0 +1,123 @@
+"""What the weights of a run stand on: the content of its base and its tokenizer, as digests.
+
+A base of 60 GB is not read as a whole at each start. Of a file of weights up to 256 MiB every byte
+counts; of a larger one its size, its first MiB (where safetensors keep names, types and shapes) and
+64 KiB of every 4 MiB after that. So other weights are seen, and every change in a small model, but
+perhaps not a single number that was changed in a large one. Standard library only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from launcher.config.schema import Config
+from launcher.errors import ConfigError
+from launcher.fingerprint.hashes import Hashes
+from launcher.fingerprint.keys import tokenizer_identity
+from launcher.fingerprint.located import cache_root
+from launcher.rundir import read_json, write_json
+
+#: In every export: only a folder that has it may be replaced by another. That of an adapter holds
+#: the digest of its base.
+MARKER = ".launcher-export"
+
+_WHOLE = 256 << 20
+_HEAD = 1 << 20
+_STRIDE = 4 << 20
+_SAMPLE = 64 << 10
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+#: Beside the weights of a model may lie those of an adapter, and what a trainer has left.
+_OTHERS = ("adapter_", "optimizer", "scheduler", "training_args", "rng_state")
+
+
+def origin(config: Config, base: Path | None) -> dict[str, str]:
+    """Digests of the weights in `base`, the folder of the run's base, and of its tokenizer.
+
+    Without a folder the base has no digest.
+    """
+    hashes = Hashes(cache_root(config) / "hashes.json")
+    tokenizer = json.dumps(tokenizer_identity(config.model, hashes), sort_keys=True)
+    digest = hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest()
+    return {"base": weights_digest(base) if base else "", "tokenizer": digest}
+
+
+def weights_digest(folder: Path) -> str:
+    """BLAKE2b (16 bytes, hex) of a model's weights, by the names of their files; empty if there are
+    none in the folder."""
+    files = [
+        [path.name, _file_digest(path)]
+        for path in sorted(folder.iterdir())
+        if path.suffix in _WEIGHTS and not path.name.startswith(_OTHERS) and path.is_file()
+    ]
+    text = json.dumps(files).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest() if files else ""
+
+
+def _file_digest(path: Path) -> str:
+    size = path.stat().st_size
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    with open(path, "rb") as file:
+        if size <= _WHOLE:
+            while block := file.read(_HEAD):
+                digest.update(block)
+            return digest.hexdigest()
+        digest.update(file.read(_HEAD))
+        for place in [*range(_STRIDE, size, _STRIDE), size - _SAMPLE]:
+            file.seek(place)
+            digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+def changes(began: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
+    """What of a run's origin is no longer what its checkpoint says, in words."""
+    words = {"base": "the base's weights", "tokenizer": "the tokenizer or its chat template"}
+    return [
+        text
+        for name, text in words.items()
+        if (began or {}).get(name) and now.get(name) and (began or {})[name] != now[name]
+    ]
+
+
+def require_same(
+    config: Config, began: Mapping[str, str] | None, now: Mapping[str, str], where: Path
+) -> list[str]:
+    """What has to be said of a checkpoint whose run began on `began`, if it is used on `now`.
+
+    Raises `ConfigError` if its weights would be put on another base, or it learned other tokens.
+    """
+    changed = changes(began, now)
+    source = config.model.name or config.model.kind
+    if changed and (config.peft.name != "none" or len(changed) > 1 or "base" not in changed[0]):
+        raise ConfigError(
+            f"{' and '.join(changed)} of {source} changed since the run began, and the checkpoint"
+            " learned upon the former",
+            where=str(where),
+            hint="put the former files back, or start a new run (under another run.name) on these",
+        )
+    return [f"{text} of {source} changed since the run began" for text in changed]
+
+
+def note_base(folder: Path, base: Path | None) -> None:
+    """Mark `folder` as an export; with the digest of the weights in `base` if it stands on them."""
+    write_json(folder / MARKER, {"base": weights_digest(base)} if base else {})
+
+
+def require_base(adapter: str | Path, base: Path | None) -> None:
+    """`ConfigError` if the adapter was exported for other weights than those in `base`.
+
+    One that another tool wrote says nothing of them.
+    """
+    marker = Path(adapter) / MARKER
+    noted = read_json(marker, {})
+    expected = noted.get("base") if isinstance(noted, dict) else None
+    if not expected or base is None or weights_digest(base) in ("", expected):
+        return
+    raise ConfigError(
+        f"the adapter was trained upon other weights than those in {base}",
+        where=str(adapter),
+        hint="give the base that it was trained upon (model.name=FOLDER); if these are the same"
+        f" weights in another format, delete {marker}",
+    )

@@ -1,0 +1,100 @@
+"""The digest of a base, and what is refused where it is another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher import fingerprint
+from launcher.errors import ConfigError
+from launcher.fingerprint import base as digests
+from tests.support.configs import make_config
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 40)
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def changed(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_single_bit_of_a_small_model_counts_and_what_is_no_weight_does_not(base):
+    before = fingerprint.weights_digest(base)
+    (base / "README.md").write_text("new")
+    (base / "adapter_model.safetensors").write_bytes(b"another's")
+    assert fingerprint.weights_digest(base) == before
+    for place in (0, 5000, 256 * 40 - 1):
+        changed(base / "model.safetensors", place)
+        assert fingerprint.weights_digest(base) != before
+        changed(base / "model.safetensors", place)
+    assert fingerprint.weights_digest(base) == before
+
+
+def test_a_large_file_is_sampled(base, monkeypatch):
+    monkeypatch.setattr(digests, "_WHOLE", 1000)
+    monkeypatch.setattr(digests, "_HEAD", 100)
+    monkeypatch.setattr(digests, "_STRIDE", 2000)
+    monkeypatch.setattr(digests, "_SAMPLE", 50)
+    path = base / "model.safetensors"
+    before, size = fingerprint.weights_digest(base), path.stat().st_size
+    for place, seen in ((0, True), (99, True), (2010, True), (3000, False), (size - 1, True)):
+        changed(path, place)
+        assert (fingerprint.weights_digest(base) != before) is seen, place
+        changed(path, place)
+    with open(path, "ab") as file:
+        file.write(b"x")
+    assert fingerprint.weights_digest(base) != before
+
+
+def test_other_base_is_refused_for_adapters_and_said_for_all_weights(base):
+    began, now = {"base": "a", "tokenizer": "t"}, {"base": "b", "tokenizer": "t"}
+    lora = make_config(peft={"name": "lora"}, model={"name": str(base)})
+    with pytest.raises(ConfigError, match="the base's weights of .* changed since the run began"):
+        fingerprint.require_same(lora, began, now, base)
+    full = make_config(model={"name": str(base)})
+    assert "the base's weights" in fingerprint.require_same(full, began, now, base)[0]
+    for config in (lora, full):
+        with pytest.raises(ConfigError, match="tokenizer or its chat template"):
+            fingerprint.require_same(config, began, began | {"tokenizer": "u"}, base)
+        assert fingerprint.require_same(config, began, began, base) == []
+        # Checkpoints of before, and a base that is not on this machine, say nothing.
+        assert fingerprint.require_same(config, {}, now, base) == []
+        assert fingerprint.require_same(config, began, now | {"base": ""}, base) == []
+
+
+def test_an_exported_adapter_knows_its_base(base, tmp_path):
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    fingerprint.require_base(adapter, base)  # another tool's
+    (adapter / fingerprint.MARKER).touch()  # as it was written once
+    fingerprint.require_base(adapter, base)
+    fingerprint.note_base(adapter, base)
+    assert json.loads((adapter / fingerprint.MARKER).read_text())["base"]
+    fingerprint.require_base(adapter, base)
+    changed(base / "model.safetensors", 77)
+    with pytest.raises(ConfigError, match="trained upon other weights") as refused:
+        fingerprint.require_base(adapter, base)
+    # The hint's way out.
+    assert f"delete {adapter / fingerprint.MARKER}" in str(refused.value)
+    (adapter / fingerprint.MARKER).unlink()
+    fingerprint.require_base(adapter, base)
+
+
+def test_a_changed_template_is_another_tokenizer(base):
+    config = make_config(model={"name": str(base)})
+    (base / "tokenizer.json").write_text("{}")
+    before = fingerprint.origin(config, base)
+    (base / "chat_template.jinja").write_text("{{ messages }}")
+    now = fingerprint.origin(config, base)
+    assert now["base"] == before["base"]
+    assert now["tokenizer"] != before["tokenizer"]
