@@ -161,8 +161,26 @@ class ChatTemplate:
         """The Jinja text, which may be another one for conversations with tools."""
         return str(self._tokenizer.get_chat_template(None, tools))
 
+    def with_roles(self, messages: list[Message]) -> list[Message]:
+        """The messages with `system` for `developer`, unless the template knows that role."""
+        if not any(message["role"] == "developer" for message in messages):
+            return messages
+        if self._knows_developers:
+            return messages
+        return [
+            {**message, "role": "system"} if message["role"] == "developer" else message
+            for message in messages
+        ]
+
+    @functools.cached_property
+    def _knows_developers(self) -> bool:
+        """Many templates write any role: one that names this one has a meaning for it."""
+        named = re.search(r"""(['"])developer\1""", self.source(None))
+        asked = [{**_SYSTEM, "role": "developer"}, *SAMPLE]
+        return bool(named) and _SYSTEM["content"] in self._tried(asked, False)
+
     def fitted(
-        self, messages: list[Message], tools: list[Message] | None
+        self, messages: list[Message], tools: list[Message] | None, prompt: bool = False
     ) -> tuple[list[Message], str, list[Span]]:
         """The messages as the template takes them, and what `render` makes of them.
 
@@ -172,17 +190,17 @@ class ChatTemplate:
         if it refuses all.
         """
         if not any("tool_calls" in message for message in messages):
-            return messages, *self.render(messages, tools)
+            return messages, *self.render(messages, tools, prompt)
         messages = [_without_nothing(message) for message in messages]
         if not any("tool_calls" in message for message in messages):
-            return messages, *self.render(messages, tools)
+            return messages, *self.render(messages, tools, prompt)
         as_text = self._wants_text(bool(tools))
         first: BadRecord | None = None
         for text in (as_text, not as_text):
             for content in (..., "", None):
                 tried = [_with_calls(message, text, content) for message in messages]
                 try:
-                    return tried, *self.render(tried, tools)
+                    return tried, *self.render(tried, tools, prompt)
                 except BadRecord as error:
                     first = first or error
                 if all("content" in message for message in messages):
