@@ -149,13 +149,16 @@ class Encoder:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         own: Mapping[str, Any] | None = None,
+        *,
+        whole: bool = False,
     ) -> list[int]:
         """Token ids of a conversation up to where the assistant is to speak; `own` are variables of
         the template for it alone.
 
-        Raises `BadRecord` if the template refuses it, `ConfigError` if there is none.
+        Raises `BadRecord` if the template refuses it, or (`whole`) leaves something of it out;
+        `ConfigError` if there is none.
         """
-        made = self._renderer(own or {}).prompt(messages, tools)
+        made = self._renderer(own or {}).prompt(messages, tools, whole=whole)
         return self._ids_of(made.text, made.named)
 
     def continued(self, text: str) -> list[int]:

@@ -22,6 +22,7 @@ from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.layouts import Layout, Shape
 from launcher.data.literals import Literals
 from launcher.data.provenance import (
+    CALLS,
     KINDS,
     NAMES,
     TOOLS,
@@ -29,7 +30,7 @@ from launcher.data.provenance import (
     in_tags,
     split_thoughts,
 )
-from launcher.data.template import ChatTemplate, Message, Span
+from launcher.data.template import SAMPLE, ChatTemplate, Message, Span
 from launcher.data.turns import TurnFinder
 from launcher.meanings import THOUGHT_FIELDS
 
@@ -107,6 +108,10 @@ class Rendering(NamedTuple):
     """Where the conversation spells control tokens: the text as `Literals.encode` takes it."""
 
 
+class NoTools(BadRecord):
+    """Tools for a template that does not write them."""
+
+
 class _Learned(NamedTuple):
     """Text, the span of each learned turn by index of its message, and (number of message, kind) of
     what is left out, 0 for what is of none."""
@@ -150,19 +155,44 @@ class ChatRenderer:
         found = [(place(begin), place(end)) for begin, end in found]
         return Rendering(text, found, missing, named)
 
-    def prompt(self, messages: list[Message], tools: list[Message] | None) -> Rendering:
+    def prompt(
+        self, messages: list[Message], tools: list[Message] | None, *, whole: bool = False
+    ) -> Rendering:
         """A conversation up to where the assistant is to speak, laid out as `render` does it.
 
-        Raises `BadRecord` if the template refuses it, or says nothing of the tools.
+        Raises `BadRecord` if the template refuses it, and `NoTools`, or with `whole` another
+        `BadRecord`, if it leaves tools, calls or turns out.
         """
+        number = len(messages)
         messages, tools, mark = self._laid_out(messages, tools)
         text = self._template.fitted(messages, tools, True)[1]
         if tools and text == self._template.fitted(messages, None, True)[1]:
-            raise BadRecord("the model's chat template does not write tools", hint="leave them out")
+            raise NoTools("the chat template of this model writes no tools", hint="leave them out")
+        if whole:
+            self._require_whole(messages, tools, len(messages) - number)
         if not mark or not self._literals:
             return Rendering(text, [])
         text, named, _ = self._literals.settled(text, mark)
         return Rendering(text, [], (), named)
+
+    def _require_whole(
+        self, messages: list[Message], tools: list[Message] | None, added: int
+    ) -> None:
+        """`BadRecord` if the template writes nothing of a turn or a call."""
+        try:
+            left_out = self._found([*messages, SAMPLE[1]], tools, frozenset()).left_out
+        except BadRecord:  # where an answer cannot be found, nothing is known
+            return
+        lost = [
+            LeftOut(max(number - added, 0), kind)
+            for number, kind in left_out
+            if kind in (WHOLE, CALLS) and number <= len(messages)
+        ]
+        if lost:
+            raise BadRecord(
+                f"the chat template of this model leaves out {told(lost)}",
+                hint="leave it out, or ask a model whose template writes it",
+            )
 
     def _laid_out(
         self, messages: list[Message], tools: list[Message] | None

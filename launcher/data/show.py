@@ -39,7 +39,8 @@ def render(
     if bits := cache.left_out(record):
         head += f"\nthe chat template leaves out of it: {', '.join(kinds_of_bits(bits))}"
     if spelled := Literals(tokenizer).spelled(tokens.tolist()):
-        head += f"\nspecial tokens that are text in it: {', '.join(spelled)}"
+        told = ", ".join(f"{name} ({count})" for name, count in spelled.items())
+        head += f"\nspecial tokens that are text in it: {told}"
     pieces = []
     for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
         shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -258,8 +258,8 @@ class ChatTemplate:
 
         Asked of conversations of our own: some templates write thoughts before calls only.
         """
-        tools = [_TOOL] if with_tools else None
-        question, thought, answer = _talk()[0], "probe-thought", "probe-answer"
+        tools = [TOOL] if with_tools else None
+        question, thought, answer = called()[0], "probe-thought", "probe-answer"
 
         def shown(**said: Any) -> str:
             try:
@@ -267,7 +267,7 @@ class ChatTemplate:
             except BadRecord:
                 return ""
 
-        calls = _talk()[1]["tool_calls"]
+        calls = called()[1]["tool_calls"]
         tagged = shown(content=f"{tag}\n{thought}\n{TAGS[tag]}\n\n{answer}")
         for field in THOUGHT_FIELDS:
             plain = shown(content=answer, **{field: thought})
@@ -283,11 +283,11 @@ class ChatTemplate:
 
         Asked of a conversation of our own, so that the answer does not hang on the data.
         """
-        tools = [_TOOL] if with_tools else None
+        tools = [TOOL] if with_tools else None
         works = []
         for text in (False, True):
             try:
-                shown, _ = self.render([_with_calls(m, text, ...) for m in _talk()], tools)
+                shown, _ = self.render([_with_calls(m, text, ...) for m in called()], tools)
             except BadRecord:
                 shown = ""
             works.append("probe-value" in shown and not _REPR.search(shown))
@@ -295,19 +295,20 @@ class ChatTemplate:
 
 
 #: What templates are asked with.
-_TOOL = {
+TOOL: Message = {
     "type": "function",
     "function": {"name": "probe", "description": "probe", "parameters": {"type": "object"}},
 }
 
 
-def _talk() -> list[Message]:
+def called(content: str = "") -> list[Message]:
+    """A question, a call of `TOOL` beside `content`, and its result."""
     call = {"name": "probe", "arguments": {"probe": "probe-value", "flag": True}}
     return [
         {"role": "user", "content": "probe"},
         {
             "role": "assistant",
-            "content": "",
+            "content": content,
             "tool_calls": [{"id": _CALL_ID, "type": "function", "function": call}],
         },
         {"role": "tool", "name": "probe", "tool_call_id": _CALL_ID, "content": "probe"},

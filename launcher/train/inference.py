@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from launcher.config.schema import SpecialTokens, Thoughts
+from launcher.data.calls import CallForm
 from launcher.data.encoding import Encoder
 from launcher.data.masking import ChatOptions
 from launcher.errors import ConfigError
@@ -58,6 +59,11 @@ class Speaker:
         )
         return Encoder(self.tokenizer, chat=options)
 
+    @functools.cached_property
+    def call_form(self) -> CallForm | None:
+        """How the chat template writes calls of tools, if answers with them can be read."""
+        return CallForm.of(self.tokenizer)
+
     @property
     def stop_tokens(self) -> list[int]:
         """The tokens at which an answer ends."""
@@ -68,13 +74,15 @@ class Speaker:
         messages: list[Message],
         options: Mapping[str, Any] | None = None,
         tools: list[dict[str, Any]] | None = None,
+        *,
+        whole: bool = False,
     ) -> list[int]:
         """Token ids of a conversation, as training lays it out, ready for the assistant to speak.
 
         `options` are variables of the template for it alone, over those of the run. Raises
-        `BadRecord` if the template refuses it.
+        `BadRecord` if the template refuses it, or (`whole`) leaves something of it out.
         """
-        return self._encoder.prompt(messages, tools, options)
+        return self._encoder.prompt(messages, tools, options, whole=whole)
 
     def plain_tokens(self, prompt: str, system: str | None = None) -> list[int]:
         """Token ids of a prompt without chat template, laid out as training laid it out."""

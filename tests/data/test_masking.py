@@ -236,7 +236,7 @@ def test_prefixes_and_tags_agree(
         for template in (chats.CHATML, chats.CHATML_TAGGED, chats.TAGGED_SHORT)
     ]
     assert rendered[0] == rendered[1] == rendered[2]
-    text, spans, _ = rendered[0]
+    text, spans, *_ = rendered[0]
     assert [text[a:b] for a, b in spans] == [f"{answer}<|im_end|>" for _, answer in turns]
 
 

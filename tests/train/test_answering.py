@@ -151,7 +151,7 @@ def test_an_answer_ends_before_a_stop_string(speaker: Speaker) -> None:
             "context_length_exceeded",
             "you sent 9016 characters",
         ),
-        ({"messages": [{"role": "user"}]}, "invalid_messages", "chat template"),
+        ({"messages": [{"role": "user"}]}, "invalid_messages", "content of message 1"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_and_the_next_is_answered(
