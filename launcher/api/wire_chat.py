@@ -3,7 +3,7 @@
 # Annotations are not postponed here: pydantic reads them.
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from launcher.api.failure import ApiError, unknown_member
 from launcher.api.talker import Line
@@ -18,7 +18,13 @@ MAX_STOP = 4
 Tokens = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
-class StreamOptions(Said):
+class Spoken(Said):
+    """What goes to a model: texts as long as a body may be."""
+
+    model_config = ConfigDict(str_max_length=None)
+
+
+class StreamOptions(Spoken):
     """What a stream holds besides the answer."""
 
     include_usage: bool | None = None
@@ -26,14 +32,14 @@ class StreamOptions(Said):
     """Filling against listeners, without effect: what is sent is the answer alone."""
 
 
-class SaidFunction(Said):
+class SaidFunction(Spoken):
     """A call in the history."""
 
     name: Annotated[str, Field(min_length=1)]
     arguments: str = "{}"
 
 
-class SaidCall(Said):
+class SaidCall(Spoken):
     """A call in the history. `index` is what streams add."""
 
     id: str | None = None
@@ -42,7 +48,7 @@ class SaidCall(Said):
     function: SaidFunction
 
 
-class Message(Said):
+class Message(Spoken):
     """A turn of a conversation, with the members that training reads.
 
     `weight` says what is learned, and `annotations` are of an answer that is sent back: neither
@@ -95,7 +101,7 @@ def _check_part(part: dict[str, Any], where: str) -> None:
             raise unknown_member(f"{where}.{name}", did_you_mean(name, known))
 
 
-class Function(Said):
+class Function(Spoken):
     """A function that the model may call. `strict` is shown to the model, and not enforced."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
@@ -104,14 +110,14 @@ class Function(Said):
     strict: bool | None = None
 
 
-class Tool(Said):
+class Tool(Spoken):
     """A tool that the model may call."""
 
     type: Literal["function"]
     function: Function
 
 
-class Sampled(Said):
+class Sampled(Spoken):
     """What requests to a model share. Those of `refused` would change the answer; `user` does
     not."""
 

@@ -93,12 +93,13 @@ class CallForm:
         while at < len(text):
             start = at + len(self.opened) if text.startswith(self.opened, at) else at
             held, end = _object(text, _behind_blanks(text, start))
-            if held.get("name") not in names or self.arguments not in held:
+            name = held.get("name")
+            if not isinstance(name, str) or name not in names or self.arguments not in held:
                 return []
             arguments = held[self.arguments]
             if not isinstance(arguments, str):
                 arguments = json.dumps(arguments, ensure_ascii=False)
-            found.append(Call(held["name"], arguments))
+            found.append(Call(name, arguments))
             at = _behind_blanks(text, end)
             at += len(self.closed) if text.startswith(self.closed, at) else 0
             between = _BETWEEN.match(text, at)

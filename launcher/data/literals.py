@@ -63,17 +63,24 @@ class Literals:
                 found.update(self._find.findall(text))
         return dict(found)
 
+    def are_said_in(self, messages: Sequence[Message], tools: Any) -> bool:
+        """Whether a conversation spells a control token."""
+        # Of most messages a look at their text is enough, and of all of them it is taken.
+        return any(
+            self.are_in(message["content"]) or self.are_in(message["role"])
+            if is_plain(message)
+            else self.are_said(message)
+            for message in messages
+        ) or (bool(tools) and self.are_said(tools))
+
     def are_said(self, *values: Any) -> bool:
-        """Whether messages, tools or any other data spell a control token in a text or a key."""
+        """Whether any data spell a control token in a text or a key."""
         for value in values:
             if isinstance(value, str):
                 if self.are_in(value):
                     return True
             elif isinstance(value, Mapping):
-                if is_plain(value):  # type: ignore[arg-type]  # most are, and the rest is slower
-                    if self.are_in(value["content"]) or self.are_in(value["role"]):
-                        return True
-                elif self.are_said(*value.keys(), *value.values()):
+                if self.are_said(*value.keys(), *value.values()):
                     return True
             elif isinstance(value, list | tuple) and self.are_said(*value):
                 return True

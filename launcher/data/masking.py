@@ -206,7 +206,7 @@ class ChatRenderer:
             messages = [{"role": "system", "content": self._options.system}, *messages]
         messages = self._template.with_roles(messages)
         mark = ""
-        if self._literals and self._literals.are_said(messages, tools):
+        if self._literals and self._literals.are_said_in(messages, tools):
             literals, mark = self._literals, self._literals.mark_for(messages, tools)
             messages = [literals.broken_message(message, mark) for message in messages]
             tools = literals.broken(tools, mark)

@@ -284,6 +284,7 @@ def test_only_what_spells_one_goes_the_long_way(said: list[str], name: str) -> N
     literals = Literals(make("bytes"))
     for text in said:
         assert literals.are_in(text) == any(own in text for own in CONTROL)
-    assert literals.are_said([{"role": "user", "content": [{"text": f"a{name}"}]}])
+    assert literals.are_said_in([{"role": "user", "content": [{"text": f"a{name}"}]}], None)
+    assert literals.are_said_in([{"role": "user", "content": f"a{name}"}], None)
     assert literals.are_said({"deep": [{name: 1}]})
     assert not literals.are_said(json.loads('[{"role": "user", "content": "<"}]'), None, 1.5)
