@@ -77,7 +77,11 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
         try:
             return speaker.tokens(messages, record.get("template_options"))
         except BadRecord as error:
-            raise DataError(error.found, where=record["where"], hint=error.hint) from error
+            raise DataError(
+                error.found,
+                where=record["where"],
+                hint="change its roles and their order to those that the model was made for",
+            ) from error
     if len(messages) > 1:
         raise DataError(
             "a conversation, but the model's tokenizer has no chat template",
