@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from launcher.api.database import new_id
@@ -16,27 +16,33 @@ _AT_FAULT = {
     "invalid_messages": "messages",
     "no_chat_template": "messages",
     "empty_prompt": "prompt",
+    "unsupported_parameter": "tools",
 }
 
 
 class Answer:
     """The answer to one request, of a chat or of a plain prompt."""
 
-    def __init__(self, model: str, n: int, *, is_chat: bool) -> None:
-        """`model` as the client has named it; `n` choices."""
+    def __init__(self, model: str, n: int, *, is_chat: bool, functions: bool = False) -> None:
+        """`model` as the client has named it; `n` choices; `functions`, whether a call is told as
+        it was before there were tools."""
         self._model, self._n, self._is_chat = model, n, is_chat
+        self._functions = functions
         self._created = now()
         self._id = new_id("chatcmpl-" if is_chat else "cmpl-", 29)
 
     async def whole(self, lines: AsyncGenerator[Line, None]) -> dict[str, Any]:
         """The body of an answer that is not streamed; `ApiError` if the model refuses."""
         texts, ends = [""] * self._n, [Line()] * self._n
+        calls: list[list[Line]] = [[] for _ in texts]
         async for line in lines:
             refuse(line)
-            texts[line["index"]] += line.get("text", "")
-            ends[line["index"]] = line
+            index = line["index"]
+            texts[index] += line.get("text", "")
+            calls[index] += line.get("calls", ())
+            ends[index] = line
         choices = [
-            self._choice(index, text, ends[index]["finish_reason"], "message")
+            self._choice(index, text, ends[index]["finish_reason"], "message", calls[index])
             for index, text in enumerate(texts)
         ]
         kind = "chat.completion" if self._is_chat else "text_completion"
@@ -60,9 +66,8 @@ class Answer:
                     yield _event({**head, "choices": [self._choice(index, "", None, "role")]})
                 if "finish_reason" in line:
                     ends.append(line)
-                choice = self._choice(
-                    index, line.get("text", ""), line.get("finish_reason"), "delta"
-                )
+                text, reason, calls = (line.get(n) for n in ("text", "finish_reason", "calls"))
+                choice = self._choice(index, text or "", reason, "delta", calls)
                 yield _event({**head, "choices": [choice]})
         except (ApiError, Failed) as error:
             yield _event((error if isinstance(error, ApiError) else unavailable()).body())
@@ -74,17 +79,43 @@ class Answer:
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
 
-    def _choice(self, index: int, text: str, reason: str | None, part: str) -> dict[str, Any]:
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        reason: str | None,
+        part: str,
+        calls: Sequence[Line] | None = None,
+    ) -> dict[str, Any]:
         said: dict[str, Any]
+        called = self._calls(calls or (), streamed=part == "delta")
+        if self._functions and reason == "tool_calls":
+            reason = "function_call"
         if not self._is_chat:
             said = {"text": text}
         elif part == "message":
-            said = {"message": {"role": "assistant", "content": text, "refusal": None}}
+            content = text if text or not called else None
+            said = {"message": {"role": "assistant", "content": content, "refusal": None, **called}}
         elif part == "role":
             said = {"delta": {"role": "assistant", "content": ""}}
         else:
-            said = {"delta": {"content": text} if text else {}}
+            said = {"delta": {**({"content": text} if text else {}), **called}}
         return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+
+    def _calls(self, calls: Sequence[Line], *, streamed: bool) -> dict[str, Any]:
+        """Calls of tools as members of a message."""
+        if calls and self._functions:
+            return {"function_call": calls[0]}
+        made = [
+            {
+                **({"index": number} if streamed else {}),
+                "id": new_id("call_", 24),
+                "type": "function",
+                "function": call,
+            }
+            for number, call in enumerate(calls)
+        ]
+        return {"tool_calls": made} if made else {}
 
 
 def refuse(line: Line) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
@@ -17,15 +17,17 @@ from starlette.routing import compile_path
 
 from launcher import __version__, registry
 from launcher.api.access import Keys
+from launcher.api.asked import nothing_unread
 from launcher.api.audit import Auditor
 from launcher.api.database import AWAY
 from launcher.api.document import document
 from launcher.api.edge import Edge
-from launcher.api.failure import ApiError, answer, not_now
+from launcher.api.failure import ApiError, answer, not_now, unknown_member
 from launcher.api.gate import Gate
 from launcher.api.intake import Workers
 from launcher.api.metrics import Metrics
 from launcher.api.service import Service
+from launcher.api.wire import UNKNOWN
 from launcher.errors import LauncherError
 
 #: Modules of launcher.api.routes, in the order in which paths are tried.
@@ -66,7 +68,8 @@ def create_app(
     app.state.metrics = metrics
     app.state.workers = workers
     for name in ROUTES:
-        app.include_router(registry.load(f"launcher.api.routes.{name}:router"))
+        router = registry.load(f"launcher.api.routes.{name}:router")
+        app.include_router(router, dependencies=[Depends(nothing_unread)])
     app.exception_handler(ApiError)(_answer)
     app.exception_handler(HTTPException)(_no_route)
     app.exception_handler(RequestValidationError)(_invalid)
@@ -110,7 +113,10 @@ def _invalid(_: Request, error: Exception) -> Response:
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
     # Where several types would do, pydantic adds which one it means.
-    name = ".".join(itertools.takewhile(lambda part: not _TYPE.fullmatch(part), where)) or None
+    where = list(itertools.takewhile(lambda part: not _TYPE.fullmatch(part), where))
+    if first["type"] == UNKNOWN:
+        return answer(unknown_member(".".join([*where, first["ctx"]["name"]]), first["msg"]))
+    name = ".".join(where) or None
     found = f"{first['msg']} - '{name}'" if name else str(first["msg"])
     return answer(ApiError(400, found, param=name))
 

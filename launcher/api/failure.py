@@ -50,6 +50,13 @@ def not_now() -> ApiError:
     return ApiError(503, "The service cannot do this at present.")
 
 
+def unknown_member(name: str, near: str) -> ApiError:
+    """For a member of a body, or a parameter of a query, that nobody knows; `near` says which are
+    known."""
+    message = f"Unknown parameter: '{name}'. {near[:1].upper()}{near[1:]}"
+    return ApiError(400, message, param=name, code="unknown_parameter")
+
+
 def missing_job(job: str) -> ApiError:
     """For an id that is no job of the client's project."""
     message = f"Could not find fine tune: {job}"

@@ -7,10 +7,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from launcher.api import naming
 from launcher.api.failure import ApiError, missing_model
 from launcher.api.pool import Source
 from launcher.api.site import Site
-from launcher.api.tables import Model, Project
+from launcher.api.tables import Job, Model, Project
 
 
 def listed(session: Session, site: Site, project_id: str) -> list[dict[str, Any]]:
@@ -41,14 +42,16 @@ def made_by_job(session: Session, project_id: str, name: str) -> Model:
     return model
 
 
-def startable(session: Session, site: Site, project_id: str, name: str) -> str:
+def startable(session: Session, site: Site, project_id: str, name: str) -> tuple[str, str]:
     """The model that a job starts from: one that the site offers, aliases resolved, or one of the
-    project's own; 400 in the envelope for another name."""
+    project's own; and the offer whose settings it has. 400 in the envelope for another name."""
     offered = site.resolve(name)
     if offered is not None:
-        return offered
+        return offered, offered
     try:
-        return made_by_job(session, project_id, name).name
+        found = made_by_job(session, project_id, name)
+        job = session.scalar(select(Job).where(Job.id == found.job_id))
+        return found.name, naming.offer_of(job) if job else naming.base_of(found.name)
     except ApiError as error:
         names = ", ".join(site.models) or "none"
         raise ApiError(

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from launcher.api.failure import ApiError
+from launcher.api.failure import ApiError, unknown_member
+from launcher.errors import did_you_mean
 
 _FIELD_BYTES = 64 << 10
 _FIELDS = 32
@@ -65,6 +66,12 @@ class Form:
         """The body has ended; `ApiError` 400 if the form has not."""
         if not self.is_whole:
             raise ApiError(400, "Invalid form: it ends before its last boundary")
+
+    def require_known(self, *names: str) -> None:
+        """`ApiError` 400 for a field that is none of `names`."""
+        strange = next((name for name in self.fields if name not in names), None)
+        if strange is not None:
+            raise unknown_member(strange, did_you_mean(strange, [self._file, *names]))
 
     def _begin(self) -> None:
         self._disposition = self._data = b""

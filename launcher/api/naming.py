@@ -33,9 +33,16 @@ def base_of(model: str) -> str:
     return parts[1] if parts[0] == "ft" and len(parts) > 1 else model
 
 
+def offer_of(job: Job) -> str:
+    """The offer of the site that a job's model comes from, be it by way of other jobs."""
+    return str(job.asked.get("offer") or base_of(job.model))
+
+
 def _name(job: Job, organization: str, number: str) -> str:
     suffix = _plain(job.suffix or "")
-    return f"ft:{base_of(job.model)}:{_plain(organization)}:{suffix}:{number}"
+    # The client's own name for its base: other programs know what a model of that name can do.
+    base = base_of(str(job.asked.get("model") or job.model))
+    return f"ft:{base}:{_plain(organization)}:{suffix}:{number}"
 
 
 def _plain(text: str) -> str:

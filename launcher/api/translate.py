@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.api.naming import base_of
+from launcher.api.naming import offer_of
 from launcher.api.site import Site
 from launcher.api.tables import Job
 from launcher.config import adapter, compose, create, plan
@@ -96,10 +96,11 @@ def site_config(site: Site, model: str, config_dirs: Sequence[Path]) -> Config:
 
 def translate(site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path]) -> Translation:
     """The config of the job's run; `ConfigError` if it cannot run on this machine or cluster."""
-    settled = site_config(site, job.model, config_dirs)
+    offer = offer_of(job)
+    settled = site_config(site, offer, config_dirs)
     world_size = ranks_of(settled, site.queue.parallel)
     used = numbers(job.asked, inputs.examples, world_size)
-    words = [*_site_words(site, job.model), *_number_words(site, job, used, inputs, settled)]
+    words = [*_site_words(site, offer), *_number_words(site, job, used, inputs, settled)]
     config, problems = compose.try_compose(words, config_dirs)
     _set_names(config, job, inputs)
     if inputs.base is not None:
@@ -117,9 +118,8 @@ def ranks_of(config: Config, parallel: int) -> int:
     return shared or create.planned_world(config)
 
 
-def _site_words(site: Site, model: str) -> list[str]:
-    name = base_of(model)
-    offer = site.models.get(name)
+def _site_words(site: Site, name: str) -> list[str]:
+    offer = site.models.get(site.resolve(name) or name)
     if offer is None:
         raise ConfigError(
             f"the model {name} is no longer offered", where="models", hint=", ".join(site.models)

@@ -1,9 +1,12 @@
 """What goes over the wire, as the official clients' types say: files, uploads, pages, errors."""
 
 # Annotations are not postponed here: pydantic reads them.
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from launcher.errors import did_you_mean
 
 Item = TypeVar("Item")
 
@@ -13,10 +16,38 @@ PURPOSES = ("fine-tune", "assistants", "batch", "user_data", "vision", "evals")
 SHORTEST_S, LONGEST_S = 3600, 2_592_000
 
 
-class Said(BaseModel):
-    """Base of what clients send. Members that nobody knows are passed over, as by OpenAI."""
+#: Type of the error about a member that nobody knows; its context has the member's name.
+UNKNOWN = "unknown_parameter"
 
-    model_config = ConfigDict(str_max_length=1 << 20)
+
+class Said(BaseModel):
+    """Base of what clients send. Nothing is dropped unsaid: a member that nobody knows is refused,
+    with the names that are near."""
+
+    model_config = ConfigDict(str_max_length=1 << 20, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, data: Any) -> Any:
+        for name in data if isinstance(data, dict) else ():
+            if name not in cls.model_fields:
+                place = _place(cls, name)
+                near = did_you_mean(name, cls.model_fields)
+                near = f"did you mean '{place}'?" if place else near
+                raise PydanticCustomError(UNKNOWN, "{near}", {"near": near, "name": name})
+        return data
+
+
+def _place(model: type[BaseModel], name: str) -> str | None:
+    """Where below a model a member of this name stands."""
+    for own, field in model.model_fields.items():
+        for inner in get_args(field.annotation) or (field.annotation,):
+            if not (isinstance(inner, type) and issubclass(inner, Said)):
+                continue
+            below = name if name in inner.model_fields else _place(inner, name)
+            if below:
+                return f"{own}.{below}"
+    return None
 
 
 class Page(BaseModel, Generic[Item]):

@@ -73,8 +73,17 @@ class Supervised(Said):
 class Method(Said):
     """How to fine-tune. Only `supervised` is offered; the others are refused by name."""
 
-    type: Literal["supervised", "dpo", "reinforcement"] = "supervised"
+    type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
+    dpo: dict[str, Any] | None = None
+    reinforcement: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _of_its_type(self) -> "Method":
+        for name in ("supervised", "dpo", "reinforcement"):
+            if getattr(self, name) is not None and name != self.type:
+                raise ValueError(f"has '{name}', but its type is '{self.type}'")
+        return self
 
 
 class WandbIntegration(Said):
@@ -117,6 +126,9 @@ class NewJob(Said):
     def _one_of_a_kind(self) -> "NewJob":
         if len(self.integrations or []) > 1:
             raise ValueError("one wandb integration at most")
+        inside = self.method and self.method.supervised and self.method.supervised.hyperparameters
+        if inside and self.hyperparameters and inside != self.hyperparameters:
+            raise ValueError("'hyperparameters' and those of 'method' say different things")
         return self
 
     def asked(self) -> dict[str, Any]:
@@ -184,7 +196,8 @@ class CheckpointView(BaseModel):
 
 def job_view(job: Job, organization: str) -> dict[str, Any]:
     """The row as a `JobView`."""
-    numbers = {**job.asked, **job.hyperparameters}
+    asked = {name: job.asked.get(name, "auto") for name in Hyperparameters.model_fields}
+    numbers = {**asked, **job.hyperparameters}
     return {
         "id": job.id,
         "object": "fine_tuning.job",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from launcher.config import architecture
-from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong
+from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong, SpecialTokens
 from launcher.errors import Problem
 
 #: Metrics of a classifier, besides the loss.
@@ -49,6 +49,9 @@ def _data(config: Config) -> Iterator[Problem]:
     if data.system is not None:
         hint = "a classifier reads the text alone: leave data.system out"
         yield Problem("data.system", "a system message with objective=classify", hint)
+    if data.special_tokens is SpecialTokens.text:
+        hint = "it reads texts as its tokenizer does, so that others can: leave it at auto"
+        yield Problem("data.special_tokens", "text with objective=classify", hint)
     if data.overlong is Overlong.split:
         hint = "a label is of the whole text: data.overlong=truncate or drop"
         yield Problem("data.overlong", "split with objective=classify", hint)

@@ -51,6 +51,14 @@ class Thoughts(Enum):
     none = "none"
 
 
+class SpecialTokens(Enum):
+    """What the spelling of a special token in a record's text is."""
+
+    auto = "auto"
+    text = "text"
+    parse = "parse"
+
+
 class Overlong(Enum):
     """What happens to a record longer than `data.max_length`."""
 
@@ -199,6 +207,11 @@ class DataConfig:
     learn_empty_thoughts: bool = True
     """Whether the empty thought that a template writes into a turn without one is learned; false
     makes it context."""
+    special_tokens: SpecialTokens = SpecialTokens.auto
+    """What a special token's spelling in a record's text is, such as <|im_end|>: `text`, which
+    controls nothing; or `parse`, the token itself. `auto` is `text` where the chat template writes
+    the control tokens, and `parse` where the record has to (data=text, no chat template). The model
+    is asked in the same way."""
     max_length: int = 1024
     """Longest sequence in tokens, and the capacity of a pack."""
     packing: bool = True

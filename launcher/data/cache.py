@@ -60,6 +60,8 @@ class Counts:
     """Records cut into pieces (the pieces are records of their own)."""
     left_out: int = 0
     """Records of which the chat template leaves something out."""
+    spelled: int = 0
+    """Records that spell control tokens in their texts, which are kept as text."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))

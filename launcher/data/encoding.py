@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong, Thoughts
+from launcher.config.schema import Overlong, SpecialTokens, Thoughts
 from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Preference, Text
+from launcher.data.literals import Literals
 from launcher.data.masking import ChatOptions, ChatRenderer, LeftOut, exchanges
 from launcher.data.provenance import THOUGHTS
 from launcher.data.targets import ByteMap, mark, mark_by_offsets
@@ -38,6 +39,8 @@ class Rendered:
     is_chat: bool
     left_out: tuple[LeftOut, ...] = ()
     """What the assistant says and the chat template does not write."""
+    named: str | None = None
+    """Where the record spells control tokens: the text as `Literals.encode` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Encoded:
 
     pieces: list[Piece]
     left_out: tuple[LeftOut, ...] = ()
+    has_literals: bool = False
+    """Whether its texts spell control tokens, and are kept as text."""
 
 
 class Encoder:
@@ -64,7 +69,10 @@ class Encoder:
         self._options = chat or ChatOptions()
         self._all_targets = all_targets
         self._tokenizer = tokenizer
-        self._chat = ChatRenderer(tokenizer, chat) if tokenizer.chat_template else None
+        self._literals = Literals(tokenizer)
+        self._chat = None
+        if tokenizer.chat_template:
+            self._chat = ChatRenderer(tokenizer, chat, self._literals)
         self._others: dict[str, ChatRenderer] = {}
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
@@ -84,7 +92,8 @@ class Encoder:
             bad = next((piece for piece in made if isinstance(piece, BadRecord)), None)
             whole = [piece for piece in made if not isinstance(piece, BadRecord)]
             missing = dict.fromkeys(entry for item in items for entry in item.left_out)
-            found.append(bad or Encoded(whole, tuple(missing)))
+            has_literals = any(item.named is not None for item in items)
+            found.append(bad or Encoded(whole, tuple(missing), has_literals))
         return found
 
     def _sequences(self, example: Example) -> list[Rendered] | BadRecord:
@@ -120,26 +129,68 @@ class Encoder:
         if isinstance(example, Preference):
             raise BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
         if isinstance(example, Text):
-            return Rendered(example.text, None, is_chat=False)
+            return Rendered(example.text, None, False, (), self._kept(example.text))
         if isinstance(example, Pair):
             if not self._chat:
                 return self._plain(example)
             turns = (("user", example.prompt), ("assistant", example.completion))
             example = Chat([{"role": role, "content": content} for role, content in turns])
-        text, spans, left_out = self._renderer(example.template_options).render(example)
-        return Rendered(text, None if self._all_targets else spans, True, left_out)
+        made = self._renderer(example.template_options).render(example)
+        spans = None if self._all_targets else made.spans
+        return Rendered(made.text, spans, True, made.left_out, made.named)
+
+    def _kept(self, text: str) -> str | None:
+        """A text that no template has written, if what it spells is to stay text."""
+        is_kept = self._options.special_tokens is SpecialTokens.text and self._literals.are_in(text)
+        return text if is_kept else None
+
+    def prompt(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        own: Mapping[str, Any] | None = None,
+        *,
+        whole: bool = False,
+    ) -> list[int]:
+        """Token ids of a conversation up to where the assistant is to speak; `own` are variables of
+        the template for it alone.
+
+        Raises `BadRecord` if the template refuses it, or (`whole`) leaves something of it out;
+        `ConfigError` if there is none.
+        """
+        made = self._renderer(own or {}).prompt(messages, tools, whole=whole)
+        return self._ids_of(made.text, made.named)
+
+    def continued(self, text: str) -> list[int]:
+        """Token ids of a text to be continued as it stands."""
+        ids = self._ids_of(text, self._kept(text))
+        # Only what begins a text: some tokenizers end it too, and none can be continued then.
+        ids = [*self._frame.around(text, ids)[0], *ids]
+        return ids[:-1] if ids[-1:] == [self._eos] else ids
+
+    def _ids_of(self, text: str, named: str | None) -> list[int]:
+        if named is not None:
+            return self._literals.encode([named])[1][0]
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
 
     def _renderer(self, own: Mapping[str, Any]) -> ChatRenderer:
         """What renders conversations that set these variables of the template."""
+        if self._options.special_tokens is not SpecialTokens.parse and self._literals.are_said(own):
+            raise BadRecord(
+                "a variable of the chat template spells a control token",
+                hint="write it otherwise, or read control tokens in texts as such:"
+                " data.special_tokens=parse",
+            )
         if not own:
-            return self._chat or ChatRenderer(self._tokenizer)
+            return self._chat or ChatRenderer(self._tokenizer, self._options, self._literals)
         key = json.dumps(own, sort_keys=True, default=repr)
         if key not in self._others:
             if len(self._others) >= _RENDERERS:
                 self._others.clear()
             variables = {**self._options.variables, **own}
             options = replace(self._options, variables=variables)
-            self._others[key] = ChatRenderer(self._tokenizer, options)
+            self._others[key] = ChatRenderer(self._tokenizer, options, self._literals)
         return self._others[key]
 
     def _plain(self, pair: Pair) -> Rendered:
@@ -150,7 +201,7 @@ class Encoder:
             prompt += "\n"
         text = prompt + pair.completion
         spans = None if self._all_targets else [(len(prompt), len(text))]
-        return Rendered(text, spans, is_chat=False)
+        return Rendered(text, spans, False, (), self._kept(text))
 
     def _pieces(self, items: Sequence[Rendered]) -> Iterator[Piece | BadRecord]:
         """Of all at once: an array for each record would take longer than its numbers do."""
@@ -187,7 +238,12 @@ class Encoder:
         found: list[list[int] | None] = [None] * len(items)
         encodings: dict[int, Any] = {}
         if self._words:
-            found = [self._words.ids(item.text) for item in items]
+            found = [None if item.named else self._words.ids(item.text) for item in items]
+        spelled = [i for i, item in enumerate(items) if item.named]
+        if spelled:
+            made, ids = self._literals.encode([items[i].named or "" for i in spelled])
+            for i, encoding, own in zip(spelled, made, ids, strict=True):
+                encodings[i], found[i] = encoding, own
         chosen = [i for i, own in enumerate(found) if own is None]
         asked = self._ask([items[i].text for i in chosen])
         for i, encoding in zip(chosen, asked, strict=True):

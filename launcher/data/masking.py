@@ -17,10 +17,12 @@ from itertools import pairwise
 from types import EllipsisType
 from typing import Any, NamedTuple
 
-from launcher.config.schema import DataConfig, Thoughts
+from launcher.config.schema import DataConfig, SpecialTokens, Thoughts
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.layouts import Layout, Shape
+from launcher.data.literals import Literals
 from launcher.data.provenance import (
+    CALLS,
     KINDS,
     NAMES,
     TOOLS,
@@ -28,7 +30,7 @@ from launcher.data.provenance import (
     in_tags,
     split_thoughts,
 )
-from launcher.data.template import ChatTemplate, Message, Span
+from launcher.data.template import SAMPLE, ChatTemplate, Message, Span
 from launcher.data.turns import TurnFinder
 from launcher.meanings import THOUGHT_FIELDS
 
@@ -81,12 +83,17 @@ class ChatOptions:
     variables: Mapping[str, Any] = field(default_factory=dict)
     thoughts: Thoughts = Thoughts.template
     learn_empty_thoughts: bool = True
+    special_tokens: SpecialTokens = SpecialTokens.auto
 
     @classmethod
     def of(cls, data: DataConfig) -> ChatOptions:
         """The options of a config."""
         return cls(
-            data.system, dict(data.template_options), data.thoughts, data.learn_empty_thoughts
+            data.system,
+            dict(data.template_options),
+            data.thoughts,
+            data.learn_empty_thoughts,
+            data.special_tokens,
         )
 
 
@@ -97,6 +104,12 @@ class Rendering(NamedTuple):
     text: str
     spans: list[Span]
     left_out: tuple[LeftOut, ...] = ()
+    named: str | None = None
+    """Where the conversation spells control tokens: the text as `Literals.encode` takes it."""
+
+
+class NoTools(BadRecord):
+    """Tools for a template that does not write them."""
 
 
 class _Learned(NamedTuple):
@@ -111,8 +124,13 @@ class _Learned(NamedTuple):
 class ChatRenderer:
     """Renders with the chat template of a tokenizer. `ConfigError` if it has none."""
 
-    def __init__(self, tokenizer: Any, options: ChatOptions | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, options: ChatOptions | None = None, literals: Literals | None = None
+    ) -> None:
+        """`literals` are the tokenizer's, where texts may spell control tokens."""
         self._options = options or ChatOptions()
+        parses = self._options.special_tokens is SpecialTokens.parse
+        self._literals = None if parses else literals or Literals(tokenizer)
         self._template = ChatTemplate(tokenizer, self._options.variables)
         self._turns = TurnFinder(self._template)
         #: ... for a shape that was seen once
@@ -123,18 +141,77 @@ class ChatRenderer:
 
         Raises `BadRecord` if the template refuses the conversation or hides what it made of a turn.
         """
-        messages, silent, added = chat.messages, chat.context_only, 0
+        messages, tools, mark = self._laid_out(chat.messages, chat.tools)
+        added = len(messages) - len(chat.messages)
+        silent = frozenset(i + added for i in chat.context_only)
+        text, spans, left_out = self._found(messages, tools, silent)
+        if not self._options.learn_empty_thoughts:
+            spans = {i: _after_empty_thought(text, span) for i, span in spans.items()}
+        missing = tuple(LeftOut(max(number - added, 0), kind) for number, kind in left_out)
+        found = sorted(spans.values())
+        if not mark or not self._literals:
+            return Rendering(text, found, missing)
+        text, named, place = self._literals.settled(text, mark)
+        found = [(place(begin), place(end)) for begin, end in found]
+        return Rendering(text, found, missing, named)
+
+    def prompt(
+        self, messages: list[Message], tools: list[Message] | None, *, whole: bool = False
+    ) -> Rendering:
+        """A conversation up to where the assistant is to speak, laid out as `render` does it.
+
+        Raises `BadRecord` if the template refuses it, and `NoTools`, or with `whole` another
+        `BadRecord`, if it leaves tools, calls or turns out.
+        """
+        number = len(messages)
+        messages, tools, mark = self._laid_out(messages, tools)
+        text = self._template.fitted(messages, tools, True)[1]
+        if tools and text == self._template.fitted(messages, None, True)[1]:
+            raise NoTools("the chat template of this model writes no tools", hint="leave them out")
+        if whole:
+            self._require_whole(messages, tools, len(messages) - number)
+        if not mark or not self._literals:
+            return Rendering(text, [])
+        text, named, _ = self._literals.settled(text, mark)
+        return Rendering(text, [], (), named)
+
+    def _require_whole(
+        self, messages: list[Message], tools: list[Message] | None, added: int
+    ) -> None:
+        """`BadRecord` if the template writes nothing of a turn or a call."""
+        try:
+            left_out = self._found([*messages, SAMPLE[1]], tools, frozenset()).left_out
+        except BadRecord:  # where an answer cannot be found, nothing is known
+            return
+        lost = [
+            LeftOut(max(number - added, 0), kind)
+            for number, kind in left_out
+            if kind in (WHOLE, CALLS) and number <= len(messages)
+        ]
+        if lost:
+            raise BadRecord(
+                f"the chat template of this model leaves out {told(lost)}",
+                hint="leave it out, or ask a model whose template writes it",
+            )
+
+    def _laid_out(
+        self, messages: list[Message], tools: list[Message] | None
+    ) -> tuple[list[Message], list[Message] | None, str]:
+        """Messages and tools as they are given to the template, and by what the spellings of
+        control tokens in them are broken; "" if there are none."""
+        number = len(messages)
         if self._options.thoughts in (Thoughts.last, Thoughts.none):
             messages = without_thoughts(messages, keep_last=self._options.thoughts is Thoughts.last)
         if self._options.system and messages[0]["role"] not in ("system", "developer"):
             messages = [{"role": "system", "content": self._options.system}, *messages]
-            silent, added = frozenset(i + 1 for i in silent), 1
-        messages = self._template.with_thoughts(messages, chat.tools, added)
-        text, spans, left_out = self._found(messages, chat.tools, silent)
-        if not self._options.learn_empty_thoughts:
-            spans = {i: _after_empty_thought(text, span) for i, span in spans.items()}
-        named = tuple(LeftOut(max(number - added, 0), kind) for number, kind in left_out)
-        return Rendering(text, sorted(spans.values()), named)
+        messages = self._template.with_roles(messages)
+        mark = ""
+        if self._literals and self._literals.are_said_in(messages, tools):
+            literals, mark = self._literals, self._literals.mark_for(messages, tools)
+            messages = [literals.broken_message(message, mark) for message in messages]
+            tools = literals.broken(tools, mark)
+        messages = self._template.with_thoughts(messages, tools, len(messages) - number)
+        return messages, tools, mark
 
     def ends_turn(self, text: str) -> bool:
         """Whether `text` ends with a special token, at which generation can stop."""

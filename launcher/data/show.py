@@ -14,6 +14,7 @@ from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
 from launcher.data.cache import INDEX, JoinedCache, TokenCache
 from launcher.data.classes import is_labelled
+from launcher.data.literals import Literals
 from launcher.data.masking import kinds_of_bits
 from launcher.data.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
@@ -37,6 +38,9 @@ def render(
         head += f", label {', '.join(cache.label(record)) or 'none'}"
     if bits := cache.left_out(record):
         head += f"\nthe chat template leaves out of it: {', '.join(kinds_of_bits(bits))}"
+    if spelled := Literals(tokenizer).spelled(tokens.tolist()):
+        told = ", ".join(f"{name} ({count})" for name, count in spelled.items())
+        head += f"\nspecial tokens that are text in it: {told}"
     pieces = []
     for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
         shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)

@@ -27,6 +27,8 @@ MEND = (
     "give a template that writes it (model.chat_template=FILE), set what the template asks for "
     "(data.template_options), or data.thoughts; data.gate=[left_out] stops a run on it"
 )
+#: What to do about spellings of control tokens.
+PARSE = "if they are meant to be these tokens: data.special_tokens=parse"
 #: After so many records it is certain enough that all tokens are targets.
 TRIAL = 1000
 
@@ -123,6 +125,7 @@ class SplitWriter:
             dropped=fates[Fate.dropped],
             split=fates[Fate.split],
             left_out=len(batch.lossy),
+            spelled=len(batch.spelled),
         )
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
@@ -154,6 +157,11 @@ class SplitWriter:
             say(
                 f"prepare: warning: the chat template leaves something out of {left_out:,} of "
                 f"{self.counts.read:,} records\n  HINT: {MEND}"
+            )
+        if spelled := self.counts.spelled:
+            say(
+                f"prepare: warning: {spelled:,} of {self.counts.read:,} records spell special "
+                f"tokens in their texts, which are kept as text\n  HINT: {PARSE}"
             )
         if self._cache.records:
             self._check_targets()
@@ -193,6 +201,10 @@ class SplitWriter:
                 say(f"prepare: warning: {where}: the chat template leaves out {told(left_out)}")
             elif number == SHOWN:
                 say("prepare: something is left out of more records; the summary counts them")
+
+        if batch.spelled and not self.counts.spelled:
+            where = f"{self._files[file]}:{batch.spelled[0][1]}"
+            say(f"prepare: warning: {where}: a text spells a special token, and is kept as text")
 
     def _look_at(self, file: int, batch: Batch) -> None:
         """Keep the batch's first record as an example, and see that its end is learned."""
@@ -236,6 +248,7 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
             if (number := getattr(counts, deed))
         ),
         *([f"{counts.left_out:,} with something left out"] if counts.left_out else []),
+        *([f"{counts.spelled:,} with special tokens as text"] if counts.spelled else []),
     ]
     if packing and index.records:
         order = make_order(cache, index.max_length, seed=0)

@@ -161,8 +161,26 @@ class ChatTemplate:
         """The Jinja text, which may be another one for conversations with tools."""
         return str(self._tokenizer.get_chat_template(None, tools))
 
+    def with_roles(self, messages: list[Message]) -> list[Message]:
+        """The messages with `system` for `developer`, unless the template knows that role."""
+        if not any(message["role"] == "developer" for message in messages):
+            return messages
+        if self._knows_developers:
+            return messages
+        return [
+            {**message, "role": "system"} if message["role"] == "developer" else message
+            for message in messages
+        ]
+
+    @functools.cached_property
+    def _knows_developers(self) -> bool:
+        """Many templates write any role: one that names this one has a meaning for it."""
+        named = re.search(r"""(['"])developer\1""", self.source(None))
+        asked = [{**_SYSTEM, "role": "developer"}, *SAMPLE]
+        return bool(named) and _SYSTEM["content"] in self._tried(asked, False)
+
     def fitted(
-        self, messages: list[Message], tools: list[Message] | None
+        self, messages: list[Message], tools: list[Message] | None, prompt: bool = False
     ) -> tuple[list[Message], str, list[Span]]:
         """The messages as the template takes them, and what `render` makes of them.
 
@@ -172,17 +190,17 @@ class ChatTemplate:
         if it refuses all.
         """
         if not any("tool_calls" in message for message in messages):
-            return messages, *self.render(messages, tools)
+            return messages, *self.render(messages, tools, prompt)
         messages = [_without_nothing(message) for message in messages]
         if not any("tool_calls" in message for message in messages):
-            return messages, *self.render(messages, tools)
+            return messages, *self.render(messages, tools, prompt)
         as_text = self._wants_text(bool(tools))
         first: BadRecord | None = None
         for text in (as_text, not as_text):
             for content in (..., "", None):
                 tried = [_with_calls(message, text, content) for message in messages]
                 try:
-                    return tried, *self.render(tried, tools)
+                    return tried, *self.render(tried, tools, prompt)
                 except BadRecord as error:
                     first = first or error
                 if all("content" in message for message in messages):
@@ -240,8 +258,8 @@ class ChatTemplate:
 
         Asked of conversations of our own: some templates write thoughts before calls only.
         """
-        tools = [_TOOL] if with_tools else None
-        question, thought, answer = _talk()[0], "probe-thought", "probe-answer"
+        tools = [TOOL] if with_tools else None
+        question, thought, answer = called()[0], "probe-thought", "probe-answer"
 
         def shown(**said: Any) -> str:
             try:
@@ -249,7 +267,7 @@ class ChatTemplate:
             except BadRecord:
                 return ""
 
-        calls = _talk()[1]["tool_calls"]
+        calls = called()[1]["tool_calls"]
         tagged = shown(content=f"{tag}\n{thought}\n{TAGS[tag]}\n\n{answer}")
         for field in THOUGHT_FIELDS:
             plain = shown(content=answer, **{field: thought})
@@ -265,11 +283,11 @@ class ChatTemplate:
 
         Asked of a conversation of our own, so that the answer does not hang on the data.
         """
-        tools = [_TOOL] if with_tools else None
+        tools = [TOOL] if with_tools else None
         works = []
         for text in (False, True):
             try:
-                shown, _ = self.render([_with_calls(m, text, ...) for m in _talk()], tools)
+                shown, _ = self.render([_with_calls(m, text, ...) for m in called()], tools)
             except BadRecord:
                 shown = ""
             works.append("probe-value" in shown and not _REPR.search(shown))
@@ -277,19 +295,20 @@ class ChatTemplate:
 
 
 #: What templates are asked with.
-_TOOL = {
+TOOL: Message = {
     "type": "function",
     "function": {"name": "probe", "description": "probe", "parameters": {"type": "object"}},
 }
 
 
-def _talk() -> list[Message]:
+def called(content: str = "") -> list[Message]:
+    """A question, a call of `TOOL` beside `content`, and its result."""
     call = {"name": "probe", "arguments": {"probe": "probe-value", "flag": True}}
     return [
         {"role": "user", "content": "probe"},
         {
             "role": "assistant",
-            "content": "",
+            "content": content,
             "tool_calls": [{"id": _CALL_ID, "type": "function", "function": call}],
         },
         {"role": "tool", "name": "probe", "tool_call_id": _CALL_ID, "content": "probe"},

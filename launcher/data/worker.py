@@ -81,6 +81,8 @@ class Batch:
     """Place among the records read, line, and reason."""
     lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = field(default_factory=list)
     """Place among the records read, line, and what the chat template leaves out."""
+    spelled: list[tuple[int, int]] = field(default_factory=list)
+    """Place among the records read, and line, of those that spell control tokens, kept as text."""
     labels: list[tuple[str, ...]] | None = None
     """Class names of each sequence, for a classifier."""
 
@@ -99,6 +101,7 @@ class Batch:
             self.pieces[:records],
             [bad for bad in self.bad if bad[0] < records],
             [lossy for lossy in self.lossy if lossy[0] < records],
+            [spelled for spelled in self.spelled if spelled[0] < records],
             None if self.labels is None else self.labels[:kept],
         )
 
@@ -175,6 +178,7 @@ class Worker:
         labels: list[tuple[str, ...]] = []
         bad: list[tuple[int, int, BadRecord]] = []
         lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = []
+        spelled: list[tuple[int, int]] = []
         bits: list[int] = []
         classes = self._options.classes
         for place, (line, item, weight, names) in enumerate(records):
@@ -191,6 +195,8 @@ class Worker:
             done += pieces
             if pieces and item.left_out:
                 lossy.append((place, line, item.left_out))
+            if pieces and item.has_literals:
+                spelled.append((place, line))
             bits += [kinds_as_bits(item.left_out)] * len(pieces)
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
@@ -206,6 +212,7 @@ class Worker:
             counts,
             bad,
             lossy,
+            spelled,
             labels if classes else None,
         )
 

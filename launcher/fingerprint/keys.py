@@ -25,7 +25,7 @@ from launcher.fingerprint.located import (
 from launcher.rundir import RunDir, read_json, write_json
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
-CODE_VERSION = 5
+CODE_VERSION = 6
 #: Raise it when the files of a prepared folder change their layout.
 LAYOUT_VERSION = 2
 
@@ -171,6 +171,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
         "all_targets": config.objective.learns_every_token,
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
         "chat": [data.template_options, data.thoughts, data.learn_empty_thoughts],
+        "special_tokens": data.special_tokens,
         "bad_records": data.bad_records,
     }
     held_out = data.validation_share if data.validation is None else 0.0

@@ -1,9 +1,10 @@
 """`python -m launcher.train.answering RUN_DIR`: a model that answers over its standard streams.
 
-A line on stdin is a request in JSON: `{id, messages | prompt, max_tokens, temperature, top_p, seed,
-stop, n}`, or `{cancel: id}` that withdraws one; the end of stdin ends the process. Lines on stdout:
-`{ready: true}` once the model is open; then, of each answer, `{id, index, text}` piece by piece and
-`{id, index, finish_reason, prompt_tokens, completion_tokens}`; or `{id, error, code}` of a request.
+A line on stdin is a request in JSON: `{id, messages, tools | prompt, max_tokens, temperature,
+top_p, seed, stop, n, max_calls}`, or `{cancel: id}` that withdraws one; the end of stdin ends the
+process. Lines on stdout: `{ready: true}` once the model is open; then, of each answer, `{id, index,
+text}` piece by piece, `{id, index, calls: [{name, arguments}]}` if it calls tools, and `{id, index,
+finish_reason, prompt_tokens, completion_tokens}`; or `{id, error, code}` of a request.
 Requests that wait are answered together, the first first.
 """
 

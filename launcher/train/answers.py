@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
 
 from launcher.config.schema import ModelConfig
+from launcher.data.formats.base import BadRecord
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import by_template
 from launcher.errors import DataError
@@ -76,9 +76,9 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
     if speaker.tokenizer.chat_template:
         try:
             return speaker.tokens(messages, record.get("template_options"))
-        except TemplateError as error:
+        except BadRecord as error:
             raise DataError(
-                f"the model's chat template refuses the conversation: {error.message}",
+                error.found,
                 where=record["where"],
                 hint="change its roles and their order to those that the model was made for",
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 
-from launcher.data.tokenizer import Frame
+from launcher.config.schema import SpecialTokens, Thoughts
+from launcher.data.calls import CallForm
+from launcher.data.encoding import Encoder
+from launcher.data.masking import ChatOptions
 from launcher.errors import ConfigError
 from launcher.evals.generation import find_stop_tokens, padding_of
 from launcher.train.pieces import Pieces
@@ -27,7 +31,7 @@ class Sampling:
     top_k: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Speaker:
     """A model ready to answer.
 
@@ -35,6 +39,7 @@ class Speaker:
     pairs: whether the run trained on prompts and completions, not on documents.
     taught: tokens that end a turn in the run's data or the chat template.
     template_options: variables of the chat template that the run trained with.
+    thoughts, special_tokens: as in the run's `data`.
     """
 
     model: Any
@@ -43,6 +48,21 @@ class Speaker:
     pairs: bool
     taught: Sequence[int] = ()
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    thoughts: Thoughts = Thoughts.template
+    special_tokens: SpecialTokens = SpecialTokens.auto
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        """What the run's records were encoded with."""
+        options = ChatOptions(
+            self.system, self.template_options, self.thoughts, special_tokens=self.special_tokens
+        )
+        return Encoder(self.tokenizer, chat=options)
+
+    @functools.cached_property
+    def call_form(self) -> CallForm | None:
+        """How the chat template writes calls of tools, if answers with them can be read."""
+        return CallForm.of(self.tokenizer)
 
     @property
     def stop_tokens(self) -> list[int]:
@@ -50,22 +70,19 @@ class Speaker:
         return find_stop_tokens(self.model, self.tokenizer, self.taught)
 
     def tokens(
-        self, messages: list[Message], options: Mapping[str, Any] | None = None
+        self,
+        messages: list[Message],
+        options: Mapping[str, Any] | None = None,
+        tools: list[dict[str, Any]] | None = None,
+        *,
+        whole: bool = False,
     ) -> list[int]:
-        """Token ids of a conversation, by the chat template, ready for the assistant to speak.
+        """Token ids of a conversation, as training lays it out, ready for the assistant to speak.
 
-        `options` are variables of the template for it alone, over those of the run.
+        `options` are variables of the template for it alone, over those of the run. Raises
+        `BadRecord` if the template refuses it, or (`whole`) leaves something of it out.
         """
-        if self.system and messages[0]["role"] not in ("system", "developer"):
-            messages = [{"role": "system", "content": self.system}, *messages]
-        rendered = self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **{**self.template_options, **(options or {})},
-        )
-        return [int(token) for token in rendered["input_ids"]]
+        return self._encoder.prompt(messages, tools, options, whole=whole)
 
     def plain_tokens(self, prompt: str, system: str | None = None) -> list[int]:
         """Token ids of a prompt without chat template, laid out as training laid it out."""
@@ -77,11 +94,7 @@ class Speaker:
 
     def raw_tokens(self, text: str) -> list[int]:
         """Token ids of text to be continued as it stands."""
-        tokens = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        # Only what begins a text: some tokenizers end it too, and none can be continued then.
-        before, _ = Frame(self.tokenizer).around(text, tokens)
-        tokens = [int(token) for token in (*before, *tokens)]
-        return tokens[:-1] if tokens[-1:] == [self.tokenizer.eos_token_id] else tokens
+        return self._encoder.continued(text)
 
     @property
     def positions(self) -> int | None:

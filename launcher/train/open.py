@@ -133,6 +133,7 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
 
 def _speaker(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker:
     data["template_options"] = dict(config.data.template_options)
+    data |= {"thoughts": config.data.thoughts, "special_tokens": config.data.special_tokens}
     return Speaker(model, tokenizer, config.data.system, **data)
 
 

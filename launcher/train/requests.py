@@ -6,6 +6,9 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from launcher.data.formats.base import BadRecord
+from launcher.data.formats.messages import Message, read_turns, tools_of
+from launcher.data.masking import NoTools
 from launcher.evals.decoding import Decoding
 from launcher.train.inference import Speaker
 from launcher.train.replies import Ask
@@ -48,30 +51,62 @@ def asks_of(
         seed=secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
     )
 
+    form = speaker.call_form if request.get("tools") else None
+    tools = {tool.get("function", tool)["name"] for tool in request.get("tools") or ()}
+
     def ask(index: int) -> Ask:
         name = {"id": request["id"], "index": index}
+        said: list[str] = []
+
+        def show(text: str) -> None:
+            # Whether it is a call shows at its end.
+            if form:
+                said.append(text)
+            else:
+                write({**name, "text": text})
 
         def end(reason: str, count: int) -> None:
             counts = {"prompt_tokens": len(tokens), "completion_tokens": count}
+            if form:
+                text, calls = form.read("".join(said), tools)
+                if text:
+                    write({**name, "text": text})
+                if calls:
+                    calls = calls[: request.get("max_calls")]
+                    write({**name, "calls": [call._asdict() for call in calls]})
+                    reason = "tool_calls" if reason == "stop" else reason
             write({**name, "finish_reason": reason, **counts})
 
-        return Ask(
-            tokens, decoding, index, lambda text: write({**name, "text": text}), end, is_gone
-        )
+        return Ask(tokens, decoding, index, show, end, is_gone)
 
     return [ask(index) for index in range(request.get("n", 1))]
 
 
 def _check_length(request: dict[str, Any], positions: int | None) -> None:
     """A text that no tokenizer makes fit is not tokenised: others wait meanwhile."""
-    texts = [message.get("content") or "" for message in request.get("messages", [])]
-    length = sum(map(len, [*texts, request.get("prompt", "")]))
+    said = [request.get("messages"), request.get("tools"), request.get("prompt")]
+    length = sum(map(_length, said))
     if positions is not None and length > _LONGEST_TOKENS * positions:
         raise Refused(
             "context_length_exceeded",
             f"This model's maximum context length is {positions} tokens. However, you sent"
             f" {length} characters. Please reduce the length of the messages or prompt.",
         )
+
+
+def _length(value: Any) -> int:
+    """Characters of all texts in nested data."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(_length(item) for name, item in value.items() if name not in ("role", "type"))
+    return sum(map(_length, value)) if isinstance(value, list) else 0
+
+
+def _conversation(request: dict[str, Any]) -> tuple[list[Message], list[Message] | None]:
+    """Messages and tools, read as those of a training record are."""
+    turns = read_turns(request["messages"], "messages")
+    return turns.messages, tools_of(request)
 
 
 def _prompt_tokens(request: dict[str, Any], speaker: Speaker) -> list[int]:
@@ -85,11 +120,20 @@ def _prompt_tokens(request: dict[str, Any], speaker: Speaker) -> list[int]:
     if not speaker.tokenizer.chat_template:
         raise Refused("no_chat_template", "This model has no chat template: use /v1/completions.")
     try:
-        return speaker.tokens(request["messages"])
+        messages, tools = _conversation(request)
+        return speaker.tokens(messages, tools=tools, whole=True)
+    except NoTools as error:
+        raise Refused("unsupported_parameter", f"{_sentence(error.found)}.") from error
+    except BadRecord as error:
+        raise Refused("invalid_messages", f"{_sentence(error.found)}.") from error
     except Exception as error:  # whatever a template raises: it is the model's own program
         raise Refused(
             "invalid_messages", f"The model's chat template does not take these messages: {error}"
         ) from error
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _room(tokens: list[int], asked: int | None, positions: int | None, longest: int) -> int:

@@ -71,7 +71,7 @@ def test_long_prompts_are_counted_and_a_template_that_refuses_is_named(run_ab, t
     make_tokenizer(folder, chat_template=refusing + CHAT_TEMPLATE)
     refused = run_ab(*new, "-o", "other")
     assert refused.returncode == ExitCode.data, refused.stderr
-    assert "prompts.jsonl:3: the model's chat template refuses" in refused.stderr
+    assert "prompts.jsonl:3: the chat template refuses" in refused.stderr
     assert "no system" in refused.stderr
     assert "HINT" in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -9,7 +9,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 from sqlalchemy import select
 
-from launcher.api import journal
+from launcher.api import journal, naming
 from launcher.api.journal import Note
 from launcher.api.tables import Job, JobState, Model, Project
 from support.workshop import JOBS, examples
@@ -73,6 +73,51 @@ def test_a_new_job(client, file):
         FineTuningJobEvent.model_validate(event, strict=True)
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "param"),
+    [
+        ("GET", "/v1/fine_tuning/jobs?limt=1", "limt"),
+        ("GET", "/v1/fine_tuning/jobs?metadat[a]=1", "metadat[a]"),
+        ("GET", "/v1/fine_tuning/jobs?limit=1&limit=2", "limit"),
+        ("GET", "/v1/files?purposes=x", "purposes"),
+        ("GET", "/v1/models?owner=x", "owner"),
+        ("POST", "/v1/fine_tuning/jobs/x/cancel?force=1", "force"),
+        ("DELETE", "/v1/files/x?force=1", "force"),
+    ],
+)
+def test_parameters_that_nobody_knows_are_refused(client, method, path, param):
+    answer = client.request(method, path)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+
+
+def test_a_body_where_none_is_read_is_refused(client, file):
+    path = f"{JOBS}/{create(client, file).json()['id']}/pause"
+    answer = client.post(path, json={"reason": "x"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "reason")
+    assert client.post(path, json={}).status_code == 200
+    assert client.get(f"{JOBS}?limit=1&metadata[a]=b&metadata=").status_code == 200
+
+
+def test_a_job_for_an_alias_makes_a_model_of_that_name(client, file, service):
+    made = create(client, file, suffix="s").json()
+    assert made["model"] == "tiny"
+    with service.database.begin() as session:
+        job = session.query(Job).filter_by(id=made["id"]).one()
+        name = naming.final_name(job, "local")
+        assert name.startswith("ft:gpt-3.5-turbo:local:s:")
+        assert naming.checkpoint_name(job, "local", 2).startswith("ft:gpt-3.5-turbo:local:s:")
+        assert naming.offer_of(job) == "tiny"
+        common = {"project_id": job.project_id, "job_id": job.id, "checkpoint_id": "c"}
+        session.add(Model(name=name, step=1, is_final=True, **common))
+    further = create(client, file, model=name).json()
+    assert further["model"] == name
+    with service.database.read() as session:
+        job = session.query(Job).filter_by(id=further["id"]).one()
+        assert naming.offer_of(job) == "tiny"
+        assert naming.final_name(job, "local").startswith("ft:gpt-3.5-turbo:local:")
+
+
 def test_old_clients_give_hyperparameters_beside(client, file):
     job = create(client, file, hyperparameters={"n_epochs": 2, "batch_size": "auto"}).json()
     assert job["hyperparameters"] == {
@@ -93,6 +138,29 @@ def test_old_clients_give_hyperparameters_beside(client, file):
         ({"method": {"type": "dpo", "dpo": {}}}, "method.type", "'dpo' is not offered"),
         ({"method": {"type": "reinforcement"}}, "method.type", "not offered"),
         ({"method": {"type": "magic"}}, "method.type", "supervised"),
+        ({"method": {"dpo": {}}}, "method.type", "required"),
+        ({"method": {"type": "supervised", "dpo": {}}}, "method", "'dpo'"),
+        ({"nepochs": 2}, "nepochs", "Unknown parameter: 'nepochs'"),
+        ({"n_epochs": 2}, "n_epochs", "'method.supervised.hyperparameters.n_epochs'"),
+        ({"hyperparameters": {"nepochs": 2}}, "hyperparameters.nepochs", "'n_epochs'"),
+        (
+            {"method": {"type": "supervised", "supervised": {"hyperparameters": {"epochs": 2}}}},
+            "method.supervised.hyperparameters.epochs",
+            "'n_epochs'",
+        ),
+        (
+            {"integrations": [{"type": "wandb", "wandb": {"project": "a", "tag": []}}]},
+            "integrations.0.wandb.tag",
+            "'tags'",
+        ),
+        (
+            {
+                "hyperparameters": {"n_epochs": 2},
+                "method": {"type": "supervised", "supervised": {"hyperparameters": {}}},
+            },
+            None,
+            "different things",
+        ),
         ({"hyperparameters": {"n_epochs": 0}}, "hyperparameters.n_epochs", "greater"),
         ({"hyperparameters": {"n_epochs": 51}}, "hyperparameters.n_epochs", "less"),
         ({"hyperparameters": {"n_epochs": True}}, "hyperparameters.n_epochs", "integer"),

@@ -126,7 +126,7 @@ def test_an_upload_expires(client, service, upload, monkeypatch) -> None:
         ({"filename": ""}, 400),
         ({"mime_type": 1}, 400),
         ({"expires_after": {"anchor": "created_at", "seconds": 1}}, 400),
-        ({"unknown": 1}, 200),
+        ({"unknown": 1}, 400),
     ],
 )
 def test_what_is_asked_for_is_checked(client, more, status) -> None:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+import typing
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from openai.types import CompletionCreateParams as PlainParams
+from openai.types.chat import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatCompletionMessage,
+    ChatCompletionMessageParam,
+    CompletionCreateParams,
+)
 from starlette.testclient import TestClient
 
+from launcher.api.answers import Answer
 from launcher.api.database import Database
 from launcher.api.service import Service
 from launcher.api.tables import Job, JobState, Model, Project
+from launcher.api.wire_chat import ChatRequest, CompletionRequest, Message
 from support.served import Served, wait_until
 
 HELLO = [{"role": "user", "content": "Anna has 3 apples and gets 4 more. How many?"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 FINAL, STEP = "ft:tiny:local:a/b:x1", "ft:tiny:local:a/b:x2:ckpt-step-5"
 
 
@@ -82,7 +95,8 @@ def test_models_of_another_project_are_none(
     [
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": None}, "messages", "list"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role", "'user'"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "'user'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content", "string"),
         ({"messages": [{"role": "assistant"}]}, "messages.[0].content", "content"),
         ({"model": None}, "model", "string"),
         ({"temperature": 3}, "temperature", "less than or equal to 2"),
@@ -98,6 +112,39 @@ def test_models_of_another_project_are_none(
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
         ({"audio": {"voice": "x"}}, "audio", "not supported"),
+        ({"store": True}, "store", "not supported"),
+        ({"service_tier": "flex"}, "service_tier", "not supported"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "not supported"),
+        ({"verbosity": "low"}, "verbosity", "not supported"),
+        ({"web_search_options": {}}, "web_search_options", "not supported"),
+        ({"moderation": {}}, "moderation", "not supported"),
+        ({"function_call": {"name": "f"}}, "function_call", "not supported"),
+        ({"max_token": 5}, "max_token", "Did you mean 'max_tokens'"),
+        ({"top_k": 5}, "top_k", "Unknown parameter: 'top_k'"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "'stream' is enabled"),
+        ({"stream_options": {"usage": True}}, "stream_options.usage", "include_usage"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "different things"),
+        ({"messages": [{**HELLO[0], "nam": "x"}]}, "messages.0.nam", "'name'"),
+        ({"messages": [{**HELLO[0], "refusal": "x"}]}, "messages.[0]", "assistant"),
+        ({"messages": [{**HELLO[0], "audio": {"id": "x"}}]}, "messages.[0].audio", "text"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+            "messages.[0].content.x",
+            "Unknown",
+        ),
+        ({"tools": [{"type": "custom", "custom": {}}]}, "tools.0.custom", "Unknown"),
+        ({"tools": [TOOL | {"x": 1}]}, "tools.0.x", "Unknown"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "params": {}}}]},
+            "tools.0.function.params",
+            "'parameters'",
+        ),
+        ({"tools": [TOOL], "functions": [TOOL["function"]]}, "functions", "both"),
+        (
+            {"messages": [*HELLO, {"role": "assistant", "tool_calls": [{"function": {}}]}]},
+            "messages.1.tool_calls.0.function.name",
+            "required",
+        ),
     ],
 )
 def test_what_is_wrong_or_not_supported_is_refused(
@@ -109,6 +156,116 @@ def test_what_is_wrong_or_not_supported_is_refused(
     error = answer.json()["error"]
     assert error["param"] == param
     assert message in error["message"]
+
+
+def parameters(union: Any) -> set[str]:
+    """Names of what a client may send, as the official types have it."""
+    return {name for one in typing.get_args(union) for name in typing.get_type_hints(one)}
+
+
+def test_every_member_that_the_official_clients_send_is_known() -> None:
+    assert parameters(CompletionCreateParams) - ChatRequest.model_fields.keys() == set()
+    assert parameters(PlainParams) - CompletionRequest.model_fields.keys() == set()
+    assert parameters(ChatCompletionMessageParam) - Message.model_fields.keys() == set()
+    said = ChatCompletionMessage(role="assistant", content="b", annotations=[])
+    Message.model_validate(said.model_dump())  # an answer that is sent back
+
+
+def test_what_changes_no_answer_is_accepted() -> None:
+    harmless = {
+        "user": "a",
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+        "safety_identifier": "a",
+        "prompt_cache_key": "a",
+        "prompt_cache_retention": "24h",
+        "prediction": {"type": "content", "content": "x"},
+        "verbosity": "medium",
+        "tool_choice": "auto",
+        "parallel_tool_calls": True,
+        "response_format": {"type": "text"},
+    }
+    messages = [{**HELLO[0], "name": "anna"}, {"role": "assistant", "content": "b", "weight": 0}]
+    asked = ChatRequest(model="tiny", messages=messages, **harmless).request(100)
+    plain = ChatRequest(model="tiny", messages=messages).request(100)
+    assert asked == plain
+    assert asked["messages"][0]["name"] == "anna"
+
+
+def test_tools_and_calls_go_to_the_model() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [{**call, "index": 0}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+    base = {"model": "tiny", "messages": messages}
+    asked = ChatRequest(**base, tools=[TOOL]).request(100)
+    assert asked["messages"] == [
+        *HELLO,
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "2", "tool_call_id": "c1"},
+    ]
+    assert (asked["tools"], asked["max_calls"]) == ([TOOL], None)
+    one = ChatRequest(**base, tools=[TOOL], parallel_tool_calls=False).request(100)
+    assert one["max_calls"] == 1
+    assert "tools" not in ChatRequest(**base, tools=[TOOL], tool_choice="none").request(100)
+    old = ChatRequest(**base, functions=[TOOL["function"]]).request(100)
+    assert (old["tools"], old["max_calls"]) == ([TOOL], 1)
+
+
+@pytest.mark.parametrize("functions", [False, True])
+def test_calls_are_answered_as_clients_read_them(functions: bool) -> None:
+    calls = [{"name": "f", "arguments": "{}"}, {"name": "g", "arguments": "{}"}]
+    end = {"index": 0, "prompt_tokens": 3, "completion_tokens": 2}
+
+    async def lines() -> AsyncGenerator[dict[str, Any], None]:
+        yield {"index": 0, "calls": calls[:1] if functions else calls}
+        yield {**end, "finish_reason": "tool_calls"}
+
+    async def both() -> tuple[dict[str, Any], list[str]]:
+        answer = Answer("tiny", 1, is_chat=True, functions=functions)
+        events = [event async for event in answer.events(lines(), False)]
+        return await answer.whole(lines()), events
+
+    whole, events = asyncio.run(both())
+    message = ChatCompletion.model_validate(whole).choices[0].message
+    chunks = [ChatCompletionChunk.model_validate_json(event[6:]) for event in events[:-1]]
+    assert message.content is None
+    if functions:
+        assert message.function_call.name == "f"
+        assert whole["choices"][0]["finish_reason"] == "function_call"
+        return
+    assert [call.function.name for call in message.tool_calls] == ["f", "g"]
+    assert whole["choices"][0]["finish_reason"] == "tool_calls"
+    streamed = chunks[1].choices[0].delta.tool_calls
+    assert [(call.index, call.function.name) for call in streamed] == [(0, "f"), (1, "g")]
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("changed", "choices"),
+    [
+        ({"n": 2}, 2),
+        ({"n": 2, "best_of": 2}, 2),
+        ({"best_of": 1}, 1),
+        ({}, 1),
+        ({"n": 3, "best_of": 2}, None),
+        ({"best_of": 2}, None),
+        ({"n": 1, "best_of": 3}, None),
+        ({"best_of": 0}, None),
+    ],
+)
+def test_choices_of_a_completion(
+    client: TestClient, changed: dict[str, Any], choices: int | None
+) -> None:
+    body = {"model": "tiny", "prompt": "a", **changed}
+    if choices is not None:
+        assert CompletionRequest(**body).request(100)["n"] == choices
+        return
+    answer = client.post("/v1/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "best_of")
 
 
 def test_an_image_is_refused_by_name(client: TestClient) -> None:

@@ -112,6 +112,13 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"data": {"overlong": "split"}},
         {"data": {"overlong": "drop"}},
     ),
+    (
+        "data.special_tokens",
+        "text with",
+        "auto",
+        {"data": {"special_tokens": "text"}},
+        {"data": {"special_tokens": "parse"}},
+    ),
 ]
 
 

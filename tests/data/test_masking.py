@@ -30,7 +30,7 @@ Make = Callable[..., Any]
 def learned(tokenizer: Any, record: dict[str, Any], **options: Any) -> list[str]:
     """The spans of text that are learned."""
     renderer = ChatRenderer(tokenizer, ChatOptions(**options))
-    text, spans, _ = renderer.render(ChatFormat().read(record))
+    text, spans, *_ = renderer.render(ChatFormat().read(record))
     return [text[begin:end] for begin, end in spans]
 
 
@@ -94,10 +94,10 @@ def test_weight_zero_is_not_learned(make_tokenizer: Make) -> None:
 
 def test_system_message_is_put_before_records_without_one(make_tokenizer: Make) -> None:
     renderer = ChatRenderer(make_tokenizer(chats.CHATML), ChatOptions(system="Be kind."))
-    text, _, _ = renderer.render(ChatFormat().read(chats.chat("one?", "eins")))
+    text, *_ = renderer.render(ChatFormat().read(chats.chat("one?", "eins")))
     assert text.startswith("<|im_start|>system\nBe kind.<|im_end|>")
     own = {"messages": [{"role": "system", "content": "Own."}, *chats.chat("a", "b")["messages"]]}
-    text, _, _ = renderer.render(ChatFormat().read(own))
+    text, *_ = renderer.render(ChatFormat().read(own))
     assert "Be kind." not in text
 
 
@@ -128,7 +128,7 @@ def test_tools_and_tool_calls_reach_the_template(make_tokenizer: Make) -> None:
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
     }
-    text, spans, _ = ChatRenderer(make_tokenizer(template)).render(ChatFormat().read(record))
+    text, spans, *_ = ChatRenderer(make_tokenizer(template)).render(ChatFormat().read(record))
     assert text.startswith("f\n")
     assert [text[a:b] for a, b in spans] == ["call-me<|im_end|>", "ok<|im_end|>"]
 
@@ -236,7 +236,7 @@ def test_prefixes_and_tags_agree(
         for template in (chats.CHATML, chats.CHATML_TAGGED, chats.TAGGED_SHORT)
     ]
     assert rendered[0] == rendered[1] == rendered[2]
-    text, spans, _ = rendered[0]
+    text, spans, *_ = rendered[0]
     assert [text[a:b] for a, b in spans] == [f"{answer}<|im_end|>" for _, answer in turns]
 
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Thoughts
 from launcher.data import provenance
+from launcher.data.calls import CallForm
 from launcher.data.encoding import Encoded, Encoder
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.data.masking import ChatOptions, ChatRenderer, Rendering, told
+from launcher.data.masking import ChatOptions, ChatRenderer, NoTools, Rendering, told
 from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, WHOLE, split_thoughts
 from launcher.evals.runner import prompt_and_reference
 from support.templates import FAMILIES, tokenizer_of
@@ -577,3 +578,54 @@ def test_more_texts_than_there_are_marks_are_no_crash(make: Make) -> None:
     found = render(make("qwen2_5"), Chat([*many, ANSWER]))
     assert isinstance(found, BadRecord)
     assert "65,520 texts" in found.found
+
+
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [
+        # Tokens that are special in a tokenizer are not shown in answers.
+        ("qwen2_5", ("", "", "arguments")),
+        ("granite4", ("<tool_call>", "</tool_call>", "arguments")),
+        ("llama3_1", ("", "", "parameters")),
+        ("qwen3_5", None),
+        ("glm4_5", None),
+        ("gpt_oss", None),
+        ("phi4", None),
+    ],
+)
+def test_the_form_of_calls_is_read_off_the_template(make: Make, family: str, form: Any) -> None:
+    found = CallForm.of(make(family))
+    assert (found and (found.opened, found.closed, found.arguments)) == form
+
+
+@pytest.mark.parametrize("family", ["qwen2_5", "llama3_1", "gemma3", "phi4", "gpt_oss"])
+def test_developers_speak_as_the_system_unless_the_template_knows_them(
+    make: Make, family: str
+) -> None:
+    tokenizer = make(family)
+    answer = [says("user", "q"), says("assistant", "a")]
+    texts = [
+        ChatRenderer(tokenizer).render(Chat([says(role, "Be brief."), *answer])).text
+        for role in ("developer", "system")
+    ]
+    assert texts[0] == texts[1]
+    assert "Be brief." in texts[0]
+
+
+def test_a_prompt_is_what_training_writes_before_the_answer(make: Make) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    turns = [says("user", "q"), call("f", x="1"), result("3")]
+    for family in ("qwen2_5", "qwen3", "llama3_1", "granite4"):
+        renderer = ChatRenderer(make(family))
+        whole = renderer.render(Chat([*turns, says("assistant", "done")], tools))
+        assert renderer.prompt(turns, tools, whole=True).text == whole.text[: whole.spans[-1][0]]
+
+
+def test_a_prompt_of_which_the_template_leaves_out_a_turn_is_refused(make: Make) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    turns = [says("user", "q"), call("f", x="1"), result("3")]
+    renderer = ChatRenderer(make("phi4"))
+    with pytest.raises(BadRecord, match="leaves out"):
+        renderer.prompt(turns, None, whole=True)
+    with pytest.raises(NoTools):
+        renderer.prompt(turns[:1], tools)

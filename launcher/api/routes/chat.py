@@ -55,7 +55,8 @@ async def _answer(
     source = await run_in_threadpool(_find, service, caller, asked.model)
     wanted = asked.request(service.site.chat.max_tokens)
     pool: Pool = request.state.pool
-    answer = Answer(asked.model, wanted["n"], is_chat=is_chat)
+    functions = isinstance(asked, ChatRequest) and bool(asked.functions)
+    answer = Answer(asked.model, wanted["n"], is_chat=is_chat, functions=functions)
     lines = pool.ask(source, wanted)
     try:
         if not asked.stream:

@@ -22,6 +22,7 @@ from launcher.api.store import Incoming
 router = APIRouter(prefix="/v1/files", tags=["files"])
 
 _PIECE = 256 << 10
+_EXPIRES_AFTER = {name: f"expires_after[{name}]" for name in wire.ExpiresAfter.model_fields}
 _FORM = {
     "requestBody": {
         "required": True,
@@ -120,6 +121,7 @@ def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
 def _insert(
     service: Service, lookers: Lookers, caller: Caller, form: Form, content: Incoming
 ) -> wire.File:
+    form.require_known("purpose", *_EXPIRES_AFTER.values())
     purpose = files.require_purpose(form.fields.get("purpose"))
     expires_after_s = _expires_after_s(form)
     if purpose == files.TRAINING:
@@ -140,7 +142,7 @@ def _insert(
 
 
 def _expires_after_s(form: Form) -> int | None:
-    names = {name: f"expires_after[{name}]" for name in wire.ExpiresAfter.model_fields}
+    names = _EXPIRES_AFTER
     stated = {key: form.fields[name] for key, name in names.items() if name in form.fields}
     if not stated:
         return None

@@ -43,14 +43,15 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
         _require_file(session, caller, asked.training_file, "training_file")
         if asked.validation_file is not None:
             _require_file(session, caller, asked.validation_file, "validation_file")
+        model, offer = models.startable(session, service.site, caller.project_id, asked.model)
         job = Job(
             id=new_id("ftjob-"),
             project_id=caller.project_id,
-            model=models.startable(session, service.site, caller.project_id, asked.model),
+            model=model,
             training_file=asked.training_file,
             validation_file=asked.validation_file,
             method=method,
-            asked=asked.asked(),
+            asked={**asked.asked(), "model": asked.model, "offer": offer},
             suffix=asked.suffix,
             seed=secrets.randbelow(1 << 31) if asked.seed is None else asked.seed,
             labels=asked.metadata,

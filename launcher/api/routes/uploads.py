@@ -40,7 +40,8 @@ async def add_part(
     """Add a part; parts may come at the same time."""
     await run_in_threadpool(_require_pending, service, caller.project_id, upload_id)
     limit = service.site.limits.part_bytes
-    async with received(request, service.store, "data", limit) as (_, content):
+    async with received(request, service.store, "data", limit) as (form, content):
+        form.require_known()
         return await to_thread.run_sync(
             uploads.add_part,
             service,
