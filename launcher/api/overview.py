@@ -109,10 +109,9 @@ def jobs(
         found = list(session.scalars(chosen.limit(limit)))
         total = session.scalar(select(func.count()).where(own, *wanted.conditions())) or 0
     states = select(Job.state, func.count()).where(own).group_by(Job.state)
-    project = session.get(Project, project_id)
     return {
         "object": "list",
-        "project": project.name if project else "",
+        "project": session.scalar(select(Project.name).where(Project.id == project_id)),
         "data": rows(session, service, glances, project_id, found),
         "total": total,
         "states": {state.value: count for state, count in session.execute(states)},

@@ -3,9 +3,9 @@ import { draw, make, number } from "./dom.js";
 
 /** What can be drawn: column of a training and of a validation point, and its unit. */
 export const METRICS = {
-  loss: { title: "Loss", unit: "Loss, nats a token", train: 1, valid: 1, format: number, canLog: true },
+  loss: { title: "Loss", unit: "Loss, nats per token", train: 1, valid: 1, format: number, canLog: true },
   accuracy: { title: "Accuracy", unit: "Accuracy of tokens, %", train: 2, valid: 2, factor: 100, format: (value) => `${number(value)} %` },
-  rate: { title: "Learning rate", unit: "Learning rate", train: 3, format: (value) => (value && Math.abs(value) < 0.001 ? value.toExponential() : number(value)), canLog: true },
+  rate: { title: "Learning rate", unit: "Learning rate", train: 3, format: number, canLog: true },
 };
 
 /** Points of a curve as the server tells it, for a metric. */
@@ -115,7 +115,9 @@ export class Chart {
       if (line.mark) ends.push([...placed.at(-1), line.mark, style]);
     }
     ends.sort((a, b) => a[1] - b[1]);
-    ends.forEach((end, i) => { if (i && end[1] - ends[i - 1][1] < 13 && end[0] > right - 20) end[1] = ends[i - 1][1] + 13; });
+    for (const [i, end] of ends.entries()) { // marks that end together stand below each other
+      for (const other of ends.slice(0, i)) if (Math.abs(end[0] - other[0]) < 14 && end[1] - other[1] < 13) end[1] = other[1] + 13;
+    }
     for (const [x, y, mark, style] of ends) svg.append(draw("text", { x: x + 5, y: y + 4, class: `mark ${style}` }, mark));
     this.cursor = draw("line", { class: "cursor", y1: top, y2: bottom, visibility: "hidden" });
     this.range = draw("rect", { class: "range", y: top, height: bottom - top, visibility: "hidden" });

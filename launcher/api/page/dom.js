@@ -55,7 +55,11 @@ export function choose(select, options, wanted) {
 export const words = (state) => (state === "validating_files" ? "checking" : state.replaceAll("_", " "));
 export const badge = (state) => make("span", { className: `state ${state}`, textContent: words(state) });
 export const when = (seconds) => new Date(1000 * seconds).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
-export const number = (value) => (Math.abs(value) >= 100 ? value.toFixed(0) : Number(value.toPrecision(3)).toString());
+export function number(value) {
+  if (Math.abs(value) >= 100) return value.toFixed(0);
+  const text = Number(value.toPrecision(3));
+  return value && Math.abs(value) < 0.001 ? text.toExponential() : text.toString();
+}
 export const short = (id) => `…${id.slice(-6)}`;
 
 export function duration(seconds) {

@@ -31,7 +31,6 @@ export function begin(changed) {
 export function clear() {
   rows.clear();
   forget(element("jobs"), element("states"), element("find-model"));
-  element("project").textContent = "";
   element("jobs-table").hidden = true;
 }
 
@@ -54,7 +53,6 @@ export async function show(query, isCurrent) {
   element("jobs-loading").hidden = true;
   const isFiltered = ["q", "state", "model", "metadata"].some((name) => query.get(name));
   const count = Object.values(found.states).reduce((sum, n) => sum + n, 0);
-  element("project").textContent = found.project;
   filters(found, query, count);
   element("no-jobs").hidden = count > 0;
   element("none-found").hidden = !count || found.data.length > 0;
@@ -146,7 +144,7 @@ function pick(job, is) {
 function choice() {
   element("chosen").hidden = !chosen.length;
   document.body.classList.toggle("choosing", chosen.length > 0);
-  element("chosen-count").textContent = `${chosen.length} of at most ${MOST_COMPARED} chosen`;
+  element("chosen-count").textContent = `${chosen.length} chosen`;
   element("chosen-compare").disabled = chosen.length < 2;
 }
 

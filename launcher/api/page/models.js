@@ -1,6 +1,6 @@
 // The models that jobs have made; they can be deleted, unless a job needs them.
 import { fresh, remove } from "./server.js";
-import { ago, element, forget, make, number, problem, renew, say, sure, when } from "./dom.js";
+import { ago, element, forget, make, number, problem, renew, say, short, sure, when } from "./dom.js";
 
 let again = () => {};
 
@@ -31,9 +31,9 @@ function row(model) {
     make("td", { role: "cell", "data-label": "Kind", textContent: model.is_final ? "End of the job" : "Checkpoint" }),
     make("td", { role: "cell", "data-label": "Step", textContent: model.step }),
     make("td", { role: "cell", "data-label": "Loss", textContent: loss === undefined ? "–" : number(loss) }),
-    make("td", { role: "cell", "data-label": "Job" }, make("a", { href: `#jobs/${model.job}`, textContent: model.suffix || "open", "aria-label": `Job ${model.job}` })),
+    make("td", { role: "cell", "data-label": "Job" }, make("a", { href: `#jobs/${model.job}`, textContent: model.suffix || short(model.job), className: "clip", dir: "auto", title: model.job })),
     make("td", { role: "cell", "data-label": "Created", textContent: ago(model.created_at), title: when(model.created_at) }),
-    make("td", { role: "cell", className: "deeds" }, make("a", { className: "button", href: `#try/${encodeURIComponent(model.id)}`, textContent: "Try" }), deleting(model, users)));
+    make("td", { role: "cell", className: "last" }, make("div", { className: "deeds" }, make("a", { className: "button", href: `#try/${encodeURIComponent(model.id)}`, textContent: "Try", "aria-label": `Try ${model.id}` }), deleting(model, users))));
 }
 
 function deleting(model, users) {

@@ -1,5 +1,5 @@
 // Which view is shown, and when it asks the server again.
-import { get, session } from "./server.js";
+import { fresh, session } from "./server.js";
 import { element, problem } from "./dom.js";
 import * as compare from "./compare.js";
 import * as create from "./create.js";
@@ -70,6 +70,8 @@ async function route(focus = true) {
   } else {
     await Promise.resolve(VIEWS[view].redraw?.(here, () => shown === now)).catch(fail);
   }
+  if (view !== "key" && !session.project) await fresh("fine_tuning/overview?limit=1").catch(fail);
+  element("project").textContent = view === "key" ? "" : session.project;
   document.body.dataset.view = view; // it can be used now
   if (VIEWS[view].show && shown === now) await poll();
 }
@@ -111,7 +113,7 @@ function fail(error) {
 async function enter() {
   session.key = element("key").value.trim();
   try {
-    await get("models");
+    await fresh("fine_tuning/overview?limit=1");
   } catch (error) {
     if (error.status !== 401) session.key = "";
     return fail(error);

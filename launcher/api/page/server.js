@@ -5,12 +5,14 @@ const kept = new Map();
 
 export const session = {
   key: "",
+  project: "",
   ahead: 0, // seconds by which the server's clock is before this device's
   recall() {
     try { this.key = sessionStorage.getItem(SHELF) ?? ""; } catch { /* asked for each time */ }
   },
   keep(key) {
     this.key = key;
+    this.project = "";
     kept.clear();
     try { key ? sessionStorage.setItem(SHELF, key) : sessionStorage.removeItem(SHELF); } catch { /* it stays in memory */ }
   },
@@ -43,6 +45,7 @@ export async function fresh(path) {
   if (response.status === 304) return before.body;
   const body = await response.json();
   session.ahead = body.now - Date.now() / 1000;
+  session.project = body.project ?? session.project;
   if (key === session.key) {
     kept.delete(path);
     kept.set(path, { tag: response.headers.get("ETag"), body });
