@@ -11,9 +11,8 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from launcher.api import records
 from launcher.rundir import RunDir
 
 #: Kind of a record -> what is drawn of it.
@@ -25,7 +24,7 @@ COLUMNS = {
 MOST = 2000
 _REMEMBERED = 16
 _DIGITS = 6
-_SPARK, _SPARK_BYTES = 32, 256 << 10
+_SPARK, _SPARK_BYTES, _NEAR = 32, 256 << 10, 16 << 10
 
 #: A step and its numbers; None for what was not measured.
 Point = tuple[float | None, ...]
@@ -59,18 +58,22 @@ class _Line:
 
 
 class _Curve:
-    """What has been read of a run's file."""
+    """What has been read of a run's file. A run that goes on writes another in its place."""
 
-    def __init__(self, attempt: int) -> None:
-        self.attempt, self.position = attempt, 0
+    def __init__(self, inode: int) -> None:
+        self.inode, self.position = inode, 0
         self.lines = {kind: _Line(len(names)) for kind, names in COLUMNS.items()}
 
-    def read_on(self, path: Path) -> None:
+    def read_on(self, file: IO[bytes]) -> None:
         """Add what is new."""
-        for raw, _, end in records.lines(path, self.position):
-            self.position = end
-            kind = str(raw.get("kind"))
-            if kind in COLUMNS:
+        file.seek(self.position)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            self.position += len(line)
+            raw = _record(line)
+            if raw is not None:
+                kind = raw["kind"]
                 self.lines[kind].add(raw["step"], [_number(raw.get(n)) for n in COLUMNS[kind]])
 
 
@@ -84,55 +87,74 @@ class Curves:
     def of(self, run: RunDir, first: int, last: int, most: int = MOST) -> dict[str, Any]:
         """Points of steps `first` to `last` as `COLUMNS` says: of training and of validation.
 
-        Whoever adds them to what he has looks at `attempt` first: with another, all is new.
+        Whoever adds them to what he has looks at `version` first: with another, all is new.
         """
-        attempt = run.status().attempt
         with self._lock:
-            curve = self._curves.pop(run.path, None)
-            # An attempt may have written the file anew.
-            if not curve or curve.attempt != attempt or _size(run.metrics) < curve.position:
-                curve = _Curve(attempt)
-            self._curves[run.path] = curve
-            if len(self._curves) > _REMEMBERED:
-                self._curves.popitem(last=False)
-            curve.read_on(run.metrics)
+            curve = self._known(run.metrics)
             found = {kind: line.points(first, last, most) for kind, line in curve.lines.items()}
         return {
-            "attempt": attempt,
+            "version": str(curve.inode),
             "train": found["train"][0],
             "valid": found["eval"][0],
             "is_thinned": any(is_thinned for _, is_thinned in found.values()),
         }
 
+    def _known(self, path: Path) -> _Curve:
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            return _Curve(0)
+        with file:
+            stat = os.fstat(file.fileno())
+            curve = self._curves.pop(path, None)
+            if curve is None or curve.inode != stat.st_ino or stat.st_size < curve.position:
+                curve = _Curve(stat.st_ino)
+            self._curves[path] = curve
+            if len(self._curves) > _REMEMBERED:
+                self._curves.popitem(last=False)
+            curve.read_on(file)
+        return curve
+
 
 def spark(path: Path) -> list[list[float]]:
     """A few points of the training loss, step and loss; reads little of a long file."""
-    size = _size(path)
-    if size <= _SPARK_BYTES:
-        raws = [raw for raw, _, _ in records.lines(path, 0)]
-    else:
-        raws = [_line_at(path, size * part // _SPARK) for part in range(_SPARK)]
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return []
+    with file:
+        size = os.fstat(file.fileno()).st_size
+        if size <= _SPARK_BYTES:
+            raws = [_record(line) for line in file if line.endswith(b"\n")]
+        else:
+            raws = [_record_at(file, size * part // _SPARK) for part in range(_SPARK)]
     line = _Line(1)
     for raw in raws:
-        if raw.get("kind") == "train":
+        if raw is not None and raw["kind"] == "train":
             line.add(raw["step"], [_number(raw.get("loss"))])
     points, _ = line.points(0, 1 << 62, _SPARK)
     return [[step, loss] for step, loss in points if step is not None and loss is not None]
 
 
-def _line_at(path: Path, position: int) -> dict[str, Any]:
-    """The first whole training record behind a byte; empty if there is none soon."""
-    with open(path, "rb") as file:
-        file.seek(position)
-        rest = file.read(16 << 10).split(b"\n")
-    for line in rest[0 if position == 0 else 1 : -1]:
-        try:
-            raw = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(raw, dict) and raw.get("kind") == "train" and isinstance(raw["step"], int):
+def _record_at(file: IO[bytes], position: int) -> dict[str, Any] | None:
+    """The first training record that begins at a byte or soon behind it."""
+    file.seek(position)
+    lines = file.read(_NEAR).split(b"\n")
+    for line in lines[0 if position == 0 else 1 : -1]:
+        raw = _record(line)
+        if raw is not None and raw["kind"] == "train":
             return raw
-    return {}
+    return None
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says of a step; None if it is torn or says something else."""
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return None
+    is_one = isinstance(raw, dict) and isinstance(raw.get("step"), int)
+    return raw if is_one and raw.get("kind") in COLUMNS else None
 
 
 def _chosen(values: Sequence[float], low: int, high: int, most: int) -> Sequence[int]:
@@ -149,13 +171,6 @@ def _chosen(values: Sequence[float], low: int, high: int, most: int) -> Sequence
             else {begin}
         )
     return sorted(found)
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _number(value: Any) -> float:

@@ -68,7 +68,7 @@ def read(
     found: list[Measured] = []
     last: Measured | None = None
     begin = position
-    for raw, start, end in lines(path, position):
+    for raw, start, end in _lines(path, position):
         position = end
         if raw.get("kind") == "train":
             found += [last] if last else []
@@ -95,15 +95,15 @@ def expected_end(steps: Sequence[Measured], total: int) -> int | None:
 def table(steps: Iterable[Measured]) -> bytes:
     """The result file: a CSV line a step, cells empty where nothing was measured."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    lines = csv.writer(out, lineterminator="\n")
+    lines.writerow(_COLUMNS)
     for one in steps:
         valid = one.valid_loss, one.valid_accuracy
-        writer.writerow((one.step, one.train_loss, one.train_accuracy, *valid))
+        lines.writerow((one.step, one.train_loss, one.train_accuracy, *valid))
     return out.getvalue().encode()
 
 
-def lines(path: Path, position: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+def _lines(path: Path, position: int) -> Iterator[tuple[dict[str, Any], int, int]]:
     """Whole lines: content, first byte, byte behind it. Torn lines of a crash are passed over."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below

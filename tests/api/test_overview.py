@@ -145,7 +145,7 @@ def test_events_of_a_job_leave_out_steps(client, service, made) -> None:
     assert [event["id"] for event in events] == [f"e{number}" for number in range(298, 99, -2)]
 
 
-def test_a_curve_grows_and_begins_anew_with_an_attempt(client, service, made) -> None:
+def test_a_curve_grows_and_begins_anew_with_another_file(client, service, made) -> None:
     job = made(state=JobState.running)
     run = begun(service, job, range(1, 6), 10)
     path = f"/v1/fine_tuning/jobs/{job}/curve"
@@ -166,10 +166,14 @@ def test_a_curve_grows_and_begins_anew_with_an_attempt(client, service, made) ->
         [4, 9],
         [5, 9],
     ]
-    run.metrics.unlink()
-    begun(service, job, range(1, 2), 10, attempt=2)
-    assert client.get(path).json()["attempt"] == 2
-    assert [point[0] for point in client.get(path).json()["train"]] == [1]
+    # A file in its place is longer already than what was read of the one before.
+    version = client.get(path).json()["version"]
+    other = run.path / "other"
+    record(other, range(1, 50), loss=2)
+    other.rename(run.metrics)
+    found = client.get(path).json()
+    assert found["version"] != version
+    assert [point[1] for point in found["train"]] == [2] * 49
 
 
 def test_a_long_curve_keeps_its_spikes_and_shows_a_part_as_it_is(tmp_path: Path) -> None:

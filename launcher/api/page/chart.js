@@ -20,7 +20,7 @@ export function linesOf(curve, metric, names) {
 
 /** Add what a server told of new steps to what was known. */
 export function joined(known, more) {
-  if (!known || known.attempt !== more.attempt) return more;
+  if (!known || known.version !== more.version) return more;
   const both = (kind) => [...known[kind].filter((p) => !more[kind].length || p[0] < more[kind][0][0]), ...more[kind]];
   return { ...more, train: both("train"), valid: both("valid"), is_thinned: known.is_thinned || more.is_thinned };
 }

@@ -29,7 +29,7 @@ export async function show(list, query, isCurrent) {
     if (!before || before.wasLive) {
       const first = before ? (before.curve.train.at(-1)?.[0] ?? 0) : 0;
       const more = await get(`fine_tuning/jobs/${one}/curve?first=${first}&points=1000`);
-      const curve = more.attempt === before?.curve.attempt || !first ? joined(before?.curve, more) : await get(`fine_tuning/jobs/${one}/curve?points=1000`);
+      const curve = more.version === before?.curve.version || !first ? joined(before?.curve, more) : await get(`fine_tuning/jobs/${one}/curve?points=1000`);
       mine.set(one, { curve, wasLive: LIVE.includes(job.status) });
     }
     return job;

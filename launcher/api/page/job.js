@@ -42,7 +42,7 @@ export async function show(id, query, isCurrent) {
   const since = mine.curve && [...mine.curve.train, ...mine.curve.valid].reduce((most, p) => Math.max(most, p[0]), 0);
   const [found, more] = await Promise.all([fresh(`fine_tuning/overview/${id}`), curveOf(id, since)]);
   if (!isCurrent() || mine !== state) return false;
-  if (more.attempt !== mine.curve?.attempt && since) mine.curve = await curveOf(id, 0);
+  if (more.version !== mine.curve?.version && since) mine.curve = await curveOf(id, 0);
   else mine.curve = joined(mine.curve, more);
   const { job, events } = found;
   head(job);

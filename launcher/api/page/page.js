@@ -51,6 +51,7 @@ const VIEWS = {
 };
 
 async function route(focus = true) {
+  clearTimeout(timer);
   const here = address();
   const view = session.key ? here.view : "key";
   const now = view === "key" ? "key" : `${view} ${here.object}`;
@@ -103,8 +104,7 @@ async function poll() {
 
 function fail(error) {
   if (error.status === 401) return leave("This key is not valid.");
-  const isLost = error instanceof TypeError; // what fetch throws without a network
-  problem(isLost ? "The server cannot be reached. Trying again…" : error.message);
+  problem(error.message);
   return undefined;
 }
 

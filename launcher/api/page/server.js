@@ -21,10 +21,14 @@ export const session = {
 /** Seconds since 1970 by the server's clock. */
 export const now = () => Date.now() / 1000 + session.ahead;
 
+const lost = () => new Error("The server cannot be reached. Trying again…");
+
 export async function ask(path, options = {}) {
   const headers = { Authorization: `Bearer ${session.key}`, ...options.headers };
   if (typeof options.body === "string") headers["Content-Type"] = "application/json";
-  const response = await fetch(`v1/${path}`, { cache: "no-store", ...options, headers });
+  const response = await fetch(`v1/${path}`, { cache: "no-store", ...options, headers }).catch((error) => {
+    throw error.name === "AbortError" ? error : lost();
+  });
   if (!response.ok && response.status !== 304) {
     const found = await response.json().catch(() => null);
     const after = Number(response.headers.get("Retry-After")) || 0;
@@ -78,7 +82,7 @@ export function upload(file, tell) {
     request.setRequestHeader("Authorization", `Bearer ${session.key}`);
     request.responseType = "json";
     request.upload.onprogress = (event) => event.lengthComputable && tell(event.loaded / event.total);
-    request.onerror = () => failed(new TypeError("no network"));
+    request.onerror = () => failed(new Error("The server cannot be reached."));
     request.onload = () => (request.status === 200 ? done(request.response)
       : failed(Object.assign(new Error(request.response?.error?.message ?? "The upload failed."), { status: request.status })));
     request.send(form);
