@@ -39,10 +39,10 @@ def job(served: Served, browser: Browser, tmp_path_factory: pytest.TempPathFacto
     enter(browser, served)
     browser.wait("!document.querySelector('#no-jobs').hidden")
     found = start_job(browser, tmp_path_factory.mktemp("data"))
-    browser.wait("document.querySelectorAll('#curve polyline').length === 2", "a curve")
+    browser.wait("document.querySelectorAll('#curve polyline').length === 2", "a curve", 180)
     browser.wait(f"{STATE} === 'running'")
     browser.wait("document.querySelector('#job-meter').ariaValueMax === '120'", "progress")
-    browser.wait(f"{STATE} === 'succeeded'", "the end of the job", within_s=180)
+    browser.wait(f"{STATE} === 'succeeded'", "the end of the job", within_s=300)
     browser.wait("document.querySelectorAll('#checkpoints li').length === 3", "checkpoints")
     browser.value("document.querySelector('#job-try').click()")
     browser.wait("document.querySelector('#try-model').value.startsWith('ft:tiny:local:pirate:')")
@@ -98,7 +98,7 @@ def test_curves_are_switched_zoomed_and_read_and_the_address_keeps_it(
     browser: Browser, served: Served, job: str
 ) -> None:
     enter(browser, served, f"jobs/{job}")
-    browser.wait("document.querySelectorAll('#curve polyline').length === 2", "a curve")
+    browser.wait("document.querySelectorAll('#curve polyline').length === 2", "a curve", 180)
     log = "[...document.querySelectorAll('#curve-switches button')].at(-2)"
     browser.value(f"{log}.click()")
     browser.wait("document.querySelector('#curve .unit').textContent.endsWith('logarithmic')")
@@ -113,7 +113,7 @@ def test_curves_are_switched_zoomed_and_read_and_the_address_keeps_it(
     first, last = map(int, re.findall(r"at step (\d+)", browser.value(label))[:2])
     assert 25 < first < 50 < last < 90
     browser.reload()
-    browser.wait(f"{READY} === 'job' && document.querySelector('#curve svg')")
+    browser.wait(f"{READY} === 'job' && document.querySelector('#curve svg') !== null")
     assert browser.value(f"{log}.ariaPressed") == "true"
     assert f"at step {first} " in browser.value(label)
     browser.value("history.back()")
@@ -133,7 +133,7 @@ def test_jobs_are_found_and_the_list_says_why_one_failed(
         bad = client.post("/fine_tuning/jobs", json=asked).json()["id"]
     names = "[...document.querySelectorAll('#jobs .name a')].map((name) => name.textContent)"
     enter(browser, served)
-    browser.wait("document.querySelector('#jobs .why')", "why it failed")
+    browser.wait("document.querySelector('#jobs .why') !== null", "why it failed")
     assert "at least 10 examples" in browser.value(
         "document.querySelector('#jobs .why').textContent"
     )
@@ -167,7 +167,7 @@ def test_jobs_are_compared_in_one_picture(browser: Browser, served: Served, job:
     enter(browser, served)
     for one in (job, other):
         box = f"document.querySelector('#jobs input[value={one}]')"
-        browser.wait(box)
+        browser.wait(f"{box} !== null")
         browser.value(f"{box}.click()")
         browser.wait(f"location.hash.includes('{one}')")
     browser.value("document.querySelector('#chosen-compare').click()")
@@ -239,7 +239,7 @@ def test_a_key_that_is_revoked_midway_ends_the_view_and_another_brings_it_back(
     browser: Browser, served: Served, job: str
 ) -> None:
     enter(browser, served, f"jobs/{job}")
-    browser.wait("document.querySelector('#curve svg')")
+    browser.wait("document.querySelector('#curve svg') !== null")
     browser.value("sessionStorage.setItem(Object.keys(sessionStorage)[0], 'sk-revoked'), 1")
     browser.reload()
     browser.wait(f"{PROBLEM} === 'This key is not valid.'")
@@ -248,7 +248,7 @@ def test_a_key_that_is_revoked_midway_ends_the_view_and_another_brings_it_back(
     browser.type(served.key)
     browser.key("Enter")
     browser.wait(
-        "!document.querySelector('#view-job').hidden && document.querySelector('#curve svg')"
+        "!document.querySelector('#view-job').hidden && document.querySelector('#curve svg') !== null"
     )
 
 
