@@ -247,9 +247,7 @@ def test_a_key_that_is_revoked_midway_ends_the_view_and_another_brings_it_back(
     press(browser, "#key")
     browser.type(served.key)
     browser.key("Enter")
-    browser.wait(
-        "!document.querySelector('#view-job').hidden && document.querySelector('#curve svg') !== null"
-    )
+    browser.wait(f"{READY} === 'job' && document.querySelector('#curve svg') !== null")
 
 
 def test_reports_are_shown_in_a_sandbox(browser: Browser, served: Served, job: str) -> None:

@@ -65,7 +65,7 @@ def picture(path: Path) -> None:
         with served(folder / "home") as server, chromium(folder) as browser:
             enter(browser, server, size=NARROW)
             start_job(browser, folder)
-            browser.wait(f"{STATE} === 'succeeded'", within_s=180)
+            browser.wait(f"{STATE} === 'succeeded'", within_s=300)
             browser.wait("!document.querySelector('#comparison-card').hidden")
             time.sleep(0.5)  # what fades is there
             browser.screenshot(path)
