@@ -60,7 +60,7 @@ def ask(browser: Browser, text: str) -> None:
     browser.key("Enter")
     models = browser.value("document.querySelectorAll('.turns').length")
     done = "document.querySelector('#try-stop').hidden"
-    browser.wait(f"{done} && {TURNS}.length === {turns + 2 * models}", "an answer")
+    browser.wait(f"{done} && {TURNS}.length === {turns + 2 * models}", "an answer", 180)
 
 
 def test_a_job_is_started_watched_and_its_model_tried(browser: Browser, job: str) -> None:
