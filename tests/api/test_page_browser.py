@@ -134,7 +134,7 @@ def test_jobs_are_found_and_the_list_says_why_one_failed(
     names = "[...document.querySelectorAll('#jobs .name a')].map((name) => name.textContent)"
     enter(browser, served)
     browser.wait("document.querySelector('#jobs .why') !== null", "why it failed")
-    assert "at least 10 examples" in browser.value(
+    assert "no message from the assistant" in browser.value(
         "document.querySelector('#jobs .why').textContent"
     )
     both = browser.value(names)
