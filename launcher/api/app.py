@@ -33,7 +33,7 @@ from launcher.errors import LauncherError
 #: Modules of launcher.api.routes, in the order in which paths are tried.
 ROUTES: tuple[str, ...] = (
     *("files", "uploads", "jobs", "models", "chat"),
-    *("operations", "page"),
+    *("operations", "overview", "downloads", "page"),
 )
 
 _TYPE = re.compile(r"str|int|float|bool|list\[.*\]")

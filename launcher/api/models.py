@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import select
@@ -11,7 +12,7 @@ from launcher.api import naming
 from launcher.api.failure import ApiError, missing_model
 from launcher.api.pool import Source
 from launcher.api.site import Site
-from launcher.api.tables import Job, Model, Project
+from launcher.api.tables import Job, JobState, Model, Project
 
 
 def listed(session: Session, site: Site, project_id: str) -> list[dict[str, Any]]:
@@ -61,6 +62,16 @@ def startable(session: Session, site: Site, project_id: str, name: str) -> tuple
             param="model",
             code="model_not_available",
         ) from error
+
+
+def in_use(session: Session, names: Sequence[str]) -> dict[str, list[str]]:
+    """Model -> ids of the jobs that start from it and have not ended."""
+    ended = [state for state in JobState if state.is_final]
+    wanted = select(Job.model, Job.id).where(Job.model.in_(names), Job.state.not_in(ended))
+    found: dict[str, list[str]] = {}
+    for model, job in session.execute(wanted.order_by(Job.number)):
+        found.setdefault(model, []).append(job)
+    return found
 
 
 def source(session: Session, site: Site, project_id: str, name: str) -> Source:

@@ -6,17 +6,12 @@ A page is opened by a link of its own that is good for minutes, since a frame se
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hmac
-import os
-import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launcher import entry
+from launcher.api import links
 from launcher.api.service import Service
 from launcher.jobs.start import working_folder
 from launcher.launch.processes import end_with_parent
@@ -26,63 +21,25 @@ from launcher.runtime import environment_without_ranks
 #: Kind of a page -> its title.
 TITLES = {"run": "Run: curves, comparison, answers", "data": "Training data: what is in it"}
 LINK_S = 300
-_KEY_FILE = "links.key"
+_PURPOSE = "report"
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """A link to a page, until a time in Unix seconds."""
-
-    job: str
-    kind: str
-    until: int
-
-    def signed(self, secret: bytes) -> str:
-        """As it stands in an address."""
-        text = f"{self.job} {self.kind} {self.until}".encode()
-        return f"{_encoded(text)}.{_encoded(hmac.digest(secret, text, 'sha256'))}"
-
-    @classmethod
-    def read(cls, signed: str, secret: bytes) -> Link | None:
-        """The link; None if it is forged, broken or too old."""
-        text, _, proof = signed.partition(".")
-        try:
-            raw, given = _decoded(text), _decoded(proof)
-        except (binascii.Error, ValueError):
-            return None
-        if not hmac.compare_digest(hmac.digest(secret, raw, "sha256"), given):
-            return None
-        job, kind, until = raw.decode().split(" ")
-        link = cls(job, kind, int(until))
-        return link if link.until > time.time() else None
+def read(link: str, secret: bytes) -> tuple[str, str] | None:
+    """Job and kind of the page that a link opens; None if it is not good."""
+    words = links.read(link, secret, 3)
+    return (words[1], words[2]) if words and words[0] == _PURPOSE else None
 
 
-def secret_of(home: Path) -> bytes:
-    """What signs the links of a service; made once, and the same for all its servers."""
-    path = home / _KEY_FILE
-    if not path.exists():
-        temporary = home / f".{_KEY_FILE}.{secrets.token_hex(8)}"
-        temporary.touch(0o600)
-        temporary.write_bytes(secrets.token_bytes(32))
-        try:
-            os.link(temporary, path)  # whoever is first
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return path.read_bytes()
-
-
-def links(service: Service, job: str) -> list[dict[str, str]]:
+def offered(service: Service, job: str) -> list[dict[str, str]]:
     """The pages that there are of a job, or can be made: kind, title, url."""
     run = RunDir(service.runs / job)
     there = {"run": run.report.is_file(), "data": run.exists()}
-    secret, until = secret_of(service.home), int(time.time()) + LINK_S
+    secret, until = links.secret_of(service.home), int(time.time()) + LINK_S
     return [
         {
             "kind": kind,
             "title": title,
-            "url": f"reports/{Link(job, kind, until).signed(secret)}",
+            "url": f"reports/{links.signed((_PURPOSE, job, kind), until, secret)}",
         }
         for kind, title in TITLES.items()
         if there[kind]
@@ -132,11 +89,3 @@ class DataReports:
             process.kill()
             await process.wait()
             raise
-
-
-def _encoded(raw: bytes) -> str:
-    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-
-def _decoded(text: str) -> bytes:
-    return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)

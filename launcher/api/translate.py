@@ -153,7 +153,7 @@ def _number_words(
         words += ["eval=default", metrics, f"eval.every_steps={every}"]
     # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
     keys = ("train.early_stop.patience=", "export.weights=")
-    asks = any(word.startswith(keys) for word in _site_words(site, job.model))
+    asks = any(word.startswith(keys) for word in _site_words(site, offer_of(job)))
     if inputs.validation is None or not asks:
         words += ["train.early_stop.patience=null", "export.weights=last"]
     if _merges(settled.peft, settled.model):

@@ -24,7 +24,15 @@ SKIP = "no Chromium: install chromium to look at pages"
 TIMEOUT_S = 60.0
 PHONE, DESKTOP = (390, 844), (1280, 860)
 #: Keys that are no letters -> their virtual code.
-KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "Escape": 27, "Enter": 13, "Tab": 9}
+KEYS = {
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowRight": 39,
+    "Escape": 27,
+    "Enter": 13,
+    "Tab": 9,
+}
 
 
 class Browser:
@@ -116,6 +124,17 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             where = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
             self._call("Input.dispatchMouseEvent", type=kind, **where)
+
+    def drag(self, selector: str, begin: float, end: float) -> None:
+        """Drag the mouse over an element, from one share of its width to another."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y, wide = self.value(f"(({{x, y, width, height}}) => [x, y + height / 2, width])({box})")
+        for kind, share in (
+            *(("mouseMoved", begin), ("mousePressed", begin)),
+            *(("mouseMoved", (begin + end) / 2), ("mouseMoved", end), ("mouseReleased", end)),
+        ):
+            where = {"x": x + share * wide, "y": y, "button": "left", "clickCount": 1}
+            self._call("Input.dispatchMouseEvent", type=kind, buttons=1, **where)
 
     def value(self, expression: str) -> Any:
         """What a JavaScript expression is on the page."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 import time
@@ -15,7 +16,8 @@ from support.chats import write_pirate_chats
 from support.served import Served, served
 
 NARROW = (1120, 760)
-STATE = "document.querySelector('#job-state').textContent"
+STATE = "document.querySelector('#job-state .state')?.textContent"
+READY = "document.body?.dataset.view"
 
 
 def enter(
@@ -28,13 +30,14 @@ def enter(
 ) -> None:
     """Open the page, give it the key, go to a view."""
     browser.open(f"{server.url}/#{view}", size=size, dark=dark)
-    browser.wait("document.activeElement !== null && typeof route === 'function'")
-    if browser.value("key === ''"):
+    browser.wait(READY)
+    if browser.value("document.body.dataset.view === 'key'"):
         browser.value("document.querySelector('#key').focus()")
         browser.type(server.key)
         browser.key("Enter")
-    name = "job" if view.startswith("jobs/") else view.partition("/")[0]
+    name = "job" if view.startswith("jobs/") else re.split("[/?]", view)[0]
     browser.wait(f"!document.querySelector('#view-{name}').hidden")
+    browser.wait(f"{READY} === '{name}'")
 
 
 def start_job(browser: Browser, folder: Path) -> str:
@@ -62,8 +65,7 @@ def picture(path: Path) -> None:
         with served(folder / "home") as server, chromium(folder) as browser:
             enter(browser, server, size=NARROW)
             start_job(browser, folder)
-            browser.wait("document.querySelectorAll('#curve circle').length > 8")
-            browser.wait(f"{STATE} === 'succeeded'", within_s=180)
+            browser.wait(f"{STATE} === 'succeeded'", within_s=300)
             browser.wait("!document.querySelector('#comparison-card').hidden")
             time.sleep(0.5)  # what fades is there
             browser.screenshot(path)

@@ -48,5 +48,8 @@ async def delete_model(
 def _delete(service: Service, caller: Caller, name: str) -> Source:
     with service.database.begin() as session:
         model = models.made_by_job(session, caller.project_id, name)
+        if users := models.in_use(session, [name]).get(name):
+            found = f"The model '{name}' is what {', '.join(users)} starts from: cancel it first."
+            raise ApiError(409, found, param="model")
         model.deleted_at = now()
         return models.source_of(model)

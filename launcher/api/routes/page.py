@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from sqlalchemy import select
 
-from launcher.api import reports
+from launcher.api import links, reports
 from launcher.api.access import Asking, Served
 from launcher.api.failure import ApiError, missing_job
 from launcher.api.tables import Job
@@ -59,13 +59,9 @@ def _serve(path: str, name: str) -> None:
         return FileResponse(_FOLDER / name, headers=_PAGE)
 
 
-for _path, _name in (
-    ("/", "page.html"),
-    ("/page.css", "page.css"),
-    ("/page.js", "page.js"),
-    ("/icon.svg", "icon.svg"),
-):
-    _serve(_path, _name)
+_serve("/", "page.html")
+for _file in sorted(_FOLDER.iterdir()):
+    _serve(f"/{_file.name}", _file.name)
 
 
 @router.get("/v1/fine_tuning/jobs/{job_id}/reports")
@@ -77,7 +73,7 @@ def list_reports(job_id: str, caller: Asking, service: Served) -> dict[str, Any]
             raise missing_job(job_id)
     return {
         "object": "list",
-        "data": reports.links(service, job_id),
+        "data": reports.offered(service, job_id),
         "comparison": reports.comparison(service, job_id),
     }
 
@@ -85,14 +81,15 @@ def list_reports(job_id: str, caller: Asking, service: Served) -> dict[str, Any]
 @router.get("/reports/{signed}")
 async def show_report(signed: str, request: Request, service: Served) -> Response:
     """A report, to whoever has been given the link to it."""
-    secret = await run_in_threadpool(reports.secret_of, service.home)
-    link = reports.Link.read(signed, secret)
-    if link is None:
-        raise ApiError(404, "This link is not valid, or too old.")
-    page: Path | None = RunDir(service.runs / link.job).report
-    if link.kind == "data":
+    secret = await run_in_threadpool(links.secret_of, service.home)
+    found = reports.read(signed, secret)
+    if found is None:
+        raise links.not_good()
+    job, kind = found
+    page: Path | None = RunDir(service.runs / job).report
+    if kind == "data":
         made: reports.DataReports = request.state.data_reports
-        page = await made.page(link.job)
+        page = await made.page(job)
     if page is None or not page.is_file():
         raise ApiError(404, "There is no such report.")
     return FileResponse(page, media_type="text/html", headers=_REPORT)
