@@ -20,11 +20,19 @@ def run(app: Any, host: str, port: int) -> int:
     return serve(app, bind(host, port))
 
 
-def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int = 5) -> int:
+def serve(
+    app: Any,
+    listening: socket.socket,
+    *,
+    http: Any = "h11",
+    grace_s: int = 5,
+    has_logs: bool = False,
+) -> int:
     """Serve until Ctrl-C or SIGTERM; prints the address on stdout, where it can be reached.
     After SIGTERM it ends with exit code 0.
 
-    `http` is uvicorn's protocol class; requests have `grace_s` to end. There is no access log of
+    `http` is uvicorn's protocol class; requests have `grace_s` to end. uvicorn
+    sets up loggers of its own unless the caller `has_logs`. There is no access log of
     uvicorn's: it would hold who asked what.
     """
     import uvicorn
@@ -39,6 +47,7 @@ def serve(app: Any, listening: socket.socket, *, http: Any = "h11", grace_s: int
         http=http,
         access_log=False,
         log_level="warning",
+        log_config=None if has_logs else uvicorn.config.LOGGING_CONFIG,
         server_header=False,
         timeout_graceful_shutdown=grace_s,
     )

@@ -31,6 +31,8 @@ class Caller:
     project_id: str
     key_id: str
     requests_per_minute: int | None
+    project: str = ""
+    """The project's name."""
 
 
 class Keys:
@@ -45,7 +47,7 @@ class Keys:
             self._demo = digest(demo_key)
             with database.begin() as session:
                 project = find_project(session, "demo")
-                self._demo_caller = Caller(project.id, DEMO, None)
+                self._demo_caller = Caller(project.id, DEMO, None, project.name)
 
     def remembered(self, wanted: str) -> tuple[bool, Caller | None]:
         """Whether it is known whose key has this digest, and whose; asks no database."""
@@ -58,9 +60,11 @@ class Keys:
         """Whose key has this digest; None if nobody's."""
         with self._database.read() as session:
             key = session.scalar(select(Key).where(Key.digest == wanted))
+            project = session.get(Project, key.project_id) if key is not None else None
         found = None
         if key is not None and not key.revoked_at and hmac.compare_digest(key.digest, wanted):
-            found = Caller(key.project_id, key.id, key.requests_per_minute)
+            name = project.name if project is not None else ""
+            found = Caller(key.project_id, key.id, key.requests_per_minute, name)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[wanted] = (time.monotonic(), found)

@@ -36,6 +36,8 @@ ROUTES: tuple[str, ...] = (
     *("operations", "overview", "downloads", "page"),
 )
 
+#: Of what a client has sent, no more is sent back.
+_SHOWN, _LONGEST = 100, 1000
 _TYPE = re.compile(r"str|int|float|bool|list\[.*\]")
 _LOG = logging.getLogger(__name__)
 
@@ -78,7 +80,7 @@ def create_app(
     app.exception_handler(DataError)(_unkeepable)
     # Innermost first.
     keys = Keys(service.database, demo_key)
-    app.add_middleware(Gate, keys=keys, limits=service.site.limits)
+    app.add_middleware(Gate, keys=keys, site=service.site)
     app.add_middleware(Auditor, database=service.database)
     app.add_middleware(Edge, metrics=metrics)
     return app
@@ -111,13 +113,14 @@ def _methods(request: Request) -> list[str]:
 def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
+    where = [str(part)[:_SHOWN] for part in first["loc"] if part not in ("body", "query", "path")]
     # Where several types would do, pydantic adds which one it means.
     where = list(itertools.takewhile(lambda part: not _TYPE.fullmatch(part), where))
+    said = str(first["msg"])[:_LONGEST]
     if first["type"] == UNKNOWN:
-        return answer(unknown_member(".".join([*where, first["ctx"]["name"]]), first["msg"]))
+        return answer(unknown_member(".".join([*where, first["ctx"]["name"][:_SHOWN]]), said))
     name = ".".join(where) or None
-    found = f"{first['msg']} - '{name}'" if name else str(first["msg"])
+    found = f"{said} - '{name}'" if name else said
     return answer(ApiError(400, found, param=name))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import anyio
 from anyio import to_thread
@@ -13,6 +14,7 @@ from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
 from launcher.api.failure import ApiError
+from launcher.jsontext import Repeated, one_of_each
 
 #: These read their body piece by piece, and have limits of their own.
 _STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
@@ -20,8 +22,14 @@ _STREAMED = re.compile(r"/v1/files|/v1/uploads/[^/]+/parts")
 SLOWEST = 1024.0
 #: More JSON is looked at in a thread, beside the requests of others.
 _LARGE = 64 << 10
-#: Objects and lists of one body, brackets in its texts included: each costs far more than a byte.
-_MOST_BRACKETS = 100_000
+#: Values of one body: each costs far more than a byte, and far more again where it is wrong.
+_MOST_VALUES = 12_000
+_MOST_DEPTH = 64
+_QUOTE = ord('"')
+#: Of what a client has sent, so much is sent back in a message.
+_SHOWN = 100
+#: A text, or what stands before a value. Only texts may be long, and those are passed over at once.
+_PIECES = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[,\[{]', re.DOTALL)
 #: How JSON writes what cannot be kept: the character U+0000, or half a character.
 _ESCAPED = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
@@ -53,24 +61,64 @@ async def guarded(scope: Scope, receive: Receive, limit: int, idle_s: float) -> 
 
 
 def check_json(body: bytes) -> None:
-    """Raise `ApiError` 400 unless it is JSON whose strings can be kept and sent."""
-    if body.count(b"{") + body.count(b"[") > _MOST_BRACKETS:
-        raise _wrong(f"it has more than {_MOST_BRACKETS:,} objects and lists")
+    """Raise `ApiError` 400 unless it is JSON of bounded size whose strings can be kept and sent.
+
+    Nothing is built of a body before its values are counted.
+    """
+    if body.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in body[:4]:
+        raise _wrong("it is text in UTF-16 or UTF-32; send it in UTF-8")
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise _wrong("it begins with a byte order mark; send it without")
+    if _has_more_values(body, _MOST_VALUES):
+        raise _wrong(f"it has more than {_MOST_VALUES:,} values")
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_no_json)
+        value = json.loads(
+            body.decode("utf-8"),
+            parse_constant=_no_json,
+            parse_float=_finite,
+            object_pairs_hook=one_of_each,
+        )
     except RecursionError as error:
         raise _wrong("it is nested too deeply") from error
-    except ValueError as error:  # also bad UTF-8, and numbers with more digits than Python reads
+    except UnicodeDecodeError as error:
+        raise _wrong(f"byte {error.start + 1} is not UTF-8; send it in UTF-8") from error
+    except Repeated as error:
+        raise _wrong(f"the key '{_short(str(error))}' is there twice in one object") from error
+    except json.JSONDecodeError as error:
         raise _wrong(str(error)) from error
-    left = [value] if _ESCAPED.search(body) else []
-    while left:
-        item = left.pop()
-        if isinstance(item, str):
-            _check_text(item)
-        elif isinstance(item, dict):
-            left += [*item.keys(), *item.values()]
-        elif isinstance(item, list):
-            left += item
+    except ValueError as error:  # also of more digits than Python reads
+        raise _wrong(_short(str(error).partition(";")[0])) from error
+    if _ESCAPED.search(body) or body.count(b"{") + body.count(b"[") > _MOST_DEPTH:
+        _check_values(value)
+
+
+def _has_more_values(body: bytes, most: int) -> bool:
+    if body.count(b",") + body.count(b"[") + body.count(b"{") < most:
+        return False
+    count = texts = 0
+    for piece in _PIECES.finditer(body):  # not all at once: others have their turn in between
+        is_text = body[piece.start()] == _QUOTE
+        texts += is_text
+        count += not is_text
+        if count >= most or texts > 3 * most:  # a key and a value each, and more than that is none
+            return True
+    return False
+
+
+def _check_values(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        if depth > _MOST_DEPTH:
+            raise _wrong("it is nested too deeply")
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                _check_text(item)
+            elif isinstance(item, dict):
+                inner += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                inner += item
+        level, depth = inner, depth + 1
 
 
 def _check_text(text: str) -> None:
@@ -131,6 +179,17 @@ def _is_json(content_type: str) -> bool:
 
 def _no_json(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {_short(digits)} is too large")
+    return number
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _wrong(found: str) -> ApiError:

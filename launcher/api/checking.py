@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from sqlalchemy import select
@@ -22,8 +26,11 @@ def check(place: Workplace, job: Job) -> None:
     """
     try:
         job.cursor = {**job.cursor, "examples": _keep(place, job, "training")}
+        notes = []
         if job.validation_file:
-            _keep(place, job, "validation")
+            held_out, folder = _keep(place, job, "validation"), place.data_of(job.id)
+            shared = overlap(folder / "training.jsonl", folder / "validation.jsonl")
+            notes += [_overlap_note(shared, held_out)] if shared else []
         origin.prepare(place.service, job, place.data_of(job.id))
         made = place.translated(job)
     except _JobFault as fault:
@@ -39,7 +46,32 @@ def check(place: Workplace, job: Job) -> None:
         if row.state is JobState.validating_files:
             row.state = JobState.queued
             text = "Files validated, moving job to queued state"
-            journal.write(session, row.id, [Note("validated", text)])
+            journal.write(session, row.id, [*notes, Note("validated", text)])
+
+
+def overlap(training: Path, validation: Path) -> int:
+    """How many lines of the validation file are examples of the training file too.
+
+    However they are written: blanks and the order of members do not matter.
+    """
+    held_out = Counter(_digests(validation))
+    return sum(held_out.pop(digest, 0) for digest in _digests(training))
+
+
+def _digests(path: Path) -> Iterator[bytes]:
+    with open(path, "rb") as lines:
+        for line in lines:
+            plain = json.dumps(json.loads(line), sort_keys=True, separators=(",", ":"))
+            yield hashlib.blake2b(plain.encode(), digest_size=16).digest()
+
+
+def _overlap_note(shared: int, held_out: int) -> Note:
+    which = "All" if shared == held_out else f"{shared:,} of the"
+    text = (
+        f"{which} {held_out:,} validation examples are in the training file too: the validation"
+        " numbers say little about what the model has not seen. Take them out of one of the files."
+    )
+    return Note("overlap", text, level="warn")
 
 
 class _JobFault(Exception):

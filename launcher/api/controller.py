@@ -21,7 +21,17 @@ from types import FrameType
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from launcher.api import alive, checking, ending, following, launching, logs, ownership, stopping
+from launcher.api import (
+    alive,
+    checking,
+    ending,
+    following,
+    launching,
+    logs,
+    ownership,
+    private,
+    stopping,
+)
 from launcher.api.ownership import LostJobError, Owner
 from launcher.api.service import Service
 from launcher.api.tables import Job, JobState
@@ -38,10 +48,12 @@ _EVERY_S = 1.0
 _ASK_S = 5.0
 _ENDING_S = 1.0
 _RETRY_S = 5.0
+#: Threads that check files give way after this.
+_SWITCH_S = 0.0005
 #: A fault of ours in a row that ends the job.
 _MOST_FAULTS = 10
 #: Threads by what they do: checks and stops take long, and must not hold up the rest.
-_THREADS = {"check": 2, "stop": 8, "step": 4, "ask": 1}
+_THREADS = {"check": 16, "stop": 8, "step": 4, "ask": 1}
 
 
 class Controller:
@@ -54,6 +66,7 @@ class Controller:
             for kind, count in _THREADS.items()
         }
         self._busy: dict[str, Future[None]] = {}
+        self._checks: dict[str, Future[None]] = {}
         self._not_before: dict[str, float] = {}
         self._faults: dict[str, int] = {}
         self._seen: dict[str, Status] = {}
@@ -64,14 +77,27 @@ class Controller:
         """Begin a step of each job that has none under way."""
         service = self._place.service
         parallel = service.site.queue.parallel
-        ids = ownership.claim(service.database, self._place.owner, parallel)
+        ids = ownership.claim(
+            service.database,
+            self._place.owner,
+            parallel,
+            lambda project: service.site.quota_of(project).running_jobs,
+        )
         self._busy = {job: step for job, step in self._busy.items() if not step.done()}
         with service.database.read() as session:
             jobs = list(session.scalars(select(Job).where(Job.id.in_(ids)).order_by(Job.number)))
         self._ask([job for job in jobs if job.cursor.get("launch") == "slurm"])
         for job in jobs:
-            if job.id not in self._busy and self._not_before.get(job.id, 0) <= time.monotonic():
-                self._busy[job.id] = self._pools[_kind(job)].submit(self._step, job.id)
+            if job.id in self._busy or self._not_before.get(job.id, 0) > time.monotonic():
+                continue
+            kind = _kind(job)
+            # One check of a project at a time: they take long, and no other's waits for them.
+            before = self._checks.get(job.project_id)
+            if kind == "check" and before is not None and not before.done():
+                continue
+            self._busy[job.id] = self._pools[kind].submit(self._step, job.id)
+            if kind == "check":
+                self._checks[job.project_id] = self._busy[job.id]
 
     def close(self) -> None:
         """Begin nothing more."""
@@ -155,7 +181,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parsed = parser.parse_args(argv)
     logs.start(parsed.log_format)
+    private.close_to_others()
     service = Service.open(parsed.home)
+    sys.setswitchinterval(_SWITCH_S)
     # Relative paths in the site's overrides start there.
     os.chdir(service.home)
     controller = Controller(Workplace(service, Owner.here()))
@@ -174,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
             _LOG.error("%s; it is tried again", error)
         ended.wait(parsed.every)
     controller.close()
-    sys.stderr.flush()
+    logs.stop()
     # A check or a stop may take minutes; whoever comes next does it again.
     os._exit(0)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import secrets
 import string
+import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -23,9 +26,22 @@ from sqlalchemy.orm import Session
 from launcher.errors import ConfigError
 
 _ALPHABET = string.ascii_letters + string.digits
-_BUSY_MS = 30_000
+#: How long SQLite waits for a lock: of ours nobody holds one for more than moments.
+_BUSY_MS = 5_000
+#: The same where the event loop would wait; then a thread waits instead.
+_BUSY_BRIEFLY_MS = 20
 #: libpq's, where the URL says nothing: a host that has vanished is given up after seconds.
-_PATIENCE = {"connect_timeout": 10, "tcp_user_timeout": 30_000}
+_PATIENCE = {"connect_timeout": 5, "tcp_user_timeout": 10_000}
+#: PostgreSQL that is silent for so long while it is asked has hung.
+_SILENT_S = 5.0
+#: The same where tables are changed, which takes as long as it takes.
+_PATIENT_S = 3600.0
+#: Once it has not answered, nobody else waits for it so long; then somebody tries again.
+_AWAY_S = 2.0
+#: An error that comes sooner is one of the question, not of who is asked.
+_LATE_S = 1.0
+
+_silent_s = ContextVar("_silent_s", default=_SILENT_S)
 
 #: What is raised while the database cannot be asked.
 AWAY = (OperationalError, InterfaceError, TimeoutError)
@@ -40,35 +56,75 @@ class Database:
         """`url`: sqlite:///PATH or postgresql+psycopg://...; `ConfigError` for another."""
         self.engine = _engine(url)
         self._is_sqlite = self.engine.dialect.name == "sqlite"
+        self._brief = self.engine
+        if self._is_sqlite:
+            self._brief = _engine(url, _BUSY_BRIEFLY_MS)
+            event.listen(self.engine, "engine_disposed", lambda _: self._brief.dispose())
+        self._away = {True: 0.0, False: 0.0}
 
     @contextlib.contextmanager
-    def begin(self) -> Iterator[Session]:
-        """A transaction that may write; committed at its end, rolled back by an exception."""
-        with Session(self.engine, expire_on_commit=False) as session, session.begin():
-            if self.is_sqlite:
-                # At once: SQLite refuses, without waiting, to make a reader a writer later.
-                session.connection().exec_driver_sql("BEGIN IMMEDIATE")
-            yield session
+    def begin(self, *, patient: bool = False) -> Iterator[Session]:
+        """A transaction that may write; committed at its end, rolled back by an exception.
+
+        Raises one of `AWAY` within seconds if the database does not answer, unless `patient`.
+        """
+        token = _silent_s.set(_PATIENT_S) if patient else None
+        try:
+            with (
+                self._told(writes=True),
+                Session(self.engine, expire_on_commit=False) as session,
+                session.begin(),
+            ):
+                if self.is_sqlite:
+                    # At once: SQLite refuses, without waiting, to make a reader a writer later.
+                    session.connection().exec_driver_sql("BEGIN IMMEDIATE")
+                yield session
+        finally:
+            if token is not None:
+                _silent_s.reset(token)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         """A transaction that only reads, and holds up nobody."""
-        with Session(self.engine, expire_on_commit=False) as session:
+        with self._told(writes=False), Session(self.engine, expire_on_commit=False) as session:
             if self.is_sqlite:
                 session.connection().exec_driver_sql("BEGIN")
             yield session
 
+    @contextlib.contextmanager
+    def _told(self, *, writes: bool) -> Iterator[None]:
+        """Whoever comes just after the database has not answered is told so at once: the threads
+        of the service are few, and would all wait for it."""
+        kind = writes and self.is_sqlite  # who writes waits for others there, who reads does not
+        began = time.monotonic()
+        if began < self._away[kind]:
+            raise TimeoutError("the database has not answered a moment ago")
+        try:
+            yield
+        except AWAY:
+            if time.monotonic() - began > _LATE_S:
+                self._away[kind] = time.monotonic() + _AWAY_S
+            raise
+
     async def ask(self, question: Callable[[Session], Answer]) -> Answer:
         """What a short `question` reads.
 
-        SQLite answers here and now: its readers wait for nobody. PostgreSQL is asked in a thread.
+        SQLite answers here and now: its readers wait for nobody of ours. If somebody else has
+        locked it, or with PostgreSQL, a thread waits.
         """
+        if self.is_sqlite:
+            with (
+                contextlib.suppress(OperationalError),
+                Session(self._brief, expire_on_commit=False) as session,
+            ):
+                session.connection().exec_driver_sql("BEGIN")
+                return question(session)
 
         def asked() -> Answer:
             with self.read() as session:
                 return question(session)
 
-        return asked() if self.is_sqlite else await to_thread.run_sync(asked)
+        return await to_thread.run_sync(asked)
 
     @staticmethod
     def lock(session: Session, name: str) -> None:
@@ -89,7 +145,7 @@ def new_id(prefix: str, length: int = 24) -> str:
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))
 
 
-def _engine(url: str) -> Engine:
+def _engine(url: str, busy_ms: int = _BUSY_MS) -> Engine:
     try:
         made = make_url(url)
         is_libpq = made.get_driver_name() in ("psycopg", "psycopg2")
@@ -107,21 +163,48 @@ def _engine(url: str) -> Engine:
         hint = "sqlite:////folder/serve.db, or postgresql+psycopg://user:password@host/name"
         raise ConfigError(f"no database: {error}", where="database", hint=hint) from error
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "connect", functools.partial(_prepare_sqlite, busy_ms=busy_ms))
     elif engine.dialect.name != "postgresql":
         raise ConfigError(
             f"{engine.dialect.name} is not supported",
             where="database",
             hint="use SQLite or PostgreSQL",
         )
+    elif engine.dialect.driver == "psycopg":
+        event.listen(engine, "do_connect", _connect)
     return engine
 
 
-def _prepare_sqlite(connection: Any, _: Any) -> None:
+def _connect(_: Any, __: Any, arguments: Any, options: Any) -> Any:
+    """A connection that does not wait forever.
+
+    A server that hangs, with its host alive, is nothing to TCP, and libpq knows no time of its own
+    for an answer.
+    """
+    import psycopg
+
+    class Impatient(psycopg.Connection[Any]):
+        """Gives up, and is of no use any more, if the server is silent while it is asked."""
+
+        def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
+            if timeout is not None:
+                return super().wait(gen, interval, timeout)
+            silent_s = _silent_s.get()
+            try:
+                return super().wait(gen, interval, silent_s)
+            except psycopg.errors._WaitTimeout as error:
+                self.pgconn.finish()
+                found = f"the server has not answered for {silent_s:.0f} s"
+                raise psycopg.OperationalError(found) from error
+
+    return Impatient.connect(*arguments, **options)
+
+
+def _prepare_sqlite(connection: Any, _: Any, *, busy_ms: int) -> None:
     connection.isolation_level = None  # transactions begin where we say so
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+    cursor.execute(f"PRAGMA busy_timeout={busy_ms}")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from launcher.api import files, journal, naming, ownership, records
 from launcher.api.journal import Note
 from launcher.api.records import Measured
-from launcher.api.tables import Job, JobState, Model, now
+from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.workplace import Workplace
 from launcher.errors import ExitCode
 from launcher.rundir import RunDir, Status, read_json
@@ -29,8 +30,7 @@ _LONGEST_MESSAGE = 2000
 
 def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
     """The run is done: its model, its result file and its last numbers, in one go."""
-    attempt = run.status().attempt
-    steps = _steps(run, 0)
+    steps, _ = records.read(run.metrics, records.BEGIN, evaluates=lambda _: False, ended=True)
     organization, store = place.service.site.organization, place.service.store
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(store.incoming())
@@ -51,7 +51,7 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         job.trained_tokens = steps[-1].tokens if steps else 0
         job.fine_tuned_model = name
         job.state, job.finished_at = JobState.succeeded, now()
-        new = _steps(run, unread(job, attempt))
+        new = unnoted(session, job.id, steps)
         journal.write(session, job.id, _last_notes(name, new, steps[-1].step if steps else 0))
         _release(job)
 
@@ -115,14 +115,11 @@ def _add_final(session: Session, job: Job, name: str, last: Measured) -> None:
     )
 
 
-def unread(job: Job, attempt: int) -> int:
-    """First byte of the run's metrics that has not been noted: all, if they were written anew."""
-    return int(job.cursor["position"]) if job.cursor.get("attempt") == attempt else 0
-
-
-def _steps(run: RunDir, position: int) -> list[Measured]:
-    steps, _ = records.read(run.metrics, position, evaluates=lambda _: False, ended=True)
-    return steps
+def unnoted(session: Session, job_id: str, steps: Sequence[Measured]) -> list[Measured]:
+    """Those of the steps that have no event yet, whatever was read of their file before."""
+    wanted = select(Event.key).where(Event.job_id == job_id, Event.type == "metrics")
+    noted = set(session.scalars(wanted))
+    return [step for step in steps if _key(step) not in noted]
 
 
 def _last_notes(name: str, new: list[Measured], total: int) -> list[Note]:
@@ -138,4 +135,8 @@ def step_note(step: Measured, total: int) -> Note:
     """The event of a step."""
     data = {**step.metrics(), "total_steps": total}
     text, time = step.message(total), int(step.time) or None
-    return Note(f"step-{step.step}", text, data, type="metrics", created_at=time)
+    return Note(_key(step), text, data, type="metrics", created_at=time)
+
+
+def _key(step: Measured) -> str:
+    return f"step-{step.step}"

@@ -30,6 +30,7 @@ class ApiError(Exception):
         """The envelope; all four members are always there."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         kind = "rate_limit_error" if self.status == 429 else kind
+        kind = self.code if self.code == "insufficient_quota" else kind
         return {
             "error": {
                 "message": self.message,
@@ -47,7 +48,7 @@ def answer(error: ApiError) -> JSONResponse:
 
 def not_now() -> ApiError:
     """For what a full disk or a database that is away keeps from being done; the log says why."""
-    return ApiError(503, "The service cannot do this at present.")
+    return ApiError(503, "The service cannot do this at present.", headers={"Retry-After": "2"})
 
 
 def unknown_member(name: str, near: str) -> ApiError:

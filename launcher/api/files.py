@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from sqlalchemy import ColumnElement, delete, or_, select, union
 from sqlalchemy.orm import Session
 
-from launcher.api import wire
+from launcher.api import retries, wire
 from launcher.api.database import Database, new_id
 from launcher.api.failure import ApiError, missing_file
 from launcher.api.looking import Lookers
@@ -123,6 +123,7 @@ def expire(database: Database, store: Store) -> None:
         for upload in session.scalars(late.with_for_update(skip_locked=True)):
             upload.status = "expired"
             hashes += drop_parts(session, upload)
+        retries.forget(session)
     collect(database, store, hashes)
 
 

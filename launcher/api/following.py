@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from launcher.api import ending, journal, launching, naming, records
 from launcher.api.journal import Note
 from launcher.api.launching import Attempt
+from launcher.api.records import Place
 from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.workplace import Workplace
 from launcher.errors import ExitCode
@@ -33,7 +34,7 @@ def follow(place: Workplace, job: Job, seen: Status | None) -> None:
     run = place.run_of(job.id)
     is_slurm = job.cursor["launch"] == "slurm"
     status = _of_slurm(run, seen) if is_slurm else _of_this_host(run)
-    _note_progress(place, job, run)
+    note_progress(place, job, run)
     if status is None:
         return
     if status.state is State.succeeded:
@@ -94,20 +95,21 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
         raise
 
 
-def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
+def note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     """Write new steps and checkpoints; nothing is written where nothing is new."""
     saved = _saved(run)  # before the metrics: they are written before a checkpoint is
     status = run.status()
     attempt, (every, total) = status.attempt, _lengths(job, status)
-    position = ending.unread(job, attempt)
+    place_read = Place(job.cursor.get("position", 0), job.cursor.get("mark", ""))
 
     def evaluates(step: int) -> bool:
         return job.validation_file is not None and (step % every == 0 or step >= total)
 
     # The last step is told with the job's end, which reads it all once more.
-    steps, end = records.read(run.metrics, position, evaluates=evaluates, ended=False)
+    steps, end = records.read(run.metrics, place_read, evaluates=evaluates, ended=False)
     marks = [step for step in saved if step % every == 0 and step < total]
-    if not steps and marks == job.cursor.get("marks", []) and attempt == job.cursor.get("attempt"):
+    known = job.cursor.get("marks", []), job.cursor.get("attempt")
+    if not steps and end == place_read and known == (marks, attempt):
         return
     with place.owned(job.id) as (session, row):
         journal.write(session, row.id, [ending.step_note(step, total) for step in steps])
@@ -118,7 +120,8 @@ def _note_progress(place: Workplace, job: Job, run: RunDir) -> None:
             row.estimated_finish = _steadied(
                 row.estimated_finish, records.expected_end(steps, total)
             )
-        row.cursor = {**row.cursor, "attempt": attempt, "position": end, "marks": marks}
+        read = {"attempt": attempt, "position": end.position, "mark": end.mark}
+        row.cursor = {**row.cursor, **read, "marks": marks}
 
 
 def _steadied(known: int | None, found: int | None) -> int | None:

@@ -14,8 +14,8 @@ from launcher.api.access import DEMO, Caller, Keys, key_of, not_here, wrong_key
 from launcher.api.bodies import guarded
 from launcher.api.database import AWAY
 from launcher.api.failure import ApiError, answer, not_now
-from launcher.api.ratelimit import RateLimits
-from launcher.api.site import Limits
+from launcher.api.ratelimit import RateLimits, remaining
+from launcher.api.site import Site
 
 _LOG = logging.getLogger(__name__)
 _PREFIX = "/v1/"
@@ -25,8 +25,8 @@ _NUL = re.compile(rb"%00|\0")
 class Gate:
     """ASGI middleware. A route below /v1 finds `Caller` in its request's state."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, limits: Limits) -> None:
-        self._app, self._keys, self._limits = app, keys, limits
+    def __init__(self, app: ASGIApp, keys: Keys, site: Site) -> None:
+        self._app, self._keys, self._site, self._limits = app, keys, site, site.limits
         self._rates = RateLimits()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,6 +50,10 @@ class Gate:
                 scope["state"]["caller"] = caller
                 per_minute = caller.requests_per_minute or self._limits.requests_per_minute
                 left = self._rates.take(caller.key_id, per_minute)
+                of_project = self._site.quota_of(caller.project).requests_per_minute
+                if of_project is not None:
+                    shared = self._rates.take(f"project {caller.project_id}", of_project)
+                    left = min(left, shared, key=remaining)
             _check_url(scope)
             body = receive
             if "caller" in scope["state"]:  # of a stranger nothing is read but the head

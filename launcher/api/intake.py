@@ -14,6 +14,8 @@ from launcher.api.looking import Lookers
 from launcher.api.multipart import Form
 from launcher.api.store import Incoming, Store
 
+#: Of each project, for either kind of work.
+_THREADS = 2
 #: What goes to a thread at once: few changes of threads, little memory.
 _PIECE = 1 << 20
 #: Beside the file: the other fields, boundaries and headers of parts.
@@ -21,14 +23,23 @@ _MARGIN = 1 << 20
 
 
 class Workers:
-    """Threads of an app for files, few, so that many uploads leave the others their turn."""
+    """Threads of an app for files: few of each project, so that none waits for another's files.
+
+    Among projects, the system shares the processors.
+    """
 
     def __init__(self) -> None:
-        self.writing = CapacityLimiter(2)
-        """Parse, hash and write what comes in."""
-        self.reading = CapacityLimiter(2)
-        """What takes long: look at each line of a file, put parts together."""
+        self._writing: dict[str, CapacityLimiter] = {}
+        self._reading: dict[str, CapacityLimiter] = {}
         self.lookers = Lookers()
+
+    def writing(self, project_id: str) -> CapacityLimiter:
+        """For parsing, hashing and writing what comes in."""
+        return self._writing.setdefault(project_id, CapacityLimiter(_THREADS))
+
+    def reading(self, project_id: str) -> CapacityLimiter:
+        """For what takes long: looking at each line of a file, putting parts together."""
+        return self._reading.setdefault(project_id, CapacityLimiter(_THREADS))
 
 
 async def workers_of(request: Request) -> Workers:
@@ -43,7 +54,7 @@ Working = Annotated[Workers, Depends(workers_of)]
 
 @contextlib.asynccontextmanager
 async def received(
-    request: Request, store: Store, part: str, limit: int
+    request: Request, store: Store, project_id: str, part: str, limit: int
 ) -> AsyncIterator[tuple[Form, Incoming]]:
     """The whole form, its file `part` in the store but not kept.
 
@@ -61,7 +72,7 @@ async def received(
 
         form = Form(request.headers.get("content-type", ""), part, sink)
         metrics = request.app.state.metrics
-        writing = request.app.state.workers.writing
+        writing = request.app.state.workers.writing(project_id)
         pending = bytearray()
         async for piece in request.stream():
             pending += piece

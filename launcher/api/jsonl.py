@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 
 
 _PIECE = 1 << 20
+_PACKED = (
+    (b"\x1f\x8b", "packed by gzip"),
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet"),
+    (b"PAR1", "Parquet"),
+    (b"(\xb5/\xfd", "packed by zstd"),
+)
 _EXPECTED = "Expected file to have JSONL format, where every line is a valid JSON dictionary."
 
 
@@ -36,6 +42,8 @@ def look(content: Lines, line_bytes: int) -> str | None:
     is_empty = True
     while line := content.readline(line_bytes + 1):
         number += 1
+        if number == 1 and (kind := kind_of(line)):
+            return f"{_EXPECTED} {kind}."
         if len(line) > line_bytes:
             return f"{_EXPECTED} Line {number}: it is longer than {line_bytes:,} bytes."
         if line.isspace():
@@ -47,15 +55,28 @@ def look(content: Lines, line_bytes: int) -> str | None:
     return f"{_EXPECTED} The file has no lines." if is_empty else None
 
 
+def kind_of(line: bytes) -> str | None:
+    """What a file is by its first line, and what to do, if it is no text in UTF-8."""
+    if line.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in line[:4]:
+        return "The file is text in UTF-16 or UTF-32: save it as UTF-8"
+    for begin, kind in _PACKED:
+        if line.startswith(begin):
+            return f"The file is {kind}: send what is in it, as JSONL"
+    return None
+
+
 def _look(line: bytes, decoder: json.JSONDecoder, *, is_first: bool) -> str | None:
     try:
         value = decoder.decode(line.decode("utf-8-sig" if is_first else "utf-8"))
     except UnicodeDecodeError as error:
-        return f"byte {error.start + 1} is not UTF-8"
+        found = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
+        return f"{found}: if the file is in Latin-1 or Windows-1252, save it as UTF-8"
     except RecursionError:
         return "it is nested too deeply"
     except ValueError as error:  # also numbers with more digits than Python reads
         return str(error)
+    if is_first and isinstance(value, list):
+        return "it is a list: write each of its dictionaries on a line of its own, without the list"
     return None if isinstance(value, dict) else "it is no dictionary"
 
 

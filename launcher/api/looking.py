@@ -18,6 +18,8 @@ from launcher.errors import LauncherError
 #: To ask a process takes longer than to look at so much.
 _SMALL = 16 << 10
 _PIECE = 1 << 20
+#: Processes that are kept for the next files.
+_IDLE = 4
 
 
 class Lookers:
@@ -36,7 +38,10 @@ class Lookers:
         except (OSError, ValueError) as error:
             _end(process)
             raise LauncherError(f"a file could not be looked at: {error}") from error
-        self._idle.append(process)
+        if len(self._idle) < _IDLE:
+            self._idle.append(process)
+        else:
+            _end(process)
         return found
 
     def close(self) -> None:

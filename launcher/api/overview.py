@@ -126,7 +126,7 @@ def rows(
     found = list(found)
     ids = {file for job in found for file in (job.training_file, job.validation_file) if file}
     names = _names(session, project_id, ids)
-    line = _line(session) if any(job.state is JobState.queued for job in found) else []
+    line = ownership.line(session) if any(job.state is JobState.queued for job in found) else []
     return [
         {
             **wire_jobs.job_view(job, service.site.organization),
@@ -172,12 +172,6 @@ def made_models(session: Session, service: Service, project_id: str) -> list[dic
         }
         for model, job in pairs
     ]
-
-
-def _line(session: Session) -> list[str]:
-    """Ids of the jobs that wait for a place here, the next first."""
-    queued = select(Job).where(Job.state == JobState.queued).order_by(Job.number)
-    return [job.id for job in session.scalars(queued) if ownership.needs_slot(job)]
 
 
 def _place(line: list[str], job: Job) -> dict[str, int] | None:

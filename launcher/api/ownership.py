@@ -7,14 +7,15 @@ import hashlib
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from launcher.api.database import Database
-from launcher.api.tables import Job, JobState
+from launcher.api.tables import Job, JobState, Project
 from launcher.jobs.slots import free_slot
 from launcher.procfs import alive, space
 
@@ -58,11 +59,43 @@ class Owner:
         return (host, place) == (self.host, self.space) and not alive(int(pid), float(since))
 
 
-def claim(database: Database, owner: Owner, parallel: int) -> list[str]:
+def line(session: Session) -> list[str]:
+    """Ids of the jobs that wait for a place here, in the order in which `claim` gives it to them if
+    no further job comes."""
+    waiting = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
+    jobs = list(session.scalars(select(Job).where(waiting).order_by(Job.number)))
+    running = Counter(job.project_id for job in jobs if _has_place(job))
+    lines: dict[str, deque[Job]] = {}
+    for job in jobs:
+        if job.state is JobState.queued and needs_slot(job):
+            lines.setdefault(job.project_id, deque()).append(job)
+    named = select(Project).where(Project.id.in_(lines))
+    began = {project.id: project.began_at for project in session.scalars(named)}
+    found: list[str] = []
+    while lines:
+        turn = min(lines, key=lambda one: (running[one], began[one]))
+        found.append(lines[turn].popleft().id)
+        running[turn] += 1
+        began[turn] = time.time() + len(found)
+        if not lines[turn]:
+            del lines[turn]
+    return found
+
+
+def claim(
+    database: Database,
+    owner: Owner,
+    parallel: int,
+    most: Callable[[str], int | None] = lambda _: None,
+) -> list[str]:
     """Ids of the jobs that are this controller's to work on, oldest first, for the next seconds.
 
     A job that waits for a place on this machine gets one if less than `parallel` are taken,
     whichever controller of this machine has taken them.
+
+    Those that wait take turns by project: the one with the fewest running is next, of those the
+    one that was longest ago, and its oldest job. `most` says how many of a project, by name, may
+    run at a time.
     """
     with database.begin() as session:
         Database.lock(session, "jobs")
@@ -73,9 +106,36 @@ def claim(database: Database, owner: Owner, parallel: int) -> list[str]:
             for job in jobs
             if "slot" in job.cursor and job.cursor.get("host") == owner.host
         ]
-        return [
-            job.id for job in jobs if owner.may_take(job) and _take(job, owner, taken, parallel)
-        ]
+        free = [job for job in jobs if owner.may_take(job)]
+        got = {job.id for job in free if not _waits(job) and _take(job, owner, taken, parallel)}
+        running = Counter(job.project_id for job in jobs if _has_place(job))
+        lines: dict[str, deque[Job]] = {}
+        for job in free:
+            if _waits(job):
+                lines.setdefault(job.project_id, deque()).append(job)
+        named = select(Project).where(Project.id.in_(lines))
+        projects = {project.id: project for project in session.scalars(named)}
+        while lines:
+            turn = min(lines, key=lambda one: (running[one], projects[one].began_at))
+            limit = most(projects[turn].name)
+            is_full = limit is not None and running[turn] >= limit
+            job = lines[turn].popleft()
+            if not is_full and _take(job, owner, taken, parallel):
+                got.add(job.id)
+                running[turn] += 1
+                projects[turn].began_at = time.time()
+            if is_full or not lines[turn]:
+                del lines[turn]
+        return [job.id for job in jobs if job.id in got]
+
+
+def _waits(job: Job) -> bool:
+    """Whether it is to run and does not: for a place here, or its turn to go to Slurm."""
+    return job.state is JobState.queued and job.wanted is None and not _has_place(job)
+
+
+def _has_place(job: Job) -> bool:
+    return "slot" in job.cursor or bool(job.cursor.get("started"))
 
 
 def _take(job: Job, owner: Owner, taken: list[int], parallel: int) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import json
+import re
 import sys
 import termios
 from typing import Any
@@ -15,6 +16,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from launcher.api.bodies import SLOWEST
 from launcher.api.failure import ApiError
+
+_FOLD = re.compile(rb"\n[ \t]")
 
 
 def guarded(idle_s: float) -> type[H11Protocol]:
@@ -30,6 +33,7 @@ def guarded(idle_s: float) -> type[H11Protocol]:
 
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **options)
+            self.conn = _Strict(h11.SERVER, self.conn._max_incomplete_event_size)
             self._deadline: asyncio.TimerHandle | None = None
             self._reader: asyncio.TimerHandle | None = None
 
@@ -95,6 +99,28 @@ def guarded(idle_s: float) -> type[H11Protocol]:
                 self._reader = None
 
     return Guarded
+
+
+class _Strict(h11.Connection):
+    """Takes no request of which a proxy in front may have another opinion about where it ends.
+
+    So might the next one be somebody else's. h11 refuses what is no HTTP at all.
+    """
+
+    def next_event(self) -> Any:
+        """The next one; `h11.RemoteProtocolError` for such a request."""
+        if self.their_state is h11.IDLE:
+            head, end, _ = self.trailing_data[0].partition(b"\r\n\r\n")
+            if end and _FOLD.search(head):
+                raise h11.RemoteProtocolError("a header is continued on a second line")
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            names = {bytes(name) for name, _ in event.headers}
+            if b"transfer-encoding" in names and (
+                b"content-length" in names or event.http_version < b"1.1"
+            ):
+                raise h11.RemoteProtocolError("the length of the body is stated in two ways")
+        return event
 
 
 def _unsent(transport: asyncio.Transport) -> int:

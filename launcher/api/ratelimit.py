@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.api.failure import ApiError
@@ -47,3 +48,8 @@ class RateLimits:
                 headers={**headers, "Retry-After": str(math.ceil(wait_s))},
             )
         return headers
+
+
+def remaining(headers: Mapping[str, str]) -> int:
+    """Requests that are left, as the headers of `RateLimits.take` say."""
+    return int(headers["x-ratelimit-remaining-requests"])

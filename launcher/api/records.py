@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
 #: Steps whose mean time is the pace.
 _RECENT = 20
+#: Bytes before a place by which it is known again: more than the times of any line.
+_MARKED = 1024
 
 
 @dataclass(slots=True)
@@ -57,18 +60,56 @@ class Measured:
         return f"{text}, validation loss={found}, full validation loss={found}"
 
 
-def read(
-    path: Path, position: int, *, evaluates: Callable[[int], bool], ended: bool
-) -> tuple[list[Measured], int]:
-    """Steps in the file from byte `position` on, and where to read on from.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How far a file has been read: to a byte, and a digest of what stands before it.
 
-    A step that `evaluates` is told only with its validation, unless nothing follows it any more:
-    the next step has been made, or the run has `ended`.
+    A run that goes on from a checkpoint writes its metrics anew: the byte alone would then be a
+    place in the midst of lines that nobody has read.
     """
+
+    position: int = 0
+    mark: str = ""
+
+    @classmethod
+    def at(cls, file: IO[bytes], position: int) -> Place:
+        """The place at a byte of the file as it is now."""
+        first = max(0, position - _MARKED)
+        file.seek(first)
+        before = file.read(position - first)
+        return cls(position, hashlib.sha256(before).hexdigest()[:16] if position else "")
+
+
+BEGIN = Place()
+
+
+def read(
+    path: Path, place: Place, *, evaluates: Callable[[int], bool], ended: bool
+) -> tuple[list[Measured], Place]:
+    """Steps in the file from `place` on, and where to read on from.
+
+    All of it is read if the file is another one than `place` was taken from. A step that
+    `evaluates` is told only with its validation, unless nothing follows it any more: the next step
+    has been made, or the run has `ended`.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below
+    except FileNotFoundError:
+        return [], BEGIN
+    with file:
+        if Place.at(file, place.position) != place:
+            place = BEGIN
+        found, end = _read(file, place.position, evaluates, ended)
+        return found, Place.at(file, end)
+
+
+def _read(
+    file: IO[bytes], position: int, evaluates: Callable[[int], bool], ended: bool
+) -> tuple[list[Measured], int]:
     found: list[Measured] = []
     last: Measured | None = None
     begin = position
-    for raw, start, end in _lines(path, position):
+    for raw, start, end in _lines(file, position):
         position = end
         if raw.get("kind") == "train":
             found += [last] if last else []
@@ -103,24 +144,19 @@ def table(steps: Iterable[Measured]) -> bytes:
     return out.getvalue().encode()
 
 
-def _lines(path: Path, position: int) -> Iterator[tuple[dict[str, Any], int, int]]:
+def _lines(file: IO[bytes], position: int) -> Iterator[tuple[dict[str, Any], int, int]]:
     """Whole lines: content, first byte, byte behind it. Torn lines of a crash are passed over."""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below
-    except FileNotFoundError:
-        return
-    with file:
-        file.seek(position)
-        for line in file:
-            if not line.endswith(b"\n"):
-                return
-            start, position = position, position + len(line)
-            try:
-                raw = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(raw, dict) and isinstance(raw.get("step"), int):
-                yield raw, start, position
+    file.seek(position)
+    for line in file:
+        if not line.endswith(b"\n"):
+            return
+        start, position = position, position + len(line)
+        try:
+            raw = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(raw, dict) and isinstance(raw.get("step"), int):
+            yield raw, start, position
 
 
 def _measured(raw: dict[str, Any]) -> Measured:

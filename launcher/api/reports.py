@@ -10,9 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import select
+
 from launcher import entry
 from launcher.api import links
 from launcher.api.service import Service
+from launcher.api.tables import Job
 from launcher.jobs.start import working_folder
 from launcher.launch.processes import end_with_parent
 from launcher.rundir import RunDir, read_json
@@ -58,17 +61,20 @@ def comparison(service: Service, job: str) -> list[dict[str, Any]]:
 
 
 class DataReports:
-    """Reports on the data of jobs: made when first looked at, one at a time, and kept."""
+    """Reports on the data of jobs: made when first looked at, one of a project at a time, and
+    kept."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._turn = asyncio.Lock()
+        self._turns: dict[str, asyncio.Lock] = {}
 
     async def page(self, job: str) -> Path | None:
         """The report's file; None if it cannot be made, why is on stderr."""
+        wanted = select(Job.project_id).where(Job.id == job)
+        project = await self._service.database.ask(lambda session: session.scalar(wanted)) or ""
         folder = self._service.home / "reports" / job
         page = folder / "report.html"
-        async with self._turn:
+        async with self._turns.setdefault(project, asyncio.Lock()):
             if not page.is_file():
                 await self._make(RunDir(self._service.runs / job), folder)
         return page if page.is_file() else None

@@ -26,7 +26,7 @@ def upgrade(database: Database) -> None:
     """
     scripts = ScriptDirectory(str(_MIGRATIONS))
     try:
-        with database.begin() as session:
+        with database.begin(patient=True) as session:
             Database.lock(session, "schema")
             _upgrade(session.connection(), scripts)
     except DBAPIError as error:

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 
 from launcher import entry, listen
-from launcher.api import files, logs
+from launcher.api import files, logs, private
 from launcher.api.app import create_app
 from launcher.api.protocol import guarded
 from launcher.api.service import Service
@@ -39,16 +39,17 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
 
     Raises `ConfigError` for settings, an address or a demo key that will not do.
     """
+    logs.start(log_format)
     if demo_key is not None and not demo_key.strip():
         hint = "any word, such as --demo-key sk-demo"
         raise ConfigError("the demo key is empty", where="--demo-key", hint=hint)
+    private.close_to_others()
     service = Service.open(home)
     listening = listen.bind(host, port)
     if demo_key is not None and not listen.is_loopback(listening):
         hint = "leave it out and make keys: launcher serve keys create NAME"
         found = "a demo key is only for this host, but others could reach the server"
         raise ConfigError(found, where="--demo-key", hint=hint)
-    logs.start(log_format)
     _allow_connections()
     sys.setswitchinterval(_SWITCH_S)
 
@@ -69,7 +70,7 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
 
     app = create_app(service, demo_key, lifespan)
     protocol = guarded(service.site.limits.idle_s)
-    return listen.serve(app, listening, http=protocol, grace_s=_GRACE_S)
+    return listen.serve(app, listening, http=protocol, grace_s=_GRACE_S, has_logs=True)
 
 
 async def _control(home: Path, log_format: str, stopping: asyncio.Event) -> None:

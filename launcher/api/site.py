@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import typing
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,30 @@ class Limits:
 
 
 @dataclass(kw_only=True, slots=True)
+class Quota:
+    """What a project may have at a time; null is no limit."""
+
+    running_jobs: int | None = None
+    """Jobs that run, or are with Slurm; further ones wait."""
+    queued_jobs: int | None = None
+    """Jobs that wait; a further one is refused."""
+    stored_bytes: int | None = None
+    """Bytes of all files, and of parts of uploads; more are refused."""
+    requests_per_minute: int | None = None
+    """Of all its keys together, at each server of several."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ProjectSettings(Quota):
+    """What is settled for one project; a quota that is null here is that of every project."""
+
+    account: str | None = None
+    """Slurm's account for its jobs: `cluster.account`."""
+    overrides: list[str] = field(default_factory=list)
+    """What `launcher train` is given for its jobs, after the site's and the model's."""
+
+
+@dataclass(kw_only=True, slots=True)
 class Chat:
     """Answering with models that jobs have made."""
 
@@ -83,6 +107,10 @@ class Site:
     """Name that clients use -> what it stands for here."""
     queue: Queue = field(default_factory=Queue)
     limits: Limits = field(default_factory=Limits)
+    quota: Quota = field(default_factory=lambda: Quota(queued_jobs=1000))
+    """Of every project."""
+    projects: dict[str, ProjectSettings] = field(default_factory=dict)
+    """Name of a project -> what is settled for it alone."""
     chat: Chat = field(default_factory=Chat)
 
     def resolve(self, name: str) -> str | None:
@@ -91,6 +119,16 @@ class Site:
         if offer is None:
             return None
         return offer.alias or name
+
+    def quota_of(self, project: str) -> Quota:
+        """The quota of a project, by name."""
+        own = self.projects.get(project)
+        if own is None:
+            return self.quota
+        limits = {name.name: getattr(own, name.name) for name in fields(Quota)}
+        return replace(
+            self.quota, **{key: most for key, most in limits.items() if most is not None}
+        )
 
     def sets(self, key: str) -> bool:
         """Whether the site's overrides settle a key for every job."""
@@ -118,7 +156,7 @@ def read(path: Path) -> Site:
     problems: list[Problem] = []
     site: Site = _build(Site, {} if raw is None else raw, str(path), problems)
     if not problems:
-        problems += _wrong_offers(site, str(path))
+        problems += [*_wrong_offers(site, str(path)), *_wrong_accounts(site, str(path))]
     if problems:
         raise ConfigError(problems)
     return site
@@ -139,6 +177,15 @@ def _wrong_offers(site: Site, where: str) -> list[Problem]:
         elif offer.alias and site.models[offer.alias].alias:
             found.append(Problem(f"{here}.alias", "is an alias itself", "name its target"))
     return found
+
+
+def _wrong_accounts(site: Site, where: str) -> list[Problem]:
+    hint = "a name as `sacctmgr show account` prints it"
+    return [
+        Problem(f"{where}: projects.{name}.account", f"{own.account!r} is no account", hint)
+        for name, own in site.projects.items()
+        if own.account is not None and not _NAME.fullmatch(own.account)
+    ]
 
 
 def _build(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:

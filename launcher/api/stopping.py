@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.api import ending, launching
+from launcher.api import ending, following, launching
 from launcher.api.launching import Attempt
 from launcher.api.tables import Job, JobState
 from launcher.api.workplace import Workplace
@@ -34,4 +34,5 @@ def stop(place: Workplace, job: Job) -> None:
     if status.state is State.succeeded and job.state is JobState.paused:
         ending.succeed(place, job.id, run)
     else:
+        following.note_progress(place, job, run)  # since the last look
         ending.stopped(place, job.id, attempts=status.attempt)

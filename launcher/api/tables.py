@@ -56,6 +56,8 @@ class Project(Base):
     id: Mapped[str] = mapped_column(primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     created_at: Mapped[int] = mapped_column(default=now)
+    began_at: Mapped[float] = mapped_column(default=0.0)
+    """Unix seconds at which a job of it was given a place last: then it is others' turn."""
 
 
 class Key(Base):
@@ -206,6 +208,20 @@ class Model(Base):
     is_final: Mapped[bool] = mapped_column(default=False)
     created_at: Mapped[int] = mapped_column(default=now)
     deleted_at: Mapped[int | None]
+
+
+class Answered(Base):
+    """A request with an `Idempotency-Key`, and what it has made; key and request are hashes."""
+
+    __tablename__ = "answered"
+    __table_args__ = (Index("answered_by_time", "created_at"),)
+
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    asked: Mapped[str]
+    object: Mapped[str]
+    """The id that was made."""
+    created_at: Mapped[int]
 
 
 class Audit(Base):

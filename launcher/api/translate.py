@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.api.naming import offer_of
-from launcher.api.site import Site
+from launcher.api.site import ProjectSettings, Site
 from launcher.api.tables import Job
 from launcher.config import adapter, compose, create, plan
 from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
@@ -86,21 +86,25 @@ def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor))
 
 
-def site_config(site: Site, model: str, config_dirs: Sequence[Path]) -> Config:
-    """What the site has settled for a model; `ConfigError` if that is wrong or it is gone."""
-    config, problems = compose.try_compose(_site_words(site, model), config_dirs)
+def site_config(site: Site, model: str, config_dirs: Sequence[Path], project: str = "") -> Config:
+    """What the site has settled for a model and a project; `ConfigError` if that is wrong or it is
+    gone."""
+    config, problems = compose.try_compose(_site_words(site, model, project), config_dirs)
     if problems:
         raise ConfigError(problems)
     return config
 
 
-def translate(site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path]) -> Translation:
-    """The config of the job's run; `ConfigError` if it cannot run on this machine or cluster."""
-    offer = offer_of(job)
-    settled = site_config(site, offer, config_dirs)
+def translate(
+    site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path], project: str = ""
+) -> Translation:
+    """The config of the job's run, of a project by name; `ConfigError` if it cannot run on this
+    machine or cluster."""
+    settled = site_config(site, offer_of(job), config_dirs, project)
     world_size = ranks_of(settled, site.queue.parallel)
     used = numbers(job.asked, inputs.examples, world_size)
-    words = [*_site_words(site, offer), *_number_words(site, job, used, inputs, settled)]
+    site_words = _site_words(site, offer_of(job), project)
+    words = [*site_words, *_number_words(site_words, job, used, inputs, settled)]
     config, problems = compose.try_compose(words, config_dirs)
     _set_names(config, job, inputs)
     if inputs.base is not None:
@@ -118,17 +122,19 @@ def ranks_of(config: Config, parallel: int) -> int:
     return shared or create.planned_world(config)
 
 
-def _site_words(site: Site, name: str) -> list[str]:
+def _site_words(site: Site, name: str, project: str) -> list[str]:
     offer = site.models.get(site.resolve(name) or name)
     if offer is None:
         raise ConfigError(
             f"the model {name} is no longer offered", where="models", hint=", ".join(site.models)
         )
-    return ["data=chat", *site.overrides, *offer.overrides]
+    own = site.projects.get(project) or ProjectSettings()
+    account = [] if own.account is None else [f"cluster.account={own.account}"]
+    return ["data=chat", *site.overrides, *offer.overrides, *own.overrides, *account]
 
 
 def _number_words(
-    site: Site, job: Job, used: Numbers, inputs: Inputs, settled: Config
+    site_words: Sequence[str], job: Job, used: Numbers, inputs: Inputs, settled: Config
 ) -> list[str]:
     every = used.steps_of_epoch(inputs.examples)
     words = [
@@ -153,7 +159,7 @@ def _number_words(
         words += ["eval=default", metrics, f"eval.every_steps={every}"]
     # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
     keys = ("train.early_stop.patience=", "export.weights=")
-    asks = any(word.startswith(keys) for word in _site_words(site, offer_of(job)))
+    asks = any(word.startswith(keys) for word in site_words)
     if inputs.validation is None or not asks:
         words += ["train.early_stop.patience=null", "export.weights=last"]
     if _merges(settled.peft, settled.model):

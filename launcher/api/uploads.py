@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from launcher.api import files, wire
+from launcher.api import files, quota, retries, wire
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError
 from launcher.api.looking import Lookers
@@ -16,12 +16,15 @@ from launcher.api.multipart import base_name
 from launcher.api.service import Service
 from launcher.api.store import Incoming
 from launcher.api.tables import File, Part, Upload, now
+from launcher.errors import StorageError
 
 _LIVES_S = 3600
 _PIECE = 1 << 20
 
 
-def create(service: Service, project_id: str, wanted: wire.NewUpload) -> wire.Upload:
+def create(
+    service: Service, project_id: str, wanted: wire.NewUpload, key: str | None = None
+) -> wire.Upload:
     """A new upload. `ApiError` 400 for a wrong purpose or too large a file."""
     purpose = files.require_purpose(wanted.purpose)
     limit = service.site.limits.upload_bytes
@@ -39,9 +42,15 @@ def create(service: Service, project_id: str, wanted: wire.NewUpload) -> wire.Up
         expires_at=now() + _LIVES_S,
         file_expires_after=wanted.expires_after.seconds if wanted.expires_after else None,
     )
+    asked = "upload", wanted.model_dump_json()
     with service.database.begin() as session:
+        made = retries.known(session, project_id, key, *asked)
+        if made is not None:
+            return shown(session, find(session, project_id, made))
+        quota.require_room(session, service.site, project_id, wanted.bytes)
         session.add(upload)
         session.flush()
+        retries.note(session, project_id, key, upload.id, *asked)
         return shown(session, upload)
 
 
@@ -64,10 +73,18 @@ def pending(session: Session, project_id: str, upload_id: str, *, alone: bool = 
     return found
 
 
-def add_part(service: Service, project_id: str, upload_id: str, content: Incoming) -> wire.Part:
+def add_part(
+    service: Service, project_id: str, upload_id: str, content: Incoming, key: str | None = None
+) -> wire.Part:
     """A new part of what has come in."""
     service.store.prepare(content)
+    asked = "part", upload_id, content.sha256
     with service.database.begin() as session:
+        made = retries.known(session, project_id, key, *asked)
+        known = session.get(Part, made) if made is not None else None
+        if known is not None:
+            return wire.Part.model_validate(known, from_attributes=True)
+        quota.require_room(session, service.site, project_id, content.bytes)
         upload = pending(session, project_id, upload_id, alone=True)
         had = select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == upload_id)
         # Twice the file: a client that has lost an answer sends the part again.
@@ -84,6 +101,7 @@ def add_part(service: Service, project_id: str, upload_id: str, content: Incomin
         )
         session.add(part)
         session.flush()
+        retries.note(session, project_id, key, part.id, *asked)
         return wire.Part.model_validate(part, from_attributes=True)
 
 
@@ -92,9 +110,23 @@ def complete(
 ) -> wire.Upload:
     """Make a file of the parts, in the order asked for.
 
-    Asked again, because the answer was lost, it says the same. `ApiError` 400 if the parts are not
-    those of the upload, or not all of it.
+    Asked again, because the answer was lost or is late, it says the same. `ApiError` 400 if the
+    parts are not those of the upload, or not all of it.
     """
+    try:
+        return _complete(service, lookers, project_id, upload_id, asked)
+    except (ApiError, StorageError):
+        # The same request may have been faster, and has taken the parts meanwhile.
+        with service.database.read() as session:
+            upload = find(session, project_id, upload_id)
+            if upload.status != "completed":
+                raise
+            return shown(session, upload)
+
+
+def _complete(
+    service: Service, lookers: Lookers, project_id: str, upload_id: str, asked: wire.Completion
+) -> wire.Upload:
     with service.database.read() as session:
         upload = find(session, project_id, upload_id)
         if upload.status == "completed":
@@ -113,6 +145,7 @@ def complete(
         service.store.prepare(content)
         with service.database.begin() as session:
             upload = pending(session, project_id, upload_id, alone=True)
+            quota.require_room(session, service.site, project_id, content.bytes, beside=upload_id)
             file = files.insert(
                 session,
                 service.store,

@@ -89,7 +89,7 @@ def fault_of(line: bytes) -> str:
         if _SURROGATE.search(line):
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeError:
-        return "is not text in UTF-8."
+        return "is not text in UTF-8: save the file as UTF-8."
     except RecursionError:
         return "is nested too deeply."
     except Repeated as error:

@@ -56,9 +56,9 @@ class Message(Spoken):
     """
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
     name: str | None = None
-    tool_calls: list[SaidCall] | None = None
+    tool_calls: Annotated[list[SaidCall], Field(fail_fast=True)] | None = None
     function_call: SaidFunction | None = None
     tool_call_id: str | None = None
     refusal: str | None = None
@@ -127,7 +127,7 @@ class Sampled(Spoken):
     max_tokens: Tokens | None = None
     n: Annotated[int, Field(ge=1, le=16)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    stop: str | list[str] | None = None
+    stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
@@ -181,12 +181,12 @@ class Sampled(Spoken):
 class ChatRequest(Sampled):
     """POST /v1/chat/completions: every member that the official clients know."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, fail_fast=True)]
     max_completion_tokens: Tokens | None = None
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True)] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
-    functions: list[Function] | None = None
+    functions: Annotated[list[Function], Field(fail_fast=True)] | None = None
     function_call: Any = None
     logprobs: bool | None = None
     top_logprobs: int | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from launcher.api import origin, ownership
+from launcher.api import origin, ownership, quota
 from launcher.api.ownership import Owner
 from launcher.api.service import Service
 from launcher.api.tables import Job
@@ -46,7 +46,9 @@ class Workplace:
             examples=job.cursor["examples"],
             base=origin.folder_of(self.service, job, folder),
         )
-        return translate(self.service.site, job, inputs, self._config_dirs())
+        with self.service.database.read() as session:
+            project = quota.name_of(session, job.project_id)
+        return translate(self.service.site, job, inputs, self._config_dirs(), project)
 
     def _config_dirs(self) -> list[Path]:
         """`conf` in the service's folder: group options of the site's own."""

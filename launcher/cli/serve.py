@@ -38,6 +38,10 @@ def serve(words: list[str]) -> int:
             {"choices": ("text", "json"), "default": "text", "help": "on stderr: %(default)s"},
         ),
     )
+    if parsed.log_format == "json":  # what is missing is told so too
+        from launcher.api import logs
+
+        logs.start(parsed.log_format)
     arguments.need_server("launcher serve")
     from launcher.api import server
 

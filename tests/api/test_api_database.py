@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -110,6 +111,8 @@ def test_a_database_of_the_first_version_is_brought_to_this_one(opened, client_o
     file = upload(client_of(service))
     with service.database.begin() as session:
         session.execute(text("ALTER TABLE jobs DROP COLUMN estimated_finish"))
+        session.execute(text("ALTER TABLE projects DROP COLUMN began_at"))
+        session.execute(text("DROP TABLE answered"))
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     again = client_of(opened())
     assert again.get(f"/v1/files/{file}").status_code == 200
@@ -149,6 +152,42 @@ def test_the_folder_is_for_its_owner_alone(tmp_path: Path) -> None:
     for home in (tmp_path / "file", tmp_path / "file" / "home"):
         with pytest.raises(StorageError, match="cannot be made"):
             Service.open(home)
+
+
+def test_what_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    (home / "runs").mkdir(parents=True)
+    (home / "serve.yaml").write_text("organization: acme\n")
+    for path in (home, home / "runs", home / "serve.yaml"):
+        path.chmod(0o777)
+    Service.open(home).database.engine.dispose()
+    assert not [path for path in [home, *home.iterdir()] if path.stat().st_mode & 0o077]
+
+
+def test_a_folder_of_more_than_the_service_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    tmp_path.chmod(0o755)
+    Service.open(tmp_path).database.engine.dispose()
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / DATABASE).stat().st_mode & 0o077 == 0
+    assert (tmp_path / "files").stat().st_mode & 0o077 == 0
+
+
+def test_a_locked_database_is_told_of_within_seconds(tmp_path: Path, client_of) -> None:
+    service = Service.open(tmp_path / "home")
+    client = client_of(service)
+    held = sqlite3.connect(tmp_path / "home" / DATABASE, isolation_level=None)
+    held.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    asked = {"bytes": 8, "filename": "x", "mime_type": "x/y", "purpose": "evals"}
+    answer = client.post("/v1/uploads", json=asked)
+    assert (answer.status_code, time.monotonic() - began < 12) == (503, True)
+    assert client.get("/v1/files").status_code == 200
+    held.execute("ROLLBACK")
+    held.close()
+    time.sleep(2.1)
+    assert client.post("/v1/uploads", json=asked).status_code == 200
+    service.database.engine.dispose()
 
 
 def test_sqlite_waits_for_no_reader(tmp_path: Path) -> None:

@@ -89,11 +89,11 @@ def test_a_name_is_never_a_path(client, service, sent, kept) -> None:
         (LINE + b"[1]\n", "Line 2: it is no dictionary."),
         (LINE + LINE + b"{'a': 1}", "Line 3: "),
         (b'{"a": NaN}', "Line 1: NaN is no JSON."),
-        (b'{"a": "\xff"}', "Line 1: byte 8 is not UTF-8."),
+        (b'{"a": "\xff"}', "Line 1: byte 8 (0xff) is not UTF-8: if"),
         (LINE + b"[" * 200_000, "Line 2: it is nested too deeply."),
         (b'{"a": ' + b"1" * 5000 + b"}", "Line 1: "),
         (b'{"a": "' + b"x" * (9 << 20) + b'"}', "Line 1: it is longer than 8,388,608 bytes."),
-        (b"PK\x03\x04" + bytes(100), "Line 1: "),
+        (b"PK\x03\x04" + bytes(100), "The file is a ZIP archive"),
     ],
 )
 def test_what_is_no_jsonl_is_refused(client, service, content, found) -> None:

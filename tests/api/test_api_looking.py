@@ -29,7 +29,7 @@ def look(lookers: Lookers, content: bytes, line_bytes: int = 1 << 20) -> str | N
 def test_a_process_looks_at_one_file_after_the_other(lookers: Lookers) -> None:
     assert look(lookers, LINES) is None
     (process,) = lookers._idle
-    assert look(lookers, b"[]\n" + LINES) == f"{EXPECTED} Line 1: it is no dictionary."
+    assert look(lookers, b"7\n" + LINES) == f"{EXPECTED} Line 1: it is no dictionary."
     assert look(lookers, LINES + b'{"a"') == f"{EXPECTED} Line 5001: " + _python('{"a"') + "."
     assert look(lookers, LINES, 10) == f"{EXPECTED} Line 1: it is longer than 10 bytes."
     assert look(lookers, b" \n" * 50_000) == f"{EXPECTED} The file has no lines."

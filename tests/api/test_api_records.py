@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from launcher.api import records
 
 
@@ -23,13 +25,11 @@ def write(path: Path, *lines: str) -> None:
 
 
 def test_steps_are_read_as_they_come_each_once(tmp_path):
-    path, position, seen = tmp_path / "metrics.jsonl", 0, []
+    path, place, seen = tmp_path / "metrics.jsonl", records.BEGIN, []
 
     def read(ended: bool = False) -> list[tuple[int, float | None]]:
-        nonlocal position
-        found, position = records.read(
-            path, position, evaluates=lambda step: step % 2 == 0, ended=ended
-        )
+        nonlocal place
+        found, place = records.read(path, place, evaluates=lambda step: step % 2 == 0, ended=ended)
         seen.extend(found)
         return [(one.step, one.valid_loss) for one in found]
 
@@ -51,10 +51,30 @@ def test_steps_are_read_as_they_come_each_once(tmp_path):
     assert [one.step for one in seen] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.parametrize("kept", [0, 1, 3])
+@pytest.mark.parametrize("made", [1, 3, 30])
+def test_what_a_resumed_run_writes_anew_is_read_anew(tmp_path, kept, made):
+    """Shorter than before, as long, or longer by the time that somebody looks again."""
+    path = tmp_path / "metrics.jsonl"
+    lines = [train(step, time=1.25 * step) for step in range(1, 7)]
+    write(path, *lines)
+    _, place = records.read(path, records.BEGIN, evaluates=lambda _: False, ended=False)
+    assert records.read(path, place, evaluates=lambda _: False, ended=False) == ([], place)
+    path.unlink()
+    assert records.read(path, place, evaluates=lambda _: False, ended=False)[0] == []
+    anew = [train(step, time=7.5 * step) for step in range(kept + 1, kept + 1 + made)]
+    write(path, *lines[:kept], *anew)
+    found, place = records.read(path, place, evaluates=lambda _: False, ended=False)
+    assert [one.step for one in found] == list(range(1, kept + 1 + made))
+    write(path, train(99))
+    found, _ = records.read(path, place, evaluates=lambda _: False, ended=False)
+    assert [one.step for one in found] == [99]
+
+
 def test_torn_lines_and_numbers_that_are_none(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1, "nan"), '{"torn', "[]", '"a"', train(2))
-    steps, _ = records.read(path, 0, evaluates=lambda _: False, ended=True)
+    steps, _ = records.read(path, records.BEGIN, evaluates=lambda _: False, ended=True)
     assert [one.metrics() for one in steps] == [{"step": 1}, {"step": 2, "train_loss": 1.0}]
     assert steps[0].message(2) == "Step 1/2: training loss=n/a"
 
@@ -62,7 +82,7 @@ def test_torn_lines_and_numbers_that_are_none(tmp_path):
 def test_the_result_file(tmp_path):
     path = tmp_path / "metrics.jsonl"
     write(path, train(1), train(2, token_accuracy=0.25), held_out(2))
-    steps, _ = records.read(path, 0, evaluates=lambda _: False, ended=True)
+    steps, _ = records.read(path, records.BEGIN, evaluates=lambda _: False, ended=True)
     assert steps[1].metrics()["train_mean_token_accuracy"] == 0.25
     assert records.table(steps).decode().splitlines() == [
         "step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy",

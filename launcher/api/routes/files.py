@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from launcher.api import files, wire
+from launcher.api import files, quota, retries, wire
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
 from launcher.api.intake import Working, received
@@ -53,11 +53,20 @@ _FORM = {
 
 
 @router.post("", openapi_extra=_FORM)
-async def create(request: Request, service: Served, caller: Asking, workers: Working) -> wire.File:
+async def create(
+    request: Request,
+    service: Served,
+    caller: Asking,
+    workers: Working,
+    key: retries.IdempotencyKey = None,
+) -> wire.File:
     """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
-    async with received(request, service.store, "file", service.site.limits.file_bytes) as found:
+    project = caller.project_id
+    async with received(
+        request, service.store, project, "file", service.site.limits.file_bytes
+    ) as found:
         return await to_thread.run_sync(
-            _insert, service, workers.lookers, caller, *found, limiter=workers.reading
+            _insert, service, workers.lookers, caller, key, *found, limiter=workers.reading(project)
         )
 
 
@@ -119,7 +128,12 @@ def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
 
 
 def _insert(
-    service: Service, lookers: Lookers, caller: Caller, form: Form, content: Incoming
+    service: Service,
+    lookers: Lookers,
+    caller: Caller,
+    key: str | None,
+    form: Form,
+    content: Incoming,
 ) -> wire.File:
     form.require_known("purpose", *_EXPIRES_AFTER.values())
     purpose = files.require_purpose(form.fields.get("purpose"))
@@ -128,16 +142,23 @@ def _insert(
         files.require_lines(service, lookers, content)
     assert form.filename is not None
     service.store.prepare(content)
+    project_id = caller.project_id
+    asked = "file", content.sha256, form.filename, purpose, expires_after_s
     with service.database.begin() as session:
+        made = retries.known(session, project_id, key, *asked)
+        if made is not None:
+            return files.shown(files.find(session, project_id, made))
+        quota.require_room(session, service.site, project_id, content.bytes)
         file = files.insert(
             session,
             service.store,
             content,
-            caller.project_id,
+            project_id,
             form.filename,
             purpose,
             expires_after_s,
         )
+        retries.note(session, project_id, key, file.id, *asked)
         return files.shown(file)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from launcher import runtime
-from launcher.api import files, journal, models, paging, wire_jobs
+from launcher.api import files, journal, models, paging, quota, retries, wire_jobs
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.database import new_id
 from launcher.api.failure import ApiError, missing_job
@@ -31,7 +31,12 @@ _ONE = select(Job).where(Job.id == bindparam("job"), Job.project_id == bindparam
 
 
 @router.post("", response_model=wire_jobs.JobView)
-def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str, Any]:
+def create(
+    asked: wire_jobs.NewJob,
+    caller: Asking,
+    service: Served,
+    key: retries.IdempotencyKey = None,
+) -> dict[str, Any]:
     """A new job; it begins by itself."""
     method = asked.method.type if asked.method else "supervised"
     if method != "supervised":
@@ -39,7 +44,12 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
         raise ApiError(400, found, param="method.type")
     if asked.integrations:
         _require_wandb(service.site)
+    wanted = "job", asked.model_dump_json()
     with service.database.begin() as session:
+        made = retries.known(session, caller.project_id, key, *wanted)
+        if made is not None:
+            return wire_jobs.job_view(_find(session, caller, made), service.site.organization)
+        quota.require_place(session, service.site, caller.project_id)
         _require_file(session, caller, asked.training_file, "training_file")
         if asked.validation_file is not None:
             _require_file(session, caller, asked.validation_file, "validation_file")
@@ -60,6 +70,7 @@ def create(asked: wire_jobs.NewJob, caller: Asking, service: Served) -> dict[str
         session.add(job)
         session.flush()
         journal.write(session, job.id, _first_notes(job))
+        retries.note(session, caller.project_id, key, job.id, *wanted)
     return wire_jobs.job_view(job, service.site.organization)
 
 
@@ -135,6 +146,8 @@ def resume(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
     """Let a paused job go on from where it was."""
     with service.database.begin() as session:
         job = _find(session, caller, job_id, for_update=True)
+        if _is_resumed(session, job):  # the answer to the first request was lost
+            return wire_jobs.job_view(job, service.site.organization)
         _require(job, "resume", job.state is JobState.paused)
         # Without numbers its files have not been looked at yet.
         job.state = JobState.queued if job.hyperparameters else JobState.validating_files
@@ -195,6 +208,13 @@ def _find(
     if job is None:
         raise missing or missing_job(job_id)
     return job
+
+
+def _is_resumed(session: Session, job: Job) -> bool:
+    if job.state is JobState.paused or job.state.is_final:
+        return False
+    wanted = select(Event.id).where(Event.job_id == job.id, Event.key.startswith("resumed-"))
+    return session.scalar(wanted.limit(1)) is not None
 
 
 def _plain(text: str) -> str:

@@ -14,17 +14,19 @@ from launcher.errors import StorageError
 
 router = APIRouter(include_in_schema=False)
 
+#: Balancers look with HEAD.
+_METHODS = ["GET", "HEAD"]
 #: A controller silent for longer does no work.
 _SILENT_S = 60.0
 
 
-@router.get("/healthz")
+@router.api_route("/healthz", methods=_METHODS)
 async def healthz() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+@router.api_route("/readyz", methods=_METHODS)
 def readyz(service: Served) -> JSONResponse:
     """Whether requests can be served: 200, or 503, with what is wrong."""
     found = {
@@ -37,7 +39,7 @@ def readyz(service: Served) -> JSONResponse:
     return JSONResponse({"status": status, **found}, 200 if ready else 503)
 
 
-@router.get("/metrics")
+@router.api_route("/metrics", methods=_METHODS)
 def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
     return Response(request.app.state.metrics.text(), media_type=CONTENT_TYPE_LATEST)

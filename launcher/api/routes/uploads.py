@@ -5,7 +5,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 
-from launcher.api import uploads, wire
+from launcher.api import retries, uploads, wire
 from launcher.api.access import Asking, Served
 from launcher.api.intake import Working, received
 
@@ -28,19 +28,29 @@ _FORM = {
 
 
 @router.post("")
-def create(wanted: wire.NewUpload, service: Served, caller: Asking) -> wire.Upload:
+def create(
+    wanted: wire.NewUpload, service: Served, caller: Asking, key: retries.IdempotencyKey = None
+) -> wire.Upload:
     """Begin a file that comes in parts, within the hour."""
-    return uploads.create(service, caller.project_id, wanted)
+    return uploads.create(service, caller.project_id, wanted, key)
 
 
 @router.post("/{upload_id}/parts", openapi_extra=_FORM)
 async def add_part(
-    upload_id: str, request: Request, service: Served, caller: Asking, workers: Working
+    upload_id: str,
+    request: Request,
+    service: Served,
+    caller: Asking,
+    workers: Working,
+    key: retries.IdempotencyKey = None,
 ) -> wire.Part:
     """Add a part; parts may come at the same time."""
     await run_in_threadpool(_require_pending, service, caller.project_id, upload_id)
     limit = service.site.limits.part_bytes
-    async with received(request, service.store, "data", limit) as (form, content):
+    async with received(request, service.store, caller.project_id, "data", limit) as (
+        form,
+        content,
+    ):
         form.require_known()
         return await to_thread.run_sync(
             uploads.add_part,
@@ -48,7 +58,8 @@ async def add_part(
             caller.project_id,
             upload_id,
             content,
-            limiter=workers.reading,
+            key,
+            limiter=workers.reading(caller.project_id),
         )
 
 
@@ -64,7 +75,7 @@ async def complete(
         caller.project_id,
         upload_id,
         asked,
-        limiter=workers.reading,
+        limiter=workers.reading(caller.project_id),
     )
 
 

@@ -1,0 +1,124 @@
+"""What projects share: turns in the queue, quotas, and requests that are sent twice."""
+
+from __future__ import annotations
+
+import json
+
+import h11
+import pytest
+from sqlalchemy import select
+
+from launcher.api import ownership
+from launcher.api.checking import overlap
+from launcher.api.ownership import Owner, claim, owned
+from launcher.api.protocol import _Strict
+from launcher.api.site import ProjectSettings, Quota
+from launcher.api.tables import Job, JobState, Project
+
+LINE = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+JOBS = "/v1/fine_tuning/jobs"
+
+
+def upload(client, content: bytes = LINE, **headers: str):
+    sent = {"file": ("a.jsonl", content)}
+    return client.post("/v1/files", files=sent, data={"purpose": "fine-tune"}, headers=headers)
+
+
+def order(service, most=lambda _: None) -> list[str]:
+    """Ids of all jobs in the order in which they run, one at a time."""
+    me, ran = Owner.here(), []
+    while ids := claim(service.database, me, 1, most):
+        ran += ids
+        for job_id in ids:
+            with owned(service.database, me, job_id) as (_, job):
+                job.state = JobState.succeeded
+                ownership.give_up_place(job)
+    return ran
+
+
+def queue(service, **counts: int) -> None:
+    with service.database.begin() as session:
+        session.add_all([Project(id=name, name=name) for name in counts])
+        session.flush()
+        for name, count in counts.items():
+            for number in range(count):
+                row = Job(id=f"{name}{number}", project_id=name, model="tiny", training_file="f")
+                row.seed, row.state, row.cursor = 1, JobState.queued, {"launch": "local"}
+                session.add(row)
+
+
+def test_projects_take_turns(service) -> None:
+    queue(service, red=4, green=2, blue=1)
+    assert order(service) == ["red0", "green0", "blue0", "red1", "green1", "red2", "red3"]
+
+
+def test_a_project_runs_no_more_than_it_may(service) -> None:
+    queue(service, red=3, green=1)
+    me, most = Owner.here(), {"red": 1}.get
+    assert claim(service.database, me, 3, most) == ["red0", "green0"]
+    assert claim(service.database, me, 3, most) == ["red0", "green0"]
+
+
+def test_a_project_has_quotas(client, service, stranger) -> None:
+    service.site.quota = Quota(queued_jobs=1, stored_bytes=2 * len(LINE))
+    service.site.projects["theirs"] = ProjectSettings(stored_bytes=len(LINE) - 1)
+    file = upload(client).json()["id"]
+    assert upload(client).status_code == 200
+    full = upload(client)
+    assert full.status_code == 429
+    error = full.json()["error"]
+    assert (error["type"], error["code"]) == ("insufficient_quota", "insufficient_quota")
+    assert full.headers["x-should-retry"] == "false"
+    assert upload(client, **stranger).status_code == 429
+    asked = {"model": "tiny", "training_file": file}
+    assert client.post(JOBS, json=asked).status_code == 200
+    more = client.post(JOBS, json=asked)
+    assert (more.status_code, more.headers["retry-after"]) == (429, "30")
+    assert more.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_a_request_with_a_key_makes_one_thing(client, service, stranger) -> None:
+    key = {"Idempotency-Key": "once"}
+    file = upload(client, **key).json()
+    assert upload(client, **key).json() == file
+    asked = {"model": "tiny", "training_file": file["id"]}
+    named = {"Idempotency-Key": "job"}
+    made = [client.post(JOBS, json=asked, headers=named).json()["id"] for _ in range(2)]
+    assert made[0] == made[1]
+    assert client.post(JOBS, json=asked).json()["id"] != made[0]
+    other = client.post(JOBS, json={**asked, "suffix": "b"}, headers=named)
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "Idempotency-Key")
+    assert upload(client, **stranger, **key).json()["id"] != file["id"]
+    with service.database.read() as session:
+        assert len(list(session.scalars(select(Job)))) == 2
+
+
+def test_examples_that_are_in_both_files_are_counted(tmp_path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    lines = [json.dumps({"a": n, "b": 1}) + "\n" for n in range(4)]
+    one.write_text("".join(lines))
+    two.write_text('{"b":1,"a":2}\n' + lines[3] + lines[3] + '{"a": 9}\n')
+    assert overlap(one, two) == 3
+    assert overlap(one, one) == 4
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 3\r\nTransfer-Encoding: chunked",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 3",
+        b"Content-Length: 3\r\nContent-Length: 4",
+        b"X: a\r\n b\r\nContent-Length: 3",
+        b"Transfer-Encoding: gzip, chunked",
+    ],
+)
+def test_a_body_that_may_end_elsewhere_is_refused(head) -> None:
+    connection = _Strict(h11.SERVER)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n\r\n")
+    with pytest.raises(h11.RemoteProtocolError):
+        connection.next_event()
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/metrics"])
+def test_health_is_asked_with_head(client, path) -> None:
+    assert client.head(path).status_code == 200
