@@ -57,6 +57,15 @@ def _launcher_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _umask() -> Iterator[None]:
+    """The service takes its umask for good, as its process is its own; here others follow."""
+    before = os.umask(0o022)
+    os.umask(before)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
 def _no_leaks(_launcher_cache: None) -> Iterator[None]:
     """Fail a test that leaves the process or the machine otherwise than it found it."""
     before = leaks.Snapshot()

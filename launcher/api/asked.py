@@ -4,6 +4,7 @@
 import json
 import re
 from collections import Counter
+from typing import get_origin
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -31,16 +32,22 @@ async def nothing_unread(request: Request) -> None:
             names = [*known, *(["metadata"] if route.path == _FILTERED else [])]
             near = did_you_mean(name, names) if names else "this request takes none"
             raise unknown_member(name, near)
-        if times > 1:
+        if times > 1 and not known[name]:
             raise ApiError(400, f"'{name}' is given {times} times", param=name)
     # A form is read by its route.
     if request.method == "POST" and route.body_field is None and not route.openapi_extra:
         _require_empty(await request.body())
 
 
-def _query_of(dependant: Dependant) -> set[str]:
-    found = {parameter.alias for parameter in dependant.query_params}
-    return found.union(*(_query_of(one) for one in dependant.dependencies))
+def _query_of(dependant: Dependant) -> dict[str, bool]:
+    """Names that a route takes, and whether each may be given more than once."""
+    found = {
+        parameter.alias: get_origin(parameter.field_info.annotation) is list
+        for parameter in dependant.query_params
+    }
+    for one in dependant.dependencies:
+        found |= _query_of(one)
+    return found
 
 
 def _require_empty(body: bytes) -> None:

@@ -308,7 +308,10 @@ def test_fine_tuned_models_of_ones_own_can_be_tuned_further(client, file, servic
     assert answer.json()["model"] == "ft:tiny:local::done"
     answer = create(client, file, model="ft:tiny:local::on-the-way")
     assert answer.json()["model"] == "ft:tiny:local::on-the-way"
-    client.delete("/v1/models/ft:tiny:local::on-the-way")
+    assert client.delete("/v1/models/ft:tiny:local::on-the-way").status_code == 409  # it is used
+    with service.database.begin() as session:
+        session.query(Job).filter_by(id=answer.json()["id"]).one().state = JobState.cancelled
+    assert client.delete("/v1/models/ft:tiny:local::on-the-way").status_code == 200
     answer = create(client, file, model="ft:tiny:local::on-the-way")
     assert answer.json()["error"]["code"] == "model_not_available"
 

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from launcher import entry
 from launcher.api import access, origin
 from launcher.api.tables import Job, Model, now
 from launcher.errors import ConfigError, ExitCode, StorageError
@@ -54,7 +55,8 @@ def test_where_a_job_starts(service, models, exports, tmp_path):
     origin.prepare(service, job(STEP), tmp_path)
     [(command, gpus)] = ran
     words = ["--checkpoint", "5", "-o", str(tmp_path / "base")]
-    assert command[2:] == ["launcher.train.export", str(service.runs / "ftjob-a"), *words]
+    expected = entry.command("launcher.train.export", str(service.runs / "ftjob-a"), *words)
+    assert list(command) == list(expected)
     assert (gpus, left.exists()) == ("", False)
 
 

@@ -101,9 +101,12 @@ def test_help_lists_every_verb(capsys):
 def test_train_help_lists_groups_options_and_keys(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = capsys.readouterr().out.split()
+    text = capsys.readouterr().out
+    shown = text.split()
     for group, options in groups.list_groups().items():
-        assert not options or {group, *options} <= set(shown)
+        is_cut = f"({len(options) - 12} more)"
+        assert not options or {group, options[0], options[-1]} <= set(shown)
+        assert {*options} <= set(shown) or is_cut in text
     assert set(arguments.KEYS) <= set(shown)
 
 

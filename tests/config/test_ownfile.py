@@ -20,6 +20,7 @@ EXPERIMENTS = groups.list_groups()["experiment"]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
 
 
 def _write(text: str, name: str = "my.yaml") -> str:

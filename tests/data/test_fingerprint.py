@@ -63,7 +63,7 @@ def test_every_data_option_is_accounted_for() -> None:
     from launcher.config.schema import DataConfig
 
     in_key = {"format", "columns", "system", "max_length", "overlong", "bad_records", "limit"}
-    in_key |= {"template_options", "thoughts", "learn_empty_thoughts"}
+    in_key |= {"template_options", "thoughts", "learn_empty_thoughts", "special_tokens"}
     in_key |= {"train", "validation", "validation_share", "revision", "labels", "temperature"}
     assert {f.name for f in fields(DataConfig)} - in_key == {
         "packing",

@@ -10,5 +10,5 @@ from launcher.evals import vllm
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM is installed")
 def test_without_the_library_the_extra_is_named():
-    with pytest.raises(ConfigError, match=r"--vllm needs vllm(?s:.)*launcher\[vllm\]"):
+    with pytest.raises(ConfigError, match="--vllm needs vllm(?s:.)*pip install .vllm"):
         vllm.need()

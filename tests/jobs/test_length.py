@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import stat
 
 import pytest
+import yaml
 
 from launcher.config import compose, create
 from launcher.errors import ConfigError
@@ -56,7 +56,7 @@ def test_more_steps_are_written_to_the_run_as_it_begins(run):
     assert (config.train.steps, config.train.epochs) == (200, None)
     assert config.optim.lr == compose.compose([*WORDS]).optim.lr
     assert stat.S_IMODE(run.config.stat().st_mode) == 0o444
-    words = [json.loads(line.removeprefix("- ")) for line in run.overrides.read_text().splitlines()]
+    words = yaml.safe_load(run.overrides.read_text())
     assert words == [*WORDS, f"run.root={run.path.parent}", "train.steps=200"]
     made = read_json(run.plan)
     assert (made["steps"], made["eval_steps"], made["world_size"]) == (200, 20, 1)

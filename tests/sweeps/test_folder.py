@@ -32,7 +32,7 @@ from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
 
-WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "run.name=s")
+WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=4", "run.name=s")
 Made = Callable[..., tuple[SweepDir, Request]]
 
 
@@ -255,7 +255,7 @@ def test_pictures_place_trials_where_they_belong(made: Made) -> None:
         _finish(sweep, number, 4.0, 2.0 - 0.1 * number)
     by_lr, by_seed = pictures.against(request, table.rows(sweep))
     assert (by_lr.across, by_lr.up) == ("optim.lr", "eval/loss")
-    assert [label for _, label in by_lr.x_marks] == ["0.0001", "0.001"]
+    assert [label for _, label in by_lr.x_marks] == ["1e-4", "1e-3"]
     best = by_lr.traces[-1]
     assert (best.number, best.quality) == (3, 1.0)
     # The best of a metric of which less is better stands right, for its rate, and at the bottom.

@@ -46,7 +46,7 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
 def test_without_the_library_the_extra_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"needs lm_eval(?s:.)*launcher\[lm-eval\]"):
+    with pytest.raises(ConfigError, match=r"needs lm_eval(?s:.)*pip install .lm-eval"):
         harness.evaluate(RunDir(tmp_path), ["arc_easy"], ["tuned"])
 
 
