@@ -38,6 +38,7 @@ HELPERS = (
     b"multiprocessing.resource_tracker",
     b"multiprocessing.forkserver",
     b"launcher/api/jsonl.py",
+    b"launcher.train.answering",
 )
 
 #: What has been told to end may take so long on a busy machine.

@@ -21,7 +21,13 @@ from launcher.sweeps.folder import SweepDir
 from support.ranks import environment
 
 pytestmark = pytest.mark.slow
-WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "train.steps=4", "run.name=s")
+WORDS = (
+    "model=tiny",
+    "data.train=builtin:quickstart-text",
+    "batch.sequences=4",
+    "train.steps=4",
+    "run.name=s",
+)
 OPTUNA = ("sweep=optuna", "sweep.startup_trials=2", "optim.lr=tag(log,interval(1e-5,1e-1))")
 TIMEOUT_S = 120
 

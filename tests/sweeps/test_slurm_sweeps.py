@@ -19,7 +19,13 @@ from support.slurm import Cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 WORDS = (
-    *("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "run.name=s", "train.steps=4"),
+    *(
+        "model=tiny",
+        "data.train=builtin:quickstart-text",
+        "batch.sequences=4",
+        "run.name=s",
+        "train.steps=4",
+    ),
     *("launch=slurm", "launch.processes=1", "train.threads=1"),
 )
 
