@@ -94,9 +94,13 @@ class Preempted(LauncherError):
     exit_code = ExitCode.preempted
 
 
+#: Nobody means a longer word, and looking for what is near takes time by its length.
+_LONGEST = 100
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """A hint naming the closest known words; if none is close, all of them or the nearest ones."""
-    known = sorted(known)
+    known, word = sorted(known), word[:_LONGEST]
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(name) for name in close)}?"
@@ -107,6 +111,6 @@ def some_of(known: Sequence[str], word: str, most: int = 8) -> str:
     """The words of `known`; of many, the `most` that are nearest to `word`, and how many more."""
     if len(known) <= most + 2:
         return ", ".join(known)
-    near = difflib.get_close_matches(word, known, n=most, cutoff=0.0)
+    near = difflib.get_close_matches(word[:_LONGEST], known, n=most, cutoff=0.0)
     kept = [name for name in known if name in near]
     return f"{', '.join(kept)} and {len(known) - len(kept)} more"

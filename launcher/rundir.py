@@ -17,7 +17,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -373,9 +373,11 @@ class RunDir:
         """Heartbeat file of one rank."""
         return self.heartbeats / f"rank-{rank}.json"
 
-    def command(self, verb: str, *options: str, anywhere: bool = False) -> str:
+    def command(
+        self, verb: str, *options: str, more: Sequence[str] = (), anywhere: bool = False
+    ) -> str:
         """`launcher VERB RUN` as it can be typed here, in backticks: see `command`."""
-        return command(verb, self.path, *options, anywhere=anywhere)
+        return command(verb, self.path, *options, more=more, anywhere=anywhere)
 
     def exists(self) -> bool:
         """Whether this is a run folder."""
@@ -442,9 +444,12 @@ class RunDir:
             file.close()
 
 
-def command(verb: str, folder: Path, *options: str, anywhere: bool = False) -> str:
+def command(
+    verb: str, folder: Path, *options: str, more: Sequence[str] = (), anywhere: bool = False
+) -> str:
     """`launcher VERB NAME` for a run or sweep in `folder`, in backticks, with --root where that is
-    not the default: it works when typed in the current folder, whatever characters are in it.
+    not the default: it works when typed in the current folder, whatever characters are in it. Words
+    of `more` come last.
 
     Of `anywhere` it names the path: what ranks write is read in other folders than theirs.
     """
@@ -453,7 +458,7 @@ def command(verb: str, folder: Path, *options: str, anywhere: bool = False) -> s
     # A name that looks like an option, or that is a path from here, which is looked for first.
     if anywhere or name.startswith("-") or Path(name).exists():
         words = [str(folder)]
-    return f"`{shlex.join(['launcher', *verb.split(), *options, *words])}`"
+    return f"`{shlex.join(['launcher', *verb.split(), *options, *words, *more])}`"
 
 
 def listed(root: Path) -> str:

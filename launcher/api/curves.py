@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import threading
 from array import array
 from bisect import bisect_left
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.api.records import BEGIN, Place
 from launcher.rundir import RunDir
 
 #: Kind of a record -> what is drawn of it.
@@ -60,21 +62,23 @@ class _Line:
 class _Curve:
     """What has been read of a run's file. A run that goes on writes another in its place."""
 
-    def __init__(self, inode: int) -> None:
-        self.inode, self.position = inode, 0
+    def __init__(self) -> None:
+        self.version, self.place = secrets.token_hex(8), BEGIN
         self.lines = {kind: _Line(len(names)) for kind, names in COLUMNS.items()}
 
     def read_on(self, file: IO[bytes]) -> None:
         """Add what is new."""
-        file.seek(self.position)
+        position = self.place.position
+        file.seek(position)
         for line in file:
             if not line.endswith(b"\n"):
-                return
-            self.position += len(line)
+                break
+            position += len(line)
             raw = _record(line)
             if raw is not None:
                 kind = raw["kind"]
                 self.lines[kind].add(raw["step"], [_number(raw.get(n)) for n in COLUMNS[kind]])
+        self.place = Place.at(file, position)
 
 
 class Curves:
@@ -93,7 +97,7 @@ class Curves:
             curve = self._known(run.metrics)
             found = {kind: line.points(first, last, most) for kind, line in curve.lines.items()}
         return {
-            "version": str(curve.inode),
+            "version": curve.version,
             "train": found["train"][0],
             "valid": found["eval"][0],
             "is_thinned": any(is_thinned for _, is_thinned in found.values()),
@@ -103,12 +107,11 @@ class Curves:
         try:
             file = open(path, "rb")  # noqa: SIM115 - closed below
         except FileNotFoundError:
-            return _Curve(0)
+            return _Curve()
         with file:
-            stat = os.fstat(file.fileno())
             curve = self._curves.pop(path, None)
-            if curve is None or curve.inode != stat.st_ino or stat.st_size < curve.position:
-                curve = _Curve(stat.st_ino)
+            if curve is None or Place.at(file, curve.place.position) != curve.place:
+                curve = _Curve()
             self._curves[path] = curve
             if len(self._curves) > _REMEMBERED:
                 self._curves.popitem(last=False)

@@ -49,11 +49,13 @@ class Gate:
                 caller = await self._caller(scope)
                 scope["state"]["caller"] = caller
                 per_minute = caller.requests_per_minute or self._limits.requests_per_minute
-                left = self._rates.take(caller.key_id, per_minute)
+                of_key = self._rates.take(caller.key_id, per_minute)
                 of_project = self._site.quota_of(caller.project).requests_per_minute
-                if of_project is not None:
+                if of_project is None:
+                    left = of_key
+                else:
                     shared = self._rates.take(f"project {caller.project_id}", of_project)
-                    left = min(left, shared, key=remaining)
+                    left = min(of_key, shared, key=remaining)
             _check_url(scope)
             body = receive
             if "caller" in scope["state"]:  # of a stranger nothing is read but the head

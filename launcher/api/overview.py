@@ -126,7 +126,9 @@ def rows(
     found = list(found)
     ids = {file for job in found for file in (job.training_file, job.validation_file) if file}
     names = _names(session, project_id, ids)
-    line = ownership.line(session) if any(job.state is JobState.queued for job in found) else []
+    line: list[str] = []
+    if any(job.state is JobState.queued for job in found):
+        line = ownership.line(session, lambda name: service.site.quota_of(name).running_jobs)
     return [
         {
             **wire_jobs.job_view(job, service.site.organization),

@@ -59,9 +59,9 @@ class Owner:
         return (host, place) == (self.host, self.space) and not alive(int(pid), float(since))
 
 
-def line(session: Session) -> list[str]:
+def line(session: Session, most: Callable[[str], int | None] = lambda _: None) -> list[str]:
     """Ids of the jobs that wait for a place here, in the order in which `claim` gives it to them if
-    no further job comes."""
+    no further job comes; those of a project that has as many as it may run come last."""
     waiting = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
     jobs = list(session.scalars(select(Job).where(waiting).order_by(Job.number)))
     running = Counter(job.project_id for job in jobs if _has_place(job))
@@ -70,10 +70,17 @@ def line(session: Session) -> list[str]:
         if job.state is JobState.queued and needs_slot(job):
             lines.setdefault(job.project_id, deque()).append(job)
     named = select(Project).where(Project.id.in_(lines))
-    began = {project.id: project.began_at for project in session.scalars(named)}
+    projects = {project.id: project for project in session.scalars(named)}
+    began = {name: project.began_at for name, project in projects.items()}
+    limits = {name: most(project.name) for name, project in projects.items()}
+
+    def order(name: str) -> tuple[bool, int, float]:
+        limit = limits[name]
+        return limit is not None and running[name] >= limit, running[name], began[name]
+
     found: list[str] = []
     while lines:
-        turn = min(lines, key=lambda one: (running[one], began[one]))
+        turn = min(lines, key=order)
         found.append(lines[turn].popleft().id)
         running[turn] += 1
         began[turn] = time.time() + len(found)

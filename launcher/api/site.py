@@ -59,7 +59,7 @@ class Quota:
 
     running_jobs: int | None = None
     """Jobs that run, or are with Slurm; further ones wait."""
-    queued_jobs: int | None = None
+    queued_jobs: int | None = 1000
     """Jobs that wait; a further one is refused."""
     stored_bytes: int | None = None
     """Bytes of all files, and of parts of uploads; more are refused."""
@@ -71,6 +71,8 @@ class Quota:
 class ProjectSettings(Quota):
     """What is settled for one project; a quota that is null here is that of every project."""
 
+    queued_jobs: int | None = None
+    """Jobs of the project that wait, if other than every project's."""
     account: str | None = None
     """Slurm's account for its jobs: `cluster.account`."""
     overrides: list[str] = field(default_factory=list)
@@ -107,7 +109,7 @@ class Site:
     """Name that clients use -> what it stands for here."""
     queue: Queue = field(default_factory=Queue)
     limits: Limits = field(default_factory=Limits)
-    quota: Quota = field(default_factory=lambda: Quota(queued_jobs=1000))
+    quota: Quota = field(default_factory=Quota)
     """Of every project."""
     projects: dict[str, ProjectSettings] = field(default_factory=dict)
     """Name of a project -> what is settled for it alone."""

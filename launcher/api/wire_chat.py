@@ -37,6 +37,8 @@ class SaidFunction(Spoken):
 
     name: Annotated[str, Field(min_length=1)]
     arguments: str = "{}"
+    parsed_arguments: Any = None
+    """What the clients' own `parse` has made of `arguments`."""
 
 
 class SaidCall(Spoken):
@@ -68,6 +70,8 @@ class Message(Spoken):
     weight: Literal[0, 1] | None = None
     annotations: list[Any] | None = None
     audio: Any = None
+    parsed: Any = None
+    """What the clients' own `parse` has made of `content`."""
 
     def plain(self, place: int) -> dict[str, Any]:
         """As training reads it; 400 in the envelope for what cannot be said."""
@@ -84,9 +88,12 @@ class Message(Spoken):
         if self.content is None and not calls:
             message = "Only messages with content are supported."
             raise ApiError(400, message, param=f"{where}.content")
-        said = self.model_dump(exclude_none=True, exclude={"annotations", "weight", "audio"})
+        unsaid = {"annotations", "weight", "audio", "parsed"}
+        said = self.model_dump(exclude_none=True, exclude=unsaid)
         for call in said.get("tool_calls", ()):
             call.pop("index", None)
+            call["function"].pop("parsed_arguments", None)
+        said.get("function_call", {}).pop("parsed_arguments", None)
         return said
 
 

@@ -19,7 +19,8 @@ def plan(words: list[str]) -> int:
         print(arguments.as_json(plan.as_dict(made)))
     else:
         print(plan.describe(config, made))
-    sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
+    if sys.stdout is not None:
+        sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
     requirements.require(config)
     return ExitCode.ok
 

@@ -8,13 +8,14 @@ overrides, wherever it stands among them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config import groups, layers, overrides, typed, variants, yamlfile
+from launcher.config import groups, layers, overrides, typed, values, variants, yamlfile
 from launcher.config.values import Node, Word
 from launcher.config.yamlfile import Lined
 from launcher.errors import ConfigError, Problem, did_you_mean
@@ -64,7 +65,11 @@ def read(word: str, options: Mapping[str, Sequence[str]]) -> OwnFile:
     if not path.is_file():
         folder = path.parent
         near = [str(folder / p.name) for end in _ENDINGS for p in folder.glob(f"*{end}")]
-        hint = did_you_mean(word, near) if near else f"`launcher config > {path.name}` writes one"
+        hint = (
+            did_you_mean(word, near)
+            if near
+            else f"`launcher config > {shlex.quote(word)}` writes one"
+        )
         found = "is no file" if path.exists() else "no such file"
         raise ConfigError(found, where=word, hint=hint)
     try:
@@ -132,8 +137,7 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
         elif here in options and not isinstance(node, Lined):
             _choose(here, node, options, own)
         elif typed.written_type(here) is None:
-            shown = node.text if isinstance(node, Word) else node
-            shown = "a mapping" if isinstance(node, Lined) else shown
+            shown = "a mapping" if isinstance(node, Lined) else values.plain(node, Any)
             own.problems.append(_here(overrides.unknown(here, shown, options), own, here))
         else:
             # As if it stood alone below its section, so that its own keys get their lines too.
@@ -196,4 +200,14 @@ def _keys(group: str, option: str, folders: Sequence[Path]) -> dict[str, Any]:
     tree = yamlfile.read(file, str(file))
     tree.pop("defaults", None)
     data, _ = yamlfile.content(tree, group)
-    return {f"{group}.{key}": value for key, value in data.items()}
+    return dict(_flat(data, group))
+
+
+def _flat(data: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values, as deep as there are sections."""
+    for key, value in data.items():
+        here = f"{path}.{key}"
+        if here in typed.sections() and isinstance(value, dict):
+            yield from _flat(value, here)
+        else:
+            yield here, value

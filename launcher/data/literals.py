@@ -14,7 +14,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -39,10 +39,10 @@ class Literals:
         self._backend = tokenizer.backend_tokenizer
         self._control = _control_tokens(tokenizer)
         names = sorted(self._control, key=lambda name: (-len(name), name))
-        self._find = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._find = re.compile(_any_of(names))
         begun = [tag for pair in TAGS.items() for tag in pair]
         plain = [name for name in names if not any(tag.startswith(name) for tag in begun)]
-        self._find_in_thoughts = re.compile("|".join(map(re.escape, plain)) or r"(?!)")
+        self._find_in_thoughts = re.compile(_any_of(plain))
         self._heads = _heads(names)
 
     def are_in(self, text: str) -> bool:
@@ -89,7 +89,11 @@ class Literals:
     def mark_for(self, *values: Any) -> str:
         """A character that is in none of the values. `BadRecord` if all that there are are used."""
         text = json.dumps(values, ensure_ascii=False, default=str)
-        free = next((mark for mark in _MARKS if mark not in text), None)
+        # Neither as such, nor as JSON in a text may write it.
+        low = text.lower()
+        free = next(
+            (mark for mark in _MARKS if mark not in text and f"u{ord(mark):04x}" not in low), None
+        )
         if free is None or _NAMED.search(text):
             raise BadRecord(
                 "the spelling of a control token beside characters that Unicode keeps for private "
@@ -190,6 +194,28 @@ def _heads(names: Sequence[str]) -> tuple[str, ...]:
     return (common,) if common else tuple(sorted({name[0] for name in names}))
 
 
+def _any_of(names: Iterable[str]) -> str:
+    """A pattern for the longest of `names` at a place, as a tree: a tokenizer may have a thousand
+    control tokens, and one by one they would be tried at every `<`."""
+    tree: dict[str, Any] = {}
+    for name in names:
+        node = tree
+        for character in name:
+            node = node.setdefault(character, {})
+        node[""] = {}
+
+    def pattern(node: dict[str, Any]) -> str:
+        ways = [re.escape(one) + pattern(rest) for one, rest in sorted(node.items()) if one]
+        if not ways:
+            return ""
+        body = "|".join(ways)
+        if "" in node:
+            return f"(?:{body})?"
+        return f"(?:{body})" if len(ways) > 1 else body
+
+    return pattern(tree) or "(?!)"
+
+
 def _broken(text: str, find: re.Pattern[str], mark: str) -> str:
     while find.search(text):  # what is left of one may hold another
         text = find.sub(lambda match: match[0][0] + mark + match[0][1:], text)
@@ -206,13 +232,17 @@ def _replaced(value: Any, change: Callable[[str], str]) -> Any:
     return value
 
 
+def _parts(pair: str | Sequence[str]) -> set[str]:
+    """The two texts of a merge, and what it makes of them."""
+    one, other = pair.split(" ") if isinstance(pair, str) else pair
+    return {one, other, one + other}
+
+
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give entries of a model's vocabulary other names, but those that merges make or take."""
+    """Give entries of a model's vocabulary other names; no merge makes or takes them any more."""
     vocabulary = model.get("vocab")
-    pairs = model.get("merges", ())
-    merges = (pair.split(" ") if isinstance(pair, str) else pair for pair in pairs)
-    made = {text for one, other in merges for text in (one, other, one + other) if text in names}
-    names = {own: name for own, name in names.items() if own not in made}
+    if "merges" in model:
+        model["merges"] = [pair for pair in model["merges"] if not _parts(pair) & names.keys()]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(own, own): i for own, i in vocabulary.items()}
     elif isinstance(vocabulary, list):  # Unigram: [piece, score], by id

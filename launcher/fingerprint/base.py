@@ -29,6 +29,8 @@ _HEAD = 1 << 20
 _STRIDE = 4 << 20
 _SAMPLE = 64 << 10
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+#: What transformers looks for, first the first.
+_STEMS = ("model.safetensors", "pytorch_model.bin")
 #: Beside the weights of a model may lie those of an adapter, and what a trainer has left.
 _OTHERS = ("adapter_", "optimizer", "scheduler", "training_args", "rng_state")
 
@@ -47,13 +49,22 @@ def origin(config: Config, base: Path | None) -> dict[str, str]:
 def weights_digest(folder: Path) -> str:
     """BLAKE2b (16 bytes, hex) of a model's weights, by the names of their files; empty if there are
     none in the folder."""
-    files = [
-        [path.name, _file_digest(path)]
-        for path in sorted(folder.iterdir())
-        if path.suffix in _WEIGHTS and not path.name.startswith(_OTHERS) and path.is_file()
-    ]
+    files = [[path.name, _file_digest(path)] for path in _weight_files(folder) if path.is_file()]
     text = json.dumps(files).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest() if files else ""
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that transformers reads, in its order of preference: another format beside them, or
+    the same weights in one file, is not the model."""
+    for stem in _STEMS:
+        if (folder / stem).is_file():
+            return [folder / stem]
+        index = read_json(folder / f"{stem}.index.json")
+        if isinstance(index, dict):
+            return sorted({folder / str(name) for name in index.get("weight_map", {}).values()})
+    named = (path for path in folder.iterdir() if path.suffix in _WEIGHTS)
+    return sorted(path for path in named if not path.name.startswith(_OTHERS))
 
 
 def _file_digest(path: Path) -> str:

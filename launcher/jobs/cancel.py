@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import time
 
-from launcher.errors import ConfigError, ExitCode, HangError
+from launcher.errors import ConfigError, ExitCode, HangError, StorageError
 from launcher.jobs import scheduled
 from launcher.jobs.logs import backend_of
 from launcher.jobs.status import heartbeats, is_live
@@ -50,7 +51,8 @@ def set_cancelled(run: RunDir, reason: str = "cancelled by the user") -> Status:
 
 def _stop(run: RunDir, status: Status, *, now: bool) -> None:
     if status.attempt and not now:
-        write_atomic(run.wish(status.attempt), "launcher cancel")
+        with contextlib.suppress(StorageError):  # a full disk keeps nothing from being stopped
+            write_atomic(run.wish(status.attempt), "launcher cancel")
     backend = backend_of(run, status.attempt)
     job = scheduled.job_of(run.path, status.attempt)
     if backend and backend.status(run, status.attempt) is not JobState.gone:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from launcher import console, runtime
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, StorageError
 from launcher.jobs.status import is_live, observed_run, saved_step
 from launcher.jobs.tail import Tail
 from launcher.launch.outcome import settled
@@ -130,7 +130,8 @@ def _watch(
                 view.line(f"{run.command('cancel')} stops it with a checkpoint")
                 return
             if told == 1:
-                write_atomic(run.wish(attempt), interrupts.by)
+                with contextlib.suppress(StorageError):
+                    write_atomic(run.wish(attempt), interrupts.by)
             _pass_on(run, attempt, backend, view, interrupts.by, now=told > 1)
         time.sleep(_POLL_S)
 

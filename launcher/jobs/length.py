@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import checks, compose, create, groups, overrides, plan, typed
-from launcher.config.schema import Config
+from launcher.config.schema import Config, Weights
 from launcher.errors import ConfigError, Problem
 from launcher.rundir import RunDir, State, read_json, write_atomic, write_json
 
@@ -26,9 +26,12 @@ def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) ->
     problems = [*asked.problems, *_others(run, [*asked.groups, *asked.values])]
     if problems:
         raise ConfigError(problems)
-    data = compose.to_dict(compose.load(run.config))
+    before = compose.load(run.config)
+    data = compose.to_dict(before)
     overrides.apply(asked.values, data)
     config, problems = typed.build(data)
+    if not problems and plan.exports_best(before) and config.export.weights is None:
+        config.export.weights = Weights.best  # what counts stays what it was
     if not problems:
         world_size = world_size or int(read_json(run.plan)["world_size"])
         has_gpu = create.gpus_per_node(config) > 0
@@ -55,9 +58,10 @@ def finished(run: RunDir) -> ConfigError:
         hint = "start a new run with `launcher train` to train on"
     elif _stopped(run) is not None:
         word = "train.early_stop.patience=null"
-        hint = f"`launcher resume {run.name} {word}` goes on to step {status.steps}"
+        hint = f"{run.command('resume', more=[word])} goes on to step {status.steps}"
     else:
-        hint = f"`launcher resume {run.name} train.steps={2 * status.step}` trains on"
+        word = f"train.steps={2 * status.step}"
+        hint = f"{run.command('resume', more=[word])} trains on"
     found = ": ".join(["the run has finished", *([status.reason] if status.reason else [])])
     return ConfigError(found, where=str(run), hint=hint)
 

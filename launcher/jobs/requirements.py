@@ -7,7 +7,9 @@ Whatever preparation and ranks would stop at for want of something is found here
 from __future__ import annotations
 
 import errno
+import functools
 import os
+import ssl
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,6 +19,7 @@ from pathlib import Path
 from launcher import registry, runtime
 from launcher.config import items, memory
 from launcher.config.schema import Config, TinyModelConfig, WandbMode
+from launcher.config.schema_launch import ContainerRuntime
 from launcher.errors import ConfigError, DataError, LauncherError, Problem
 from launcher.fingerprint import (
     SUFFIXES,
@@ -52,13 +55,15 @@ def require(config: Config) -> None:
 
     Under Slurm a path in a folder that this host does not have may be on the nodes, and passes.
     """
-    problems = [*_model(config), *_packages(config)]
+    packages = [] if _is_contained(config) else _packages(config)
+    problems = [*_model(config), *_files(config), *packages]
     data = list(_data(config))
     if data and not problems:
         raise DataError(data)
     if problems:
         raise ConfigError([*problems, *data])
     _require_root(Path(config.run.root))
+    _require_root(located.cache_root(config))
 
 
 def _require_root(root: Path) -> None:
@@ -87,10 +92,34 @@ def _model(config: Config) -> Iterator[Problem]:
         yield Problem("model.tokenizer", f"no such folder: {tokenizer}", hint)
 
 
+def _files(config: Config) -> Iterator[Problem]:
+    """Files that the config names, besides model and data."""
+    named = {"model.chat_template": getattr(config.model, "chat_template", None)}
+    if config.data.format.endswith(".py"):
+        named["data.format"] = config.data.format
+    if "json_schema" in config.eval.metrics:
+        named["eval.json_schema"] = config.eval.json_schema
+    if "judge" in config.eval.metrics:
+        named["eval.judge.prompt"] = config.eval.judge.prompt
+    for where, name in named.items():
+        if name and not os.access(runtime.user_path(name), os.R_OK) and not _on_nodes(config, name):
+            found = f"no such file, or it cannot be read: {name} (looked from {Path.cwd()})"
+            yield Problem(where, found, "give the path of a file")
+
+
 def _on_nodes(config: Config, name: str) -> bool:
     """Whether a path may lie on a disk that only the nodes of a cluster have."""
     path = runtime.user_path(name)
-    return config.launch.name == "slurm" and path.is_absolute() and not path.parent.exists()
+    if config.launch.name != "slurm" or not path.is_absolute() or path.exists():
+        return False
+    # In an image, or put there by the setup, it may have any folder above it.
+    return not path.parent.exists() or bool(config.cluster.setup) or _is_contained(config)
+
+
+def _is_contained(config: Config) -> bool:
+    """Whether the ranks run in an image, with packages and files of its own."""
+    runs_in = config.cluster.container.runtime
+    return config.launch.name == "slurm" and runs_in is not ContainerRuntime.none
 
 
 def _pretrained(where: str, name: str, revision: str | None) -> Iterator[Problem]:
@@ -122,6 +151,7 @@ def _data(config: Config) -> Iterator[Problem]:
             yield from _unreadable(source)
         needed = dict.fromkeys(package for source in sources for package in _readers(source))
         missing = [package for package in needed if not registry.installed(package)]
+        missing = [] if _is_contained(config) else missing
         for package in missing:
             found = f"reading it needs {package}, which is not installed"
             yield Problem(where, found, registry.install(package, "data"))
@@ -189,10 +219,14 @@ def _hub_refuses(path: str, revision: str | None) -> str | None:
     endpoint = runtime.hub_endpoint()
     if endpoint is None:
         return "HF_HUB_OFFLINE keeps the hub from being asked"
+    return _refused(endpoint, path, revision, runtime.hub_token())
+
+
+@functools.cache
+def _refused(endpoint: str, path: str, revision: str | None, token: str | None) -> str | None:
     address = f"{endpoint.rstrip('/')}/api/{urllib.parse.quote(path)}"
     if revision:
         address += f"/revision/{urllib.parse.quote(revision, safe='')}"
-    token = runtime.hub_token()
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     if not address.startswith(("https://", "http://")):
         return f"{endpoint} is not a web address"
@@ -204,4 +238,8 @@ def _hub_refuses(path: str, revision: str | None) -> str | None:
         known = error.code in (400, 401, 403, 404)
         return f"the hub says {error.code} {error.reason}" if known else None
     except (OSError, ValueError) as error:
-        return f"the hub does not answer: {getattr(error, 'reason', error)}"
+        reason = getattr(error, "reason", error)
+        # The client waits longer and may know other certificates: it is to say so itself.
+        if isinstance(reason, TimeoutError | ssl.SSLError):
+            return None
+        return f"the hub does not answer: {reason}"

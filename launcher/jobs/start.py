@@ -201,7 +201,7 @@ def submit(
         raise
     except BusyError as error:
         note_not_submitted(run, attempt, error)
-        found, hint = error.problems[0].found, f"`launcher resume {run}` tries again"
+        found, hint = error.problems[0].found, f"{run.command('resume')} tries again"
         raise type(error)(found, where="Slurm", hint=hint) from error
     except Exception as error:
         code = int(getattr(error, "exit_code", ExitCode.internal))

@@ -107,7 +107,7 @@ class LocalBackend:
             raise ConfigError(
                 f"the run was started on host {raw['host']}",
                 where=str(run),
-                hint=f"cancel it there: ssh {raw['host']} launcher cancel {run}",
+                hint=f"on {raw['host']}: {run.command('cancel', anywhere=True)}",
             )
         if raw is not None and processes.alive(raw["pid"], raw["time"]):
             processes.send(raw["pid"], END_NOW if now else STOP)

@@ -83,7 +83,8 @@ def _taken_port(run: RunDir, plan: LaunchPlan) -> str:
         if said:
             return (
                 f"the port at which the ranks meet is taken: {said[-1].strip()[:300]}\n"
-                f"`launcher resume {run}` chooses another, if launch.endpoint names none: {log}"
+                f"{run.command('resume', anywhere=True)} chooses another,"
+                f" if launch.endpoint names none: {log}"
             )
     return ""
 

@@ -34,7 +34,7 @@ def base_folder(config: ModelConfig) -> Path:
 
 def local_folder(config: ModelConfig) -> Path | None:
     """The same where the files are on this machine already; nothing is asked of the hub."""
-    source = Path(model_source(config)).expanduser()
+    source = runtime.user_path(model_source(config))
     if source.is_dir():
         return source.resolve()
     from huggingface_hub import snapshot_download

@@ -139,7 +139,7 @@ class Controller:
         try:
             self.pool.start(trials)
         except LauncherError:
-            self.say(f"not submitted: `launcher sweep resume {self.sweep}` tries again")
+            self.say(f"not submitted: {command('sweep resume', self.sweep.path)} tries again")
             if self.stops:
                 raise Stopped from None
             raise

@@ -82,7 +82,8 @@ def substituted(sweep: SweepDir, row: Row) -> str:
     """A trial's overrides as `$(...)` in a shell hands them on, word for word.
 
     Such words are cut at blanks, and their quotes stay, so that overrides which need quotes are
-    written into a file of the sweep folder; its path stands for them.
+    written into a file of the sweep folder, or of the current one where that path itself has
+    blanks; its path stands for them.
     """
     if all(shlex.quote(word) == word for word in row.trial.words):
         return " ".join(row.trial.words)
@@ -96,7 +97,13 @@ def substituted(sweep: SweepDir, row: Row) -> str:
     with storage_errors(path):
         write_atomic(path, head + compose.dump_as_is(said | asked.values))
     inside = path.is_relative_to(Path.cwd())
-    return shlex.quote(str(path.relative_to(Path.cwd()) if inside else path))
+    shown = str(path.relative_to(Path.cwd()) if inside else path)
+    if shlex.quote(shown) == shown:
+        return shown
+    plain = Path(f"best-{sweep.name}.yaml").absolute()  # names of sweeps need no quotes
+    with storage_errors(plain):
+        write_atomic(plain, path.read_text(encoding="utf-8"))
+    return f"./{plain.name}"
 
 
 def text(request: Request, found: Sequence[Row]) -> str:

@@ -19,7 +19,8 @@ def exit_code_of(work: Callable[[], None]) -> int:
     """Run the work of a command; errors with a known cause are printed and give their exit code."""
     try:
         work()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:  # nobody reads the results any more: the work ended before its end
         console.discard(sys.stdout, sys.stderr)
         return int(ExitCode.interrupted)

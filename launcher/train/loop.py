@@ -209,6 +209,8 @@ def train(
         evaluator.metrics if evaluator else None,
         start.state.get("selection") if start else None,
     )
+    if chosen is None and ranks.is_main:
+        run.best.unlink(missing_ok=True)  # of an end that the run had before
     if start is not None and (said := _new_length(start, config, plan)):
         say(said)
 
@@ -266,7 +268,12 @@ def train(
         """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
         if progress.step == plan.steps:
             return chosen is not None
-        return evaluator is not None and _due(progress.step, plan.eval_steps)
+        if evaluator is None:
+            return False
+        times, steps = config.eval.times, plan.steps
+        if times is None or config.eval.every_steps is not None or steps is None:
+            return _due(progress.step, plan.eval_steps)
+        return progress.step * times // steps > (progress.step - 1) * times // steps
 
     def ends() -> bool:
         return progress.step == plan.steps or (chosen is not None and chosen.is_exhausted)

@@ -165,11 +165,13 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
 
 
 def _refuse_finished(run: RunDir) -> None:
-    if run.status().state is State.succeeded:
+    status = run.status()
+    if status.state is State.succeeded:
+        further = f"train.steps={2 * status.step}"
         raise ConfigError(
             "the run has finished",
             where=str(run),
-            hint=f"`launcher resume {run.name} train.steps=N` trains on to step N",
+            hint=f"{run.command('resume', more=[further], anywhere=True)} trains on",
         )
 
 

@@ -58,7 +58,8 @@ def test_a_job_from_file_to_model(shop):
     assert job["finished_at"] >= job["created_at"]
     born = [event.message for event in shop.events(job_id)]
     assert born[0] == f"Created fine-tuning job: {job_id}"
-    assert born[2:4] == ["Files validated, moving job to queued state", "Fine-tuning job started"]
+    assert born[2].startswith("All 4 validation examples are in the training file too")
+    assert born[3:5] == ["Files validated, moving job to queued state", "Fine-tuning job started"]
     assert born[-2:] == [
         f"New fine-tuned model created: {job['fine_tuned_model']}",
         "The job has successfully completed",

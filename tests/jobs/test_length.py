@@ -130,7 +130,7 @@ def test_an_older_whole_checkpoint_is_enough(run):
 def test_a_finished_run_says_how_to_go_on(run):
     with pytest.raises(ConfigError, match="the run has finished") as caught:
         start.resumable(run)
-    assert "`launcher resume r train.steps=200`" in caught.value.problems[0].hint
+    assert run.command("resume", more=["train.steps=200"]) in caught.value.problems[0].hint
     length.changed(run, ["train.steps=200"])  # as the hint says
 
 
@@ -138,7 +138,8 @@ def test_a_run_that_was_stopped_early_says_so_and_goes_on_without_that_patience(
     stop_early(run)
     with pytest.raises(ConfigError, match="stopped early at step 60: eval.loss") as caught:
         start.resumable(run)
-    hint = "`launcher resume r train.early_stop.patience=null` goes on to step 100"
+    typed = run.command("resume", more=["train.early_stop.patience=null"])
+    hint = f"{typed} goes on to step 100"
     assert hint in caught.value.problems[0].hint
     start.begin(run, length.changed(run, ["train.early_stop.patience=null"]))  # as the hint says
     config = compose.load(run.config)

@@ -138,7 +138,7 @@ def test_what_stays_refused_is_told_and_can_be_tried_again(fake, make):
     with pytest.raises(BusyError, match="QOSMaxSubmitJobPerUserLimit") as error:
         start.submit(run, attempt, attached=False, patience_s=0.2)
     assert error.value.exit_code == ExitCode.preempted
-    assert f"launcher resume {run}" in error.value.problems[0].hint
+    assert run.command("resume") in error.value.problems[0].hint
     assert status.observed_run(run).state is State.preempted
     assert "not submitted: sbatch: error: QOSMax" in run.status().reason
     fake.says("taken")

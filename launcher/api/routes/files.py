@@ -1,6 +1,7 @@
 """/v1/files."""
 
 # Annotations are not postponed here: FastAPI reads them.
+import contextlib
 from typing import IO, Annotated, Literal
 from urllib.parse import quote
 
@@ -147,7 +148,8 @@ def _insert(
     with service.database.begin() as session:
         made = retries.known(session, project_id, key, *asked)
         if made is not None:
-            return files.shown(files.find(session, project_id, made))
+            with contextlib.suppress(ApiError):  # it was deleted since: it is made again
+                return files.shown(files.find(session, project_id, made))
         quota.require_room(session, service.site, project_id, content.bytes)
         file = files.insert(
             session,

@@ -50,6 +50,6 @@ def _delete(service: Service, caller: Caller, name: str) -> Source:
         model = models.made_by_job(session, caller.project_id, name)
         if users := models.in_use(session, [name]).get(name):
             found = f"The model '{name}' is what {', '.join(users)} starts from: cancel it first."
-            raise ApiError(409, found, param="model")
+            raise ApiError(409, found, param="model", headers={"x-should-retry": "false"})
         model.deleted_at = now()
         return models.source_of(model)
