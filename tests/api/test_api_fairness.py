@@ -59,6 +59,16 @@ def test_a_project_runs_no_more_than_it_may(service) -> None:
     assert claim(service.database, me, 3, most) == ["red0", "green0"]
 
 
+@pytest.mark.parametrize("most", [lambda _: None, {"red": 1, "blue": 0}.get])
+def test_the_line_is_the_order_in_which_places_are_given(service, most) -> None:
+    queue(service, red=4, green=2, blue=1)
+    with service.database.begin() as session:
+        line = ownership.line(session, most)
+    ran = order(service, most)
+    assert line[: len(ran)] == ran if most("red") is None else line[0] == ran[0]
+    assert sorted(line) == sorted([*ran, *(["blue0"] if most("blue") == 0 else [])])
+
+
 def test_a_project_has_quotas(client, service, stranger) -> None:
     service.site.quota = Quota(queued_jobs=1, stored_bytes=2 * len(LINE))
     service.site.projects["theirs"] = ProjectSettings(stored_bytes=len(LINE) - 1)

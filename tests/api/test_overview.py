@@ -176,6 +176,17 @@ def test_a_curve_grows_and_begins_anew_with_another_file(client, service, made) 
     assert [point[1] for point in found["train"]] == [2] * 49
 
 
+def test_a_file_written_anew_is_read_anew_whatever_its_inode(tmp_path: Path) -> None:
+    run, known = RunDir(tmp_path), Curves()
+    record(run.metrics, range(1, 31))
+    before = known.of(run, 0, 1 << 40)
+    run.metrics.write_text("")  # the same inode, and soon a longer file
+    record(run.metrics, range(1, 61), loss=2)
+    found = known.of(run, 0, 1 << 40)
+    assert found["version"] != before["version"]
+    assert [tuple(point[:2]) for point in found["train"]] == [(step, 2) for step in range(1, 61)]
+
+
 def test_a_long_curve_keeps_its_spikes_and_shows_a_part_as_it_is(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run.metrics, range(1, 50_000))

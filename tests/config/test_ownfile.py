@@ -211,3 +211,17 @@ def test_verbs_take_it(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     assert main([*verb.split(), _write(BASE), "launch.processes=1"]) == ExitCode.ok
     assert capsys.readouterr().out
+
+
+def test_an_option_typed_beside_the_file_decides_below_sections_too() -> None:
+    words = ["model=tiny", "data.train=x.jsonl", "batch.sequences=4"]
+    file = _write(compose.dump(compose.compose(words)), "full.yaml")
+    assert compose.compose([file]).track.wandb.mode.name == "disabled"
+    tracked = compose.compose([*words, "track=wandb"])
+    assert compose.compose([file, "track=wandb"]).track == tracked.track
+
+
+def test_the_hint_for_a_missing_file_can_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("my conf").mkdir()
+    assert main(["plan", "my conf/my file.yaml"]) == ExitCode.usage
+    assert "`launcher config > 'my conf/my file.yaml'` writes one" in capsys.readouterr().err

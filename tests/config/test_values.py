@@ -247,6 +247,23 @@ def test_a_shell_hands_the_best_trial_back_as_typed(
     assert {(config.peft.name, config.optim.lr) for config in configs} == {("lora", 1e-3)}
 
 
+def test_the_best_trial_of_a_folder_with_blanks_is_handed_on_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    sweep, request = begin.request([*BASE, "run.name=s", "run.root=my runs", "seed=1,2"], [])
+    begin.make(sweep, request)
+    trial = Trial(0, RunDir(sweep.trial_path(0)), ("data.system=be kind",))
+    row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
+    Path("printed").write_text(table.substituted(sweep, row), encoding="utf-8")
+    shell = subprocess.run(
+        ["bash", "-c", "printf '%s\\0' $(cat printed)"], capture_output=True, check=True
+    )
+    words = shell.stdout.decode().split("\0")[:-1]
+    assert _composed(words).data.system == "be kind"
+
+
 def test_the_run_folder_and_the_report_know_what_was_typed(tmp_path: Path) -> None:
     words = [*BASE, f"run.root={tmp_path}", "run.name=odd", *_swept()]
     run = create.create(words)

@@ -98,3 +98,17 @@ def test_a_changed_template_is_another_tokenizer(base):
     now = fingerprint.origin(config, base)
     assert now["base"] == before["base"]
     assert now["tokenizer"] != before["tokenizer"]
+
+
+def test_files_that_nobody_reads_are_no_part_of_the_base(tmp_path):
+    shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    index = {"weight_map": {"a": shards[0], "b": shards[1]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in shards:
+        (tmp_path / name).write_bytes(name.encode())
+    before = digests.weights_digest(tmp_path)
+    for name in ("consolidated.safetensors", "pytorch_model.bin", "adapter_model.safetensors"):
+        (tmp_path / name).write_bytes(b"other")
+    assert digests.weights_digest(tmp_path) == before
+    (tmp_path / shards[1]).write_bytes(b"changed")
+    assert digests.weights_digest(tmp_path) != before

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from launcher.config import compose, create
+from launcher.config.schema import Weights
 from launcher.errors import ConfigError
 from launcher.jobs import length, start
 from launcher.rundir import RunDir, State, read_json, write_json
@@ -153,3 +154,10 @@ def test_patience_that_is_used_up_is_refused(run, words):
         length.changed(run, words)
     assert caught.value.problems[0].where == "train.early_stop.patience"
     length.changed(run, ["train.steps=200", "train.early_stop.patience=4"])
+
+
+def test_without_its_patience_a_run_still_gives_its_best_weights(run):
+    assert compose.load(run.config).export.weights is None
+    start.begin(run, length.changed(run, ["train.steps=200", "train.early_stop.patience=null"]))
+    config = compose.load(run.config)
+    assert (config.train.early_stop.patience, config.export.weights) == (None, Weights.best)

@@ -31,5 +31,5 @@ def test_wrong_trials_fail_once_and_the_others_succeed(tmp_path, tiny_llama):
         rows[0]["value"]
         == json.loads((trials[0].run.eval / "tuned.json").read_text())["metrics"]["loss"]
     )
-    assert here.run((*LAUNCHER, "sweep", "best"), "s").output.endswith("optim.lr=0.001\n")
+    assert here.run((*LAUNCHER, "sweep", "best"), "s").output.endswith("optim.lr=1e-3\n")
     assert here.run((*LAUNCHER, "status"), "s/trial-0000").code == ExitCode.ok
