@@ -21,7 +21,8 @@ def status(words: list[str]) -> int:
         return ExitCode.ok
     rows, sweeps = status.listing(parsed.root), _sweeps(parsed.root)
     if parsed.json:
-        print(arguments.as_json([*(row.to_json() for row in rows), *sweeps]))
+        runs = [{"kind": "run", **row.to_json()} for row in rows]
+        print(arguments.as_json([*runs, *({"kind": "sweep", **sweep} for sweep in sweeps)]))
         return ExitCode.ok
     if rows:
         print(status.table(rows))
