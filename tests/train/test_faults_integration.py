@@ -141,7 +141,7 @@ def test_full_disk_during_a_checkpoint_then_more_room_then_read_only(here, small
     assert (status.state, status.exit_code) == (State.failed, ExitCode.storage)
     assert "No space left on device" in status.reason
     assert "HINT: free space" in done.output
-    assert "launcher resume" in done.output
+    assert "then resume the run" in done.output
     before = project.checkpoint_files(run)
     assert list(before) == [2, 4]
     assert not list(run.checkpoints.glob(".writing-*"))
