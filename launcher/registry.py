@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from typing import Any
 
 from launcher.errors import ConfigError, did_you_mean
@@ -66,6 +65,8 @@ def install(package: str, extra: str) -> str:
 
 
 def _requirement(package: str, extra: str) -> str:
+    from importlib import metadata  # slow to import, and only a missing package needs it
+
     try:
         known = metadata.requires("launcher") or []
     except metadata.PackageNotFoundError:  # run from a folder on PYTHONPATH

@@ -9,10 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import ssl
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -224,6 +220,11 @@ def _hub_refuses(path: str, revision: str | None) -> str | None:
 
 @functools.cache
 def _refused(endpoint: str, path: str, revision: str | None, token: str | None) -> str | None:
+    import ssl  # with the rest slow to import, and only what is not cached needs it
+    import urllib.error
+    import urllib.parse
+    import urllib.request
+
     address = f"{endpoint.rstrip('/')}/api/{urllib.parse.quote(path)}"
     if revision:
         address += f"/revision/{urllib.parse.quote(revision, safe='')}"

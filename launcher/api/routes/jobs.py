@@ -1,7 +1,6 @@
 """/v1/fine_tuning/jobs: rows are read and written here; the controller does the work."""
 
 # Annotations are not postponed here: FastAPI reads them.
-import importlib.util
 import re
 import secrets
 from typing import Annotated, Any
@@ -11,7 +10,7 @@ from pydantic import AfterValidator
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher import runtime
+from launcher import registry, runtime
 from launcher.api import files, journal, models, paging, quota, retries, wire_jobs
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.database import new_id
@@ -241,7 +240,7 @@ def _require_file(session: Session, caller: Caller, file_id: str, param: str) ->
 
 
 def _require_wandb(site: Site) -> None:
-    if importlib.util.find_spec("wandb") is None:
+    if not registry.installed("wandb"):
         missing = "installed on this service"
     elif not runtime.has_wandb_credentials() and not site.sets("track.wandb.mode"):
         missing = "available: this service is not logged in to Weights & Biases"
