@@ -12,13 +12,19 @@ import contextlib
 import io
 import os
 import runpy
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
 
 from launcher import runtime
 from launcher.errors import ExitCode
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
 _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"
+
+#: Seconds that a process has to tidy up after Ctrl-C.
+GRACE_S = 10.0
 
 #: Variables of processes that write to log files: as it comes, and UTF-8 whatever the locale is.
 OUTPUT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -34,6 +40,35 @@ def command(module: str, *words: str) -> list[str]:
     return [*interpreter(sys.executable), "-m", module, *words]
 
 
+@contextlib.contextmanager
+def interrupt_held() -> Iterator[None]:
+    """Ctrl-C waits, also in a process that begins meanwhile: it meets `main`, not the interpreter's
+    first imports, which would answer with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def call(module: str, *words: str, stdout: int | None = None) -> int:
+    """Run `module` with `words` as no rank, and wait; returns its exit code, negative for a signal.
+
+    Ctrl-C is for the process too: it tidies up what is half written before it ends.
+    """
+    with interrupt_held():
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            command(module, *words), env=runtime.environment_without_ranks(), stdout=stdout
+        )
+    try:
+        return process.wait()
+    except KeyboardInterrupt:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        process.kill()
+        raise
+
+
 def main() -> None:
     """Become the module that the command line names; Ctrl-C ends it without a traceback also while
     it still imports."""
@@ -41,6 +76,7 @@ def main() -> None:
     runtime.keep_current_folder_off_the_path()
     make_output_safe()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.interrupted))

@@ -139,8 +139,17 @@ def test_interrupted_while_it_imports(tmp_path: Path, modules: Path) -> None:
         assert (child.wait(30), child.stderr and child.stderr.read()) == (ExitCode.interrupted, "")
 
 
+def test_interrupted_before_its_first_import(modules: Path) -> None:
+    """The child is interrupted as soon as it is there, and still answers as it does later on."""
+    (modules / "never.py").write_text("print('here')\n")
+    with entry.interrupt_held():
+        child = subprocess.Popen(entry.command("never"), stdout=-1, stderr=-1)
+        child.send_signal(signal.SIGINT)
+    assert (*child.communicate(timeout=60), child.returncode) == (b"", b"", ExitCode.interrupted)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("after_s", [0.5, 0.8, 1.0, 2.0])
 def test_a_report_stops_without_a_traceback(tmp_path: Path, after_s: float) -> None:
     with subprocess.Popen(
         [*LAUNCHER, "data", "report", "model=tiny", "data.train=builtin:quickstart-chat"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ from launcher.ab.study import Item, Study
 from launcher.config.classes import Classes
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.rundir import find_run, read_json
-from launcher.runtime import environment_without_ranks
 
 _CLASSIFIER_HINT = "`launcher compare` compares classifiers"
 
@@ -102,10 +100,9 @@ def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> l
             for each in prompts
         ]
         asked.write_text("\n".join(lines), encoding="utf-8")
-        command = entry.command("launcher.train.answers", str(asked), folder, *models)
-        command.append(f"--max-new-tokens={max_new_tokens}")
+        words = (str(asked), folder, *models, f"--max-new-tokens={max_new_tokens}")
         # What libraries say on stdout must not mix with ours: 2 is stderr.
-        code = subprocess.call(command, env=environment_without_ranks(), stdout=2)  # noqa: S603
+        code = entry.call("launcher.train.answers", *words, stdout=2)
         if code:
             raise ModelsFailed(code)
         return [read_answers(Path(folder, f"{number}.jsonl")) for number in range(len(models))]

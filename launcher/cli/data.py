@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 
 from launcher import entry
@@ -14,10 +12,6 @@ from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
 from launcher.rundir import RunDir, find_run, read_json
-from launcher.runtime import environment_without_ranks
-
-#: Seconds that a process has to tidy up after Ctrl-C.
-GRACE_S = 10.0
 
 
 def _number(text: str) -> str:
@@ -127,14 +121,5 @@ def _unborn_run(parsed: Namespace, folder: str) -> RunDir:
 
 
 def _call(module: str, *words: str) -> int:
-    command = entry.command(module, *words)
-    process = subprocess.Popen(command, env=environment_without_ranks())  # noqa: S603
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        # Ctrl-C is for the process too: it tidies up what is half written before it ends.
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        process.kill()
-        raise
+    code = entry.call(module, *words)
     return code if code >= 0 else ExitCode.internal

@@ -162,4 +162,5 @@ def _become(module: str, parsed: Namespace) -> int:
 
 def _replace(module: str, *words: str) -> int:
     command = entry.command(module, *words)
-    os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606
+    with entry.interrupt_held():
+        os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606

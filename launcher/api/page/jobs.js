@@ -79,7 +79,7 @@ function filters(found, query, count) {
   };
   const chip = (state, text, n, pressed) => make("button", { type: "button", className: `chip ${state}`, "data-state": state, "aria-pressed": String(pressed), onclick: toggle(state) },
     make("span", { textContent: text }), make("b", { textContent: n }));
-  renew(element("states"), [there.map((state) => found.states[state]), on], () => [
+  renew(element("states"), [there.map((state) => [state, found.states[state]]), on], () => [
     chip("", "All", count, !on.length), ...there.map((state) => chip(state, words(state), found.states[state] ?? 0, on.includes(state))),
   ]);
   if (focused !== null) element("states").querySelector(`[data-state="${focused}"]`)?.focus();
