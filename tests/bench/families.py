@@ -4,7 +4,7 @@
     python tests/bench/families.py --only qwen3_next    # one architecture, again (repeatable)
     python tests/bench/families.py --failed             # again what was neither equal nor refused
     python tests/bench/families.py --head engine        # the main ones under DeepSpeed, minutes
-    python tests/bench/families.py --write docs/models.md
+    python tests/bench/families.py --write tests/bench/families.md
 
 A small random model of each architecture goes through the launcher's own functions in a process of
 its own: loading, losses, gradients (full and LoRA), export, generation; `support.family_checks`
@@ -33,8 +33,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 END = "end"
 BAD = ("different", "error", "not causal")
-#: What the tables of the document lie between.
-MARK = "<!-- families -->"
 
 
 def check(name: str, head: str, results: Path, log: Path) -> None:
@@ -226,7 +224,7 @@ def engine_table(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str
     rows = [(name, checks) for (name, head), checks in sorted(found.items()) if head == "engine"]
     if not rows:
         return []
-    lines = ["### Stopped and resumed under DeepSpeed", ""]
+    lines = ["## Stopped and resumed under DeepSpeed", ""]
     lines += ["| architecture | ZeRO-2 and 3, 1 and 2 ranks |", "|---|---|"]
     for name, checks in rows:
         lines.append(f"| `{name}` | {'; '.join(_other(checks)) or 'equal'} |")
@@ -248,14 +246,11 @@ def details(found: dict[tuple[str, str], list[dict[str, Any]]]) -> list[str]:
 
 
 def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> None:
-    """Put the tables between the marks of the document; what is written around them stays."""
+    """Write the tables as a page; docs/models.md has what a user decides by, held by a test."""
     import transformers
 
-    text = path.read_text() if path.is_file() else "# Models\n"
-    if text.count(MARK) != 2:
-        text = f"{text.rstrip()}\n\n{MARK}\n{MARK}\n"
-    before, _, after = text.split(MARK)
     section = [
+        "# Architectures",
         "",
         f"Small random models of every architecture of transformers {transformers.__version__}, by"
         " `python tests/bench/families.py`.",
@@ -267,21 +262,21 @@ def write(path: Path, found: dict[tuple[str, str], list[dict[str, Any]]]) -> Non
         " export that is wrong is found by its",
         "verification, after training.",
         "",
-        "### Language models",
+        "## Language models",
         "",
         *table(found, "causal"),
         "",
-        "### Classifiers",
+        "## Classifiers",
         "",
         *table(found, "classes"),
         "",
-        "### Models of images and texts",
+        "## Models of images and texts",
         "",
         *table(found, "images"),
         "",
         *engine_table(found),
     ]
-    path.write_text(before + MARK + "\n".join(section) + "\n" + MARK + after)
+    path.write_text("\n".join(section).rstrip() + "\n")
 
 
 def main() -> None:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,9 +111,44 @@ def test_no_architecture_of_transformers_is_left_out() -> None:
     assert all(kind in known for kind, _ in VARIANTS.values())
 
 
-def test_the_table_of_the_documentation_has_every_architecture() -> None:
-    text = (ROOT / "docs" / "models.md").read_text()
-    table = text.split("<!-- families -->")[1]
+def results() -> dict[str, dict[str, str]]:
+    """Heading of each table of results -> architecture -> in a word, what came of packed rows."""
+    found: dict[str, dict[str, str]] = {}
+    for part in (ROOT / "tests" / "bench" / "families.md").read_text("utf-8").split("\n## ")[1:]:
+        rows = re.findall(r"^\| `(.+?)` \| (yes|padded|refused|no|equal)\b", part, re.M)
+        found[part.partition("\n")[0]] = dict(rows)
+    return found
+
+
+def test_the_table_of_results_has_every_architecture() -> None:
     texts = [one for one in architectures().values() if {"causal", "classes"} & set(one.heads)]
-    missing = [one.name for one in texts if f"| `{one.name}` |" not in table]
-    assert not missing
+    known = {name for table in results().values() for name in table}
+    assert not [one.name for one in texts if one.name not in known]
+
+
+@pytest.mark.parametrize(
+    ("heading", "table"),
+    [
+        ("language models", "Language models"),
+        ("[classifiers](classify.md)", "Classifiers"),
+        ("models of images and texts", "Models of images and texts"),
+    ],
+)
+def test_the_documentation_lists_what_the_results_say(heading: str, table: str) -> None:
+    page = (ROOT / "docs" / "models.md").read_text("utf-8")
+    part = page.partition(f"| {heading} |")[2].partition("\n\n")[0]
+    said = dict(re.findall(r"^\| ([a-z ]+) \| (.*) \|$", part, re.M))
+    words = {"packed": "yes", "padded": "padded", "refused": "refused", "not tested": "no"}
+    of = {
+        word: {name for name, outcome in results()[table].items() if outcome == words[word]}
+        for word in words
+    }
+    (others,) = [word for word, names in said.items() if names.startswith("all others")]
+    named = {word: set(re.findall(r"`(.+?)`", names)) for word, names in said.items()}
+    assert named == {word: of[word] for word in said} | {others: set()}
+    assert not any(of[word] for word in set(words) - set(said))
+    if table == "Classifiers":
+        return
+    presets = page.partition("## Presets")[2].partition("## ")[0]
+    for preset in re.findall(r"`(\w+)`", presets):
+        assert results()[table].get(preset, "yes") == "yes"
