@@ -196,9 +196,7 @@ def submit(
         plan = backend.plan(fitted(spec(run, attempt, config), config))
         patiently(lambda: backend.submit(plan, attached=attached), patience_s)
     except KeyboardInterrupt:
-        code = int(ExitCode.interrupted)
-        run.set_status(State.cancelled, reason="interrupted before the start", exit_code=code)
-        raise
+        raise interrupted(run) from None
     except BusyError as error:
         note_not_submitted(run, attempt, error)
         found, hint = error.problems[0].found, f"{run.command('resume')} tries again"
@@ -208,6 +206,13 @@ def submit(
         run.set_status(State.failed, reason=str(error), exit_code=code)
         raise
     return backend
+
+
+def interrupted(run: RunDir) -> KeyboardInterrupt:
+    """What to raise where Ctrl-C came before an attempt was handed over; written to the run."""
+    code = int(ExitCode.interrupted)
+    run.set_status(State.cancelled, reason="Ctrl-C before its start", exit_code=code)
+    return KeyboardInterrupt(f"{run.name} was not started; {run.command('resume')} starts it")
 
 
 def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:
