@@ -16,7 +16,7 @@ def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
     parsed = arguments.overrides("plan", words, arguments.JSON)
     from launcher.config import create, plan
-    from launcher.jobs import requirements
+    from launcher.jobs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     if parsed.json:
@@ -26,6 +26,8 @@ def plan(words: list[str]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
     requirements.require(config)
+    if config.run.name:
+        start.require_free(create.named(config, parsed.overrides))
     return ExitCode.ok
 
 

@@ -73,6 +73,7 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     run = create.named(config, parsed.overrides)
     print(plan.describe(config, made), file=sys.stderr)
     requirements.require(config)
+    start.require_free(run)
     if parsed.dry_run:
         print(start.rehearsed(run, config, made.world_size, ask=False).describe())
         return None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, items, variants
+from launcher.config import compose, create, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.jobs import length, scheduled
@@ -93,8 +93,7 @@ def release_name(run: RunDir) -> Path | None:
     if not run.exists():
         return None
     with run.lock():
-        seen = observed_run(run)
-        if seen.state not in (State.failed, State.cancelled) or _has_begun(run):
+        if _keeps_name(run):
             return None
         aside = run.path.parent / ".failed"
         number = 1
@@ -103,6 +102,16 @@ def release_name(run: RunDir) -> Path | None:
         with storage_errors(aside):
             aside.mkdir(exist_ok=True)
             return run.path.rename(aside / f"{run.name}.{number}")
+
+
+def require_free(run: RunDir) -> None:
+    """Raise `ConfigError` if a new run cannot have this name."""
+    if run.path.exists() and (not run.exists() or _keeps_name(run)):
+        raise create.taken(run)
+
+
+def _keeps_name(run: RunDir) -> bool:
+    return observed_run(run).state not in (State.failed, State.cancelled) or _has_begun(run)
 
 
 def _has_begun(run: RunDir) -> bool:
