@@ -107,7 +107,9 @@ def _reported(words: list[str]) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return int(error.exit_code)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if not _only_looks(words):
+            print(": ".join(filter(None, ("Ctrl-C", str(error)))), file=sys.stderr)
         return int(ExitCode.interrupted)
     except Exception as error:
         from launcher.rundir import storage_error, too_many_processes

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from launcher.cli import VERBS, arguments
-from launcher.errors import ExitCode
+from launcher.errors import ConfigError, ExitCode
+
+if TYPE_CHECKING:
+    from launcher.config.schema import Config
 
 
 def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
     parsed = arguments.overrides("plan", words, arguments.JSON)
     from launcher.config import create, plan
-    from launcher.jobs import requirements
+    from launcher.jobs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     if parsed.json:
@@ -22,6 +26,8 @@ def plan(words: list[str]) -> int:
     if sys.stdout is not None:
         sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
     requirements.require(config)
+    if config.run.name:
+        start.require_free(create.named(config, parsed.overrides))
     return ExitCode.ok
 
 
@@ -48,8 +54,19 @@ def config(words: list[str]) -> int:
         if parsed.json:
             print(arguments.as_json(compose.to_dict(config)))
         else:
-            print(compose.dump(config), end="")
+            print(compose.dump(config), end="", flush=True)
+        _say_whether_it_can_run(config)
     return ExitCode.ok
+
+
+def _say_whether_it_can_run(config: Config) -> None:
+    """What keeps a config from being planned: it may be kept in a file, and be trusted there."""
+    from launcher.config import create
+
+    try:
+        create.judged(config, [])
+    except ConfigError as error:
+        print("as it is, it cannot be run:", *error.problems, sep="\n", file=sys.stderr)
 
 
 def _explain(words: list[str], key: str, config_dirs: list[str], json: bool) -> str:

@@ -73,6 +73,7 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     run = create.named(config, parsed.overrides)
     print(plan.describe(config, made), file=sys.stderr)
     requirements.require(config)
+    start.require_free(run)
     if parsed.dry_run:
         print(start.rehearsed(run, config, made.world_size, ask=False).describe())
         return None
@@ -80,14 +81,16 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     if aside := start.release_name(run):
         print(f"the run that had this name took no step; it lies in {aside} now", file=sys.stderr)
     create.make(run, config, made, parsed.overrides)
-    attempt = start.begin(run)
     try:
+        attempt = start.begin(run)
         print(f"run      {run.name}\nfolder   {run}", file=sys.stderr, flush=True)
     except OSError:
         from launcher.jobs.cancel import set_cancelled
 
         set_cancelled(run, "not started: nobody reads the output")
         raise
+    except KeyboardInterrupt:
+        raise start.interrupted(run) from None
     return run, attempt
 
 

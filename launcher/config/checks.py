@@ -263,7 +263,13 @@ def _telling(config: Config) -> Iterator[Problem]:
         found = f"{name} needs generated answers, which are made at the end alone"
         yield Problem("train.early_stop.metric", found, instead)
     elif name not in metrics:
-        hint = f"eval.metrics=[{','.join([*metrics, name])}], or {instead}"
+        fitting = (
+            classify_checks.METRICS if config.objective.classifies else eval_checks.LOSS_METRICS
+        )
+        measured = [metric for metric in metrics if metric in variants.METRICS]
+        adding = f"eval.metrics=[{','.join([*measured, name])}]"
+        hint = f"{adding}, or {instead}" if known and name in fitting else instead
+        hint = adding if name in fitting and not known else hint
         found = f"{name} is not among eval.metrics: {', '.join(metrics)}"
         yield Problem("train.early_stop.metric", found, hint)
 

@@ -157,7 +157,7 @@ def _placed(problems: Sequence[Problem], asked: Asked, sources: Sources) -> list
 
 
 def _placed_one(problem: Problem, asked: Asked, files: list[layers.Layer]) -> Problem:
-    if not problem.where or problem.where in asked.values:
+    if not problem.where or problem.where in asked.values or problem.where in asked.unchosen:
         return problem
     for own in reversed(asked.files):
         if own.sets(problem.where):

@@ -126,17 +126,26 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
         try:
             run.path.mkdir()
         except FileExistsError as error:
-            raise ConfigError(
-                f"there is a run of this name already: {run}",
-                where="run.name",
-                hint=f"{run.command('resume')} goes on with it; or choose another name",
-            ) from error
+            raise taken(run) from error
     try:
         _fill(run, config, made, words)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
+
+
+def taken(run: RunDir) -> ConfigError:
+    """What to raise where a new run is to have the name of another one."""
+    verb, what = "resume", "run"
+    if (run.path / "sweep.json").is_file():
+        verb, what = "sweep resume", "sweep"
+    hint = f"{run.command(verb)} goes on with it; or choose another name"
+    if what == "run" and not run.exists():
+        what, hint = "folder that is no run", "choose another name, or remove the folder"
+    return ConfigError(
+        f"there is a {what} of this name already: {run}", where="run.name", hint=hint
+    )
 
 
 def _make_root(folder: Path) -> None:

@@ -171,8 +171,9 @@ def _read_value(
     return problem
 
 
-def unknown(key: str, text: Any, options: Iterable[str]) -> Problem:
-    """The problem of a key that is none, or that of a whole section."""
+def unknown(key: str, text: Any, options: Iterable[str], form: str = "{group}={text}") -> Problem:
+    """The problem of a key that is none, or that of a whole section; `form` is how it is written
+    where it stands."""
     if key in typed.sections():
         inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
         return Problem(
@@ -180,7 +181,9 @@ def unknown(key: str, text: Any, options: Iterable[str]) -> Problem:
         )
     near = difflib.get_close_matches(key, list(options), n=1, cutoff=0.7)
     if near and "." not in key:
-        return Problem(key, "unknown group", f"did you mean {near[0]}={text}?")
+        return Problem(
+            key, "unknown group", f"did you mean {form.format(group=near[0], text=text)}?"
+        )
     return suggest.unknown_key(key, text, typed.leaves())
 
 

@@ -137,8 +137,10 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
         elif here in options and not isinstance(node, Lined):
             _choose(here, node, options, own)
         elif typed.written_type(here) is None:
-            shown = "a mapping" if isinstance(node, Lined) else values.plain(node, Any)
-            own.problems.append(_here(overrides.unknown(here, shown, options), own, here))
+            is_section = isinstance(node, Lined)
+            shown = "a mapping" if is_section else values.plain(node, Any)
+            form = "'{group}'" if is_section else "'{group}: {text}'"
+            own.problems.append(_here(overrides.unknown(here, shown, options, form), own, here))
         else:
             # As if it stood alone below its section, so that its own keys get their lines too.
             alone = Lined()

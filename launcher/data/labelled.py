@@ -44,7 +44,7 @@ class TextEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """Tokens of each example, the last one marked: there the class is read off."""
-        reasons = [self._refusal(example) for example in examples]
+        reasons = [refusal(example, self._options.multi_label) for example in examples]
         texts = [
             example.prompt
             for example, reason in zip(examples, reasons, strict=True)
@@ -67,20 +67,22 @@ class TextEncoder:
         kept = np.append(tokens[: max_length - closing], tokens[len(tokens) - closing :])
         return [(kept, targets[-max_length:])], Overlong.truncate
 
-    def _refusal(self, example: Example) -> BadRecord | None:
-        if not isinstance(example, Labelled):
-            return BadRecord(
-                f"a record without a label ({type(example).__name__.lower()})",
-                hint="objective=classify learns records {text, label}: map columns with "
-                "'data.columns={text: COLUMN, label: COLUMN}', or use objective=sft",
-            )
-        count = len(example.labels)
-        if count != 1 and not self._options.multi_label:
-            hint = "objective.multi_label=true learns any number of labels, none included"
-            return BadRecord(f"the record has {count} labels", hint=hint)
-        if not example.prompt.isascii() and not _is_unicode(example.prompt):
-            return BadRecord("a character that is not Unicode", hint="write the text as UTF-8")
-        return None
+
+def refusal(example: Example, multi_label: bool) -> BadRecord | None:
+    """Why a classifier cannot learn an example; None if it can."""
+    if not isinstance(example, Labelled):
+        return BadRecord(
+            f"a record without a label ({type(example).__name__.lower()})",
+            hint="objective=classify learns records {text, label}: map columns with "
+            "'data.columns={text: COLUMN, label: COLUMN}', or use objective=sft",
+        )
+    count = len(example.labels)
+    if count != 1 and not multi_label:
+        hint = "objective.multi_label=true learns any number of labels, none included"
+        return BadRecord(f"the record has {count} labels", hint=hint)
+    if not example.prompt.isascii() and not _is_unicode(example.prompt):
+        return BadRecord("a character that is not Unicode", hint="write the text as UTF-8")
+    return None
 
 
 def _piece(ids: list[int]) -> Encoded | BadRecord:

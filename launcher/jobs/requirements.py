@@ -6,17 +6,20 @@ Whatever preparation and ranks would stop at for want of something is found here
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher import registry, runtime
+from launcher import entry, registry, runtime
 from launcher.config import items, memory
 from launcher.config.schema import Config, TinyModelConfig, WandbMode
 from launcher.config.schema_launch import ContainerRuntime
-from launcher.errors import ConfigError, DataError, LauncherError, Problem
+from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
 from launcher.fingerprint import (
     SUFFIXES,
     HubData,
@@ -26,7 +29,7 @@ from launcher.fingerprint import (
     located,
     suffixes,
 )
-from launcher.rundir import storage_errors
+from launcher.rundir import RunDir, read_json, storage_errors
 
 #: Seconds that the hub has to answer.
 HUB_TIMEOUT_S = 3.0
@@ -58,6 +61,8 @@ def require(config: Config) -> None:
         raise DataError(data)
     if problems:
         raise ConfigError([*problems, *data])
+    if unlearnable := list(_records(config)):
+        raise DataError(unlearnable)
     _require_root(Path(config.run.root))
     _require_root(located.cache_root(config))
 
@@ -73,6 +78,10 @@ def _require_root(root: Path) -> None:
         if not os.access(there, os.W_OK | os.X_OK):
             code = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
             raise OSError(code, os.strerror(code))
+        try:  # a pseudo file system, a full disk or a quota shows only so
+            os.rmdir(tempfile.mkdtemp(prefix=".launcher-", dir=there))
+        except FileNotFoundError as error:
+            raise OSError(errno.EROFS, f"no folder can be made in {there}") from error
 
 
 def _model(config: Config) -> Iterator[Problem]:
@@ -159,6 +168,26 @@ def _data(config: Config) -> Iterator[Problem]:
             if reason := _hub_refuses(f"datasets/{source.name}", source.revision):
                 hint = "check path or name; without network give downloaded files"
                 yield Problem(where, f"no such file here: {source.name}; {reason}", hint)
+
+
+def _records(config: Config) -> Iterator[Problem]:
+    """What preparation would say of the first records of files that are here."""
+    from launcher.config import compose
+
+    named = [path for split in items.splits(config) for path in items.paths(config, split)]
+    if _is_contained(config) or all(path.startswith("builtin:") for path in named):
+        return
+    # A full or missing /tmp is no reason not to start.
+    with (
+        contextlib.suppress(OSError, StorageError),
+        tempfile.TemporaryDirectory(prefix="launcher-preview-") as folder,
+    ):
+        run = RunDir(folder)
+        compose.save(config, run.config)
+        # Its answer is a file: a format of the user's own may print.
+        entry.call("launcher.data.preview", folder, stdout=subprocess.DEVNULL)
+        for where, found, hint in read_json(run.path / "preview.json", []):
+            yield Problem(where, found, hint)
 
 
 def _unreadable(source: Source) -> Iterator[Problem]:

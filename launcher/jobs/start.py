@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, items, variants
+from launcher.config import compose, create, items, variants
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.jobs import length, scheduled
@@ -93,8 +93,7 @@ def release_name(run: RunDir) -> Path | None:
     if not run.exists():
         return None
     with run.lock():
-        seen = observed_run(run)
-        if seen.state not in (State.failed, State.cancelled) or _has_begun(run):
+        if _keeps_name(run):
             return None
         aside = run.path.parent / ".failed"
         number = 1
@@ -103,6 +102,16 @@ def release_name(run: RunDir) -> Path | None:
         with storage_errors(aside):
             aside.mkdir(exist_ok=True)
             return run.path.rename(aside / f"{run.name}.{number}")
+
+
+def require_free(run: RunDir) -> None:
+    """Raise `ConfigError` if a new run cannot have this name."""
+    if run.path.exists() and (not run.exists() or _keeps_name(run)):
+        raise create.taken(run)
+
+
+def _keeps_name(run: RunDir) -> bool:
+    return observed_run(run).state not in (State.failed, State.cancelled) or _has_begun(run)
 
 
 def _has_begun(run: RunDir) -> bool:
@@ -196,9 +205,7 @@ def submit(
         plan = backend.plan(fitted(spec(run, attempt, config), config))
         patiently(lambda: backend.submit(plan, attached=attached), patience_s)
     except KeyboardInterrupt:
-        code = int(ExitCode.interrupted)
-        run.set_status(State.cancelled, reason="interrupted before the start", exit_code=code)
-        raise
+        raise interrupted(run) from None
     except BusyError as error:
         note_not_submitted(run, attempt, error)
         found, hint = error.problems[0].found, f"{run.command('resume')} tries again"
@@ -208,6 +215,13 @@ def submit(
         run.set_status(State.failed, reason=str(error), exit_code=code)
         raise
     return backend
+
+
+def interrupted(run: RunDir) -> KeyboardInterrupt:
+    """What to raise where Ctrl-C came before an attempt was handed over; written to the run."""
+    code = int(ExitCode.interrupted)
+    run.set_status(State.cancelled, reason="Ctrl-C before its start", exit_code=code)
+    return KeyboardInterrupt(f"{run.name} was not started; {run.command('resume')} starts it")
 
 
 def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:

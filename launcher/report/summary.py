@@ -93,12 +93,14 @@ def _moved(comparison: Mapping[str, Any], name: str) -> str:
 
 
 def _unmoved(comparison: Mapping[str, Any], result: str) -> str:
-    """The metrics on generated answers that a verdict says nothing of, lest it promise too much."""
+    """What users look at first, accuracy and generated answers, where a verdict says nothing of it,
+    lest it promise too much."""
     still = [
         f"{name} ({number(row['base'], row.get('unit', ''))} to"
         f" {number(row['tuned'], row.get('unit', ''))})"
         for name, row in comparison["metrics"].items()
-        if row.get("needs") == "generation" and row["verdict"] == "no evidence"
+        if (name == "accuracy" or row.get("needs") == "generation")
+        and row["verdict"] == "no evidence"
     ]
     if result == "no evidence" or not still:
         return ""

@@ -160,14 +160,31 @@ def test_unexpected_error_is_internal_and_asks_for_a_report(tmp_path, monkeypatc
     assert "report it" in shown.splitlines()[-1]
 
 
-def test_interrupt_has_its_own_exit_code(monkeypatch):
-    monkeypatch.setitem(VERBS, "status", ("", "_thread:interrupt_main_now"))
+@pytest.mark.parametrize(("verb", "said"), [("status", ""), ("export", "Ctrl-C\n")])
+def test_interrupt_has_its_own_exit_code_and_is_said_where_work_ends(
+    monkeypatch, capsys, verb, said
+):
+    monkeypatch.setitem(VERBS, verb, ("", "_thread:interrupt_main_now"))
     monkeypatch.setattr("_thread.interrupt_main_now", _interrupt, raising=False)
-    assert main(["status"]) == ExitCode.interrupted
+    assert main([verb]) == ExitCode.interrupted
+    assert capsys.readouterr().err == said
 
 
-def _interrupt(words: list[str]) -> int:
+def _interrupt(*_: object) -> int:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("moment", ["begin", "spec"])
+def test_interrupt_before_a_run_is_handed_over_is_said_and_written(
+    monkeypatch, capsys, tmp_path, moment
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"launcher.jobs.start.{moment}", _interrupt)
+    assert main(["train", *WORDS, "run.name=r"]) == ExitCode.interrupted
+    said = "Ctrl-C: r was not started; `launcher resume r` starts it\n"
+    assert capsys.readouterr().err.endswith(said)
+    status = RunDir("runs/r").status()
+    assert (status.state, status.reason) == (State.cancelled, "Ctrl-C before its start")
 
 
 def test_reader_that_goes_away_is_no_error(tmp_path):
@@ -234,6 +251,15 @@ def test_config_prints_yaml_json_and_explanation(capsys):
     assert "override optim.lr=0.5" in capsys.readouterr().out
     assert main(["config", "--json", "--explain", "seed"]) == 0
     assert json.loads(capsys.readouterr().out)[-1]["value"] == 0
+
+
+def test_config_says_on_stderr_what_keeps_it_from_running(capsys):
+    assert main(["config", *WORDS]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["config", *WORDS, "experiment=lora", "eval=none"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("run:\n") or "\noptim:\n" in out
+    assert "as it is, it cannot be run:\ntrain.early_stop.patience: 3 with eval=none" in err
 
 
 def test_config_prints_the_deepspeed_dict(capsys):

@@ -405,6 +405,14 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "train.early_stop.metric",
+        "loss is not among eval.metrics: exact_match",
+        "eval.metrics=[exact_match,loss]",
+        {"train": STOP, "eval": {"times": 5, "metrics": ["exact_match"]}},
+        {"train": STOP, "eval": {"times": 5, "metrics": ["exact_match", "loss"]}},
+        {},
+    ),
+    (
+        "train.early_stop.metric",
         "exact_match needs generated answers",
         "train.early_stop.metric=loss",
         {"train": stop_by("exact_match"), "eval": {"times": 5, "metrics": ["loss", "exact_match"]}},

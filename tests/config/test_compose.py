@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from launcher.config import checks, compose, groups, schema, typed
+from launcher.config import checks, compose, create, groups, schema, typed
 from launcher.errors import ConfigError
 from support.ranks import environment
 
@@ -365,3 +365,19 @@ def test_composing_and_failing_are_cheap_and_load_no_run_library(tmp_path: Path)
     allowed_s = max(0.5, 2.2 * _cpu_s(tmp_path, "import hydra"))
     assert _cpu_s(tmp_path, PROBE, *good) < allowed_s
     assert _cpu_s(tmp_path, PROBE, *bad) < allowed_s
+
+
+def test_an_unknown_option_that_was_typed_is_not_blamed_on_a_file() -> None:
+    with pytest.raises(ConfigError) as told:
+        compose.compose(["experiment=lora", "engine=zero4"])
+    (problem,) = told.value.problems
+    assert (problem.where, problem.found) == ("engine", "unknown option 'zero4'")
+
+
+def test_a_metric_that_does_not_fit_is_not_suggested() -> None:
+    words = ["model=tiny", "data.train=x.jsonl", "experiment=lora"]
+    with pytest.raises(ConfigError) as told:
+        create.checked([*words, "train.early_stop.metric=accuracy"])
+    (problem,) = told.value.problems
+    assert problem.hint == "train.early_stop.metric=loss"
+    create.checked([*words, problem.hint])

@@ -20,7 +20,7 @@ EXPERIMENTS = groups.list_groups()["experiment"]
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
 
 
 def _write(text: str, name: str = "my.yaml") -> str:
@@ -137,7 +137,8 @@ def test_anchors_and_merges_are_yaml() -> None:
     [
         ("seed: 1\noptim:\n  rl: 3\n", "my.yaml:3: optim.rl", "unknown key", "'optim.lr'"),
         ("seed: 1\noptim:\n  lr: abc\n", "my.yaml:3: optim.lr", "expected a number", "2e-5"),
-        ("modle: hf\n", "my.yaml:1: modle", "unknown group", "model=hf"),
+        ("modle: hf\n", "my.yaml:1: modle", "unknown group", "did you mean 'model: hf'?"),
+        ("optm:\n  lr: 1\n", "my.yaml:1: optm", "unknown group", "did you mean 'optim'?"),
         ("run: 3\n", "my.yaml:1: run", "is a section", "run.name"),
         ("engine: zero4\n", "my.yaml:1: engine", "unknown option 'zero4'", "'zero3'"),
         ("peft:\n  name: lroa\n", "my.yaml:2: peft.name", "unknown name 'lroa'", "'lora'"),

@@ -208,7 +208,7 @@ def test_optuna_hands_texts_back_as_typed() -> None:
 def test_wandb_hands_texts_back_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     _, request = begin.request([*BASE, f"run.tags=[{_quoted(ODD['clock'])}]", _word_of_sweep()], [])
     found = yaml.safe_load(agents.sweep_file(request))
     words = []
@@ -225,7 +225,7 @@ def test_a_shell_hands_the_best_trial_back_as_typed(
 ) -> None:
     """`launcher train my.yaml $(launcher sweep best s)`, which a shell cuts at blanks."""
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     sweep, request = begin.request([*BASE, "run.name=s", _word_of_sweep()], [])
     begin.make(sweep, request)
     script, more = [], ("peft=lora", "optim.lr=1e-3")
@@ -251,7 +251,7 @@ def test_the_best_trial_of_a_folder_with_blanks_is_handed_on_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     sweep, request = begin.request([*BASE, "run.name=s", "run.root=my runs", "seed=1,2"], [])
     begin.make(sweep, request)
     trial = Trial(0, RunDir(sweep.trial_path(0)), ("data.system=be kind",))

@@ -168,6 +168,7 @@ def test_ranks_started_directly_are_cancelled_by_their_heartbeats(run, other):
 def test_a_run_that_took_no_step_leaves_its_name_to_the_next(run, state):
     for number in (1, 2):
         run.set_status(state, exit_code=3, reason="no data")
+        start.require_free(run)
         aside = start.release_name(run)
         assert aside == run.path.parent / ".failed" / f"r.{number}"
         assert RunDir(aside).status().reason == "no data"
@@ -189,11 +190,33 @@ def test_any_other_run_keeps_its_name(run, begun):
         run.metrics.write_text('{"kind": "train", "step": 1}\n')
     assert start.release_name(run) is None
     with pytest.raises(ConfigError, match="there is a run of this name"):
+        start.require_free(run)
+    with pytest.raises(ConfigError, match="there is a run of this name"):
         create.create([*WORDS, f"run.root={run.path.parent}", "run.name=r"])
 
 
 def test_a_name_that_nobody_has_is_free(tmp_path):
     assert start.release_name(RunDir(tmp_path / "r")) is None
+    start.require_free(RunDir(tmp_path / "r"))
+
+
+def test_a_name_that_a_sweep_or_another_folder_has_is_told_as_such(tmp_path):
+    (tmp_path / "r").mkdir()
+    with pytest.raises(ConfigError, match="a folder that is no run of this name already"):
+        start.require_free(RunDir(tmp_path / "r"))
+    (tmp_path / "r" / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="there is a sweep of this name already") as told:
+        start.require_free(RunDir(tmp_path / "r"))
+    assert told.value.problems[0].hint.startswith("`launcher sweep resume r --root ")
+
+
+@pytest.mark.parametrize("verb", [["plan"], ["train", "--dry-run"], ["submit", "--dry-run"]])
+def test_a_name_that_is_taken_is_refused_without_a_start_too(run, verb, capsys):
+    words = [*WORDS, f"run.root={run.path.parent}", "run.name=r"]
+    assert main([*verb, *words]) == 2
+    assert "run.name: there is a run of this name already" in capsys.readouterr().err
+    run.set_status(State.failed, exit_code=3)
+    assert main([*verb, *words]) == 0
 
 
 STEP = {

@@ -20,7 +20,8 @@ from launcher.config import variants
 from launcher.jobs import requirements
 
 TINY = ("model=tiny", "data.max_length=64", "batch.sequences=2", "launch.processes=1")
-LINE = json.dumps({"messages": [{"role": "user", "content": "a"}] * 2}) + "\n"
+TURNS = [{"role": role, "content": "a"} for role in ("user", "assistant")]
+LINE = json.dumps({"messages": TURNS}) + "\n"
 VERBS = (["plan"], ["plan", "--json"], ["train", "--dry-run"], ["submit", "--dry-run"], ["train"])
 
 
@@ -106,6 +107,67 @@ def test_what_is_not_here_is_refused_before_anything_is_made(
     found, text = said(capsys, *verb, *words)
     assert (found, expected in text) == (code, True), text
     assert not (tmp_path / "runs").exists()
+
+
+PROMPT = ("data=prompt", "data.columns={prompt: question, completion: answer}")
+CLASSES = ("objective=classify", "eval=classify")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (
+            ["data.train=maths.jsonl"],
+            "maths.jsonl:1: no known format has the fields of this record",
+        ),
+        (["data.train=maths.jsonl", PROMPT[0], "data.columns={prompt: q}"], "no column 'q'"),
+        (["data.train=maths.jsonl", *PROMPT, "data.validation=labelled.jsonl"], "labelled.jsonl:1"),
+        (["data.train=train.jsonl", "eval.general=maths.jsonl"], "maths.jsonl:1: no known format"),
+        (["data.train=labelled.jsonl", *CLASSES, "data.labels=[b]"], "'a' is not in data.labels"),
+        (["data.train=train.jsonl", *CLASSES], "a record without a label (chat)"),
+        (["data.train=broken.jsonl"], "broken.jsonl:2: "),
+        (["data.train=own.jsonl", "data.format=own.py"], "own.jsonl:1: says so itself"),
+        (["data.train={path: maths.jsonl, weight: 1}"], "maths.jsonl:1: no known format"),
+    ],
+)
+def test_records_that_preparation_would_stop_at_are_refused(
+    words: list[str], expected: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    own = 'print("hello")\nfrom launcher.data.formats import BadRecord\nclass Format:\n'
+    own += '    def read(self, record):\n        raise BadRecord("says so itself")\n'
+    files = {
+        "maths.jsonl": '{"question": "1+1?", "answer": "2"}\n',
+        "labelled.jsonl": '{"text": "x", "label": "a"}\n',
+        "broken.jsonl": f"{LINE}{{broken\n",
+        "own.jsonl": "{}\n",
+        "own.py": own,
+    }
+    for name, text in files.items():
+        Path(name).write_text(text)
+    assert main(["train", "--dry-run", *TINY, *words]) == 3
+    out, err = capfd.readouterr()
+    assert expected in err
+    assert "hello" not in out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_records_that_fit_or_are_to_be_skipped_are_planned_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("maths.jsonl").write_text('{"question": "1+1?", "answer": "2"}\n')
+    assert said(capsys, "plan", *TINY, "data.train=maths.jsonl", *PROMPT)[0] == 0
+    Path("broken.jsonl").write_text(f"{LINE}{{broken\n")
+    skipping = ("data.train=broken.jsonl", "data.bad_records=skip")
+    assert said(capsys, "plan", *TINY, *skipping)[0] == 0
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_folder_in_which_nothing_can_be_made_is_refused(
+    verb: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, text = said(capsys, *verb, *TINY, "data.train=train.jsonl", "run.root=/proc/x")
+    assert (code, "/proc/x: no folder can be made in /proc" in text) == (7, True), text
+    assert "HINT: " in text
 
 
 @pytest.mark.parametrize(

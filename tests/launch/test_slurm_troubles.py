@@ -95,7 +95,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     # No test is to wait: the waits are what they are, but short.
     monkeypatch.setattr(patience, "_FIRST_S", 0.01)
     monkeypatch.setattr(patience, "_MOST_S", 0.01)

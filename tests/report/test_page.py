@@ -184,7 +184,9 @@ def test_the_best_evaluation_is_marked_and_where_the_run_was_stopped(finished_ru
     finished_run.best.write_text(json.dumps(found))
     finished_run.set_status(State.succeeded, reason="stopped early at step 300: no progress")
     assert marks_of(finished_run) == ["best held-out, step 200", "stopped early, step 300"]
-    assert "stopped early at step 300: no progress" in page_of(finished_run).text
+    page = page_of(finished_run)
+    assert page.text.count("stopped early at step 300: no progress") == 1
+    assert "reason" not in page.ids  # the box for what went wrong
     # By another metric, at the loss of its step.
     found = {"metric": "token_accuracy", "weights": "last", "step": 300, "stopped": None}
     finished_run.best.write_text(json.dumps(found))

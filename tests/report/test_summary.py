@@ -63,6 +63,9 @@ def test_the_sentence_quotes_a_metric_that_moved_and_names_the_answers_that_did_
         "(change -2.212, 95 % interval -2.500 to -2.000, 200 held-out records). "
         "No evidence of a change in exact_match (0.0 % to 0.0 %)."
     )
+    accuracy = row("no evidence", **UNMOVED)
+    text = summary.sentence(comparison(loss=row("better"), accuracy=accuracy))
+    assert text.endswith(". No evidence of a change in accuracy (0.0 % to 0.0 %).")
 
 
 def test_a_mixed_sentence_quotes_a_metric_of_each_kind():

@@ -1,0 +1,86 @@
+"""The first records of the data as preparation reads them: `python -m launcher.data.preview RUN`.
+
+RUN is a folder with a config. What preparation would stop at is written to `preview.json` in it, so
+that `launcher plan` can say so; neither tokenizer nor model is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple
+from itertools import islice
+from pathlib import Path
+
+from launcher.config import compose, items
+from launcher.config.schema import ClassifyConfig, Config, OnBadRecord
+from launcher.data import formats
+from launcher.data.formats.base import BadRecord
+from launcher.data.reading import DETECT_RECORDS, Reading
+from launcher.errors import ExitCode, LauncherError, Problem
+from launcher.fingerprint import Part, located
+from launcher.rundir import RunDir, write_json
+
+#: Where the answer is, in the folder of the run.
+FILE = "preview.json"
+
+
+def problems(config: Config) -> Iterator[Problem]:
+    """What is wrong with the first records of the first file of each entry of the data.
+
+    Built-in data is right, and what is not here is left to whoever fetches it.
+    """
+    for split in items.splits(config):
+        for item in items.items(config, split):
+            try:
+                source = next(located.find(config, item, split))
+            except LauncherError:
+                continue  # it is not here; whoever asks knows
+            if not isinstance(source, Path):
+                continue
+            try:
+                yield from _first(config, Part(split, item, (source,), {}, 0.0, mixed=False))
+            except LauncherError as error:
+                yield from error.problems
+
+
+def _first(config: Config, part: Part) -> Iterator[Problem]:
+    reading = Reading(part, config)
+    if config.data.bad_records is OnBadRecord.skip:
+        return
+    reader = formats.Reader(reading.format, part.item.columns, _labels(config))
+    chunk = next(chunk for chunk in reading.chunks(None) or () if not chunk.is_blank)
+    limit = min(DETECT_RECORDS, part.item.limit or DETECT_RECORDS)
+    for line, raw in islice(chunk.parse(), limit):
+        read = reader.read(raw)
+        bad = read if isinstance(read, BadRecord) else _unlearnable(config, read[0])
+        if bad:
+            yield Problem(f"{reading.files[0]}:{line}", bad.found, bad.hint)
+            return
+
+
+def _unlearnable(config: Config, example: formats.Example) -> BadRecord | None:
+    if not isinstance(config.objective, ClassifyConfig):
+        return None
+    from launcher.data import labelled  # numpy, which nothing else here needs
+
+    return labelled.refusal(example, config.objective.multi_label)
+
+
+def _labels(config: Config) -> list[str]:
+    objective, labels = config.objective, config.data.labels
+    if isinstance(objective, ClassifyConfig) and objective.out_of_scope and labels:
+        return [*labels, objective.out_of_scope]
+    return list(labels)
+
+
+def main(arguments: list[str]) -> int:
+    """Write down what is wrong with the data of a run. Returns the exit code."""
+    run = RunDir(arguments[0])
+    found = problems(compose.load(run.config))
+    write_json(run.path / FILE, [astuple(problem) for problem in found])
+    return ExitCode.ok
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
