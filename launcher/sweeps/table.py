@@ -12,8 +12,11 @@ from typing import Any
 from launcher.config import compose, overrides
 from launcher.errors import ConfigError, ExitCode
 from launcher.launch.outcome import settled
-from launcher.rundir import State, Status, storage_errors, write_atomic
-from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, values
+from launcher.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, may_pass, values
+
+#: Ends that were not a trial's own, and what a sweep that has them ends with.
+_STOPPED = ((State.preempted, ExitCode.preempted), (State.cancelled, ExitCode.interrupted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def summary(request: Request, found: Sequence[Row]) -> str:
 def listing(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The sweeps directly under `root`, oldest first, as plain JSON values."""
     found = []
-    for file in Path(root).glob("*/sweep.json"):
+    for file in Path(root).glob(f"*/{SWEEP_FILE}"):
         sweep = SweepDir(file.parent)
         try:
             request = sweep.request()
@@ -167,13 +170,23 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def exit_code(found: Sequence[Row]) -> int:
-    """The sweep's: 0 if a trial has succeeded or may yet, else that of the first that ended badly.
+def again(found: Sequence[Row]) -> int:
+    """How many trials a resumed sweep tries again: stopped, not submitted, or failed by what is not
+    their own fault."""
+    return sum(row.status.state is State.preempted or may_pass(row.status) for row in found)
 
-    Trials that were stopped or not submitted count as such: 75, and the sweep can be resumed.
+
+def exit_code(found: Sequence[Row]) -> int:
+    """The sweep's: 75 if trials were stopped or not submitted, so that it can be resumed, 130 if
+    some were cancelled, then 0 if one has succeeded or may yet, else that of the first that failed.
     """
-    states = [row.status.state for row in found]
-    if State.succeeded in states or not all(settled(row.status) for row in found):
+    if not all(settled(row.status) for row in found):
+        return ExitCode.ok
+    states = [row.status.state for row in found if row.state != PRUNED]
+    for state, code in _STOPPED:
+        if state in states:
+            return code
+    if State.succeeded in states:
         return ExitCode.ok
     codes = [row.status.exit_code for row in found if row.status.exit_code]
     own = [r.status.exit_code for r in found if r.status.exit_code and r.state != PRUNED]

@@ -15,8 +15,8 @@ import yaml
 
 from launcher.cli import main
 from launcher.config import compose, create
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import State, write_json
+from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.rundir import RunDir, State, Status, write_json
 from launcher.sweeps import (
     agents,
     begin,
@@ -28,7 +28,8 @@ from launcher.sweeps import (
     rehearsal,
     table,
 )
-from launcher.sweeps.folder import Request, SweepDir
+from launcher.sweeps.control import Controller
+from launcher.sweeps.folder import Request, SweepDir, Trial
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
 
@@ -117,6 +118,75 @@ def test_a_wrong_trial_is_made_as_failed(made: Made) -> None:
     assert (status.state, status.exit_code) == (State.failed, ExitCode.usage)
     assert "peft.rank" in status.reason
     assert not trial.run.exists()
+
+
+def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
+    sweep, request = made("seed=1,2,3,4,5")
+    maker = Maker(sweep, request)
+    words = [[f"seed={seed}"] for seed in range(1, 6)]
+    for number, own in enumerate(words):
+        maker.make(number, own)
+    (sweep.trial_path(1) / "trial.json").write_text("")
+    (sweep.trial_path(2) / "trial.json").unlink()
+    config = sweep.trial_path(3) / "config.yaml"
+    config.unlink()
+    config.touch()
+    controller = Controller(sweep, request)
+    trials = [controller.claim(own) for own in words]
+    assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
+    assert [trial.words for trial in sweep.trials()] == [tuple(own) for own in words]
+    assert [compose.load(trial.run.config).seed for trial in trials] == [1, 2, 3, 4, 5]
+    aside = sorted(path.name for path in sweep.path.glob(".trial-*"))
+    assert aside == [".trial-0001.1", ".trial-0002.1", ".trial-0003.1"]
+
+
+def test_a_second_controller_is_told_how_to_end_the_first(made: Made) -> None:
+    sweep, request = made("seed=1,2")
+    with RunDir(sweep.path).lock(), pytest.raises(StorageError, match="this sweep: host") as caught:
+        Controller(sweep, request).run()
+    assert "`launcher sweep cancel s`" in caught.value.problems[0].hint
+
+
+def test_a_sweep_in_the_place_of_a_run_is_told(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("seed=1,2")
+    assert main(["status", "s"]) == ExitCode.usage
+    told = capsys.readouterr().err
+    assert "'s' is a sweep" in told
+    assert "`launcher sweep status s`" in told
+
+
+SUCCEEDED, DIVERGED = (State.succeeded, 0, ""), (State.failed, 5, "loss is nan")
+STOPPED = (State.preempted, 75, "stopped at step 3")
+CANCELLED = (State.cancelled, 130, "cancelled in Slurm")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "again"),
+    [
+        ([SUCCEEDED, DIVERGED], 0, 0),
+        ([DIVERGED, (State.failed, 3, "bad data")], 5, 0),
+        ([SUCCEEDED, STOPPED], 75, 1),
+        ([SUCCEEDED, CANCELLED], 130, 0),
+        ([DIVERGED, CANCELLED, STOPPED], 75, 1),
+        ([SUCCEEDED, (State.failed, 7, "No space left on device")], 0, 1),
+        ([(State.failed, 1, "job 12_3 lost a node")], 1, 1),
+        ([(State.failed, 1, "lost: the processes of the run are gone without a result")], 1, 1),
+        ([(State.failed, 1, "ValueError: lost: a value")], 1, 0),
+        ([SUCCEEDED, (State.running, None, "")], 0, 0),
+        ([], 1, 0),
+    ],
+)
+def test_a_sweeps_exit_code_tells_that_trials_were_stopped(
+    ends: list[tuple[State, int | None, str]], code: int, again: int, tmp_path: Path
+) -> None:
+    rows = []
+    for number, (state, exit_code, reason) in enumerate(ends):
+        status = Status(state, reason=reason, exit_code=exit_code, attempt=1)
+        trial = Trial(number, RunDir(tmp_path / str(number)), ())
+        rows.append(table.Row(trial, status, trial.state(status), None, 0))
+    assert (table.exit_code(rows), table.again(rows)) == (code, again)
 
 
 @pytest.mark.slow
