@@ -87,9 +87,11 @@ class Pool:
         if backend is None:
             return False
         submitted = job_file(trial.run, attempt)
-        end = submitted.stat().st_mtime + _START_S
+        # Of a file from the future, as after a clock was put back, no more than the whole time.
+        left_s = min(_START_S, submitted.stat().st_mtime + _START_S - time.time())
+        end = time.monotonic() + left_s
         while backend.status(trial.run, attempt) is JobState.gone:
-            if settled(trial.run.status()) or time.time() > end or self.is_queued:
+            if settled(trial.run.status()) or time.monotonic() > end or self.is_queued:
                 return False
             time.sleep(0.1)
         self._occupy(trial, _slot_of(read_json(submitted), self._places))

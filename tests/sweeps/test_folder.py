@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import yaml
 from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, State, Status, write_json
 from launcher.sweeps import (
     agents,
@@ -25,6 +28,7 @@ from launcher.sweeps import (
     importance,
     page,
     pictures,
+    pool,
     rehearsal,
     table,
 )
@@ -489,6 +493,23 @@ def test_an_agents_run_has_the_agents_id(made: Made, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     run = create.create([*WORDS, "run.name=b"])
     assert json.loads(run.tracking.read_text()) == {"wandb": "abcd1234"}
+
+
+def test_a_clock_that_was_put_back_makes_nobody_wait_longer(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_START_S", 0.2)
+    sweep, request = made("seed=1,2")
+    maker = Maker(sweep, request)
+    trial = maker.make(0, ["seed=1"])
+    trial.run.set_status(State.preparing, attempt=1)
+    submitted = job_file(trial.run, 1)
+    write_json(submitted, {"backend": "local"})
+    ahead = time.time() + 3600
+    os.utime(submitted, (ahead, ahead))
+    began = time.monotonic()
+    assert not Pool(sweep, maker.composed(["seed=1"])[0]).adopt(trial)
+    assert time.monotonic() - began < 10
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
