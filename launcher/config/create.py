@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import string
 import subprocess
@@ -24,6 +25,7 @@ from launcher.config.schema_launch import DeepspeedConfig
 from launcher.config.schema_sweep import SweepConfig
 from launcher.errors import ConfigError, Problem
 from launcher.rundir import (
+    SWEEP_FILE,
     RunDir,
     State,
     as_json,
@@ -126,17 +128,26 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
         try:
             run.path.mkdir()
         except FileExistsError as error:
-            raise ConfigError(
-                f"there is a run of this name already: {run}",
-                where="run.name",
-                hint=f"{run.command('resume')} goes on with it; or choose another name",
-            ) from error
+            raise _taken(run) from error
     try:
         _fill(run, config, made, words)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
+
+
+def _taken(run: RunDir) -> ConfigError:
+    """What it means that there is a folder in the place of a new run."""
+    is_sweep = (run.path / SWEEP_FILE).is_file()
+    if is_sweep or run.exists():
+        what, verb = ("sweep", "sweep resume") if is_sweep else ("run", "resume")
+        hint = f"{run.command(verb)} goes on with it; or choose another name"
+    else:  # a kill, or somebody's own
+        what = "folder"
+        hint = f"choose another name, or remove it: rm -r {shlex.quote(str(run))}"
+    found = f"there is a {what} of this name already: {run}"
+    return ConfigError(found, where="run.name", hint=hint)
 
 
 def _make_root(folder: Path) -> None:

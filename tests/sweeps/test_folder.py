@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -142,6 +143,26 @@ def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
     assert [compose.load(trial.run.config).seed for trial in trials] == [1, 2, 3, 4, 5]
     aside = sorted(path.name for path in sweep.path.glob(".trial-*"))
     assert aside == [".trial-0001.1", ".trial-0002.1", ".trial-0003.1"]
+
+
+def test_one_of_two_sweeps_of_one_name_made_in_one_moment_is_refused(made: Made) -> None:
+    asked = {seeds: begin.request((*WORDS, f"seed={seeds}"), []) for seeds in ("1,2", "3,4")}
+    sweep, first = asked["1,2"]
+    assert begin.make(sweep, first) == first
+    with pytest.raises(ConfigError, match="of other overrides"):
+        begin.make(*asked["3,4"])
+    assert begin.make(sweep, dataclasses.replace(first, created=0.0)) == first
+    assert sweep.request() == first
+    assert [path.name for path in sweep.path.parent.iterdir()] == ["s"]
+
+
+def test_a_folder_that_is_no_sweep_keeps_its_name(made: Made) -> None:
+    asked = begin.request((*WORDS, "seed=1,2"), [])
+    (asked[0].path / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="there is a run or another folder of this name"):
+        begin.make(*asked)
+    (asked[0].path / "mine").rmdir()  # what a kill has left of a beginning
+    assert begin.make(*asked) == asked[1]
 
 
 def test_a_second_controller_is_told_how_to_end_the_first(made: Made) -> None:
