@@ -164,7 +164,7 @@ class Controller:
             return left
         for trial in trials:
             if trial.number in self.pool.running:
-                self.say(f"{trial.run.name}  started: {' '.join(trial.words)}")
+                self.say(f"{trial.run.name}  started: {table.shown(trial.words)}")
             else:
                 self.tell(trial)
         return []
@@ -188,7 +188,7 @@ class Controller:
             parts.append(f"{self.request.metric} {value:.6g}")
         if status.reason and status.state is not State.succeeded:
             parts.append(status.reason.splitlines()[0])
-        self.say(" | ".join([*parts, " ".join(trial.words)]))
+        self.say(" | ".join([*parts, table.shown(trial.words)]))
 
     def _fresh(self, trial: Trial) -> Trial:
         return self.sweep.trial(trial.number) or trial

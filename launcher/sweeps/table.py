@@ -81,6 +81,11 @@ def pasted(words: Sequence[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+def shown(words: Sequence[str]) -> str:
+    """The same in a line of a listing, where a text of several lines is one."""
+    return " ".join(pasted(words).splitlines())
+
+
 def substituted(sweep: SweepDir, row: Row) -> str:
     """A trial's overrides as `$(...)` in a shell hands them on, word for word.
 
@@ -118,7 +123,7 @@ def text(request: Request, found: Sequence[Row]) -> str:
         reason = row.status.reason.splitlines()[0][:100] if row.status.reason else ""
         value = "" if row.value is None else f"{row.value:.6g}" + ("" if row.is_done else " so far")
         mark = "*" if row is winner else ""
-        words = pasted(row.trial.words)
+        words = shown(row.trial.words)
         step = f"{row.step}{steps}" if row.step or steps else ""
         cells.append((f"{row.trial.number}{mark}", row.state, step, value, words, reason))
     return f"{_aligned(cells)}\n{summary(request, found)}"

@@ -446,6 +446,38 @@ def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPat
     assert all(0 <= value <= 1 for _, value in found)
 
 
+def test_a_best_in_the_middle_matters_too(made: Made) -> None:
+    sweep, request = made("optim.lr=1e-4,1e-3,1e-2", "seed=1,2,3,4", "data.system=a,b")
+    maker = Maker(sweep, request)
+    lrs, seeds, systems = (d.values for d in request.swept)
+    words = [
+        [f"optim.lr={lr}", f"seed={seed}", f"data.system={systems[n % 2]}"]
+        for lr in lrs
+        for n, seed in enumerate(seeds)
+    ]
+    for number, own in enumerate(words):
+        maker.make(number, own)
+        # The best rate is the middle one; the seed adds a little, the text nothing of its own.
+        _finish(sweep, number, abs(number // 4 - 1) + 0.1 * (number % 4))
+    found = dict(importance.importances(request, table.rows(sweep))[1])
+    assert found["optim.lr"] > 0.7
+    assert found["optim.lr"] > found["seed"] > found["data.system"]
+
+
+def test_long_labels_have_room(made: Made) -> None:
+    long = "be " * 200 + "kind"
+    sweep, request = made(f"data.system={long},short", "seed=1,2")
+    maker = Maker(sweep, request)
+    for number, words in enumerate(_product(request)):
+        maker.make(number, words)
+        _finish(sweep, number, 2.0 - 0.1 * number)
+    text = page.build(sweep).read_text(encoding="utf-8")
+    labels = re.findall(r"<text[^>]*>([^<]*)<title>([^<]*)</title>", text)
+    assert all(len(shown) < 60 for shown, _ in labels)
+    assert [whole for _, whole in labels].count(long) == 2
+    assert coordinates.short("one\ntwo three", 8) == "one two…"
+
+
 def test_coordinates(made: Made) -> None:
     sweep, request = _grid(made)
     plot = coordinates.plot(request, table.rows(sweep))
