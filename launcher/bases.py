@@ -97,23 +97,39 @@ def trained_base(model: ModelConfig) -> Path | None:
 
 
 def _adapted_key(model: ModelConfig, adapter: str) -> str:
-    """Key of a base with an adapter merged in: by name, size and time of the adapter's files.
+    """Key of a base with an adapter merged in: by name, size and time of the files of both.
 
     Raises `ConfigError` if the adapter is gone.
     """
     try:
-        files = [
-            [path.name, path.stat().st_size, path.stat().st_mtime_ns]
-            for path in sorted(Path(adapter).iterdir())
-            if path.name.startswith("adapter_")
-        ]
+        files = [file for file in _states(Path(adapter)) if file[0].startswith("adapter_")]
     except OSError as error:
         raise ConfigError(
             f"the adapter cannot be read: {error.strerror}",
             where=f"model.adapter={adapter}",
             hint="put it back; its base is made from it",
         ) from error
-    return _digest(__version__, model.name, model.revision, adapter, files)
+    return _digest(__version__, model.name, model.revision, _base_state(model), adapter, files)
+
+
+def _base_state(model: ModelConfig) -> Any:
+    """What tells that a base of the same name has other weights: its files, or the commit that the
+    hub's cache has of it."""
+    name = model.name or ""
+    if (folder := runtime.user_path(name)).is_dir():
+        ends = (".safetensors", ".bin", ".json")
+        return [file for file in _states(folder) if file[0].endswith(ends)]
+    cached = runtime.hub_cache() / f"models--{name.replace('/', '--')}"
+    try:
+        return (cached / "refs" / (model.revision or "main")).read_text(encoding="utf-8")
+    except OSError:
+        return None
+
+
+def _states(folder: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of the files in a folder."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
 def is_missing(model: ModelConfig) -> bool:

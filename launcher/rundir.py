@@ -27,6 +27,8 @@ from launcher.errors import ConfigError, LauncherError, StorageError, did_you_me
 
 #: Where runs and sweeps are looked for, unless --root or `run.root` says otherwise.
 DEFAULT_ROOT = "runs"
+#: What makes a folder a sweep, whose runs lie below it.
+SWEEP_FILE = "sweep.json"
 
 
 class State(Enum):
@@ -417,7 +419,8 @@ class RunDir:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run folder alone; `StorageError` at once if another process holds it.
+        """Hold the folder of a run or sweep alone; `StorageError` at once if another process holds
+        it.
 
         The lock is the kernel's, so it goes with the process however it dies.
         """
@@ -431,10 +434,12 @@ class RunDir:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise
                 file.seek(0)
+                is_sweep = (self.path / SWEEP_FILE).exists()
+                what, verb = ("sweep", "sweep cancel") if is_sweep else ("run", "cancel")
                 raise StorageError(
-                    f"another process works on this run: {file.read().strip() or 'unknown'}",
+                    f"another process works on this {what}: {file.read().strip() or 'unknown'}",
                     where=str(self.path),
-                    hint=f"wait for it, or stop it with {self.command('cancel')}",
+                    hint=f"wait for it, or stop it with {self.command(verb)}",
                 ) from error
             file.truncate(0)
             file.write(f"host {socket.gethostname()} pid {os.getpid()}\n")
@@ -483,6 +488,13 @@ def find_run(run: str, root: str = DEFAULT_ROOT) -> RunDir:
     for path in (Path(run), Path(root) / run):
         if RunDir(path).exists():
             return RunDir(path)
+        if (path / SWEEP_FILE).is_file():
+            raise ConfigError(
+                f"{run!r} is a sweep, whose runs lie below it",
+                where="run",
+                hint=f"{command('sweep status', path.resolve())} lists them;"
+                " sweep cancel, resume and report are for all of them",
+            )
     names = [found.name for found in run_dirs(root)]
     raise ConfigError(
         f"no run {run!r} here or under {root}/",

@@ -161,6 +161,9 @@ def _become(module: str, parsed: Namespace) -> int:
 
 
 def _replace(module: str, *words: str) -> int:
+    from launcher.jobs.start import refuse_in_rank
+
+    refuse_in_rank("process")
     command = entry.command(module, *words)
     with entry.interrupt_held():
         os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606

@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import secrets
+import shlex
 import shutil
 import string
 import subprocess
@@ -24,6 +25,7 @@ from launcher.config.schema_launch import DeepspeedConfig
 from launcher.config.schema_sweep import SweepConfig
 from launcher.errors import ConfigError, Problem
 from launcher.rundir import (
+    SWEEP_FILE,
     RunDir,
     State,
     as_json,
@@ -136,16 +138,16 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
 
 
 def taken(run: RunDir) -> ConfigError:
-    """What to raise where a new run is to have the name of another one."""
-    verb, what = "resume", "run"
-    if (run.path / "sweep.json").is_file():
-        verb, what = "sweep resume", "sweep"
-    hint = f"{run.command(verb)} goes on with it; or choose another name"
-    if what == "run" and not run.exists():
-        what, hint = "folder that is no run", "choose another name, or remove the folder"
-    return ConfigError(
-        f"there is a {what} of this name already: {run}", where="run.name", hint=hint
-    )
+    """What to raise where there is a folder in the place of a new run."""
+    is_sweep = (run.path / SWEEP_FILE).is_file()
+    if is_sweep or run.exists():
+        what, verb = ("sweep", "sweep resume") if is_sweep else ("run", "resume")
+        hint = f"{run.command(verb)} goes on with it; or choose another name"
+    else:  # a kill, or somebody's own
+        what = "folder that is no run"
+        hint = f"choose another name, or remove it: rm -r {shlex.quote(str(run))}"
+    found = f"there is a {what} of this name already: {run}"
+    return ConfigError(found, where="run.name", hint=hint)
 
 
 def _make_root(folder: Path) -> None:

@@ -91,8 +91,9 @@ def _read_one(word: str, options: Mapping[str, Sequence[str]], out: Overrides) -
     assert match is not None  # every part of the pattern may be empty
     prefix, key, text = match["prefix"], match["key"].strip(), match["value"]
     if prefix == "~":
-        hint = f"{key}=none" if "none" in options.get(key, ()) else "leave the override out"
-        return Problem(word, "nothing can be deleted from the config", f"write {hint}")
+        has_none = "none" in options.get(key, ())
+        hint = f"write {key}=none" if has_none else "leave the override out"
+        return Problem(word, "nothing can be deleted from the config", hint)
     if match["assign"] is None:
         return Problem(word, "is not of the form key=value", _form_hint(word, options))
     if not _KEY.fullmatch(key):

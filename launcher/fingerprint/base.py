@@ -1,5 +1,7 @@
 """What the weights of a run stand on: the content of its base and its tokenizer, as digests.
 
+Beside the weights counts what says how to compute with them: config.json and code beside it.
+
 A base of 60 GB is not read as a whole at each start. Of a file of weights up to 256 MiB every byte
 counts; of a larger one its size, its first MiB (where safetensors keep names, types and shapes) and
 64 KiB of every 4 MiB after that. So other weights are seen, and every change in a small model, but
@@ -12,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from launcher.config.schema import Config
 from launcher.errors import ConfigError
@@ -29,6 +32,24 @@ _HEAD = 1 << 20
 _STRIDE = 4 << 20
 _SAMPLE = 64 << 10
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")
+#: Of config.json, what says nothing of how the model computes (the run has a type of its own).
+_IDLE = (
+    "transformers_version",
+    "_name_or_path",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "architectures",
+) + (
+    *(
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "id2label",
+        "label2id",
+        "_attn_implementation",
+    ),
+)
 #: What transformers looks for, first the first.
 _STEMS = ("model.safetensors", "pytorch_model.bin")
 #: Beside the weights of a model may lie those of an adapter, and what a trainer has left.
@@ -36,14 +57,16 @@ _OTHERS = ("adapter_", "optimizer", "scheduler", "training_args", "rng_state")
 
 
 def origin(config: Config, base: Path | None) -> dict[str, str]:
-    """Digests of the weights in `base`, the folder of the run's base, and of its tokenizer.
+    """Digests of the weights in `base`, the folder of the run's base, of how it computes with them,
+    and of its tokenizer.
 
     Without a folder the base has no digest.
     """
     hashes = Hashes(cache_root(config) / "hashes.json")
     tokenizer = json.dumps(tokenizer_identity(config.model, hashes), sort_keys=True)
     digest = hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest()
-    return {"base": weights_digest(base) if base else "", "tokenizer": digest}
+    model = model_digest(base, with_code=config.model.trust_remote_code) if base else ""
+    return {"base": weights_digest(base) if base else "", "model": model, "tokenizer": digest}
 
 
 def weights_digest(folder: Path) -> str:
@@ -52,6 +75,26 @@ def weights_digest(folder: Path) -> str:
     files = [[path.name, _file_digest(path)] for path in _weight_files(folder) if path.is_file()]
     text = json.dumps(files).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest() if files else ""
+
+
+def model_digest(folder: Path, *, with_code: bool = False) -> str:
+    """BLAKE2b (16 bytes, hex) of what a model's config.json says of how it computes, and of the
+    code beside it; empty if there is no readable one."""
+    about = read_json(folder / "config.json")
+    if not isinstance(about, dict):
+        return ""
+    code = sorted(folder.glob("*.py")) if with_code else []
+    said = [_essential(about), [[path.name, _file_digest(path)] for path in code]]
+    text = json.dumps(said, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def _essential(said: Any) -> Any:
+    """What counts of a config, and of the configs inside of it; a key that is null is not there."""
+    if not isinstance(said, dict):
+        return said
+    counts = {key: value for key, value in said.items() if key not in _IDLE and value is not None}
+    return {key: _essential(value) for key, value in counts.items()}
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -82,13 +125,18 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+_WORDS = {
+    "base": "the base's weights",
+    "model": "the base's config.json or code",
+    "tokenizer": "the tokenizer or its chat template",
+}
+
+
 def changes(began: Mapping[str, str] | None, now: Mapping[str, str]) -> list[str]:
-    """What of a run's origin is no longer what its checkpoint says, in words."""
-    words = {"base": "the base's weights", "tokenizer": "the tokenizer or its chat template"}
+    """What of a run's origin is no longer what its checkpoint says: keys of `origin`."""
+    before = began or {}
     return [
-        text
-        for name, text in words.items()
-        if (began or {}).get(name) and now.get(name) and (began or {})[name] != now[name]
+        name for name in _WORDS if before.get(name) and now.get(name) and before[name] != now[name]
     ]
 
 
@@ -101,19 +149,21 @@ def require_same(
     """
     changed = changes(began, now)
     source = config.model.name or config.model.kind
-    if changed and (config.peft.name != "none" or len(changed) > 1 or "base" not in changed[0]):
+    words = [_WORDS[name] for name in changed]
+    if changed and (config.peft.name != "none" or changed != ["base"]):
         raise ConfigError(
-            f"{' and '.join(changed)} of {source} changed since the run began, and the checkpoint"
+            f"{' and '.join(words)} of {source} changed since the run began, and the checkpoint"
             " learned upon the former",
             where=str(where),
             hint="put the former files back, or start a new run (under another run.name) on these",
         )
-    return [f"{text} of {source} changed since the run began" for text in changed]
+    return [f"{text} of {source} changed since the run began" for text in words]
 
 
 def note_base(folder: Path, base: Path | None) -> None:
-    """Mark `folder` as an export; with the digest of the weights in `base` if it stands on them."""
-    write_json(folder / MARKER, {"base": weights_digest(base)} if base else {})
+    """Mark `folder` as an export; with the digests of `base` if it stands on that."""
+    found = {"base": weights_digest(base), "model": model_digest(base)} if base else {}
+    write_json(folder / MARKER, found)
 
 
 def require_base(adapter: str | Path, base: Path | None) -> None:
@@ -123,11 +173,15 @@ def require_base(adapter: str | Path, base: Path | None) -> None:
     """
     marker = Path(adapter) / MARKER
     noted = read_json(marker, {})
-    expected = noted.get("base") if isinstance(noted, dict) else None
-    if not expected or base is None or weights_digest(base) in ("", expected):
+    if base is None or not isinstance(noted, dict):
         return
+    now = {"base": weights_digest(base), "model": model_digest(base)}
+    changed = changes(noted, now)
+    if not changed:
+        return
+    other = "other weights than those" if "base" in changed else "another config.json than that"
     raise ConfigError(
-        f"the adapter was trained upon other weights than those in {base}",
+        f"the adapter was trained upon {other} in {base}",
         where=str(adapter),
         hint="give the base that it was trained upon (model.name=FOLDER); if these are the same"
         f" weights in another format, delete {marker}",

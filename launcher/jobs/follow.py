@@ -22,6 +22,12 @@ from launcher.launch.spec import Backend, JobState
 from launcher.rundir import RunDir, State, Status, write_atomic
 
 _POLL_S = 0.1
+#: Exit codes of states that were written without one.
+_CODES = {
+    State.succeeded: ExitCode.ok,
+    State.cancelled: ExitCode.interrupted,
+    State.preempted: ExitCode.preempted,
+}
 #: Lines of the starting command's own output shown when a run fails.
 _LAST_LINES = 15
 
@@ -92,7 +98,7 @@ def follow(run: RunDir, attempt: int, backend: Backend) -> int:
         reason = "lost: the processes of the run are gone without a result"
         status = run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal))
     _say_how_it_ended(run, attempt, status, _Shown(console.PlainView(), interrupts).line)
-    return ExitCode.ok if status.exit_code is None else status.exit_code
+    return status.exit_code or _CODES.get(status.state, ExitCode.internal)
 
 
 def _watch(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch.outcome import settled
-from launcher.launch.spec import JobState, backend_name, number_in, open_file
+from launcher.launch.spec import JobState, backend_name, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, Status, read_json
 
 if TYPE_CHECKING:
@@ -94,9 +94,23 @@ def settle(path: str | Path, status: Status, number: str, job: Job | None) -> St
             return now
     found = judged(status, number, job)
     if found.state is State.failed and not settled(status):
+        if job is None and status.state is State.queued and _others_began(RunDir(path), status):
+            reason = f"job {number} never began, and Slurm knows it no more: cancelled in Slurm"
+            code = int(ExitCode.interrupted)
+            return replace(found, state=State.cancelled, reason=reason, exit_code=code)
         cause = _cause(RunDir(path), status)
         return replace(found, reason=f"{found.reason}{cause}")
     return found
+
+
+def _others_began(run: RunDir, status: Status) -> bool:
+    """Whether other tasks of the run's array have left logs where this one has none: Slurm forgets
+    soon that it was cancelled while it waited, and keeps no account of it everywhere."""
+    from launcher.launch import slurm
+
+    log = slurm.batch_log(run, status.attempt)
+    is_task = "array" in (read_json(job_file(run, status.attempt)) or {})
+    return is_task and log is not None and not log.exists() and any(log.parent.glob("slurm-*.log"))
 
 
 def _cause(run: RunDir, status: Status) -> str:

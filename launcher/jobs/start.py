@@ -30,12 +30,12 @@ def refuse_in_rank(what: str) -> None:
     ways = {"srun": f"srun -n{ranks.world_size} ", "mpirun": f"mpirun -n {ranks.world_size} "}
     start = ways.get(by, f"torchrun --nproc-per-node {ranks.local_world_size} ")
     python = "" if by == "torchrun" else "python "
+    by_hand = f"; or start the ranks of one run yourself: `{start}{python}-m launcher.train ...`"
     raise ConfigError(
         f"this process is rank {ranks.rank} of {ranks.world_size} ({by}), and each of them would"
         f" start a {what} of its own",
         where="launcher",
-        hint=f"start it once, without {by}; or start the ranks of one run yourself:"
-        f" `{start}{python}-m launcher.train ...`",
+        hint=f"start it once, without {by}{by_hand if what == 'run' else ''}",
     )
 
 

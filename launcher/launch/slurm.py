@@ -28,6 +28,10 @@ MISSING_S = 30.0
 _STOP = "USR1"
 
 
+class ArrayError(ConfigError):
+    """Slurm takes no array of so many tasks; it may take several smaller ones."""
+
+
 class SlurmBackend:
     """A batch job: the script is a template of slurm/, the ranks are tasks of one srun."""
 
@@ -89,12 +93,18 @@ class SlurmBackend:
         return job
 
     def submit_many(
-        self, plans: Sequence[LaunchPlan], folder: Path, *, max_parallel: int | None
+        self,
+        plans: Sequence[LaunchPlan],
+        folder: Path,
+        *,
+        max_parallel: int | None,
+        after: Sequence[str] = (),
     ) -> str:
         """Submit all trials of a sweep as one array with one sbatch; returns the array's job id.
 
-        Trial i works on the i-th run folder of `folder`/trials.txt. `ConfigError` if the trials
-        differ in what they ask of Slurm. May be called again after a `BusyError`, as `submit`.
+        Trial i works on the i-th run folder of `folder`/trials.txt, once the jobs `after` have
+        ended. `ConfigError` if the trials differ in what they ask of Slurm, `ArrayError` if there
+        are too many of them. May be called again after a `BusyError`, as `submit`.
         """
         if plans[0].prepare_script is not None:
             raise ConfigError(
@@ -117,7 +127,8 @@ class SlurmBackend:
             run.set_status(State.queued, attempt=plan.attempt, durable=False)
             content = {**plan.to_json(), "base": plan.attempt, "array": [str(folder), index]}
             write_json(job_file(run, plan.attempt), content, durable=False)
-        job = sbatch("job.sbatch", script, folder)
+        turn = [f"--dependency=afterany:{':'.join(after)}"] if after else []
+        job = sbatch("job.sbatch", script, folder, *turn)
         # At once and for all trials: who is killed now leaves no job that nobody knows.
         write_json(folder / "job.json", {"job": job})
         return job
@@ -268,7 +279,8 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
     """Write a script to `folder` and submit it from there; returns the job's id.
 
     A job that an earlier call has brought about is found and not repeated. Raises `ConfigError`
-    with Slurm's words if it is refused, `BusyError` if another try may do.
+    with Slurm's words if it is refused (`ArrayError` for too large an array), `BusyError` if
+    another try may do.
     """
     is_again = (folder / name).exists()
     found = slurm_ask.submitted(folder / name) if is_again else []
@@ -293,7 +305,8 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
             return found[0]
         if not isinstance(error, slurm_ask.SlurmRefusedError):
             raise
-        raise ConfigError(
+        is_array = isinstance(error, slurm_ask.SlurmArrayError)
+        raise (ArrayError if is_array else ConfigError)(
             f"Slurm refuses the job: {error.problems[0].found}",
             where="launch=slurm",
             hint=f"mend `cluster` or `launch`; try it by hand in {folder}: {shlex.join(command)}",

@@ -38,6 +38,8 @@ _FULL = re.compile(
     r"|violates accounting/qos policy|submission.{0,20}(disabled|throttled)|try again",
     re.IGNORECASE,
 )
+#: What they say of an array that the site allows at no time.
+_ARRAY = re.compile(r"invalid job array|array too large|MaxArraySize", re.IGNORECASE)
 #: Names of limits that are about one job's size or time: it breaks them tomorrow too.
 _OF_ONE_JOB = re.compile(r"\b(?:QOS|Assoc)(?!\w*Submit)\w+Limit\b|PerJob")
 
@@ -56,12 +58,16 @@ class SlurmRefusedError(LauncherError):
     """Slurm has answered, and refused."""
 
 
+class SlurmArrayError(SlurmRefusedError):
+    """Slurm has answered, and takes no array of so many tasks."""
+
+
 def run(*command: str, cwd: Path | None = None) -> str:
     """Output of a command of Slurm; variables of the user's that steer it are not passed on.
 
     Raises `ConfigError` if it is not installed, `SlurmDownError` if the controller does not answer,
-    `SlurmFullError` if it takes no more for now, `SlurmRefusedError` with its words if it fails in
-    another way.
+    `SlurmFullError` if it takes no more for now, `SlurmArrayError` if it is given too large an
+    array, `SlurmRefusedError` with its words if it fails in another way.
     """
     try:
         done = subprocess.run(  # noqa: S603 - Slurm's own commands
@@ -84,6 +90,9 @@ def run(*command: str, cwd: Path | None = None) -> str:
             " or choose launch=local",
         ) from error
     except subprocess.TimeoutExpired as error:
+        said = (error.stderr or b"").decode(errors="replace")
+        if _FULL.search(said):  # sbatch tries by itself, for longer than we wait
+            raise _full(said.strip().splitlines()[-1]) from error
         hint = "its controller is away or busy: try again; jobs go on meanwhile"
         raise SlurmDownError(
             f"`{command[0]}` does not answer within {_TIMEOUT_S:.0f} s", where="Slurm", hint=hint
@@ -97,9 +106,13 @@ def run(*command: str, cwd: Path | None = None) -> str:
         said = said or f"`{command[0]}` ended with exit code {done.returncode} and no word"
         raise SlurmDownError(said, where="Slurm", hint=hint)
     if _FULL.search(said) and not _OF_ONE_JOB.search(said):
-        hint = "a limit of the site: try again when others of your jobs have ended"
-        raise SlurmFullError(said, where="Slurm", hint=hint)
-    raise SlurmRefusedError(said, where="Slurm")
+        raise _full(said)
+    raise (SlurmArrayError if _ARRAY.search(said) else SlurmRefusedError)(said, where="Slurm")
+
+
+def _full(said: str) -> SlurmFullError:
+    hint = "a limit of the site: try again when others of your jobs have ended"
+    return SlurmFullError(said, where="Slurm", hint=hint)
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:

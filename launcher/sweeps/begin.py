@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import math
 import os
 import re
@@ -189,32 +190,48 @@ def announced(asked: Request) -> str:
 
 
 def make(sweep: SweepDir, asked: Request) -> Request:
-    """Make the sweep folder; `ConfigError` if the name is taken by something else.
+    """Make the sweep folder, all at once; `ConfigError` if the name is taken by something else.
 
     Files of one's own are copied into it: the trials to come are made from what they say now. The
-    request that is returned names the copies.
+    request that is returned names the copies. A sweep of the same command line that was made in the
+    same moment is the one.
     """
-    if sweep.path.exists():
+    path = sweep.path
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with storage_errors(path):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            fixed = tuple(_kept(path, temporary, n, word) for n, word in enumerate(asked.fixed))
+            asked = dataclasses.replace(asked, fixed=fixed)
+            SweepDir(temporary).write(asked)
+            # Not over a folder that holds anything.
+            temporary.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        else:
+            return asked
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if not sweep.exists():
         raise ConfigError(
-            f"there is a run of this name already: {sweep}",
+            f"there is a run or another folder of this name already: {sweep}",
             where="run.name",
             hint="choose another name",
         )
-    with storage_errors(sweep.path):
-        sweep.path.mkdir(parents=True, exist_ok=True)
-        fixed = tuple(_kept(sweep, n, word) for n, word in enumerate(asked.fixed))
-        asked = dataclasses.replace(asked, fixed=fixed)
-        sweep.write(asked)
-    return asked
+    check_same(sweep, asked)
+    return sweep.request()
 
 
-def _kept(sweep: SweepDir, number: int, word: str) -> str:
-    """A word of the sweep, or in the place of a file of one's own the path of its copy."""
+def _kept(path: Path, folder: Path, number: int, word: str) -> str:
+    """A word of the sweep, or in the place of a file of one's own the path that its copy in
+    `folder` will have below `path`."""
     if not ownfile.is_named(word):
         return word
-    copy = sweep.path / f"own-{number}.yaml"
-    shutil.copyfile(runtime.user_path(word), copy)
-    return str(copy)
+    name = f"own-{number}.yaml"
+    shutil.copyfile(runtime.user_path(word), folder / name)
+    return str(path / name)
 
 
 def check_same(sweep: SweepDir, asked: Request) -> None:

@@ -8,6 +8,7 @@ that were lost go on from their last checkpoint.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -15,13 +16,14 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
+from launcher import console
 from launcher.config import compose, groups
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
 from launcher.rundir import RunDir, State, command
 from launcher.sweeps import space, table
-from launcher.sweeps.folder import Request, SweepDir, Trial, objective
+from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import QUEUED, Pool
 
@@ -49,9 +51,12 @@ class Controller:
         self.pool.configs = self.maker.made
         self._claimed: set[int] = set()
         self._known: dict[tuple[str, ...], list[Trial]] = {}
-        for trial in sweep.trials():
+        whole = [trial for trial in sweep.trials() if not trial.is_torn]
+        for trial in whole:
             self._known.setdefault(trial.words, []).append(trial)
-        self._next = 1 + max((trial.number for trial in sweep.trials()), default=-1)
+        # A trial that is made again gets the number that it had.
+        taken = {trial.number for trial in whole}
+        self._numbers = (number for number in itertools.count() if number not in taken)
 
     @staticmethod
     def submits_all(request: Request) -> bool:
@@ -70,8 +75,12 @@ class Controller:
         return self._result()
 
     def say(self, line: str) -> None:
-        """A line for people."""
-        print(line, file=sys.stderr, flush=True)
+        """A line for people; where nobody reads any more, the controller is to stop."""
+        try:
+            print(line, file=sys.stderr, flush=True)
+        except OSError:
+            console.discard(sys.stderr)
+            self.stops = max(1, self.stops)
 
     def _by_kind(self) -> None:
         if self.request.kind == "optuna":
@@ -100,7 +109,7 @@ class Controller:
         while waiting or self.pool.running:
             room = self.pool.room
             now, waiting = (waiting, []) if room is None else (waiting[:room], waiting[room:])
-            self.launch(now)
+            waiting = self.launch(now) + waiting
             if self.pool.is_queued and not self.follow:
                 return [None] * len(trials)
             self.wait()
@@ -113,7 +122,7 @@ class Controller:
                 self._claimed.add(trial.number)
                 return trial
         if number is None:
-            number, self._next = self._next, self._next + 1
+            number = next(self._numbers)
         self._claimed.add(number)
         trial = self.maker.make(number, words)
         if number not in self.maker.made:
@@ -127,30 +136,38 @@ class Controller:
         if trial.number in self.maker.made:
             return True
         status = trial.run.status()
-        if status.state.is_final or trial.pruned:
+        if trial.pruned or (status.state.is_final and not may_pass(status)):
             return False
         if self.pool.adopt(trial):
             self.say(f"{trial.run.name}  goes on, started before")
             return False
-        return not trial.run.status().state.is_final
+        status = trial.run.status()
+        return not status.state.is_final or may_pass(status)
 
-    def launch(self, trials: Sequence[Trial]) -> None:
-        """Start trials and say so."""
+    def launch(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Start trials and say so; returns those that wait for room in a queue."""
         try:
-            self.pool.start(trials)
+            left = self.pool.start(trials)
+            if left and not self.follow and self.pool.refusal:
+                raise self.pool.refusal
         except LauncherError:
             self.say(f"not submitted: {command('sweep resume', self.sweep.path)} tries again")
             if self.stops:
                 raise Stopped from None
             raise
-        if self.pool.is_queued and trials:
-            self.say(f"sweep    {self.sweep.name}: {len(trials)} trials queued")
-            return
+        if self.pool.is_queued:
+            if count := len(trials) - len(left):
+                self.say(f"sweep    {self.sweep.name}: {count} trials queued")
+            if left and self.pool.refusal:
+                why = self.pool.refusal.problems[0].found.splitlines()[-1]
+                self.say(f"waiting: {len(left)} trials follow when others have ended: {why}")
+            return left
         for trial in trials:
             if trial.number in self.pool.running:
-                self.say(f"{trial.run.name}  started: {' '.join(trial.words)}")
+                self.say(f"{trial.run.name}  started: {table.shown(trial.words)}")
             else:
                 self.tell(trial)
+        return []
 
     def wait(self) -> list[Trial]:
         """Wait a moment; returns the trials that have ended. Raises `Stopped`."""
@@ -171,7 +188,7 @@ class Controller:
             parts.append(f"{self.request.metric} {value:.6g}")
         if status.reason and status.state is not State.succeeded:
             parts.append(status.reason.splitlines()[0])
-        self.say(" | ".join([*parts, " ".join(trial.words)]))
+        self.say(" | ".join([*parts, table.shown(trial.words)]))
 
     def _fresh(self, trial: Trial) -> Trial:
         return self.sweep.trial(trial.number) or trial
@@ -195,6 +212,9 @@ class Controller:
         self.say(f"sweep    {self.sweep.name}: {table.summary(self.request, rows)}")
         if all(settled(row.status) for row in rows):
             self._say_best(rows)
+        if count := table.again(rows):
+            hint = command("sweep resume", self.sweep.path)
+            self.say(f"again    {count} of the trials that were stopped or lost: {hint}")
         return table.exit_code(rows)
 
     def _say_best(self, rows: Sequence[table.Row]) -> None:
@@ -217,7 +237,10 @@ class Controller:
         def note(number: int, frame: FrameType | None) -> None:
             self.stops += 1
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # Who starts it with nohup wants a hang-up ignored.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield

@@ -16,6 +16,8 @@ WIDTH, HEIGHT = 1000.0, 320.0
 #: Room beside the first and the last axis for their labels, and above and below all.
 _SIDE, _TOP, _BOTTOM = 90.0, 36.0, 24.0
 _MOST_POWERS = 7
+#: Width of a letter of a label, and how few of them still say something.
+_LETTER, _FEWEST = 7, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Plot:
 
     axes: list[Axis]
     lines: list[Line]
+    room: int
+    """Letters of a mark's label that have room before the next axis."""
 
 
 def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
@@ -65,7 +69,18 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         lines.append(Line(row.trial.number, path, round(good if request.maximize else 1 - good, 3)))
     # The best are drawn last, over the others.
-    return Plot(axes, sorted(lines, key=lambda line: line.quality))
+    return Plot(axes, sorted(lines, key=lambda line: line.quality), letters(gap))
+
+
+def letters(width: float) -> int:
+    """How many letters of a label have room in this width."""
+    return max(_FEWEST, int(width) // _LETTER - 2)
+
+
+def short(text: str, most: int) -> str:
+    """`text` in at most so many letters, on one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 #: A place 0..1 on an axis, or where it is drawn, and the label there.

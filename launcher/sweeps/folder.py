@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,11 +21,13 @@ from typing import Any
 from launcher.errors import ConfigError, ExitCode, did_you_mean
 from launcher.jobs.status import Row, observed_rows, observed_run
 from launcher.launch.outcome import settled
-from launcher.rundir import RunDir, State, Status, read_json, write_json
+from launcher.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
 from launcher.sweeps.space import Dimension
 
 VERSION = 1
 PRUNED = "pruned"
+#: What is said of runs whose processes or nodes went away.
+_LOST = re.compile(r"^lost: |^job \S+ (lost a node|was preempted)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +86,14 @@ class Trial:
         """trial.json."""
         return self.run.path / "trial.json"
 
+    @property
+    def is_torn(self) -> bool:
+        """Whether a power cut has emptied files of a trial that was never started."""
+        if self.run.attempts():
+            return False
+        files = (self.run.config, self.run.plan, self.run.environment, self.run.status_file)
+        return any(file.exists() and not file.stat().st_size for file in files)
+
     def prune(self, step: int, value: float) -> None:
         """Write down that the trial was ended for falling behind."""
         write_json(self.file, content(self.number, self.words, {"step": step, "value": value}))
@@ -115,7 +126,7 @@ class SweepDir:
     @property
     def file(self) -> Path:
         """sweep.json."""
-        return self.path / "sweep.json"
+        return self.path / SWEEP_FILE
 
     @property
     def journal(self) -> Path:
@@ -190,6 +201,16 @@ class SweepDir:
             return None
         words = tuple(map(str, raw.get("overrides", ())))
         return Trial(number, RunDir(path), words, raw.get(PRUNED))
+
+
+def may_pass(status: Status) -> bool:
+    """Whether a trial has failed by what may be mended meanwhile: a full disk, a node that hangs or
+    is lost. Its own faults, such as its config or a loss that diverges, come again."""
+    if status.state is not State.failed:
+        return False
+    return status.exit_code in (ExitCode.hang, ExitCode.storage) or bool(
+        _LOST.search(status.reason)
+    )
 
 
 def content(

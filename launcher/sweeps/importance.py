@@ -77,16 +77,27 @@ def _by_rank(done: Sequence[Row], varied: Sequence[Dimension]) -> list[tuple[str
     found = []
     for dimension in varied:
         texts = [value_of(row, dimension) for row in done]
-        try:
-            places = _ranks([float(text) for text in texts])
-        except ValueError:
-            # Names have no order: each counts as the mean rank of the trials that have it.
-            members: dict[str, list[float]] = {}
-            for text, target in zip(texts, targets, strict=True):
-                members.setdefault(text, []).append(target)
-            places = [sum(members[text]) / len(members[text]) for text in texts]
-        found.append((dimension.key, abs(_correlation(places, targets))))
+        ordered = 0.0
+        with contextlib.suppress(ValueError):  # names have no order
+            ordered = abs(_correlation(_ranks([float(text) for text in texts]), targets))
+        # The best is often in the middle, which no order shows.
+        found.append((dimension.key, max(ordered, _ratio(texts, targets))))
     return found
+
+
+def _ratio(texts: Sequence[str], targets: Sequence[float]) -> float:
+    """Correlation ratio: how much of the targets' spread is one between the values, less what
+    chance gives so many values (Kelley's epsilon, 1935); 0 to 1."""
+    members: dict[str, list[float]] = {}
+    for text, target in zip(texts, targets, strict=True):
+        members.setdefault(text, []).append(target)
+    free = len(texts) - len(members)
+    mean = sum(targets) / len(targets)
+    whole = sum((target - mean) ** 2 for target in targets)
+    if not free or not whole:
+        return 0.0
+    inside = sum((t - sum(ts) / len(ts)) ** 2 for ts in members.values() for t in ts)
+    return math.sqrt(max(0.0, 1 - inside / free * (len(texts) - 1) / whole))
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -5,6 +5,7 @@ Group files are read once for all trials, and so is what a run notes of its envi
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -112,4 +113,14 @@ def _write(path: Path, files: dict[str, str], frozen: str) -> None:
             (temporary / name).write_text(text, encoding="utf-8")
         if frozen in files:
             (temporary / frozen).chmod((temporary / frozen).stat().st_mode & 0o444)
+        _set_aside(path)
         temporary.rename(path)
+
+
+def _set_aside(path: Path) -> None:
+    """Move out of the way what a power cut has left of a trial; nothing of it is deleted."""
+    number = 1
+    while (aside := path.with_name(f".{path.name}.{number}")).exists():
+        number += 1
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(aside)

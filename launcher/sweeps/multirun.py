@@ -96,7 +96,8 @@ def run(
     own = [word for word in space.hydra if not word.startswith("hydra/launcher=")]
     words = ["hydra/launcher=launcher", *own]
     names = {_name(number, d): d for number, d in enumerate(space.swept.values())}
-    shown = {name: _shown(dimension) for name, dimension in names.items()}
+    is_grid = sweeper_name(space) in (None, "basic")
+    shown = {name: _shown(dimension, is_grid) for name, dimension in names.items()}
     words += [f"{name}={_text(d, shown[name])}" for name, d in names.items()]
 
     def as_typed(word: str) -> str:
@@ -125,13 +126,14 @@ def _name(number: int, dimension: Dimension) -> str:
     return dimension.key if _WORD.fullmatch(dimension.key) else f"key{number}"
 
 
-def _shown(dimension: Dimension) -> dict[str, str]:
-    """What Hydra makes of each listed value -> as it was typed.
+def _shown(dimension: Dimension, is_grid: bool) -> dict[str, str]:
+    """What Hydra makes of each listed value -> as it was typed; {} for a range that its sweeper is
+    to know as one.
 
     Only numbers and names go through its grammar; for all else a name stands in, because texts
     would come back otherwise than they were typed.
     """
-    if dimension.numbers:
+    if dimension.numbers and not is_grid:
         return {}
     plain = all(_PLAIN.fullmatch(each) for each in dimension.values)
     found = {hydra_text(each): each for each in dimension.values} if plain else {}

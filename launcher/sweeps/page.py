@@ -36,6 +36,7 @@ def build(sweep: SweepDir) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["short"] = coordinates.short
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     style = (run_page.FOLDER / "page.css").read_text(encoding="utf-8") + (
         FOLDER / "page.css"

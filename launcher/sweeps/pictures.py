@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.report.charts import thin
-from launcher.sweeps.coordinates import Mark, of_dimension, of_metric, round_numbers
+from launcher.sweeps.coordinates import Mark, letters, of_dimension, of_metric, round_numbers
 from launcher.sweeps.folder import Request, values
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.table import Row
@@ -36,6 +36,8 @@ class Picture:
     x_marks: list[Mark]
     y_marks: list[Mark]
     traces: list[Trace]
+    room: int
+    """Letters of a label below that have room."""
 
 
 def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
@@ -98,6 +100,7 @@ def _picture(
         x_marks=[(_x(place), label) for place, label in x_marks],
         y_marks=[(_y(place), label) for place, label in y_marks],
         traces=sorted(traces, key=lambda trace: trace.quality),
+        room=letters((WIDTH - _LEFT - _RIGHT) / max(1, len(x_marks) - 1)),
     )
 
 

@@ -14,6 +14,8 @@ from launcher.jobs.slots import Slots, free_slot
 from launcher.launch import slurm, slurm_ask
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
+from launcher.launch.slurm import ArrayError
+from launcher.launch.slurm_ask import SlurmFullError
 from launcher.launch.spec import JobState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
 from launcher.sweeps.folder import SweepDir, Trial
@@ -25,6 +27,8 @@ _START_S = 30.0
 #: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.
 _ASK_S = 15.0
 _ENDING_S = 2.0
+#: Seconds after which a queue without room is asked again.
+_FULL_S = 15.0
 
 
 class Pool:
@@ -47,6 +51,10 @@ class Pool:
         self._slots: dict[int, int] = {}
         self._asked = time.monotonic()
         self._missing: dict[int, float] = {}
+        #: Plans of trials that the queue had no room for, and until when it is not asked again.
+        self._deferred: dict[int, LaunchPlan] = {}
+        self._closed_until = 0.0
+        self.refusal: SlurmFullError | None = None
         self._places = None
         if not self.is_queued:
             self._places = Slots(config, self.parallel or 1, where="launch.max_parallel")
@@ -65,7 +73,7 @@ class Pool:
     def room(self) -> int | None:
         """How many more trials can be started now; None: any number, the queue sees to the rest."""
         if self.is_queued:
-            return None
+            return 0 if time.monotonic() < self._closed_until else None
         return max(0, (self.parallel or 1) - len(self.running))
 
     def gpus_of(self, slot: int) -> list[str]:
@@ -79,27 +87,32 @@ class Pool:
         if backend is None:
             return False
         submitted = job_file(trial.run, attempt)
-        end = submitted.stat().st_mtime + _START_S
+        # Of a file from the future, as after a clock was put back, no more than the whole time.
+        left_s = min(_START_S, submitted.stat().st_mtime + _START_S - time.time())
+        end = time.monotonic() + left_s
         while backend.status(trial.run, attempt) is JobState.gone:
-            if settled(trial.run.status()) or time.time() > end or self.is_queued:
+            if settled(trial.run.status()) or time.monotonic() > end or self.is_queued:
                 return False
             time.sleep(0.1)
         self._occupy(trial, _slot_of(read_json(submitted), self._places))
         return True
 
-    def start(self, trials: Sequence[Trial]) -> None:
-        """Launch trials, at most `room` of them; a trial that cannot be is written as failed."""
+    def start(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Launch trials, at most `room` of them; a trial that cannot be is written as failed.
+
+        Returns those for which the queue has no room (`refusal` says why) as long as others are
+        there.
+        """
         if not self.is_queued:
             for trial in trials:
                 self._start_here(trial)
-            return
+            return []
         arrays: dict[str, list[tuple[Trial, LaunchPlan]]] = {}
         for trial in trials:
             plan = self._plan(trial, None)
             if plan is not None:
                 arrays.setdefault(_demands(plan), []).append((trial, plan))
-        for array in arrays.values():
-            self._submit([trial for trial, _ in array], [plan for _, plan in array])
+        return [trial for array in arrays.values() for trial in self._submit(array)]
 
     def ended(self) -> list[Trial]:
         """Trials that have ended since the last call; their slots are free again."""
@@ -120,25 +133,63 @@ class Pool:
         if backend is not None:
             backend.cancel(trial.run, attempt, now=now)
 
-    def _submit(self, trials: Sequence[Trial], plans: Sequence[LaunchPlan]) -> None:
-        """One array, with one sbatch."""
+    def _submit(self, array: list[tuple[Trial, LaunchPlan]]) -> list[Trial]:
+        """One array, with one sbatch; several where Slurm takes none so large.
+
+        Returns the trials that have to wait for room.
+        """
+        size = most = len(array)
+        while array:
+            try:
+                self._submit_one(array[:size], is_small=size == 1)
+            except LauncherError as error:
+                if size > 1 and isinstance(error, ArrayError | SlurmFullError):
+                    size = (size + 1) // 2
+                    most = size if isinstance(error, ArrayError) else most
+                    continue
+                # Not the trials' fault, and perhaps another day goes better: they stay to be
+                # submitted.
+                for trial, plan in array:
+                    start.note_not_submitted(trial.run, plan.attempt, error)
+                if not (self.running and isinstance(error, SlurmFullError)):
+                    raise
+                self.refusal, self._closed_until = error, time.monotonic() + _FULL_S
+                self._deferred |= {trial.number: plan for trial, plan in array}
+                return [trial for trial, _ in array]
+            array = array[size:]
+            size = min(2 * size, most, len(array))
+        return []
+
+    def _submit_one(self, array: Sequence[tuple[Trial, LaunchPlan]], *, is_small: bool) -> None:
+        """One array with one sbatch; `SlurmFullError` at once where fewer trials may find room, or
+        room will come when others end."""
         backend = variants.LAUNCHERS.load(self.backend_name)()
         number = sum(1 for _ in self.sweep.path.glob("array-*")) + 1
-        folder = self.sweep.path / f"array-{number:04d}"
+        folder, plans = self.sweep.path / f"array-{number:04d}", [plan for _, plan in array]
+        full: list[SlurmFullError] = []
 
-        def submit() -> str:
-            job: str = backend.submit_many(plans, folder, max_parallel=self.parallel)
-            return job
+        def submit() -> None:
+            try:
+                backend.submit_many(
+                    plans, folder, max_parallel=self.parallel, after=self._before(len(array))
+                )
+            except SlurmFullError as error:
+                if is_small and not self.running:
+                    raise
+                full.append(error)
 
-        try:
-            patiently(submit, is_stopped=self.is_stopped)
-        except LauncherError as error:
-            # Not the trials' fault, and perhaps another day goes better: they stay to be submitted.
-            for trial, plan in zip(trials, plans, strict=True):
-                start.note_not_submitted(trial.run, plan.attempt, error)
-            raise
-        for trial in trials:
+        patiently(submit, is_stopped=self.is_stopped)
+        if full:
+            raise full[0]
+        for trial, _ in array:
             self._occupy(trial, None)
+
+    def _before(self, count: int) -> list[str]:
+        """Arrays that `count` more trials wait for, so that all of them keep to `parallel`."""
+        if not self.parallel or len(self.running) + count <= self.parallel:
+            return []
+        jobs = (slurm.job_id(t.run, t.run.status().attempt) for t in self.running.values())
+        return sorted({job.partition("_")[0] for job in jobs if job}, key=int)
 
     def _start_here(self, trial: Trial) -> None:
         slot = free_slot([*self._slots.values()], self.parallel or 1)
@@ -156,6 +207,8 @@ class Pool:
 
     def _plan(self, trial: Trial, slot: int | None) -> LaunchPlan | None:
         """The launch plan of the trial's next attempt, or None: the trial has failed."""
+        if trial.number in self._deferred:
+            return self._deferred.pop(trial.number)
         try:
             made = self.configs.get(trial.number)
             # `submit_many` makes the folder of a first attempt; nobody else works on the trial.

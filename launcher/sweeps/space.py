@@ -5,9 +5,11 @@ A value of a list stays what was typed: the trial gets the word that a single ru
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cache
 from itertools import product
 from typing import Any
@@ -49,8 +51,6 @@ class Dimension:
         if self.values:
             return self.word(chance.choice(self.values))
         if self.log:
-            import math
-
             value = math.exp(chance.uniform(math.log(self.low), math.log(self.high)))
             return self.word(round(value) if self.whole else value)
         if self.whole:
@@ -192,6 +192,8 @@ def _of_hydra(key: str, text: str, parsed: Any) -> Dimension:
     if not parsed.is_interval_sweep():
         typed = _typed(text)
         found = tuple(typed.get(each, each) for each in parsed.sweep_string_iterator())
+        if parsed.is_range_sweep() and not (value.shuffle or "sort(" in text):
+            found = _steps(value.start, value.stop, value.step)
         if not found:
             raise ValueError("it holds no value")
         return Dimension(key, text, found, numbers=parsed.is_range_sweep())
@@ -216,6 +218,16 @@ def _typed(text: str) -> dict[str, str]:
         if called is None:
             return {hydra_text(each): each for each in found}
     return {}
+
+
+def _steps(start: float, stop: float, step: float) -> tuple[str, ...]:
+    """The numbers of a range as people count: 0.1, 0.2, 0.3, and not its end, which steps of
+    floats may miss."""
+    first, last, each = (Decimal(repr(number)) for number in (start, stop, step))
+    count = math.ceil((last - first) / each) if each else 0
+    numbers = [first + each * n for n in range(count)]
+    is_whole = all(isinstance(number, int) for number in (start, step))
+    return tuple(str(int(n)) if is_whole else repr(float(n)) for n in numbers)
 
 
 @cache

@@ -16,7 +16,7 @@ from launcher.config.schema_sweep import Pruner, Sampler
 from launcher.errors import ConfigError
 from launcher.launch.outcome import settled
 from launcher.rundir import State
-from launcher.sweeps.folder import Request, SweepDir, Trial, objective, values
+from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective, values
 from launcher.sweeps.space import Dimension
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ class Study:
                 else:
                     self._tell(trial)
             now, waiting = waiting[:room], waiting[room:]
-            self.control.launch(now)
+            waiting = self.control.launch(now) + waiting
             for trial in now:
-                if trial.number not in self.control.pool.running:
+                if trial not in waiting and trial.number not in self.control.pool.running:
                     self._tell(trial)
             if not (waiting or self.control.pool.running) and asked >= total:
                 return
@@ -160,7 +160,7 @@ class Study:
             trial.run.set_status(State.cancelled, reason=reason, exit_code=status.exit_code)
             self.study.tell(trial.number, state=states.PRUNED, skip_if_finished=True)
             return
-        if not status.state.is_final:
+        if not status.state.is_final or may_pass(status):
             return
         value = objective(trial, self.request.metric)
         if value is None:

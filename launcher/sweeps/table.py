@@ -12,8 +12,11 @@ from typing import Any
 from launcher.config import compose, overrides
 from launcher.errors import ConfigError, ExitCode
 from launcher.launch.outcome import settled
-from launcher.rundir import State, Status, storage_errors, write_atomic
-from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, values
+from launcher.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
+from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, may_pass, values
+
+#: Ends that were not a trial's own, and what a sweep that has them ends with.
+_STOPPED = ((State.preempted, ExitCode.preempted), (State.cancelled, ExitCode.interrupted))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,11 @@ def pasted(words: Sequence[str]) -> str:
     return " ".join(shlex.quote(word) for word in words)
 
 
+def shown(words: Sequence[str]) -> str:
+    """The same in a line of a listing, where a text of several lines is one."""
+    return " ".join(pasted(words).splitlines())
+
+
 def substituted(sweep: SweepDir, row: Row) -> str:
     """A trial's overrides as `$(...)` in a shell hands them on, word for word.
 
@@ -115,7 +123,7 @@ def text(request: Request, found: Sequence[Row]) -> str:
         reason = row.status.reason.splitlines()[0][:100] if row.status.reason else ""
         value = "" if row.value is None else f"{row.value:.6g}" + ("" if row.is_done else " so far")
         mark = "*" if row is winner else ""
-        words = pasted(row.trial.words)
+        words = shown(row.trial.words)
         step = f"{row.step}{steps}" if row.step or steps else ""
         cells.append((f"{row.trial.number}{mark}", row.state, step, value, words, reason))
     return f"{_aligned(cells)}\n{summary(request, found)}"
@@ -136,7 +144,7 @@ def summary(request: Request, found: Sequence[Row]) -> str:
 def listing(root: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The sweeps directly under `root`, oldest first, as plain JSON values."""
     found = []
-    for file in Path(root).glob("*/sweep.json"):
+    for file in Path(root).glob(f"*/{SWEEP_FILE}"):
         sweep = SweepDir(file.parent)
         try:
             request = sweep.request()
@@ -167,13 +175,23 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def exit_code(found: Sequence[Row]) -> int:
-    """The sweep's: 0 if a trial has succeeded or may yet, else that of the first that ended badly.
+def again(found: Sequence[Row]) -> int:
+    """How many trials a resumed sweep tries again: stopped, not submitted, or failed by what is not
+    their own fault."""
+    return sum(row.status.state is State.preempted or may_pass(row.status) for row in found)
 
-    Trials that were stopped or not submitted count as such: 75, and the sweep can be resumed.
+
+def exit_code(found: Sequence[Row]) -> int:
+    """The sweep's: 75 if trials were stopped or not submitted, so that it can be resumed, 130 if
+    some were cancelled, then 0 if one has succeeded or may yet, else that of the first that failed.
     """
-    states = [row.status.state for row in found]
-    if State.succeeded in states or not all(settled(row.status) for row in found):
+    if not all(settled(row.status) for row in found):
+        return ExitCode.ok
+    states = [row.status.state for row in found if row.state != PRUNED]
+    for state, code in _STOPPED:
+        if state in states:
+            return code
+    if State.succeeded in states:
         return ExitCode.ok
     codes = [row.status.exit_code for row in found if row.status.exit_code]
     own = [r.status.exit_code for r in found if r.status.exit_code and r.state != PRUNED]

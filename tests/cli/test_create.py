@@ -65,6 +65,22 @@ def test_taken_name_is_refused_and_nothing_is_touched(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    ("file", "what", "hint"),
+    [
+        ("config.yaml", "run", "`launcher resume n --root {root}` goes on"),
+        ("sweep.json", "sweep", "`launcher sweep resume n --root {root}` goes on"),
+        ("notes.txt", "folder", "or remove it: rm -r {root}/n"),
+    ],
+)
+def test_what_has_the_name_is_said(tmp_path, file, what, hint):
+    (tmp_path / "n").mkdir()
+    (tmp_path / "n" / file).touch()
+    with pytest.raises(ConfigError, match=f"there is a {what} of this name already") as caught:
+        create.create([*WORDS, f"run.root={tmp_path}", "run.name=n"])
+    assert hint.format(root=tmp_path) in caught.value.problems[0].hint
+
+
 @pytest.mark.parametrize("name", ["a/b", "../up", "", ".hidden", "a b", "-x"])
 def test_name_that_is_no_folder_name_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="run.name"):

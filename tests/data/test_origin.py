@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from launcher import fingerprint
+from launcher import bases, fingerprint
 from launcher.errors import ConfigError
 from launcher.fingerprint import base as digests
 from tests.support.configs import make_config
@@ -98,6 +99,73 @@ def test_a_changed_template_is_another_tokenizer(base):
     now = fingerprint.origin(config, base)
     assert now["base"] == before["base"]
     assert now["tokenizer"] != before["tokenizer"]
+
+
+def test_the_same_weights_computed_with_otherwise_are_another_model(base, tmp_path):
+    config = make_config(model={"name": str(base), "trust_remote_code": True})
+    about = {"rope_theta": 1e4, "dtype": "float32", "text_config": {"heads": 4, "use_cache": True}}
+    path, code = base / "config.json", base / "modeling_own.py"
+    path.write_text(json.dumps(about))
+    code.write_text("scale = 1")
+    began = fingerprint.origin(config, base)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    fingerprint.note_base(adapter, base)
+    # What a tool writes anew without a change of the model.
+    idle = {"dtype": "bfloat16", "transformers_version": "9", "sliding_window": None}
+    path.write_text(json.dumps(idle | {**about, **idle, "text_config": {"heads": 4}}, indent=1))
+    assert fingerprint.origin(config, base) == began
+    fingerprint.require_base(adapter, base)
+    for change in ({"rope_theta": 1e6}, {"text_config": {"heads": 2}}):
+        path.write_text(json.dumps(about | change))
+        now = fingerprint.origin(config, base)
+        for peft in ("lora", "none"):
+            other = make_config(model={"name": str(base)}, peft={"name": peft})
+            with pytest.raises(ConfigError, match="the base's config.json or code of .* changed"):
+                fingerprint.require_same(other, began, now, base)
+        with pytest.raises(ConfigError, match=r"upon another config\.json than that in"):
+            fingerprint.require_base(adapter, base)
+    path.write_text(json.dumps(about))
+    code.write_text("scale = 2")
+    assert fingerprint.origin(config, base)["model"] != began["model"]
+    # Checkpoints of before say nothing of it.
+    former = {name: began[name] for name in ("base", "tokenizer")}
+    assert fingerprint.require_same(config, former, fingerprint.origin(config, base), base) == []
+
+
+def test_a_base_that_changed_is_merged_with_its_adapter_anew(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    adapter, link = tmp_path / "adapter", tmp_path / "link"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    link.symlink_to(base)
+    model = make_config(model={"name": str(link), "adapter": str(adapter)}).model
+    before = bases.trained_base(model)
+    assert bases.trained_base(model) == before
+    path = base / "model.safetensors"
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    changed = bases.trained_base(model)
+    assert changed != before
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.safetensors").write_bytes(b"others")
+    link.unlink()
+    link.symlink_to(other)
+    assert bases.trained_base(model) not in (before, changed)
+
+
+def test_a_base_of_the_hub_that_moved_is_merged_with_its_adapter_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    adapter, refs = tmp_path / "adapter", tmp_path / "hub" / "models--a--b" / "refs"
+    adapter.mkdir()
+    refs.mkdir(parents=True)
+    model = make_config(model={"name": "a/b", "adapter": str(adapter)}).model
+    found = []
+    for commit in ("1", "2"):
+        (refs / "main").write_text(commit)
+        found.append(bases.trained_base(model))
+    assert len(set(found)) == 2
 
 
 def test_files_that_nobody_reads_are_no_part_of_the_base(tmp_path):

@@ -17,7 +17,10 @@ from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start
 from launcher.jobs.cancel import cancel
+from launcher.jobs.follow import follow
 from launcher.jobs.status import listing
+from launcher.launch.local import LocalBackend
+from launcher.launch.spec import JobState
 from launcher.rundir import RunDir, State, read_json, write_json
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -140,6 +143,31 @@ def test_failure_to_launch_is_written_to_the_run(run):
     assert (status.state, status.exit_code) == (State.failed, ExitCode.usage)
 
 
+class Gone(LocalBackend):
+    """A back end whose job has ended."""
+
+    def status(self, run: RunDir, attempt: int) -> JobState:
+        return JobState.gone
+
+
+@pytest.mark.parametrize(
+    ("state", "written", "code"),
+    [
+        (State.succeeded, 0, 0),
+        (State.succeeded, None, 0),
+        (State.cancelled, None, ExitCode.interrupted),
+        (State.preempted, None, ExitCode.preempted),
+        (State.failed, None, ExitCode.internal),
+        (State.failed, 0, ExitCode.internal),
+        (State.failed, 5, 5),
+    ],
+)
+def test_only_a_run_that_succeeded_ends_with_0(run, state, written, code):
+    attempt = start.begin(run)
+    run.set_status(state, exit_code=written)
+    assert follow(run, attempt, Gone()) == code
+
+
 def test_ended_run_is_not_cancelled(run):
     run.set_status(State.succeeded, exit_code=0)
     with pytest.raises(ConfigError, match="succeeded already"):
@@ -246,6 +274,18 @@ def test_one_of_several_tasks_starts_no_run(tmp_path, monkeypatch, capsys, verb,
     assert "this process is rank 1 of 2" in said
     assert "-m launcher.train" in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["eval", "r"], ["export", "r"], ["compare", "r:base", "r"]])
+def test_one_of_several_tasks_does_not_do_the_work_of_all(run, monkeypatch, capsys, words):
+    monkeypatch.chdir(run.path.parent)
+    monkeypatch.setattr(os, "execve", pytest.fail)
+    for name, value in RANKS["mpirun"].items():
+        monkeypatch.setenv(name, value)
+    assert main([*words, *([] if words[0] == "compare" else ["--root", "."])]) == ExitCode.usage
+    said = capsys.readouterr().err
+    assert "this process is rank 1 of 2 (mpirun)" in said
+    assert "HINT: start it once, without mpirun\n" in said
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,22 @@ def test_without_slurm_the_state_is_unknown(tmp_path, monkeypatch, capsys):
     (row,) = status.listing(tmp_path / "runs")
     assert row.status.state is State.unknown
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("logs", "state", "said"),
+    [
+        (["slurm-0.log"], State.cancelled, "job 12_1 never began"),
+        (["slurm-0.log", "slurm-1.log"], State.failed, "lost: Slurm does not know job 12_1"),
+        ([], State.failed, "its nodes may not see"),
+    ],
+)
+def test_a_waiting_task_that_was_cancelled_and_forgotten(tmp_path, logs, state, said):
+    run, array = RunDir(tmp_path / "runs" / "r"), tmp_path / "array"
+    write_json(run.attempt(1) / "job.json", {"backend": "slurm", "array": [str(array), 1]})
+    write_json(array / "job.json", {"job": "12"})
+    for name in logs:
+        (array / name).touch()
+    found = scheduled.settle(run.path, run.set_status(State.queued, attempt=1), "12_1", None)
+    assert found.state is state
+    assert said in found.reason

@@ -7,6 +7,7 @@ it does at each call stands in the file `script`, line by line.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from launcher.jobs import scheduled, start, status
 from launcher.launch import patience, slurm, slurm_ask, slurm_job
 from launcher.launch.patience import BusyError, patiently
 from launcher.rundir import RunDir, State, read_json
+from launcher.sweeps import begin
+from launcher.sweeps.control import Controller
 from launcher.sweeps.folder import SweepDir
 
 WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "launch=slurm")
@@ -32,7 +35,7 @@ LIMIT = (
 
 SBATCH = """
 cd "$(dirname "$0")"
-folder=$OLDPWD; script=$folder/${!#}
+folder=$OLDPWD; script=$folder/${!#}; echo "$*" >>calls
 line=$(head -1 script); sed -i 1d script
 take() { echo "$(( $(wc -l <taken) + 11 ))|$script" | tee -a taken >>queue; }
 case $line in
@@ -64,7 +67,7 @@ class Slurm:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in ("queue", "taken", "script", "cancelled"):
+        for name in ("queue", "taken", "script", "cancelled", "calls"):
             (folder / name).touch()
         scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "scancel": SCANCEL, "srun": "exit 9"}
         scripts |= {"sacct": "", "sinfo": ""}
@@ -228,6 +231,65 @@ def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, t
     assert main(command) == ExitCode.ok
     assert fake.of("taken") == ["11"]
     assert {found.state for _, found in sweep.states()} == {State.queued}
+
+
+ARRAY = "sbatch: error: Batch job submission failed: Invalid job array specification"
+
+
+def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path):
+    fake.says(ARRAY, ARRAY, "taken", "taken", "taken")
+    command = ["submit", "-m", *WORDS, "seed=1,2,3,4,5", "run.name=s", "launch.max_parallel=2"]
+    assert main(command) == ExitCode.ok
+    sweep = SweepDir(tmp_path / "runs" / "s")
+    ids = [slurm.job_id(trial.run, 1) for trial in sweep.trials()]
+    assert ids == ["11_0", "11_1", "12_0", "12_1", "13_0"]
+    # One after the other: each would run two at a time for itself.
+    calls = (fake.folder / "calls").read_text().splitlines()[-3:]
+    turns = [re.findall(r"--dependency=(\S+)", call) for call in calls]
+    assert turns == [[], ["afterany:11"], ["afterany:11:12"]]
+
+
+def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, tmp_path):
+    fake.says(LIMIT, "taken", LIMIT)
+    sweep, request = begin.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
+    begin.make(sweep, request)
+    controller = Controller(sweep, request)
+    trials = [controller.claim([f"seed={seed}"]) for seed in (1, 2, 3)]
+    left = controller.launch(trials)
+    assert [trial.number for trial in left] == [2]
+    assert fake.of("taken") == ["11"]
+    status = left[0].run.status()
+    assert (status.state, status.exit_code) == (State.preempted, ExitCode.preempted)
+    assert controller.pool.room == 0
+    for trial in trials[:2]:
+        trial.run.set_status(State.succeeded, exit_code=0)
+    (fake.folder / "queue").write_text("")
+    controller.pool._asked = controller.pool._closed_until = -1e9
+    assert controller.pool.ended() == trials[:2]
+    assert controller.pool.room is None
+    assert controller.launch(left) == []
+    assert slurm.job_id(left[0].run, 1) == "12_0"
+    assert left[0].run.attempts() == [1]
+
+
+def test_a_sweep_of_which_only_a_part_is_taken_says_so(fake, capsys, tmp_path):
+    fake.says(LIMIT, "taken", LIMIT)
+    command = ["submit", "-m", *WORDS, "seed=1,2,3", "run.name=s"]
+    assert main(command) == ExitCode.preempted
+    assert "not submitted: `launcher sweep resume s`" in capsys.readouterr().err
+    assert fake.of("taken") == ["11"]
+    assert main(command) == ExitCode.ok
+    sweep = SweepDir(tmp_path / "runs" / "s")
+    latest = [slurm.job_id(t.run, t.run.status().attempt) for t in sweep.trials()]
+    assert latest == ["11_0", "11_1", "12_0"]
+
+
+def test_sbatch_that_waits_for_room_by_itself_is_told_from_one_that_hangs(fake, monkeypatch):
+    monkeypatch.setattr(slurm_ask, "_TIMEOUT_S", 0.5)
+    said = "Slurm temporarily unable to accept job, sleeping and retrying"
+    (fake.folder / "sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exec sleep 9")
+    with pytest.raises(slurm_ask.SlurmFullError, match="temporarily unable"):
+        slurm_ask.run("sbatch", "x")
 
 
 def test_a_sweep_whose_answer_was_lost_is_cancelled_whole(fake, monkeypatch, tmp_path):

@@ -2,7 +2,8 @@
 
 `python -m support.stub_trials control VERB ...` is the `launcher` command with trials that only
 write metrics. A trial's loss is a function of `optim.lr` and the step; `optim.weight_decay` says
-what goes wrong: 1 diverges, 2 meets bad data. `LAUNCHER_STUB_STEP_S` is the length of a step.
+what goes wrong: 1 diverges, 2 meets bad data, 3 finds a full disk at its first attempt.
+`LAUNCHER_STUB_STEP_S` is the length of a step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import sys
 import time
 
-from launcher.errors import DataError, DivergedError, ExitCode, LauncherError
+from launcher.errors import DataError, DivergedError, ExitCode, LauncherError, StorageError
 from launcher.launch.local import LocalBackend
 from launcher.launch.slurm import SlurmBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
@@ -64,6 +65,8 @@ def trial(run: RunDir, attempt: int) -> None:
             raise DivergedError("loss is nan", where=f"step {step}")
         if config.optim.weight_decay == 2:
             raise DataError("broken record", where="data.jsonl:1")
+        if config.optim.weight_decay == 3 and attempt == 1:
+            raise StorageError("No space left on device", where="/disk")
         line = {"kind": "eval", "step": step, "eval/loss": loss_at(config.optim.lr, step)}
         with open(run.metrics, "a") as file:
             file.write(json.dumps(line) + "\n")

@@ -180,6 +180,29 @@ def test_an_interrupted_controller_stops_its_trials(shell: Shell) -> None:
     assert shell.states() == {0: "preempted", 1: "preparing", 2: "preparing"}
 
 
+@pytest.mark.parametrize("search", [(), ("sweep=optuna", "sweep.trials=2")])
+def test_a_trial_that_met_a_full_disk_is_tried_again(shell: Shell, search: tuple[str, ...]) -> None:
+    words = (*WORDS, *search, "optim.lr=1e-3,1e-2", "optim.weight_decay=3")
+    output = shell.run("train", "-m", *words, code=ExitCode.storage)
+    assert "`launcher sweep resume s`" in output
+    assert shell.states() == {0: "failed", 1: "failed"}
+    shell.run("sweep", "resume", "s")
+    assert shell.states() == {0: "succeeded", 1: "succeeded"}
+    assert shell.starts() == {0: 2, 1: 2}
+
+
+def test_a_sweep_whose_output_nobody_reads_stops_its_trials(shell: Shell) -> None:
+    words = (*WORDS, "train.steps=200", "optim.lr=1e-3,1e-2,1e-1")
+    controller = shell.start("train", "-m", *words)
+    assert controller.stdout is not None
+    while "trial-0000  started" not in controller.stdout.readline():
+        pass
+    controller.stdout.close()
+    controller.send_signal(signal.SIGHUP)
+    assert controller.wait(TIMEOUT_S) == ExitCode.preempted
+    assert shell.states() == {0: "preempted", 1: "preparing", 2: "preparing"}
+
+
 def test_a_cancelled_sweep_has_no_controller_and_no_trials_left(shell: Shell) -> None:
     words = (*WORDS, "train.steps=900", "optim.lr=1e-3,1e-2")
     controller = shell.start("train", "-m", *words)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,8 +18,9 @@ import yaml
 
 from launcher.cli import main
 from launcher.config import compose, create
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import State, write_json
+from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.launch.spec import job_file
+from launcher.rundir import RunDir, State, Status, write_json
 from launcher.sweeps import (
     agents,
     begin,
@@ -25,10 +29,12 @@ from launcher.sweeps import (
     importance,
     page,
     pictures,
+    pool,
     rehearsal,
     table,
 )
-from launcher.sweeps.folder import Request, SweepDir
+from launcher.sweeps.control import Controller
+from launcher.sweeps.folder import Request, SweepDir, Trial
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
 
@@ -117,6 +123,95 @@ def test_a_wrong_trial_is_made_as_failed(made: Made) -> None:
     assert (status.state, status.exit_code) == (State.failed, ExitCode.usage)
     assert "peft.rank" in status.reason
     assert not trial.run.exists()
+
+
+def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
+    sweep, request = made("seed=1,2,3,4,5")
+    maker = Maker(sweep, request)
+    words = [[f"seed={seed}"] for seed in range(1, 6)]
+    for number, own in enumerate(words):
+        maker.make(number, own)
+    (sweep.trial_path(1) / "trial.json").write_text("")
+    (sweep.trial_path(2) / "trial.json").unlink()
+    config = sweep.trial_path(3) / "config.yaml"
+    config.unlink()
+    config.touch()
+    controller = Controller(sweep, request)
+    trials = [controller.claim(own) for own in words]
+    assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
+    assert [trial.words for trial in sweep.trials()] == [tuple(own) for own in words]
+    assert [compose.load(trial.run.config).seed for trial in trials] == [1, 2, 3, 4, 5]
+    aside = sorted(path.name for path in sweep.path.glob(".trial-*"))
+    assert aside == [".trial-0001.1", ".trial-0002.1", ".trial-0003.1"]
+
+
+def test_one_of_two_sweeps_of_one_name_made_in_one_moment_is_refused(made: Made) -> None:
+    asked = {seeds: begin.request((*WORDS, f"seed={seeds}"), []) for seeds in ("1,2", "3,4")}
+    sweep, first = asked["1,2"]
+    assert begin.make(sweep, first) == first
+    with pytest.raises(ConfigError, match="of other overrides"):
+        begin.make(*asked["3,4"])
+    assert begin.make(sweep, dataclasses.replace(first, created=0.0)) == first
+    assert sweep.request() == first
+    assert [path.name for path in sweep.path.parent.iterdir()] == ["s"]
+
+
+def test_a_folder_that_is_no_sweep_keeps_its_name(made: Made) -> None:
+    asked = begin.request((*WORDS, "seed=1,2"), [])
+    (asked[0].path / "mine").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="there is a run or another folder of this name"):
+        begin.make(*asked)
+    (asked[0].path / "mine").rmdir()  # what a kill has left of a beginning
+    assert begin.make(*asked) == asked[1]
+
+
+def test_a_second_controller_is_told_how_to_end_the_first(made: Made) -> None:
+    sweep, request = made("seed=1,2")
+    with RunDir(sweep.path).lock(), pytest.raises(StorageError, match="this sweep: host") as caught:
+        Controller(sweep, request).run()
+    assert "`launcher sweep cancel s`" in caught.value.problems[0].hint
+
+
+def test_a_sweep_in_the_place_of_a_run_is_told(
+    made: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made("seed=1,2")
+    assert main(["status", "s"]) == ExitCode.usage
+    told = capsys.readouterr().err
+    assert "'s' is a sweep" in told
+    assert "`launcher sweep status s`" in told
+
+
+SUCCEEDED, DIVERGED = (State.succeeded, 0, ""), (State.failed, 5, "loss is nan")
+STOPPED = (State.preempted, 75, "stopped at step 3")
+CANCELLED = (State.cancelled, 130, "cancelled in Slurm")
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "again"),
+    [
+        ([SUCCEEDED, DIVERGED], 0, 0),
+        ([DIVERGED, (State.failed, 3, "bad data")], 5, 0),
+        ([SUCCEEDED, STOPPED], 75, 1),
+        ([SUCCEEDED, CANCELLED], 130, 0),
+        ([DIVERGED, CANCELLED, STOPPED], 75, 1),
+        ([SUCCEEDED, (State.failed, 7, "No space left on device")], 0, 1),
+        ([(State.failed, 1, "job 12_3 lost a node")], 1, 1),
+        ([(State.failed, 1, "lost: the processes of the run are gone without a result")], 1, 1),
+        ([(State.failed, 1, "ValueError: lost: a value")], 1, 0),
+        ([SUCCEEDED, (State.running, None, "")], 0, 0),
+        ([], 1, 0),
+    ],
+)
+def test_a_sweeps_exit_code_tells_that_trials_were_stopped(
+    ends: list[tuple[State, int | None, str]], code: int, again: int, tmp_path: Path
+) -> None:
+    rows = []
+    for number, (state, exit_code, reason) in enumerate(ends):
+        status = Status(state, reason=reason, exit_code=exit_code, attempt=1)
+        trial = Trial(number, RunDir(tmp_path / str(number)), ())
+        rows.append(table.Row(trial, status, trial.state(status), None, 0))
+    assert (table.exit_code(rows), table.again(rows)) == (code, again)
 
 
 @pytest.mark.slow
@@ -351,6 +446,38 @@ def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPat
     assert all(0 <= value <= 1 for _, value in found)
 
 
+def test_a_best_in_the_middle_matters_too(made: Made) -> None:
+    sweep, request = made("optim.lr=1e-4,1e-3,1e-2", "seed=1,2,3,4", "data.system=a,b")
+    maker = Maker(sweep, request)
+    lrs, seeds, systems = (d.values for d in request.swept)
+    words = [
+        [f"optim.lr={lr}", f"seed={seed}", f"data.system={systems[n % 2]}"]
+        for lr in lrs
+        for n, seed in enumerate(seeds)
+    ]
+    for number, own in enumerate(words):
+        maker.make(number, own)
+        # The best rate is the middle one; the seed adds a little, the text nothing of its own.
+        _finish(sweep, number, abs(number // 4 - 1) + 0.1 * (number % 4))
+    found = dict(importance.importances(request, table.rows(sweep))[1])
+    assert found["optim.lr"] > 0.7
+    assert found["optim.lr"] > found["seed"] > found["data.system"]
+
+
+def test_long_labels_have_room(made: Made) -> None:
+    long = "be " * 200 + "kind"
+    sweep, request = made(f"data.system={long},short", "seed=1,2")
+    maker = Maker(sweep, request)
+    for number, words in enumerate(_product(request)):
+        maker.make(number, words)
+        _finish(sweep, number, 2.0 - 0.1 * number)
+    text = page.build(sweep).read_text(encoding="utf-8")
+    labels = re.findall(r"<text[^>]*>([^<]*)<title>([^<]*)</title>", text)
+    assert all(len(shown) < 60 for shown, _ in labels)
+    assert [whole for _, whole in labels].count(long) == 2
+    assert coordinates.short("one\ntwo three", 8) == "one two…"
+
+
 def test_coordinates(made: Made) -> None:
     sweep, request = _grid(made)
     plot = coordinates.plot(request, table.rows(sweep))
@@ -419,6 +546,23 @@ def test_an_agents_run_has_the_agents_id(made: Made, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     run = create.create([*WORDS, "run.name=b"])
     assert json.loads(run.tracking.read_text()) == {"wandb": "abcd1234"}
+
+
+def test_a_clock_that_was_put_back_makes_nobody_wait_longer(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_START_S", 0.2)
+    sweep, request = made("seed=1,2")
+    maker = Maker(sweep, request)
+    trial = maker.make(0, ["seed=1"])
+    trial.run.set_status(State.preparing, attempt=1)
+    submitted = job_file(trial.run, 1)
+    write_json(submitted, {"backend": "local"})
+    ahead = time.time() + 3600
+    os.utime(submitted, (ahead, ahead))
+    began = time.monotonic()
+    assert not Pool(sweep, maker.composed(["seed=1"])[0]).adopt(trial)
+    assert time.monotonic() - began < 10
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,10 @@ def _values(word: str) -> tuple[str, ...]:
     [
         ("optim.lr=1e-4,3e-4", ("1e-4", "3e-4")),
         ("peft.rank=range(8,33,8)", ("8", "16", "24", "32")),
+        ("optim.lr=range(0.1,0.5,0.1)", ("0.1", "0.2", "0.3", "0.4")),
+        ("optim.lr=range(0.1,0.4,0.1)", ("0.1", "0.2", "0.3")),
+        ("optim.lr=range(5,0,-2)", ("5", "3", "1")),
+        ("optim.lr=range(1e-5,4e-5,1e-5)", ("1e-05", "2e-05", "3e-05")),
         ("engine=glob(*)", ("zero0", "zero2", "zero3")),
         ("engine=glob(*,exclude=zero2)", ("zero0", "zero3")),
         ("engine=choice(zero0,zero3)", ("zero0", "zero3")),
@@ -70,7 +74,12 @@ def test_the_last_of_two_wins() -> None:
 
 
 def test_hydra_expands_as_we_do(tmp_path) -> None:
-    words = ["optim.lr=1e-4,3e-4", "engine=glob(zero?)", "peft.targets=[q],[k,v]", "data.train=x"]
+    words = [
+        "optim.lr=range(0.1,0.4,0.1)",
+        "engine=glob(zero?)",
+        "peft.targets=[q],[k,v]",
+        "seed=1",
+    ]
     read, batches = space.read(words, groups.list_groups()), []
 
     def launch(batch: list[list[str]]) -> list[float | None]:
@@ -79,11 +88,11 @@ def test_hydra_expands_as_we_do(tmp_path) -> None:
 
     multirun.run(read, groups.list_groups(), SweepDir(tmp_path), launch)
     assert batches == [space.grid(read)]
-    assert len(batches[0]) == 2 * 4 * 2
+    assert len(batches[0]) == 3 * 4 * 2
     read.hydra = ["hydra.sweeper.max_batch_size=6"]
     batches.clear()
     multirun.run(read, groups.list_groups(), SweepDir(tmp_path), launch)
-    assert [len(batch) for batch in batches] == [6, 6, 4]
+    assert [len(batch) for batch in batches] == [6, 6, 6, 6]
 
 
 @pytest.mark.parametrize("hydra", ["hydra/sweeper=nope", "hydra.sweeper.nope=1"])
