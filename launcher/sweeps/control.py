@@ -217,7 +217,9 @@ class Controller:
         def note(number: int, frame: FrameType | None) -> None:
             self.stops += 1
 
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wishes
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
