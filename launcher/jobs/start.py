@@ -201,8 +201,8 @@ def submit(
         raise
     except BusyError as error:
         note_not_submitted(run, attempt, error)
-        found, hint = error.problems[0].found, f"{run.command('resume')} tries again"
-        raise type(error)(found, where="Slurm", hint=hint) from error
+        problem, hint = error.problems[0], f"{run.command('resume')} tries again"
+        raise type(error)(problem.found, where=problem.where or "Slurm", hint=hint) from error
     except Exception as error:
         code = int(getattr(error, "exit_code", ExitCode.internal))
         run.set_status(State.failed, reason=str(error), exit_code=code)

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.config import compose, variants
 from launcher.config.schema import Config
-from launcher.errors import ExitCode, LauncherError
+from launcher.errors import ExitCode, LauncherError, StorageError
 from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots, free_slot
 from launcher.launch import slurm, slurm_ask
+from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.spec import JobState, LaunchPlan, job_file
@@ -20,8 +21,6 @@ from launcher.sweeps.folder import SweepDir, Trial
 
 #: Back ends whose jobs wait in a queue of their own: all trials of a batch go there at once.
 QUEUED = ("slurm",)
-#: A supervisor whose controller was killed may still be starting.
-_START_S = 30.0
 #: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.
 _ASK_S = 15.0
 _ENDING_S = 2.0
@@ -79,7 +78,8 @@ class Pool:
         if backend is None:
             return False
         submitted = job_file(trial.run, attempt)
-        end = submitted.stat().st_mtime + _START_S
+        # A supervisor whose controller was killed may still be starting.
+        end = submitted.stat().st_mtime + START_TIMEOUT_S
         while backend.status(trial.run, attempt) is JobState.gone:
             if settled(trial.run.status()) or time.time() > end or self.is_queued:
                 return False
@@ -148,7 +148,11 @@ class Pool:
         try:
             backend = variants.LAUNCHERS.load(self.backend_name)()
             # Not attached: trials outlive a controller that is killed, and the next adopts them.
-            backend.submit(plan, attached=False)
+            patiently(lambda: backend.submit(plan, attached=False), is_stopped=self.is_stopped)
+        except (BusyError, StorageError) as error:
+            # A machine that is too busy, or a full disk, is no fault of the trial's.
+            start.note_not_submitted(trial.run, plan.attempt, error)
+            raise
         except LauncherError as error:
             _fail(trial, error)
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -16,6 +17,8 @@ import yaml
 from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode
+from launcher.launch import local, processes
+from launcher.launch.patience import patiently
 from launcher.rundir import State, write_json
 from launcher.sweeps import (
     agents,
@@ -419,6 +422,26 @@ def test_an_agents_run_has_the_agents_id(made: Made, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     run = create.create([*WORDS, "run.name=b"])
     assert json.loads(run.tracking.read_text()) == {"wandb": "abcd1234"}
+
+
+def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, request = made("seed=1,2")
+    maker = Maker(sweep, request)
+    pool = Pool(sweep, maker.composed(["seed=1"])[0])
+    trial = maker.make(0, ["seed=1"])
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(patiently, "__defaults__", (0.5,))
+    with pytest.raises(local.SlowStartError) as caught:
+        pool.start([trial])
+    assert caught.value.exit_code == ExitCode.preempted
+    assert "waiting: the supervisor did not start within 0 s" in capsys.readouterr().err
+    status = trial.run.status()
+    assert (status.state, status.exit_code) == (State.preempted, ExitCode.preempted)
+    assert status.reason.startswith("not submitted: ")
+    assert processes.descendants(os.getpid()) == []
+    assert not pool.running
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
