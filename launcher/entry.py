@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from launcher import runtime, streams
 from launcher.errors import ExitCode
+from launcher.rundir import storage_error, too_many_processes
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
 _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"
@@ -101,8 +102,8 @@ def main() -> None:
 
 
 def verb() -> None:
-    """`main` of a module that is a verb: see `end_by_signals`, and what is said where its results
-    cannot be written."""
+    """`main` of a module that is a verb: see `end_by_signals`; troubles of the machine have a name
+    whoever met them."""
     end_by_signals()
     _written()
 
@@ -124,8 +125,10 @@ def _written() -> None:
     except BrokenPipeError:  # nobody reads the results any more: the work ended before its end
         streams.discard(sys.stdout, sys.stderr)
         sys.exit(int(ExitCode.interrupted))
-    except OSError as error:
-        known = streams.unwritable(error)
+    except (OSError, RuntimeError) as error:
+        known = too_many_processes(error)
+        if known is None and isinstance(error, OSError):
+            known = streams.unwritable(error) or storage_error(error)
         if known is None:
             raise
         streams.complain(known)
