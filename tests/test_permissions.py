@@ -164,37 +164,6 @@ def test_a_user_of_few_rights_trains_or_is_told(
         assert not reason.startswith("[Errno")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mask", [0o027, 0o077])
-def test_a_whole_run_its_cache_and_export_follow_the_umask(mask: int, tmp_path: Path) -> None:
-    before = os.umask(mask)
-    try:
-        small = ("hidden_size=16", "intermediate_size=32", "layers=1", "heads=2", "kv_heads=2")
-        words = ["model=tiny", *(f"model.{word}" for word in small), "data.max_length=64"]
-        words += ["data.train=x.jsonl", "batch.sequences=4", "train.steps=1", "eval=default"]
-        words += ["eval.max_new_tokens=2", "peft=lora", "export.at_end=true", "run.name=r"]
-        (tmp_path / "x.jsonl").write_text('{"text": "one two three"}\n' * 40)
-        variables = environment(LAUNCHER_CACHE=str(tmp_path / "cache"), HOME=str(tmp_path))
-        for command in (["train", *words], ["export", "r", "--merge", "-o", "merged"]):
-            done = subprocess.run(
-                [*LAUNCHER, *command], cwd=tmp_path, env=variables, capture_output=True, text=True
-            )
-            assert done.returncode == 0, done.stderr
-    finally:
-        os.umask(before)
-    modes = {
-        str(path.relative_to(tmp_path)): oct(stat.S_IMODE(path.stat().st_mode))
-        for path in tmp_path.rglob("*")
-    }
-    wrong = {
-        name: mode
-        for name, mode in modes.items()
-        if mode != oct((0o777 if (tmp_path / name).is_dir() else 0o666) & ~mask)
-    }
-    assert wrong == {}
-    assert len(modes) > 40
-
-
 def test_a_lock_of_another_user_serves(tmp_path: Path) -> None:
     with rundir.open_lock(tmp_path / "a.lock") as lock:
         assert lock.writable()

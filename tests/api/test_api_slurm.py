@@ -53,10 +53,11 @@ def test_preemption_is_invisible(shop, cluster):
 
 def test_cancel_reaches_slurm(shop, cluster):
     running = shop.create(hyperparameters=LONG)
-    shop.wait(lambda: shop.steps(running), "the first step")
-    assert running in names(cluster)
+    shop.wait(lambda: running in names(cluster), "the job")
     told = cluster.run("scontrol", "show", "job", slurm_job(shop.run(running), 1))
     assert f"Account={ACCOUNT}" in told.split() or not cluster.is_own
+    shop.wait(lambda: shop.steps(running), "the first step")
+    assert running in names(cluster)
     assert shop.ask(running, "cancel")["status"] == "cancelled"
     shop.await_idle(running)
     shop.wait(lambda: running not in names(cluster), "the end of the job")
