@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from launcher import runtime
 
@@ -19,15 +17,6 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days}d {hour:02}:{minute:02}:{second:02}"
     return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
-
-
-def discard(*streams: TextIO | None) -> None:
-    """Let what is written to these streams vanish from now on: their reader is gone."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in streams:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
-    os.close(nowhere)
 
 
 def size(num_bytes: float) -> str:

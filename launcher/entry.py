@@ -16,15 +16,23 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
-from launcher import runtime
+from launcher import runtime, streams
 from launcher.errors import ExitCode
+from launcher.rundir import storage_error, too_many_processes
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
 _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"
+#: The same for a process that is a verb, and for one that a verb waits for.
+_VERB, _PART = (_LINE.replace("main", name) for name in ("verb", "part"))
 
-#: Seconds that a process has to tidy up after Ctrl-C.
+#: Seconds that a process has to tidy up after Ctrl-C, SIGTERM or SIGHUP.
 GRACE_S = 10.0
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+_HELD = (signal.SIGINT, *_ENDING)
 
 #: Variables of processes that write to log files: as it comes, and UTF-8 whatever the locale is.
 OUTPUT = {"PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -42,9 +50,9 @@ def command(module: str, *words: str) -> list[str]:
 
 @contextlib.contextmanager
 def interrupt_held() -> Iterator[None]:
-    """Ctrl-C waits, also in a process that begins meanwhile: it meets `main`, not the interpreter's
-    first imports, which would answer with a traceback."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C and signals that end wait, also in a process that begins meanwhile: they meet `main`,
+    not the interpreter's first imports, which would answer with a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     try:
         yield
     finally:
@@ -54,19 +62,29 @@ def interrupt_held() -> Iterator[None]:
 def call(module: str, *words: str, stdout: int | None = None) -> int:
     """Run `module` with `words` as no rank, and wait; returns its exit code, negative for a signal.
 
-    Ctrl-C is for the process too: it tidies up what is half written before it ends.
+    What ends this process ends that one too, which tidies up first what is half written.
     """
     with interrupt_held():
         process = subprocess.Popen(  # noqa: S603 - our own module
-            command(module, *words), env=runtime.environment_without_ranks(), stdout=stdout
+            [sys.executable, "-c", _PART, "-m", module, *words],
+            env=runtime.environment_without_ranks(),
+            stdout=stdout,
         )
     try:
         return process.wait()
     except KeyboardInterrupt:
+        process.terminate()  # without effect where Ctrl-C has reached it too
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         process.kill()
         raise
+
+
+def become(module: str, *words: str) -> NoReturn:
+    """Replace this process, a verb, by `module` with `words`, as no rank."""
+    command = [sys.executable, "-c", _VERB, "-m", module, *words]
+    with interrupt_held():
+        os.execve(sys.executable, command, runtime.environment_without_ranks())  # noqa: S606
 
 
 def main() -> None:
@@ -74,12 +92,80 @@ def main() -> None:
     it still imports."""
     sys.argv[:] = sys.argv[2:]
     runtime.keep_current_folder_off_the_path()
+    streams.open_closed_streams()
     make_output_safe()
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     except KeyboardInterrupt:
         sys.exit(int(ExitCode.interrupted))
+
+
+def verb() -> None:
+    """`main` of a module that is a verb: see `end_by_signals`; troubles of the machine have a name
+    whoever met them."""
+    end_by_signals()
+    _written()
+
+
+def part() -> None:
+    """The same of a module that a verb waits for, which says itself what has ended them."""
+    end_by_signals(silent=True)
+    _written()
+
+
+def _written() -> None:
+    try:
+        try:
+            main()
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:  # nobody reads the results any more: the work ended before its end
+        streams.discard(sys.stdout, sys.stderr)
+        sys.exit(int(ExitCode.interrupted))
+    except (OSError, RuntimeError) as error:
+        known = too_many_processes(error)
+        if known is None and isinstance(error, OSError):
+            known = streams.unwritable(error) or storage_error(error)
+        if known is None:
+            raise
+        streams.complain(known)
+        sys.exit(int(known.exit_code))
+
+
+def end_by_signals(*, silent: bool = False) -> None:
+    """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, by `KeyboardInterrupt` and
+    with exit code 130, so that what is half written goes; unless `silent` with a line that says so.
+
+    Who asks twice is answered once: a service manager sends both, and a closed terminal to all
+    processes of a command. Ctrl-C still ends the tidying up. nohup's wish is kept.
+    """
+    own, asked = os.getpid(), False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if os.getpid() != own:  # a fork, whose parent has asked it
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        is_ctrl_c = number == signal.SIGINT
+        if asked and not is_ctrl_c:
+            return
+        asked = True
+        if not (silent or is_ctrl_c):
+            with contextlib.suppress(OSError):
+                os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
+        raise KeyboardInterrupt(*([] if is_ctrl_c else [signal.Signals(number).name]))
+
+    handled = {
+        number
+        for number in _HELD
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    }
+    for number in handled:
+        signal.signal(number, end)
 
 
 def become_utf8() -> None:

@@ -76,6 +76,8 @@ _HINTS = {
     errno.EPERM: f"mend the permissions, or choose another place ({_ELSEWHERE})",
     errno.ENOTDIR: f"a file stands where a folder is needed: choose another place ({_ELSEWHERE})",
 }
+#: How `tempfile` begins when it finds no folder to write to.
+_NO_TEMPORARY = "No usable temporary directory"
 
 
 @contextlib.contextmanager
@@ -106,8 +108,14 @@ def too_many_processes(error: BaseException) -> LauncherError | None:
 
 def storage_error(error: OSError, path: Path | None = None) -> StorageError | None:
     """What `error` means for a user; None if it is none of the storage, or nobody knows where."""
+    if error.errno == errno.ENOENT and str(error.strerror).startswith(_NO_TEMPORARY):
+        hint = "name a folder with room that you may write to: export TMPDIR=/path/to/folder"
+        return StorageError(str(error.strerror), where="environment variable TMPDIR", hint=hint)
     named = error.filename if isinstance(error.filename, str) else None
     place = path or (Path(named) if named else None)
+    if place is None and error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a library's file
+        hint = "free space where runs, the cache and temporary files (TMPDIR) lie"
+        return StorageError(error.strerror or str(error), where="storage", hint=hint)
     if error.errno not in _HINTS or place is None:
         return None
     found = error.strerror or str(error)

@@ -148,9 +148,100 @@ def test_interrupted_before_its_first_import(modules: Path) -> None:
     assert (*child.communicate(timeout=60), child.returncode) == (b"", b"", ExitCode.interrupted)
 
 
+#: Works until it is ended, and takes its time to tidy up.
+WORKING = """
+import os, sys, time
+try:
+    print("here", flush=True)
+    time.sleep(60)
+except KeyboardInterrupt:
+    sys.exit(130)
+finally:
+    time.sleep(0.3)
+    open("tidy", "w").close()
+"""
+ENDING = [signal.SIGTERM, signal.SIGHUP]
+
+
+def _verb(line: str, module: str, **options: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", line, "-m", module]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **options)
+
+
+@pytest.mark.parametrize("number", ENDING)
+@pytest.mark.parametrize("line", [entry._VERB, entry._PART], ids=["verb", "part"])
+def test_a_signal_ends_a_verb_as_ctrl_c_does(
+    number: signal.Signals, line: str, tmp_path: Path, modules: Path
+) -> None:
+    (modules / "working.py").write_text(WORKING)
+    with _verb(line, "working", cwd=tmp_path) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(number)
+        child.send_signal(number)
+        time.sleep(0.1)
+        for further in ENDING:  # as a service manager and a closed terminal send them
+            child.send_signal(further)
+        _, messages = child.communicate(timeout=30)
+    said = f"stopped by {number.name}\n" if line == entry._VERB else ""
+    assert (child.returncode, messages) == (ExitCode.interrupted, said)
+    assert (tmp_path / "tidy").exists()
+
+
+@pytest.mark.parametrize("number", ENDING)
+def test_what_a_verb_waits_for_ends_with_it(
+    number: signal.Signals, tmp_path: Path, modules: Path
+) -> None:
+    (modules / "working.py").write_text(WORKING)
+    (modules / "waiting.py").write_text("from launcher import entry\nentry.call('working')\n")
+    with _verb(entry._VERB, "waiting", cwd=tmp_path, start_new_session=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "here\n"
+        child.send_signal(number)
+        _, messages = child.communicate(timeout=30)
+    assert (child.returncode, messages) == (ExitCode.interrupted, f"stopped by {number.name}\n")
+    assert (tmp_path / "tidy").exists()
+    with pytest.raises(ProcessLookupError):
+        os.killpg(child.pid, 0)
+
+
+def test_a_fork_of_a_verb_still_ends_by_signals(tmp_path: Path, modules: Path) -> None:
+    """Pools of processes end theirs so."""
+    (modules / "forking.py").write_text(
+        "import os, signal, time\n"
+        "read, write = os.pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n    os.write(write, b'x')\n    time.sleep(20)\n    os._exit(0)\n"
+        "os.read(read, 1)\n"
+        "os.kill(child, signal.SIGTERM)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    with _verb(entry._VERB, "forking", cwd=tmp_path) as child:
+        assert child.communicate(timeout=30) == ("-15\n", "")
+
+
+def test_nohup_is_heard(tmp_path: Path, modules: Path) -> None:
+    (modules / "ignoring.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nprint('goes on')\n"
+    )
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    with _verb(entry._VERB, "ignoring", cwd=tmp_path, preexec_fn=ignore) as child:
+        assert child.communicate(timeout=30) == ("goes on\n", "")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("after_s", [0.5, 0.8, 1.0, 2.0])
-def test_a_report_stops_without_a_traceback(tmp_path: Path, after_s: float) -> None:
+@pytest.mark.parametrize(
+    ("number", "after_s"),
+    [
+        *((signal.SIGINT, after_s) for after_s in (0.5, 0.8, 1.0, 2.0)),
+        (signal.SIGTERM, 1.0),
+        (signal.SIGHUP, 3.0),
+    ],
+)
+def test_a_report_stops_without_a_traceback(
+    tmp_path: Path, number: signal.Signals, after_s: float
+) -> None:
     with subprocess.Popen(
         [*LAUNCHER, "data", "report", "model=tiny", "data.train=builtin:quickstart-chat"],
         cwd=tmp_path,
@@ -162,7 +253,8 @@ def test_a_report_stops_without_a_traceback(tmp_path: Path, after_s: float) -> N
         start_new_session=True,
     ) as child:
         time.sleep(after_s)
-        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to all of them
+        os.killpg(child.pid, number)  # as a terminal does: to all of them
         _, messages = child.communicate(timeout=60)
     assert child.returncode == ExitCode.interrupted, messages
     assert "Traceback" not in messages
+    assert messages.count(f"stopped by {number.name}") == (number != signal.SIGINT)

@@ -37,6 +37,7 @@ CONTROL = (
     "rundir",
     "runtime",
     "stories",
+    "streams",
     "sweeps",
     "vitals",
 )

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import shutil
 import stat
+import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +20,9 @@ from launcher.config.schema import TinyModelConfig
 from launcher.data import cache
 from launcher.errors import ConfigError, StorageError
 from launcher.model import shards, tiny
+from launcher.rundir import RunDir
+from support.project import LAUNCHER
+from support.ranks import environment
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077, 0o000], ids=lambda mask: f"{mask:03o}")
@@ -88,6 +95,73 @@ def test_a_limit_of_processes_is_named(error: Exception) -> None:
     assert told is not None
     assert told.problems[0].where == "ulimit -u"
     assert rundir.too_many_processes(RuntimeError("another")) is None
+
+
+def test_a_full_disk_is_named_whoever_met_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = rundir.storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert full is not None
+    assert "TMPDIR" in full.problems[0].hint
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(FileNotFoundError) as caught:
+        tempfile.gettempdir()
+    nowhere = rundir.storage_error(caught.value)
+    assert nowhere is not None
+    assert "export TMPDIR=" in nowhere.problems[0].hint
+    assert rundir.storage_error(FileNotFoundError(errno.ENOENT, "No such file")) is None
+
+
+#: nobody, who may read all files, as a clone in another's home, and write none.
+_ONLY_READS = "-all,+dac_read_search"
+NOBODY = (
+    *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    *(f"--{kind}={_ONLY_READS}" for kind in ("inh-caps", "ambient-caps", "bounding-set")),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "changes", "code", "said"),
+    [
+        ((), {}, 0, "succeeded"),
+        ((), {"HOME": "/nonexistent", "TMPDIR": "/nonexistent"}, 0, "succeeded"),
+        ((), {"HOME": "/nonexistent", "LAUNCHER_CACHE": ""}, 7, "/nonexistent/.cache/launcher"),
+        (("prlimit", "--nproc=1:1"), {}, 1, "error: ulimit -u: no further process"),
+        (("env", "--chdir=/"), {}, 7, "error: runs: Permission denied: . is of root"),
+    ],
+    ids=["usual", "no home", "nowhere to write", "ulimit -u", "read-only folder"],
+)
+def test_a_user_of_few_rights_trains_or_is_told(
+    before: tuple[str, ...], changes: dict[str, str], code: int, said: str, tmp_path: Path
+) -> None:
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv")
+    if subprocess.run([*NOBODY, "true"], capture_output=True).returncode:
+        pytest.skip("this machine's root cannot become another user")
+    for above in (tmp_path, *tmp_path.parents):
+        above.chmod(above.stat().st_mode | 0o055)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    os.chown(mine, 65534, 65534)
+    small = ("hidden_size=16", "intermediate_size=32", "layers=1", "heads=2", "kv_heads=2")
+    words = ["model=tiny", *(f"model.{word}" for word in small), "data.max_length=64"]
+    words += [f"data.train={tmp_path}/x.jsonl", "batch.sequences=4", "train.steps=1", "eval=none"]
+    (tmp_path / "x.jsonl").write_text('{"text": "one two three"}\n' * 40)
+    # XDG_CACHE_HOME: a home in which nothing is to be found is not to be helped by another.
+    variables = {"LAUNCHER_CACHE": str(mine / "cache"), "XDG_CACHE_HOME": "", "HOME": str(mine)}
+    done = subprocess.run(
+        [*NOBODY, *before, *LAUNCHER, "train", *words, "run.name=r"],
+        cwd=mine,
+        env=environment(**{**variables, **changes}),
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+    assert "Traceback" not in done.stderr
+    if (mine / "runs" / "r").exists():
+        reason = RunDir(mine / "runs" / "r").status().reason
+        assert not reason.startswith("[Errno")
 
 
 def test_a_lock_of_another_user_serves(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, console, entry, registry
+from launcher import __version__, entry, registry, streams
 from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
@@ -79,13 +79,15 @@ _LOOKING = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     if argv is None:
+        streams.open_closed_streams()
         entry.become_utf8()
+        entry.end_by_signals()
     words = list(sys.argv[1:] if argv is None else argv)
     entry.make_output_safe()
     try:
         return _reported(words)
     except BrokenPipeError:  # the reader, `head` for one, has had enough
-        console.discard(sys.stdout, sys.stderr)
+        streams.discard(sys.stdout, sys.stderr)
         # What only looks has no more to do; other work has ended before its end.
         return int(ExitCode.ok if _only_looks(words) else ExitCode.interrupted)
 
@@ -98,14 +100,11 @@ def _only_looks(words: list[str]) -> bool:
 
 def _reported(words: list[str]) -> int:
     try:
-        code = _dispatch(words)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        code = _flushed(words)
     except BrokenPipeError:
         raise
     except LauncherError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        streams.complain(*error.problems)
         return int(error.exit_code)
     except KeyboardInterrupt as error:
         if not _only_looks(words):
@@ -116,9 +115,9 @@ def _reported(words: list[str]) -> int:
 
         known = too_many_processes(error)
         if known is None and isinstance(error, OSError):
-            known = storage_error(error)
+            known = streams.unwritable(error) or storage_error(error)
         if known is not None:
-            print(f"error: {known}", file=sys.stderr)
+            streams.complain(known)
             return int(known.exit_code)
         import traceback
 
@@ -128,6 +127,17 @@ def _reported(words: list[str]) -> int:
             file=sys.stderr,
         )
         return int(ExitCode.internal)
+    return code
+
+
+def _flushed(words: list[str]) -> int:
+    """The verb's exit code, once all that it has printed is written."""
+    try:
+        code = _dispatch(words)
+    except SystemExit:  # of argparse, with or without a page of help
+        sys.stdout.flush()
+        raise
+    sys.stdout.flush()
     return code
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -128,8 +129,14 @@ def words(parsed: argparse.Namespace, *names: str) -> list[str]:
     return said
 
 
+class _Parser(argparse.ArgumentParser):
+    def print_help(self, file: Any = None) -> None:
+        """The page of help; argparse itself is silent where it cannot be written."""
+        (file or sys.stdout).write(self.format_help())
+
+
 def _parser(verb: str, **options: Any) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"launcher {verb}", description=VERBS[verb][0], allow_abbrev=False, **options
     )
 

@@ -23,8 +23,7 @@ def plan(words: list[str]) -> int:
         print(arguments.as_json(plan.as_dict(made)))
     else:
         print(plan.describe(config, made))
-    if sys.stdout is not None:
-        sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
+    sys.stdout.flush()  # the numbers first: a model may be planned for before it is here
     requirements.require(config)
     if config.run.name:
         start.require_free(create.named(config, parsed.overrides))

@@ -10,7 +10,6 @@ from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
-from launcher.runtime import environment_without_ranks
 
 _BASE: Argument = (["--base"], {"action": "store_true", "help": "the model before training"})
 _CHECKPOINT: Argument = (
@@ -93,7 +92,7 @@ def compare(words: list[str]) -> int:
         (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
     options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
-    return _replace("launcher.train.compare", *parsed.models, *options)
+    entry.become("launcher.train.compare", *parsed.models, *options)
 
 
 def export(words: list[str]) -> int:
@@ -151,19 +150,11 @@ def report(words: list[str]) -> int:
 
 def _become(module: str, parsed: Namespace) -> int:
     """Replace this process by the run plane's, in the folder where the run was created."""
-    from launcher.jobs.start import working_folder
+    from launcher.jobs.start import refuse_in_rank, working_folder
 
     run = arguments.find(parsed)
     os.chdir(working_folder(run))
     sys.stdout.flush()
     names = [name for name in vars(parsed) if name not in ("run", "root")]
-    return _replace(module, str(run), *arguments.words(parsed, *names))
-
-
-def _replace(module: str, *words: str) -> int:
-    from launcher.jobs.start import refuse_in_rank
-
     refuse_in_rank("process")
-    command = entry.command(module, *words)
-    with entry.interrupt_held():
-        os.execve(sys.executable, command, environment_without_ranks())  # noqa: S606
+    entry.become(module, str(run), *arguments.words(parsed, *names))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from launcher import streams
 from launcher.cli import arguments, sweeps
 from launcher.errors import ExitCode
 
@@ -37,8 +38,7 @@ def submit(words: list[str]) -> int:
 
     run, attempt = new
     start.submit(run, attempt, attached=False)
-    print(run.name)
-    print(f"follow it with {run.command('logs', '-f')}", file=sys.stderr)
+    streams.told(run.name, f"follow it with {run.command('logs', '-f')}")
     return ExitCode.ok
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from launcher import entry
+from launcher import entry, streams
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.errors import ConfigError, ExitCode
@@ -49,8 +49,7 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
     else:
         code = _in_background(sweep)
     if not follow:
-        print(sweep.name)
-        print(f"look at it with {command('sweep status', sweep.path)}", file=sys.stderr)
+        streams.told(sweep.name, f"look at it with {command('sweep status', sweep.path)}")
     return code
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import console, runtime
+from launcher import console, runtime, streams
 from launcher.errors import ExitCode, StorageError
 from launcher.jobs.status import is_live, observed_run, saved_step
 from launcher.jobs.tail import Tail
@@ -73,7 +73,7 @@ class _Shown:
         try:
             yield
         except OSError as error:  # a pipe without a reader, a terminal that is gone, a full disk
-            console.discard(sys.stderr)
+            streams.discard(sys.stderr)
             self._interrupts.ask(f"its output ({error.strerror or error})")
 
 

@@ -17,7 +17,14 @@ from launcher.jobs.status import is_live, last_record, not_submitted, observed_r
 from launcher.launch.outcome import settled
 from launcher.launch.patience import PATIENCE_S, BusyError, patiently
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
-from launcher.rundir import RunDir, State, Status, read_json, storage_errors
+from launcher.rundir import (
+    RunDir,
+    State,
+    Status,
+    read_json,
+    storage_errors,
+    too_many_processes,
+)
 from launcher.runtime import cache_dir, cpu_count, hub_cache
 
 
@@ -208,11 +215,12 @@ def submit(
         raise interrupted(run) from None
     except BusyError as error:
         note_not_submitted(run, attempt, error)
-        found, hint = error.problems[0].found, f"{run.command('resume')} tries again"
-        raise type(error)(found, where="Slurm", hint=hint) from error
+        problem, hint = error.problems[0], f"{run.command('resume')} tries again"
+        raise type(error)(problem.found, where=problem.where or "Slurm", hint=hint) from error
     except Exception as error:
         code = int(getattr(error, "exit_code", ExitCode.internal))
-        run.set_status(State.failed, reason=str(error), exit_code=code)
+        reason = str(too_many_processes(error) or error)
+        run.set_status(State.failed, reason=reason, exit_code=code)
         raise
     return backend
 

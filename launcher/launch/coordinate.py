@@ -29,11 +29,11 @@ _POLL_S = 0.1
 _GRACE_S = 15.0
 #: Time for a node's last word to reach this host through the shared file system.
 _LAST_WORD_S = 5.0
-#: Exit code by which ssh says that there was no connection: it has run nothing.
+#: Exit code by which ssh, and pdsh after it, says that there was no connection: nothing has run.
 _NO_CONNECTION = 255
 #: Seconds after each refused connection before the next is tried.
 _AGAIN_S = (2.0, 5.0, 10.0)
-_PDSH_FAILURE = re.compile(r"^pdsh@\S+: (\S+): ssh exited with exit code (\d+)", re.MULTILINE)
+_BY_PDSH = re.compile(r"^pdsh@\S+: \S+: ssh exited with exit code \d+$")
 
 
 class Coordinator:
@@ -68,7 +68,10 @@ class Coordinator:
         self._stop = True
 
     def _say(self, phase: Phase) -> None:
-        self._control.write(phase=phase.value, code=None)
+        first = (
+            nodes.read_node(self._run, self._plan.attempt, 0) if phase is not Phase.join else None
+        )
+        self._control.write(phase=phase.value, code=None, port=first.port if first else None)
 
     def _start(self) -> None:
         for number, node in enumerate(self._plan.nodes):
@@ -130,11 +133,9 @@ class Coordinator:
     def _refuse_unreachable(self, joined: dict[int, NodeRecord]) -> None:
         """Raise if a command that brings nodes in has ended without them."""
         for number, starter in list(self._starters.items()):
-            said = self._starter_log(number).read_text(encoding="utf-8", errors="replace")
-            failed = _PDSH_FAILURE.search(said)
-            if failed:
-                raise _unreachable(failed[1], said)
             if starter.poll() is not None and number not in joined and not self._late(number):
+                text = self._starter_log(number).read_text(encoding="utf-8", errors="replace")
+                said = _last_line(text)
                 if not self._begins_again(number, said):
                     raise _unreachable(self._plan.nodes[number].host, said)
                 return
@@ -142,16 +143,15 @@ class Coordinator:
     def _begins_again(self, number: int, said: str) -> bool:
         """Connect once more to a host that has refused a connection, a few times and ever later."""
         tried = self._refused.get(number, 0)
-        is_ssh = self._plan.nodes[number].start[0] == "ssh"
-        if not is_ssh or self._starters[number].returncode != _NO_CONNECTION:
+        is_remote = not {"ssh", "pdsh"}.isdisjoint(self._plan.nodes[number].start)
+        if not is_remote or self._starters[number].returncode != _NO_CONNECTION:
             return False
         if tried == len(_AGAIN_S) or self._stop:
             return False
         if time.monotonic() - self._starters_ended[number] < _AGAIN_S[tried]:
             return True
         self._refused[number] = tried + 1
-        why = (said.strip().splitlines() or ["no word"])[-1]
-        print(f"{self._plan.nodes[number].host}: {why}; trying again", flush=True)
+        print(f"{self._plan.nodes[number].host}: {said}; trying again", flush=True)
         self._bring_in(number)
         return True
 
@@ -208,8 +208,7 @@ class Coordinator:
 
     def _refuse_lost(self, number: int, record: NodeRecord | None) -> None:
         starter, node = self._starters.get(number), self._plan.nodes[number]
-        is_own = starter is not None and "pdsh" not in node.start
-        cut = is_own and starter is not None and starter.poll() is not None
+        cut = starter is not None and starter.poll() is not None
         if cut and not self._late(number):
             why = "its connection ended"
         elif self._watches[number].is_lost:
@@ -225,10 +224,15 @@ class Coordinator:
         )
 
 
+def _last_line(text: str) -> str:
+    """What the command that brings a node in has said last; pdsh adds that ssh has failed."""
+    lines = [line for line in text.strip().splitlines() if not _BY_PDSH.match(line)]
+    return lines[-1] if lines else "it ended without a word"
+
+
 def _unreachable(host: str, said: str) -> HangError:
-    lines = said.strip().splitlines()
     return HangError(
-        f"host {host} cannot be used: {lines[-1] if lines else 'it ended without a word'}",
+        f"host {host} cannot be used: {said}",
         where="launch.hostfile",
         hint=f"`ssh {host} true` must work without a password, and the host must see the run"
         " folder and the interpreter under the same paths",

@@ -110,7 +110,7 @@ def _is_here(host: str) -> bool:
 def _starts(spec: LaunchSpec, options: DeepspeedConfig, hosts: list[Host]) -> list[tuple[str, ...]]:
     """The command for each host that is run here to bring it in."""
     if options.remote_shell is RemoteShell.pdsh:
-        return [_pdsh(spec, options, hosts), *[()] * (len(hosts) - 1)]
+        return [_pdsh(spec, options, host.name, number) for number, host in enumerate(hosts)]
     return [
         node_command(spec, number)
         if _is_here(host.name)
@@ -129,12 +129,11 @@ def _script(spec: LaunchSpec, command: tuple[str, ...]) -> str:
     return f"cd {shlex.quote(str(spec.cwd))} && exec {shlex.join(('env', *variables, *command))}"
 
 
-def _pdsh(spec: LaunchSpec, options: DeepspeedConfig, hosts: list[Host]) -> tuple[str, ...]:
+def _pdsh(spec: LaunchSpec, options: DeepspeedConfig, host: str, number: int) -> tuple[str, ...]:
+    """One for each host, so that a connection that is refused can be tried again by itself."""
     # pdsh closes the stdin of what it starts, and puts %n, %h and %u into it.
-    command = tuple(word for word in node_command(spec, 0) if word != "--lifeline")
-    script = _script(spec, (*command[:-1], "NODE-NUMBER")).replace("%", "%%")
-    remote = shlex.join(("sh", "-c", script.replace("NODE-NUMBER", "%n")))
+    command = tuple(word for word in node_command(spec, number) if word != "--lifeline")
+    remote = shlex.join(("sh", "-c", _script(spec, command))).replace("%", "%%")
     ssh_options = " ".join((*_SSH_OPTIONS, *options.ssh_options))
-    names = ",".join(host.name for host in hosts)
     environment = ("env", f"PDSH_SSH_ARGS_APPEND={ssh_options}")
-    return (*environment, "pdsh", "-S", "-R", "ssh", "-w", names, remote)
+    return (*environment, "pdsh", "-S", "-R", "ssh", "-w", host, remote)

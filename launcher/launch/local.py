@@ -11,6 +11,7 @@ from pathlib import Path
 from launcher import entry
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.launch import processes
+from launcher.launch.patience import BusyError
 from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, read_json, storage_errors, write_json
 from launcher.runtime import child_environment
@@ -18,7 +19,14 @@ from launcher.runtime import child_environment
 #: Signals that the supervisor understands.
 STOP = signal.SIGTERM
 END_NOW = signal.SIGINT
-_START_TIMEOUT_S = 30.0
+#: Longest wait for a supervisor that begins; a machine with much more work than CPUs needs some.
+START_TIMEOUT_S = 60.0
+
+
+class SlowStartError(BusyError):
+    """A supervisor has not begun in time, and is ended: nothing runs."""
+
+    is_open = False
 
 
 class LocalBackend:
@@ -76,12 +84,19 @@ class LocalBackend:
                 start_new_session=True,
                 preexec_fn=processes.end_with_parent() if attached else None,
             )
-        end = time.monotonic() + _START_TIMEOUT_S
+        end = time.monotonic() + START_TIMEOUT_S
         while read_json(supervisor_file(run, plan.attempt)) is None:
-            if supervisor.poll() is not None or time.monotonic() > end:
+            if supervisor.poll() is not None:
                 said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
                 raise LauncherError(
                     f"the supervisor did not start: {said}",
+                    where=str(log),
+                )
+            if time.monotonic() > end:
+                supervisor.kill()  # or it would begin after all, beside the next
+                supervisor.wait()
+                raise SlowStartError(
+                    f"the supervisor did not start within {START_TIMEOUT_S:.0f} s",
                     where=str(log),
                 )
             time.sleep(0.01)

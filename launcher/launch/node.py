@@ -17,12 +17,14 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from launcher.errors import ExitCode
 from launcher.launch import nodes, outcome, processes
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.outcome import Death
 from launcher.launch.spec import LaunchPlan, job_file
+from launcher.launch.torchrun import is_taken, open_port
 from launcher.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
 from launcher.rundir import RunDir, read_json
 from launcher.runtime import environment_without_ranks
@@ -46,6 +48,8 @@ class Node:
         self._failed: list[Death] = []
         self._stop = False
         self._why = ""
+        self._own_port = _open_port(plan) if number == 0 else None
+        self._port: int | None = None
 
     def serve(self, secrets: Mapping[str, str], is_cut: Callable[[], bool]) -> int:
         """Sign in, run the ranks, and say how they ended; returns the node's exit code.
@@ -67,7 +71,7 @@ class Node:
             self._end_leftovers()
             if self._ranks:
                 code, death = self._result()
-            nodes.sign(self._writer, self._started, NodeState.ended, code=int(code), death=death)
+            self._sign(NodeState.ended, code=int(code), death=death)
         return int(code)
 
     @property
@@ -79,6 +83,9 @@ class Node:
     def why(self) -> str:
         """Why the node was ended from outside; empty if it was not."""
         return self._why
+
+    def _sign(self, state: NodeState, **values: Any) -> None:
+        nodes.sign(self._writer, self._started, state, port=self._own_port, **values)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._stop and number == signal.SIGINT:
@@ -93,17 +100,20 @@ class Node:
             self._why = f"no sign of life from the launcher for {self._control.timeout_s:.0f} s"
         if self._why:
             return Phase.end
+        self._port = raw.get("port")
         return Phase(raw["phase"]) if "phase" in raw else Phase.join
 
     def _await_start(self, is_cut: Callable[[], bool]) -> bool:
         while (phase := self._phase(is_cut)) is Phase.join and not self._stop:
-            nodes.sign(self._writer, self._started, NodeState.joined)
+            self._sign(NodeState.joined)
             time.sleep(_POLL_S)
         return phase is Phase.run and not self._stop
 
     def _start(self, secrets: Mapping[str, str]) -> None:
         node = self._plan.nodes[self._number]
         common = {**environment_without_ranks(), **secrets, **self._plan.environment}
+        if self._port is not None:
+            common["MASTER_PORT"] = str(self._port)
         for place in self._places(common):
             with open(self._log, "ab") as output:
                 self._ranks.append(
@@ -147,7 +157,7 @@ class Node:
     def _watch(self, is_cut: Callable[[], bool]) -> None:
         told, failed_at = False, 0.0
         while any(rank.poll() is None for rank in self._ranks):
-            nodes.sign(self._writer, self._started, NodeState.running)
+            self._sign(NodeState.running)
             phase = self._phase(is_cut)
             if phase is Phase.end:
                 processes.kill_descendants()
@@ -194,6 +204,15 @@ class Node:
             )
         self._note_failure()
         return self._failed[0].code, outcome.first(self._failed)
+
+
+def _open_port(plan: LaunchPlan) -> int | None:
+    """A port of this host, the first, for the ranks to meet at in the place of the plan's, if that
+    is taken: whoever made the plan on another host could not know."""
+    host, port = plan.environment.get("MASTER_ADDR"), plan.environment.get("MASTER_PORT")
+    if host is None or port is None or not is_taken(host, int(port)):
+        return None
+    return open_port(host)
 
 
 def main(argv: list[str]) -> int:

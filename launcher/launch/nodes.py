@@ -52,6 +52,8 @@ class NodeRecord:
     """Exit code of the node's ranks, once they have ended."""
     death: Death | None = None
     """The rank whose end brought the node's others down."""
+    port: int | None = None
+    """Of the first node: where the ranks meet, if it is not the port of the plan."""
     beat: int = 0
 
 

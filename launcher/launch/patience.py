@@ -12,7 +12,7 @@ from launcher.errors import ExitCode, LauncherError
 Answer = TypeVar("Answer")
 
 #: Longest time that somebody is made to wait for a scheduler that takes nothing.
-PATIENCE_S = 120.0
+PATIENCE_S = 60.0
 _FIRST_S, _MOST_S = 1.0, 15.0
 _TICK_S = 0.1
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from launcher import console
+from launcher import streams
 from launcher.config import compose, groups
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
@@ -79,7 +79,7 @@ class Controller:
         try:
             print(line, file=sys.stderr, flush=True)
         except OSError:
-            console.discard(sys.stderr)
+            streams.discard(sys.stderr)
             self.stops = max(1, self.stops)
 
     def _by_kind(self) -> None:
@@ -238,8 +238,7 @@ class Controller:
             self.stops += 1
 
         numbers = [signal.SIGINT, signal.SIGTERM]
-        # Who starts it with nohup wants a hang-up ignored.
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wishes
             numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, note) for number in numbers}
         try:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.config import compose, variants
 from launcher.config.schema import Config
-from launcher.errors import ExitCode, LauncherError
+from launcher.errors import ExitCode, LauncherError, StorageError
 from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots, free_slot
 from launcher.launch import slurm, slurm_ask
+from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.slurm import ArrayError
@@ -22,8 +23,6 @@ from launcher.sweeps.folder import SweepDir, Trial
 
 #: Back ends whose jobs wait in a queue of their own: all trials of a batch go there at once.
 QUEUED = ("slurm",)
-#: A supervisor whose controller was killed may still be starting.
-_START_S = 30.0
 #: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.
 _ASK_S = 15.0
 _ENDING_S = 2.0
@@ -87,9 +86,10 @@ class Pool:
         if backend is None:
             return False
         submitted = job_file(trial.run, attempt)
-        # Of a file from the future, as after a clock was put back, no more than the whole time.
-        left_s = min(_START_S, submitted.stat().st_mtime + _START_S - time.time())
-        end = time.monotonic() + left_s
+        # A supervisor whose controller was killed may still be starting. Of a file from the future,
+        # as after a clock was put back, no more than the whole time.
+        left_s = submitted.stat().st_mtime + START_TIMEOUT_S - time.time()
+        end = time.monotonic() + min(START_TIMEOUT_S, left_s)
         while backend.status(trial.run, attempt) is JobState.gone:
             if settled(trial.run.status()) or time.monotonic() > end or self.is_queued:
                 return False
@@ -199,7 +199,11 @@ class Pool:
         try:
             backend = variants.LAUNCHERS.load(self.backend_name)()
             # Not attached: trials outlive a controller that is killed, and the next adopts them.
-            backend.submit(plan, attached=False)
+            patiently(lambda: backend.submit(plan, attached=False), is_stopped=self.is_stopped)
+        except (BusyError, StorageError) as error:
+            # A machine that is too busy, or a full disk, is no fault of the trial's.
+            start.note_not_submitted(trial.run, plan.attempt, error)
+            raise
         except LauncherError as error:
             _fail(trial, error)
             return

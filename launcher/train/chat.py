@@ -51,9 +51,11 @@ def _turn(
         show(piece)
 
     try:
-        # A stopped answer stays in the conversation as far as it came.
-        with contextlib.suppress(KeyboardInterrupt):
-            speaker.answer(speaker.tokens(asked), sampling, collect)
+        speaker.answer(speaker.tokens(asked), sampling, collect)
+    except KeyboardInterrupt as stop:
+        # An answer stopped by Ctrl-C stays in the conversation as far as it came.
+        if stop.args:
+            raise
     except ConfigError as error:
         note(f"error: {error}")
         return messages

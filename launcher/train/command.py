@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from launcher import console
+from launcher import streams
 from launcher.errors import ExitCode, LauncherError
 from launcher.rundir import storage_error
 
@@ -19,19 +19,18 @@ def exit_code_of(work: Callable[[], None]) -> int:
     """Run the work of a command; errors with a known cause are printed and give their exit code."""
     try:
         work()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except BrokenPipeError:  # nobody reads the results any more: the work ended before its end
-        console.discard(sys.stdout, sys.stderr)
+        streams.discard(sys.stdout, sys.stderr)
         return int(ExitCode.interrupted)
     except LauncherError as error:
-        note(f"error: {error}")
+        streams.complain(error)
         return int(error.exit_code)
     except OSError as error:
-        known = storage_error(error)
+        known = streams.unwritable(error) or storage_error(error)
         if known is None:
             raise
-        note(f"error: {known}")
+        streams.complain(known)
         return int(known.exit_code)
     except KeyboardInterrupt:
         return int(ExitCode.interrupted)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from launcher import console
+from launcher import streams
 
 
 def redirect(log: Path) -> None:
@@ -49,7 +49,7 @@ class _Copy:
             self._lose(error)
 
     def _lose(self, error: OSError) -> None:
-        console.discard(self._first)
+        streams.discard(self._first)
         self._unread(error.strerror or str(error))
 
     def __getattr__(self, name: str) -> Any:

@@ -16,13 +16,16 @@ from support.workshop import Workshop, workshop
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(300)]
 
 WORDS = ("launch=slurm", "launch.processes=1", "cluster.gpus_per_node=0", "train.threads=1")
+ACCOUNT = "colours"
 LONG = {"n_epochs": 50, "batch_size": 1, "learning_rate_multiplier": 1}
 
 
 @pytest.fixture(scope="module")
 def shop(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
     home = tmp_path_factory.mktemp("jobs") / "home"
-    with workshop(home, *WORDS, **cluster.environment) as made:
+    # A cluster that is not the tests' own may have accounts, and this one not among them.
+    account = ACCOUNT if cluster.is_own else None
+    with workshop(home, *WORDS, account=account, **cluster.environment) as made:
         made.start()
         yield made
 
@@ -50,6 +53,9 @@ def test_preemption_is_invisible(shop, cluster):
 
 def test_cancel_reaches_slurm(shop, cluster):
     running = shop.create(hyperparameters=LONG)
+    shop.wait(lambda: running in names(cluster), "the job")
+    told = cluster.run("scontrol", "show", "job", slurm_job(shop.run(running), 1))
+    assert f"Account={ACCOUNT}" in told.split() or not cluster.is_own
     shop.wait(lambda: shop.steps(running), "the first step")
     assert running in names(cluster)
     assert shop.ask(running, "cancel")["status"] == "cancelled"

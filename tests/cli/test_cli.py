@@ -221,8 +221,72 @@ def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
         monkeypatch.setitem(VERBS, verb, (text, "nowhere"))
     monkeypatch.setattr("launcher.cli.registry.load", lambda _: left)
     monkeypatch.setattr("launcher.cli._overview", lambda: left([]))
-    monkeypatch.setattr("launcher.cli.console.discard", lambda *streams: None)
+    monkeypatch.setattr("launcher.cli.streams.discard", lambda *streams: None)
     assert main(words) == code
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["plan", "--help"],
+        ["plan", *WORDS],
+        ["config", *WORDS],
+        ["completion", "bash"],
+        ["submit", *WORDS, "--dry-run"],
+        ["status", "--json"],
+        pytest.param(
+            ["data", "prepare", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow
+        ),
+        pytest.param(["data", "report", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
+        pytest.param(["data", "show", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_results_that_cannot_be_written_are_said_so(tmp_path, words, unbuffered):
+    (tmp_path / "x.jsonl").write_text('{"text": "a b c"}\n' * 20)
+    environment = child_environment(PYTHONPATH=str(ROOT), PYTHONUNBUFFERED=unbuffered)
+    options = {"capture_output": False, "stderr": -1, "cwd": tmp_path, "env": environment}
+    with open("/dev/full", "w") as full:
+        done = launcher(*words, stdout=full, **options)
+    said = "error: standard output: cannot be written: No space left on device\n  HINT: "
+    assert (done.returncode, said in done.stderr) == (ExitCode.storage, True), done.stderr
+    assert "Traceback" not in done.stderr
+    done = launcher(*words, preexec_fn=lambda: os.close(1), **options)
+    said = "error: standard output: cannot be written: Bad file descriptor"
+    assert (done.returncode, said in done.stderr) == (ExitCode.storage, True), done.stderr
+
+
+def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open("/dev/full", "w") as full, open(write_end, "w") as unread:
+        for words, code in ((["plan", "modle=x"], 2), (["plan", "--modle"], 2)):
+            for stderr in (full, unread):
+                done = launcher(*words, cwd=tmp_path, capture_output=False, stderr=stderr)
+                assert done.returncode == code
+    done = launcher("plan", "modle=x", cwd=tmp_path, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (2, "")
+    # Of a closed stream no file takes the place, and what there is to say still is.
+    all_but_stdout = lambda: os.closerange(2, 3) or os.close(0)  # noqa: E731
+    done = launcher("plan", *WORDS, cwd=tmp_path, preexec_fn=all_but_stdout)
+    assert (done.returncode, done.stdout.count("\n")) == (0, 5)
+
+
+def test_a_run_is_submitted_whoever_reads_its_name(tmp_path, monkeypatch, capsys):
+    run = RunDir(tmp_path / "runs" / "r")
+    monkeypatch.setattr("launcher.cli.runs._new_run", lambda *_: (run, 1))
+    monkeypatch.setattr("launcher.jobs.start.submit", lambda *_, **__: None)
+    assert main(["submit", *WORDS]) == ExitCode.ok
+    assert capsys.readouterr().out == "r\n"
+    monkeypatch.setattr("launcher.streams.discard", lambda *streams: None)
+    monkeypatch.setattr("builtins.print", _no_reader)
+    assert main(["submit", *WORDS]) == ExitCode.ok
+
+
+def _no_reader(*words, **options):
+    raise BrokenPipeError
 
 
 def test_a_run_whose_reader_is_gone_before_its_start_is_cancelled(tmp_path):

@@ -1,4 +1,4 @@
-"""Hosts that refuse a connection once, played by an `ssh` of our own."""
+"""Hosts that refuse a connection once, played by an `ssh` and a `pdsh` of our own."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 from launcher.errors import HangError
 from launcher.launch import coordinate
 from launcher.launch.coordinate import Coordinator
-from launcher.launch.spec import LaunchPlan, NodePlan
+from launcher.launch.spec import NodePlan
 from launcher.rundir import RunDir
+from support.plans import launch_plan
 
 #: Does what the next line of `script` says: a number to end with, or `stay`.
 SSH = """#!/bin/bash
@@ -20,35 +21,27 @@ cd "$(dirname "$0")"
 line=$(head -1 script); sed -i 1d script; echo x >>calls
 [ "$line" = stay ] && exec sleep 30
 echo "ssh: connect to host n2 port 22: Connection refused" >&2
+[ "${0##*/}" = pdsh ] && echo "pdsh@here: n2: ssh exited with exit code $line" >&2
 exit "$line"
 """
+START = {"ssh": ("ssh",), "pdsh": ("env", "PDSH_SSH_ARGS_APPEND=-p 22", "pdsh", "-S", "-w")}
 
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(coordinate, "_AGAIN_S", (0.0, 0.0, 0.0))
-    (tmp_path / "ssh").write_text(SSH)
-    (tmp_path / "ssh").chmod(0o755)
+    for name in START:
+        (tmp_path / name).write_text(SSH)
+        (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     made = []
 
-    def begin(*lines: str) -> Coordinator:
+    def begin(*lines: str, shell: str = "ssh") -> Coordinator:
         (tmp_path / "script").write_text("".join(f"{line}\n" for line in lines))
         run = RunDir(tmp_path / "run")
-        run.attempt(1).mkdir(parents=True)
-        node = NodePlan(host="n2", slots=(0,), command=("x",), start=("ssh", "n2", "true"))
-        plan = LaunchPlan(
-            backend="deepspeed",
-            run=run.path,
-            attempt=1,
-            cwd=tmp_path,
-            prepare=(),
-            command=(),
-            environment={},
-            processes=1,
-            log=run.attempt(1) / "agent.log",
-            nodes=(node,),
-        )
+        start = (*START[shell], "n2", "true")
+        node = NodePlan(host="n2", slots=(0,), command=("x",), start=start)
+        plan = launch_plan(run, nodes=(node,))
         found = Coordinator(run, plan)
         made.append(found)
         found._start()
@@ -74,17 +67,19 @@ def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
 
 
-def test_a_connection_that_is_refused_once_is_tried_again(begin, tmp_path, capsys):
-    coordinator = begin("255", "255", "stay")
+@pytest.mark.parametrize("shell", list(START))
+def test_a_connection_that_is_refused_once_is_tried_again(begin, tmp_path, capsys, shell):
+    coordinator = begin("255", "255", "stay", shell=shell)
     look(coordinator, 4)
     assert calls(tmp_path) == 3
     assert coordinator._starters[0].poll() is None
     assert capsys.readouterr().out.count("n2: ssh: connect to host n2") == 2
 
 
+@pytest.mark.parametrize("shell", list(START))
 @pytest.mark.parametrize(("lines", "tried"), [(["255"] * 9, 4), (["1"] * 9, 1)])
-def test_what_does_not_pass_is_told(begin, tmp_path, lines, tried):
-    coordinator = begin(*lines)
+def test_what_does_not_pass_is_told(begin, tmp_path, lines, tried, shell):
+    coordinator = begin(*lines, shell=shell)
     with pytest.raises(HangError, match="host n2 cannot be used: ssh: connect to host n2"):
         look(coordinator, 10)
     assert calls(tmp_path) == tried

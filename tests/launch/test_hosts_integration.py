@@ -137,6 +137,22 @@ def test_host_that_is_down_is_named(here, hosts):
     hosts.assert_empty()
 
 
+def test_a_host_that_comes_late_is_connected_to_again(here, hosts):
+    if not shutil.which("pdsh"):
+        pytest.skip("needs pdsh: apt-get install pdsh")
+    hosts.every[1].unplug()
+    try:
+        words = here.words("late", *RECIPE, *by_hostfile(hosts, "launch.remote_shell=pdsh"))
+        running = here.start((*LAUNCHER, "train"), *words)
+        running.wait_until(lambda: "trying again" in running.output, "a first refusal")
+    finally:
+        hosts.every[1].plug()
+    done = running.end()
+    assert done.code == ExitCode.ok, done.output + everything(here.folder_of("late"))
+    assert f"{hosts.every[1].name}: ssh: connect to host" in done.output
+    hosts.assert_empty()
+
+
 @pytest.mark.parametrize("how", ["ctrl-c", "kill the launcher", "cancel --now"])
 def test_nothing_is_left_on_any_host(here, hosts, how):
     name = how.replace(" ", "-").strip("-")

@@ -220,14 +220,14 @@ def test_no_shell_misreads_paths_and_values(
     assert "-p" in start or "-p 2222" in start[1]
     remote = start[-1]
     if shell is RemoteShell.pdsh:
-        # As pdsh replaces its own signs, for the second host.
-        remote = remote.replace("%%", "\0").replace("%n", "1").replace("\0", "%")
-        assert not plan.nodes[1].start
+        # As pdsh replaces its own signs.
+        assert "%" not in remote.replace("%%", "")
+        remote = remote.replace("%%", "%")
+        assert plan.nodes[1].start[-2] == plan.nodes[1].host
     done = subprocess.run([login_shell, "-c", remote], capture_output=True, text=True, check=True)
     words, folder, environ = json.loads(done.stdout)
-    number = "1" if shell is RemoteShell.pdsh else "0"
     line = entry.interpreter("python")[1:]
     lifeline = [] if shell is RemoteShell.pdsh else ["--lifeline"]
-    assert words == [*line, "-m", "launcher.launch.node", str(plan.run), "2", number, *lifeline]
+    assert words == [*line, "-m", "launcher.launch.node", str(plan.run), "2", "0", *lifeline]
     assert folder == str(weird_tmp_path)
     assert environ["LAUNCHER_HOSTILE"] == HOSTILE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,8 +16,9 @@ from launcher.errors import ConfigError, ExitCode
 from launcher.jobs.join import join
 from launcher.launch import nodes, outcome, processes
 from launcher.launch.nodes import NodeState, Phase
-from launcher.launch.spec import LaunchPlan, NodePlan, job_file
+from launcher.launch.spec import NodePlan, job_file
 from launcher.rundir import RunDir, State, read_json, write_json
+from support.plans import launch_plan
 from support.ranks import environment
 
 pytestmark = pytest.mark.slow
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.slow
 #: A rank that notes its place and the wish to stop.
 RANK = """
 import os, signal, sys, time
-places = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER_HOST", "MY_TOKEN")
+places = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LAUNCHER_HOST", "MY_TOKEN"]
+places += os.environ.get("SHOWN", "").split()
 print(*(os.environ.get(name) for name in places), flush=True)
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 if os.environ["RANK"] == os.environ.get("FAILING"):
@@ -46,19 +49,14 @@ class Job:
 
     def __init__(self, folder, *, timeout_s=30.0, start=True, **variables):
         self.run = RunDir(folder)
-        self.run.attempt(1).mkdir(parents=True)
         rank = (sys.executable, "-c", RANK)
         helper = (sys.executable, "-m", "launcher.launch.node", str(self.run), "1")
-        self.plan = LaunchPlan(
-            backend="deepspeed",
-            run=self.run.path,
-            attempt=1,
+        self.plan = launch_plan(
+            self.run,
             cwd=folder,
-            prepare=(),
             command=(sys.executable, "-m", "launcher.launch.coordinate", str(self.run), "1"),
             environment={"SLEEP": "60", **variables},
             processes=3,
-            log=self.run.attempt(1) / "agent.log",
             nodes=tuple(
                 NodePlan(
                     host=host,
@@ -106,7 +104,7 @@ class Job:
 
 @pytest.fixture
 def make(weird_tmp_path):
-    return lambda **options: Job(weird_tmp_path / "run", **options)
+    return lambda name="run", **options: Job(weird_tmp_path / name, **options)
 
 
 def test_ranks_know_their_places_and_end_well(make):
@@ -116,6 +114,22 @@ def test_ranks_know_their_places_and_end_well(make):
     assert job.said(1).splitlines() == ["2 3 0 b t"]
     assert [job.record(n).code for n in (0, 1)] == [0, 0]
     assert [job.record(n).state for n in (0, 1)] == [NodeState.ended] * 2
+
+
+def test_a_port_that_is_taken_on_the_first_host_is_passed_over(make):
+    """Whoever made the plan was on another host, and could not know."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        job = make(SLEEP="0.1", SHOWN="MASTER_PORT", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        assert job.coordinate().wait(60) == 0
+    ports = {line.split()[-1] for n in (0, 1) for line in job.said(n).splitlines()}
+    assert len(ports) == 1
+    assert ports != {port}
+    job = make(
+        SLEEP="0.1", SHOWN="MASTER_PORT", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, name="s"
+    )
+    assert job.coordinate().wait(60) == 0
+    assert {line.split()[-1] for line in job.said(1).splitlines()} == {port}
 
 
 def test_wish_to_stop_reaches_all_ranks(make):

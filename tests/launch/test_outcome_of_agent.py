@@ -9,8 +9,8 @@ import pytest
 from launcher.errors import ExitCode
 from launcher.launch import outcome
 from launcher.launch.outcome import Death, first, of_agent
-from launcher.launch.spec import LaunchPlan, NodePlan
 from launcher.rundir import RunDir, State
+from support.plans import launch_plan
 
 #: As torch 2.13 writes it, for two starts of the ranks.
 TWICE = """
@@ -51,21 +51,8 @@ TAKEN = (
 @pytest.mark.parametrize("log", ["agent.log", "node-0.log"])
 def test_a_port_that_is_taken_is_the_cause(tmp_path: Path, log: str, death: Death | None):
     run = RunDir(tmp_path)
-    run.attempt(1).mkdir(parents=True)
+    plan = launch_plan(run, backend="torchrun")
     run.set_status(State.preparing, attempt=1)
-    node = NodePlan(host="h", slots=(0,), command=("x",))
-    plan = LaunchPlan(
-        backend="torchrun",
-        run=run.path,
-        attempt=1,
-        cwd=tmp_path,
-        prepare=(),
-        command=(),
-        environment={},
-        processes=1,
-        log=run.attempt(1) / "agent.log",
-        nodes=(node,),
-    )
     assert outcome.of_death(run, plan, death, False, False) == ExitCode.internal
     (run.attempt(1) / log).write_text(f"Traceback\n{TAKEN}\n")
     run.set_status(State.preparing, attempt=1)

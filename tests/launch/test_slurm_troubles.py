@@ -363,6 +363,15 @@ def test_setup_lines_do_not_reach_the_rest_of_the_script(make, tmp_path, lines):
     assert done.stdout.splitlines()[-1] == f"end {run} {attempt} 9 kept {Path.cwd()}", done
 
 
+def test_what_a_setup_wants_done_at_the_end_of_the_job_is_done_once(make, tmp_path):
+    run, attempt = make("""cluster.setup=["export MINE=kept; trap 'echo bye $MINE' EXIT"]""")
+    start.submit(run, attempt, attached=False)
+    done = _run(run, attempt, tmp_path)
+    assert done.stdout.splitlines()[-2:] == [f"end {run} {attempt} 9 kept {Path.cwd()}", "bye kept"]
+    assert done.stdout.count("bye") == 1
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

@@ -162,11 +162,22 @@ class Workshop:
 
 
 @contextmanager
-def workshop(home: Path, *words: str, database: str | None = None, **environ: str) -> Iterator[Any]:
-    """A service that offers `tiny`, one job at a time; `words` are added to its overrides."""
+def workshop(
+    home: Path,
+    *words: str,
+    database: str | None = None,
+    account: str | None = None,
+    **environ: str,
+) -> Iterator[Any]:
+    """A service that offers `tiny`, one job at a time; `words` are added to its overrides.
+
+    `account` is Slurm's for the client's project.
+    """
     home.mkdir(parents=True)
     offer = {"overrides": [*WORDS, *words]}
     settings: dict[str, Any] = {"models": {"tiny": offer, "gpt-3.5-turbo": {"alias": "tiny"}}}
+    if account is not None:
+        settings["projects"] = {"ours": {"account": account}}
     if database is not None:
         settings["database"] = database
     (home / "serve.yaml").write_text(yaml.safe_dump(settings))

@@ -19,6 +19,8 @@ import yaml
 from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.launch import local, processes
+from launcher.launch.patience import patiently
 from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, State, Status, write_json
 from launcher.sweeps import (
@@ -551,7 +553,7 @@ def test_an_agents_run_has_the_agents_id(made: Made, monkeypatch: pytest.MonkeyP
 def test_a_clock_that_was_put_back_makes_nobody_wait_longer(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "_START_S", 0.2)
+    monkeypatch.setattr(pool, "START_TIMEOUT_S", 0.2)
     sweep, request = made("seed=1,2")
     maker = Maker(sweep, request)
     trial = maker.make(0, ["seed=1"])
@@ -563,6 +565,26 @@ def test_a_clock_that_was_put_back_makes_nobody_wait_longer(
     began = time.monotonic()
     assert not Pool(sweep, maker.composed(["seed=1"])[0]).adopt(trial)
     assert time.monotonic() - began < 10
+
+
+def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
+    made: Made, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep, request = made("seed=1,2")
+    maker = Maker(sweep, request)
+    trials = Pool(sweep, maker.composed(["seed=1"])[0])
+    trial = maker.make(0, ["seed=1"])
+    monkeypatch.setattr(local, "START_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(patiently, "__defaults__", (0.5,))
+    with pytest.raises(local.SlowStartError) as caught:
+        trials.start([trial])
+    assert caught.value.exit_code == ExitCode.preempted
+    assert "waiting: the supervisor did not start within 0 s" in capsys.readouterr().err
+    status = trial.run.status()
+    assert (status.state, status.exit_code) == (State.preempted, ExitCode.preempted)
+    assert status.reason.startswith("not submitted: ")
+    assert processes.descendants(os.getpid()) == []
+    assert not trials.running
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
