@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import h11
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from launcher.api import ownership
 from launcher.api.checking import overlap
@@ -63,10 +64,46 @@ def test_a_project_runs_no_more_than_it_may(service) -> None:
 def test_the_line_is_the_order_in_which_places_are_given(service, most) -> None:
     queue(service, red=4, green=2, blue=1)
     with service.database.begin() as session:
-        line = ownership.line(session, most)
+        line = list(ownership.line(session, most))
     ran = order(service, most)
     assert line[: len(ran)] == ran if most("red") is None else line[0] == ran[0]
     assert sorted(line) == sorted([*ran, *(["blue0"] if most("blue") == 0 else [])])
+
+
+def test_a_long_line_is_told_without_reading_the_jobs_in_it(service) -> None:
+    queue(service, red=3000, green=2)
+    read = Counter()
+
+    @event.listens_for(Job, "load")
+    def count(job, _) -> None:
+        read[job.project_id] += 1
+
+    try:
+        with service.database.read() as session:
+            line = ownership.line(session)
+        assert not read
+        assert claim(service.database, Owner.here(), 2) == ["red0", "green0"]
+    finally:
+        event.remove(Job, "load", count)
+    assert read == {"red": 1, "green": 1}
+    first = {"red0": 1, "green0": 2, "red1": 3, "green1": 4, "red2": 5}
+    assert dict(list(line.items())[:5]) == first
+    assert (line["red2999"], len(line)) == (3002, 3002)
+
+
+def test_a_place_in_the_line_counts_what_runs_and_what_slurm_has(service) -> None:
+    queue(service, red=2, green=2, blue=2)
+    with service.database.begin() as session:
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+        jobs["red0"].cursor = {"launch": "local", "slot": 0, "host": "a", "started": True}
+        jobs["red0"].state = JobState.running
+        jobs["green0"].cursor = {"launch": "slurm", "started": True}
+        jobs["blue0"].cursor = {"launch": "slurm"}
+        jobs["blue1"].wanted = JobState.paused
+    with service.database.read() as session:
+        assert list(ownership.line(session)) == ["red1", "green1"]
+    # No place is free here, which is nothing to Slurm.
+    assert "blue0" in claim(service.database, Owner.here(), 1)
 
 
 def test_a_project_has_quotas(client, service, stranger) -> None:
