@@ -1,0 +1,66 @@
+"""Taking turns: whoever asks for much does not go before all of whoever asks for little."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class Turns(Generic[Item]):
+    """What waits, by who wants it: one of each in turn, and of each the oldest."""
+
+    def __init__(self) -> None:
+        # Whose turn it is stands first.
+        self._lines: dict[str, deque[Item]] = {}
+
+    def add(self, who: str, item: Item) -> None:
+        """One more that waits."""
+        self._lines.setdefault(who, deque()).append(item)
+
+    def next(self) -> Item | None:
+        """The next one, which waits no more; None if none does."""
+        for who, line in self._lines.items():
+            del self._lines[who]
+            item = line.popleft()
+            if line:
+                self._lines[who] = line
+            return item
+        return None
+
+
+class TurnLock:
+    """A lock that one has at a time; those who wait for it get it in turn."""
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._waiting: Turns[asyncio.Future[None]] = Turns()
+
+    @contextlib.asynccontextmanager
+    async def held(self, who: str) -> AsyncIterator[None]:
+        """Have it for the block."""
+        if self._is_held:
+            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.add(who, turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if not turn.cancelled():  # it has come all the same
+                    self._pass_on()
+                raise
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        while (turn := self._waiting.next()) is not None:
+            if not turn.done():  # else its waiter has gone
+                turn.set_result(None)
+                return
+        self._is_held = False
