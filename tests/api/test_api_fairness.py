@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import h11
 import pytest
 from sqlalchemy import event, select
 
-from launcher.api import ownership
+from launcher.api import access, ownership
 from launcher.api.checking import overlap
 from launcher.api.ownership import Owner, claim, owned
 from launcher.api.protocol import _Strict
+from launcher.api.reports import DataReports
 from launcher.api.site import ProjectSettings, Quota
 from launcher.api.tables import Job, JobState, Project
 
@@ -122,6 +126,64 @@ def test_a_project_has_quotas(client, service, stranger) -> None:
     more = client.post(JOBS, json=asked)
     assert (more.status_code, more.headers["retry-after"]) == (429, "30")
     assert more.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_the_keys_of_a_project_share_its_requests(client, service, stranger) -> None:
+    service.site.projects["ours"] = ProjectSettings(requests_per_minute=3)
+    other = {"Authorization": f"Bearer {access.create_key(service.database, 'b', 'ours')}"}
+    left = [client.get("/v1/models", headers=one) for one in ({}, other, {}, other)]
+    assert [answer.status_code for answer in left] == [200, 200, 200, 429]
+    remaining = [answer.headers["x-ratelimit-remaining-requests"] for answer in left]
+    assert remaining == ["2", "1", "0", "0"]
+    assert left[3].json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(left[3].headers["retry-after"]) in range(1, 21)
+    assert client.get("/v1/models", headers=stranger).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+def test_uploads_of_a_project_hold_up_no_other(client, service, stranger, kind) -> None:
+    with service.database.read() as session:
+        ours = session.scalar(select(Project.id).where(Project.name == "ours"))
+    threads = getattr(client.app.state.workers, kind)(ours)
+    busy = range(int(threads.total_tokens))
+    for name in busy:
+        client.portal.call(threads.acquire_on_behalf_of, name)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(upload, client)
+        assert upload(client, **stranger).status_code == 200
+        time.sleep(0.2)
+        assert not waiting.done()
+        for name in busy:
+            client.portal.call(threads.release_on_behalf_of, name)
+        assert waiting.result(30).status_code == 200
+
+
+def test_data_reports_of_a_project_hold_up_no_other(service) -> None:
+    queue(service, red=2, green=1)
+    begun: list[str] = []
+
+    class Slow(DataReports):
+        async def _make(self, run, folder) -> None:
+            begun.append(run.path.name)
+            await end.wait()
+            folder.mkdir()
+            (folder / "report.html").write_text("")
+
+    async def run() -> None:
+        nonlocal end
+        end = asyncio.Event()
+        made = Slow(service)
+        asked = [asyncio.create_task(made.page(job)) for job in ("red0", "red1", "green0")]
+        await asyncio.wait(asked, timeout=0.3)
+        assert begun == ["red0", "green0"]
+        end.set()
+        assert [page.parent.name for page in await asyncio.gather(*asked)] == [
+            *("red0", "red1", "green0")
+        ]
+        assert begun == ["red0", "green0", "red1"]
+
+    end = asyncio.Event()
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 def test_a_request_with_a_key_makes_one_thing(client, service, stranger) -> None:
