@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -64,3 +66,36 @@ class TurnLock:
                 turn.set_result(None)
                 return
         self._is_held = False
+
+
+class TurnThreads:
+    """Threads for work that takes long: that of each in turn."""
+
+    def __init__(self, count: int, name: str) -> None:
+        self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
+        self._waiting: Turns[tuple[Future[None], Callable[[], None]]] = Turns()
+        self._lock = threading.Lock()
+
+    def submit(self, who: str, work: Callable[[], None]) -> Future[None]:
+        """Do it when a thread is free and it is its turn."""
+        done: Future[None] = Future()
+        with self._lock:
+            self._waiting.add(who, (done, work))
+        self._threads.submit(self._do_next)
+        return done
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for nothing."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _do_next(self) -> None:
+        with self._lock:
+            found = self._waiting.next()
+        assert found is not None  # as many are added as are begun
+        done, work = found
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
-from launcher.turns import TurnLock, Turns
+import pytest
+
+from launcher.turns import TurnLock, Turns, TurnThreads
 
 
 def test_one_of_each_in_turn_and_of_each_the_oldest() -> None:
@@ -59,3 +62,19 @@ def test_who_is_given_a_lock_while_he_goes_passes_it_on() -> None:
             pass
 
     asyncio.run(asyncio.wait_for(run(), 10))
+
+
+def test_threads_do_the_work_of_each_in_turn() -> None:
+    threads, begin, did = TurnThreads(1, "test"), threading.Event(), list[str]()
+    first = threads.submit("red", lambda: None if begin.wait(10) else did.append("late"))
+    red = [threads.submit("red", lambda n=n: did.append(f"red{n}")) for n in range(3)]
+    green = threads.submit("green", lambda: did.append("green"))
+    wrong = threads.submit("blue", lambda: did.append(str(1 // 0)))
+    assert not green.done()
+    begin.set()
+    for done in (first, *red, green):
+        done.result(10)
+    with pytest.raises(ZeroDivisionError):
+        wrong.result(10)
+    assert did == ["red0", "green", "red1", "red2"]
+    threads.close()

@@ -74,8 +74,8 @@ class Filter:
         """The rest; `names` are those of files."""
         labels = job.labels or {}
         for label in self._labels:
-            key, has_value, value = label.partition("=")
-            if key not in labels or (has_value and labels[key] != value):
+            # Keys may have "=" in them.
+            if label not in labels and label not in map("=".join, labels.items()):
                 return False
         if not self._words:
             return True

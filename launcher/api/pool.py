@@ -22,6 +22,8 @@ from launcher.turns import TurnLock
 
 #: A model that others need the room of answers for so long at least, once it is open.
 _LEAST_S = 10.0
+#: Questions of a project that wait are in memory, so large in all.
+_MOST_BYTES = 64 << 20
 #: Seconds after which a client with too many questions may ask again.
 _RETRY_S = 2
 _LOG = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Pool:
         self._ending: dict[asyncio.Task[None], _Place] = {}
         self._making_room = TurnLock()
         self._asked: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
 
     async def __aenter__(self) -> Pool:
         return self
@@ -75,24 +78,36 @@ class Pool:
         await asyncio.gather(*self._ending)
 
     async def ask(
-        self, source: Source, request: Line, project: str = "", most: int | None = None
+        self,
+        source: Source,
+        request: Line,
+        project: str = "",
+        most: int | None = None,
+        size: int = 0,
     ) -> AsyncGenerator[Line, None]:
         """The lines of a model's answers, as `launcher.train.answering` writes them.
 
         Waits for the model to be opened, and before that for room; questions of several projects
         take turns at both, and at being answered. Raises `Failed`, the reason on stderr, if it
-        cannot be opened or dies, and `ApiError` 429 if the project has `most` questions open.
+        cannot be opened or dies, and `ApiError` 429 if the project has `most` questions open, or
+        large ones: this one has `size` bytes.
         """
+        held = self._bytes[project]
         if most is not None and self._asked[project] >= most:
-            raise _too_many(most)
+            raise _too_many(f"{most} questions")
+        if held and held + size > _MOST_BYTES:
+            raise _too_many(f"questions of {held:,} bytes")
         self._asked[project] += 1
+        self._bytes[project] += size
         try:
             async with contextlib.aclosing(self._ask(source, request, project)) as lines:
                 async for line in lines:
                     yield line
         finally:
             self._asked[project] -= 1
+            self._bytes[project] -= size
             self._asked += Counter()  # nothing is kept of a project that asks no more
+            self._bytes += Counter()
 
     async def _ask(self, source: Source, request: Line, project: str) -> AsyncGenerator[Line, None]:
         known = self._known(source)
@@ -224,10 +239,10 @@ async def _first_of(*events: asyncio.Event, within_s: float | None = None) -> No
         task.cancel()
 
 
-def _too_many(most: int) -> ApiError:
+def _too_many(what: str) -> ApiError:
     return ApiError(
         429,
-        f"Rate limit reached: {most} questions of the project wait for their answers."
+        f"Rate limit reached: {what} of the project wait for their answers."
         " Try again when one has come.",
         code="rate_limit_exceeded",
         headers={"Retry-After": str(_RETRY_S)},

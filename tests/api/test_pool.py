@@ -148,7 +148,13 @@ def test_a_project_with_too_many_questions_is_told_so(tmp_path: Path) -> None:
         assert refused.value.headers["Retry-After"] == "2"
         await last(pool, ONE, project="green", most=1)
         await asked
+        large = pool.ask(ONE, REQUEST, "red", None, 60 << 20)
+        await anext(large)
+        with pytest.raises(ApiError, match=r"questions of 62,914,560 bytes"):
+            await anext(pool.ask(ONE, REQUEST, "red", None, 5 << 20))
+        await large.aclose()
         assert (await last(pool, ONE, project="red", most=1))["completion_tokens"] == 3
         assert not pool._asked
+        assert not pool._bytes
 
     with_pool(tmp_path, work)

@@ -65,7 +65,8 @@ async def _answer(
     functions = isinstance(asked, ChatRequest) and bool(asked.functions)
     answer = Answer(asked.model, wanted["n"], is_chat=is_chat, functions=functions)
     most = service.site.quota_of(caller.project).questions
-    lines = pool.ask(source, wanted, caller.project_id, most)
+    size = request.scope["state"].get("body_bytes", 0)
+    lines = pool.ask(source, wanted, caller.project_id, most, size)
     try:
         if not asked.stream:
             return JSONResponse(await _unless_gone(request, answer.whole(lines)))

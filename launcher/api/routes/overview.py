@@ -113,8 +113,12 @@ def _answer(request: Request, found: dict[str, Any]) -> Response:
     """`found` with the server's time, by which the page reckons; 304 if the client has it."""
     body = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     tag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    at = now()
+    headers = {
+        **{"ETag": tag, "X-Now": str(at)},
+        **{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    }
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    body = json.dumps({**found, "now": now()}, ensure_ascii=False, separators=(",", ":"))
+    body = json.dumps({**found, "now": at}, ensure_ascii=False, separators=(",", ":"))
     return Response(body, media_type="application/json", headers=headers)
