@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 
 import pytest
@@ -67,7 +68,7 @@ def test_who_is_given_a_lock_while_he_goes_passes_it_on() -> None:
 def test_threads_do_the_work_of_each_in_turn() -> None:
     threads, begin, did = TurnThreads(1, "test"), threading.Event(), list[str]()
     first = threads.submit("red", lambda: None if begin.wait(10) else did.append("late"))
-    red = [threads.submit("red", lambda n=n: did.append(f"red{n}")) for n in range(3)]
+    red = [threads.submit("red", functools.partial(did.append, f"red{n}")) for n in range(3)]
     green = threads.submit("green", lambda: did.append("green"))
     wrong = threads.submit("blue", lambda: did.append(str(1 // 0)))
     assert not green.done()
