@@ -325,6 +325,17 @@ def reads(format_name: str) -> frozenset[str]:
     return frozenset(name for field in mine for name in field.names)
 
 
+def known(format_name: str) -> frozenset[str]:
+    """Names of the fields of which it is known what they mean in a format."""
+    mine = (field for field in FIELDS if format_name in field.formats)
+    return frozenset(name for field in mine for name in field.names)
+
+
+def known_in_turns() -> frozenset[str]:
+    """The same of the members of a turn."""
+    return frozenset(name for field in TURN_FIELDS for name in field.names)
+
+
 def refused(record: Mapping[str, Any], format_name: str) -> tuple[str, Field] | None:
     """The first field of a record that is known and cannot be honoured, by its name."""
     return _first(record, _REFUSED.get(format_name, {}))

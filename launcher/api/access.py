@@ -129,10 +129,13 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def key_of(authorization: str) -> str:
-    """Digest of the key in this header; `ApiError` 401 if there is none."""
+def key_of(authorization: str, plain: str = "") -> str:
+    """Digest of the key in this header, or else of the `plain` one; `ApiError` 401 if there is
+    none."""
     scheme, _, key = authorization.partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    if plain.strip() and not authorization:
+        key = plain
+    elif scheme.lower() != "bearer" or not key.strip():
         raise ApiError(
             401,
             "You didn't provide an API key: send it as `Authorization: Bearer KEY`.",

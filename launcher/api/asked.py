@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from launcher.api import azure
 from launcher.api.failure import ApiError, unknown_member
 from launcher.errors import did_you_mean
 
@@ -27,6 +28,8 @@ async def nothing_unread(request: Request) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     for name, times in given.items():
         if route.path == _FILTERED and request.method == "GET" and _METADATA.fullmatch(name):
+            continue
+        if name == azure.VERSION:
             continue
         if name not in known:
             names = [*known, *(["metadata"] if route.path == _FILTERED else [])]

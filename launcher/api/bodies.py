@@ -52,6 +52,7 @@ async def guarded(scope: Scope, receive: Receive, limit: int, idle_s: float) -> 
     if stated.isdecimal() and int(stated) > limit:
         raise _too_large(limit)
     body = await _whole(patient, limit)
+    scope.setdefault("state", {})["body_bytes"] = len(body)
     if body and _is_json(headers.get("content-type", "application/json")):
         if len(body) > _LARGE:
             await to_thread.run_sync(check_json, body)

@@ -25,10 +25,12 @@ def check(place: Workplace, job: Job) -> None:
     Whoever does it again after a crash does the same.
     """
     try:
-        job.cursor = {**job.cursor, "examples": _keep(place, job, "training")}
-        notes = []
+        examples, notes = _keep(place, job, "training")
+        job.cursor = {**job.cursor, "examples": examples}
         if job.validation_file:
-            held_out, folder = _keep(place, job, "validation"), place.data_of(job.id)
+            held_out, more = _keep(place, job, "validation")
+            notes += more
+            folder = place.data_of(job.id)
             shared = overlap(folder / "training.jsonl", folder / "validation.jsonl")
             notes += [_overlap_note(shared, held_out)] if shared else []
         origin.prepare(place.service, job, place.data_of(job.id))
@@ -80,7 +82,8 @@ class _JobFault(Exception):
         self.code, self.param = code, param
 
 
-def _keep(place: Workplace, job: Job, kind: str) -> int:
+def _keep(place: Workplace, job: Job, kind: str) -> tuple[int, list[Note]]:
+    """Examples of the file, and what the client is to know of it."""
     param = f"{kind}_file"
     with place.service.database.read() as session:
         sha256 = _content(session, job, param)
@@ -91,7 +94,7 @@ def _keep(place: Workplace, job: Job, kind: str) -> int:
     least = validate.LEAST_EXAMPLES if kind == "training" else 1
     try:
         with place.service.store.open(sha256) as content:
-            return validate.keep(
+            examples, unread = validate.keep(
                 content,
                 path,
                 kind,
@@ -100,6 +103,7 @@ def _keep(place: Workplace, job: Job, kind: str) -> int:
             )
     except FileFault as fault:
         raise _JobFault(fault.code, str(fault), param) from fault
+    return examples, [Note(f"unread-{kind}", unread, level="warn")] if unread else []
 
 
 def _content(session: Session, job: Job, param: str) -> str | None:

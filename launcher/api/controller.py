@@ -7,6 +7,7 @@ any moment; the next one goes on from what stands in the rows and the run folder
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from types import FrameType
 
@@ -41,6 +42,7 @@ from launcher.jobs.scheduled import job_of
 from launcher.jobs.status import Row, observed_rows
 from launcher.launch.outcome import settled
 from launcher.rundir import Status
+from launcher.turns import TurnThreads
 
 _LOG = logging.getLogger("launcher.api.controller")  # not __main__
 _EVERY_S = 1.0
@@ -52,7 +54,8 @@ _RETRY_S = 5.0
 _SWITCH_S = 0.0005
 #: A fault of ours in a row that ends the job.
 _MOST_FAULTS = 10
-#: Threads by what they do: checks and stops take long, and must not hold up the rest.
+#: Threads by what they do: checks and stops take long, and must not hold up the rest. Of each kind
+#: the projects take turns: one may have hundreds of jobs to submit to a slow scheduler.
 _THREADS = {"check": 16, "stop": 8, "step": 4, "ask": 1}
 
 
@@ -61,10 +64,7 @@ class Controller:
 
     def __init__(self, place: Workplace) -> None:
         self._place = place
-        self._pools = {
-            kind: ThreadPoolExecutor(count, thread_name_prefix=kind)
-            for kind, count in _THREADS.items()
-        }
+        self._pools = {kind: TurnThreads(count, kind) for kind, count in _THREADS.items()}
         self._busy: dict[str, Future[None]] = {}
         self._checks: dict[str, Future[None]] = {}
         self._not_before: dict[str, float] = {}
@@ -95,14 +95,15 @@ class Controller:
             before = self._checks.get(job.project_id)
             if kind == "check" and before is not None and not before.done():
                 continue
-            self._busy[job.id] = self._pools[kind].submit(self._step, job.id)
+            step = functools.partial(self._step, job.id)
+            self._busy[job.id] = self._pools[kind].submit(job.project_id, step)
             if kind == "check":
                 self._checks[job.project_id] = self._busy[job.id]
 
     def close(self) -> None:
         """Begin nothing more."""
         for pool in self._pools.values():
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.close()
 
     def _step(self, job_id: str) -> None:
         try:
@@ -158,7 +159,7 @@ class Controller:
             return
         ending_soon = any(settled(row.status) for row in rows)
         self._ask_at = time.monotonic() + (_ENDING_S if ending_soon else _ASK_S)
-        self._asked = self._pools["ask"].submit(self._observe, rows)
+        self._asked = self._pools["ask"].submit("", functools.partial(self._observe, rows))
 
     def _observe(self, rows: list[Row]) -> None:
         try:

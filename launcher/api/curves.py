@@ -24,7 +24,8 @@ COLUMNS = {
 }
 #: Points of a line that a page is sent; of longer ones it gets the lowest and highest of each part.
 MOST = 2000
-_REMEMBERED = 16
+#: Curves, and points of all together, of some 30 bytes each.
+_REMEMBERED, _REMEMBERED_POINTS = 64, 4_000_000
 _DIGITS = 6
 _SPARK, _SPARK_BYTES, _NEAR = 32, 256 << 10, 16 << 10
 
@@ -60,14 +61,37 @@ class _Line:
 
 
 class _Curve:
-    """What has been read of a run's file. A run that goes on writes another in its place."""
+    """What has been read of a run's file, by one at a time. A run that goes on writes another in
+    its place."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has been read."""
         self.version, self.place = secrets.token_hex(8), BEGIN
         self.lines = {kind: _Line(len(names)) for kind, names in COLUMNS.items()}
 
-    def read_on(self, file: IO[bytes]) -> None:
-        """Add what is new."""
+    @property
+    def points(self) -> int:
+        """How many it holds."""
+        return sum(len(line.steps) for line in self.lines.values())
+
+    def read(self, path: Path) -> None:
+        """Add what is new in the file."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            if self.place != BEGIN:
+                self.begin()
+            return
+        with file:
+            if Place.at(file, self.place.position) != self.place:
+                self.begin()
+            self._read_on(file)
+
+    def _read_on(self, file: IO[bytes]) -> None:
         position = self.place.position
         file.seek(position)
         for line in file:
@@ -82,7 +106,8 @@ class _Curve:
 
 
 class Curves:
-    """Curves of the runs looked at last. Safe to use from several threads."""
+    """Curves of the runs looked at last. Safe to use from several threads, which wait for each
+    other only at the same run."""
 
     def __init__(self) -> None:
         self._curves: OrderedDict[Path, _Curve] = OrderedDict()
@@ -94,29 +119,29 @@ class Curves:
         Whoever adds them to what he has looks at `version` first: with another, all is new.
         """
         with self._lock:
-            curve = self._known(run.metrics)
+            curve = self._curves.setdefault(run.metrics, _Curve())
+            self._curves.move_to_end(run.metrics)
+        with curve.lock:
+            curve.read(run.metrics)
             found = {kind: line.points(first, last, most) for kind, line in curve.lines.items()}
+            version = curve.version
+        self._forget()
         return {
-            "version": curve.version,
+            "version": version,
             "train": found["train"][0],
             "valid": found["eval"][0],
             "is_thinned": any(is_thinned for _, is_thinned in found.values()),
         }
 
-    def _known(self, path: Path) -> _Curve:
-        try:
-            file = open(path, "rb")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
-            return _Curve()
-        with file:
-            curve = self._curves.pop(path, None)
-            if curve is None or Place.at(file, curve.place.position) != curve.place:
-                curve = _Curve()
-            self._curves[path] = curve
-            if len(self._curves) > _REMEMBERED:
-                self._curves.popitem(last=False)
-            curve.read_on(file)
-        return curve
+    def _forget(self) -> None:
+        """Those looked at longest ago, beyond what may be remembered; never the last one."""
+        with self._lock:
+            held = sum(curve.points for curve in self._curves.values())
+            while len(self._curves) > 1 and (
+                len(self._curves) > _REMEMBERED or held > _REMEMBERED_POINTS
+            ):
+                _, curve = self._curves.popitem(last=False)
+                held -= curve.points
 
 
 def spark(path: Path) -> list[list[float]]:

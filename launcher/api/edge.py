@@ -9,6 +9,7 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from launcher.api import azure
 from launcher.api.audit import GONE, route_of
 from launcher.api.failure import ApiError, answer
 from launcher.api.metrics import Metrics
@@ -30,6 +31,7 @@ class Edge:
         started, status, sent = time.perf_counter(), 0, 0
         request_id = f"req_{secrets.token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
+        azure.translate(scope)
 
         async def tell(message: Message) -> None:
             nonlocal status, sent

@@ -10,6 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launcher import listen
+from launcher.api import azure
 from launcher.api.access import DEMO, Caller, Keys, key_of, not_here, wrong_key
 from launcher.api.bodies import guarded
 from launcher.api.database import AWAY
@@ -67,7 +68,7 @@ class Gate:
 
     async def _caller(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)
-        wanted = key_of(headers.get("authorization", ""))
+        wanted = key_of(headers.get("authorization", ""), headers.get(azure.KEY, ""))
         is_known, found = self._keys.remembered(wanted)
         if not is_known:
             try:

@@ -14,7 +14,7 @@ from launcher.api.looking import Lookers
 from launcher.api.multipart import Form
 from launcher.api.store import Incoming, Store
 
-#: Of each project, for either kind of work.
+#: Of each project, for each kind of work.
 _THREADS = 2
 #: What goes to a thread at once: few changes of threads, little memory.
 _PIECE = 1 << 20
@@ -23,7 +23,7 @@ _MARGIN = 1 << 20
 
 
 class Workers:
-    """Threads of an app for files: few of each project, so that none waits for another's files.
+    """Threads of an app for what takes long: few of each project, so that none waits for another.
 
     Among projects, the system shares the processors.
     """
@@ -31,6 +31,7 @@ class Workers:
     def __init__(self) -> None:
         self._writing: dict[str, CapacityLimiter] = {}
         self._reading: dict[str, CapacityLimiter] = {}
+        self._showing: dict[str, CapacityLimiter] = {}
         self.lookers = Lookers()
 
     def writing(self, project_id: str) -> CapacityLimiter:
@@ -40,6 +41,10 @@ class Workers:
     def reading(self, project_id: str) -> CapacityLimiter:
         """For what takes long: looking at each line of a file, putting parts together."""
         return self._reading.setdefault(project_id, CapacityLimiter(_THREADS))
+
+    def showing(self, project_id: str) -> CapacityLimiter:
+        """For what the page shows: it reads run folders and many rows."""
+        return self._showing.setdefault(project_id, CapacityLimiter(_THREADS))
 
 
 async def workers_of(request: Request) -> Workers:

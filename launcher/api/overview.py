@@ -74,8 +74,8 @@ class Filter:
         """The rest; `names` are those of files."""
         labels = job.labels or {}
         for label in self._labels:
-            key, has_value, value = label.partition("=")
-            if key not in labels or (has_value and labels[key] != value):
+            # Keys may have "=" in them.
+            if label not in labels and label not in map("=".join, labels.items()):
                 return False
         if not self._words:
             return True
@@ -126,7 +126,7 @@ def rows(
     found = list(found)
     ids = {file for job in found for file in (job.training_file, job.validation_file) if file}
     names = _names(session, project_id, ids)
-    line: list[str] = []
+    line: dict[str, int] = {}
     if any(job.state is JobState.queued for job in found):
         line = ownership.line(session, lambda name: service.site.quota_of(name).running_jobs)
     return [
@@ -176,11 +176,10 @@ def made_models(session: Session, service: Service, project_id: str) -> list[dic
     ]
 
 
-def _place(line: list[str], job: Job) -> dict[str, int] | None:
+def _place(line: dict[str, int], job: Job) -> dict[str, int] | None:
     """Where a job stands in the line of all projects; null if it does not wait here."""
-    if job.id not in line:
-        return None
-    return {"position": line.index(job.id) + 1, "length": len(line)}
+    place = line.get(job.id)
+    return None if place is None else {"position": place, "length": len(line)}
 
 
 def _names(session: Session, project_id: str, ids: Iterable[str] | None) -> dict[str, str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import os
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import Row, and_, false, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from launcher.api.database import Database
@@ -51,7 +53,7 @@ class Owner:
         """As it stands in a row."""
         return f"{self.host} {self.space} {self.pid} {self.since:.3f}"
 
-    def may_take(self, job: Job) -> bool:
+    def may_take(self, job: Job | Row[Any]) -> bool:
         """Whether the job is its own or nobody's: a controller of this host that died has none."""
         if job.owner in (None, self.name) or job.lease_until < time.time():
             return True
@@ -59,33 +61,38 @@ class Owner:
         return (host, place) == (self.host, self.space) and not alive(int(pid), float(since))
 
 
-def line(session: Session, most: Callable[[str], int | None] = lambda _: None) -> list[str]:
-    """Ids of the jobs that wait for a place here, in the order in which `claim` gives it to them if
-    no further job comes; those of a project that has as many as it may run come last."""
-    waiting = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
-    jobs = list(session.scalars(select(Job).where(waiting).order_by(Job.number)))
-    running = Counter(job.project_id for job in jobs if _has_place(job))
-    lines: dict[str, deque[Job]] = {}
-    for job in jobs:
-        if job.state is JobState.queued and needs_slot(job):
-            lines.setdefault(job.project_id, deque()).append(job)
+def line(session: Session, most: Callable[[str], int | None] = lambda _: None) -> dict[str, int]:
+    """Jobs that wait for a place here, by id, and which of them each is, from 1: the order in which
+    `claim` gives it to them if no further job comes; those of a project that has as many as it may
+    run come last."""
+    lines: dict[str, deque[str]] = {}
+    for row in _waiting(session):
+        if row.launch not in QUEUED:
+            lines.setdefault(row.project_id, deque()).append(row.id)
+    running = _running(session)
     named = select(Project).where(Project.id.in_(lines))
-    projects = {project.id: project for project in session.scalars(named)}
-    began = {name: project.began_at for name, project in projects.items()}
-    limits = {name: most(project.name) for name, project in projects.items()}
+    began = {project.id: project.began_at for project in session.scalars(named)}
+    limits = {project.id: most(project.name) for project in session.scalars(named)}
 
-    def order(name: str) -> tuple[bool, int, float]:
+    oldest = {name: number for number, name in enumerate(lines)}
+
+    def order(name: str) -> tuple[bool, int, float, int, str]:
         limit = limits[name]
-        return limit is not None and running[name] >= limit, running[name], began[name]
+        is_full = limit is not None and running[name] >= limit
+        return is_full, running[name], began[name], oldest[name], name
 
-    found: list[str] = []
-    while lines:
-        turn = min(lines, key=order)
-        found.append(lines[turn].popleft().id)
-        running[turn] += 1
-        began[turn] = time.time() + len(found)
-        if not lines[turn]:
-            del lines[turn]
+    found: dict[str, int] = {}
+    turns = [order(name) for name in lines]
+    heapq.heapify(turns)
+    while turns:
+        name = turns[0][-1]
+        found[lines[name].popleft()] = len(found) + 1
+        running[name] += 1
+        began[name] = time.time() + len(found)
+        if lines[name]:
+            heapq.heapreplace(turns, order(name))
+        else:
+            heapq.heappop(turns)
     return found
 
 
@@ -102,47 +109,68 @@ def claim(
 
     Those that wait take turns by project: the one with the fewest running is next, of those the
     one that was longest ago, and its oldest job. `most` says how many of a project, by name, may
-    run at a time.
+    run at a time. Of those that go on waiting no more is read than whose they are.
     """
     with database.begin() as session:
         Database.lock(session, "jobs")
-        waiting = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
-        jobs = list(session.scalars(select(Job).where(waiting).order_by(Job.number)))
+        is_open = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
+        jobs = list(session.scalars(select(Job).where(is_open, not_(_WAITS)).order_by(Job.number)))
         taken = [
             job.cursor["slot"]
             for job in jobs
             if "slot" in job.cursor and job.cursor.get("host") == owner.host
         ]
-        free = [job for job in jobs if owner.may_take(job)]
-        got = {job.id for job in free if not _waits(job) and _take(job, owner, taken, parallel)}
-        running = Counter(job.project_id for job in jobs if _has_place(job))
-        lines: dict[str, deque[Job]] = {}
-        for job in free:
-            if _waits(job):
-                lines.setdefault(job.project_id, deque()).append(job)
+        got = [job for job in jobs if owner.may_take(job) and _take(job, owner, taken, parallel)]
+        lines: dict[str, deque[Row[Any]]] = {}
+        for row in _waiting(session):
+            if owner.may_take(row):
+                lines.setdefault(row.project_id, deque()).append(row)
+        running = _running(session)
         named = select(Project).where(Project.id.in_(lines))
         projects = {project.id: project for project in session.scalars(named)}
         while lines:
             turn = min(lines, key=lambda one: (running[one], projects[one].began_at))
             limit = most(projects[turn].name)
             is_full = limit is not None and running[turn] >= limit
-            job = lines[turn].popleft()
-            if not is_full and _take(job, owner, taken, parallel):
-                got.add(job.id)
-                running[turn] += 1
-                projects[turn].began_at = time.time()
+            row = lines[turn].popleft()
+            needs_place = row.launch not in QUEUED
+            if needs_place and free_slot(taken, parallel) is None:
+                # There is none for its others either, but some may be for Slurm.
+                lines[turn] = deque(one for one in lines[turn] if one.launch in QUEUED)
+            elif not is_full:
+                job = session.scalars(select(Job).where(Job.number == row.number)).one()
+                if _take(job, owner, taken, parallel):
+                    got.append(job)
+                    running[turn] += 1
+                    projects[turn].began_at = time.time()
             if is_full or not lines[turn]:
                 del lines[turn]
-        return [job.id for job in jobs if job.id in got]
+        return [job.id for job in sorted(got, key=lambda job: job.number)]
 
 
-def _waits(job: Job) -> bool:
-    """Whether it is to run and does not: for a place here, or its turn to go to Slurm."""
-    return job.state is JobState.queued and job.wanted is None and not _has_place(job)
+#: Whether a job has a place, or is with Slurm, and whether it is to run and does not.
+_HAS_PLACE = or_(Job.cursor["slot"].as_string().is_not(None), Job.cursor["started"].as_boolean())
+_WAITS = and_(
+    Job.state == JobState.queued,
+    Job.wanted.is_(None),
+    Job.cursor["slot"].as_string().is_(None),
+    func.coalesce(Job.cursor["started"].as_boolean(), false()).is_(False),
+)
 
 
-def _has_place(job: Job) -> bool:
-    return "slot" in job.cursor or bool(job.cursor.get("started"))
+def _waiting(session: Session) -> Sequence[Row[Any]]:
+    """Of all jobs that wait what says whose turn it is, oldest first."""
+    launch = Job.cursor["launch"].as_string().label("launch")
+    columns = Job.number, Job.id, Job.project_id, Job.owner, Job.lease_until, launch
+    return session.execute(select(*columns).where(_WAITS).order_by(Job.number)).all()
+
+
+def _running(session: Session) -> Counter[str]:
+    """How many jobs of each project have a place."""
+    is_open = or_(Job.state.in_(_OPEN), Job.wanted.is_not(None))
+    counted = select(Job.project_id, func.count()).where(is_open, _HAS_PLACE)
+    rows = session.execute(counted.group_by(Job.project_id)).all()
+    return Counter({row[0]: row[1] for row in rows})
 
 
 def _take(job: Job, owner: Owner, taken: list[int], parallel: int) -> bool:

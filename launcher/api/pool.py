@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from types import TracebackType
 
+from launcher.api.failure import ApiError
 from launcher.api.service import Service
 from launcher.api.talker import Failed as Failed
-from launcher.api.talker import Line, Talker
+from launcher.api.talker import HandedBack, Line, Talker
 from launcher.jobs.start import working_folder
 from launcher.rundir import RunDir
 from launcher.runtime import environment_without_ranks
+from launcher.turns import TurnLock
 
+#: A model that others need the room of answers for so long at least, once it is open.
+_LEAST_S = 10.0
+#: Questions of a project that wait are in memory, so large in all.
+_MOST_BYTES = 64 << 20
+#: Seconds after which a client with too many questions may ask again.
+_RETRY_S = 2
 _LOG = logging.getLogger(__name__)
 
 
@@ -47,7 +57,9 @@ class Pool:
         # The one used longest ago stands first.
         self._places: dict[Source, _Place] = {}
         self._ending: dict[asyncio.Task[None], _Place] = {}
-        self._making_room = asyncio.Lock()
+        self._making_room = TurnLock()
+        self._asked: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
 
     async def __aenter__(self) -> Pool:
         return self
@@ -65,30 +77,59 @@ class Pool:
             place.is_idle.set()  # whoever still listens is not waited for
         await asyncio.gather(*self._ending)
 
-    async def ask(self, source: Source, request: Line) -> AsyncGenerator[Line, None]:
+    async def ask(
+        self,
+        source: Source,
+        request: Line,
+        project: str = "",
+        most: int | None = None,
+        size: int = 0,
+    ) -> AsyncGenerator[Line, None]:
         """The lines of a model's answers, as `launcher.train.answering` writes them.
 
-        Waits for the model to be opened, and before that for room. Raises `Failed`, the reason on
-        stderr, if it cannot be opened or dies.
+        Waits for the model to be opened, and before that for room; questions of several projects
+        take turns at both, and at being answered. Raises `Failed`, the reason on stderr, if it
+        cannot be opened or dies, and `ApiError` 429 if the project has `most` questions open, or
+        large ones: this one has `size` bytes.
         """
+        held = self._bytes[project]
+        if most is not None and self._asked[project] >= most:
+            raise _too_many(f"{most} questions")
+        if held and held + size > _MOST_BYTES:
+            raise _too_many(f"questions of {held:,} bytes")
+        self._asked[project] += 1
+        self._bytes[project] += size
+        try:
+            async with contextlib.aclosing(self._ask(source, request, project)) as lines:
+                async for line in lines:
+                    yield line
+        finally:
+            self._asked[project] -= 1
+            self._bytes[project] -= size
+            self._asked += Counter()  # nothing is kept of a project that asks no more
+            self._bytes += Counter()
+
+    async def _ask(self, source: Source, request: Line, project: str) -> AsyncGenerator[Line, None]:
         known = self._known(source)
         # It may have died unnoticed since the last question: then another answers.
         may_be_dead = known is not None and known.start.done()
-        try:
-            async with contextlib.aclosing(self._ask(source, request)) as lines:
-                async for line in lines:
-                    may_be_dead = False
-                    yield line
-            return
-        except Failed:
-            if not may_be_dead:
-                raise
-        async with contextlib.aclosing(self._ask(source, request)) as lines:
-            async for line in lines:
-                yield line
+        request = {**request, "project": project}
+        while True:
+            try:
+                async with contextlib.aclosing(self._try(source, request, project)) as lines:
+                    async for line in lines:
+                        may_be_dead = False
+                        yield line
+                return
+            except HandedBack:
+                continue
+            except Failed:
+                if not may_be_dead:
+                    raise
+                may_be_dead = False
 
-    async def _ask(self, source: Source, request: Line) -> AsyncGenerator[Line, None]:
-        place = await self._take(source)
+    async def _try(self, source: Source, request: Line, project: str) -> AsyncGenerator[Line, None]:
+        place = await self._take(source, project)
         try:
             talker = await asyncio.shield(place.start)
             async with contextlib.aclosing(talker.ask(request)) as lines:
@@ -107,10 +148,10 @@ class Pool:
         if source in self._places:
             self._remove(source)
 
-    async def _take(self, source: Source) -> _Place:
+    async def _take(self, source: Source, project: str) -> _Place:
         place = self._known(source)
         if place is None:
-            async with self._making_room:
+            async with self._making_room.held(project):
                 # Somebody else may have asked for it meanwhile.
                 place = self._known(source)
                 while place is None and len(self._places) >= self._chat.models:
@@ -144,16 +185,16 @@ class Pool:
                 place.timer = loop.call_later(self._chat.idle_s, self.forget, source)
 
     async def _end_one(self) -> None:
-        """End the idle model used longest ago; if none is idle, the first when its users are done,
-        and nobody new gets at it before."""
+        """End the idle model used longest ago; if none is idle, the first as soon as what it has
+        begun is answered. Nobody new gets at it before, and who still waits comes back for room."""
         idle = (source for source, place in self._places.items() if not place.users)
-        await self._remove(next(idle, next(iter(self._places))))
+        await self._remove(next(idle, next(iter(self._places))), for_room=True)
 
-    def _remove(self, source: Source) -> asyncio.Task[None]:
+    def _remove(self, source: Source, *, for_room: bool = False) -> asyncio.Task[None]:
         place = self._places.pop(source)
         if place.timer is not None:
             place.timer.cancel()
-        ending = asyncio.create_task(_end(place))
+        ending = asyncio.create_task(_end(place, for_room))
         self._ending[ending] = place
         ending.add_done_callback(self._ending.pop)
         return ending
@@ -175,9 +216,34 @@ class Pool:
         return await Talker.start(words, cwd, environment)
 
 
-async def _end(place: _Place) -> None:
+async def _end(place: _Place, for_room: bool) -> None:
+    with contextlib.suppress(Failed, asyncio.CancelledError):
+        if place.users and for_room:
+            talker = await asyncio.shield(place.start)
+            # Or two models would make room for each other for ever.
+            await _first_of(place.is_idle, talker.has_begun)
+            left_s = talker.since + _LEAST_S - time.monotonic()
+            await _first_of(place.is_idle, within_s=max(0.0, left_s))
+            talker.hand_back()
     if place.users:
         await place.is_idle.wait()
     with contextlib.suppress(Failed, asyncio.CancelledError):
         talker = await place.start
         await talker.stop()
+
+
+async def _first_of(*events: asyncio.Event, within_s: float | None = None) -> None:
+    tasks = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(tasks, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+def _too_many(what: str) -> ApiError:
+    return ApiError(
+        429,
+        f"Rate limit reached: {what} of the project wait for their answers."
+        " Try again when one has come.",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(_RETRY_S)},
+    )

@@ -74,6 +74,8 @@ class DataReports:
         project = await self._service.database.ask(lambda session: session.scalar(wanted)) or ""
         folder = self._service.home / "reports" / job
         page = folder / "report.html"
+        if page.is_file():
+            return page
         async with self._turns.setdefault(project, asyncio.Lock()):
             if not page.is_file():
                 await self._make(RunDir(self._service.runs / job), folder)

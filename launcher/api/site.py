@@ -65,6 +65,8 @@ class Quota:
     """Bytes of all files, and of parts of uploads; more are refused."""
     requests_per_minute: int | None = None
     """Of all its keys together, at each server of several."""
+    questions: int | None = 1000
+    """Questions to models that wait for their answers, at each server; a further one is refused."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,6 +75,8 @@ class ProjectSettings(Quota):
 
     queued_jobs: int | None = None
     """Jobs of the project that wait, if other than every project's."""
+    questions: int | None = None
+    """Its questions to models, if other than every project's."""
     account: str | None = None
     """Slurm's account for its jobs: `cluster.account`."""
     overrides: list[str] = field(default_factory=list)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
@@ -23,12 +24,21 @@ class Failed(Exception):
     """The process could not be started, or has died."""
 
 
+class HandedBack(Exception):
+    """The model makes room for another before it has begun to answer."""
+
+
 class Talker:
     """A running process; whoever has started it calls `stop`."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self._process = process
-        self._waiting: dict[str, asyncio.Queue[Line | None]] = {}
+        self._waiting: dict[str, asyncio.Queue[Line | type[Exception]]] = {}
+        self._begun: set[str] = set()
+        self.since = time.monotonic()
+        """Time at which it could be asked."""
+        self.has_begun = asyncio.Event()
+        """Whether it has begun to answer anything."""
         self._reader: asyncio.Task[None] | None = None
 
     @classmethod
@@ -54,6 +64,7 @@ class Talker:
         except BaseException:
             await talker.stop()
             raise
+        talker.since = time.monotonic()
         talker._reader = asyncio.create_task(talker._read(process.stdout))
         return talker
 
@@ -65,7 +76,7 @@ class Talker:
     async def ask(self, request: Line) -> AsyncGenerator[Line, None]:
         """The lines of the answers; the request is withdrawn if they are not read to their end.
 
-        Raises `Failed` if the process dies meanwhile.
+        Raises `Failed` if the process dies meanwhile, `HandedBack` after `hand_back`.
         """
         name = secrets.token_hex(8)
         lines = self._waiting[name] = asyncio.Queue()
@@ -74,14 +85,21 @@ class Talker:
             await self._say({**request, "id": name})
             while left:
                 line = await lines.get()
-                if line is None:
-                    raise Failed("it has died")
+                if isinstance(line, type):
+                    raise line("it has died" if line is Failed else "")
                 left = 0 if "error" in line else left - ("finish_reason" in line)
                 yield line
         finally:
             del self._waiting[name]
+            self._begun.discard(name)
             if left and self.is_alive:
                 self._write({"cancel": name})
+
+    def hand_back(self) -> None:
+        """Answer no request that is not begun yet; others are answered to their end."""
+        for name, lines in self._waiting.items():
+            if name not in self._begun:
+                lines.put_nowait(HandedBack)
 
     async def stop(self) -> None:
         """End the process, at once if it does not within seconds."""
@@ -112,8 +130,13 @@ class Talker:
         while text := await stdout.readline():
             line = json.loads(text)
             lines = self._waiting.get(line["id"])
-            if lines is not None:
+            if lines is None:
+                continue
+            if "begun" in line:
+                self._begun.add(line["id"])
+                self.has_begun.set()
+            else:
                 lines.put_nowait(line)
         for lines in self._waiting.values():
-            lines.put_nowait(None)
+            lines.put_nowait(Failed)
         await self._process.wait()

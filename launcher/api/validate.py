@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher import meanings
+from launcher.api.unread import Unread
 from launcher.jsontext import DECODER, Repeated, one_of_each
 from launcher.rundir import fsync_folder, storage_errors
 
@@ -31,20 +32,24 @@ class FileFault(Exception):
         self.code = code
 
 
-def keep(content: IO[bytes], path: Path, name: str, *, least: int, line_bytes: int) -> int:
-    """Check a file and keep it at `path`, whole or not at all; returns the number of examples.
+def keep(
+    content: IO[bytes], path: Path, name: str, *, least: int, line_bytes: int
+) -> tuple[int, str | None]:
+    """Check a file and keep it at `path`, whole or not at all; returns the number of examples, and
+    what is to be told of members that nobody reads.
 
     `name` is "training" or "validation", for messages; `least` examples must be there, and no line
     may be longer than `line_bytes`. Raises `FileFault`, or `StorageError` where it cannot be kept.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unread = Unread()
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # by whoever died in the midst of it
             left.unlink(missing_ok=True)
         try:
             with open(temporary, "wb") as out:
-                count = _copy(content, out, name, line_bytes)
+                count = _copy(content, out, name, line_bytes, unread)
                 if count < least:
                     raise FileFault(
                         "invalid_n_examples",
@@ -57,10 +62,10 @@ def keep(content: IO[bytes], path: Path, name: str, *, least: int, line_bytes: i
             fsync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    return count
+    return count, unread.text(name)
 
 
-def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int) -> int:
+def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int, unread: Unread) -> int:
     count, number = 0, 0
     while line := content.readline(line_bytes + 1):
         number += 1
@@ -69,7 +74,7 @@ def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int) -> int
         if not line.strip():
             continue
         count += 1
-        fault = "is too long" if len(line) > line_bytes else fault_of(line)
+        fault = "is too long" if len(line) > line_bytes else fault_of(line, number, unread)
         if fault:
             raise FileFault(
                 "invalid_file_format",
@@ -80,8 +85,9 @@ def _copy(content: IO[bytes], out: IO[bytes], name: str, line_bytes: int) -> int
     return count
 
 
-def fault_of(line: bytes) -> str:
-    """What is wrong with a line, to be read after "Example 3"; empty if nothing is."""
+def fault_of(line: bytes, number: int = 0, unread: Unread | None = None) -> str:
+    """What is wrong with a line, to be read after "Example 3"; empty if nothing is. Then `unread`
+    counts its members, as line `number`."""
     try:
         record = json.loads(
             line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=one_of_each
@@ -100,7 +106,10 @@ def fault_of(line: bytes) -> str:
         return "is not a JSON object."
     if _depth_exceeds(record, _MOST_DEPTH):
         return "is nested too deeply."
-    return _fault_of_record(record)
+    fault = _fault_of_record(record)
+    if unread is not None and not fault:
+        unread.add(record, number)
+    return fault
 
 
 def _refuse(constant: str) -> None:

@@ -1,11 +1,12 @@
 """`python -m launcher.train.answering RUN_DIR`: a model that answers over its standard streams.
 
-A line on stdin is a request in JSON: `{id, messages, tools | prompt, max_tokens, temperature,
-top_p, seed, stop, n, max_calls}`, or `{cancel: id}` that withdraws one; the end of stdin ends the
-process. Lines on stdout: `{ready: true}` once the model is open; then, of each answer, `{id, index,
-text}` piece by piece, `{id, index, calls: [{name, arguments}]}` if it calls tools, and `{id, index,
-finish_reason, prompt_tokens, completion_tokens}`; or `{id, error, code}` of a request.
-Requests that wait are answered together, the first first.
+A line on stdin is a request in JSON: `{id, project, messages, tools | prompt, max_tokens,
+temperature, top_p, seed, stop, n, max_calls}`, or `{cancel: id}` that withdraws one; the end of
+stdin ends the process. Lines on stdout: `{ready: true}` once the model is open; then `{id, begun:
+true}` of a request; of each answer `{id, index, text}` piece by piece, `{id, index, calls: [{name,
+arguments}]}` if it calls tools, and `{id, index, finish_reason, prompt_tokens, completion_tokens}`;
+or `{id, error, code}` of a request.
+Requests that wait are answered together: those of the projects in turn, of each the first first.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import sys
 import threading
 import traceback
@@ -29,6 +29,7 @@ from launcher.train.inference import Speaker
 from launcher.train.open import open_base, open_speaker
 from launcher.train.replies import Ask, reply
 from launcher.train.requests import Refused, Write, asks_of
+from launcher.turns import Turns
 
 #: What one batch may hold: answers, and tokens of prompts and answers with their padding.
 MAX_ROWS = 16
@@ -41,7 +42,9 @@ class Answering:
     def __init__(self, speaker: Speaker, longest: int, write: Write) -> None:
         """`longest`: most tokens of an answer. `write` gets what is to be said, from one thread."""
         self._speaker, self._longest, self._write = speaker, longest, write
-        self._waiting: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._waiting: Turns[dict[str, Any]] = Turns()
+        self._changed = threading.Condition()
+        self._is_over = False
         self._open: set[str] = set()
 
     def listen(self, lines: Iterable[str]) -> None:
@@ -52,9 +55,13 @@ class Answering:
                 self._open.discard(request["cancel"])
             else:
                 self._open.add(request["id"])
-                self._waiting.put(request)
+                with self._changed:
+                    self._waiting.add(request.get("project", ""), request)
+                    self._changed.notify()
         self._open.clear()
-        self._waiting.put(None)
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
 
     def work(self) -> None:
         """Answer until `listen` has come to its end."""
@@ -69,13 +76,11 @@ class Answering:
     def _next(self, *, wait: bool) -> dict[str, list[Ask]]:
         """What the next request wants, by its id; nothing if none waits or none will come."""
         while True:
-            try:
-                request = self._waiting.get(block=wait)
-            except queue.Empty:
-                return {}
-            if request is None:
-                self._waiting.put(None)
-                return {}
+            with self._changed:
+                while (request := self._waiting.next()) is None:
+                    if self._is_over or not wait:
+                        return {}
+                    self._changed.wait()
             name = str(request["id"])
 
             def is_gone(name: str = name) -> bool:
@@ -91,6 +96,8 @@ class Answering:
                 return {name: asks}
 
     def _answer(self, batch: dict[str, list[Ask]]) -> None:
+        for name in batch:
+            self._write({"id": name, "begun": True})
         try:
             reply(self._speaker, [ask for asks in batch.values() for ask in asks])
         except Exception:  # out of memory, for one: a smaller request may still do

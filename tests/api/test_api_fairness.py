@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import h11
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
-from launcher.api import ownership
+from launcher.api import access, ownership
 from launcher.api.checking import overlap
 from launcher.api.ownership import Owner, claim, owned
 from launcher.api.protocol import _Strict
+from launcher.api.reports import DataReports
 from launcher.api.site import ProjectSettings, Quota
 from launcher.api.tables import Job, JobState, Project
 
@@ -63,10 +68,46 @@ def test_a_project_runs_no_more_than_it_may(service) -> None:
 def test_the_line_is_the_order_in_which_places_are_given(service, most) -> None:
     queue(service, red=4, green=2, blue=1)
     with service.database.begin() as session:
-        line = ownership.line(session, most)
+        line = list(ownership.line(session, most))
     ran = order(service, most)
     assert line[: len(ran)] == ran if most("red") is None else line[0] == ran[0]
     assert sorted(line) == sorted([*ran, *(["blue0"] if most("blue") == 0 else [])])
+
+
+def test_a_long_line_is_told_without_reading_the_jobs_in_it(service) -> None:
+    queue(service, red=3000, green=2)
+    read = Counter()
+
+    @event.listens_for(Job, "load")
+    def count(job, _) -> None:
+        read[job.project_id] += 1
+
+    try:
+        with service.database.read() as session:
+            line = ownership.line(session)
+        assert not read
+        assert claim(service.database, Owner.here(), 2) == ["red0", "green0"]
+    finally:
+        event.remove(Job, "load", count)
+    assert read == {"red": 1, "green": 1}
+    first = {"red0": 1, "green0": 2, "red1": 3, "green1": 4, "red2": 5}
+    assert dict(list(line.items())[:5]) == first
+    assert (line["red2999"], len(line)) == (3002, 3002)
+
+
+def test_a_place_in_the_line_counts_what_runs_and_what_slurm_has(service) -> None:
+    queue(service, red=2, green=2, blue=2)
+    with service.database.begin() as session:
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+        jobs["red0"].cursor = {"launch": "local", "slot": 0, "host": "a", "started": True}
+        jobs["red0"].state = JobState.running
+        jobs["green0"].cursor = {"launch": "slurm", "started": True}
+        jobs["blue0"].cursor = {"launch": "slurm"}
+        jobs["blue1"].wanted = JobState.paused
+    with service.database.read() as session:
+        assert list(ownership.line(session)) == ["red1", "green1"]
+    # No place is free here, which is nothing to Slurm.
+    assert "blue0" in claim(service.database, Owner.here(), 1)
 
 
 def test_a_project_has_quotas(client, service, stranger) -> None:
@@ -85,6 +126,64 @@ def test_a_project_has_quotas(client, service, stranger) -> None:
     more = client.post(JOBS, json=asked)
     assert (more.status_code, more.headers["retry-after"]) == (429, "30")
     assert more.json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_the_keys_of_a_project_share_its_requests(client, service, stranger) -> None:
+    service.site.projects["ours"] = ProjectSettings(requests_per_minute=3)
+    other = {"Authorization": f"Bearer {access.create_key(service.database, 'b', 'ours')}"}
+    left = [client.get("/v1/models", headers=one) for one in ({}, other, {}, other)]
+    assert [answer.status_code for answer in left] == [200, 200, 200, 429]
+    remaining = [answer.headers["x-ratelimit-remaining-requests"] for answer in left]
+    assert remaining == ["2", "1", "0", "0"]
+    assert left[3].json()["error"]["code"] == "rate_limit_exceeded"
+    assert int(left[3].headers["retry-after"]) in range(1, 21)
+    assert client.get("/v1/models", headers=stranger).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["reading", "writing"])
+def test_uploads_of_a_project_hold_up_no_other(client, service, stranger, kind) -> None:
+    with service.database.read() as session:
+        ours = session.scalar(select(Project.id).where(Project.name == "ours"))
+    threads = getattr(client.app.state.workers, kind)(ours)
+    busy = range(int(threads.total_tokens))
+    for name in busy:
+        client.portal.call(threads.acquire_on_behalf_of, name)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(upload, client)
+        assert upload(client, **stranger).status_code == 200
+        time.sleep(0.2)
+        assert not waiting.done()
+        for name in busy:
+            client.portal.call(threads.release_on_behalf_of, name)
+        assert waiting.result(30).status_code == 200
+
+
+def test_data_reports_of_a_project_hold_up_no_other(service) -> None:
+    queue(service, red=2, green=1)
+    begun: list[str] = []
+
+    class Slow(DataReports):
+        async def _make(self, run, folder) -> None:
+            begun.append(run.path.name)
+            await end.wait()
+            folder.mkdir()
+            (folder / "report.html").write_text("")
+
+    async def run() -> None:
+        nonlocal end
+        end = asyncio.Event()
+        made = Slow(service)
+        asked = [asyncio.create_task(made.page(job)) for job in ("red0", "red1", "green0")]
+        await asyncio.wait(asked, timeout=0.3)
+        assert begun == ["red0", "green0"]
+        end.set()
+        assert [page.parent.name for page in await asyncio.gather(*asked)] == [
+            *("red0", "red1", "green0")
+        ]
+        assert begun == ["red0", "green0", "red1"]
+
+    end = asyncio.Event()
+    asyncio.run(asyncio.wait_for(run(), 30))
 
 
 def test_a_request_with_a_key_makes_one_thing(client, service, stranger) -> None:

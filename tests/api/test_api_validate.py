@@ -6,12 +6,14 @@ import io
 import json
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.api import validate
+from launcher.api.unread import Unread
 from launcher.api.validate import FileFault, fault_of
 from launcher.data.formats import BadRecord, Reader
 from launcher.meanings import FIELDS, TURN_FIELDS, Field, Use
@@ -154,7 +156,8 @@ def test_a_member_that_training_refuses_is_named_before(name):
 
 
 def keep(content: bytes, path: Path, least: int = 10, line_bytes: int = 1 << 20) -> int:
-    return validate.keep(io.BytesIO(content), path, "training", least=least, line_bytes=line_bytes)
+    sent = io.BytesIO(content)
+    return validate.keep(sent, path, "training", least=least, line_bytes=line_bytes)[0]
 
 
 def test_what_is_good_is_kept_line_by_line(tmp_path):
@@ -291,3 +294,60 @@ def test_what_training_cannot_read_is_refused_before(bad, found):
 def test_what_training_reads_is_not_refused_before(good):
     assert fault_of(good) == ""
     assert not isinstance(read(json.loads(good)), BadRecord)
+
+
+def told(**beside: Any) -> str | None:
+    """What is told of a file of one example."""
+    turn = {"role": "assistant", "content": "b", **beside.pop("turn", {})}
+    record = {"messages": [{"role": "user", "content": "a"}, turn], **beside}
+    unread = Unread()
+    assert validate.fault_of(json.dumps(record).encode(), 7, unread) == ""
+    return unread.text("training")
+
+
+@pytest.mark.parametrize(
+    ("record", "found"),
+    [
+        ({"turn": {"wieght": 0}}, "'wieght' of a message (once, first in line 7, did you mean"),
+        ({"turn": {"tool_cals": [CALL]}}, "'tool_cals' of a message"),
+        ({"turn": {"reasonning_content": "x"}}, "did you mean 'reasoning_content'?"),
+        ({"tool": [1]}, "'tool' of the example (once, first in line 7, did you mean 'tools'?)"),
+        ({"paralel_tool_calls": False}, "did you mean 'parallel_tool_calls'?"),
+        ({"id": 5}, "'id' of the example (once, first in line 7)"),
+        ({"turn": {"content": [{"type": "text", "text": "b", "txt": "c"}]}}, "'txt' of a part"),
+        ({"turn": {"tool_calls": [{**CALL, "ids": "1"}]}}, "'ids' of a call"),
+        (
+            {"turn": {"tool_calls": [{"function": {"name": "f", "argumets": '{"a": 1}'}}]}},
+            "'argumets' of the function of a call (once, first in line 7, did you mean 'arguments'",
+        ),
+    ],
+)
+def test_a_member_that_nobody_reads_is_told(record: dict[str, Any], found: str) -> None:
+    assert found in str(told(**record))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"tools": [], "id": None, "turn": {"audio": None, "annotations": [], "mood": ""}},
+        {"weight": 0.5, "turn": {"weight": 1, "name": "x", "reasoning": "y"}},
+        {"turn": {"tool_calls": [CALL]}, "parallel_tool_calls": False},
+        {"system": "s", "text": "all", "score": 3, "prompt": "a", "chat_template_kwargs": {"x": 1}},
+        {"turn": {"content": [{"type": "text", "text": "b"}], "from": "gpt", "loss": True}},
+    ],
+)
+def test_what_is_known_or_says_nothing_is_not_told(record: dict[str, Any]) -> None:
+    assert told(**record) is None
+
+
+def test_of_many_unknown_members_a_few_are_told() -> None:
+    unread = Unread()
+    for number in range(1, 3001):
+        record = {"messages": [{"role": "assistant", "content": "a", f"own{number}": 1}], "src": 2}
+        unread.add(record, number)
+    text = str(unread.text("validation"))
+    assert text.startswith("The validation file has members that are not known: 'src' of the")
+    assert "(3,000 times, first in line 1)" in text
+    assert "; and 995 more." in text
+    assert len(text) < 800

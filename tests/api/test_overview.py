@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,43 @@ def test_a_file_written_anew_is_read_anew_whatever_its_inode(tmp_path: Path) -> 
     found = known.of(run, 0, 1 << 40)
     assert found["version"] != before["version"]
     assert [tuple(point[:2]) for point in found["train"]] == [(step, 2) for step in range(1, 61)]
+
+
+def test_a_curve_that_takes_long_to_read_holds_up_no_other(tmp_path: Path) -> None:
+    slow, quick = RunDir(tmp_path / "slow"), RunDir(tmp_path / "quick")
+    slow.path.mkdir()
+    os.mkfifo(slow.metrics)  # opening it waits for somebody who writes
+    record(quick.metrics, range(1, 4))
+    known = Curves()
+    with ThreadPoolExecutor() as threads:
+        waiting = threads.submit(known.of, slow, 0, 9)
+        other = threads.submit(known.of, quick, 0, 9)
+        try:
+            assert len(other.result(20)["train"]) == 3
+            assert not waiting.done()
+        finally:
+            slow.metrics.write_bytes(b"")
+
+
+def test_no_more_points_are_remembered_than_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(curves, "_REMEMBERED_POINTS", 50)
+    known, runs = Curves(), [RunDir(tmp_path / str(n)) for n in range(4)]
+    for run in runs:
+        record(run.metrics, range(1, 21))
+        assert len(known.of(run, 0, 99)["train"]) == 20
+    assert list(known._curves) == [run.metrics for run in runs[2:]]
+    record(runs[3].metrics, range(21, 101))
+    assert len(known.of(runs[3], 0, 999)["train"]) == 100  # one alone is remembered all the same
+    assert list(known._curves) == [runs[3].metrics]
+
+
+def test_a_curve_that_is_not_there_yet_is_the_same_one_again(client, made) -> None:
+    path = f"/v1/fine_tuning/jobs/{made()}/curve"
+    first = client.get(path)
+    again = client.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304
 
 
 def test_a_long_curve_keeps_its_spikes_and_shows_a_part_as_it_is(tmp_path: Path) -> None:

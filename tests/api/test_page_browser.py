@@ -10,7 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete, select
 
+from launcher.api import journal
+from launcher.api.journal import Note
+from launcher.api.service import Service
+from launcher.api.tables import Event, Job, JobState, Project, now
+from launcher.rundir import RunDir, write_json
 from support.browser import CHROMIUM, DESKTOP, PHONE, SKIP, Browser, chromium
 from support.contrast import contrast
 from support.page import READY, STATE, enter, start_job
@@ -395,3 +401,79 @@ def test_a_wrong_key_shows_nothing_and_a_key_can_be_forgotten(
     browser.key("Enter")
     browser.wait(f"{PROBLEM} === 'This key is not valid.'")
     assert browser.value("document.querySelector('#view-jobs').hidden")
+
+
+@pytest.fixture(scope="module")
+def running(served: Served) -> Iterator[str]:
+    """A job that runs on another host, at step 40 of 120, as it stands in the database."""
+    service = Service.open(served.home)
+    with service.database.begin() as session:
+        project = session.scalars(select(Project).where(Project.name == "demo")).one()
+        job = Job(
+            id="ftjob-elsewhere",
+            project_id=project.id,
+            model="tiny",
+            training_file="file-a",
+            seed=1,
+            state=JobState.running,
+            suffix="elsewhere",
+            created_at=now() - 600,
+            estimated_finish=now() + 1800,
+            cursor={"launch": "local", "slot": 0, "host": "another", "started": True},
+        )
+        session.add(job)
+        session.flush()
+        journal.write(session, job.id, [Note("a", "It has begun", created_at=now() - 300)])
+    run = RunDir(service.runs / job.id)
+    run.path.mkdir()
+    run.metrics.write_text('{"step": 40, "kind": "train", "loss": 0.5}\n')
+    run.config.write_text("")
+    write_json(run.status_file, {"state": "running", "attempt": 1, "steps": 120})
+    yield job.id
+    with service.database.begin() as session:
+        session.execute(delete(Event).where(Event.job_id == job.id))
+        session.execute(delete(Job).where(Job.id == job.id))
+    service.database.engine.dispose()
+
+
+ROW = "[...document.querySelectorAll('#jobs tr')].find((row) => /elsewhere/.test(row.textContent))"
+
+
+@pytest.mark.parametrize("hours", [-7, 0, 30])
+def test_a_wrong_clock_changes_no_time(
+    browser: Browser, served: Served, running: str, hours: float
+) -> None:
+    with browser.skewed(hours):
+        enter(browser, served)
+        browser.wait(f"{ROW} !== undefined")
+        found = browser.value(f"{ROW}.textContent")
+        assert re.search(r"Step 40 of 120 · (29|30) min left", found)
+        assert re.search(r"1\d min ago", found)
+        # It is set while the page is open, and the server has nothing new to tell.
+        browser.value("window.skew += 5 * 3600000")
+        time.sleep(5)
+        assert re.search(r"Step 40 of 120 · (29|30) min left", browser.value(f"{ROW}.textContent"))
+        browser.value(f"location.hash = '#jobs/{running}'")
+        browser.wait("document.querySelectorAll('#events li').length")
+        assert re.match(
+            r"\d min agoIt has", browser.value("document.querySelector('#events li').textContent")
+        )
+        assert re.search(
+            r"(29|30) min left", browser.value("document.querySelector('#job-state').textContent")
+        )
+
+
+def test_two_tabs_show_the_same(browser: Browser, served: Served, running: str) -> None:
+    enter(browser, served, f"jobs/{running}")
+    browser.wait(f"{STATE} === 'running'")
+    with browser.tab():
+        enter(browser, served)  # a tab has its key for itself
+        browser.wait(f"{ROW}?.querySelector('.state').textContent === 'running'")
+        with served.client() as client:
+            client.post(f"/fine_tuning/jobs/{running}/pause").raise_for_status()
+        browser.wait(f"{ROW}.querySelector('.state').textContent === 'paused'")
+        browser.value("document.querySelector('#leave').click()")
+        browser.wait("!document.querySelector('#view-key').hidden")
+    browser.wait(f"{STATE} === 'paused'")
+    assert browser.value("document.querySelector('#job-resume').hidden") is False
+    assert browser.value("document.body.dataset.view") == "job"

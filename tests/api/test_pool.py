@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from launcher.api import pool as pools
+from launcher.api.failure import ApiError
 from launcher.api.pool import Failed, Pool, Source
 from launcher.api.service import Service
 from launcher.launch.processes import children
@@ -37,8 +39,14 @@ def with_pool(home: Path, work: Callable[[Pool], Coroutine[Any, Any, None]], **c
     service.database.engine.dispose()
 
 
-async def last(pool: Pool, source: Source, request: dict[str, Any] = REQUEST) -> dict[str, Any]:
-    return [line async for line in pool.ask(source, request)][-1]
+async def last(
+    pool: Pool,
+    source: Source,
+    request: dict[str, Any] = REQUEST,
+    project: str = "",
+    most: int | None = None,
+) -> dict[str, Any]:
+    return [line async for line in pool.ask(source, request, project, most)][-1]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -109,5 +117,44 @@ def test_the_end_of_the_server_is_the_end_of_its_models(tmp_path: Path) -> None:
             assert not children(os.getpid())
             with pytest.raises((Failed, asyncio.CancelledError)):
                 await opening
+
+    with_pool(tmp_path, work)
+
+
+def test_a_model_makes_room_before_all_that_wait_for_it_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "_LEAST_S", 0.0)
+    many = {**REQUEST, "max_tokens": 20, "n": 16}  # a batch each
+
+    async def work(pool: Pool) -> None:
+        red = [asyncio.create_task(last(pool, ONE, many, "red")) for _ in range(12)]
+        await asyncio.wait(red, return_when=asyncio.FIRST_COMPLETED)
+        assert (await last(pool, TWO, project="green"))["completion_tokens"] == 3
+        assert sum(not task.done() for task in red) > 6
+        ends = await asyncio.gather(*red)  # they have come back for room
+        assert {end["finish_reason"] for end in ends} <= {"stop", "length"}
+
+    with_pool(tmp_path, work, models=1)
+
+
+def test_a_project_with_too_many_questions_is_told_so(tmp_path: Path) -> None:
+    async def work(pool: Pool) -> None:
+        asked = asyncio.create_task(last(pool, ONE, project="red", most=1))
+        await until(lambda: bool(pool._asked))
+        with pytest.raises(ApiError) as refused:
+            await last(pool, ONE, project="red", most=1)
+        assert refused.value.status == 429
+        assert refused.value.headers["Retry-After"] == "2"
+        await last(pool, ONE, project="green", most=1)
+        await asked
+        large = pool.ask(ONE, REQUEST, "red", None, 60 << 20)
+        await anext(large)
+        with pytest.raises(ApiError, match=r"questions of 62,914,560 bytes"):
+            await anext(pool.ask(ONE, REQUEST, "red", None, 5 << 20))
+        await large.aclose()
+        assert (await last(pool, ONE, project="red", most=1))["completion_tokens"] == 3
+        assert not pool._asked
+        assert not pool._bytes
 
     with_pool(tmp_path, work)

@@ -33,6 +33,14 @@ KEYS = {
     "Enter": 13,
     "Tab": 9,
 }
+_CLOCK = """
+window.skew = %f;
+const Right = Date;
+window.Date = class extends Right {
+  constructor(...given) { given.length ? super(...given) : super(Right.now() + window.skew); }
+  static now() { return Right.now() + window.skew; }
+};
+"""
 
 
 class Browser:
@@ -66,11 +74,36 @@ class Browser:
         self._sent = 0
         self._session = ""
         targets = self._call("Target.getTargets")["targetInfos"]
-        page = next(target["targetId"] for target in targets if target["type"] == "page")
+        self._attach(next(target["targetId"] for target in targets if target["type"] == "page"))
+
+    def _attach(self, page: str) -> None:
         attached = self._call("Target.attachToTarget", targetId=page, flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self._call(f"{domain}.enable")
+
+    @contextlib.contextmanager
+    def tab(self) -> Iterator[None]:
+        """Another tab in the block; the one before stays as it is."""
+        before, self._session = self._session, ""
+        page = self._call("Target.createTarget", url="about:blank")["targetId"]
+        try:
+            self._attach(page)
+            yield
+        finally:
+            self._session = ""
+            self._call("Target.closeTarget", targetId=page)
+            self._session = before
+
+    @contextlib.contextmanager
+    def skewed(self, hours: float) -> Iterator[None]:
+        """The clock of pages that are opened in the block is wrong, by `skew` milliseconds."""
+        source = _CLOCK % (hours * 3_600_000)
+        named = self._call("Page.addScriptToEvaluateOnNewDocument", source=source)["identifier"]
+        try:
+            yield
+        finally:
+            self._call("Page.removeScriptToEvaluateOnNewDocument", identifier=named)
 
     def open(self, url: str, *, size: tuple[int, int] = DESKTOP, dark: bool = False) -> None:
         """Load a page as a screen of this size shows it."""

@@ -109,6 +109,8 @@ def found(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     ends = {}
     for line in lines:
         name = f"{line['id']}/{line['index']}" if "index" in line else line["id"]
+        if "begun" in line:
+            continue
         if "text" in line:
             assert name not in ends
             texts[name] += line["text"]
@@ -181,6 +183,14 @@ def test_a_withdrawn_request_is_not_answered(speaker: Speaker) -> None:
     assert set(ask_all(speaker, *asked, {"id": "b", "messages": HELLO, "max_tokens": 2})) == {"b/0"}
 
 
+def test_projects_take_turns(speaker: Speaker) -> None:
+    red = [{"id": f"red{i}", "project": "red", "prompt": "a", "max_tokens": 1} for i in range(500)]
+    green = [{"id": f"green{i}", "project": "green", "prompt": "a"} for i in range(3)]
+    answers = ask_all(speaker, *red, *[{**one, "max_tokens": 1} for one in green])
+    assert len(answers) == 503
+    assert list(answers)[:6] == ["red0/0", "green0/0", "red1/0", "green1/0", "red2/0", "green2/0"]
+
+
 def test_many_requests_become_several_batches(speaker: Speaker) -> None:
     asked = [{"id": str(i), "messages": HELLO, "n": 3, "max_tokens": 2} for i in range(7)]
     assert len(ask_all(speaker, *asked)) == 21
@@ -224,6 +234,7 @@ def test_the_process_answers_over_its_streams_and_ends_with_them(tmp_path: Path)
         assert json.loads(process.stdout.readline()) == {"ready": True}
         process.stdin.write(json.dumps({"id": "a", "messages": HELLO, "max_tokens": 1000}) + "\n")
         process.stdin.flush()
+        assert json.loads(process.stdout.readline()) == {"id": "a", "begun": True}
         assert "text" in json.loads(process.stdout.readline())
         process.stdin.close()  # in the middle of its answer
         assert process.wait(30) == 0

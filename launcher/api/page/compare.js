@@ -62,7 +62,7 @@ function table(jobs) {
     return [train, valid].map((points) => points.at(-1)?.[1]).map((value) => (typeof value === "number" ? number(value) : "–"));
   };
   const ids = jobs.map((job) => job.id);
-  renew(element("compared-jobs"), jobs.map((job) => [job.id, job.status, called(job), ...last(job)]), () => jobs.map((job, i) => make("tr", {},
+  renew(element("compared-jobs"), jobs.map((job) => [job.id, job.status, called(job), job.hyperparameters, ...last(job)]), () => jobs.map((job, i) => make("tr", {},
     make("th", { scope: "row" }, make("span", { className: `key c${i}`, textContent: MARKS[i] }), make("a", { href: `#jobs/${job.id}`, textContent: called(job), dir: "auto" }), make("small", {}, id(job.id))),
     make("td", {}, badge(job.status)), ...last(job).map((text) => make("td", { textContent: text })),
     make("td", {}, ...["n_epochs", "batch_size", "learning_rate_multiplier"].map((name) => `${job.hyperparameters[name]}`).join(" / ")),

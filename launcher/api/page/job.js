@@ -1,5 +1,5 @@
 // One job: how far it is, its curves, what it was made of and what it leaves.
-import { all, fresh, get, post } from "./server.js";
+import { all, fresh, get, now, post } from "./server.js";
 import { ago, badge, called, duration, element, forget, LIVE, make, news, number, problem, renew, say, size, sure, when, words } from "./dom.js";
 import { Chart, joined, legend, linesOf, switches } from "./chart.js";
 
@@ -113,7 +113,7 @@ const line = (event) => make("li", { className: event.level },
 function list(events) {
   element("events-all").hidden = !state.curve?.train.length || state.steps !== null;
   if (state.steps) return;
-  renew(element("events"), [events.map((event) => event.id), Math.floor(Date.now() / 60000)], () => events.map(line));
+  renew(element("events"), [events.map((event) => event.id), Math.floor(now() / 60)], () => events.map(line));
 }
 
 async function listSteps() {
@@ -138,7 +138,7 @@ async function left(job, isCurrent) {
   ]);
   if (!isCurrent() || job.id !== state.id) return;
   element("checkpoints-card").hidden = !checkpoints.length;
-  renew(element("checkpoints"), checkpoints.map((point) => point.id), () => checkpoints.map((point) => {
+  renew(element("checkpoints"), checkpoints.map((point) => [point.id, point.metrics]), () => checkpoints.map((point) => {
     const name = point.fine_tuned_model_checkpoint;
     const loss = point.metrics.full_valid_loss ?? point.metrics.train_loss;
     return make("li", {}, make("span", { textContent: `Step ${point.step_number}` }), make("span", { className: "soft", textContent: loss === undefined ? "" : `loss ${number(loss)}` }),

@@ -107,13 +107,14 @@ function blank(job) {
   const box = make("input", { type: "checkbox", value: job.id });
   box.onchange = () => pick(job.id, box.checked);
   return make("tr", { role: "row" },
-    make("td", { className: "pick", role: "cell" }, make("label", {}, box, make("span", { className: "spoken", textContent: `Choose ${called(job)} to compare` }))),
+    make("td", { className: "pick", role: "cell" }, make("label", {}, box, make("span", { className: "spoken" }))),
     cell("name", "Job"), cell("status", "State"), cell("news", "News"), cell("model", "Model"), cell("loss", "Loss"), cell("born", "Created"));
 }
 
 function update(row, job) {
   const [pickCell, name, status, tell, model, loss, born] = row.cells;
   pickCell.querySelector("input").checked = chosen.includes(job.id);
+  pickCell.querySelector(".spoken").textContent = `Choose ${called(job)} to compare`;
   const file = job.files[job.training_file];
   const labels = Object.entries(job.metadata ?? {});
   renew(name, [called(job), file, labels], () => [

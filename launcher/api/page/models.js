@@ -19,6 +19,8 @@ export async function show(isCurrent) {
   element("no-models").hidden = data.length > 0;
   element("models-table").hidden = !data.length;
   renew(element("models"), data, () => data.map(row));
+  // Rows stay what they are while ages grow: a button in them may have the focus.
+  for (const [i, model] of data.entries()) element("models").children[i].querySelector(".born").textContent = ago(model.created_at);
   return data.some((model) => model.used_by.length);
 }
 
@@ -32,7 +34,7 @@ function row(model) {
     make("td", { role: "cell", "data-label": "Step", textContent: model.step }),
     make("td", { role: "cell", "data-label": "Loss", textContent: loss === undefined ? "–" : number(loss) }),
     make("td", { role: "cell", "data-label": "Job" }, make("a", { href: `#jobs/${model.job}`, textContent: model.suffix || short(model.job), className: "clip", dir: "auto", title: model.job })),
-    make("td", { role: "cell", "data-label": "Created", textContent: ago(model.created_at), title: when(model.created_at) }),
+    make("td", { role: "cell", className: "born", "data-label": "Created", title: when(model.created_at) }),
     make("td", { role: "cell", className: "last" }, make("div", { className: "deeds" }, make("a", { className: "button", href: `#try/${encodeURIComponent(model.id)}`, textContent: "Try", "aria-label": `Try ${model.id}` }), deleting(model, users))));
 }
 

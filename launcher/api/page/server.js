@@ -46,9 +46,11 @@ export async function fresh(path) {
   const before = kept.get(path);
   const key = session.key;
   const response = await ask(path, before ? { headers: { "If-None-Match": before.tag } } : {});
+  // Here and now: a device's clock may be wrong, and may be set while the page is open.
+  const at = Number(response.headers.get("X-Now"));
+  if (at) session.ahead = at - Date.now() / 1000;
   if (response.status === 304) return before.body;
   const body = await response.json();
-  session.ahead = body.now - Date.now() / 1000;
   session.project = body.project ?? session.project;
   if (key === session.key) {
     kept.delete(path);

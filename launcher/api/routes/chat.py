@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.answers import Answer, refuse, unavailable
+from launcher.api.failure import ApiError
 from launcher.api.pool import Failed, Pool, Source
 from launcher.api.service import Service
 from launcher.api.talker import Line
@@ -52,12 +53,20 @@ async def create_completion(
 async def _answer(
     asked: Sampled, request: Request, caller: Caller, service: Service, *, is_chat: bool
 ) -> Response:
+    named = request.scope["state"].get("deployment", asked.model)
+    if named != asked.model:
+        found = (
+            f"The address names the model '{named}', the body '{asked.model}': name one of them."
+        )
+        raise ApiError(400, found, param="model")
     source = await run_in_threadpool(_find, service, caller, asked.model)
     wanted = asked.request(service.site.chat.max_tokens)
     pool: Pool = request.state.pool
     functions = isinstance(asked, ChatRequest) and bool(asked.functions)
     answer = Answer(asked.model, wanted["n"], is_chat=is_chat, functions=functions)
-    lines = pool.ask(source, wanted)
+    most = service.site.quota_of(caller.project).questions
+    size = request.scope["state"].get("body_bytes", 0)
+    lines = pool.ask(source, wanted, caller.project_id, most, size)
     try:
         if not asked.stream:
             return JSONResponse(await _unless_gone(request, answer.whole(lines)))

@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -15,6 +16,7 @@ from launcher.api import overview
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.curves import MOST, Curves
 from launcher.api.failure import missing_job
+from launcher.api.intake import Working
 from launcher.api.overview import Filter, Glances
 from launcher.api.tables import Job, JobState, now
 from launcher.rundir import RunDir
@@ -34,10 +36,11 @@ router = APIRouter(prefix="/v1/fine_tuning", include_in_schema=False, lifespan=_
 
 
 @router.get("/overview")
-def list_jobs(
+async def list_jobs(
     request: Request,
     caller: Asking,
     service: Served,
+    workers: Working,
     q: Text = "",
     state: Annotated[list[JobState], Query()] = [],  # noqa: B006 - FastAPI makes it anew
     model: Text = "",
@@ -46,11 +49,15 @@ def list_jobs(
 ) -> Response:
     """Jobs of the project, newest first, with all that a list shows of them."""
     wanted = Filter(q, state, model, metadata)
-    with service.database.read() as session:
-        found = overview.jobs(
-            session, service, request.state.glances, caller.project_id, wanted, limit
-        )
-    return _answer(request, found)
+
+    def show() -> Response:
+        with service.database.read() as session:
+            found = overview.jobs(
+                session, service, request.state.glances, caller.project_id, wanted, limit
+            )
+        return _answer(request, found)
+
+    return await to_thread.run_sync(show, limiter=workers.showing(caller.project_id))
 
 
 @router.get("/overview/{job_id}")
@@ -65,20 +72,25 @@ def show_job(job_id: str, request: Request, caller: Asking, service: Served) -> 
 
 
 @router.get("/jobs/{job_id}/curve")
-def show_curve(
+async def show_curve(
     job_id: str,
     request: Request,
     caller: Asking,
     service: Served,
+    workers: Working,
     first: Step = 0,
     last: Step = _LAST,
     points: Annotated[int, Query(ge=2, le=MOST)] = MOST,
 ) -> Response:
     """Loss, accuracy and learning rate by step, of steps `first` to `last`."""
-    with service.database.read() as session:
-        _find(session, caller, job_id)
     curves: Curves = request.state.curves
-    return _answer(request, curves.of(RunDir(service.runs / job_id), first, last, points))
+
+    def show() -> Response:
+        with service.database.read() as session:
+            _find(session, caller, job_id)
+        return _answer(request, curves.of(RunDir(service.runs / job_id), first, last, points))
+
+    return await to_thread.run_sync(show, limiter=workers.showing(caller.project_id))
 
 
 @router.get("/models")
@@ -101,8 +113,12 @@ def _answer(request: Request, found: dict[str, Any]) -> Response:
     """`found` with the server's time, by which the page reckons; 304 if the client has it."""
     body = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
     tag = f'"{hashlib.sha256(body.encode()).hexdigest()[:32]}"'
-    headers = {"ETag": tag, "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    at = now()
+    headers = {
+        **{"ETag": tag, "X-Now": str(at)},
+        **{"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
+    }
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)
-    body = json.dumps({**found, "now": now()}, ensure_ascii=False, separators=(",", ":"))
+    body = json.dumps({**found, "now": at}, ensure_ascii=False, separators=(",", ":"))
     return Response(body, media_type="application/json", headers=headers)
