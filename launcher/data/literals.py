@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
@@ -30,6 +29,8 @@ Value = TypeVar("Value")
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 #: Control tokens by their number, in a plane that no text uses.
 _FIRST, _MOST = 0xF0000, 0xFFFD
+#: More searches than these take longer than one for all names.
+_HEADS = 24
 _NAMED = re.compile("[\U000f0000-\U000ffffd]")
 _HINT = "remove it; to read control tokens in texts as such: data.special_tokens=parse"
 
@@ -76,12 +77,13 @@ class Literals:
     def are_said_in(self, messages: Sequence[Message], tools: Any) -> bool:
         """Whether a conversation spells a control token."""
         # Of most messages a look at their text is enough, and of all of them it is taken.
-        return any(
-            self.are_in(message["content"]) or self.are_in(message["role"])
-            if is_plain(message)
-            else self.are_said(message)
-            for message in messages
-        ) or (bool(tools) and self.are_said(tools))
+        texts: list[str] = []
+        for message in messages:
+            if is_plain(message):
+                texts += message.values()
+            elif self.are_said(message):
+                return True
+        return self.are_in("\n".join(texts)) or (bool(tools) and self.are_said(tools))
 
     def are_said(self, *values: Any) -> bool:
         """Whether any data spell a control token in a text or a key."""
@@ -332,11 +334,13 @@ def _control_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def _heads(names: Sequence[str]) -> tuple[str, ...]:
-    """Few short texts, one of which each name begins with."""
-    if not names:
-        return ()
-    common = os.path.commonprefix(list(names))
-    return (common,) if common else tuple(sorted({name[0] for name in names}))
+    """Few short texts, one of which each name begins with: two letters, for `<` alone is in many a
+    text."""
+    for length in (2, 1):
+        found = {name[:length] for name in names}
+        if len(found) <= _HEADS:
+            break
+    return tuple(sorted(found))
 
 
 def _any_of(names: Iterable[str]) -> str:
