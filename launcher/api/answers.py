@@ -16,6 +16,7 @@ _AT_FAULT = {
     "invalid_messages": "messages",
     "no_chat_template": "messages",
     "empty_prompt": "prompt",
+    "invalid_prompt": "prompt",
     "unsupported_parameter": "tools",
 }
 

@@ -38,8 +38,8 @@ BATCH_KEYS = (
 #: Modules of which the embeddings of a model are two that share one matrix.
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
 TIED_HINT = (
-    "leave it out of peft.targets; to train the shared matrix itself, set"
-    " peft.modules_to_save=[embed_tokens]"
+    "leave it out, as peft.targets=all-linear does; the shared matrix itself is trained with"
+    " peft.targets=all-linear peft.modules_to_save=[embed_tokens]"
 )
 
 

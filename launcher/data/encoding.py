@@ -140,9 +140,14 @@ class Encoder:
         return Rendered(made.text, spans, True, made.left_out, made.named)
 
     def _kept(self, text: str) -> str | None:
-        """A text that no template has written, if what it spells is to stay text."""
-        is_kept = self._options.special_tokens is SpecialTokens.text and self._literals.are_in(text)
-        return text if is_kept else None
+        """A text that no template has written, if what it spells is to stay text; `BadRecord` if
+        it cannot."""
+        if self._options.special_tokens is not SpecialTokens.text or not self._literals.are_in(
+            text
+        ):
+            return None
+        self._literals.require_told(text)
+        return text
 
     def prompt(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.config import compose
+from launcher.config import compose, typed
+from launcher.config.schema_sweep import SweepConfig
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
 
@@ -59,10 +60,17 @@ def _folders(request: Request) -> list[str]:
 
 
 def _fixed(request: Request) -> list[str]:
-    """The shared overrides, with tracking on and without the name that only one run can have."""
+    """The shared overrides, with tracking on and without what only one run can have or a sweep
+    alone: its name, and how trials are chosen."""
     kept = [
         word
         for word in request.fixed
         if not word.startswith(("run.name=", "sweep=", "sweep.", "track.wandb.mode="))
     ]
-    return [*kept, "track.wandb.mode=auto"]
+    # Files say such things, too.
+    config, _ = compose.try_compose(kept, request.config_dirs)
+    unsaid = ["run.name=null"] if config.run.name is not None else []
+    if config.sweep != SweepConfig():
+        plain = typed.to_dict(SweepConfig())
+        unsaid += [f"sweep={plain.pop('name')}", *(f"sweep.{k}={v}" for k, v in plain.items())]
+    return [*kept, *unsaid, "track.wandb.mode=auto"]

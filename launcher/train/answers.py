@@ -88,7 +88,10 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
             where=record["where"],
             hint="ask such a model with `prompt`",
         )
-    return speaker.plain_tokens(messages[0]["content"])
+    try:
+        return speaker.plain_tokens(messages[0]["content"])
+    except BadRecord as error:
+        raise DataError(error.found, where=record["where"], hint=error.hint) from error
 
 
 def main(argv: list[str]) -> int:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 
 from launcher.config.classes import Classes
-from launcher.errors import ConfigError
+from launcher.data.formats.base import BadRecord
+from launcher.errors import ConfigError, DataError
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of, note
 from launcher.train.generate import add_sampling, sampling_of, show
@@ -58,6 +59,9 @@ def _turn(
             raise
     except ConfigError as error:
         note(f"error: {error}")
+        return messages
+    except BadRecord as error:
+        note(f"error: {DataError(error.found, where='prompt', hint=error.hint)}")
         return messages
     print(flush=True)
     return [*asked, {"role": "assistant", "content": "".join(pieces)}]

@@ -8,7 +8,8 @@ import sys
 
 from launcher.config import compose
 from launcher.config.classes import Classes
-from launcher.errors import ConfigError
+from launcher.data.formats.base import BadRecord
+from launcher.errors import ConfigError, DataError
 from launcher.rundir import RunDir
 from launcher.train.classify import classify, require_texts, threshold_of
 from launcher.train.command import exit_code_of
@@ -37,13 +38,19 @@ def sampling_of(options: argparse.Namespace) -> Sampling:
 
 
 def prompt_tokens(speaker: Speaker, prompt: str, system: str | None, raw: bool) -> list[int]:
-    """The prompt as training would have put it: a user's turn if there is a chat template."""
-    if raw:
-        return speaker.raw_tokens(prompt)
-    if not speaker.tokenizer.chat_template:
-        return speaker.plain_tokens(prompt, system)
+    """The prompt as training would have put it: a user's turn if there is a chat template.
+
+    Raises `DataError` if it cannot be put so.
+    """
     before = [{"role": "system", "content": system}] if system else []
-    return speaker.tokens([*before, {"role": "user", "content": prompt}])
+    try:
+        if raw:
+            return speaker.raw_tokens(prompt)
+        if not speaker.tokenizer.chat_template:
+            return speaker.plain_tokens(prompt, system)
+        return speaker.tokens([*before, {"role": "user", "content": prompt}])
+    except BadRecord as error:
+        raise DataError(error.found, where="prompt", hint=error.hint) from error
 
 
 def main(argv: list[str]) -> int:

@@ -111,7 +111,10 @@ def _conversation(request: dict[str, Any]) -> tuple[list[Message], list[Message]
 
 def _prompt_tokens(request: dict[str, Any], speaker: Speaker) -> list[int]:
     if "prompt" in request:
-        tokens = speaker.raw_tokens(request["prompt"])
+        try:
+            tokens = speaker.raw_tokens(request["prompt"])
+        except BadRecord as error:
+            raise Refused("invalid_prompt", f"{_sentence(error.found)}.") from error
         if tokens:
             return tokens
         if speaker.tokenizer.bos_token_id is None:

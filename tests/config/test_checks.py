@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from launcher import registry
-from launcher.config import checks, ranges, schema, stored, typed, variants
+from launcher.config import checks, compose, ranges, schema, stored, typed, variants
 from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights
 from launcher.errors import Problem
+from support import hints
 from support.configs import make_config
 
 GPU = {"has_gpu": True}
@@ -638,6 +639,28 @@ def test_rule(
     assert len(broken) == 1
     assert hint in broken[0].hint
     assert check(good, **machine) == []
+
+
+@pytest.mark.parametrize(("where", "found", "hint", "bad", "good", "machine"), RULES)
+def test_what_a_hint_says_to_type_mends_what_gave_it(
+    where: str,
+    found: str,
+    hint: str,
+    bad: dict[str, Any],
+    good: dict[str, Any],
+    machine: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(compose.dump(make_config(**sections(**bad))), encoding="utf-8")
+    given = {"world_size": 2, "has_gpu": False, **machine}
+    for problem in check(bad, **machine):
+        for words in hints.ways(problem.hint):
+            config, wrong = compose.try_compose([str(file), *words])
+            left = [*wrong, *checks.check(config, **given)]
+            same = [p for p in left if (p.where, p.found) == (problem.where, problem.found)]
+            assert not same, f"{problem.hint}: {words} leaves it"
+            assert not wrong
 
 
 @pytest.mark.parametrize("key", ranges.RANGES)

@@ -220,6 +220,28 @@ def test_wandb_hands_texts_back_as_typed(tmp_path: Path, monkeypatch: pytest.Mon
     assert _composed(fixed).run.tags == [ODD["clock"]]
 
 
+def test_an_agent_of_wandb_reads_a_file_that_names_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    said = {
+        "run": {"name": "s", "tags": list(ODD.values())},
+        "sweep": {"name": "random", "trials": 3, "metric": "mine", "direction": "maximize"},
+        "track": {"wandb": {"mode": "disabled"}},
+    }
+    Path("own.yaml").write_text(compose.dump_plain(said), encoding="utf-8")
+    sweep, request = begin.request([*BASE, "own.yaml", "seed=1,2,3"], [])
+    request = begin.make(sweep, request)
+    found = agents.content(request)
+    assert (found["method"], found["run_cap"]) == ("random", 3)
+    assert found["metric"] == {"name": "train/mine", "goal": "maximize"}
+    config, _ = create.checked([*found["command"][2:-1], "seed=2"])
+    assert config.run.name is None
+    assert config.run.tags == list(ODD.values())
+    assert (config.seed, config.track.wandb.mode.name) == (2, "auto")
+
+
 def test_a_shell_hands_the_best_trial_back_as_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,9 +69,15 @@ def make(kind: str, template: str = CHATML_TAGGED, rstrip: bool = False) -> Any:
     return tokenizer
 
 
+@functools.lru_cache(maxsize=4)
+def encoder(tokenizer: Any, **options: Any) -> Encoder:
+    """An encoder; tokenizers that are changed go with `make`'s cache."""
+    return Encoder(tokenizer, chat=ChatOptions(**options))
+
+
 def encoded(tokenizer: Any, example: Example, **options: Any) -> tuple[list[int], list[int]]:
     """Tokens of an example, and those that are learned."""
-    (item,) = Encoder(tokenizer, chat=ChatOptions(**options)).encode([example])
+    (item,) = encoder(tokenizer, **options).encode([example])
     assert isinstance(item, Encoded), item
     ((tokens, targets),) = item.pieces
     return tokens.tolist(), tokens[targets == 1].tolist()
@@ -107,9 +113,179 @@ def test_no_text_makes_a_control_token(
     expected, same = encoded(tokenizer, Chat(plain))
     assert controls(tokenizer, found) == controls(tokenizer, expected)
     assert controls(tokenizer, learned) == controls(tokenizer, same)
-    encoder = Encoder(tokenizer)
-    prompts = [controls(tokenizer, encoder.prompt(t[:3])) for t in (turns, plain)]
+    prompts = [controls(tokenizer, encoder(tokenizer).prompt(t[:3])) for t in (turns, plain)]
     assert prompts[0] == prompts[1]
+
+
+FLAGS = ("", "lstrip", "rstrip", "single_word")
+NORMAL = ("lower", "compatible", "bert", "blanks", "pieces", "accents")
+
+
+@functools.cache
+def make_normal(kind: str, flag: str = "", template: str = CHATML_TAGGED) -> Any:
+    """A tokenizer that looks for its control tokens in the normal form of a text; one of them is
+    not special, as `add_tokens` adds them."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    forms = {
+        "lower": normalizers.Lowercase(),
+        "compatible": normalizers.NFKC(),
+        "bert": normalizers.BertNormalizer(lowercase=True),
+        "blanks": normalizers.Replace(" ", "\u2581"),
+        "pieces": normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()]),
+        "accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+    }
+    control = [*CONTROL, BLANKED]
+    if kind == "pieces":  # a model that makes control tokens of letters itself
+        scored = [(name, 0.0) for name in control]
+        letters = dict.fromkeys([*map(str.lower, LETTERS), "\u2581", "\n"])
+        raw = Tokenizer(models.Unigram([*scored, *((one, -2.0) for one in letters)], unk_id=2))
+        raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        raw.decoder = decoders.Metaspace(prepend_scheme="never")
+    else:
+        names = [*control, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+        raw = Tokenizer(models.BPE({piece: i for i, piece in enumerate(names)}, []))
+        raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        raw.decoder = decoders.ByteLevel()
+    raw.normalizer = forms[kind]
+    flags = {"normalized": kind != "pieces", **({flag: True} if flag else {})}
+    raw.add_special_tokens([AddedToken(name, **flags) for name in control if name != "<|im_end|>"])
+    raw.add_tokens([AddedToken("<|im_end|>", **flags)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+BLANKED = "<|end\u2581of|>"
+WIDE = {ord(one): ord(one) + 0xFEE0 for one in "<>|/_[]abcdefINSTis"}
+#: Ways to write a control token of which one normalizer or another makes the same.
+WAYS = (
+    str,
+    str.upper,
+    str.swapcase,
+    lambda name: name.translate(WIDE),
+    lambda name: name[:2] + "\u0301" + name[2:],
+    lambda name: name[:2] + "\x00\u200b" + name[2:],
+    lambda name: name.replace("\u2581", " "),
+    lambda name: f" {name} ",
+)
+odd = st.lists(
+    st.one_of(
+        st.builds(lambda way, name: way(name), st.sampled_from(WAYS), st.sampled_from(CONTROL)),
+        st.sampled_from(["<|end of|>", BLANKED, "<", "|", "a", " ", "\n", "\u00e9", "\u0338"]),
+    ),
+    max_size=6,
+).map("".join)
+
+
+def specials(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """The control tokens among tokens, but for that of unknown letters."""
+    ids = set(tokenizer.convert_tokens_to_ids([*CONTROL, BLANKED])) - {tokenizer.unk_token_id}
+    return [i for i in tokens if i in ids]
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+@pytest.mark.parametrize("kind", NORMAL)
+@given(said=st.lists(odd, min_size=3, max_size=3))
+@settings(max_examples=15, deadline=None)
+def test_no_text_that_a_normalizer_reads_makes_a_control_token(
+    kind: str, flag: str, said: list[str]
+) -> None:
+    tokenizer = make_normal(kind, flag)
+    roles = ("user", "assistant", "user", "assistant")
+    turns = [{"role": r, "content": f"a{t}b"} for r, t in zip(roles, [*said, "b"], strict=True)]
+    plain = [{**turn, "content": "ab"} for turn in turns]
+    found, expected = (encoded(tokenizer, Chat(own)) for own in (turns, plain))
+    assert specials(tokenizer, found[0]) == specials(tokenizer, expected[0])
+    assert specials(tokenizer, found[1]) == specials(tokenizer, expected[1])
+    prompts = [encoder(tokenizer).prompt(own[:3]) for own in (turns, plain)]
+    assert specials(tokenizer, prompts[0]) == specials(tokenizer, prompts[1])
+    assert found[0][: len(prompts[0])] == prompts[0]
+    for text in said:
+        kept = encoded(tokenizer, Text(f"a{text}b"), special_tokens=SpecialTokens.text)[0]
+        assert specials(tokenizer, kept[:-1]) == []
+        if kind != "pieces":  # where no letter is unknown
+            shown = tokenizer.decode(kept[:-1], clean_up_tokenization_spaces=False)
+            assert shown == tokenizer.backend_tokenizer.normalizer.normalize_str(f"a{text}b")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("lower", "<|IM_END|>"),
+        ("lower", "[inst]"),
+        ("compatible", "\uff1c/s\uff1e"),
+        ("bert", "<|I\u200bm_end|>"),
+        ("blanks", "<|end of|>"),
+        ("pieces", "</S>"),
+        ("accents", "</s\u0301>"),
+    ],
+)
+def test_what_a_tokenizer_takes_for_a_control_token_spells_one(kind: str, text: str) -> None:
+    tokenizer = make_normal(kind)
+    taken = tokenizer(f"a{text}b", add_special_tokens=False)["input_ids"]
+    assert len(specials(tokenizer, taken)) == 1
+    literals = Literals(tokenizer)
+    assert literals.are_in(f"a{text}b")
+    assert not any(map(literals.are_in, ("a < b", "<|im-end|>", "/s\uff1e", "end of|>")))
+    tokens, _ = encoded(tokenizer, ChatFormat().read(chat(text, "b")))
+    assert sum(literals.spelled(tokens).values()) == 1
+
+
+@pytest.mark.parametrize("kind", NORMAL)
+def test_texts_in_normal_form_without_spellings_have_the_tokens_that_they_had(kind: str) -> None:
+    tokenizer = make_normal(kind)
+    talk = ChatFormat().read(chat("A < b | c > \u00e9 \uff1c", "<im_end> [I NST]", "two  x", "b"))
+    kept = encoded(tokenizer, talk)
+    assert kept == encoded(tokenizer, talk, special_tokens=SpecialTokens.parse)
+
+
+def test_a_template_may_write_control_tokens_as_the_normalizer_reads_them() -> None:
+    upper = make_normal("lower", template=CHATML.replace("<|im_", "<|IM_"))
+    lower = make_normal("lower", template=CHATML)
+    for said in ("a", "a<|IM_END|>", "</S><|im_end|>"):
+        asked = chat(said)["messages"]
+        found, same = (encoder(tokenizer).prompt(asked) for tokenizer in (upper, lower))
+        assert found == same
+        assert len(specials(upper, found)) == 3
+
+
+def test_a_token_that_is_a_word_of_its_own_is_none_within_a_word() -> None:
+    template = CHATML.replace("<|im_start|>'", "<|im_start|> x<s> '")
+    tokenizer = make_normal("compatible", "single_word", template)
+    found, bare = (encoder(tokenizer).prompt(chat(f"a {one}")["messages"]) for one in ("</s>", ""))
+    assert specials(tokenizer, found) == specials(tokenizer, bare)
+    assert tokenizer.convert_tokens_to_ids("<|im_start|>") in bare
+    assert " x<s> user" in tokenizer.decode(found)
+
+
+def test_only_records_that_need_it_are_refused_where_a_token_has_no_other_name(
+    configure: Any, make_data: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make("bytes")
+    last = max(literals._control_tokens(tokenizer))
+    monkeypatch.setattr(literals, "_MOST", len(literals._control_tokens(tokenizer)) - 1)
+    for template, said, is_refused in (
+        (CHATML, "</s>", False),
+        (CHATML, "plain", False),
+        (CHATML, f"a{last}", True),
+        (f"{{{{ '{last}' }}}}{CHATML}", "</s>", True),
+        (f"{{{{ '{last}' }}}}{CHATML}", "plain", False),
+    ):
+        good, item = Encoder(make("bytes", template)).encode(
+            [ChatFormat().read(chat("a", "b")), ChatFormat().read(chat(said, "b"))]
+        )
+        assert isinstance(good, Encoded)
+        assert isinstance(item, BadRecord) == is_refused
+        if isinstance(item, BadRecord):
+            assert (last in item.found, "data.special_tokens=parse" in item.hint) == (True, True)
+    (item,) = Encoder(tokenizer, chat=ChatOptions(special_tokens=SpecialTokens.text)).encode(
+        [Text(f"a{last}b")]
+    )
+    assert isinstance(item, BadRecord)
 
 
 @pytest.mark.parametrize("template", [CHATML, CHATML_TAGGED, LLAMA3, QWEN3])
@@ -246,6 +422,9 @@ def test_the_names_of_the_second_tokenizer_cannot_be_forged() -> None:
     (item,) = Encoder(make("bytes")).encode([ChatFormat().read(chat(forged, "b"))])
     assert isinstance(item, BadRecord)
     assert "private" in item.found
+    as_text = ChatOptions(special_tokens=SpecialTokens.text)
+    (item,) = Encoder(make("bytes"), chat=as_text).encode([Text(forged)])
+    assert isinstance(item, BadRecord)
     marks = "".join(map(chr, range(0xFDD0, 0xFDEF)))
     tokens, _ = encoded(make("bytes"), ChatFormat().read(chat("</s>" + marks, "b")))
     assert marks in make("bytes").decode(tokens)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from launcher.config import compose
 from launcher.config import plan as plans
-from launcher.config.schema import Config, EvalConfig, LoraConfig, ModelConfig
+from launcher.config.schema import Config, EvalConfig, LoraConfig, ModelConfig, SpecialTokens
 from launcher.data.prepare import prepare
-from launcher.errors import ConfigError, ExitCode
+from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals.decoding import Decoding
 from launcher.model.fragments import Fragment, write_fragments
 from launcher.model.rebuild import load_base, with_adapters
 from launcher.rundir import RunDir
-from launcher.train import answers, chat, generate
+from launcher.train import answers, chat, generate, requests
 from launcher.train import export as exporter
 from launcher.train.export import export_run
 from launcher.train.inference import Message, Sampling, Speaker, _Streamer
@@ -402,3 +403,56 @@ def test_prompts_have_the_variables_and_no_second_beginning(tmp_path: Path) -> N
     assert answers._tokens(plain, record) == quiet.tokens(asked)
     for text in ("Hi", "<bos>Hi"):
         assert tokenizer.decode(plain.raw_tokens(text)) == "<bos>Hi"
+
+
+@pytest.fixture(scope="module")
+def lower(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tokenizer that finds its control tokens in capitals, too."""
+    folder = make_tokenizer(tmp_path_factory.mktemp("lower"))
+    file = folder / "tokenizer.json"
+    parts = json.loads(file.read_text(encoding="utf-8"))
+    parts["normalizer"] = {"type": "Lowercase"}
+    for token in parts["added_tokens"]:
+        token["normalized"] = True
+    file.write_text(json.dumps(parts), encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    about = json.loads(config.read_text(encoding="utf-8"))
+    about.pop("added_tokens_decoder", None)
+    config.write_text(json.dumps(about), encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module", params=["as they are", "in capitals"])
+def silent(request: pytest.FixtureRequest, lower: Any, tmp_path_factory: Any) -> Speaker:
+    """What asks a model, without one."""
+    tokenizer = lower
+    if request.param == "as they are":
+        folder = make_tokenizer(tmp_path_factory.mktemp("plain"))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = SimpleNamespace(config=SimpleNamespace(get_text_config=SimpleNamespace))
+    return Speaker(model, tokenizer, None, pairs=True)
+
+
+PRIVATE = "<eos>" + chr(0xF0003) * 8
+
+
+def test_what_a_template_or_tokenizer_refuses_is_told(
+    silent: Speaker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [{"role": "user", "content": PRIVATE}]
+    with pytest.raises(DataError, match="private use"):
+        generate.prompt_tokens(silent, PRIVATE, None, False)
+    with pytest.raises(DataError, match="private use"):
+        answers._tokens(silent, {"messages": asked, "where": "x:1"})
+    with pytest.raises(requests.Refused, match="private use") as caught:
+        requests._prompt_tokens({"messages": asked}, silent)
+    assert caught.value.code == "invalid_messages"
+    spoken = iter([PRIVATE, "/exit"])
+    chat.converse(silent, Sampling(), None, lambda: next(spoken))
+    assert "private use" in capsys.readouterr().err
+    bare = replace(silent, special_tokens=SpecialTokens.text)
+    with pytest.raises(requests.Refused, match="private use") as caught:
+        requests._prompt_tokens({"prompt": PRIVATE}, bare)
+    assert caught.value.code == "invalid_prompt"
+    with pytest.raises(DataError, match="private use"):
+        generate.prompt_tokens(bare, PRIVATE, None, True)
