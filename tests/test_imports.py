@@ -86,7 +86,7 @@ def _added(*modules: str) -> dict[str, list[str]]:
         timeout=280,
     )
     assert result.returncode == 0, result.stderr
-    added: dict[str, list[str]] = json.loads(result.stdout)
+    added: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
     return added
 
 
