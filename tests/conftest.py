@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import leaks, slurm
+from support import leaks, slurm, zygote
 from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
@@ -34,6 +34,9 @@ def pytest_configure(config: pytest.Config) -> None:
         WANDB_MODE="offline",
         WANDB_SILENT="true",
     )
+    # Bytecode of our own modules is kept, as an installation keeps it: half a second a process.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    zygote.announce()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,6 +49,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         rank[item.path] = max(rank.get(item.path, 0), len(marks(item)))
     items.sort(key=lambda item: -rank[item.path])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What starts ranks needs what forks them."""
+    if {mark.name for mark in item.iter_markers()} & {"slow", "cluster", "browser"}:
+        zygote.begin()
 
 
 @pytest.fixture(scope="session", autouse=True)

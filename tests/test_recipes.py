@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from support.ranks import environment
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SHORT = (
@@ -36,6 +38,7 @@ def train(folder: Path, recipe: str, *words: str) -> dict[str, Any]:
     done = subprocess.run(
         [*command, f"run.name={recipe}", *words],
         cwd=folder,
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=400,

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from support.ranks import Finished
+from support import zygote
+from support.project import is_alive
+from support.ranks import Finished, environment
 
 CONFTEST = Path(__file__).parent / "conftest.py"
 
@@ -105,3 +113,81 @@ def test_ranks_run_together(run_ranks: Callable[..., Finished], tmp_path: Path) 
     }
     with pytest.raises(AssertionError, match="not finished after"):
         run_ranks(script, "hang", timeout_s=8)
+
+
+FORKED = Path(__file__).parent / "support" / "forked.py"
+
+
+def _start(*words: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(FORKED), *words],
+        env=environment(MINE="1", **environ),
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        umask=0o027,
+    )
+
+
+@pytest.fixture(scope="module")
+def _zygote_is_here() -> None:
+    """Nothing to be tested on a machine with a GPU."""
+    if zygote.VARIABLE not in os.environ:
+        pytest.skip("no forks where there are GPUs")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_zygote_is_here")
+@pytest.mark.parametrize("environ", [{}, {zygote.VARIABLE: ""}, {"HF_HOME": "/else"}])
+def test_a_fork_is_what_a_real_start_is(tmp_path: Path, environ: dict[str, str]) -> None:
+    with _start("exit", "a b", folder=tmp_path, **environ) as process:
+        output, errors = process.communicate("typed")
+    said = json.loads(output)
+    assert (process.returncode, errors) == (7, "")
+    assert said.pop("is_forked") is not bool(environ)
+    assert (said.pop("pid") == process.pid) is bool(environ)
+    assert said.pop("path")[0] == str(FORKED.parent)
+    assert said == {
+        "argv": [str(FORKED), "exit", "a b"],
+        "folder": str(tmp_path),
+        "mine": "1",
+        "umask": 0o027,
+        "stdin": "typed",
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_zygote_is_here")
+@pytest.mark.parametrize(
+    ("word", "code", "last"),
+    [
+        ("kill", -signal.SIGTERM, ""),
+        ("raise", 1, "ValueError: so it is"),
+        ("interrupted", -signal.SIGINT, "KeyboardInterrupt"),
+    ],
+)
+def test_a_fork_ends_as_a_real_start_does(tmp_path: Path, word: str, code: int, last: str) -> None:
+    with _start(word, folder=tmp_path) as process:
+        output, errors = process.communicate("")
+    assert json.loads(output)["is_forked"]
+    assert (process.returncode, errors.strip().rpartition("\n")[2]) == (code, last)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_zygote_is_here")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_signals_reach_the_fork(tmp_path: Path, number: signal.Signals) -> None:
+    with _start("wait", folder=tmp_path) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.close()
+        pid = json.loads(process.stdout.readline())["pid"]
+        assert pid != process.pid
+        process.send_signal(number)
+        assert process.wait(30) == -number
+        end = time.monotonic() + 30
+        while is_alive(pid):
+            assert time.monotonic() < end
+            time.sleep(0.01)

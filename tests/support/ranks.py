@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from support import leaks
+from support import leaks, zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ class Finished:
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a child: this checkout and tests/ importable, one thread, no GPU."""
-    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    path = [str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""), str(zygote.WARM)]
     return {
         **os.environ,
         "OMP_NUM_THREADS": "1",
