@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from typing import NoReturn
 
 from launcher import entry
 from launcher.cli import arguments
@@ -92,7 +93,7 @@ def compare(words: list[str]) -> int:
         (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
     options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
-    entry.become("launcher.train.compare", *parsed.models, *options)
+    return _replace("launcher.train.compare", *parsed.models, *options)
 
 
 def export(words: list[str]) -> int:
@@ -150,11 +151,17 @@ def report(words: list[str]) -> int:
 
 def _become(module: str, parsed: Namespace) -> int:
     """Replace this process by the run plane's, in the folder where the run was created."""
-    from launcher.jobs.start import refuse_in_rank, working_folder
+    from launcher.jobs.start import working_folder
 
     run = arguments.find(parsed)
     os.chdir(working_folder(run))
     sys.stdout.flush()
     names = [name for name in vars(parsed) if name not in ("run", "root")]
+    return _replace(module, str(run), *arguments.words(parsed, *names))
+
+
+def _replace(module: str, *words: str) -> NoReturn:
+    from launcher.jobs.start import refuse_in_rank
+
     refuse_in_rank("process")
-    entry.become(module, str(run), *arguments.words(parsed, *names))
+    entry.become(module, *words)

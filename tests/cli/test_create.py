@@ -70,7 +70,7 @@ def test_taken_name_is_refused_and_nothing_is_touched(tmp_path):
     [
         ("config.yaml", "run", "`launcher resume n --root {root}` goes on"),
         ("sweep.json", "sweep", "`launcher sweep resume n --root {root}` goes on"),
-        ("notes.txt", "folder", "or remove it: rm -r {root}/n"),
+        ("notes.txt", "folder that is no run", "or remove it: rm -r {root}/n"),
     ],
 )
 def test_what_has_the_name_is_said(tmp_path, file, what, hint):

@@ -224,7 +224,7 @@ def test_an_agent_of_wandb_reads_a_file_that_names_a_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("x.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     said = {
         "run": {"name": "s", "tags": list(ODD.values())},
         "sweep": {"name": "random", "trials": 3, "metric": "mine", "direction": "maximize"},

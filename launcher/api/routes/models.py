@@ -5,6 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
@@ -16,6 +17,15 @@ from launcher.api.tables import now
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
 
+class _Rest(PathConvertor):
+    """The rest of a path, line breaks and all."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("rest", _Rest())
+
+
 @router.get("")
 def list_models(caller: Asking, service: Served) -> dict[str, Any]:
     """Base models, fine-tuned models and their checkpoints."""
@@ -25,14 +35,14 @@ def list_models(caller: Asking, service: Served) -> dict[str, Any]:
 
 
 # Names have colons, and whoever has written them encoded has had them decoded by now.
-@router.get("/{model:path}")
+@router.get("/{model:rest}")
 def retrieve_model(model: str, caller: Asking, service: Served) -> dict[str, Any]:
     """One model."""
     with service.database.read() as session:
         return models.retrieved(session, service.site, caller.project_id, model)
 
 
-@router.delete("/{model:path}")
+@router.delete("/{model:rest}")
 async def delete_model(
     model: str, request: Request, caller: Asking, service: Served
 ) -> dict[str, Any]:
