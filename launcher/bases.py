@@ -161,6 +161,10 @@ def make(run: RunDir, model: ModelConfig) -> None:
             merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
             if merged.returncode:
                 raise _merge_failure(merged.returncode, model)
+            now = trained_base(model)
+            if now is not None and now != folder:  # the base has come from the hub meanwhile
+                shutil.rmtree(now, ignore_errors=True)
+                folder.rename(now)
             return
         assert isinstance(model, TinyModelConfig)
         print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)

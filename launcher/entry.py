@@ -10,11 +10,13 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import math
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
@@ -64,20 +66,24 @@ def call(module: str, *words: str, stdout: int | None = None) -> int:
 
     What ends this process ends that one too, which tidies up first what is half written.
     """
-    with interrupt_held():
-        process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-c", _PART, "-m", module, *words],
-            env=runtime.environment_without_ranks(),
-            stdout=stdout,
-        )
+    process = None
     try:
+        with interrupt_held():
+            process = subprocess.Popen(  # noqa: S603 - our own module
+                [sys.executable, "-c", _PART, "-m", module, *words],
+                env=runtime.environment_without_ranks(),
+                stdout=stdout,
+            )
         return process.wait()
     except KeyboardInterrupt:
-        process.terminate()  # without effect where Ctrl-C has reached it too
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        process.kill()
+        if process is not None:
+            process.terminate()  # without effect where Ctrl-C has reached it too
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_S)
         raise
+    finally:
+        if process is not None:
+            process.kill()  # without effect on one that has ended
 
 
 def become(module: str, *words: str) -> NoReturn:
@@ -140,20 +146,22 @@ def end_by_signals(*, silent: bool = False) -> None:
     with exit code 130, so that what is half written goes; unless `silent` with a line that says so.
 
     Who asks twice is answered once: a service manager sends both, and a closed terminal to all
-    processes of a command. Ctrl-C still ends the tidying up. nohup's wish is kept.
+    processes of a command. Ctrl-C still ends the tidying up, and who asks again after `GRACE_S`
+    ends the process itself. nohup's wish is kept.
     """
-    own, asked = os.getpid(), False
+    own, asked_at = os.getpid(), -math.inf
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if os.getpid() != own:  # a fork, whose parent has asked it
+        nonlocal asked_at
+        is_ctrl_c = number == signal.SIGINT
+        is_deaf = -math.inf < asked_at < time.monotonic() - GRACE_S and not is_ctrl_c
+        if is_deaf or os.getpid() != own:  # a fork is one whose parent has asked it
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        is_ctrl_c = number == signal.SIGINT
-        if asked and not is_ctrl_c:
+        if asked_at > -math.inf and not is_ctrl_c:
             return
-        asked = True
+        asked_at = time.monotonic()
         if not (silent or is_ctrl_c):
             with contextlib.suppress(OSError):
                 os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())

@@ -28,8 +28,8 @@ def serve(
     grace_s: int = 5,
     has_logs: bool = False,
 ) -> int:
-    """Serve until Ctrl-C or SIGTERM; prints the address on stdout, where it can be reached.
-    After SIGTERM it ends with exit code 0.
+    """Serve until Ctrl-C, SIGTERM or SIGHUP; prints the address on stdout, where it can be reached.
+    After SIGTERM or SIGHUP it ends with exit code 0.
 
     `http` is uvicorn's protocol class; requests have `grace_s` to end. uvicorn
     sets up loggers of its own unless the caller `has_logs`. There is no access log of
@@ -54,6 +54,8 @@ def serve(
     with contextlib.suppress(ValueError):  # not in the main thread, as in tests
         # uvicorn raises the signal again once all is ended well: that is no death by a signal.
         signal.signal(signal.SIGTERM, _end)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup wishes
+            signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
     uvicorn.Server(config).run(sockets=[listening])
     return ExitCode.ok
 

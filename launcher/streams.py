@@ -44,10 +44,15 @@ def told(text: str, aside: str) -> None:
 
 
 def complain(*problems: object) -> None:
-    """Print errors; where stderr cannot be written, the exit code has to say it all."""
+    """Print errors: see `remark`."""
+    for problem in problems:
+        remark(f"error: {problem}")
+
+
+def remark(text: str) -> None:
+    """Print on stderr; where it cannot be written, the exit code has to say it all."""
     try:
-        for problem in problems:
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
     except OSError:
         discard(sys.stderr)
 

@@ -262,3 +262,4 @@ def test_a_report_stops_without_a_traceback(
     assert child.returncode == ExitCode.interrupted, messages
     assert "Traceback" not in messages
     assert messages.count(f"stopped by {number.name}") == (number != signal.SIGINT)
+    assert ("Ctrl-C" in messages) == (number == signal.SIGINT)

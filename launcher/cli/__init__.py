@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -107,8 +108,9 @@ def _reported(words: list[str]) -> int:
         streams.complain(*error.problems)
         return int(error.exit_code)
     except KeyboardInterrupt as error:
-        if not _only_looks(words):
-            print(": ".join(filter(None, ("Ctrl-C", str(error)))), file=sys.stderr)
+        said = str(error) or "Ctrl-C"
+        if said not in signal.Signals.__members__ and not _only_looks(words):  # those are said
+            streams.remark(said)
         return int(ExitCode.interrupted)
     except Exception as error:
         from launcher.rundir import storage_error, too_many_processes

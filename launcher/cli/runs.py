@@ -84,13 +84,13 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     try:
         attempt = start.begin(run)
         print(f"run      {run.name}\nfolder   {run}", file=sys.stderr, flush=True)
-    except OSError:
+    except BrokenPipeError:
         from launcher.jobs.cancel import set_cancelled
 
         set_cancelled(run, "not started: nobody reads the output")
         raise
-    except KeyboardInterrupt:
-        raise start.interrupted(run) from None
+    except KeyboardInterrupt as error:
+        raise start.interrupted(run, error) from None
     return run, attempt
 
 

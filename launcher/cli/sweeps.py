@@ -33,16 +33,13 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
     sweep, request = begin.request(parsed.overrides, parsed.config_dir)
     if said := begin.announced(request):
         print(f"{request.kind:8} {said}", file=sys.stderr)
+    begin.require_free(sweep, request)
     if parsed.dry_run:
         from launcher.sweeps.rehearsal import rehearsal
 
         print(rehearsal(sweep, request))
         return ExitCode.ok
-    if sweep.exists():
-        begin.check_same(sweep, request)
-        request = sweep.request()
-    else:
-        request = begin.make(sweep, request)
+    request = sweep.request() if sweep.exists() else begin.make(sweep, request)
     print(f"sweep    {sweep.name}\nfolder   {sweep}", file=sys.stderr)
     if follow or Controller.submits_all(request):
         code = Controller(sweep, request, follow=follow).run()

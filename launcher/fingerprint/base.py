@@ -40,15 +40,12 @@ _IDLE = (
     "dtype",
     "use_cache",
     "architectures",
-) + (
-    *(
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "id2label",
-        "label2id",
-        "_attn_implementation",
-    ),
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "id2label",
+    "label2id",
+    "_attn_implementation",
 )
 #: What transformers looks for, first the first.
 _STEMS = ("model.safetensors", "pytorch_model.bin")

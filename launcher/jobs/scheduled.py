@@ -83,6 +83,10 @@ def _first_line(error: LauncherError) -> str:
     return error.problems[0].found.splitlines()[0]
 
 
+#: What ends the reason of a run whose job is gone from the queue; who did that is not known.
+NEVER_BEGAN = "knows it no more: cancelled in Slurm"
+
+
 def settle(path: str | Path, status: Status, number: str, job: Job | None) -> Status:
     """The state of the run at `path`, last read as `status`, when Slurm says `job` of its job."""
     if number == UNHEARD:
@@ -95,7 +99,7 @@ def settle(path: str | Path, status: Status, number: str, job: Job | None) -> St
     found = judged(status, number, job)
     if found.state is State.failed and not settled(status):
         if job is None and status.state is State.queued and _others_began(RunDir(path), status):
-            reason = f"job {number} never began, and Slurm knows it no more: cancelled in Slurm"
+            reason = f"job {number} never began, and Slurm {NEVER_BEGAN}"
             code = int(ExitCode.interrupted)
             return replace(found, state=State.cancelled, reason=reason, exit_code=code)
         cause = _cause(RunDir(path), status)

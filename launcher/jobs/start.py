@@ -211,8 +211,8 @@ def submit(
         backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
         plan = backend.plan(fitted(spec(run, attempt, config), config))
         patiently(lambda: backend.submit(plan, attached=attached), patience_s)
-    except KeyboardInterrupt:
-        raise interrupted(run) from None
+    except KeyboardInterrupt as error:
+        raise interrupted(run, error) from None
     except BusyError as error:
         note_not_submitted(run, attempt, error)
         problem, hint = error.problems[0], f"{run.command('resume')} tries again"
@@ -225,11 +225,13 @@ def submit(
     return backend
 
 
-def interrupted(run: RunDir) -> KeyboardInterrupt:
-    """What to raise where Ctrl-C came before an attempt was handed over; written to the run."""
-    code = int(ExitCode.interrupted)
-    run.set_status(State.cancelled, reason="Ctrl-C before its start", exit_code=code)
-    return KeyboardInterrupt(f"{run.name} was not started; {run.command('resume')} starts it")
+def interrupted(run: RunDir, by: KeyboardInterrupt) -> KeyboardInterrupt:
+    """What to raise where Ctrl-C or a signal came before an attempt was handed over; written to the
+    run."""
+    what, code = str(by) or "Ctrl-C", int(ExitCode.interrupted)
+    run.set_status(State.cancelled, reason=f"{what} before its start", exit_code=code)
+    resume = run.command("resume")
+    return KeyboardInterrupt(f"{what}: {run.name} was not started; {resume} starts it")
 
 
 def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:

@@ -84,22 +84,20 @@ class LocalBackend:
                 start_new_session=True,
                 preexec_fn=processes.end_with_parent() if attached else None,
             )
-        end = time.monotonic() + START_TIMEOUT_S
-        while read_json(supervisor_file(run, plan.attempt)) is None:
-            if supervisor.poll() is not None:
-                said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-                raise LauncherError(
-                    f"the supervisor did not start: {said}",
-                    where=str(log),
-                )
-            if time.monotonic() > end:
-                supervisor.kill()  # or it would begin after all, beside the next
-                supervisor.wait()
-                raise SlowStartError(
-                    f"the supervisor did not start within {START_TIMEOUT_S:.0f} s",
-                    where=str(log),
-                )
-            time.sleep(0.01)
+        try:
+            end = time.monotonic() + START_TIMEOUT_S
+            while read_json(supervisor_file(run, plan.attempt)) is None:
+                if supervisor.poll() is not None:
+                    said = log.read_text(encoding="utf-8", errors="replace")[-2000:]
+                    raise LauncherError(f"the supervisor did not start: {said}", where=str(log))
+                if time.monotonic() > end:
+                    found = f"the supervisor did not start within {START_TIMEOUT_S:.0f} s"
+                    raise SlowStartError(found, where=str(log))
+                time.sleep(0.01)
+        except BaseException:  # or it would begin after all, as nobody knows any more
+            supervisor.kill()
+            supervisor.wait()
+            raise
         return str(supervisor.pid)
 
     def status(self, run: RunDir, attempt: int) -> JobState:

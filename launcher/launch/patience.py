@@ -33,16 +33,18 @@ def patiently(
 ) -> Answer:
     """What `act` returns, which is called again while it raises `BusyError`, and says so.
 
-    The waits double up to 15 s. After `for_s` seconds, or once `is_stopped`, the error is raised.
+    The waits double up to 15 s. After `for_s` seconds, or once `is_stopped`, the error is raised;
+    what has taken all of them at its first try has a second one, unless they are 0.
     """
-    end, wait_s = time.monotonic() + for_s, _FIRST_S
+    end, wait_s, is_last = time.monotonic() + for_s, _FIRST_S, not for_s
     while True:
         try:
             return act()
         except BusyError as error:
             left_s = end - time.monotonic()
-            if left_s <= 0 or is_stopped():
+            if (left_s <= 0 and is_last) or is_stopped():
                 raise
+            left_s, is_last = max(left_s, _FIRST_S), True
             said = error.problems[0].found.splitlines()[-1]
             print(
                 f"waiting: {said}; tried again in {min(wait_s, left_s):.0f} s,"

@@ -299,7 +299,8 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
         job = str(numbers[-1])
     except LauncherError as error:
         # Whatever it says, the controller may have taken the job.
-        if not isinstance(error, ConfigError | slurm_ask.SlurmFullError):
+        is_full = isinstance(error, slurm_ask.SlurmFullError) and not error.is_open
+        if not (is_full or isinstance(error, ConfigError)):
             found = slurm_ask.submitted(folder / name)
         if found:
             return found[0]

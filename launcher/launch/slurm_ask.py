@@ -92,7 +92,9 @@ def run(*command: str, cwd: Path | None = None) -> str:
     except subprocess.TimeoutExpired as error:
         said = (error.stderr or b"").decode(errors="replace")
         if _FULL.search(said):  # sbatch tries by itself, for longer than we wait
-            raise _full(said.strip().splitlines()[-1]) from error
+            full = _full(said.strip().splitlines()[-1])
+            full.is_open = True  # its last try may have come through
+            raise full from error
         hint = "its controller is away or busy: try again; jobs go on meanwhile"
         raise SlurmDownError(
             f"`{command[0]}` does not answer within {_TIMEOUT_S:.0f} s", where="Slurm", hint=hint

@@ -35,11 +35,12 @@ def model_source(config: ModelConfig) -> str:
     if base is not None:
         if not (base / "config.json").is_file():
             raise ConfigError(
-                "its base has not been made, or was deleted from the cache",
+                "its base has not been made of the files that are here now, or was deleted",
                 where=f"model.adapter={config.adapter}"
                 if config.adapter
                 else f"model.recipe={getattr(config, 'recipe', None)}",
-                hint="`launcher train` makes it",
+                hint="a run makes it when it starts: `launcher train` or `launcher resume`; for one"
+                " that has ended, put back the files that it was made of",
             )
         return str(base)
     if isinstance(config, TinyModelConfig):

@@ -15,14 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, ownfile, typed
+from launcher.config import compose, create, ownfile, typed
 from launcher.config.schema import Config
 from launcher.config.schema_launch import TorchrunConfig
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.jobs import requirements
 from launcher.launch.torchrun import given_endpoint
-from launcher.rundir import command, storage_errors
+from launcher.rundir import RunDir, command, storage_errors
 from launcher.sweeps import space, study
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
@@ -215,11 +215,7 @@ def make(sweep: SweepDir, asked: Request) -> Request:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     if not sweep.exists():
-        raise ConfigError(
-            f"there is a run or another folder of this name already: {sweep}",
-            where="run.name",
-            hint="choose another name",
-        )
+        raise create.taken(RunDir(path))
     check_same(sweep, asked)
     return sweep.request()
 
@@ -232,6 +228,14 @@ def _kept(path: Path, folder: Path, number: int, word: str) -> str:
     name = f"own-{number}.yaml"
     shutil.copyfile(runtime.user_path(word), folder / name)
     return str(path / name)
+
+
+def require_free(sweep: SweepDir, asked: Request) -> None:
+    """Raise `ConfigError` if a run, another folder or another sweep has the name."""
+    if sweep.exists():
+        check_same(sweep, asked)
+    elif sweep.path.exists():
+        raise create.taken(RunDir(sweep.path))
 
 
 def check_same(sweep: SweepDir, asked: Request) -> None:

@@ -155,19 +155,19 @@ class Controller:
             if self.stops:
                 raise Stopped from None
             raise
+        if self.pool.is_queued and (count := len(trials) - len(left)):
+            self.say(f"sweep    {self.sweep.name}: {count} trials queued")
+        if left and self.pool.refusal:
+            why = self.pool.refusal.problems[0].found.splitlines()[-1]
+            self.say(f"waiting: {len(left)} trials follow when others have ended: {why}")
         if self.pool.is_queued:
-            if count := len(trials) - len(left):
-                self.say(f"sweep    {self.sweep.name}: {count} trials queued")
-            if left and self.pool.refusal:
-                why = self.pool.refusal.problems[0].found.splitlines()[-1]
-                self.say(f"waiting: {len(left)} trials follow when others have ended: {why}")
             return left
-        for trial in trials:
+        for trial in (trial for trial in trials if trial not in left):
             if trial.number in self.pool.running:
                 self.say(f"{trial.run.name}  started: {table.shown(trial.words)}")
             else:
                 self.tell(trial)
-        return []
+        return left
 
     def wait(self) -> list[Trial]:
         """Wait a moment; returns the trials that have ended. Raises `Stopped`."""

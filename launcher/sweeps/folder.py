@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, ExitCode, did_you_mean
+from launcher.jobs.scheduled import NEVER_BEGAN
 from launcher.jobs.status import Row, observed_rows, observed_run
 from launcher.launch.outcome import settled
 from launcher.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
@@ -204,10 +205,11 @@ class SweepDir:
 
 
 def may_pass(status: Status) -> bool:
-    """Whether a trial has failed by what may be mended meanwhile: a full disk, a node that hangs or
-    is lost. Its own faults, such as its config or a loss that diverges, come again."""
+    """Whether a trial has ended by what may be mended meanwhile: a full disk, a node that hangs or
+    is lost, a queue that forgot it. Its own faults, such as its config or a loss that diverges,
+    come again."""
     if status.state is not State.failed:
-        return False
+        return status.reason.endswith(NEVER_BEGAN)
     return status.exit_code in (ExitCode.hang, ExitCode.storage) or bool(
         _LOST.search(status.reason)
     )

@@ -1,4 +1,4 @@
-"""How much each varied key matters for the metric: Optuna's evaluator, or rank correlation."""
+"""How much each varied key matters for the metric: Optuna's evaluator, or how they go together."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def importances(request: Request, rows: Sequence[Row]) -> tuple[str, list[tuple[
     varied = [d for d in request.swept if len({value_of(row, d) for row in done}) > 1]
     if len(done) < LEAST or not varied:
         return "", []
-    name, found = "rank correlation", _by_rank(done, varied)
+    name, found = "rank correlation or correlation ratio", _by_rank(done, varied)
     if len(done) >= LEAST_FOR_ANOVA:
         with contextlib.suppress(ConfigError):  # Optuna is not installed
             name, found = "PED-ANOVA (Optuna)", _by_optuna(request, done, varied)

@@ -53,7 +53,7 @@ class Pool:
         #: Plans of trials that the queue had no room for, and until when it is not asked again.
         self._deferred: dict[int, LaunchPlan] = {}
         self._closed_until = 0.0
-        self.refusal: SlurmFullError | None = None
+        self.refusal: LauncherError | None = None
         self._places = None
         if not self.is_queued:
             self._places = Slots(config, self.parallel or 1, where="launch.max_parallel")
@@ -71,8 +71,10 @@ class Pool:
     @property
     def room(self) -> int | None:
         """How many more trials can be started now; None: any number, the queue sees to the rest."""
+        if time.monotonic() < self._closed_until:
+            return 0
         if self.is_queued:
-            return 0 if time.monotonic() < self._closed_until else None
+            return None
         return max(0, (self.parallel or 1) - len(self.running))
 
     def gpus_of(self, slot: int) -> list[str]:
@@ -100,13 +102,11 @@ class Pool:
     def start(self, trials: Sequence[Trial]) -> list[Trial]:
         """Launch trials, at most `room` of them; a trial that cannot be is written as failed.
 
-        Returns those for which the queue has no room (`refusal` says why) as long as others are
-        there.
+        Returns those for which there is no room now, in the queue or on a machine that is too busy
+        (`refusal` says why), as long as others are there.
         """
         if not self.is_queued:
-            for trial in trials:
-                self._start_here(trial)
-            return []
+            return [trial for trial in trials if not self._start_here(trial)]
         arrays: dict[str, list[tuple[Trial, LaunchPlan]]] = {}
         for trial in trials:
             plan = self._plan(trial, None)
@@ -141,9 +141,12 @@ class Pool:
         size = most = len(array)
         while array:
             try:
+                if self.is_stopped():
+                    raise BusyError("stopped before all trials were submitted")
                 self._submit_one(array[:size], is_small=size == 1)
             except LauncherError as error:
-                if size > 1 and isinstance(error, ArrayError | SlurmFullError):
+                is_full = isinstance(error, SlurmFullError) and not error.is_open
+                if size > 1 and (is_full or isinstance(error, ArrayError)):
                     size = (size + 1) // 2
                     most = size if isinstance(error, ArrayError) else most
                     continue
@@ -151,9 +154,9 @@ class Pool:
                 # submitted.
                 for trial, plan in array:
                     start.note_not_submitted(trial.run, plan.attempt, error)
-                if not (self.running and isinstance(error, SlurmFullError)):
+                if not (self.running and is_full):
                     raise
-                self.refusal, self._closed_until = error, time.monotonic() + _FULL_S
+                self._close(error)
                 self._deferred |= {trial.number: plan for trial, plan in array}
                 return [trial for trial, _ in array]
             array = array[size:]
@@ -191,11 +194,15 @@ class Pool:
         jobs = (slurm.job_id(t.run, t.run.status().attempt) for t in self.running.values())
         return sorted({job.partition("_")[0] for job in jobs if job}, key=int)
 
-    def _start_here(self, trial: Trial) -> None:
+    def _close(self, error: LauncherError) -> None:
+        self.refusal, self._closed_until = error, time.monotonic() + _FULL_S
+
+    def _start_here(self, trial: Trial) -> bool:
+        """Whether the trial has been dealt with; False if it waits for a better moment."""
         slot = free_slot([*self._slots.values()], self.parallel or 1)
         plan = self._plan(trial, slot)
         if plan is None:
-            return
+            return True
         try:
             backend = variants.LAUNCHERS.load(self.backend_name)()
             # Not attached: trials outlive a controller that is killed, and the next adopts them.
@@ -203,11 +210,15 @@ class Pool:
         except (BusyError, StorageError) as error:
             # A machine that is too busy, or a full disk, is no fault of the trial's.
             start.note_not_submitted(trial.run, plan.attempt, error)
-            raise
+            if not self.running:
+                raise
+            self._close(error)
+            return False
         except LauncherError as error:
             _fail(trial, error)
-            return
+            return True
         self._occupy(trial, slot)
+        return True
 
     def _plan(self, trial: Trial, slot: int | None) -> LaunchPlan | None:
         """The launch plan of the trial's next attempt, or None: the trial has failed."""

@@ -15,6 +15,7 @@ from launcher import registry
 from launcher.cli import VERBS, arguments, main
 from launcher.config import groups, typed
 from launcher.errors import ExitCode
+from launcher.launch import processes
 from launcher.rundir import RunDir, State
 from launcher.runtime import child_environment, cpu_count
 
@@ -185,6 +186,20 @@ def test_interrupt_before_a_run_is_handed_over_is_said_and_written(
     assert capsys.readouterr().err.endswith(said)
     status = RunDir("runs/r").status()
     assert (status.state, status.reason) == (State.cancelled, "Ctrl-C before its start")
+
+
+def test_a_supervisor_that_nobody_waits_for_any_more_does_not_begin(monkeypatch, capsys, tmp_path):
+    def stop(path: Path) -> None:
+        raise KeyboardInterrupt("SIGTERM")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.launch.local.read_json", stop)
+    assert main(["submit", *WORDS, "run.name=r"]) == ExitCode.interrupted
+    assert processes.descendants(os.getpid()) == []
+    said = "SIGTERM: r was not started; `launcher resume r` starts it\n"
+    assert capsys.readouterr().err.endswith(said)
+    status = RunDir("runs/r").status()
+    assert (status.state, status.reason) == (State.cancelled, "SIGTERM before its start")
 
 
 def test_reader_that_goes_away_is_no_error(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -399,3 +400,22 @@ def _run(run: RunDir, attempt: int, folder: Path) -> subprocess.CompletedProcess
     python = next(line for line in script.splitlines() if line.startswith("slurm_job=("))
     script = script.replace(python, f"slurm_job=({stand_in} -m launcher.launch.slurm_job)")
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd="/tmp")
+
+
+def test_a_first_try_that_takes_all_of_the_time_has_a_second(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tries = []
+
+    def act() -> str:
+        tries.append(1)
+        time.sleep(0.05)
+        if len(tries) == 1:
+            raise BusyError("slow")
+        return "done"
+
+    assert patiently(act, 0.01) == "done"
+    assert "waiting: slow" in capsys.readouterr().err
+    tries.clear()
+    with pytest.raises(BusyError):  # who is not patient at all is not made to wait
+        patiently(act, 0.0)

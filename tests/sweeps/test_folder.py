@@ -161,7 +161,7 @@ def test_one_of_two_sweeps_of_one_name_made_in_one_moment_is_refused(made: Made)
 def test_a_folder_that_is_no_sweep_keeps_its_name(made: Made) -> None:
     asked = begin.request((*WORDS, "seed=1,2"), [])
     (asked[0].path / "mine").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="there is a run or another folder of this name"):
+    with pytest.raises(ConfigError, match="of this name already"):
         begin.make(*asked)
     (asked[0].path / "mine").rmdir()  # what a kill has left of a beginning
     assert begin.make(*asked) == asked[1]
@@ -439,11 +439,14 @@ def test_the_key_that_matters_is_found(made: Made, monkeypatch: pytest.MonkeyPat
     name, found = importance.importances(request, rows)
     assert name == "PED-ANOVA (Optuna)"
     assert found[0][0] == "optim.lr"
-    assert importance.importances(request, rows[: importance.LEAST])[0] == "rank correlation"
+    assert (
+        importance.importances(request, rows[: importance.LEAST])[0]
+        == "rank correlation or correlation ratio"
+    )
     assert importance.importances(request, rows[: importance.LEAST - 1]) == ("", [])
     monkeypatch.setitem(sys.modules, "optuna", None)
     name, found = importance.importances(request, rows)
-    assert name == "rank correlation"
+    assert name == "rank correlation or correlation ratio"
     assert found[0][0] == "optim.lr"
     assert all(0 <= value <= 1 for _, value in found)
 
@@ -585,6 +588,12 @@ def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
     assert status.reason.startswith("not submitted: ")
     assert processes.descendants(os.getpid()) == []
     assert not trials.running
+    # Beside one that runs it waits, and so does what would be started next.
+    trials.running[1] = maker.make(1, ["seed=2"])
+    assert trials.start([trial]) == [trial]
+    assert isinstance(trials.refusal, local.SlowStartError)
+    trials.parallel = 5
+    assert trials.room == 0
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
