@@ -7,7 +7,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
@@ -245,20 +245,6 @@ def single_threaded_rayon() -> None:
     """The same for libraries on rayon, before their first use: its threads do not survive a fork,
     and a forked process would wait for them for ever."""
     os.environ["RAYON_NUM_THREADS"] = "1"
-
-
-@contextlib.contextmanager
-def without(package: str) -> Iterator[None]:
-    """Let an installed package look as if it were not, to what is imported meanwhile, unless it is
-    imported already: a `None` in its place is what Python's import system knows for that."""
-    if package in sys.modules:
-        yield
-        return
-    sys.modules[package] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[package]
 
 
 def keep_wandb_from_advising() -> None:

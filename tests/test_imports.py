@@ -84,7 +84,7 @@ def _added(*modules: str) -> dict[str, list[str]]:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr
     added: dict[str, list[str]] = json.loads(result.stdout.splitlines()[-1])
@@ -102,17 +102,6 @@ def test_control_modules_load_no_run_library() -> None:
         for name, packages in _added(*_control_modules()).items()
     }
     assert {name: packages for name, packages in heavy.items() if packages} == {}
-
-
-@pytest.mark.slow
-def test_a_rank_imports_nothing_for_other_fields() -> None:
-    """Half a second each, and no language model needs them."""
-    pytest.importorskip("scipy")
-    added = {
-        package for one in _added("launcher.train.loop", "deepspeed").values() for package in one
-    }
-    assert {"torch", "transformers", "deepspeed"} <= added
-    assert added & {"scipy", "sklearn", "pandas", "datasets", "pyarrow", "matplotlib"} == set()
 
 
 def test_the_probe_sees_a_heavy_import() -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-
 import pytest
 
 from launcher import runtime
@@ -29,16 +26,3 @@ def test_nothing_steers_commands_of_slurm_from_outside(monkeypatch, name):
 def test_what_finds_the_cluster_and_what_users_export_reaches_the_job(monkeypatch, name):
     monkeypatch.setenv(name, "x")
     assert runtime.submission_environment()[name] == "x"
-
-
-def test_a_package_is_hidden_for_a_while(monkeypatch):
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with runtime.without("colorsys"):
-        assert importlib.util.find_spec("colorsys") is None
-        with pytest.raises(ModuleNotFoundError):
-            import colorsys
-    import colorsys
-
-    # What is imported already stays: others hold it.
-    with runtime.without("colorsys"):
-        assert sys.modules["colorsys"] is colorsys

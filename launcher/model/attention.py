@@ -24,15 +24,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
-from launcher import runtime
 from launcher.errors import ConfigError
-
-# transformers takes from scipy what losses of object detection need: half a second of each rank.
-with runtime.without("scipy"):
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
 
 DOCUMENT = "launcher_document"
 VARLEN = "launcher_varlen"

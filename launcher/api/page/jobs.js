@@ -139,6 +139,8 @@ function pick(job, is) {
     rows.get(job).querySelector("input").checked = false;
     return;
   }
+  chosen = next; // at once: the next box may be ticked before the list has come again
+  choice();
   change({ chosen: next.join(",") || null }, false);
 }
 
