@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -77,11 +78,15 @@ class TurnThreads:
         self._lock = threading.Lock()
 
     def submit(self, who: str, work: Callable[[], None]) -> Future[None]:
-        """Do it when a thread is free and it is its turn."""
+        """Do it when a thread is free and it is its turn; `OSError` if no thread can be had."""
         done: Future[None] = Future()
         with self._lock:
             self._waiting.add(who, (done, work))
-        self._threads.submit(self._do_next)
+        try:
+            self._threads.submit(self._do_next)
+        except RuntimeError as error:  # no thread could be started
+            done.cancel()  # another may come to it all the same
+            raise OSError(errno.EAGAIN, str(error)) from error
         return done
 
     def close(self) -> None:
@@ -93,6 +98,8 @@ class TurnThreads:
             found = self._waiting.next()
         assert found is not None  # as many are added as are begun
         done, work = found
+        if not done.set_running_or_notify_cancel():
+            return
         try:
             work()
         except BaseException as error:

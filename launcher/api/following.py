@@ -14,7 +14,7 @@ from launcher.api.launching import Attempt
 from launcher.api.records import Place
 from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.workplace import Workplace
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, StorageError
 from launcher.launch import slurm
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
@@ -77,7 +77,9 @@ def _of_slurm(run: RunDir, seen: Status | None) -> Status | None:
 
 def _again(place: Workplace, job: Job, run: RunDir) -> None:
     """Go on with a run that was stopped, but not because the client wanted it."""
-    losses = job.cursor.get("losses", 0)
+    step = run.status().step or 0
+    # It went on since the last loss: losses in weeks are none in a row.
+    losses = job.cursor.get("losses", 0) if step <= job.cursor.get("lost_at", 0) else 0
     if losses >= _MOST_LOSSES:
         code, found = int(ExitCode.internal), "the processes of the job were lost again and again"
         ending.fail_run(place, job.id, Status(State.failed, reason=found, exit_code=code))
@@ -85,14 +87,17 @@ def _again(place: Workplace, job: Job, run: RunDir) -> None:
     with place.owned(job.id) as (_, row):
         if row.wanted is not None:
             return
-        row.cursor = {**row.cursor, "losses": losses + 1}
         row.estimated_finish = None
+    is_loss = True
     try:
         launching.begin(place, job, run)
-    except BusyError:  # a scheduler that takes nothing is no loss of the job's
-        with place.owned(job.id) as (_, row):
-            row.cursor = {**row.cursor, "losses": losses}
+    except (BusyError, StorageError):  # a scheduler that takes nothing, a full disk, a rank that
+        is_loss = False  # still saves: no loss of the job's
         raise
+    finally:
+        if is_loss:
+            with place.owned(job.id) as (_, row):
+                row.cursor = {**row.cursor, "losses": losses + 1, "lost_at": step}
 
 
 def note_progress(place: Workplace, job: Job, run: RunDir) -> None:

@@ -17,7 +17,7 @@ from launcher.jobs import start
 from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots
 from launcher.launch import slurm
-from launcher.launch.local import supervisor_file
+from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
 from launcher.launch.spec import JobState as BackendState
@@ -25,7 +25,7 @@ from launcher.launch.spec import LaunchSpec, backend_name, job_file
 from launcher.rundir import RunDir, State, storage_errors
 
 #: What was started just before a controller died may take so long to be seen.
-_START_S = 30.0
+_START_S = START_TIMEOUT_S + 10.0
 _SUBMIT_S = 60.0
 STARTED = Note("started", "Fine-tuning job started")
 

@@ -154,7 +154,7 @@ class Pool:
             async with self._making_room.held(project):
                 # Somebody else may have asked for it meanwhile.
                 place = self._known(source)
-                while place is None and len(self._places) >= self._chat.models:
+                while place is None and self._is_full:
                     await self._end_one()
                     place = self._known(source)
                 if place is None:
@@ -187,8 +187,17 @@ class Pool:
     async def _end_one(self) -> None:
         """End the idle model used longest ago; if none is idle, the first as soon as what it has
         begun is answered. Nobody new gets at it before, and who still waits comes back for room."""
+        if len(self._places) < self._chat.models:
+            await asyncio.wait([*self._ending], return_when=asyncio.FIRST_COMPLETED)
+            return
         idle = (source for source, place in self._places.items() if not place.users)
-        await self._remove(next(idle, next(iter(self._places))), for_room=True)
+        # Shielded: it ends also if who waits for its room goes away.
+        await asyncio.shield(self._remove(next(idle, next(iter(self._places))), for_room=True))
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether there is no room for another model; one that ends is there until it has."""
+        return len(self._places) + len(self._ending) >= self._chat.models
 
     def _remove(self, source: Source, *, for_room: bool = False) -> asyncio.Task[None]:
         place = self._places.pop(source)

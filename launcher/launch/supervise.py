@@ -52,6 +52,9 @@ def main(argv: list[str]) -> int:
     signal.signal(STOP, wishes.note)
     signal.signal(END_NOW, wishes.note)
     processes.adopt_orphans()
+    before = run.status()
+    if before.attempt > attempt or outcome.settled(before):
+        return ExitCode.interrupted  # it began so slowly that nobody counts on it any more
     run.set_status(State.preparing, attempt=attempt)
     identity = {"pid": os.getpid(), "host": socket.gethostname(), "time": time.time()}
     write_json(supervisor_file(run, attempt), identity)

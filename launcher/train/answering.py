@@ -46,6 +46,8 @@ class Answering:
         self._changed = threading.Condition()
         self._is_over = False
         self._open: set[str] = set()
+        self._kept: dict[str, dict[str, Any]] = {}
+        """The requests that wait, by id."""
 
     def listen(self, lines: Iterable[str]) -> None:
         """Take in requests until there are no more; all are withdrawn then."""
@@ -53,9 +55,12 @@ class Answering:
             request = json.loads(line)
             if "cancel" in request:
                 self._open.discard(request["cancel"])
+                with self._changed:
+                    self._kept.pop(request["cancel"], {}).clear()  # it may be large
             else:
                 self._open.add(request["id"])
                 with self._changed:
+                    self._kept[request["id"]] = request
                     self._waiting.add(request.get("project", ""), request)
                     self._changed.notify()
         self._open.clear()
@@ -81,7 +86,10 @@ class Answering:
                     if self._is_over or not wait:
                         return {}
                     self._changed.wait()
-            name = str(request["id"])
+                if not request:
+                    continue
+                name = str(request["id"])
+                del self._kept[name]
 
             def is_gone(name: str = name) -> bool:
                 return name not in self._open

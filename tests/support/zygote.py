@@ -111,8 +111,11 @@ def begin() -> None:
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        subprocess.Popen(
-            [sys.executable, "-u", "-m", "support.zygote", str(listener.fileno()), str(log)],
+        command = [sys.executable, "-u", "-m", "support.zygote", str(listener.fileno()), str(log)]
+        subprocess.run(
+            # Nobody's child: tests look at what their own process has started.
+            ["/bin/sh", "-c", '"$@" <&0 &', "sh", *command],
+            check=True,
             env=environment,
             stdin=reader,
             stdout=writer,
@@ -291,9 +294,10 @@ def run(wish: dict[str, Any]) -> None:
             sys.path.insert(0, os.path.dirname(os.path.realpath(name)))
         runpy.run_path(name, run_name="__main__")
         return
-    if "-c" in wish["argv"][:3]:  # the line of `launcher.entry`
+    if "-c" in wish["argv"][:3]:  # a line of `launcher.entry`, which ends with `e.FUNCTION()`
         sys.argv[:] = ["-c", "-m", name, *words]
-        importlib.import_module("launcher.entry").main()
+        line = next(word for word in wish["argv"] if word.endswith("()"))
+        getattr(importlib.import_module("launcher.entry"), line[:-2].rpartition(".")[2])()
         return
     if not wish["safe_path"]:
         sys.path.insert(0, os.getcwd())

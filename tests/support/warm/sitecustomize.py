@@ -17,7 +17,7 @@ def _main(words, root):
     while words and words[0] == "-u":
         del words[0]
     agents = ("torch.distributed.run", "deepspeed.launcher.launch")
-    if words[:1] == ["-c"] and "import launcher.entry as e; e.main()" in words[1]:
+    if words[:1] == ["-c"] and "import launcher.entry as e; e." in words[1]:
         del words[:2]
         agents = ()  # a supervisor looks for their children
     if words[:1] == ["-m"] and len(words) > 1:
