@@ -79,3 +79,20 @@ def test_threads_do_the_work_of_each_in_turn() -> None:
         wrong.result(10)
     assert did == ["red0", "green", "red1", "red2"]
     threads.close()
+
+
+def test_work_that_no_thread_can_be_had_for_is_not_done_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads, did = TurnThreads(1, "test"), list[str]()
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(OSError, match="can't start new thread"):
+            threads.submit("red", lambda: did.append("first"))
+    threads.submit("red", lambda: did.append("second")).result(10)
+    assert did == ["second"]
+    threads.close()

@@ -309,3 +309,12 @@ def test_calls_in_an_answer_are_told_from_its_text() -> None:
         None,
     ]
     assert answered(said)[0]["text"] == said[:9]  # at once, where nothing may be called
+
+
+def test_nothing_is_kept_of_a_question_that_is_withdrawn(speaker: Speaker) -> None:
+    work = Answering(speaker, 64, lambda line: None)
+    asked = [{"id": str(n), "messages": HELLO} for n in range(3)]
+    work.listen(map(json.dumps, [*asked, {"cancel": "0"}, {"cancel": "2"}]))
+    assert list(work._kept) == ["1"]
+    waiting = [work._waiting.next() for _ in range(3)]
+    assert waiting == [{}, asked[1], {}]
