@@ -108,6 +108,7 @@ def begin() -> None:
             **{k: v for k, v in os.environ.items() if k not in (VARIABLE, leaks.MARKER)},
             "PYTHONPATH": str(Path(__file__).parents[1]),
             "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",  # as ranks have it; read once, when OpenMP is loaded
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
