@@ -164,6 +164,11 @@ def serve(listener: socket.socket) -> None:
                 link = listener.accept()[0]
                 try:
                     pid = _forked(link)
+                except _Fork:
+                    # Its copies: who forgets them later would close files of the same numbers.
+                    for mine in (waiting, listener, link, *(other for other, _ in links.values())):
+                        mine.close()
+                    raise
                 except (OSError, ValueError):
                     traceback.print_exc()
                     pid = 0
@@ -314,7 +319,7 @@ if __name__ == "__main__":
     try:
         serve(socket.socket(fileno=int(sys.argv[1])))
     except _Fork as found:
-        fork = found  # for good: sockets of the zygote that are forgotten would close our files
+        fork = found
     else:
         sys.exit()
     become(fork.wish)
