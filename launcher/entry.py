@@ -22,7 +22,7 @@ from types import FrameType
 from typing import NoReturn
 
 from launcher import runtime, streams
-from launcher.errors import ExitCode
+from launcher.errors import ExitCode, LauncherError
 from launcher.rundir import storage_error, too_many_processes
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
@@ -132,13 +132,19 @@ def _written() -> None:
         streams.discard(sys.stdout, sys.stderr)
         sys.exit(int(ExitCode.interrupted))
     except (OSError, RuntimeError) as error:
-        known = too_many_processes(error)
-        if known is None and isinstance(error, OSError):
-            known = streams.unwritable(error) or storage_error(error)
+        known = trouble(error)
         if known is None:
             raise
         streams.complain(known)
         sys.exit(int(known.exit_code))
+
+
+def trouble(error: Exception) -> LauncherError | None:
+    """The trouble of the machine that `error` tells of; None if it may be a defect."""
+    known = too_many_processes(error)
+    if known is None and isinstance(error, OSError):
+        return streams.unwritable(error) or storage_error(error)
+    return known
 
 
 def end_by_signals(*, silent: bool = False) -> None:

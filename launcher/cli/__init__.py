@@ -113,11 +113,7 @@ def _reported(words: list[str]) -> int:
             streams.remark(said)
         return int(ExitCode.interrupted)
     except Exception as error:
-        from launcher.rundir import storage_error, too_many_processes
-
-        known = too_many_processes(error)
-        if known is None and isinstance(error, OSError):
-            known = streams.unwritable(error) or storage_error(error)
+        known = entry.trouble(error)
         if known is not None:
             streams.complain(known)
             return int(known.exit_code)
