@@ -579,6 +579,7 @@ def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
     trial = maker.make(0, ["seed=1"])
     monkeypatch.setattr(local, "START_TIMEOUT_S", 0.0)
     monkeypatch.setattr(patiently, "__defaults__", (0.5,))
+    before = set(processes.descendants(os.getpid()))
     with pytest.raises(local.SlowStartError) as caught:
         trials.start([trial])
     assert caught.value.exit_code == ExitCode.preempted
@@ -586,7 +587,7 @@ def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
     status = trial.run.status()
     assert (status.state, status.exit_code) == (State.preempted, ExitCode.preempted)
     assert status.reason.startswith("not submitted: ")
-    assert processes.descendants(os.getpid()) == []
+    assert set(processes.descendants(os.getpid())) <= before
     assert not trials.running
     # Beside one that runs it waits, and so does what would be started next.
     trials.running[1] = maker.make(1, ["seed=2"])

@@ -249,14 +249,16 @@ def strict_roles(here):
         (no_file, ExitCode.data, "data.jsonl"),
         (empty_file, ExitCode.data, "data.jsonl: the file is empty"),
         (line(3, b'{"messages": ['), ExitCode.data, "data.jsonl:3: broken JSON"),
-        (line(4, messages(("user", "hm?"))), ExitCode.data, "data.jsonl:4: "),
-        (line(9, b'{"messages": "\xff\xfe"}'), ExitCode.data, "data.jsonl:9: "),
+        (line(53, b'{"messages": ['), ExitCode.data, "data.jsonl:53: broken JSON"),
+        (line(54, messages(("user", "hm?"))), ExitCode.data, "data.jsonl:54: "),
+        (line(59, b'{"messages": "\xff\xfe"}'), ExitCode.data, "data.jsonl:59: "),
         (no_template, ExitCode.usage, "model.chat_template"),
         (no_model_config, ExitCode.usage, "model.name"),
         (strict_roles, ExitCode.data, "data.jsonl:5: "),
     ],
     ids=[
-        *("missing file", "empty file", "broken JSON", "no assistant turn", "invalid UTF-8"),
+        *("missing file", "empty file", "broken JSON at first", "broken JSON"),
+        *("no assistant turn", "invalid UTF-8"),
         *("no chat template", "no model config", "refused role order"),
     ],
 )
@@ -268,7 +270,8 @@ def test_bad_input(here, spoil, code, expected):
     assert expected in done.output
     assert "HINT" in done.output
     assert "Traceback" not in done.output
-    if spoil in (no_file, empty_file, no_model_config):  # seen before a run is made
+    if "data.jsonl:3: " in expected or spoil in (no_file, empty_file, no_model_config):
+        # Seen before a run is made.
         assert not here.folder_of("bad").exists()
         return
     status = here.folder_of("bad").status()

@@ -162,7 +162,7 @@ class Workers:
         self.ranks = [
             subprocess.Popen(
                 [sys.executable, WORKER, folder, str(rank), str(len(tasks)), limits, *mine],
-                env=environment(),
+                env=environment(LAUNCHER_TESTS_ZYGOTE=""),  # its own process id is what is stopped
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
