@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from launcher.errors import ConfigError, did_you_mean
 
@@ -17,14 +17,27 @@ def load(path: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-class Table(Mapping[str, str]):
-    """A plug-in family: option name -> "module:attribute" of its implementation."""
+class Row(Protocol):
+    """A row that holds facts besides the implementation."""
 
-    def __init__(self, key: str, rows: Mapping[str, str]) -> None:
+    @property
+    def path(self) -> str:
+        """ "module:attribute" of the implementation."""
+        ...
+
+
+R = TypeVar("R", bound="str | Row", covariant=True)
+
+
+class Table(Mapping[str, R]):
+    """A plug-in family: option name -> "module:attribute" of its implementation, or such a row with
+    what must be known of it before it is imported."""
+
+    def __init__(self, key: str, rows: Mapping[str, R]) -> None:
         self.key = key
         self._rows = dict(rows)
 
-    def __getitem__(self, name: str) -> str:
+    def __getitem__(self, name: str) -> R:
         return self._rows[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -39,7 +52,8 @@ class Table(Mapping[str, str]):
             raise ConfigError(
                 f"unknown name {name!r}", where=self.key, hint=did_you_mean(name, self._rows)
             )
-        return load(self._rows[name])
+        row = self._rows[name]
+        return load(row if isinstance(row, str) else row.path)
 
 
 def need(module: str, found: str, *, where: str, extra: str) -> Any:

@@ -225,7 +225,7 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
         return
     found = f"{config.checkpoint.keep_best} without evaluation during training"
     during = config.eval.every_steps or config.eval.times
-    if during is None or "loss" not in config.eval.metrics:
+    if during is None or "loss" not in variants.metrics_of(config):
         hint = "add eval.every_steps=N with loss among eval.metrics, or checkpoint.keep_best=0"
         yield Problem("checkpoint.keep_best", found, hint)
 
@@ -234,7 +234,7 @@ def _selection(config: Config) -> Iterator[Problem]:
     """What chooses weights, or the end, by scores has to have scores to choose by."""
     stop, options = config.train.early_stop, config.eval
     if stop.metric not in variants.METRICS:
-        hint = did_you_mean(stop.metric, [*eval_checks.LOSS_METRICS, *classify_checks.METRICS])
+        hint = did_you_mean(stop.metric, variants.METRICS)
         yield Problem("train.early_stop.metric", f"unknown metric {stop.metric!r}", hint)
         return
     if stop.patience is not None:
@@ -243,7 +243,7 @@ def _selection(config: Config) -> Iterator[Problem]:
         key, found, off = "export.weights", "best", "last"
     else:
         return
-    if options.name == "none" or not options.metrics:
+    if options.name == "none" or not variants.metrics_of(config):
         hint = f"evaluate during training, e.g. eval=default eval.times=10; or {key}={off}"
         yield Problem(key, f"{found} with eval={options.name}, which scores nothing", hint)
         return
@@ -255,8 +255,8 @@ def _selection(config: Config) -> Iterator[Problem]:
 
 def _telling(config: Config) -> Iterator[Problem]:
     """Whether the metric is one that is measured during training."""
-    name, metrics = config.train.early_stop.metric, config.eval.metrics
-    cheap = [*eval_checks.LOSS_METRICS, *classify_checks.METRICS]
+    name, metrics = config.train.early_stop.metric, variants.metrics_of(config)
+    cheap = [name for name, row in variants.METRICS.items() if row.records != "generation"]
     known = [metric for metric in metrics if metric in cheap]
     instead = f"train.early_stop.metric={known[0]}" if known else "eval.metrics=[loss]"
     if name not in cheap:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import rundir
-from launcher.config import adapter, groups, layers, overrides, ownfile, typed, values
+from launcher.config import adapter, groups, layers, overrides, ownfile, typed, values, variants
 from launcher.config.ownfile import OwnFile
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, Problem
@@ -73,6 +73,7 @@ def try_compose(
     data = _interpolated(data)
     config, problems = typed.build(data)
     problems += adapter.settle(config, asked.given())
+    config.eval.metrics = variants.metrics_of(config)
     follow_on = [p for p in problems if p.where.partition(".")[0] in asked.unchosen]
     problems = [problem for problem in problems if problem not in follow_on]
     return config, [*asked.problems, *_placed(problems, asked, sources)]

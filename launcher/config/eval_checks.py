@@ -5,35 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from launcher.config import classify_checks, variants
+from launcher.config import variants
 from launcher.config.schema import Config, EvalConfig
 from launcher.errors import Problem, did_you_mean
-
-#: Metrics of the loss pass; all others judge generated answers.
-LOSS_METRICS = ("loss", "perplexity", "token_accuracy")
-#: metric -> the key without which it has no meaning, and an example.
-_WANTS = {
-    "json_schema": ("json_schema", "eval.json_schema=answer.schema.json"),
-    "convention": ("convention", r"eval.convention='[.!?]\Z' for answers that end a sentence"),
-    "length": ("answer_words", "eval.answer_words=[5,80]"),
-}
 
 
 def check(config: Config) -> Iterator[Problem]:
     """All problems of the section `eval`."""
-    options, metrics = config.eval, config.eval.metrics
+    options, metrics = config.eval, variants.metrics_of(config)
     if options.name not in ("none", "default"):
         hint = did_you_mean(options.name, ["none", "default"])
         yield Problem("eval.name", f"unknown name {options.name!r}", hint)
     for name in metrics:
-        if name not in variants.METRICS:
-            hint = did_you_mean(name, variants.METRICS)
-            yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
-    if "text" in (config.objective.name, config.data.format):
-        for name in metrics:
-            if name in variants.METRICS and name not in (*LOSS_METRICS, *classify_checks.METRICS):
-                hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
-                yield Problem("eval.metrics", f"{name} with plain text", hint)
+        yield from _metric(name, config)
     if metrics and config.data.validation is None and config.data.validation_share == 0:
         hint = "give data.validation or data.validation_share, or eval=none"
         yield Problem("eval.metrics", "evaluation without held-out data", hint)
@@ -59,6 +43,26 @@ def check(config: Config) -> Iterator[Problem]:
     yield from _options(options)
 
 
+def _metric(name: str, config: Config) -> Iterator[Problem]:
+    row = variants.METRICS.get(name)
+    if row is None:
+        hint = did_you_mean(name, variants.METRICS)
+        yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
+    elif row.records not in config.objective.records:
+        others = [n for n, cls in variants.OBJECTIVE_OPTIONS.items() if row.records in cls.records]
+        fitting = [other for other in variants.METRICS if variants.METRICS[other].fits(config)]
+        hint = f"it goes with objective={'|'.join(others)}; here eval=default takes the usual ones"
+        hint += f" of {', '.join(fitting)}"
+        found = f"{name} with objective={config.objective.name}"
+        yield Problem("eval.metrics", found, hint)
+    elif row.records == "generation" and config.data.format == "text":
+        hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
+        yield Problem("eval.metrics", f"{name} with plain text", hint)
+    elif found := row.problem(config):
+        hint = f"for example {row.example}" if row.example else f"leave {name} out"
+        yield Problem("eval.metrics", f"{name} {found}", hint)
+
+
 def of_judge(options: EvalConfig) -> Iterator[Problem]:
     """What is wrong with the metric judge."""
     judge = options.judge
@@ -72,9 +76,6 @@ def of_judge(options: EvalConfig) -> Iterator[Problem]:
 
 
 def _options(options: EvalConfig) -> Iterator[Problem]:
-    for name, (key, example) in _WANTS.items():
-        if name in options.metrics and getattr(options, key) is None:
-            yield Problem(f"eval.{key}", f"the metric {name} needs it", f"for example {example}")
     for key, example in (("answer_pattern", "#### (-?[0-9.,]+)"), ("convention", r"[.!?]\Z")):
         pattern = getattr(options, key)
         try:
@@ -82,7 +83,7 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
         except re.error as error:
             hint = f"it is a Python regular expression, e.g. '{example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
-    if "judge" in options.metrics:
+    if "judge" in (options.metrics or ()):
         if not options.base:
             hint = "leave judge out of eval.metrics, or set eval.base=true"
             yield Problem("eval.metrics", "judge without a base to compare with", hint)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.config.schema import Config, DataConfig
-from launcher.config.variants import FORMATS
+from launcher.config.variants import FORMATS, metrics_of
 from launcher.errors import ConfigError, Problem, did_you_mean
 
 #: Types that the values of a mapping may have.
@@ -48,7 +48,7 @@ class Item:
 def splits(config: Config) -> list[str]:
     """The splits that are given, train first; further sets only where metrics are asked for."""
     found = ["train"] + (["validation"] if config.data.validation is not None else [])
-    if config.eval.metrics:
+    if metrics_of(config):
         found += ["general"] if config.eval.general is not None else []
         found += [f"new.{name}" for name in config.eval.new]
     return found

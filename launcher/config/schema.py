@@ -287,6 +287,10 @@ class ObjectiveConfig:
 
     learns_every_token: ClassVar[bool] = False
     classifies: ClassVar[bool] = False
+    #: What is measured on each held-out record (`variants.RECORDS`).
+    records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
+    #: The metrics that are taken unless others are named.
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
 
     name: str = "sft"
     """Objective: see the table in docs/config.md."""
@@ -307,6 +311,7 @@ class TextConfig(ObjectiveConfig):
     """Continued pre-training: cross entropy on every token."""
 
     learns_every_token: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("loss", "tokens")
 
     name: str = "text"
     """Name of the objective."""
@@ -317,6 +322,8 @@ class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
 
     classifies: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("loss", "classes")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")
 
     name: str = "classify"
     """Name of the objective."""
@@ -519,11 +526,13 @@ class EvalConfig:
 
     name: str = "default"
     """`none` or `default`."""
-    metrics: list[str] = field(default_factory=lambda: ["loss", "perplexity", "token_accuracy"])
-    """Metrics: loss, perplexity, token_accuracy; on generated answers exact_match, numeric_match,
-    f1, rouge1, rouge2, rougeL, bleu, chrf, json_valid, json_schema, convention, length, distinct,
-    repetition, style_distance, style_classifier, judge; of a classifier accuracy, f1_macro,
-    f1_micro, ece, auroc, oos_recall, in_scope_accuracy."""
+    metrics: list[str] | None = None
+    """Metrics; null: those of the objective that fit (loss, perplexity and token_accuracy; of a
+    classifier loss, accuracy, f1_macro and ece). There are loss, perplexity, token_accuracy; on
+    generated answers exact_match, numeric_match, f1, rouge1, rouge2, rougeL, bleu, chrf,
+    json_valid, json_schema, convention, length, distinct, repetition, style_distance,
+    style_classifier, judge; of a classifier accuracy, f1_macro, f1_micro, ece, auroc, oos_recall,
+    in_scope_accuracy."""
     general: Any = None
     """General held-out data, to see what is forgotten: same forms as `data.validation`; its format
     is detected unless a mapping {path, format, columns} names it."""

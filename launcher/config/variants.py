@@ -5,17 +5,22 @@ Implementations are strings, so reading a config imports none of them.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 from launcher.config import schema, schema_launch, schema_sweep
+from launcher.config.schema import Config
 from launcher.registry import Table
 
+OBJECTIVE_OPTIONS: dict[str, type[schema.ObjectiveConfig]] = {
+    "sft": schema.SftConfig,
+    "text": schema.TextConfig,
+    "classify": schema.ClassifyConfig,
+}
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {"hf": schema.ModelConfig, "tiny": schema.TinyModelConfig},
-    "objective": {
-        "sft": schema.SftConfig,
-        "text": schema.TextConfig,
-        "classify": schema.ClassifyConfig,
-    },
+    "objective": {**OBJECTIVE_OPTIONS},
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
         "adamw": schema.AdamwConfig,
@@ -44,6 +49,51 @@ OPTIONS: dict[str, dict[str, type]] = {
 #: field that holds the variant's name, where it is not `name`.
 NAME_FIELD = {"model": "kind"}
 
+#: What may be measured on each held-out record -> the pass that measures it.
+RECORDS = {"loss": "loss", "tokens": "loss", "generation": "generation", "classes": "classes"}
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric, and what must be known of it before its code is imported."""
+
+    path: str
+    records: str
+    """Which of `RECORDS` it is made of: an objective has some of them."""
+    wants: str = ""
+    """Key without which it has no meaning."""
+    example: str = ""
+    """That key with a value."""
+    excludes: str = ""
+    """Option that it has no meaning with, if that is true."""
+    package: str = ""
+    """Package of the extra `eval` that computes it."""
+
+    def fits(self, config: Config) -> bool:
+        """Whether it has a meaning with `config`."""
+        return self.records in config.objective.records and not self.problem(config)
+
+    def problem(self, config: Config) -> str:
+        """What keeps it from having a meaning with the other options; else empty."""
+        if self.wants and _option(config, self.wants) is None:
+            return f"without {self.wants}"
+        if self.excludes and _option(config, self.excludes):
+            return f"with {self.excludes}=true"
+        return ""
+
+
+def _option(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def metrics_of(config: Config) -> list[str]:
+    """The metrics of `eval.metrics`; where that says none, those that the objective goes by."""
+    if config.eval.metrics is not None:
+        return config.eval.metrics
+    return [name for name in config.objective.metrics if METRICS[name].fits(config)]
+
+
 FORMATS = Table(
     "data.format",
     {
@@ -68,33 +118,66 @@ PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = Table(
     "eval.metrics",
     {
-        "loss": "launcher.evals.loss:Loss",
-        "perplexity": "launcher.evals.perplexity:Perplexity",
-        "token_accuracy": "launcher.evals.token_accuracy:TokenAccuracy",
-        "exact_match": "launcher.evals.exact_match:ExactMatch",
-        "numeric_match": "launcher.evals.numeric_match:NumericMatch",
-        "f1": "launcher.evals.f1:F1",
-        "rouge1": "launcher.evals.rouge:Rouge1",
-        "rouge2": "launcher.evals.rouge:Rouge2",
-        "rougeL": "launcher.evals.rouge:RougeL",
-        "bleu": "launcher.evals.bleu:Bleu",
-        "chrf": "launcher.evals.chrf:ChrF",
-        "json_valid": "launcher.evals.form:JsonValid",
-        "json_schema": "launcher.evals.form:JsonSchema",
-        "convention": "launcher.evals.form:Pattern",
-        "length": "launcher.evals.form:Length",
-        "distinct": "launcher.evals.variety:Distinct",
-        "repetition": "launcher.evals.variety:Repetition",
-        "style_distance": "launcher.evals.style:StyleDistance",
-        "style_classifier": "launcher.evals.style_classifier:StyleClassifier",
-        "judge": "launcher.evals.judge:Judge",
-        "accuracy": "launcher.evals.accuracy:Accuracy",
-        "in_scope_accuracy": "launcher.evals.accuracy:InScopeAccuracy",
-        "oos_recall": "launcher.evals.accuracy:OosRecall",
-        "f1_macro": "launcher.evals.class_f1:F1Macro",
-        "f1_micro": "launcher.evals.class_f1:F1Micro",
-        "ece": "launcher.evals.ece:Ece",
-        "auroc": "launcher.evals.auroc:Auroc",
+        "loss": MetricRow("launcher.evals.loss:Loss", "loss"),
+        "perplexity": MetricRow("launcher.evals.perplexity:Perplexity", "tokens"),
+        "token_accuracy": MetricRow("launcher.evals.token_accuracy:TokenAccuracy", "tokens"),
+        "exact_match": MetricRow("launcher.evals.exact_match:ExactMatch", "generation"),
+        "numeric_match": MetricRow("launcher.evals.numeric_match:NumericMatch", "generation"),
+        "f1": MetricRow("launcher.evals.f1:F1", "generation"),
+        "rouge1": MetricRow("launcher.evals.rouge:Rouge1", "generation", package="rouge_score"),
+        "rouge2": MetricRow("launcher.evals.rouge:Rouge2", "generation", package="rouge_score"),
+        "rougeL": MetricRow("launcher.evals.rouge:RougeL", "generation", package="rouge_score"),
+        "bleu": MetricRow("launcher.evals.bleu:Bleu", "generation", package="sacrebleu"),
+        "chrf": MetricRow("launcher.evals.chrf:ChrF", "generation"),
+        "json_valid": MetricRow("launcher.evals.form:JsonValid", "generation"),
+        "json_schema": MetricRow(
+            "launcher.evals.form:JsonSchema",
+            "generation",
+            wants="eval.json_schema",
+            example="eval.json_schema=answer.schema.json",
+            package="jsonschema",
+        ),
+        "convention": MetricRow(
+            "launcher.evals.form:Pattern",
+            "generation",
+            wants="eval.convention",
+            example=r"eval.convention='[.!?]\Z' for answers that end a sentence",
+        ),
+        "length": MetricRow(
+            "launcher.evals.form:Length",
+            "generation",
+            wants="eval.answer_words",
+            example="eval.answer_words=[5,80]",
+        ),
+        "distinct": MetricRow("launcher.evals.variety:Distinct", "generation"),
+        "repetition": MetricRow("launcher.evals.variety:Repetition", "generation"),
+        "style_distance": MetricRow("launcher.evals.style:StyleDistance", "generation"),
+        "style_classifier": MetricRow(
+            "launcher.evals.style_classifier:StyleClassifier", "generation"
+        ),
+        "judge": MetricRow("launcher.evals.judge:Judge", "generation"),
+        "accuracy": MetricRow("launcher.evals.accuracy:Accuracy", "classes"),
+        "in_scope_accuracy": MetricRow(
+            "launcher.evals.accuracy:InScopeAccuracy",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
+        "oos_recall": MetricRow(
+            "launcher.evals.accuracy:OosRecall",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
+        "f1_macro": MetricRow("launcher.evals.class_f1:F1Macro", "classes"),
+        "f1_micro": MetricRow("launcher.evals.class_f1:F1Micro", "classes"),
+        "ece": MetricRow("launcher.evals.ece:Ece", "classes", excludes="objective.multi_label"),
+        "auroc": MetricRow(
+            "launcher.evals.auroc:Auroc",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
     },
 )
 TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})

@@ -17,7 +17,6 @@ class Accuracy(Ratio[ClassRecord]):
     """
 
     name = "accuracy"
-    needs = "classes"
     higher_is_better = True
     unit = "share"
     binary = True

@@ -20,7 +20,6 @@ class Auroc(Metric[ClassRecord]):
     scope; equal ones count half (Hendrycks & Gimpel 2017, arXiv:1610.02136)."""
 
     name = "auroc"
-    needs = "classes"
     higher_is_better = True
     unit = "share"
 

@@ -23,7 +23,6 @@ class Bleu(Metric[Generation]):
     """
 
     name = "bleu"
-    needs = "generation"
     higher_is_better = True
 
     def __init__(self, config: EvalConfig) -> None:

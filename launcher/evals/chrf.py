@@ -21,7 +21,6 @@ class ChrF(Metric[Generation]):
     """
 
     name = "chrf"
-    needs = "generation"
     higher_is_better = True
 
     def statistics(self, records: Sequence[Generation]) -> Floats:

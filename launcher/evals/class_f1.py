@@ -17,7 +17,6 @@ class F1Macro(Metric[ClassRecord]):
     """
 
     name = "f1_macro"
-    needs = "classes"
     higher_is_better = True
     unit = "share"
 

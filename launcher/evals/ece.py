@@ -20,7 +20,6 @@ class Ece(Metric[ClassRecord]):
     class that a probability could be of."""
 
     name = "ece"
-    needs = "classes"
     higher_is_better = False
     unit = "share"
 

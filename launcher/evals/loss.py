@@ -14,7 +14,6 @@ class Loss(Ratio[LossRecord]):
     """Mean cross entropy per target token, in nats."""
 
     name = "loss"
-    needs = "loss"
     higher_is_better = False
 
     def values(self, records: Sequence[LossRecord]) -> tuple[Floats, Floats]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
-from launcher.config.variants import METRICS
+from launcher.config.variants import METRICS, RECORDS
 from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
 
 Floats = npt.NDArray[np.float64]
@@ -27,8 +27,6 @@ class Metric(ABC, Generic[R]):
     """
 
     name: ClassVar[str]
-    #: which pass gives its records: "loss", "generation" or "classes".
-    needs: ClassVar[str]
     higher_is_better: ClassVar[bool]
     #: "share" for scores in 0..1 that people read as per cent, else "".
     unit: ClassVar[str] = ""
@@ -41,6 +39,11 @@ class Metric(ABC, Generic[R]):
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
+
+    @property
+    def needs(self) -> str:
+        """Which pass gives its records: "loss", "generation" or "classes"."""
+        return RECORDS[METRICS[self.name].records]
 
     @abstractmethod
     def statistics(self, records: Sequence[R]) -> Floats:
@@ -112,7 +115,6 @@ class Ratio(Metric[R]):
 class Mean(Ratio[Generation]):
     """The mean over answers of what `of` makes of each; answers of which it makes None are out."""
 
-    needs = "generation"
     higher_is_better = True
     unit = "share"
 
@@ -131,7 +133,7 @@ class Mean(Ratio[Generation]):
 
 def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
     """The metrics of `eval.metrics` in order, each once; `ConfigError` for an unknown name."""
-    return [METRICS.load(name)(config) for name in dict.fromkeys(config.metrics)]
+    return [METRICS.load(name)(config) for name in dict.fromkeys(config.metrics or ())]
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:

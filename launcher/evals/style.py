@@ -56,7 +56,6 @@ class StyleDistance(Metric[Generation]):
     """
 
     name = "style_distance"
-    needs = "generation"
     higher_is_better = False
 
     def statistics(self, records: Sequence[Generation]) -> Floats:

@@ -34,7 +34,6 @@ class StyleClassifier(Ratio[Generation]):
     """
 
     name = "style_classifier"
-    needs = "generation"
     higher_is_better = True
     unit = "share"
     binary = True

@@ -14,7 +14,6 @@ class TokenAccuracy(Ratio[LossRecord]):
     """Share of target tokens that are the model's first choice after the true tokens before."""
 
     name = "token_accuracy"
-    needs = "loss"
     higher_is_better = True
     unit = "share"
 

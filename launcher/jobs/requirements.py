@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import entry, registry, runtime
-from launcher.config import items, memory
+from launcher.config import items, memory, variants
 from launcher.config.schema import Config, TinyModelConfig, WandbMode
 from launcher.config.schema_launch import ContainerRuntime
 from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
@@ -33,14 +33,6 @@ from launcher.rundir import RunDir, read_json, storage_errors
 
 #: Seconds that the hub has to answer.
 HUB_TIMEOUT_S = 3.0
-#: metric -> the package that computes it.
-METRIC_PACKAGES = {
-    "rouge1": "rouge_score",
-    "rouge2": "rouge_score",
-    "rougeL": "rouge_score",
-    "bleu": "sacrebleu",
-    "json_schema": "jsonschema",
-}
 #: ending of a data file -> the package that reads it.
 FILE_PACKAGES = {".parquet": "pyarrow", ".arrow": "pyarrow", ".zst": "zstandard"}
 #: what a gate on the data looks with.
@@ -102,9 +94,9 @@ def _files(config: Config) -> Iterator[Problem]:
     named = {"model.chat_template": getattr(config.model, "chat_template", None)}
     if config.data.format.endswith(".py"):
         named["data.format"] = config.data.format
-    if "json_schema" in config.eval.metrics:
+    if "json_schema" in variants.metrics_of(config):
         named["eval.json_schema"] = config.eval.json_schema
-    if "judge" in config.eval.metrics:
+    if "judge" in variants.metrics_of(config):
         named["eval.judge.prompt"] = config.eval.judge.prompt
     for where, name in named.items():
         if name and not os.access(runtime.user_path(name), os.R_OK) and not _on_nodes(config, name):
@@ -227,9 +219,9 @@ def _packages(config: Config) -> Iterator[Problem]:
     is_tracked = config.track.wandb.mode is not WandbMode.disabled
     wanted = [("track.wandb.mode", "wandb", "wandb")] if is_tracked else []
     wanted += [
-        ("eval.metrics", METRIC_PACKAGES[metric], "eval")
-        for metric in config.eval.metrics
-        if metric in METRIC_PACKAGES
+        ("eval.metrics", variants.METRICS[metric].package, "eval")
+        for metric in variants.metrics_of(config)
+        if variants.METRICS[metric].package
     ]
     if config.data.gate:
         wanted += [("data.gate", package, "data") for package in GATE_PACKAGES]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, create, ownfile, typed
+from launcher.config import compose, create, ownfile, typed, variants
 from launcher.config.schema import Config
 from launcher.config.schema_launch import TorchrunConfig
 from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
@@ -106,8 +106,8 @@ def _check_metric(trial: Config, asked: Request) -> None:
         return
     name = asked.metric.removeprefix("eval/")
     if name != asked.metric:
-        if trial.eval.name == "none" or name not in trial.eval.metrics:
-            metrics = ", ".join(f"eval/{metric}" for metric in trial.eval.metrics) or "none"
+        if trial.eval.name == "none" or name not in variants.metrics_of(trial):
+            metrics = ", ".join(f"eval/{metric}" for metric in variants.metrics_of(trial)) or "none"
             hint = f"trials are evaluated by: {metrics}; see eval.metrics"
             raise ConfigError(f"{asked.metric} is not measured", where="sweep.metric", hint=hint)
         during = trial.eval.every_steps or trial.eval.times

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import report
-from launcher.config import compose, eval_checks
+from launcher.config import compose, eval_checks, variants
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
@@ -147,7 +147,7 @@ def _require_same_classes(first: Side, other: Side) -> None:
 
 def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     """Metrics that both runs list, without those that only a base may come first in."""
-    theirs = set(other.config.eval.metrics)
+    theirs = set(variants.metrics_of(other.config))
     is_base = first.name.endswith(":base")
     metrics = [
         metric
@@ -190,7 +190,7 @@ def _ask_judge(config: Config, url: str | None, model: str | None) -> None:
     """Compare by this judge too, whatever the run was configured for."""
     judge = config.eval.judge
     judge.url, judge.model = url or judge.url, model or judge.model
-    config.eval.metrics = list(dict.fromkeys([*config.eval.metrics, "judge"]))
+    config.eval.metrics = list(dict.fromkeys([*variants.metrics_of(config), "judge"]))
     if problems := list(eval_checks.of_judge(config.eval)):
         raise ConfigError(problems)
 

@@ -243,7 +243,7 @@ class Evaluator:
             self.plan.precision,
             self.plan.dtype,
             [self.head.layout, *(version(package) for package in _COMPUTE)],
-            sorted(options.metrics),
+            sorted(options.metrics or ()),
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
             options.batch_tokens,

@@ -12,6 +12,7 @@ import torch
 from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Config
+from launcher.config.variants import metrics_of
 from launcher.data.cache import TokenCache
 from launcher.data.classes import number
 from launcher.data.turn_ends import taught
@@ -55,7 +56,7 @@ def make_evaluator(
     for split, folder in folders.items():
         if isinstance(folder, str) and split not in ("validation", TRAIN):
             evaluator.further[split] = make(split)
-    if "loss" in config.eval.metrics:
+    if "loss" in metrics_of(config):
         seen = make(TRAIN, replace(config, eval=replace(config.eval, metrics=["loss"])))
         seen.ids = evenly(len(seen.cache), len(evaluator.ids))
         evaluator.further[TRAIN] = seen

@@ -502,7 +502,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "eval.metrics",
-        "exact_match with plain text",
+        "exact_match with objective=text",
         "eval=default",
         {**TEXT, "eval": {"metrics": ["exact_match"]}},
         {**TEXT, "eval": {"metrics": ["loss"]}},
@@ -526,15 +526,15 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "eval.metrics",
-        "rougeL with plain text",
+        "rougeL with objective=text",
         "eval=default",
         {**TEXT, "eval": {"metrics": ["rougeL"]}},
         {"eval": {"metrics": ["rougeL"]}},
         {},
     ),
     (
-        "eval.json_schema",
-        "json_schema needs it",
+        "eval.metrics",
+        "json_schema without eval.json_schema",
         "answer.schema.json",
         {"eval": {"metrics": ["json_schema"]}},
         {"eval": {"metrics": ["json_schema"], "json_schema": "s.json"}},

@@ -46,7 +46,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"objective": {"name": "sft"}},
         {"objective": {"name": "sft"}, "eval": metrics("loss")},
     ),
-    ("eval.metrics", "bleu with", "eval=classify", {"eval": metrics("bleu")}, {}),
+    ("eval.metrics", "bleu with", "eval=default", {"eval": metrics("bleu")}, {}),
     ("eval.metrics", "perplexity with", "f1_macro", {"eval": metrics("perplexity")}, {}),
     (
         "eval.metrics",
@@ -58,7 +58,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "eval.metrics",
         "ece with objective.multi_label",
-        "f1_micro",
+        "leave ece out",
         {"eval": metrics("ece"), "objective": {"multi_label": True}},
         {"eval": metrics("ece")},
     ),
@@ -72,7 +72,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "objective.out_of_scope",
         "eval=none",
-        "eval=classify",
+        "eval=default",
         {"objective": OOS, "eval": {"name": "none", "metrics": []}},
         {"eval": {"name": "none", "metrics": []}},
     ),

@@ -13,7 +13,7 @@ from launcher.evals.compare import CHUNK, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 
-LOSS = make_metrics(EvalConfig())
+LOSS = make_metrics(EvalConfig(metrics=["loss", "perplexity", "token_accuracy"]))
 MATCH = make_metrics(EvalConfig(metrics=["exact_match"]))
 
 
