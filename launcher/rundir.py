@@ -311,9 +311,10 @@ class RunDir:
         return self.path / "data.json"
 
     @property
-    def classes(self) -> Path:
-        """What a classifier tells apart (see `launcher.data.classes.Classes`)."""
-        return self.path / "classes.json"
+    def objective(self) -> Path:
+        """What the objective has settled, such as a classifier's classes; not there where it has
+        nothing to keep."""
+        return self.path / "objective.json"
 
     @property
     def metrics(self) -> Path:

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher import entry
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
-from launcher.config.classes import Classes
+from launcher.config import compose
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.rundir import find_run, read_json
 
@@ -69,7 +69,7 @@ def _require_model(name: str) -> None:
         hint = "name the run that trained it, or a folder in which both are merged"
         raise ConfigError(found, where=name, hint=hint)
     run, _, part = name.partition(":")
-    if Classes.of_run(find_run(run)) is not None:
+    if compose.load(find_run(run).config).objective.has_sequence_head:
         found = "the run has trained a classifier, which cannot speak"
         raise ConfigError(found, where=name, hint=_CLASSIFIER_HINT)
     if part not in ("", "base") and not part.isdecimal():

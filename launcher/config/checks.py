@@ -13,7 +13,6 @@ from launcher import registry
 from launcher.config import (
     architecture,
     batching,
-    classify_checks,
     eval_checks,
     items,
     model_checks,
@@ -61,7 +60,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_checkpoint(config),
         *_selection(config),
         *eval_checks.check(config),
-        *classify_checks.check(config),
+        *config.objective.problems(config),
         *_launch(config),
     ]
     if not any(problem.where in batching.KEYS for problem in problems):
@@ -113,11 +112,6 @@ def _objective(config: Config) -> Iterator[Problem]:
     if config.objective.name == "sft" and config.data.format == "text":
         hint = "plain text has no answers to learn: use objective=text"
         yield Problem("objective.name", "sft with data.format=text", hint)
-    if config.data.format == "preference":
-        hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
-        hint += "'data.columns={completion: chosen}'"
-        found = f"{config.objective.name} with data.format=preference"
-        yield Problem("objective.name", found, hint)
 
 
 def _peft(config: Config) -> Iterator[Problem]:
@@ -263,9 +257,9 @@ def _telling(config: Config) -> Iterator[Problem]:
         found = f"{name} needs generated answers, which are made at the end alone"
         yield Problem("train.early_stop.metric", found, instead)
     elif name not in metrics:
-        fitting = (
-            classify_checks.METRICS if config.objective.classifies else eval_checks.LOSS_METRICS
-        )
+        fitting = [
+            name for name, row in variants.METRICS.items() if name in cheap and row.fits(config)
+        ]
         measured = [metric for metric in metrics if metric in variants.METRICS]
         adding = f"eval.metrics=[{','.join([*measured, name])}]"
         hint = f"{adding}, or {instead}" if known and name in fitting else instead

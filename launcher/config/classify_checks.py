@@ -10,11 +10,8 @@ from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong, 
 from launcher.errors import Problem
 
 
-def check(config: Config) -> Iterator[Problem]:
+def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
     """Problems of `objective=classify` with the rest of the config."""
-    objective = config.objective
-    if not isinstance(objective, ClassifyConfig):
-        return
     yield from _data(config)
     if objective.out_of_scope is not None and config.eval.name == "none":
         hint = "its threshold is chosen on held-out records: eval=default"

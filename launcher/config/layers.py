@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.config import groups, typed, yamlfile
+from launcher.config import groups, typed, variants, yamlfile
 from launcher.errors import ConfigError
 
 _MISSING = object()
@@ -105,8 +105,18 @@ def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[La
         tree.pop("defaults", None)
         package = default.package or ""
         data, lines = yamlfile.content(tree, package)
-        layers.append(Layer(file, _placed(data, package), lines))
+        layers.append(Layer(file, _beside(file, _placed(data, package)), lines))
     return layers
+
+
+def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, with the Python files that it names and that lie beside its YAML by their paths."""
+    for key in variants.OWN_FILES:
+        section, name = key.split(".")
+        value = typed.select(data, key, None)
+        if isinstance(value, str) and value.endswith(".py") and (file.parent / value).is_file():
+            data[section] = {**data[section], name: str(file.parent / value)}
+    return data
 
 
 def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:

@@ -147,7 +147,7 @@ _PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_tex
 def trainable(config: Config, shape: Shape) -> int | None:
     """Number of trained parameters: all of them, or the adapters of LoRA; None if the model's
     files do not tell it to the number, and only the model itself can."""
-    if config.objective.classifies or config.model.add_tokens:
+    if config.objective.has_sequence_head or config.model.add_tokens:
         return None  # the head or new rows count too
     if adapter := _adapter(config):
         return tensors.in_adapter(Path(adapter))
@@ -231,7 +231,10 @@ def estimate(
     if isinstance(config.peft, LoraConfig):
         made = tensors.of_experts(config.peft, shape.tensors, shape.content)
         activations += size * made // (shape.layers if config.model.gradient_checkpointing else 1)
-    outputs = len(config.data.labels) if config.objective.classifies else shape.vocab
+    objective = config.objective
+    outputs = shape.vocab
+    if objective.has_sequence_head:
+        outputs = objective.num_outputs(config.data.labels)
     logits = min(tokens, LOGIT_CHUNK) * outputs * (size + 8)
     host = 0.0
     if config.engine.offload_optimizer:

@@ -148,7 +148,7 @@ def resolve_attention(config: Config, has_gpu: bool) -> str:
     keeps packed documents apart is for decoders."""
     if config.model.attention is not Attention.auto:
         return config.model.attention.name
-    if config.objective.classifies and architecture.is_encoder(config.model):
+    if config.objective.has_sequence_head and architecture.is_encoder(config.model):
         return Attention.sdpa.name
     varlen = has_gpu and resolve_precision(config, has_gpu) != "fp32"
     return "varlen" if varlen else "document"

@@ -6,6 +6,7 @@ names, and no derived value in here (those live in `launcher.config.plan.Plan`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 from launcher.config.schema_data import ReportConfig
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema_sweep import SweepConfig
+from launcher.errors import Problem
 
 
 class Dtype(Enum):
@@ -283,17 +285,44 @@ class TrainConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ObjectiveConfig:
-    """What is learned from a sequence."""
+    """What is learned from an example; what must be known of it before its code is imported."""
 
+    #: Whether every token is learned, so that data needs no turns or prompts.
     learns_every_token: ClassVar[bool] = False
-    classifies: ClassVar[bool] = False
+    #: Whether a head with outputs for a whole sequence takes the place of the LM head.
+    has_sequence_head: ClassVar[bool] = False
+    #: Whether it learns from two answers of which one is better.
+    learns_pairs: ClassVar[bool] = False
+    #: Whether an example becomes several documents, which stay in one pack.
+    groups_documents: ClassVar[bool] = False
     #: What is measured on each held-out record (`variants.RECORDS`).
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
 
     name: str = "sft"
-    """Objective: see the table in docs/config.md."""
+    """Objective: see the table in docs/config.md, or the path of a Python file with the classes
+    `Objective` and `Options`."""
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """What is wrong with the rest of the config for this objective: of most, data of pairs."""
+        if config.data.format == "preference" and not self.learns_pairs:
+            hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
+            hint += "'data.columns={completion: chosen}'"
+            yield Problem("objective.name", f"{self.name} with data.format=preference", hint)
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """Those options that decide how examples of a split become tokens: part of the name of
+        prepared data."""
+        return {}
+
+    def label_names(self, labels: list[str]) -> list[str]:
+        """What labels that are indices stand for, where `labels` are `data.labels`."""
+        return labels
+
+    def num_outputs(self, labels: list[str]) -> int:
+        """Outputs of the sequence head as far as the config tells; 0 where it does not."""
+        return 0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -316,12 +345,16 @@ class TextConfig(ObjectiveConfig):
     name: str = "text"
     """Name of the objective."""
 
+    def encoding(self, split: str) -> dict[str, Any]:
+        """All tokens are targets."""
+        return {"all_targets": True}
+
 
 @dataclass(kw_only=True, slots=True)
 class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
 
-    classifies: ClassVar[bool] = True
+    has_sequence_head: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")
 
@@ -338,6 +371,25 @@ class ClassifyConfig(ObjectiveConfig):
     class, and `balanced` makes them weigh as much as those without it."""
     new_head: bool = False
     """Start with a new head where the model has one, be it for the same number of classes."""
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Data and options that no classifier is trained on."""
+        from launcher.config import classify_checks  # it reads this module
+
+        return classify_checks.check(config, self)
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """How labels are read; those out of scope are left out of what is learned."""
+        outside = [self.out_of_scope, split] if self.out_of_scope is not None else None
+        return {"classes": [self.multi_label, outside]}
+
+    def label_names(self, labels: list[str]) -> list[str]:
+        """The classes, and the label of texts out of scope behind them."""
+        return [*labels, self.out_of_scope] if labels and self.out_of_scope else labels
+
+    def num_outputs(self, labels: list[str]) -> int:
+        """One for each class."""
+        return len([name for name in labels if name != self.out_of_scope])
 
 
 @dataclass(kw_only=True, slots=True)

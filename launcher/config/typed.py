@@ -16,8 +16,9 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
+from launcher import registry
 from launcher.config import schema, suggest, values, variants
-from launcher.errors import Problem, did_you_mean
+from launcher.errors import ConfigError, Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
 FALSE = ("false", "no", "off")
@@ -122,7 +123,10 @@ def _section(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:
             hint = f"set its keys, e.g. {path}.{next(iter(fields(cls)))}=..."
             problems.append(Problem(path, f"is a section, got {data!r}", hint))
         return cls()
-    cls = _variant(cls, data, path, problems)
+    own = _variant(cls, data, path, problems)
+    if own is None:  # of what cannot be read nothing can be said
+        return cls()
+    cls = own
     known = fields(cls)
     values: dict[str, Any] = {}
     for name, value in data.items():
@@ -139,7 +143,7 @@ def _section(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:
     return cls(**values)
 
 
-def _variant(cls: type, data: Mapping[str, Any], path: str, problems: list[Problem]) -> type:
+def _variant(cls: type, data: Mapping[str, Any], path: str, problems: list[Problem]) -> type | None:
     options = variants.OPTIONS.get(path)
     if not options:
         return cls
@@ -147,10 +151,27 @@ def _variant(cls: type, data: Mapping[str, Any], path: str, problems: list[Probl
     name = data.get(key.rpartition(".")[2])
     if name is None:
         return cls
+    own = variants.OWN_OPTIONS.get(path)
+    if own and isinstance(name, str) and name.endswith(".py"):
+        return _own_variant(cls, name, own, key, problems)
     if not isinstance(name, str) or name not in options:
         problems.append(Problem(key, f"unknown name {name!r}", did_you_mean(str(name), options)))
         return cls
     return options[name]
+
+
+def _own_variant(cls: type, name: str, own: str, key: str, problems: list[Problem]) -> type | None:
+    """The options class of a user's own file, a subclass of `cls`; None if there is none."""
+    try:
+        found = registry.load_file(name, own, where=key)
+    except ConfigError as error:
+        problems += error.problems
+        return None
+    if isinstance(found, type) and issubclass(found, cls) and dataclasses.is_dataclass(found):
+        return found
+    hint = f"write `@dataclass(kw_only=True, slots=True) class {own}({cls.__name__})`"
+    problems.append(Problem(key, f"{own} in {name} is no dataclass of options", hint))
+    return None
 
 
 def convert(hint: Any, value: Any) -> Any:

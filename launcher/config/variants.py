@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config import schema, schema_launch, schema_sweep
 from launcher.config.schema import Config
-from launcher.registry import Table
+from launcher.registry import Table, load_file
 
 OBJECTIVE_OPTIONS: dict[str, type[schema.ObjectiveConfig]] = {
     "sft": schema.SftConfig,
@@ -46,11 +46,22 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
 }
 
+#: Keys whose value may be the path of a user's own Python file.
+OWN_FILES = ("objective.name", "data.format")
+#: section -> class of its options in a user's own file, where a variant's name may be a path.
+OWN_OPTIONS = {"objective": "Options"}
+
 #: field that holds the variant's name, where it is not `name`.
 NAME_FIELD = {"model": "kind"}
 
 #: What may be measured on each held-out record -> the pass that measures it.
-RECORDS = {"loss": "loss", "tokens": "loss", "generation": "generation", "classes": "classes"}
+RECORDS = {
+    "loss": "loss",
+    "tokens": "loss",
+    "generation": "generation",
+    "classes": "classes",
+    "values": "values",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,15 +116,32 @@ FORMATS = Table(
         "classification": "launcher.data.formats.classification:ClassificationFormat",
         "text": "launcher.data.formats.text:TextFormat",
     },
+    own="Format",
 )
 OBJECTIVES = Table(
     "objective.name",
     {
         "sft": "launcher.objectives.sft:Sft",
         "text": "launcher.objectives.text:Text",
-        "classify": "launcher.objectives.classify:Classify",
+        "classify": "launcher.objectives.classify.objective:Classify",
     },
+    own="Objective",
 )
+
+
+def objective(options: schema.ObjectiveConfig) -> Any:
+    """The `launcher.objectives.base.Objective` that `options` are of."""
+    return OBJECTIVES.load(options.name)(options)
+
+
+def objective_options(name: str, values: dict[str, Any]) -> schema.ObjectiveConfig:
+    """Options of the objective `name` with these values; `ConfigError` if there is no such one."""
+    own = name.endswith(".py")
+    cls = load_file(name, "Options", where="objective.name") if own else OBJECTIVE_OPTIONS[name]
+    made: schema.ObjectiveConfig = cls(**values)
+    return made
+
+
 PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = Table(
     "eval.metrics",

@@ -164,8 +164,8 @@ class Scanner:
             (0, 0, 0)
             if isinstance(item, BadRecord)
             else (
-                max(len(tokens) for tokens, _ in item.pieces),
-                sum(int(targets.sum()) for _, targets in item.pieces),
+                max(len(piece.tokens) for piece in item.pieces),
+                sum(int(piece.targets.sum()) for piece in item.pieces),
                 kinds_as_bits(item.left_out),
             )
             for item in found

@@ -6,7 +6,10 @@ offsets.bin    int64 [records + 1]  where each record begins
 origins.bin    int32 [records, 2]   file index and 1-based line (or record) number
 weights.bin    float32 [records]    only if some record has another weight than 1
 left_out.bin   uint8 [records]      only if the chat template leaves something out: kinds, as bits
-labels.bin     int32 [records]      only of a classifier: which of the index's `labels` a record has
+documents.bin  int64 [documents+1]  where each document begins, if records have several
+groups.bin     int64 [records + 1]  first document of each record, if records have several
+goals.bin      int64 [records + 1]  first target of each record, if a column has values by target
+column.NAME.bin                     what the objective keeps of each document or target: `Column`
 order.bin      int64 [records]      records by length, those of a length in their order
 histogram.bin  int64 [longest + 1]  how many records there are of each length
 index.json     what is in here; written last, so a folder without it is not a cache
@@ -23,6 +26,7 @@ import socket
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +45,45 @@ ARRAYS: dict[str, Any] = {
     "origins": np.int32,
     "weights": np.float32,
     "left_out": np.uint8,
-    "labels": np.int32,
+    "documents": np.int64,
+    "groups": np.int64,
+    "goals": np.int64,
     "order": np.int64,
     "histogram": np.int64,
 }
-_OPTIONAL = ("weights", "left_out", "labels")
+_OPTIONAL = ("weights", "left_out", "documents", "groups", "goals")
+#: Name of a column's array, before its own name.
+COLUMN = "column."
+
+
+class Per(Enum):
+    """What has a value in a column. Targets are those with a token before them in their
+    document."""
+
+    document = "document"
+    target = "target"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """Values that an objective keeps beside the tokens."""
+
+    name: str
+    per: Per = Per.document
+    dtype: str = "float32"
+    """float32, int64, or `json`: any JSON value, of which there are few different ones."""
+    width: int = 1
+    """Numbers in a value."""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the values are kept as numbers in a list of their own."""
+        return self.dtype == "json"
+
+    @property
+    def stored(self) -> Any:
+        """Type of the numbers on disk."""
+        return np.dtype("int32" if self.is_json else self.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +129,10 @@ class Index:
     mixture: list[dict[str, Any]] = field(default_factory=list)
     """Of a mixture, its sources: folder, name, weight, epochs."""
     temperature: float | None = None
-    labels: list[list[str]] = field(default_factory=list)
-    """The different labels of a classifier's records, each the names of the classes that apply."""
+    columns: list[dict[str, Any]] = field(default_factory=list)
+    """Fields of each `Column`, and under `values` the different ones of a `json` column."""
     turn_ends: dict[str, list[int]] | None = None
     """How learned turns end, as `launcher.data.turn_ends` counts; None where nobody knows."""
-
-
-@dataclass(frozen=True, slots=True)
-class ClassTable:
-    """What each of an index's `labels` is to a classifier."""
-
-    targets: NDArray[Any]
-    """int64 [labels]: number of the class; or of several that may apply, fp32 [labels, classes]."""
-    weights: NDArray[np.float32] | None
-    """[labels]: what the loss is multiplied by."""
 
 
 class TokenCache:
@@ -119,9 +147,24 @@ class TokenCache:
         self.origins = arrays["origins"].reshape(-1, 2)
         self.weights: NDArray[np.float32] | None = arrays.get("weights")
         self._left_out: NDArray[np.uint8] | None = arrays.get("left_out")
-        self.labels: NDArray[np.int32] | None = arrays.get("labels")
-        #: set by `launcher.data.classes.number`, which knows the run's classes
-        self.classes: ClassTable | None = None
+        self._documents: NDArray[np.int64] | None = arrays.get("documents")
+        self._groups: NDArray[np.int64] | None = arrays.get("groups")
+        self._goals: NDArray[np.int64] | None = arrays.get("goals")
+        self.columns: dict[str, Column] = {}
+        self.values: dict[str, list[Any]] = {}
+        """The different values of `json` columns."""
+        self._numbers: dict[str, NDArray[Any]] = {}
+        self._meanings: dict[str, NDArray[Any]] = {}
+        for entry in index.columns:
+            known = {**entry, "per": Per(entry["per"])}
+            values = known.pop("values")
+            column = self.columns[known["name"]] = Column(**known)
+            numbers = arrays[COLUMN + column.name]
+            self._numbers[column.name] = (
+                numbers if column.width == 1 else numbers.reshape(-1, column.width)
+            )
+            if column.is_json:
+                self.values[column.name] = values
         self.order = arrays["order"]
         self.histogram = arrays["histogram"]
 
@@ -138,7 +181,8 @@ class TokenCache:
             return JoinedCache(folder, index, [part for part in parts if type(part) is cls])
         if verify:
             verify_checksums(folder, index)
-        arrays = {name: _map(folder / f"{name}.bin", ARRAYS[name]) for name in index.sizes}
+        types = {**ARRAYS, **column_types(index)}
+        arrays = {name: _map(folder / f"{name}.bin", types[name]) for name in index.sizes}
         return cls(folder, index, arrays)
 
     def __len__(self) -> int:
@@ -154,13 +198,50 @@ class TokenCache:
         begin, end = self.offsets[i], self.offsets[i + 1]
         return self.tokens[begin:end], self.targets[begin:end]
 
+    def documents(self, i: int) -> list[int]:
+        """Lengths of the documents of record `i`."""
+        if self._documents is None or self._groups is None:
+            return [int(self.offsets[i + 1] - self.offsets[i])]
+        first, last = int(self._groups[i]), int(self._groups[i + 1])
+        return [int(n) for n in np.diff(self._documents[first : last + 1])]
+
+    def column(self, name: str, i: int) -> NDArray[Any]:
+        """Values of a column for the documents or targets of record `i`; those of a `json` column
+        as `give` has said."""
+        column = self.columns[name]
+        bounds = self._goals if column.per is Per.target else self._groups
+        part = slice(i, i + 1) if bounds is None else slice(int(bounds[i]), int(bounds[i + 1]))
+        numbers = self._numbers[name][part]
+        return self._meanings[name][numbers] if name in self._meanings else numbers
+
+    def value(self, name: str, i: int) -> Any:
+        """Value of a `json` column for the first document of record `i`."""
+        first = i if self._groups is None else int(self._groups[i])
+        return self.values[name][self._numbers[name][first]]
+
+    def count(self, name: str) -> list[int]:
+        """How many documents have each of `values[name]`."""
+        return list(np.bincount(self._numbers[name], minlength=len(self.values[name])).tolist())
+
+    def first(self, name: str, value: int) -> int:
+        """The first record with number `value` of a `json` column."""
+        document = int(np.flatnonzero(self._numbers[name] == value)[0])
+        if self._groups is None:
+            return document
+        return int(np.searchsorted(self._groups, document, side="right")) - 1
+
+    def give(self, name: str, meanings: NDArray[Any]) -> None:
+        """Say what each of `values[name]` is in a row, [values, ...]."""
+        self._meanings[name] = meanings
+
+    @property
+    def parts(self) -> list[TokenCache]:
+        """The caches that it consists of."""
+        return [self]
+
     def weight(self, i: int) -> float:
         """What the loss of record `i` is multiplied by."""
-        weight = 1.0 if self.weights is None else float(self.weights[i])
-        if self.classes is not None and self.classes.weights is not None:
-            assert self.labels is not None
-            weight *= float(self.classes.weights[self.labels[i]])
-        return weight
+        return 1.0 if self.weights is None else float(self.weights[i])
 
     def left_out(self, i: int) -> int:
         """Kinds of what the chat template leaves out of record `i`, as bits."""
@@ -169,19 +250,7 @@ class TokenCache:
     @property
     def is_weighted(self) -> bool:
         """Whether some record has another weight than 1."""
-        by_class = self.classes is not None and self.classes.weights is not None
-        return self.weights is not None or by_class
-
-    def target(self, i: int) -> Any:
-        """Class of record `i` as `ClassTable` has it; None if the cache is not a classifier's."""
-        if self.classes is None or self.labels is None:
-            return None
-        return self.classes.targets[self.labels[i]]
-
-    def label(self, i: int) -> list[str]:
-        """Names of the classes of record `i`, for a cache of labelled texts."""
-        assert self.labels is not None
-        return self.index.labels[self.labels[i]]
+        return self.weights is not None
 
     def where(self, i: int) -> str:
         """Origin of record `i` as "file:line"."""
@@ -227,15 +296,25 @@ class JoinedCache:
         part, own = self._find(i)
         return part.left_out(own)
 
-    def target(self, i: int) -> Any:
-        """Class of record `i` as `ClassTable` has it; None if the cache is not a classifier's."""
-        part, own = self._find(i)
-        return part.target(own)
+    @property
+    def columns(self) -> dict[str, Column]:
+        """What the objective has kept beside the tokens, alike in all parts."""
+        return self.parts[0].columns
 
-    def label(self, i: int) -> list[str]:
-        """Names of the classes of record `i`, for a cache of labelled texts."""
+    def documents(self, i: int) -> list[int]:
+        """Lengths of the documents of record `i`."""
         part, own = self._find(i)
-        return part.label(own)
+        return part.documents(own)
+
+    def column(self, name: str, i: int) -> NDArray[Any]:
+        """Values of a column for the documents or targets of record `i`."""
+        part, own = self._find(i)
+        return part.column(name, own)
+
+    def value(self, name: str, i: int) -> Any:
+        """Value of a `json` column for the first document of record `i`."""
+        part, own = self._find(i)
+        return part.value(name, own)
 
     def where(self, i: int) -> str:
         """Origin of record `i` as "file:line"."""
@@ -245,6 +324,12 @@ class JoinedCache:
     def _find(self, i: int) -> tuple[TokenCache, int]:
         which = bisect_right(self.starts, i) - 1
         return self.parts[which], int(i) - self.starts[which]
+
+
+def shown(value: Any) -> str:
+    """A value of a `json` column, for people."""
+    several = value if isinstance(value, list) else [value]
+    return ", ".join(map(str, several)) or "none"
 
 
 def _map(path: Path, dtype: Any) -> NDArray[Any]:
@@ -279,7 +364,14 @@ def read_index(folder: Path) -> Index:
 def _expected(index: Index) -> list[str]:
     if index.mixture:
         return []
-    return [name for name in ARRAYS if name not in _OPTIONAL or name in index.sizes]
+    always = [name for name in ARRAYS if name not in _OPTIONAL or name in index.sizes]
+    return [*always, *column_types(index)]
+
+
+def column_types(index: Index) -> dict[str, Any]:
+    """Name -> type of the arrays of the columns."""
+    columns = (Column(**{k: v for k, v in c.items() if k != "values"}) for c in index.columns)
+    return {COLUMN + column.name: column.stored for column in columns}
 
 
 def verify_checksums(folder: Path, index: Index) -> None:
@@ -322,11 +414,13 @@ def write(
     weights: Sequence[float] | None = None,
     labels: Sequence[Sequence[str]] | None = None,
 ) -> TokenCache:
-    """Make a cache of (tokens, targets) pairs that are at hand, and open it."""
+    """Make a cache of (tokens, targets) pairs that are at hand, and open it; `labels` are those of
+    a classifier."""
     from launcher.data.writing import CacheWriter
 
-    known = list(dict.fromkeys(map(tuple, labels or ())))
-    with CacheWriter(folder) as writer:
+    column = Column("label", dtype="json")
+    columns = (column,) if labels else ()
+    with CacheWriter(folder, columns=columns) as writer:
         for line, (tokens, targets) in enumerate(records, 1):
             writer.append(
                 np.array(tokens, np.int32),
@@ -334,17 +428,10 @@ def write(
                 np.array([len(tokens)], np.int32),
                 np.array([[0, line]], np.int32),
                 np.array([weights[line - 1] if weights else 1], np.float32),
-                np.array([known.index(tuple(labels[line - 1]))], np.int32) if labels else None,
+                columns={"label": [list(labels[line - 1])]} if labels else {},
             )
         writer.finish(
-            Index(
-                key="",
-                files=[file],
-                format="tokens",
-                tokenizer="",
-                max_length=max_length,
-                labels=list(map(list, known)),
-            )
+            Index(key="", files=[file], format="tokens", tokenizer="", max_length=max_length)
         )
     cache = TokenCache.open(folder)
     assert isinstance(cache, TokenCache)

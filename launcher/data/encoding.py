@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Overlong, SpecialTokens, Thoughts
-from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Preference, Text
+from launcher.data.formats.base import NO_PAIRS, BadRecord, Chat, Example, Pair, Preference, Text
 from launcher.data.literals import Literals
 from launcher.data.masking import ChatOptions, ChatRenderer, LeftOut, exchanges
 from launcher.data.provenance import THOUGHTS
@@ -23,11 +25,25 @@ from launcher.data.words import Words
 
 #: So many sets of a template's variables are kept ready.
 _RENDERERS = 64
-NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
 
 
-Piece = tuple[NDArray[np.int32], NDArray[np.uint8]]
-"""Tokens and target flags of one sequence, both [length]."""
+class Piece(NamedTuple):
+    """A document, or several that stay together, one behind the other."""
+
+    tokens: NDArray[np.int32]
+    """[length]"""
+    targets: NDArray[np.uint8]
+    """[length]: 1 where the token itself is to be learned."""
+    lengths: tuple[int, ...] = ()
+    """Of the documents, if there are several."""
+    columns: Mapping[str, Sequence[Any] | NDArray[Any]] = MappingProxyType({})
+    """What the objective has declared: of each a value for each document, or for each target (of
+    those that have a token before them in their document)."""
+
+    @property
+    def starts(self) -> list[int]:
+        """Where the documents begin."""
+        return list(accumulate(self.lengths[:-1], initial=0)) if self.lengths else [0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +67,8 @@ class Encoded:
     left_out: tuple[LeftOut, ...] = ()
     has_literals: bool = False
     """Whether its texts spell control tokens, and are kept as text."""
+    trains: bool = True
+    """Whether it may be learned from; a record that may not is left out of training data."""
 
 
 class Encoder:
@@ -74,6 +92,12 @@ class Encoder:
         if tokenizer.chat_template:
             self._chat = ChatRenderer(tokenizer, chat, self._literals)
         self._others: dict[str, ChatRenderer] = {}
+
+    def cut(
+        self, piece: Piece, max_length: int, overlong: Overlong
+    ) -> tuple[list[Piece], Overlong | None]:
+        """`cut`, of this module."""
+        return cut(piece, max_length, overlong)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """Tokens and targets of each example, or why it cannot be used.
@@ -290,7 +314,7 @@ def _checked(
             hint="the assistant's turn is empty, or the template leaves it out; "
             "`launcher data show` shows what is learned",
         )
-    return tokens, targets
+    return Piece(tokens, targets)
 
 
 def cut(piece: Piece, max_length: int, overlong: Overlong) -> tuple[list[Piece], Overlong | None]:
@@ -298,15 +322,45 @@ def cut(piece: Piece, max_length: int, overlong: Overlong) -> tuple[list[Piece],
 
     Pieces without a target would be computed for nothing; a record that has none left is dropped.
     """
-    tokens, targets = piece
-    if len(tokens) <= max_length:
+    if len(piece.tokens) <= max_length:
         return [piece], None
     if overlong is Overlong.drop:
         return [], Overlong.drop
-    last = max_length if overlong is Overlong.truncate else len(tokens)
-    pieces = [
-        (tokens[begin : begin + max_length], targets[begin : begin + max_length])
-        for begin in range(0, last, max_length)
-    ]
-    pieces = [(t, learned) for t, learned in pieces if learned[1:].any()]
+    last = max_length if overlong is Overlong.truncate else len(piece.tokens)
+    bounds = [(begin, begin + max_length) for begin in range(0, last, max_length)]
+    pieces = [Piece(piece.tokens[slice(*part)], piece.targets[slice(*part)]) for part in bounds]
+    pieces = [part for part in pieces if part.targets[1:].any()]
     return pieces, overlong if pieces else Overlong.drop
+
+
+def shorten(piece: Piece, max_length: int, per_target: Collection[str] = ()) -> Piece | None:
+    """The documents of a piece within `max_length` together, the longest cut at their ends; None
+    if one of them has no target left. `per_target` names the columns with a value a target."""
+    lengths = piece.lengths or (len(piece.tokens),)
+    most = bisect_right(
+        range(1, max(lengths) + 1),
+        max_length,
+        key=lambda limit: sum(min(length, limit) for length in lengths),
+    )
+    spans = [
+        slice(start, start + min(length, most))
+        for start, length in zip(piece.starts, lengths, strict=True)
+    ]
+    targets = [piece.targets[span] for span in spans]
+    if not all(own[1:].any() for own in targets):
+        return None
+    had = [
+        int(piece.targets[start + 1 : start + length].sum())
+        for start, length in zip(piece.starts, lengths, strict=True)
+    ]
+    firsts = accumulate(had[:-1], initial=0)
+    kept = [slice(f, f + int(own[1:].sum())) for f, own in zip(firsts, targets, strict=True)]
+    return Piece(
+        np.concatenate([piece.tokens[span] for span in spans]),
+        np.concatenate(targets),
+        tuple(map(len, targets)) if piece.lengths else (),
+        {
+            name: np.concatenate([values[part] for part in kept]) if name in per_target else values
+            for name, values in piece.columns.items()
+        },
+    )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.cache import Column, JoinedCache, Per, TokenCache
 from launcher.data.mixture import Order
+from launcher.errors import ConfigError
 
 
 @dataclass(slots=True)
@@ -19,8 +21,7 @@ class Row:
 
     Only what is learned is listed: `target_index` holds the positions whose *next* token is a
     target. That next token always lies in the same document, so nothing is predicted across a
-    boundary. For a classifier it holds the last position of each document, and the targets are the
-    classes.
+    boundary.
     """
 
     input_ids: torch.Tensor
@@ -32,93 +33,150 @@ class Row:
     target_index: torch.Tensor
     """int64 [targets]: positions to predict from."""
     targets: torch.Tensor
-    """int64 [targets]: the token at each position plus one, or the document's class (-1: none);
-    fp32 [targets, classes] of 0 and 1 where several classes may apply."""
+    """int64 [targets]: the token at each position plus one."""
     longest: int
     """Tokens of the longest document; known here, so that no device has to be asked for it."""
     records: list[int]
-    """Record ids in the cache, one a document."""
+    """Record ids in the cache."""
     packs: list[int]
     """Indices of the packs in the row, counted over epochs."""
+    sizes: list[int]
+    """Documents of each record: those of one stay together."""
+    record_weights: torch.Tensor | None = None
+    """fp32 [records]: what the loss of each is multiplied by; None where all weigh 1."""
     weights: torch.Tensor | None = None
-    """fp32 [targets]: what each one's loss is multiplied by; None where all records weigh 1."""
+    """The same by target: fp32 [targets]."""
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the objective keeps beside the tokens: [documents, ...] or [targets, ...]."""
+    by_target: frozenset[str] = frozenset()
+    """Names of the columns with a value for each target."""
+    is_filler: bool = False
+    """Whether it is computed only because other ranks have one more: nothing of it counts."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
         """The same row with its tensors on `device`."""
-        return replace(
-            self,
-            **{
-                field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-                for field in fields(self)
-                if isinstance(getattr(self, field.name), torch.Tensor)
-            },
-        )
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            return value
+
+        own = {f.name: moved(getattr(self, f.name)) for f in fields(self)}
+        own["columns"] = {name: moved(values) for name, values in self.columns.items()}
+        return replace(self, **own)
+
+    def document_of_targets(self) -> torch.Tensor:
+        """int64 [targets]: which document each one is of."""
+        return torch.searchsorted(self.document_starts.long(), self.target_index, right=True) - 1
+
+
+class RowSource(Protocol):
+    """Where the rows of a step come from."""
+
+    def step(self, step: int) -> list[Row]:
+        """This rank's rows of optimizer step `step` (from 0), one a micro-batch, on the CPU; the
+        same whenever it is asked."""
+        ...
+
+
+class Records(Protocol):
+    """What a row is made from: a cache, or an excerpt of one."""
+
+    columns: Mapping[str, Column]
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]: ...
+
+    def documents(self, i: int) -> list[int]: ...
+
+    def column(self, name: str, i: int) -> NDArray[Any]: ...
+
+    def weight(self, i: int) -> float: ...
+
+    @property
+    def is_weighted(self) -> bool: ...
 
 
 def make_row(
-    cache: TokenCache | JoinedCache,
+    cache: Any,
     records: Sequence[int] | NDArray[np.int64],
     packs: Sequence[int] = (),
 ) -> Row:
-    """One row of the given records, in that order."""
+    """One row of the given records of a `Records`, in that order."""
     chosen = np.asarray(records, np.int64).tolist()
     pieces = [cache.record(i) for i in chosen]
-    lengths = np.array([len(tokens) for tokens, _ in pieces], np.int64)
-    starts = np.zeros(len(pieces) + 1, np.int32)
+    documents = [cache.documents(i) for i in chosen]
+    sizes = list(map(len, documents))
+    lengths = np.array([length for own in documents for length in own], np.int64)
+    starts = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=starts[1:])
     tokens = np.concatenate([tokens for tokens, _ in pieces]).astype(np.int64)
     flags = np.concatenate([flags for _, flags in pieces])
     flags[starts[:-1]] = 0  # a document's first token has nothing before it to be predicted from
     positions = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
     learned = np.flatnonzero(flags)
-    index, targets = learned - 1, tokens[learned]
-    classes = [cache.target(i) for i in chosen]
-    if classes[0] is not None:
-        index, targets = starts[1:].astype(np.int64) - 1, np.stack(classes)
-    weights = None
+    weights = record_weights = None
     if cache.is_weighted:
         own = np.array([cache.weight(i) for i in chosen], np.float32)
-        weights = torch.from_numpy(np.repeat(own, lengths)[index])
+        record_weights = torch.from_numpy(own)
+        tokens_of = [len(tokens) for tokens, _ in pieces]
+        weights = torch.from_numpy(np.repeat(own, tokens_of)[learned])
+    columns = {
+        name: np.concatenate([cache.column(name, i) for i in chosen]) for name in cache.columns
+    }
     return Row(
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
         document_starts=torch.from_numpy(starts),
-        target_index=torch.from_numpy(index),
-        targets=torch.from_numpy(targets),
+        target_index=torch.from_numpy(learned - 1),
+        targets=torch.from_numpy(tokens[learned]),
         longest=int(lengths.max()),
         records=chosen,
         packs=list(packs),
+        sizes=sizes,
+        record_weights=record_weights,
         weights=weights,
+        columns={name: torch.from_numpy(values) for name, values in columns.items()},
+        by_target=frozenset(n for n, c in cache.columns.items() if c.per is Per.target),
     )
 
 
 def rectangles(row: Row, *, equal: bool = False) -> list[Row]:
-    """The documents of `row` by length, in rows that hold no more tokens than it even when each
+    """The records of `row` by length, in rows that hold no more tokens than it even when each
     document is padded to the longest: so a long one does not have many padded to its length.
-    `equal`: those of a row are of one length, so that none is padded."""
-    lengths = row.document_starts.diff().tolist()
+    `equal`: the documents of a row are of one length, so that none is padded. Raises `ConfigError`
+    where that tears a record's documents apart."""
+    starts = row.document_starts.tolist()
+    firsts = np.cumsum([0, *row.sizes]).tolist()
+    lengths = [
+        [starts[i + 1] - starts[i] for i in range(first, last)]
+        for first, last in zip(firsts, firsts[1:], strict=False)
+    ]
+    if equal and any(len(set(own)) > 1 for own in lengths):
+        raise ConfigError(
+            "documents of one record that are of several lengths, which this model cannot compute"
+            " in one batch",
+            where="model.name",
+            hint="it gives other losses where documents are padded: take another model, or"
+            " model.attention=eager",
+        )
     groups: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        fits = groups and (len(groups[-1]) + 1) * longest <= len(row.input_ids)
-        if fits and (lengths[i] == longest or not equal):
+    for i in sorted(range(len(lengths)), key=lambda i: -max(lengths[i])):
+        longest = max(lengths[groups[-1][0]]) if groups else 0
+        lines = sum(row.sizes[j] for j in groups[-1]) + row.sizes[i] if groups else 0
+        fits = groups and lines * longest <= len(row.input_ids)
+        if fits and (max(lengths[i]) == longest or not equal):
             groups[-1].append(i)
         else:
             groups.append([i])
-    return [_documents(row, group) for group in groups]
+    return [_records(row, group) for group in groups]
 
 
-def without_targets(row: Row) -> Row:
-    """`row`, of which nothing is learned."""
-    none = row.target_index.new_empty(0)
-    weights = None if row.weights is None else row.weights[none]
-    return replace(row, target_index=none, targets=row.targets[none], weights=weights)
-
-
-def _documents(row: Row, chosen: list[int]) -> Row:
-    """These documents of `row`, in this order."""
+def _records(row: Row, chosen: list[int]) -> Row:
+    """These records of `row`, in this order."""
+    firsts = np.cumsum([0, *row.sizes]).tolist()
+    documents = [d for i in chosen for d in range(firsts[i], firsts[i + 1])]
     starts = row.document_starts.tolist()
-    spans = [(starts[i], starts[i + 1]) for i in chosen]
+    spans = [(starts[d], starts[d + 1]) for d in documents]
     lengths = [end - start for start, end in spans]
     begins = np.cumsum([0, *lengths], dtype=np.int32)
     learned = [
@@ -139,7 +197,14 @@ def _documents(row: Row, chosen: list[int]) -> Row:
         longest=max(lengths),
         records=[row.records[i] for i in chosen],
         packs=row.packs,
+        sizes=[row.sizes[i] for i in chosen],
+        record_weights=None if row.record_weights is None else row.record_weights[chosen],
         weights=None if row.weights is None else row.weights[own],
+        columns={
+            name: values[own if name in row.by_target else documents]
+            for name, values in row.columns.items()
+        },
+        by_target=row.by_target,
     )
 
 

@@ -8,21 +8,20 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config.schema import ClassifyConfig, Config
+from launcher.config import variants
+from launcher.config.schema import Config
 from launcher.data.cache import Index
-from launcher.data.labelled import LabelOptions
 from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
 from launcher.data.reading import Cursor, Reading, first_of
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
 from launcher.data.split import SplitWriter, say
-from launcher.data.turn_ends import by_template
 from launcher.data.worker import Options, Worker
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import LAYOUT_VERSION, Part
@@ -41,13 +40,14 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
     a later call goes on from the last whole segment.
     """
     reading = Reading(part, config)
+    objective = variants.objective(config.objective)
     index = Index(
         key="",
         files=reading.files,
         format=reading.format,
         tokenizer=str(tokenizer.name_or_path),
         max_length=config.data.max_length,
-        turn_ends=_turn_ends(config, reading.format, tokenizer),
+        turn_ends=objective.turn_ends(reading.format, tokenizer),
     )
     with contextlib.ExitStack() as stack:
         writers: list[SplitWriter | None] = []
@@ -61,14 +61,13 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
                 files=reading.files,
                 limit=part.item.limit,
                 bad_records=config.data.bad_records,
-                expect_context=not (
-                    config.objective.learns_every_token
-                    or config.objective.classifies
-                    or reading.format == "text"
-                ),
+                expect_context=objective.expects_context and reading.format != "text",
+                expect_end=not config.objective.has_sequence_head,
                 max_length=config.data.max_length,
                 tokenizer=tokenizer,
                 stamp=_stamp(folder.name),
+                columns=objective.columns,
+                grouped=config.objective.groups_documents,
             )
             stack.callback(writer.close)
             writers.append(writer)
@@ -86,16 +85,6 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
             for _, folder in missing:
                 shutil.rmtree(_temporary(folder), ignore_errors=True)
             raise
-
-
-def _turn_ends(config: Config, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
-    """How turns end where the targets do not tell; None where they do."""
-    if config.objective.classifies:
-        return {}
-    if config.objective.learns_every_token and format_name != "text":
-        # Nothing tells a turn from what follows it; without a template the targets do all the same.
-        return {str(token): [1, 0] for token in by_template(tokenizer)} or None
-    return None
 
 
 def _temporary(folder: Path) -> Path:
@@ -172,7 +161,7 @@ def _progress(
 
 
 def _options(config: Config, part: Part, format_name: str) -> Options:
-    data = config.data
+    data, own = config.data, config.objective
     return Options(
         format=format_name,
         columns=part.item.columns,
@@ -180,15 +169,8 @@ def _options(config: Config, part: Part, format_name: str) -> Options:
         chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
-        all_targets=config.objective.learns_every_token,
+        objective=(own.name, {f.name: getattr(own, f.name) for f in fields(own)}),
         share=part.share,
         seed=config.seed,
-        classes=_label_options(config, part),
+        learns=part.split == "train",
     )
-
-
-def _label_options(config: Config, part: Part) -> LabelOptions | None:
-    objective = config.objective
-    if not isinstance(objective, ClassifyConfig):
-        return None
-    return LabelOptions(objective.multi_label, objective.out_of_scope, part.split == "train")

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import fingerprint, registry, runtime
-from launcher.config import items
+from launcher.config import items, variants
 from launcher.config.schema import Config
 from launcher.data.cache import INDEX, TokenCache, read_index
-from launcher.data.classes import settle
 from launcher.data.fields import held_out_groups
 from launcher.data.making import make
 from launcher.data.mixture import join
@@ -82,9 +81,10 @@ def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
             say(f"prepare: {summary(split, root / key, packing=config.data.packing)}")
         found[split] = str(root / key) if read_index(root / key).records else None
     hashes.save()
-    if config.objective.classifies and found["train"]:
+    if found["train"]:
         held_out = TokenCache.open(found["validation"]) if found["validation"] else None
-        settle(config, TokenCache.open(found["train"]), held_out)
+        objective = variants.objective(config.objective)
+        objective.settle(config, TokenCache.open(found["train"]), held_out)
     return found
 
 

@@ -12,8 +12,8 @@ from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 
-from launcher.config import compose, items
-from launcher.config.schema import ClassifyConfig, Config, OnBadRecord
+from launcher.config import compose, items, variants
+from launcher.config.schema import Config, OnBadRecord
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord
 from launcher.data.reading import DETECT_RECORDS, Reading
@@ -48,30 +48,17 @@ def _first(config: Config, part: Part) -> Iterator[Problem]:
     reading = Reading(part, config)
     if config.data.bad_records is OnBadRecord.skip:
         return
-    reader = formats.Reader(reading.format, part.item.columns, _labels(config))
+    objective = variants.objective(config.objective)
+    names = config.objective.label_names(list(config.data.labels))
+    reader = formats.Reader(reading.format, part.item.columns, names)
     chunk = next(chunk for chunk in reading.chunks(None) or () if not chunk.is_blank)
     limit = min(DETECT_RECORDS, part.item.limit or DETECT_RECORDS)
     for line, raw in islice(chunk.parse(), limit):
         read = reader.read(raw)
-        bad = read if isinstance(read, BadRecord) else _unlearnable(config, read[0])
+        bad = read if isinstance(read, BadRecord) else objective.refusal(read[0])
         if bad:
             yield Problem(f"{reading.files[0]}:{line}", bad.found, bad.hint)
             return
-
-
-def _unlearnable(config: Config, example: formats.Example) -> BadRecord | None:
-    if not isinstance(config.objective, ClassifyConfig):
-        return None
-    from launcher.data import labelled  # numpy, which nothing else here needs
-
-    return labelled.refusal(example, config.objective.multi_label)
-
-
-def _labels(config: Config) -> list[str]:
-    objective, labels = config.objective, config.data.labels
-    if isinstance(objective, ClassifyConfig) and objective.out_of_scope and labels:
-        return [*labels, objective.out_of_scope]
-    return list(labels)
 
 
 def main(arguments: list[str]) -> int:

@@ -33,7 +33,7 @@ class Reading:
         self.format = part.item.format
         if self._auto:
             self.format = self._detect(self._first(0), required=True)
-        if self.format == "preference":
+        if self.format == "preference" and not config.objective.learns_pairs:
             parsed = (record for _, record in self._first(0).parse())
             pair: Any = next((found for found in parsed if not isinstance(found, BadRecord)), {})
             raise ConfigError(

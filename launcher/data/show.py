@@ -12,8 +12,7 @@ from typing import Any
 
 from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
-from launcher.data.cache import INDEX, JoinedCache, TokenCache
-from launcher.data.classes import is_labelled
+from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
 from launcher.data.literals import Literals
 from launcher.data.masking import kinds_of_bits
 from launcher.data.split import say, summary
@@ -34,8 +33,8 @@ def render(
     tokens, targets = cache.record(record)
     share = float(targets.mean()) if len(targets) else 0.0
     head = f"{cache.where(record)}  record {record}, {len(tokens):,} tokens, {share:.1%} targets"
-    if is_labelled(cache):
-        head += f", label {', '.join(cache.label(record)) or 'none'}"
+    for name in (name for name, column in cache.columns.items() if column.is_json):
+        head += f", {name} {shown(cache.value(name, record))}"
     if bits := cache.left_out(record):
         head += f"\nthe chat template leaves out of it: {', '.join(kinds_of_bits(bits))}"
     if spelled := Literals(tokenizer).spelled(tokens.tolist()):
@@ -43,12 +42,12 @@ def render(
         head += f"\nspecial tokens that are text in it: {told}"
     pieces = []
     for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
-        shown = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+        plain = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
         # A terminal paints the rest of a line in the colour that a newline leaves open.
-        lines = [marks[0] + line + marks[1] if line else "" for line in shown.split("\n")]
+        lines = [marks[0] + line + marks[1] if line else "" for line in plain.split("\n")]
         if marks == _BRACKETS:
-            lines = [marks[0] + shown + marks[1]]
-        pieces.append("\n".join(lines) if is_target else shown)
+            lines = [marks[0] + plain + marks[1]]
+        pieces.append("\n".join(lines) if is_target else plain)
     return f"{head}\n{''.join(pieces)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from launcher.config import items
 from launcher.config.schema import OnBadRecord
-from launcher.data.cache import Counts, Index, TokenCache
+from launcher.data.cache import Column, Counts, Index, TokenCache
 from launcher.data.masking import told
 from launcher.data.mixture import MixedOrder, make_order
 from launcher.data.turn_ends import TurnEnds
@@ -50,25 +51,28 @@ class SplitWriter:
         limit: int | None,
         bad_records: OnBadRecord,
         expect_context: bool,
+        expect_end: bool,
         max_length: int,
         tokenizer: Any,
         stamp: Any = None,
+        columns: Sequence[Column] = (),
+        grouped: bool = False,
     ) -> None:
-        """`expect_context`: data in which every token is a target is refused. `stamp` is that of
-        `CacheWriter`."""
+        """`expect_context`: data in which every token is a target is refused; `expect_end`: what is
+        learned should end with a token that ends a turn. `stamp`, `columns`
+        and `grouped` are those of `CacheWriter`."""
         self.name = name
         self.counts = Counts()
-        self._cache = CacheWriter(folder, stamp)
+        self._cache = CacheWriter(folder, stamp, columns=columns, grouped=grouped)
         self._files = files
         self._limit = limit
         self._stop = bad_records is OnBadRecord.stop
-        self._expect_context = expect_context
+        self._expect_context, self._expect_end = expect_context, expect_end
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._ends = TurnEnds(tokenizer)
         self._examples: list[str] = []
-        #: numbers of the different labels, in the order in which they came
-        self._labels: dict[tuple[str, ...], int] = {}
+        self._columns = columns
 
     @property
     def tokens(self) -> int:
@@ -94,7 +98,7 @@ class SplitWriter:
         """Make what is written the place from which a later process can go on."""
         state = {"counts": asdict(self.counts), "examples": self._examples}
         state["turn_ends"] = self._ends.counts
-        self._cache.commit(cursor, state | {"labels": list(self._labels)})
+        self._cache.commit(cursor, state)
 
     def resume(self, segments: int) -> None:
         """Take up the first `segments` of an earlier process."""
@@ -103,7 +107,6 @@ class SplitWriter:
             self.counts = Counts(**state["counts"])
             self._examples = state["examples"]
             self._ends.take_up(state.get("turn_ends", {}))
-            self._labels = {tuple(names): i for i, names in enumerate(state["labels"])}
 
     def close(self) -> None:
         """Close the files; without `finish` before, what they hold is no cache."""
@@ -134,19 +137,16 @@ class SplitWriter:
         is_cut = np.repeat(was_cut, batch.pieces) & (batch.lengths == self._max_length)
         self._ends.add(batch.tokens, batch.targets, batch.lengths, is_cut)
         early = self._cache.records < TRIAL
-        labels = None
-        if batch.labels is not None:
-            known = self._labels
-            numbers = [known.setdefault(names, len(known)) for names in batch.labels]
-            labels = np.array(numbers, np.int32)
+        columns = {column.name: _flat(batch.columns[column.name]) for column in self._columns}
         self._cache.append(
             batch.tokens,
             batch.targets,
             batch.lengths,
             batch.origins,
             batch.weights,
-            labels,
             batch.left_out,
+            documents=batch.documents,
+            columns=columns,
         )
         if early and self._cache.records >= TRIAL:
             self._check_targets()
@@ -180,7 +180,6 @@ class SplitWriter:
                 hint="raise data.max_length, or mend the records that were named above",
             )
         index.counts = self.counts
-        index.labels = [list(names) for names in self._labels]
         if index.turn_ends is None:
             index.turn_ends = self._ends.counts
         return self._cache.finish(index)
@@ -212,7 +211,7 @@ class SplitWriter:
         tokens, targets = batch.tokens[: batch.lengths[0]], batch.targets[: batch.lengths[0]]
         self._examples.append(f"{where}: {self._tokenizer.decode(tokens[:60].tolist())!r}")
         last = int(tokens[targets == 1][-1])
-        answers = batch.labels is None and batch.fates[0] == Fate.whole
+        answers = self._expect_end and batch.fates[0] == Fate.whole
         if answers and len(self._examples) == 1 and not self._ends.may_end(last):
             say(
                 f"prepare: warning: what is learned of {where} ends with "
@@ -231,6 +230,13 @@ class SplitWriter:
             )
 
 
+def _flat(values: list[Any]) -> Any:
+    """Values of all sequences, one after the other."""
+    if values and isinstance(values[0], np.ndarray):
+        return np.concatenate(values)
+    return [value for own in values for value in own]
+
+
 def summary(name: str, folder: Path, *, packing: bool) -> str:
     """One line about a prepared split."""
     cache = TokenCache.open(folder)
@@ -241,7 +247,7 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
         f"{index.tokens:,} tokens",
         f"{share:.1%} targets",
         f"longest {index.longest:,}",
-        *([f"{len(index.labels):,} labels"] if index.labels else []),
+        *(f"{len(c['values']):,} {c['name']}s" for c in index.columns if c["values"]),
         *(
             f"{number:,} {deed}"
             for deed in ("skipped", "truncated", "split", "dropped")

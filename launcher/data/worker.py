@@ -8,16 +8,17 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.config import variants
 from launcher.config.schema import Overlong
-from launcher.data.encoding import Encoded, Encoder, Piece, cut
+from launcher.data.cache import Column
+from launcher.data.encoding import Encoded, Piece
 from launcher.data.formats import Example, Reader
-from launcher.data.formats.base import BadRecord, Labelled
-from launcher.data.labelled import LabelOptions, TextEncoder
+from launcher.data.formats.base import BadRecord
 from launcher.data.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.sources import Chunk
 
@@ -46,6 +47,21 @@ _FATES = {
 _NOTHING = Encoded([])
 
 
+class Encoder(Protocol):
+    """What an objective makes tokens of examples with."""
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
+        """Each example as one piece or several, or why it cannot be used."""
+        ...
+
+    def cut(
+        self, piece: Piece, max_length: int, overlong: Overlong
+    ) -> tuple[list[Piece], Overlong | None]:
+        """A piece within `max_length`, and what was done to it; [] where nothing to learn is
+        left."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What decides how a record becomes tokens."""
@@ -56,12 +72,13 @@ class Options:
     chat: ChatOptions
     max_length: int
     overlong: Overlong
-    all_targets: bool
+    objective: tuple[str, dict[str, Any]]
+    """Its name and options; the class of a user's own file cannot be sent to a process."""
     share: float
     """Share of records that go to the validation side."""
     seed: int
-    classes: LabelOptions | None = None
-    """How labels are read, if they are learned by a head instead of as text."""
+    learns: bool = True
+    """Whether the first side is learned from."""
 
 
 @dataclass(slots=True)
@@ -83,8 +100,10 @@ class Batch:
     """Place among the records read, line, and what the chat template leaves out."""
     spelled: list[tuple[int, int]] = field(default_factory=list)
     """Place among the records read, and line, of those that spell control tokens, kept as text."""
-    labels: list[tuple[str, ...]] | None = None
-    """Class names of each sequence, for a classifier."""
+    documents: list[tuple[int, ...]] = field(default_factory=list)
+    """Lengths of each sequence's documents, where the objective groups some."""
+    columns: dict[str, list[Any]] = field(default_factory=dict)
+    """Of each of the objective's columns the values of every sequence."""
 
     def first(self, records: int) -> Batch:
         """The batch as if only its first `records` records had been read."""
@@ -102,7 +121,8 @@ class Batch:
             [bad for bad in self.bad if bad[0] < records],
             [lossy for lossy in self.lossy if lossy[0] < records],
             [spelled for spelled in self.spelled if spelled[0] < records],
-            None if self.labels is None else self.labels[:kept],
+            self.documents[:kept],
+            {name: values[:kept] for name, values in self.columns.items()},
         )
 
 
@@ -113,12 +133,13 @@ class Worker:
     def __init__(self, tokenizer: Any, options: Options) -> None:
         self._tokenizer = tokenizer
         self._options = options
-        labels, classes = options.labels, options.classes
-        if classes and classes.out_of_scope and labels:
-            labels = [*labels, classes.out_of_scope]
-        self._reader = Reader(options.format, options.columns, labels)
-        self._texts = TextEncoder(tokenizer, classes) if classes else None
-        self._encoder = Encoder(tokenizer, chat=options.chat, all_targets=options.all_targets)
+        own = variants.objective_options(*options.objective)
+        names = own.label_names(list(options.labels))
+        self._reader = Reader(options.format, options.columns, names)
+        objective = variants.objective(own)
+        self._columns: list[Column] = [*objective.columns]
+        self._groups = own.groups_documents
+        self._encoder: Encoder = objective.encoder(tokenizer, options.chat)
 
     def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
         return Worker, (self._tokenizer, self._options)
@@ -129,7 +150,6 @@ class Worker:
         lines: list[int] = []
         sides: list[int] = []
         weights: list[float] = []
-        labels: list[tuple[str, ...]] = []
         encoded: list[Encoded | BadRecord] = []
         examples: list[Example] = []
         places: list[int] = []
@@ -137,7 +157,6 @@ class Worker:
             lines.append(line)
             sides.append(self._side(raw))
             read = self._reader.read(raw)
-            labels.append(())
             if isinstance(read, BadRecord):
                 encoded.append(read)
                 weights.append(1.0)
@@ -146,12 +165,9 @@ class Worker:
             examples.append(read[0])
             weights.append(read[1])
             encoded.append(_NOTHING)
-            if isinstance(read[0], Labelled):
-                labels[-1] = read[0].labels
-        encoder = self._texts or self._encoder
-        for place, item in zip(places, encoder.encode(examples), strict=True):
+        for place, item in zip(places, self._encoder.encode(examples), strict=True):
             encoded[place] = item
-        records = list(zip(lines, encoded, weights, labels, strict=True))
+        records = list(zip(lines, encoded, weights, strict=True))
         return [
             self._batch(
                 chunk.file, side, [r for r, own in zip(records, sides, strict=True) if own == side]
@@ -168,26 +184,25 @@ class Worker:
         self,
         file: int,
         side: int,
-        records: Sequence[tuple[int, Encoded | BadRecord, float, tuple[str, ...]]],
+        records: Sequence[tuple[int, Encoded | BadRecord, float]],
     ) -> Batch:
         fates = np.zeros(len(records), np.uint8)
         counts = np.zeros(len(records), np.int32)
         done: list[Piece] = []
         lines: list[int] = []
         weights: list[float] = []
-        labels: list[tuple[str, ...]] = []
         bad: list[tuple[int, int, BadRecord]] = []
         lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = []
         spelled: list[tuple[int, int]] = []
         bits: list[int] = []
-        classes = self._options.classes
-        for place, (line, item, weight, names) in enumerate(records):
+        learns = self._options.learns and side == TRAIN
+        for place, (line, item, weight) in enumerate(records):
             if isinstance(item, BadRecord):
                 fates[place] = Fate.skipped
                 bad.append((place, line, item))
                 continue
             # It would be computed for nothing.
-            if not weight or (classes and classes.leaves_out(names, side == VALIDATION)):
+            if not weight or (learns and not item.trains):
                 fates[place] = Fate.dropped
                 continue
             pieces, deed = self._cut(item)
@@ -200,11 +215,10 @@ class Worker:
             bits += [kinds_as_bits(item.left_out)] * len(pieces)
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
-            labels += [names] * len(pieces)
         return Batch(
-            _joined([tokens for tokens, _ in done], np.int32),
-            _joined([targets for _, targets in done], np.uint8),
-            np.array([len(tokens) for tokens, _ in done], np.int32),
+            _joined([piece.tokens for piece in done], np.int32),
+            _joined([piece.targets for piece in done], np.uint8),
+            np.array([len(piece.tokens) for piece in done], np.int32),
             np.array([(file, line) for line in lines], np.int32).reshape(-1, 2),
             np.array(weights, np.float32),
             np.array(bits, np.uint8),
@@ -213,13 +227,13 @@ class Worker:
             bad,
             lossy,
             spelled,
-            labels if classes else None,
+            [piece.lengths for piece in done] if self._groups else [],
+            {c.name: [piece.columns[c.name] for piece in done] for c in self._columns},
         )
 
     def _cut(self, item: Encoded) -> tuple[list[Piece], Overlong | None]:
-        shorten = self._texts.cut if self._texts else cut
-        options = self._options
-        done = [shorten(piece, options.max_length, options.overlong) for piece in item.pieces]
+        limits = self._options.max_length, self._options.overlong
+        done = [self._encoder.cut(piece, *limits) for piece in item.pieces]
         pieces = [piece for own, _ in done for piece in own]
         deeds = [deed for _, deed in done if deed is not None]
         kept = [deed for deed in deeds if deed is not Overlong.drop]

@@ -13,17 +13,17 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launcher import rundir
-from launcher.data.cache import ARRAYS, INDEX, Index
+from launcher.data.cache import ARRAYS, COLUMN, INDEX, Column, Index, Per
 from launcher.data.ordering import write_order
 
 JOURNAL = "journal.jsonl"
@@ -31,7 +31,7 @@ JOURNAL = "journal.jsonl"
 SEGMENT_BYTES = 64 << 20
 SEGMENT_S = 10.0
 #: Files that grow with the records; the others follow from them.
-_GROWING = ("tokens", "targets", "offsets", "origins", "weights", "left_out", "labels")
+_GROWING = ("tokens", "targets", "offsets", "origins", "weights", "left_out")
 _BLOCK = 1 << 22
 
 
@@ -39,16 +39,34 @@ class CacheWriter:
     """Writes a cache record batch by record batch; memory does not grow with the data.
 
     With a `stamp` the work of an earlier process that had the same one is taken up: `resume` must
-    then be called first. Nothing counts until `finish` has written index.json.
+    then be called first. Nothing counts until `finish` has written index.json. `grouped`: records
+    may have several documents.
     """
 
-    def __init__(self, folder: Path, stamp: Any = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stamp: Any = None,
+        *,
+        columns: Sequence[Column] = (),
+        grouped: bool = False,
+    ) -> None:
         self.folder = folder
         self._stack = contextlib.ExitStack()
         self._stamp = stamp
-        self._hashes = {name: _hash() for name in _GROWING}
-        self._segment = {name: _hash() for name in _GROWING}
-        self._sizes = dict.fromkeys(_GROWING, 0)
+        self._columns = {column.name: column for column in columns}
+        self._types = {name: ARRAYS[name] for name in _GROWING}
+        if grouped:
+            self._types |= {name: ARRAYS[name] for name in ("documents", "groups")}
+        if any(column.per is Per.target for column in columns):
+            self._types["goals"] = ARRAYS["goals"]
+        self._types |= {COLUMN + column.name: column.stored for column in columns}
+        #: numbers of the different values of `json` columns, by their text
+        self._values: dict[str, dict[str, int]] = {c.name: {} for c in columns if c.is_json}
+        self._hashes = {name: _hash() for name in self._types}
+        self._segment = {name: _hash() for name in self._types}
+        self._sizes = dict.fromkeys(self._types, 0)
+        self._documents = self._goals = 0
         self._begun, self._segment_bytes = time.monotonic(), 0
         self.records = self.tokens = self.target_tokens = self.longest = 0
         self._weighted = self._lossy = False
@@ -92,6 +110,8 @@ class CacheWriter:
         for name, value in line["totals"].items():
             setattr(self, name, value)
         self._weighted, self._lossy = line["weighted"], line["lossy"]
+        self._documents, self._goals = line["documents"], line["goals"]
+        self._values = line["values"]
         self._start([entry for entry, _ in found])
         return line["state"]
 
@@ -107,11 +127,14 @@ class CacheWriter:
         lengths: NDArray[np.int32],
         origins: NDArray[np.int32],
         weights: NDArray[np.float32],
-        labels: NDArray[np.int32] | None = None,
         left_out: NDArray[np.uint8] | None = None,
+        *,
+        documents: Sequence[tuple[int, ...]] = (),
+        columns: Mapping[str, Sequence[Any] | NDArray[Any]] = MappingProxyType({}),
     ) -> None:
-        """Add records: tokens and targets [total], lengths, weights, labels and left_out [records],
-        origins [records, 2]. Either all records have labels, or none."""
+        """Add records: tokens and targets [total], lengths, weights and left_out [records], origins
+        [records, 2]; of a grouped cache the lengths of each record's documents. Raises `ValueError`
+        for a column that has not one value for each document, or target."""
         if not len(lengths):
             return
         self._write("tokens", tokens)
@@ -122,14 +145,57 @@ class CacheWriter:
             left_out = np.zeros(len(lengths), np.uint8)
         self._write("left_out", left_out)
         self._lossy = self._lossy or bool(left_out.any())
-        if labels is not None:
-            self._write("labels", labels)
+        self._add_columns(targets, lengths, documents, columns)
         self._write("offsets", self.tokens + np.cumsum(lengths, dtype=np.int64))
         self.records += len(lengths)
         self.tokens += len(tokens)
         self.target_tokens += int(targets.sum(dtype=np.int64))
         self.longest = max(self.longest, int(lengths.max()))
         self._weighted = self._weighted or bool((weights != 1).any())
+
+    def _add_columns(
+        self,
+        targets: NDArray[np.uint8],
+        lengths: NDArray[np.int32],
+        documents: Sequence[tuple[int, ...]],
+        columns: Mapping[str, Sequence[Any] | NDArray[Any]],
+    ) -> None:
+        """What only some objectives have: documents of a record, and columns."""
+        if columns.keys() != self._columns.keys():
+            raise ValueError(f"columns {sorted(columns)}, not {sorted(self._columns)}")
+        if len(self._types) == len(_GROWING):
+            return
+        documents = documents or [()] * len(lengths)
+        counts = np.array([len(own) or 1 for own in documents], np.int64)
+        sizes = np.array(
+            [n for own, n in zip(documents, lengths, strict=True) for n in own or (n,)], np.int64
+        )
+        if sizes.sum() != lengths.sum():
+            raise ValueError("documents that are not the tokens of their records")
+        if "groups" in self._types:
+            self._write("documents", self.tokens + np.cumsum(sizes))
+            self._write("groups", self._documents + np.cumsum(counts))
+        elif len(sizes) != len(lengths):
+            raise ValueError("several documents in a record of a cache that is not grouped")
+        flags = targets.astype(np.int64)
+        flags[np.cumsum(sizes) - sizes] = 0
+        goals = np.add.reduceat(flags, np.cumsum(lengths, dtype=np.int64) - lengths)
+        if "goals" in self._types:
+            self._write("goals", self._goals + np.cumsum(goals))
+        self._documents += len(sizes)
+        self._goals += int(goals.sum())
+        for name, column in self._columns.items():
+            values: Any = columns[name]
+            wanted = len(sizes) if column.per is Per.document else int(goals.sum())
+            if column.is_json:
+                known = self._values[name]
+                texts = [json.dumps(value, sort_keys=True) for value in values]
+                values = [known.setdefault(text, len(known)) for text in texts]
+            numbers = np.asarray(values, column.stored)
+            if numbers.size != wanted * column.width:
+                found = f"column {name} has {numbers.size} numbers"
+                raise ValueError(f"{found}, not {column.width} for each of {wanted} {column.per}s")
+            self._write(COLUMN + name, numbers)
 
     @property
     def is_due(self) -> bool:
@@ -152,13 +218,16 @@ class CacheWriter:
             },
             "weighted": self._weighted,
             "lossy": self._lossy,
+            "documents": self._documents,
+            "goals": self._goals,
+            "values": self._values,
         }
         with rundir.storage_errors(self.folder):
             for file in self._files.values():
                 file.flush()
             self._journal.write(_signed(line))
             self._journal.flush()
-        self._segment = {name: _hash() for name in _GROWING}
+        self._segment = {name: _hash() for name in self._types}
         self._begun, self._segment_bytes = time.monotonic(), 0
 
     def finish(self, index: Index) -> Index:
@@ -177,6 +246,14 @@ class CacheWriter:
         index.records, index.tokens = self.records, self.tokens
         index.target_tokens, index.longest = self.target_tokens, self.longest
         index.sizes, index.checksums = sizes, checksums
+        index.columns = [
+            {
+                **asdict(column),
+                "per": column.per.value,
+                "values": list(map(json.loads, self._values.get(column.name, ()))),
+            }
+            for column in self._columns.values()
+        ]
         rundir.write_atomic(self.folder / INDEX, json.dumps(asdict(index), indent=1))
         # Last, so that who is killed or has no space up to here can go on from the journal.
         with rundir.storage_errors(self.folder):
@@ -190,7 +267,6 @@ class CacheWriter:
         return [
             *([] if self._weighted else ["weights"]),
             *([] if self._lossy else ["left_out"]),
-            *([] if self._sizes["labels"] else ["labels"]),
         ]
 
     def _start(self, lines: list[Any] | None) -> None:
@@ -199,7 +275,7 @@ class CacheWriter:
             if lines is None:
                 for path in self.folder.iterdir():
                     path.unlink()
-            for name in _GROWING:
+            for name in self._types:
                 path = self.folder / f"{name}.bin"
                 file = self._stack.enter_context(open(path, "ab"))  # noqa: SIM115
                 file.truncate(self._sizes[name])
@@ -209,7 +285,9 @@ class CacheWriter:
             self._journal = self._stack.enter_context(open(self.folder / JOURNAL, "ab"))  # noqa: SIM115
         self._begun = time.monotonic()
         if lines is None:
-            self._write("offsets", np.zeros(1, np.int64))
+            for name in ("offsets", "documents", "groups", "goals"):
+                if name in self._types:
+                    self._write(name, np.zeros(1, np.int64))
 
     def _verify(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Segments of the journal as far as the files agree with it, each with the hashes there."""
@@ -225,10 +303,10 @@ class CacheWriter:
                     return []
                 files = {
                     name: stack.enter_context(open(self.folder / f"{name}.bin", "rb"))
-                    for name in _GROWING
+                    for name in self._types
                 }
-                hashes = {name: _hash() for name in _GROWING}
-                sizes = dict.fromkeys(_GROWING, 0)
+                hashes = {name: _hash() for name in self._types}
+                sizes = dict.fromkeys(self._types, 0)
                 for line in lines:
                     for name, file in files.items():
                         length = line["sizes"][name] - sizes[name]
@@ -241,7 +319,9 @@ class CacheWriter:
         return good
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
-        data = np.ascontiguousarray(array, dtype=ARRAYS[name]).data.cast("B")
+        if not array.size:
+            return
+        data = np.ascontiguousarray(array, dtype=self._types[name]).data.cast("B")
         with rundir.storage_errors(self.folder):
             self._files[name].write(data)
         self._hashes[name].update(data)

@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
 from launcher.config.variants import METRICS, RECORDS
-from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
+from launcher.evals.records import ClassRecord, Generation, LossRecord, Results, ValueRecord
 
 Floats = npt.NDArray[np.float64]
-R = TypeVar("R", LossRecord, Generation, ClassRecord)
+R = TypeVar("R", LossRecord, Generation, ClassRecord, ValueRecord)
 
 
 class Metric(ABC, Generic[R]):
@@ -42,7 +42,7 @@ class Metric(ABC, Generic[R]):
 
     @property
     def needs(self) -> str:
-        """Which pass gives its records: "loss", "generation" or "classes"."""
+        """Which pass gives its records, of `launcher.evals.records.PASSES`."""
         return RECORDS[METRICS[self.name].records]
 
     @abstractmethod
@@ -75,13 +75,7 @@ class Metric(ABC, Generic[R]):
 
     def select(self, results: Results) -> Sequence[R]:
         """The records of the pass that this metric needs."""
-        passes: dict[str, Any] = {
-            "loss": results.losses,
-            "generation": results.generations,
-            "classes": results.classes,
-        }
-        chosen: Sequence[R] = passes[self.needs]
-        return chosen
+        return results.passes.get(self.needs, [])
 
 
 class Ratio(Metric[R]):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from launcher.config.classes import OUT_OF_SCOPE
+#: Number of a record that belongs to no class; cross entropy passes over it.
+OUT_OF_SCOPE = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +75,60 @@ class Prompt(NamedTuple):
     where: str
 
 
+@dataclass(frozen=True, slots=True)
+class ValueRecord:
+    """Numbers that an objective makes of one record, by name."""
+
+    id: int
+    values: dict[str, float]
+
+
+#: Pass -> what it makes of a record.
+PASSES: dict[str, type] = {
+    "loss": LossRecord,
+    "generation": Generation,
+    "classes": ClassRecord,
+    "values": ValueRecord,
+}
+
+
 @dataclass(slots=True)
 class Results:
     """All results of one model, sorted by record id; the passes may cover different records."""
 
-    losses: list[LossRecord] = field(default_factory=list)
-    generations: list[Generation] = field(default_factory=list)
-    classes: list[ClassRecord] = field(default_factory=list)
+    passes: dict[str, list[Any]] = field(default_factory=dict)
+    """Name of a pass, of `PASSES`, -> its records."""
     further: dict[str, Results] = field(default_factory=dict)
     """Results on other records than the held-out ones: `general`, `new.NAME`, and `train`."""
 
+    @property
+    def losses(self) -> list[LossRecord]:
+        """The records of the loss pass."""
+        return self.passes.get("loss", [])
+
+    @property
+    def generations(self) -> list[Generation]:
+        """The generated answers."""
+        return self.passes.get("generation", [])
+
+    @property
+    def classes(self) -> list[ClassRecord]:
+        """The classes that were named."""
+        return self.passes.get("classes", [])
+
     def ids(self) -> list[int]:
         """Ids of all records of all passes, ascending."""
-        passes = (self.losses, self.generations, self.classes)
-        return sorted({record.id for records in passes for record in records})
+        return sorted({record.id for records in self.passes.values() for record in records})
+
+    def of(self, ids: Iterable[int]) -> Results:
+        """The results of some records, without further sets."""
+        wanted = set(ids)
+        return Results(
+            {
+                name: [record for record in records if record.id in wanted]
+                for name, records in self.passes.items()
+            }
+        )
 
     def cut(self) -> int:
         """How many answers were cut at the largest number of tokens."""

@@ -14,25 +14,19 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.evals.records import ClassRecord, Generation, LossRecord
+from launcher.evals.records import ClassRecord, Generation, LossRecord, ValueRecord
 
 Item = TypeVar("Item")
 RowT = TypeVar("RowT", bound="ScoredRow")
-ClassRowT = TypeVar("ClassRowT", bound="ClassRow")
-Scored = TypeVar("Scored", LossRecord, Generation, ClassRecord)
+Scored = TypeVar("Scored", LossRecord, Generation, ClassRecord, ValueRecord)
 
 
 class ScoredRow(Protocol):
-    """What the loss pass reads of a row of concatenated documents."""
+    """What a pass reads of a row of concatenated documents."""
 
     document_starts: Tensor
     target_index: Tensor
-
-
-class ClassRow(Protocol):
-    """What the pass of a classifier reads of a row."""
-
-    targets: Tensor
+    sizes: list[int]
 
 
 class EvaluationStopped(Exception):
@@ -126,7 +120,7 @@ def loss_records(
 ) -> list[LossRecord]:
     """Score rows and split the per-target values among their records.
 
-    `rows` yields a row and the record id of each of its documents; without ids the row is filler:
+    `rows` yields a row and the id of each of its records; without ids the row is filler:
     scored and dropped. `score(row)` gives loss in nats (float32 [targets]) and whether the target
     is the first choice (bool [targets]). `should_stop` is asked before each row; raises
     `EvaluationStopped`.
@@ -139,15 +133,15 @@ def loss_records(
         losses, correct = score(row)
         if not ids:
             continue
-        starts = row.document_starts.cpu().numpy()
-        num_documents = len(starts) - 1
-        assert num_documents == len(ids), f"{len(ids)} record ids for {num_documents} documents"
-        document = np.searchsorted(starts, row.target_index.cpu().numpy(), side="right") - 1
+        assert len(row.sizes) == len(ids), f"{len(ids)} ids for {len(row.sizes)} records"
+        # Where records begin: those of their first documents.
+        starts = row.document_starts.cpu().numpy()[np.cumsum([0, *row.sizes])]
+        record = np.searchsorted(starts, row.target_index.cpu().numpy(), side="right") - 1
         sums, hits = (
-            np.bincount(document, weights=values, minlength=num_documents)
+            np.bincount(record, weights=values, minlength=len(ids))
             for values in (losses.detach().double().cpu().numpy(), correct.double().cpu().numpy())
         )
-        counts = np.bincount(document, minlength=num_documents)
+        counts = np.bincount(record, minlength=len(ids))
         results.extend(
             LossRecord(int(i), float(total), int(targets), int(right))
             for i, total, targets, right in zip(ids, sums, counts, hits, strict=True)
@@ -156,14 +150,15 @@ def loss_records(
 
 
 def class_records(
-    rows: Iterable[tuple[ClassRowT | None, Sequence[int]]],
-    score: Callable[[ClassRowT], tuple[Tensor, Tensor]],
+    rows: Iterable[tuple[RowT | None, Sequence[int]]],
+    score: Callable[[RowT], tuple[Tensor, Tensor, Tensor]],
     should_stop: Callable[[], bool] | None = None,
 ) -> tuple[list[LossRecord], list[ClassRecord]]:
     """Score rows of a classifier, as `loss_records` does.
 
-    `score(row)` gives loss in nats (float32 [documents]) and probabilities (float32 [documents,
-    classes]). Records out of scope have no loss.
+    `score(row)` gives true classes (int64 [documents], or of several that may apply 0 and 1,
+    float32 [documents, classes]), loss in nats (float32 [documents]) and probabilities (float32
+    [documents, classes]). Records out of scope have no loss.
     """
     losses: list[LossRecord] = []
     classes: list[ClassRecord] = []
@@ -171,9 +166,9 @@ def class_records(
         poll(should_stop)
         if row is None:
             continue
-        nats, chances = (values.cpu() for values in score(row))
-        several = row.targets.dim() > 1
-        truths = row.targets.tolist()
+        targets, nats, chances = (values.cpu() for values in score(row))
+        several = targets.dim() > 1
+        truths = targets.tolist()
         named = (chances > 0.5).tolist() if several else chances.argmax(-1).tolist()
         highest = chances.max(-1).values.tolist()
         for i, record in enumerate(ids):

@@ -44,7 +44,7 @@ def compare_slices(
                 continue
             rows: dict[str, Any] = {}
             if len(ids) >= MIN_RECORDS:
-                sides = _of(base, ids), _of(tuned, ids)
+                sides = base.of(ids), tuned.of(ids)
                 made = compare.measure(*sides, metrics, seed, resamples, alive)
                 rows = {name: row for name, row in made.items() if row["records"] >= MIN_RECORDS}
             found.append({"by": kind, "value": name, "records": len(ids), "metrics": rows})
@@ -67,12 +67,3 @@ def by_length(lengths: Mapping[int, int]) -> dict[str, list[int]]:
         parts[f"{span} tokens"] = ids
         first = end + 1
     return parts
-
-
-def _of(results: Results, ids: Collection[int]) -> Results:
-    wanted = set(ids)
-    return Results(
-        [record for record in results.losses if record.id in wanted],
-        [record for record in results.generations if record.id in wanted],
-        [record for record in results.classes if record.id in wanted],
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,16 @@ from launcher.evals.exact_match import ExactMatch
 from launcher.evals.further import compare_further
 from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
-from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
+from launcher.evals.records import PASSES, Results
 from launcher.evals.slices import Groups, compare_slices
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
-VERSION = 1
+VERSION = 2
+#: What a line of predictions.jsonl has.
+LINE = (
+    *("id", "where", "prompt", "reference", "base", "tuned"),
+    *("base_match", "tuned_match", "change", "judge"),
+)
 
 
 def write_results(
@@ -60,59 +65,40 @@ def read_results(path: Path) -> Results | None:
 
 
 def _raw(results: Results) -> dict[str, Any]:
-    """Per-record results as JSON."""
+    """Per-record results as JSON: of each pass its fields, with a value for each record."""
     return {
-        "losses": {
-            "id": [record.id for record in results.losses],
-            # A diverged model's NaN is not JSON; null stands for it.
-            "loss_sum": [
-                record.loss_sum if math.isfinite(record.loss_sum) else None
-                for record in results.losses
-            ],
-            "targets": [record.targets for record in results.losses],
-            "correct": [record.correct for record in results.losses],
-        },
-        "generations": [asdict(record) for record in results.generations],
-        "classes": _columns(results.classes),
+        "passes": {name: _columns(PASSES[name], own) for name, own in results.passes.items()},
         "further": {name: _raw(part) for name, part in results.further.items()},
     }
 
 
 def _results(raw: dict[str, Any]) -> Results:
-    columns = raw["losses"]
-    losses = [
-        LossRecord(i, math.nan if loss is None else float(loss), targets, correct)
-        for i, loss, targets, correct in zip(
-            columns["id"],
-            columns["loss_sum"],
-            columns["targets"],
-            columns["correct"],
-            strict=True,
-        )
-    ]
-    generations = [Generation(**record) for record in raw["generations"]]
-    further = {name: _results(part) for name, part in raw.get("further", {}).items()}
-    return Results(losses, generations, _class_records(raw.get("classes", {})), further)
+    passes = {name: _records(PASSES[name], columns) for name, columns in raw["passes"].items()}
+    return Results(passes, {name: _results(part) for name, part in raw["further"].items()})
 
 
-def _columns(records: Sequence[ClassRecord]) -> dict[str, list[Any]]:
+def _columns(kind: Any, records: Sequence[Any]) -> dict[str, list[Any]]:
     """Records by field; six digits of a probability tell all that matters."""
-    names = [field.name for field in fields(ClassRecord)] if records else []
-    columns = {name: [getattr(record, name) for record in records] for name in names}
-    if columns:
-        columns["probability"] = [
-            round(value, 6) if math.isfinite(value) else None for value in columns["probability"]
-        ]
-    return columns
+    columns = {f.name: [getattr(record, f.name) for record in records] for f in fields(kind)}
+    if "probability" in columns:
+        columns["probability"] = [round(value, 6) for value in columns["probability"]]
+    # A diverged model's NaN is not JSON; null stands for it.
+    return {name: list(map(_finite, values)) for name, values in columns.items()}
 
 
-def _class_records(columns: dict[str, list[Any]]) -> list[ClassRecord]:
-    rows = zip(*columns.values(), strict=True)
-    records = [ClassRecord(**dict(zip(columns, row, strict=True))) for row in rows]
-    return [
-        replace(record, probability=math.nan) if record.probability is None else record
-        for record in records
-    ]
+def _records(kind: Any, columns: dict[str, list[Any]]) -> list[Any]:
+    numbers = {f.name for f in fields(kind) if f.type == "float"}
+    read = {
+        name: [math.nan if value is None else float(value) for value in values]
+        if name in numbers
+        else values
+        for name, values in columns.items()
+    }
+    return [kind(**dict(zip(read, row, strict=True))) for row in zip(*read.values(), strict=True)]
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def cache_path(key: str) -> Path:

@@ -11,7 +11,8 @@ from typing import Any
 from launcher import bases, rundir, runtime
 from launcher.config import items
 from launcher.config.items import Item
-from launcher.config.schema import ClassifyConfig, Config, ModelConfig, TinyModelConfig
+from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.config.typed import to_dict
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (
@@ -25,9 +26,9 @@ from launcher.fingerprint.located import (
 from launcher.rundir import RunDir, read_json, write_json
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
-CODE_VERSION = 6
+CODE_VERSION = 7
 #: Raise it when the files of a prepared folder change their layout.
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 _TOKENIZER_FILES = (
     "tokenizer*",
@@ -168,7 +169,6 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
     options = {
         "versions": [CODE_VERSION],
         "tokenizer": tokenizer_identity(config.model, hashes),
-        "all_targets": config.objective.learns_every_token,
         **{name: getattr(data, name) for name in ("labels", "system", "max_length", "overlong")},
         "chat": [data.template_options, data.thoughts, data.learn_empty_thoughts],
         "special_tokens": data.special_tokens,
@@ -184,7 +184,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
                 "format": _format(item.format, hashes),
                 "columns": item.columns,
                 "limit": item.limit,
-                **_classes(config, split),
+                **_objective(config, split, hashes),
             }
             content = [_identity(source, hashes) for source in sources]
             if share:
@@ -196,13 +196,13 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
     return found
 
 
-def _classes(config: Config, split: str) -> dict[str, Any]:
-    """How a classifier's labels are read; those out of scope are left out of what is learned."""
+def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
+    """How the objective makes tokens of examples; a user's own counts by its file and options."""
     objective = config.objective
-    if not isinstance(objective, ClassifyConfig):
-        return {}
-    outside = [objective.out_of_scope, split] if objective.out_of_scope is not None else None
-    return {"classes": [objective.multi_label, outside]}
+    if not objective.name.endswith(".py"):
+        return objective.encoding(split)
+    own = hashes.digest(runtime.user_path(objective.name))
+    return {"objective": [own, to_dict(objective)], **objective.encoding(split)}
 
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:

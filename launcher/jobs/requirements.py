@@ -94,6 +94,8 @@ def _files(config: Config) -> Iterator[Problem]:
     named = {"model.chat_template": getattr(config.model, "chat_template", None)}
     if config.data.format.endswith(".py"):
         named["data.format"] = config.data.format
+    if config.objective.name.endswith(".py"):
+        named["objective.name"] = config.objective.name
     if "json_schema" in variants.metrics_of(config):
         named["eval.json_schema"] = config.eval.json_schema
     if "judge" in variants.metrics_of(config):

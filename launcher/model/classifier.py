@@ -10,51 +10,51 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config.classes import Classes
 from launcher.errors import ConfigError
+from launcher.model.sequence_head import SequenceHead
 
 
-def auto_class(classes: Classes | None) -> Any:
-    """transformers' class for the model: a language model, or one with a head for classes."""
+def auto_class(head: SequenceHead | None) -> Any:
+    """transformers' class for the model: a language model, or one with another head."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    return AutoModelForCausalLM if classes is None else AutoModelForSequenceClassification
+    return AutoModelForCausalLM if head is None else AutoModelForSequenceClassification
 
 
-def read_structure(source: Any, classes: Classes | None, **options: Any) -> Any:
-    """transformers' config of a folder or hub name; it says what its classes are."""
+def read_structure(source: Any, head: SequenceHead | None, **options: Any) -> Any:
+    """transformers' config of a folder or hub name; it says what the outputs of `head` are."""
     from transformers import AutoConfig
 
     known = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
     structure = AutoConfig.from_pretrained(source, **known)
-    if classes is not None:
-        structure.id2label = dict(enumerate(classes.names))
-        structure.label2id = {name: i for i, name in enumerate(classes.names)}
-        structure.problem_type = _problem(classes)
+    if head is not None:
+        structure.id2label = dict(enumerate(head.names))
+        structure.label2id = {name: i for i, name in enumerate(head.names)}
+        structure.problem_type = head.problem
         # Of a padded batch, transformers' decoders find the last token of a text by it.
-        structure.get_text_config().pad_token_id = classes.padding
+        structure.get_text_config().pad_token_id = head.padding
     return structure
 
 
-def open_classifier(source: Any, classes: Classes, **options: Any) -> tuple[Any, tuple[str, ...]]:
-    """The model of `source` with a head for `classes`, and the modules that `source` lacks.
+def open_classifier(source: Any, head: SequenceHead, **options: Any) -> tuple[Any, tuple[str, ...]]:
+    """The model of `source` with `head`, and the modules that `source` lacks.
 
-    Those get weights that depend on the seed and their names alone. With `classes.new_head` the
+    Those get weights that depend on the seed and their names alone. With `head.is_new` the
     head counts as lacking; raises `ConfigError` if it cannot be told from the rest of the model.
     """
     with _quiet():
-        model, loading = auto_class(classes).from_pretrained(
+        model, loading = auto_class(head).from_pretrained(
             source,
-            ignore_mismatched_sizes=True,  # a head for other classes, which the user has let go
+            ignore_mismatched_sizes=True,  # a head for other outputs, which the user has let go
             output_loading_info=True,
-            config=read_structure(source, classes, **options),
+            config=read_structure(source, head, **options),
             **options,
         )
     missing = {*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])}
-    if classes.new_head:
+    if head.is_new:
         missing |= _head_parameters(model)
     fresh = sorted({name.rpartition(".")[0] for name in missing})
-    _begin(model, fresh, classes.seed)
+    _begin(model, fresh, head.seed)
     return model, tuple(fresh)
 
 
@@ -76,10 +76,6 @@ def _head_parameters(model: Any) -> set[str]:
             hint="leave it out: a head for other classes is begun anew all the same",
         )
     return found
-
-
-def _problem(classes: Classes) -> str:
-    return "multi_label_classification" if classes.multi_label else "single_label_classification"
 
 
 def _begin(model: nn.Module, fresh: Iterable[str], seed: int) -> None:

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from launcher import fingerprint, runtime
-from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.errors import LauncherError
 from launcher.model import shards
@@ -34,6 +33,7 @@ from launcher.model.rebuild import (
     require_same_parameters,
     with_adapters,
 )
+from launcher.model.sequence_head import SequenceHead
 from launcher.rundir import (
     fsync_folder,
     give_usual_permissions,
@@ -45,57 +45,6 @@ from launcher.rundir import (
 SHARD_BYTES = 2 * 1024**3
 
 GENERATION = "generation_config.json"
-
-#: In the export of a classifier's adapter: names of the classes in the order of the outputs.
-CLASSES = "classes.json"
-
-#: README.md of a classifier's folder.
-_README = """# A text classifier
-
-Names the class of each text in `texts` as `launcher generate` does; run it in this folder. A
-`pipeline("text-classification")` takes the likeliest class and knows no threshold.
-
-```python
-CODE```
-"""
-_OPEN_MODEL = """import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-model = AutoModelForSequenceClassification.from_pretrained(".").eval()
-names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-threshold = getattr(model.config, "out_of_scope_threshold", None)
-"""
-_OPEN_ADAPTER = """import json
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-about = json.load(open("classes.json"))
-names, threshold = about["names"], about.get("out_of_scope_threshold")
-base = json.load(open("adapter_config.json"))["base_model_name_or_path"]
-model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=len(names))
-model = PeftModel.from_pretrained(model, ".").eval()
-"""
-_SCORE = """tokenizer = AutoTokenizer.from_pretrained(".")
-
-texts = ["I was charged twice"]
-for text in texts:
-    inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=LONGEST)
-    with torch.no_grad():
-        logits = model(**inputs).logits[0].float()
-"""
-_ONE_LABEL = """    chance, index = logits.softmax(-1).max(-1)
-    print(names[index], f"{chance:.3f}", sep="\\t")
-"""
-_OUT_OF_SCOPE = """    chance, index = logits.softmax(-1).max(-1)
-    name = OUTSIDE if chance < threshold else names[index]
-    print(name, f"{chance:.3f}", sep="\\t")
-"""
-_SEVERAL_LABELS = """    chances = logits.sigmoid()
-    named = [name for name, chance in zip(names, chances) if chance > 0.5]
-    print(", ".join(named) or "(none)", f"{chances.max():.3f}", sep="\\t")
-"""
 
 
 class Kind(Enum):
@@ -114,12 +63,12 @@ class Trained:
     weights: FragmentReader | AdapterReader
     tokenizer: Any
     dtype: torch.dtype
-    classes: Classes | None = None
-    """What a classifier tells apart."""
-    threshold: float | None = None
-    """Probability below which a text is out of scope."""
+    head: SequenceHead | None = None
+    """What takes the place of the LM head."""
     taught: Sequence[int] = ()
     """Tokens that end a turn in the training data."""
+    describe: Callable[[Path], None] = lambda folder: None
+    """Writes into an exported folder what a user must know beside the model."""
 
     @property
     def num_tokens(self) -> int:
@@ -151,11 +100,9 @@ def export(
             else:
                 _write_model(trained, base, temporary, shard_bytes)
             trained.tokenizer.save_pretrained(temporary)
-            if trained.classes is not None:
-                _write_classes(trained.classes, trained.threshold, temporary)
-                _write_readme(trained, temporary)
-            else:
+            if trained.head is None:
                 _write_generation(trained, base, temporary)
+            trained.describe(temporary)
             check(temporary)
             fingerprint.note_base(temporary, base if kind is Kind.adapter else None)
             give_usual_permissions(temporary)
@@ -183,7 +130,7 @@ def _put_in_place(temporary: Path, out: Path) -> None:
 def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     from peft import get_peft_model_state_dict
 
-    model = with_adapters(_structure(trained, base), trained.config, trained.classes)
+    model = with_adapters(_structure(trained, base), trained.config, trained.head)
     require_same_parameters(trained.weights, model)
     _require_known_embeddings(trained, base, model)
     names = trained.weights.keys()
@@ -207,28 +154,6 @@ def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     options.base_model_name_or_path = str(base) if _is_local(trained.config) else name
     options.revision = trained.config.model.revision
     options.save_pretrained(str(folder))
-
-
-def _write_classes(classes: Classes, threshold: float | None, folder: Path) -> None:
-    """Say the threshold in config.json; for an adapter, which has none, the labels too."""
-    about = {} if threshold is None else {"out_of_scope_threshold": threshold}
-    if (folder / "adapter_config.json").is_file():
-        write_json(folder / CLASSES, {"names": classes.names, **about})
-    elif about:
-        write_json(folder / "config.json", {**read_json(folder / "config.json"), **about})
-
-
-def _write_readme(trained: Trained, folder: Path) -> None:
-    """How to name classes with the folder as the launcher does, threshold included."""
-    assert trained.classes is not None
-    is_adapter = (folder / "adapter_config.json").is_file()
-    opened = _OPEN_ADAPTER if is_adapter else _OPEN_MODEL
-    rules = _ONE_LABEL if trained.threshold is None else _OUT_OF_SCOPE
-    if trained.classes.multi_label:
-        rules = _SEVERAL_LABELS
-    code = (opened + _SCORE + rules).replace("LONGEST", str(trained.config.data.max_length))
-    code = code.replace("OUTSIDE", repr(trained.classes.out_of_scope))
-    (folder / "README.md").write_text(_README.replace("CODE", code), encoding="utf-8")
 
 
 def _write_generation(trained: Trained, base: Path, folder: Path) -> None:
@@ -258,7 +183,7 @@ def _write_generation(trained: Trained, base: Path, folder: Path) -> None:
 
 
 def _structure(trained: Trained, base: Path) -> Any:
-    return meta_base(trained.config.model, base, trained.num_tokens, trained.classes)
+    return meta_base(trained.config.model, base, trained.num_tokens, trained.head)
 
 
 def _is_local(config: Config) -> bool:
@@ -272,7 +197,7 @@ def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
     aliases = _aliases(model)
     structure = model.config
     structure.architectures = [type(model).__name__]
-    adapted = with_adapters(model, trained.config, trained.classes)
+    adapted = with_adapters(model, trained.config, trained.head)
     require_same_parameters(trained.weights, adapted)
     _require_known_embeddings(trained, base, adapted)
     merger = Merger.of(adapted, trained.weights, trained.dtype)
@@ -334,7 +259,7 @@ def _write_whole(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
         base,
         trained.dtype,
         trained.num_tokens,
-        trained.classes,
+        trained.head,
     )
     if trained.config.peft.name != "none":
         model = model.merge_and_unload()

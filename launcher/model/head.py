@@ -1,4 +1,4 @@
-"""LM head and cross entropy at the target positions only, in chunks.
+"""LM head at the target positions only, in chunks: cross entropy, or log-probabilities.
 
 The model is called with `logits_to_keep` = the target positions, and its LM head is given a
 forward that returns the loss itself: gradients for the hidden states and the head's weight are
@@ -16,6 +16,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 import torch
@@ -41,14 +42,51 @@ class Row(Protocol):
     longest: int
 
 
+class Head(Protocol):
+    """What computes of a model what an objective asks for, row by row."""
+
+    isolates: bool
+    """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
+    pads: bool
+    """Whether documents of several lengths may be lines of one batch, where each is a line."""
+    layout: str
+    """How documents are kept apart, as `launcher.train.isolation` has found out."""
+    inputs: ForwardInputs
+    hits: Tensor | None
+    """Targets of the last loss that are the model's first choice, int64 scalar, if counted."""
+    keeps_logits: bool
+    """Whether memory grows with what is computed of padded lines."""
+    reads_whole: bool
+    """Whether what it computes of a document depends on all of it, its last token included."""
+    pools: bool
+    """Whether the model makes one vector of a document in a way of its own."""
+
+    def probe(self, caller: Any, row: Any) -> Tensor:
+        """Numbers in nats by which the ways to lay out documents are compared: fp32 [n, ...], no
+        gradients."""
+        ...
+
+    def documents_of_probe(self, row: Any) -> Tensor:
+        """int64 [n]: which document each row of `probe` is of."""
+        ...
+
+
+class _Wish(Enum):
+    """What the patched head is to compute."""
+
+    loss = "loss"
+    score = "score"
+    log_probs = "log_probs"
+
+
 @dataclass(slots=True)
 class _Request:
     """What the patched head computes on its next call, and what came of it."""
 
     targets: Tensor
     keep: Tensor
-    smoothing: float
-    score: bool
+    wish: _Wish
+    smoothing: float = 0.0
     weights: Tensor | None = None
     result: Tensor | None = None
     losses: Tensor | None = None
@@ -56,23 +94,23 @@ class _Request:
 
 
 class TargetHead:
-    """Computes losses of `model` at target positions.
+    """Computes losses and log-probabilities of `model` at target positions; a `Head`.
 
     `model` is the bare transformers or peft model; `caller` is what to call for a forward (the
     DeepSpeed engine while training). With `counts_hits`, `loss` also counts the targets that are
     the model's first choice.
     """
 
+    keeps_logits = True
+    reads_whole = False
+    pools = False
+
     def __init__(self, model: nn.Module, *, counts_hits: bool = False) -> None:
         self._counts_hits = counts_hits
         self.hits: Tensor | None = None
-        """Targets of the last `loss` that are the model's first choice: int64 scalar."""
         self.isolates = attention.isolates(model)
-        """Whether the documents of a row lie side by side; otherwise each is padded to a line."""
         self.pads = True
-        """Whether documents of several lengths may be lines of one batch, where each is a line."""
         self.layout = ""
-        """How documents are kept apart, as `launcher.train.isolation` has found out."""
         self.inputs = ForwardInputs(model)
         self._request: _Request | None = None
         self._is_fused = False
@@ -85,7 +123,8 @@ class TargetHead:
     def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
-        if (request := self._fused(caller, row, smoothing, score=False)) is not None:
+        wish = _Request(row.targets, row.target_index, _Wish.loss, smoothing, row.weights)
+        if (request := self._fused(caller, row, wish)) is not None:
             assert request.result is not None
             self.hits = request.correct
             return request.result
@@ -95,22 +134,42 @@ class TargetHead:
         )
         return total
 
+    def log_probs(self, caller: Any, row: Row) -> Tensor:
+        """Log-probability of each of the row's targets: fp32 [targets], with gradients.
+
+        The logits are worked out twice, chunk by chunk, and never kept.
+        """
+        wish = _Request(row.targets, row.target_index, _Wish.log_probs)
+        if (request := self._fused(caller, row, wish)) is not None:
+            assert request.result is not None
+            return request.result
+        found: Tensor = _LogitsLogProbs.apply(self._logits(caller, row), row.targets)
+        return found
+
+    def probe(self, caller: Any, row: Row) -> Tensor:
+        """Losses of the targets."""
+        return self.score(caller, row)[0]
+
+    def documents_of_probe(self, row: Row) -> Tensor:
+        """Documents of the targets."""
+        return torch.searchsorted(row.document_starts.long(), row.target_index, right=True) - 1
+
     @torch.no_grad()
     def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
-        if (request := self._fused(caller, row, 0.0, score=True)) is not None:
+        wish = _Request(row.targets, row.target_index, _Wish.score)
+        if (request := self._fused(caller, row, wish)) is not None:
             assert request.losses is not None
             assert request.correct is not None
             return request.losses, request.correct
         return _score(self._logits(caller, row), row.targets)
 
-    def _fused(self, caller: Any, row: Row, smoothing: float, *, score: bool) -> _Request | None:
+    def _fused(self, caller: Any, row: Row, request: _Request) -> _Request | None:
         """What the patched head made of a forward; None, from now on, for a model that changes its
         logits."""
         if self.head is None:
             return None
-        inputs, starts, keep = self._layout(row)
-        request = _Request(row.targets, keep, smoothing, score, row.weights)
+        inputs, starts, request.keep = self._layout(row)
         self._request = request
         try:
             logits = self._call(caller, inputs, starts)
@@ -158,7 +217,9 @@ class TargetHead:
             plain: Tensor = self._plain_forward(hidden)
             return plain
         flat = _select(hidden, request.keep, len(request.targets))
-        if request.score:
+        if request.wish is _Wish.log_probs:
+            request.result = _HeadLogProbs.apply(flat, head.weight, head.bias, request.targets)
+        elif request.wish is _Wish.score:
             request.losses, request.correct = _score_hidden(flat, head, request.targets)
             request.result = request.losses.sum()
         else:
@@ -222,7 +283,7 @@ def _select(values: Tensor, keep: Tensor, count: int) -> Tensor:
 def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     return (
         result is not None
-        and logits.numel() == 1
+        and logits.shape == result.shape
         and logits.untyped_storage().data_ptr() == result.untyped_storage().data_ptr()
     )
 
@@ -354,6 +415,90 @@ class _HeadLoss(torch.autograd.Function):
             None,
             None,
         )
+
+
+class _HeadLogProbs(torch.autograd.Function):
+    """Linear head and log-probabilities of the targets; backward works the logits out again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        norms = hidden.new_empty(len(hidden), dtype=torch.float32)
+        found = torch.empty_like(norms)
+        size = _chunk(weight.shape[0], hidden.device)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = nn.functional.linear(hidden[part], weight, bias).float()
+            norms[part] = logits.logsumexp(-1)
+            found[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
+        ctx.save_for_backward(hidden, weight, bias, targets, norms)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets, norms = ctx.saved_tensors
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        size = _chunk(weight.shape[0], hidden.device)
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = nn.functional.linear(hidden[part], weight, bias).float()
+            gradient = _log_prob_gradient(logits, targets[part], norms[part], grads[0][part])
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
+            gradient = gradient.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(gradient, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += gradient.t() @ hidden[part]
+        return (
+            grad_hidden,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
+        )
+
+
+class _LogitsLogProbs(torch.autograd.Function):
+    """Log-probabilities of targets from given logits [T, V]; fp32 exists for one chunk at a
+    time."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        norms = logits.new_empty(len(targets), dtype=torch.float32)
+        found = torch.empty_like(norms)
+        size = _chunk(logits.shape[-1], logits.device)
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            own = logits[part].float()
+            norms[part] = own.logsumexp(-1)
+            found[part] = own.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
+        ctx.save_for_backward(logits, targets, norms)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        logits, targets, norms = ctx.saved_tensors
+        gradient = torch.empty_like(logits)
+        size = _chunk(logits.shape[-1], logits.device)
+        for start in range(0, len(targets), size):
+            part = slice(start, start + size)
+            gradient[part] = _log_prob_gradient(
+                logits[part].float(), targets[part], norms[part], grads[0][part]
+            )
+        return gradient, None
+
+
+def _log_prob_gradient(logits: Tensor, targets: Tensor, norms: Tensor, grads: Tensor) -> Tensor:
+    """What `grads` [t], of the targets' log-probabilities, are for fp32 `logits` [t, V]; `norms`
+    are the logarithms of their summed exponentials."""
+    gradient = (logits - norms.unsqueeze(1)).exp_().neg_()
+    picked = targets.unsqueeze(1)
+    gradient.scatter_add_(1, picked, gradient.new_ones((1, 1)).expand_as(picked))
+    return gradient.mul_(grads.unsqueeze(1))
 
 
 class _LogitsLoss(torch.autograd.Function):

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import AutoConfig
 
 from launcher import bases, runtime
-from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
@@ -21,6 +20,7 @@ from launcher.model import attention
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.positions import require_positions
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
+from launcher.model.sequence_head import SequenceHead
 from launcher.rundir import require_readable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -56,10 +56,10 @@ def load_model(
     plan: Plan,
     num_tokens: int,
     zero3: dict[str, Any] | None = None,
-    classes: Classes | None = None,
+    head: SequenceHead | None = None,
 ) -> nn.Module:
-    """The base model, in training mode, with weights in the plan's dtype; with `classes` it gets a
-    head for them, and `fresh_modules` names what of it the base lacked.
+    """The base model, in training mode, with weights in the plan's dtype; with `head` it gets
+    that in place of its own, and `fresh_modules` names what of it the base lacked.
 
     `num_tokens` is the tokenizer's size: embeddings grow to hold it. `zero3` is the DeepSpeed dict
     when parameters are to be sharded while loading: then rank 0 alone reads the checkpoint.
@@ -81,15 +81,15 @@ def load_model(
     sharding = _zero3_config(zero3) if zero3 is not None else None
     model: Any
     try:
-        options["attn_implementation"] = _implementation(config, plan, source, classes)
+        options["attn_implementation"] = _implementation(config, plan, source, head)
         try:
-            model = open_pretrained(source, classes, **options)
+            model = open_pretrained(source, head, **options)
         except KeyError as error:
             # A table of attentions of the model's own, by which it looks this one up.
             if error.args != (options["attn_implementation"],):
                 raise
             options["attn_implementation"] = "eager"
-            model = open_pretrained(source, classes, **options)
+            model = open_pretrained(source, head, **options)
     except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
         require_readable(runtime.user_path(source))
         raise ConfigError(
@@ -124,20 +124,20 @@ def load_model(
     return cast(nn.Module, model.train())
 
 
-def _implementation(config: ModelConfig, plan: Plan, source: str, classes: Classes | None) -> str:
+def _implementation(config: ModelConfig, plan: Plan, source: str, head: SequenceHead | None) -> str:
     """transformers' name for the attention; with `model.attention=auto`, one that the model has."""
     wanted = attention.IMPLEMENTATIONS[plan.attention]
     found = AutoConfig.from_pretrained(
         source, revision=config.revision, trust_remote_code=config.trust_remote_code
     )
-    opener = language_class(found) if classes is None else auto_class(classes)
+    opener = language_class(found) if head is None else auto_class(head)
     known = opener._model_mapping.get(type(found), None)
     if known is None:  # code of the model's own
         return wanted
     kind = known[0] if isinstance(known, tuple) else known
     supported = attention.supported(kind, wanted)
     of_rows = supported in (attention.DOCUMENT, attention.VARLEN)
-    if of_rows and classes is not None and not reads_last_token(kind):
+    if of_rows and head is not None and not reads_last_token(kind):
         supported = attention.supported(kind, "sdpa")
     if supported != wanted and config.attention is not Attention.auto:
         raise ConfigError(

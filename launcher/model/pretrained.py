@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from launcher.config import stored
-from launcher.config.classes import Classes
 from launcher.errors import ConfigError
 from launcher.model.classifier import auto_class, open_classifier, read_structure
+from launcher.model.sequence_head import SequenceHead
 from launcher.rundir import read_json
 
 _NAMED = 3
@@ -24,10 +24,10 @@ _FREEZES = re.compile(r"requires_grad\s*=\s*False|requires_grad_\(False\)")
 
 
 def open_pretrained(
-    source: Any, classes: Classes | None, *, nf4: Any = None, **options: Any
+    source: Any, head: SequenceHead | None, *, nf4: Any = None, **options: Any
 ) -> Any:
-    """The model of a folder or hub name, weights in `options["dtype"]`; with `classes` it has a
-    head for them, and `fresh_modules` names what of it the checkpoint lacks.
+    """The model of a folder or hub name, weights in `options["dtype"]`; with `head` it has
+    that in place of its own, and `fresh_modules` names what of it the checkpoint lacks.
 
     Weights that are stored in MXFP4 or FP8 are dequantised; others that are quantised raise
     `ConfigError`, as does a checkpoint without weights for parameters of the model. Only text is
@@ -36,27 +36,27 @@ def open_pretrained(
     """
     structure = read_structure(source, None, **options)
     plain = _dequantisation(source, structure, nf4)
-    if classes is None:
+    if head is None:
         model, loading = language_class(structure).from_pretrained(
             source, output_loading_info=True, ignore_mismatched_sizes=True, **plain, **options
         )
         missing = [*loading["missing_keys"], *(key[0] for key in loading["mismatched_keys"])]
         require_all(source, missing)
     else:
-        model, model.fresh_modules = open_classifier(source, classes, **plain, **options)
+        model, model.fresh_modules = open_classifier(source, head, **plain, **options)
         require_all(source, _fresh_in_body(model))
     if plain and nf4 is None and hasattr(model, "_weight_conversions"):
         del model._weight_conversions  # by these it would be saved in the names of quantised parts
     return _text_only(model)
 
 
-def from_structure(source: Any, classes: Classes | None, *, trust_remote_code: bool) -> Any:
+def from_structure(source: Any, head: SequenceHead | None, *, trust_remote_code: bool) -> Any:
     """The model of a folder without its weights, as `open_pretrained` makes it."""
-    structure = read_structure(source, classes, trust_remote_code=trust_remote_code)
+    structure = read_structure(source, head, trust_remote_code=trust_remote_code)
     for part in (structure, structure.get_text_config()):
         if hasattr(part, "quantization_config"):
             del part.quantization_config  # it is not how the model holds its weights
-    opener = language_class(structure) if classes is None else auto_class(classes)
+    opener = language_class(structure) if head is None else auto_class(head)
     return _text_only(opener.from_config(structure, trust_remote_code=trust_remote_code))
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from launcher import runtime
-from launcher.config.classes import Classes
 from launcher.config.schema import Config, LoraConfig, ModelConfig
 from launcher.config.variants import PEFT_METHODS
 from launcher.errors import LauncherError
@@ -17,6 +16,7 @@ from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
 from launcher.model.load import model_source
 from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained
+from launcher.model.sequence_head import SequenceHead
 
 
 def base_folder(config: ModelConfig) -> Path:
@@ -53,12 +53,12 @@ def load_base(
     folder: Path,
     dtype: torch.dtype,
     num_tokens: int,
-    classes: Classes | None = None,
+    head: SequenceHead | None = None,
 ) -> Any:
     """The base model for inference on the CPU, its embeddings grown to `num_tokens` rows; with
-    `classes`, under the head that training began with."""
+    `head`, under that head as training began with it."""
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": config.trust_remote_code}
-    model = open_pretrained(folder, classes, **options)
+    model = open_pretrained(folder, head, **options)
     freeze_as_built(model)
     return fit(model, num_tokens).eval()
 
@@ -68,10 +68,10 @@ def load_start(
     folder: Path,
     dtype: torch.dtype,
     num_tokens: int,
-    classes: Classes | None = None,
+    head: SequenceHead | None = None,
 ) -> Any:
     """The model that a run of `config` starts from: the base, with the adapter to train further."""
-    model = load_base(config.model, folder, dtype, num_tokens, classes)
+    model = load_base(config.model, folder, dtype, num_tokens, head)
     if not isinstance(config.peft, LoraConfig) or config.peft.adapter is None:
         return model
     require_base(config.peft.adapter, folder)
@@ -88,11 +88,11 @@ def with_saved(model: Any, adapter: str) -> Any:
 
 
 def meta_base(
-    config: ModelConfig, folder: Path, num_tokens: int, classes: Classes | None = None
+    config: ModelConfig, folder: Path, num_tokens: int, head: SequenceHead | None = None
 ) -> Any:
     """The base model's structure without memory for its weights."""
     with torch.device("meta"):
-        model = from_structure(folder, classes, trust_remote_code=config.trust_remote_code)
+        model = from_structure(folder, head, trust_remote_code=config.trust_remote_code)
         return fit(model, num_tokens)
 
 
@@ -103,11 +103,11 @@ def fit(model: Any, num_tokens: int) -> Any:
     return model
 
 
-def with_adapters(model: Any, config: Config, classes: Classes | None = None) -> Any:
+def with_adapters(model: Any, config: Config, head: SequenceHead | None = None) -> Any:
     """`model` with fresh adapters of the run's method, or unchanged for a full fine-tune."""
     if config.peft.name == "none":
         return model
-    return PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
+    return PEFT_METHODS.load(config.peft.name)(model, config.peft, head and head.fresh)
 
 
 def rebuild(
@@ -116,11 +116,11 @@ def rebuild(
     folder: Path,
     dtype: torch.dtype,
     num_tokens: int,
-    classes: Classes | None = None,
+    head: SequenceHead | None = None,
 ) -> Any:
     """Base and checkpoint as one model in `dtype`, ready for inference on the CPU."""
-    base = load_base(config.model, folder, dtype, num_tokens, classes)
-    model = with_adapters(base, config, classes).eval()
+    base = load_base(config.model, folder, dtype, num_tokens, head)
+    model = with_adapters(base, config, head).eval()
     require_same_parameters(weights, model)
     parameters, names = dict(model.named_parameters()), weights.keys()
     with torch.no_grad():

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from launcher.config.classes import Classes
 from launcher.errors import LauncherError
 from launcher.fingerprint import require_base
 from launcher.model.classifier import auto_class
 from launcher.model.export import Trained
 from launcher.model.pretrained import open_pretrained
 from launcher.model.rebuild import base_folder, fit, rebuild
+from launcher.model.sequence_head import SequenceHead
 
 PROBE = (
     "A farmer has 17 sheep and buys 25 more. How many sheep are there now?\n"
@@ -42,7 +42,7 @@ def verify(trained: Trained, folder: Path) -> None:
         base,
         trained.dtype,
         trained.num_tokens,
-        trained.classes,
+        trained.head,
     )
     expected = _logits(model, tokens)
     has_adapters = hasattr(model, "disable_adapter")
@@ -76,7 +76,7 @@ def load_export(folder: Path, trained: Trained, base: Path) -> Any:
         dtype=trained.dtype,
         num_tokens=trained.num_tokens,
         trust_remote_code=trained.config.model.trust_remote_code,
-        classes=trained.classes,
+        head=trained.head,
     )
 
 
@@ -87,7 +87,7 @@ def open_export(
     dtype: torch.dtype,
     num_tokens: int,
     trust_remote_code: bool,
-    classes: Classes | None = None,
+    head: SequenceHead | None = None,
 ) -> Any:
     """The model of an export folder; an adapter is put on the model in `base`.
 
@@ -95,13 +95,13 @@ def open_export(
     """
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if not (folder / "adapter_config.json").is_file():
-        if classes is not None:
-            return auto_class(classes).from_pretrained(folder, **options).eval()
+        if head is not None:
+            return auto_class(head).from_pretrained(folder, **options).eval()
         return open_pretrained(folder, None, **options).eval()
     from peft import PeftModel
 
     require_base(folder, base)
-    model = fit(open_pretrained(base, classes, **options), num_tokens)
+    model = fit(open_pretrained(base, head, **options), num_tokens)
     return PeftModel.from_pretrained(model, str(folder), autocast_adapter_dtype=False).eval()
 
 

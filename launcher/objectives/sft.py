@@ -1,25 +1,23 @@
-"""Supervised fine-tuning: cross entropy on the target tokens."""
+"""Supervised fine-tuning: cross entropy on the target tokens (assistant turns, completions)."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import SftConfig
+from launcher.objectives.base import Loss, Objective
+
+if TYPE_CHECKING:
+    from launcher.data.loader import Row
 
 
-class Sft:
-    """Cross entropy per target token (assistant turns, completions)."""
+class Sft(Objective):
+    """Cross entropy per target token, with label smoothing (Szegedy et al. 2016, arXiv:1512.00567)
+    by option."""
 
-    def __init__(self, options: SftConfig) -> None:
-        self.smoothing = options.label_smoothing
+    options: SftConfig
 
-    def weight(self, row: Any) -> float:
-        """Number of target tokens, each counted with the weight of its record."""
-        return float(len(row.targets) if row.weights is None else row.weights.sum())
-
-    def loss(self, head: Any, caller: Any, row: Any) -> Tensor:
+    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
         """Sum of the cross entropy over the row's targets, in nats."""
-        loss: Tensor = head.loss(caller, row, self.smoothing)
-        return loss
+        total = head.loss(caller, row, self.options.label_smoothing)
+        return Loss(total, self.hits(head, row))

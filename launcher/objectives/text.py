@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
-from launcher.config.schema import TextConfig
+from launcher.objectives.base import Objective
 
 
-class Text:
-    """Cross entropy per token; `prepare` marks every token as a target."""
+class Text(Objective):
+    """Cross entropy per token; all of them are targets."""
 
-    def __init__(self, options: TextConfig) -> None:
-        self.options = options
+    expects_context = False
 
-    def weight(self, row: Any) -> float:
-        """Number of target tokens, each counted with the weight of its record."""
-        return float(len(row.targets) if row.weights is None else row.weights.sum())
+    def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
+        """As the chat template has it: nothing tells a turn from what follows it where all tokens
+        are targets. Without a template the targets do all the same."""
+        from launcher.data.turn_ends import by_template
 
-    def loss(self, head: Any, caller: Any, row: Any) -> Tensor:
-        """Sum of the cross entropy over the row's targets, in nats."""
-        loss: Tensor = head.loss(caller, row)
-        return loss
+        if format_name == "text":
+            return None
+        return {str(token): [1, 0] for token in by_template(tokenizer)} or None

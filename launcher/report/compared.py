@@ -34,6 +34,7 @@ def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "slices": slices(comparison),
         "beyond": beyond(comparison),
         "classes": classes.view(comparison),
+        "tables": comparison.get("tables", []),
         "samples": shown,
         "kinds": kinds(shown),
         "num_first": min(SHOWN, len(predictions)),

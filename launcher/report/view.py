@@ -30,6 +30,7 @@ def view(facts: Facts) -> dict[str, Any]:
         "slices": compared.slices(facts.comparison),
         "beyond": compared.beyond(facts.comparison),
         "classes": classes.view(facts.comparison),
+        "tables": facts.comparison.get("tables", []),
         "charts": _charts(facts),
         "samples": samples,
         "kinds": compared.kinds(samples),

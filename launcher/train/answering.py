@@ -21,7 +21,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from launcher.config import compose
-from launcher.config.classes import Classes
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of
@@ -130,7 +129,7 @@ def _open_model(options: argparse.Namespace) -> Speaker:
     if options.overrides is not None:
         return open_base(compose.compose(options.overrides, options.config_dir))
     run = RunDir(options.run).require()
-    if Classes.of_run(run) is not None:
+    if compose.load(run.config).objective.has_sequence_head:
         raise ConfigError("a classifier cannot speak", where=str(run), hint="train with chats")
     return open_speaker(run, checkpoint=options.checkpoint)
 

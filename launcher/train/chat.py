@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
-from launcher.config.classes import Classes
+from launcher.config import compose
 from launcher.data.formats.base import BadRecord
 from launcher.errors import ConfigError, DataError
 from launcher.rundir import RunDir
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
-        if Classes.of_run(run) is not None:
+        if compose.load(run.config).objective.has_sequence_head:
             raise ConfigError(
                 "the run has trained a classifier, which cannot speak",
                 where=str(run),

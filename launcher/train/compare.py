@@ -11,14 +11,14 @@ from typing import Any
 
 from launcher import report
 from launcher.config import compose, eval_checks, variants
-from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import class_report, compare, judge, slices, store
+from launcher.evals import compare, judge, slices, store
 from launcher.evals.further import compare_further
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
+from launcher.objectives.base import of_run
 from launcher.report import summary
 from launcher.rundir import RunDir, find_run, read_json
 from launcher.train.command import exit_code_of, note
@@ -106,7 +106,15 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             found = f"{first.name} has {values[0]!r}, {other.name} {values[1]!r}"
             hint = "answers are compared that were made and judged alike"
             raise DataError(found, where=f"eval.{key}", hint=hint)
-    _require_same_classes(first, other)
+    objectives = [of_run(side.run, side.config) for side in (first, other)]
+    if type(objectives[0]) is not type(objectives[1]):
+        names = [side.config.objective.name for side in (first, other)]
+        raise DataError(
+            f"{first.name} was trained with objective={names[0]}, {other.name} with {names[1]}",
+            where="objective.name",
+            hint="compare models of one objective",
+        )
+    objectives[0].require_same(objectives[1])
     metrics = shared_metrics(first, other)
     pair = first.results, other.results
     if any(isinstance(metric, judge.Judge) for metric in metrics):
@@ -118,31 +126,9 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
     made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
     made |= compare_further(first.results, _alike(other, first), metrics, seed)
     made["notes"] += contamination(other.run)
-    classes = Classes.of_run(first.run)
-    if classes is None:
-        made["answers"] = store.predictions(*pair, metrics)
-    elif not all(side.classes for side in pair):  # a run without metrics of classes keeps none
-        made["answers"] = []
-    else:
-        made["answers"] = class_report.answers(*pair, classes, cache.where)
-        made["class_report"] = class_report.report(pair[1].classes, classes)
+    made["answers"] = objectives[0].lines(*pair, metrics, cache.where, lambda record: "")
+    made |= objectives[0].about(pair[1])
     return {"base_name": first.name, "tuned_name": other.name, **made}
-
-
-def _require_same_classes(first: Side, other: Side) -> None:
-    """`DataError` unless both name the same classes in the same order, or neither names any."""
-    pair = [Classes.of_run(side.run) for side in (first, other)]
-    for key in ("names", "multi_label", "out_of_scope"):
-        values = [getattr(classes, key, None) for classes in pair]
-        if values[0] != values[1]:
-            texts = [str(value)[:100] for value in values]
-            raise DataError(
-                f"other classes, by their {key}: {first.name} has {texts[0]},"
-                f" {other.name} {texts[1]}",
-                where="objective",
-                hint="compare classifiers of the same classes in the same order: give both the same"
-                " data.labels and objective",
-            )
 
 
 def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:

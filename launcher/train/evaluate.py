@@ -7,28 +7,26 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Config, LoraConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
-from launcher.evals import class_report, generation, out_of_scope, runner, store
+from launcher.evals import generation, runner, store
 from launcher.evals.decoding import Decoding
 from launcher.evals.further import TRAIN
 from launcher.evals.journal import Journal
-from launcher.evals.metric import make_metrics, score_all
+from launcher.evals.metric import Metric, make_metrics, score_all
 from launcher.evals.records import Generation, Prompt, Results
 from launcher.model.adapter import inner_model
-from launcher.model.class_head import ClassHead
-from launcher.model.head import TargetHead
+from launcher.model.head import Head
 from launcher.model.load import model_source
+from launcher.objectives.base import Objective
 from launcher.rundir import RunDir, write_atomic
 from launcher.runtime import Ranks
 from launcher.train import distributed, gathered
@@ -52,16 +50,16 @@ class Evaluator:
         ranks: Ranks,
         cache: TokenCache | JoinedCache,
         tokenizer: Any,
-        head: TargetHead | ClassHead,
+        head: Head,
         device: torch.device,
         should_stop: Callable[[], bool],
-        classes: Classes | None = None,
+        objective: Objective,
         generate: Callable[..., list[Generation]] = generation.generate_records,
         taught: Sequence[int] = (),
     ) -> None:
         self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
         self.tokenizer, self.head, self.device = tokenizer, head, device
-        self.should_stop, self.classes, self._generate = should_stop, classes, generate
+        self.should_stop, self.objective, self._generate = should_stop, objective, generate
         self.taught = list(taught)
         self.metrics = make_metrics(config.eval)
         count = len(cache)
@@ -69,8 +67,6 @@ class Evaluator:
             range(count if config.eval.limit is None else min(config.eval.limit, count))
         )
         self._generates = any(metric.needs == "generation" for metric in self.metrics)
-        #: whether texts may be out of scope: a threshold is chosen then, whatever the metrics.
-        self._is_open = classes is not None and classes.out_of_scope is not None
         self._prompts: list[Prompt] | None = None
         #: evaluators of records beyond the held-out ones, by split.
         self.further: dict[str, Evaluator] = {}
@@ -92,7 +88,7 @@ class Evaluator:
         """
         results = self._scored(engine)
         if self._generates:
-            results.generations = self._answers(model, journal, say)
+            results.passes["generation"] = self._answers(model, journal, say)
         return results
 
     def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
@@ -140,7 +136,7 @@ class Evaluator:
     ) -> Results:
         """`full`, and the results of the further sets; of each the answers are kept apart.
 
-        The further sets are judged by the threshold of the held-out records; training records have
+        The objective judges the further sets beside the held-out records; training records have
         losses alone.
         """
         results = self.full(engine, model, journal, say)
@@ -148,33 +144,23 @@ class Evaluator:
             kept = journal.part(split) if journal else None
             results.further[split] = part = own.full(engine, model, kept, say)
             if split == TRAIN:
-                part.classes = []
-            elif self._is_open:
-                threshold = out_of_scope.choose(results.classes)
-                part.classes = out_of_scope.reject(part.classes, threshold)
+                part.passes = {"loss": part.losses}
+            else:
+                self.objective.judge_further(split, part, results)
         return results
 
     def _scored(self, engine: Any) -> Results:
         """What needs no generation."""
-        if isinstance(self.head, ClassHead):
-            return self._classified(engine, self.head)
-        rows = self._rows(self.head)
-        mine = runner.loss_records(rows, partial(self.head.score, engine), self.should_stop)
-        return Results(losses=runner.gather(mine, expected=len(self.ids)))
-
-    def _classified(self, engine: Any, head: ClassHead) -> Results:
-        assert self.classes is not None
-        rows = self._rows(head)
-        losses, mine = runner.class_records(rows, partial(head.score, engine), self.should_stop)
-        results = Results(losses=runner.gather(losses))
-        if self._is_open or any(metric.needs == "classes" for metric in self.metrics):
-            results.classes = runner.gather(mine, expected=len(self.ids))
-        if self._is_open:
-            results.classes, _ = out_of_scope.judge(results.classes)
+        mine = self.objective.score(self.head, engine, self._rows(), self.should_stop)
+        results = Results({name: runner.gather(records) for name, records in mine.items()})
+        scored = len(results.ids())
+        assert scored == len(self.ids), f"{scored} of {len(self.ids)} records were scored"
+        self.objective.judge(results)
         return results
 
-    def _rows(self, head: TargetHead | ClassHead) -> Iterator[tuple[Row | None, list[int]]]:
-        """This rank's rows, as `head` has documents laid out, and their record ids."""
+    def _rows(self) -> Iterator[tuple[Row | None, list[int]]]:
+        """This rank's rows, as the head has documents laid out, and their record ids."""
+        head = self.head
         lengths = [int(self.cache.lengths[i]) for i in self.ids]
         batches = runner.plan_batches(
             lengths,
@@ -196,13 +182,15 @@ class Evaluator:
         return decoded
 
     def about(self, results: Results) -> dict[str, Any]:
-        """What is written beside the results of a classifier."""
-        if self.classes is None:
-            return {}
-        made: dict[str, Any] = {"class_report": class_report.report(results.classes, self.classes)}
-        if self._is_open:
-            made["threshold"] = out_of_scope.choose(results.classes)
-        return made
+        """What is written beside the results."""
+        return self.objective.about(results)
+
+    def lines(
+        self, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
+    ) -> list[dict[str, Any]]:
+        """Each record as a line of eval/predictions.jsonl, with null for what nobody knows."""
+        found = self.objective.lines(base, tuned, metrics, self.cache.where, self.text)
+        return [{**dict.fromkeys(store.LINE), **line} for line in found]
 
     def _batch_cap(self) -> int:
         """Evaluation keeps no activations, so twice a training row fits where training fits."""
@@ -248,8 +236,9 @@ class Evaluator:
             asdict(Decoding.of(self.config)),
             options.batch_tokens,
             self.taught,
-            # A classifier's base has a head that begins at random.
-            self.classes and self.classes.as_dict(),
+            # A base may have a head that begins at random.
+            [self.config.objective.name, self.objective.state],
+            self.objective.spec and asdict(self.objective.spec),
         ]
         return _digest(parts)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher.config import compose
-from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import taught
@@ -18,6 +17,7 @@ from launcher.model.export import Kind, Trained, export
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder
 from launcher.model.verify import verify
+from launcher.objectives.base import of_run
 from launcher.rundir import RunDir, read_json
 from launcher.train import inference
 from launcher.train.checkpoint import Checkpoint, newest_valid
@@ -82,15 +82,15 @@ def trained_model(run: RunDir, config: Config, checkpoint: Checkpoint) -> Traine
         note(f"warning: {text}")
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     tokenizer = load_tokenizer(config.model)
-    threshold = read_json(run.eval / "tuned.json", {}).get("threshold")
+    objective = of_run(run, config)
     return Trained(
         config,
         checkpoint.weights(),
         tokenizer,
         dtype,
-        Classes.of_run(run),
-        threshold,
+        objective.spec,
         taught(read_json(run.data), tokenizer),
+        lambda folder: objective.describe_export(folder, config, run),
     )
 
 

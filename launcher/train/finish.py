@@ -11,7 +11,7 @@ from typing import Any
 from launcher import report
 from launcher.config.schema import Config
 from launcher.errors import ExitCode, LauncherError
-from launcher.evals import class_report, compare, judge, store
+from launcher.evals import compare, judge, store
 from launcher.evals.metric import score_all
 from launcher.report import summary
 from launcher.rundir import RunDir, State
@@ -95,7 +95,8 @@ def _compare(
     metrics = evaluator.metrics
     base = store.read_results(run.eval / "base.json") if config.eval.base else None
     if base is None:
-        store.write_predictions(run, store.predictions(None, results, metrics))
+        lines = evaluator.lines(None, results, metrics)
+        store.write_predictions(run, lines)
         scores = score_all(metrics, results)
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
@@ -108,14 +109,9 @@ def _compare(
         say(f"{_asked_again(run)} asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
     notes = contamination(run)
-    about = evaluator.about(results)
-    lines = None
-    if evaluator.classes is not None:
-        about["guessing"] = class_report.guessing(results.classes, evaluator.classes, metrics)
-        notes.append(class_report.told(about["guessing"]))
-        lines = class_report.answers(
-            base, results, evaluator.classes, evaluator.cache.where, evaluator.text
-        )
+    about, told = evaluator.objective.about_comparison(results, metrics)
+    notes += told
+    lines = evaluator.lines(base, results, metrics)
     comparison = store.write_comparison(
         *(run, base, results, metrics, parts),
         seed=config.seed,

@@ -9,18 +9,16 @@ from typing import Any
 
 import torch
 
-from launcher.config.classes import Classes
 from launcher.config.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.variants import metrics_of
 from launcher.data.cache import TokenCache
-from launcher.data.classes import number
 from launcher.data.turn_ends import taught
 from launcher.evals import generation
 from launcher.evals.further import TRAIN
 from launcher.evals.records import Generation
-from launcher.model.class_head import ClassHead
-from launcher.model.head import TargetHead
+from launcher.model.head import Head
+from launcher.objectives.base import Objective
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
 
@@ -31,24 +29,23 @@ def make_evaluator(
     ranks: Ranks,
     folders: Mapping[str, Any],
     tokenizer: Any,
-    head: TargetHead | ClassHead,
+    head: Head,
     device: torch.device,
     should_stop: Callable[[], bool],
-    classes: Classes | None = None,
+    objective: Objective,
     generate: Callable[..., list[Generation]] = generation.generate_records,
 ) -> Evaluator:
     """The evaluator of the held-out records of a run, with those of all further sets.
 
     `folders` is data.json; the other arguments are those of `Evaluator`. Of the training records
-    only the loss is taken, of as many as are held out and evenly spread. Raises `DataError` for a
-    label that is no class.
+    only the loss is taken, of as many as are held out and evenly spread. Raises `DataError`
+    for records that the objective cannot score.
     """
 
     def make(split: str, of: Config = config) -> Evaluator:
         cache = TokenCache.open(Path(folders[split]))
-        if classes is not None:
-            number(cache, classes)
-        common = (tokenizer, head, device, should_stop, classes, generate, ends)
+        objective.prepare(cache)
+        common = (tokenizer, head, device, should_stop, objective, generate, ends)
         return Evaluator(of, plan, ranks, cache, *common)
 
     ends = taught(folders, tokenizer)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from launcher.config import compose
-from launcher.config.classes import Classes
+from launcher.config.schema import Config
 from launcher.data.formats.base import BadRecord
 from launcher.errors import ConfigError, DataError
+from launcher.objectives.base import of_run
 from launcher.rundir import RunDir
-from launcher.train.classify import classify, require_texts, threshold_of
-from launcher.train.command import exit_code_of
+from launcher.train.command import exit_code_of, note
 from launcher.train.inference import Sampling, Speaker
 from launcher.train.open import open_speaker
 
@@ -64,12 +65,13 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
-        classes = Classes.of_run(run)
-        if classes is not None:
+        config = compose.load(run.config)
+        speaks = not config.objective.has_sequence_head
+        if not speaks:
             _refuse_sampling(parser, options)
         prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
-        if classes is not None:
-            _name_classes(run, classes, options, options.prompt or prompts[0].split("\n"))
+        if not speaks:
+            _show_outputs(run, config, options, options.prompt or prompts[0].split("\n"))
             return
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         sampling = sampling_of(options)
@@ -94,16 +96,28 @@ def _refuse_sampling(parser: argparse.ArgumentParser, options: argparse.Namespac
         )
 
 
-def _name_classes(
-    run: RunDir, classes: Classes, options: argparse.Namespace, texts: list[str]
+def _show_outputs(
+    run: RunDir, config: Config, options: argparse.Namespace, texts: list[str]
 ) -> None:
+    """Of a model with a sequence head: a line a text."""
     require_texts(texts, "-p" if options.prompt else "stdin")
-    threshold = threshold_of(run, classes, options.base, options.checkpoint)
+    objective = of_run(run, config)
     speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
-    longest = compose.load(run.config).data.max_length
-    model, tokenizer = speaker.model.eval(), speaker.tokenizer
-    for label, chance in classify(classes, threshold, model, tokenizer, texts, longest):
-        print(f"{label}\t{chance:.3f}", flush=True)
+    if options.checkpoint is not None and objective.about_end:
+        note(f"note: {objective.about_end} is that of the run's end")
+    lines = objective.output_lines(
+        speaker.model.eval(), speaker.tokenizer, texts, config, run, base=options.base, warn=note
+    )
+    for line in lines:
+        print(line, flush=True)
+
+
+def require_texts(texts: Sequence[str], where: str) -> None:
+    """`DataError` for a text with nothing in it."""
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            hint = "a label is of a text: give one a line on stdin, or one for each -p"
+            raise DataError(f"text {number} is empty", where=where, hint=hint)
 
 
 def show(piece: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.config.classes import Classes
+from launcher.config import compose
 from launcher.errors import ConfigError, DataError, LauncherError, did_you_mean
 from launcher.report.summary import number
 from launcher.rundir import RunDir, read_json, write_json
@@ -29,7 +29,7 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
     `ConfigError` for a classifier's run, without the library and for unknown tasks, `DataError` for
     a task that lm-eval cannot run.
     """
-    if Classes.of_run(run) is not None:
+    if compose.load(run.config).objective.has_sequence_head:
         raise ConfigError(
             "the run has trained a classifier, which lm-eval's tasks cannot score",
             where=str(run),

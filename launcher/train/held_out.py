@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.classes import is_labelled
+from launcher.data.cache import JoinedCache, TokenCache, shown
 from launcher.errors import DataError
 from launcher.evals import slices
 from launcher.rundir import RunDir, read_json
@@ -27,17 +26,19 @@ def held_out(run: RunDir) -> str:
 def groups(
     run: RunDir, cache: TokenCache | JoinedCache, records: Iterable[int]
 ) -> dict[str, dict[str, list[int]]]:
-    """Slices by file, by a classifier's label, by length and by the fields of `eval.slices`."""
+    """Slices by file, by what the objective names (a classifier's label), by length and by the
+    fields of `eval.slices`."""
     ids = list(records)
     sources: dict[str, list[int]] = {}
     for record in ids:
         sources.setdefault(cache.where(record).rpartition(":")[0], []).append(record)
-    labels: dict[str, list[int]] = {}
-    if is_labelled(cache):
+    named: dict[str, dict[str, list[int]]] = {}
+    for name in (name for name, column in cache.columns.items() if column.is_json):
+        parts = named.setdefault(name, {})
         for record in ids:
-            labels.setdefault(", ".join(cache.label(record)) or "none", []).append(record)
+            parts.setdefault(shown(cache.value(name, record)), []).append(record)
     lengths = {record: int(cache.lengths[record]) for record in ids}
-    found = {"source": sources, "label": labels, "length": slices.by_length(lengths)}
+    found = {"source": sources, **named, "length": slices.by_length(lengths)}
     for field, values in read_json(run.slices, {}).items():
         scored = {value: sorted({*ids} & {*members}) for value, members in values.items()}
         found[field] = {value: members for value, members in scored.items() if members}

@@ -32,9 +32,7 @@ from launcher.data.loader import Row, make_row
 from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
-from launcher.model.class_head import ClassHead
-from launcher.model.classifier import reads_last_token
-from launcher.model.head import TargetHead
+from launcher.model.head import Head
 from launcher.model.mixers import Mixers, part, tensors
 
 #: Tokens of each document of the check at most: longer ones would only cost time.
@@ -77,15 +75,16 @@ class _Excerpt:
     def __init__(self, cache: TokenCache | JoinedCache) -> None:
         self._cache = cache
         self.is_weighted = False
+        self.columns: dict[str, Any] = {}
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        tokens = self._cache.record(i)[0]
+        tokens = self._cache.record(i)[0][: self._cache.documents(i)[0]]
         if len(tokens) > _LONGEST:
             tokens = np.append(tokens[: _LONGEST - 1], tokens[-1])
         return tokens, np.ones(len(tokens), np.uint8)
 
-    def target(self, i: int) -> Any:
-        return self._cache.target(i)
+    def documents(self, i: int) -> list[int]:
+        return [len(self.record(i)[0])]
 
     def weight(self, i: int) -> float:
         return 1.0
@@ -96,7 +95,7 @@ class _Probe:
 
     def __init__(
         self,
-        head: TargetHead | ClassHead,
+        head: Head,
         caller: Any,
         cache: TokenCache | JoinedCache,
         device: torch.device,
@@ -138,7 +137,7 @@ class _Probe:
         other[: self.border] = other[: self.border].roll(1)
         other[self.border - 1] = self.row.input_ids[self.border]
         self.changed = replace(self.row, input_ids=other)
-        self._behind = self.row.target_index >= self.border
+        self._behind = self.head.documents_of_probe(self.row) > 0
 
     def lay_equal(self) -> None:
         """Compare documents of one length: the longest one, behind another order of its tokens."""
@@ -148,7 +147,7 @@ class _Probe:
         self.documents[0] = replace(self.documents[0], input_ids=first)
 
     def losses(self, row: Row) -> Tensor:
-        return self.head.score(self._caller, row)[0]
+        return self.head.probe(self._caller, row)
 
     def behind(self, row: Row) -> Tensor:
         """Losses of the documents behind the first one."""
@@ -161,8 +160,8 @@ class _Probe:
 
     def foresight(self) -> float:
         """What a change of a document's last token does to what is predicted before it, in nats a
-        target; a classifier reads all of it."""
-        if isinstance(self.head, ClassHead):
+        target; nothing where all of it is read."""
+        if self.head.reads_whole:
             return 0.0
         row = self.documents[0]
         other = row.input_ids.clone()
@@ -201,7 +200,7 @@ class _Probe:
 
 
 def isolate(
-    head: TargetHead | ClassHead,
+    head: Head,
     caller: Any,
     model: Any,
     cache: TokenCache | JoinedCache,
@@ -231,7 +230,7 @@ def isolate(
     return notes
 
 
-def require_recomputable(head: TargetHead | ClassHead, options: ModelConfig) -> None:
+def require_recomputable(head: Head, options: ModelConfig) -> None:
     """`ConfigError` for layers that run once a document and are to be compiled and computed again:
     what is computed again in compiled code does not know the documents."""
     once = head.layout.partition("row, ")[2]
@@ -244,7 +243,7 @@ def require_recomputable(head: TargetHead | ClassHead, options: ModelConfig) -> 
 
 
 def _choose(
-    head: TargetHead | ClassHead,
+    head: Head,
     probe: _Probe,
     model: Any,
     inner: Any,
@@ -311,7 +310,7 @@ def _choose(
             inner.set_attn_implementation("eager")
     elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
         why = "attention of its own"
-    elif isinstance(head, ClassHead) and not reads_last_token(type(inner)):
+    elif head.pools:
         why = "a head of its own"
     own = inner.config._attn_implementation
     head.layout = f"padded, {own}"

@@ -13,22 +13,21 @@ from typing import Any
 import torch
 
 from launcher import console, fingerprint
-from launcher.config import compose, deepspeed
+from launcher.config import compose, deepspeed, variants
 from launcher.config import plan as plans
 from launcher.config.plan import Plan
 from launcher.config.schema import Config, LoraConfig, OnNonFinite
-from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+from launcher.config.variants import PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.classes import settle
-from launcher.data.loader import Loader, Row, rectangles, without_targets
+from launcher.data.loader import Loader, Row, rectangles
 from launcher.data.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted, Problem
 from launcher.evals.runner import EvaluationStopped
-from launcher.model.class_head import ClassHead, make_head
-from launcher.model.head import TargetHead
+from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
+from launcher.objectives.base import Loss, Objective
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.runtime import Ranks
@@ -62,9 +61,8 @@ class Progress:
     window_loss: float = 0.0
     """Loss sum of the steps since the last logged one."""
     window_weight: float = 0.0
-    window_hits: float = 0.0
-    """Target tokens of those steps that were the model's first choice, if they are counted."""
-    window_targets: float = 0.0
+    window_sums: dict[str, list[float]] = field(default_factory=dict)
+    """Numerator and denominator, over those steps, of what the objective logs beside the loss."""
 
 
 def train(
@@ -102,9 +100,9 @@ def train(
     tokenizer = load_tokenizer(config.model)
     cache, order = open_data(folders["train"], config)
     held_out = TokenCache.open(Path(folders["validation"])) if folders.get("validation") else None
-    classes = None
-    if config.objective.classifies:
-        classes = replace(settle(config, cache, held_out), padding=padding_of(tokenizer))
+    objective: Objective = variants.objective(config.objective)
+    objective.settle(config, cache, held_out)
+    objective.spec = objective.sequence_head(padding_of(tokenizer))
     plan = plans.make(
         config,
         world_size=ranks.world_size,
@@ -119,14 +117,16 @@ def train(
         text = "\n".join(line for line in text.splitlines() if line not in known)
     if ranks.is_main:
         write_json(run.plan, plans.as_dict(plan))
-    loader = Loader(
-        cache,
-        order,
-        global_sequences=plan.global_sequences,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    loader = objective.rows(
+        Loader(
+            cache,
+            order,
+            global_sequences=plan.global_sequences,
+            micro_batch=plan.micro_batch,
+            accumulation=plan.accumulation,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
     )
     if text:
         say(text)
@@ -137,15 +137,16 @@ def train(
     torch.manual_seed(config.seed)
     connect(device.type)
     zero3 = settings if config.engine.zero == 3 else None
-    model: Any = load_model(config.model, plan, len(tokenizer), zero3, classes)
-    if classes is not None:
-        classes = replace(classes, fresh=model.fresh_modules)
-        if ranks.is_main:
-            write_json(run.classes, classes.as_dict())
+    model: Any = load_model(config.model, plan, len(tokenizer), zero3, objective.spec)
+    if objective.spec is not None:
+        objective.spec = replace(objective.spec, fresh=model.fresh_modules)
+    if ranks.is_main:
+        objective.save(run)
     if config.peft.name != "none":
         # Under ZeRO-3 the making of some models draws numbers, elsewhere it does not.
         torch.manual_seed(config.seed)
-        model = PEFT_METHODS.load(config.peft.name)(model, config.peft, classes and classes.fresh)
+        fresh = objective.spec and objective.spec.fresh
+        model = PEFT_METHODS.load(config.peft.name)(model, config.peft, fresh)
         _refuse_untrained_tokens(model, len(tokenizer))
         if model.left_out:
             say(model.left_out)
@@ -163,9 +164,7 @@ def train(
         restore.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
-    counts_hits = config.train.token_accuracy
-    head = make_head(model, classes, counts_hits=counts_hits)
-    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    head = objective.head(model, counts_hits=config.train.token_accuracy)
     flops = meters.known_flops(model, warn)
     windows = flops.windows if flops else ()
     if device.type == "cuda" and config.engine.offload_optimizer:
@@ -201,7 +200,7 @@ def train(
     evaluator = None
     if config.eval.name != "none" and held_out is not None:
         evaluator = make_evaluator(
-            config, plan, ranks, folders, tokenizer, head, device, stopping, classes
+            config, plan, ranks, folders, tokenizer, head, device, stopping, objective
         )
 
     chosen = selection.make(
@@ -285,7 +284,7 @@ def train(
     for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
         say(f"attention: {note}")
     require_recomputable(head, config.model)
-    require_trainable(head, model, cache, device)
+    require_trainable(objective, head, model, cache, device)
     if config.model.compile:
         model.compile()
     if ranks.is_main:
@@ -325,26 +324,29 @@ def train(
                     where="data.train",
                     hint="raise data.max_length: targets may be cut off",
                 )
-            losses, hits = [], []
+            losses: list[torch.Tensor] = []
+            made: list[Loss] = []
             for index, row in enumerate(rows):
                 heart.beat("step", step, "forward")
                 engine.last_micro_batch(index == len(rows) - 1)
                 with own.forward():
-                    loss = objective.loss(head, engine, row)
+                    found = objective.loss(head, engine, row)
+                    loss = found.total * 0.0 if row.is_filler else found.total
                 heart.beat("step", step, "backward")
                 # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
-                if head.hits is not None:
-                    hits.append(head.hits)
+                if not row.is_filler:
+                    made.append(found)
                 if index < len(rows) - 1:
                     engine.micro_step()
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
-            mine.append(float(torch.stack(hits).sum()) if hits else 0.0)
+            names, sums = _sums(made)
             heart.beat("step", step, "agree on the loss")
-            loss_sum, stops, hit_sum, *seconds = distributed.sum_over_ranks(
-                [*mine, *_one_of(own.read(), ranks)], device
+            loss_sum, stops, *others = distributed.sum_over_ranks(
+                [*mine, *sums, *_one_of(own.read(), ranks)], device
             )
+            seconds = others[len(sums) :]
             if not math.isfinite(loss_sum) and config.train.on_nonfinite is OnNonFinite.stop:
                 raise _diverged(run, step, "loss", rows, losses, cache, ranks)
             rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
@@ -362,8 +364,9 @@ def train(
             if result.applied:
                 progress.window_loss += loss_sum
                 progress.window_weight += weight
-                progress.window_hits += hit_sum
-                progress.window_targets += work.target_tokens
+                for name, *pair in zip(names, others[::2], others[1::2], strict=False):
+                    window = progress.window_sums.setdefault(name, [0.0, 0.0])
+                    window[:] = (window[0] + pair[0], window[1] + pair[1])
             else:
                 progress.skipped += 1
                 if plan.precision != "fp16" and config.train.on_nonfinite is OnNonFinite.stop:
@@ -385,11 +388,10 @@ def train(
                     **meter.read(),
                     **stragglers.read(),
                 }
-                if counts_hits:
-                    accuracy = progress.window_hits / (progress.window_targets or math.nan)
-                    record["token_accuracy"] = accuracy
+                for name, (numerator, denominator) in progress.window_sums.items():
+                    record[name] = numerator / (denominator or math.nan)
                 progress.window_loss = progress.window_weight = 0.0
-                progress.window_hits = progress.window_targets = 0.0
+                progress.window_sums = {}
                 trackers.log(progress.step, record)
                 say(console.metrics_line({"step": progress.step, **record}, plan.steps))
                 if ranks.is_main:
@@ -507,8 +509,7 @@ def _progress(start: checkpoints.Checkpoint) -> Progress:
         evaluated=state.get("evaluated", start.step),
         window_loss=state["window_loss"],
         window_weight=state["window_weight"],
-        window_hits=state.get("window_hits", 0.0),
-        window_targets=state.get("window_targets", 0.0),
+        window_sums=state.get("window_sums", {}),
     )
 
 
@@ -525,8 +526,7 @@ def _state(progress: Progress) -> dict[str, Any]:
         "evaluated": progress.evaluated,
         "window_loss": progress.window_loss,
         "window_weight": progress.window_weight,
-        "window_hits": progress.window_hits,
-        "window_targets": progress.window_targets,
+        "window_sums": progress.window_sums,
     }
 
 
@@ -543,21 +543,30 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
 
 
-def micro_batches(
-    rows: list[Row], head: TargetHead | ClassHead, packing: bool, device: torch.device
-) -> list[Row]:
+def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.device) -> list[Row]:
     """`rows` as `head` computes them: where documents are a line each, in rows that hold little
     padding or none, as many on every rank."""
-    small = isinstance(head, ClassHead) and not packing  # it keeps no logits of each token
-    if head.isolates or (small and head.pads):
+    is_small = not head.keeps_logits and not packing
+    if head.isolates or (is_small and head.pads):
         return rows
     parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
     count = distributed.max_over_ranks(len(parts), device)
-    return parts + [without_targets(parts[-1])] * (count - len(parts))
+    return parts + [replace(parts[-1], is_filler=True)] * (count - len(parts))
+
+
+def _sums(made: list[Loss]) -> tuple[list[str], list[float]]:
+    """Names of what the objective logs beside the loss, and of each the numerator and denominator
+    of this rank's rows. Every rank has rows, so that all have the same names."""
+    names = list(made[0].sums) if made else []
+    pairs = [
+        (float(sum(m.sums[n][0] for m in made)), float(sum(m.sums[n][1] for m in made)))
+        for n in names
+    ]
+    return names, [value for pair in pairs for value in pair]
 
 
 def _totals(
-    objective: Any, rows: list[Row], windows: Sequence[int], device: torch.device
+    objective: Objective, rows: list[Row], windows: Sequence[int], device: torch.device
 ) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
     mine = meters.work_of(rows, windows)

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 
 from launcher.config import compose
-from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import by_template, taught
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import origin, require_same
-from launcher.model.export import CLASSES
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, load_start, rebuild
+from launcher.model.sequence_head import OUTPUTS, SequenceHead
 from launcher.model.verify import open_export
+from launcher.objectives.base import of_run
 from launcher.rundir import RunDir, read_json
 from launcher.train.checkpoint import checkpoints
 from launcher.train.command import note
@@ -43,11 +43,11 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     folder = base_folder(config.model)
     tokenizer = load_tokenizer(config.model)
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
-    classes = Classes.of_run(run)
+    head = of_run(run, config).spec
     model: Any
     if base:
         _require_same_origin(run, config, folder)
-        model = load_start(config, folder, dtype, len(tokenizer), classes)
+        model = load_start(config, folder, dtype, len(tokenizer), head)
     elif checkpoint is None and _has_export(run):
         model = open_export(
             run.export,
@@ -55,11 +55,11 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
             dtype=dtype,
             num_tokens=len(tokenizer),
             trust_remote_code=config.model.trust_remote_code,
-            classes=classes,
+            head=head,
         )
     else:
         trained = trained_model(run, config, find_checkpoint(run, checkpoint, note))
-        model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, classes)
+        model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, head)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
@@ -106,26 +106,26 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
     trust = config.model.trust_remote_code
     base = base_folder(config.model)
-    classes = Classes.of_run(run)
+    head = of_run(run, config).spec
     is_adapter = (folder / "adapter_config.json").is_file()
-    if classes is not None and is_adapter:
+    if head is not None and is_adapter:
         # Before it is opened: the heads may not even be of one size.
-        names = read_json(folder / CLASSES, {}).get("names")
+        names = read_json(folder / OUTPUTS, {}).get("names")
         if names is None:
-            note(f"warning: {folder} has no {CLASSES}: nobody knows the order of its classes")
+            note(f"warning: {folder} has no {OUTPUTS}: nobody knows the order of its classes")
         else:
-            _require_classes(names, classes, folder)
+            _require_outputs(names, head, folder)
     model: Any = open_export(
         folder,
         base,
         dtype=dtype,
         num_tokens=len(tokenizer),
         trust_remote_code=trust,
-        classes=classes,
+        head=head,
     )
-    if classes is not None and not is_adapter:
+    if head is not None and not is_adapter:
         labels = model.config.id2label
-        _require_classes([labels.get(i) for i in range(len(labels))], classes, folder)
+        _require_outputs([labels.get(i) for i in range(len(labels))], head, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
     return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
@@ -137,11 +137,11 @@ def _speaker(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker
     return Speaker(model, tokenizer, config.data.system, **data)
 
 
-def _require_classes(names: list[Any], classes: Classes, folder: Path) -> None:
-    if names != classes.names:
+def _require_outputs(names: list[Any], head: SequenceHead, folder: Path) -> None:
+    if names != list(head.names):
         raise DataError(
             f"a head for {len(names)} classes ({', '.join(map(str, names[:5]))} ...), the run has"
-            f" {len(classes.names)} ({', '.join(classes.names[:5])} ...)",
+            f" {len(head.names)} ({', '.join(head.names[:5])} ...)",
             where=str(folder),
             hint="compare classifiers of the same classes, in the same order",
         )

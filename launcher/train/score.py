@@ -11,13 +11,12 @@ import torch
 from launcher import runtime
 from launcher.config import compose
 from launcher.config import plan as plans
-from launcher.config.classes import Classes
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.model import attention
 from launcher.model.adapter import inner_model
-from launcher.model.class_head import make_head
+from launcher.objectives.base import of_run
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness
 from launcher.train.command import exit_code_of, note
@@ -45,9 +44,9 @@ def score(
     inner = inner_model(model)
     wanted = attention.IMPLEMENTATIONS[plan.attention]
     inner.set_attn_implementation(attention.supported(type(inner), wanted))
-    classes = Classes.of_run(run)
+    objective = of_run(run, config)
     folders = read_json(run.data)
-    head = make_head(model, classes)
+    head = objective.head(model)
     evaluator = make_evaluator(
         config,
         plan,
@@ -57,7 +56,7 @@ def score(
         head,
         device,
         lambda: False,
-        classes,
+        objective,
         vllm.generate_records if by_vllm else generation.generate_records,
     )
     for found in isolate(head, model.eval(), model, evaluator.cache, device):

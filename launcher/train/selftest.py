@@ -14,8 +14,8 @@ from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import make_row
 from launcher.errors import ConfigError
 from launcher.model.adapter import inner_model
-from launcher.model.class_head import ClassHead
-from launcher.model.head import TargetHead
+from launcher.model.head import Head
+from launcher.objectives.base import Objective
 from launcher.train.distributed import gather_objects
 from launcher.train.engine import Piece
 from launcher.train.isolation import as_refusal
@@ -25,7 +25,8 @@ _CHOICE = 100
 
 
 def require_trainable(
-    head: TargetHead | ClassHead,
+    objective: Objective,
+    head: Head,
     model: Any,
     cache: TokenCache | JoinedCache,
     device: torch.device,
@@ -42,14 +43,14 @@ def require_trainable(
     if not adapters or any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         return
     shortest = sorted(range(min(len(cache), _CHOICE)), key=lambda i: int(cache.lengths[i]))
-    record = next((i for i in shortest if len(make_row(cache, [i]).targets)), None)
+    record = next((i for i in shortest if objective.weight(make_row(cache, [i]))), None)
     if record is None:
         return
     was_training = model.training
     model.train()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []), as_refusal(inner):
-            loss = head.loss(model, make_row(cache, [record]).to(device))
+            loss = objective.loss(head, model, make_row(cache, [record]).to(device)).total
             found: tuple[Any, ...] = ()
             if loss.requires_grad:
                 found = torch.autograd.grad(loss, adapters, allow_unused=True)

@@ -15,8 +15,9 @@ from launcher.ab.result import result
 from launcher.ab.study import Item, Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import main
-from launcher.config.classes import Classes
+from launcher.config import compose
 from launcher.errors import ConfigError, DataError, ExitCode, StorageError
+from support.configs import make_config
 from support.studies import write_lines
 
 USER = {"role": "user", "content": "Hi"}
@@ -133,7 +134,7 @@ def test_a_model_that_does_not_exist_is_named_before_one_is_loaded(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "made").mkdir()
-    (tmp_path / "made" / "config.yaml").touch()
+    compose.save(make_config(), tmp_path / "made" / "config.yaml")
     with pytest.raises(ConfigError, match=said) as caught:
         make_from(tmp_path, name, "made", tmp_path / "prompts.jsonl")
     assert caught.value.problems[0].hint
@@ -143,16 +144,15 @@ def test_a_model_that_does_not_exist_is_named_before_one_is_loaded(
     ("file", "part", "said"),
     [
         ("adapter_config.json", "", "an adapter only"),
-        ("classes.json", "", "trained a classifier"),
-        ("classes.json", ":base", "trained a classifier"),
+        ("objective.json", "", "trained a classifier"),
+        ("objective.json", ":base", "trained a classifier"),
     ],
 )
 def test_a_model_that_cannot_speak_is_refused(tmp_path, file, part, said):
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "config.yaml").touch()
-    classes = Classes(["a", "b"], False, None, [1, 1], [0], None)
-    (folder / file).write_text(json.dumps(classes.as_dict()))
+    compose.save(make_config(objective={"name": "classify"}), folder / "config.yaml")
+    (folder / file).touch()
     ready = write_lines(tmp_path / "1.jsonl", {"prompt": "a", "answer": "x"})
     with pytest.raises(ConfigError, match=said) as caught:
         make_from(tmp_path, f"{folder}{part}", ready, ready)

@@ -112,12 +112,11 @@ def skipped(steps: list[Any]) -> int:
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
     from launcher import runtime
-    from launcher.config import compose, deepspeed, plan
-    from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+    from launcher.config import compose, deepspeed, plan, variants
+    from launcher.config.variants import PEFT_METHODS
     from launcher.data import cache
     from launcher.data.loader import Loader
     from launcher.data.packing import PackedOrder
-    from launcher.model.head import TargetHead
     from launcher.model.load import load_model
     from launcher.train import distributed
     from launcher.train.engine import Engine, connect
@@ -163,10 +162,10 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     gpu_models.randomise(model.to(device))
     if config.peft.name != "none":
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
-    head = TargetHead(model)
-    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    objective = variants.objective(config.objective)
+    head = objective.head(model)
+    objective = variants.objective(config.objective)
     flops = meters.model_flops(model)
-    engine = Engine(model, config, made, deepspeed.build(config, made))
     engine.train()
     ends, work = [], []
     for step in range(job["steps"]):
@@ -175,7 +174,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         weight = sum(map(objective.weight, rows))
         total = torch.zeros((), device=device)
         for index, row in enumerate(rows):
-            loss = objective.loss(head, engine, row.to(device))
+            loss = objective.loss(head, engine, row.to(device)).total
             engine.backward(loss * (1 / weight))
             total += loss.detach()
             if index < len(rows) - 1:

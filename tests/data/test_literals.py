@@ -79,7 +79,7 @@ def encoded(tokenizer: Any, example: Example, **options: Any) -> tuple[list[int]
     """Tokens of an example, and those that are learned."""
     (item,) = encoder(tokenizer, **options).encode([example])
     assert isinstance(item, Encoded), item
-    ((tokens, targets),) = item.pieces
+    ((tokens, targets, *_),) = item.pieces
     return tokens.tolist(), tokens[targets == 1].tolist()
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from launcher.data import cache as token_cache
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Loader, Row, make_row, rectangles, without_targets
+from launcher.data.loader import Loader, Row, make_row, rectangles
 from launcher.data.packing import PackedOrder
 
 RECORDS = st.lists(
@@ -165,4 +165,3 @@ def test_rectangles_hold_the_row_and_little_padding(
         learned += part.targets.tolist()
     assert sorted(r for part in parts for r in part.records) == list(range(len(lengths)))
     assert sorted(learned) == sorted(row.targets.tolist())
-    assert without_targets(parts[-1]).targets.tolist() == []

@@ -61,7 +61,7 @@ def test_tokens_of_the_spans_are_the_targets(family: str, make_tokenizer: Make) 
     tokenizer = make_tokenizer(template)
     record = chats.chat("Wieviel?", "äöü 🙂 日本", "two?", "zwei 🙂")
     (item,) = Encoder(tokenizer).encode([ChatFormat().read(record)])
-    ((tokens, targets),) = item.pieces
+    ((tokens, targets, *_),) = item.pieces
     assert tokenizer.decode(tokens[targets == 1]).replace(" ", "") == f"äöü🙂日本{stop}zwei🙂{stop}"
     whole = tokenizer.apply_chat_template(record["messages"], tokenize=True, return_dict=False)
     assert tokens.tolist() == whole

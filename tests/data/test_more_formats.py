@@ -215,7 +215,7 @@ def test_an_own_format_is_a_file(configure: Configure, make_data: MakeData, tmp_
 @pytest.mark.parametrize(
     ("content", "found"),
     [
-        ("def", "is no format: SyntaxError"),
+        ("def", "cannot be used: SyntaxError"),
         ("x = 1", "has no attribute 'Format'"),
         ("class Format: pass", "has no method read"),
     ],

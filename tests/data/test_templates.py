@@ -266,7 +266,7 @@ def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
     (item,) = Encoder(tokenizer, chat=ChatOptions(thoughts=Thoughts.all)).encode([chat])
     assert isinstance(item, Encoded)
     assert not item.left_out
-    learned = [tokenizer.decode(tokens[targets == 1]) for tokens, targets in item.pieces]
+    learned = [tokenizer.decode(tokens[targets == 1]) for tokens, targets, *_ in item.pieces]
     assert learned == [
         "<think>\nЩ Щ\n</think>\n\nД Ж.<|im_end|>",
         '<think>\nЮ Ю\n</think>\n\nЩ "Ю"<|im_end|>',
@@ -317,13 +317,13 @@ def test_a_records_own_variables_hold_for_each_of_its_exchanges(make: Make) -> N
     named = Chat(messages, template_options={"enable_thinking": False})
     (item,) = encoder.encode([named])
     assert isinstance(item, Encoded)
-    texts = [make("qwen3_5").decode(tokens) for tokens, _ in item.pieces]
+    texts = [make("qwen3_5").decode(tokens) for tokens, *_ in item.pieces]
     (plain,) = Encoder(
         make("qwen3_5"),
         chat=ChatOptions(thoughts=Thoughts.all, variables={"enable_thinking": False}),
     ).encode([Chat(messages)])
     assert isinstance(plain, Encoded)
-    assert texts == [make("qwen3_5").decode(tokens) for tokens, _ in plain.pieces]
+    assert texts == [make("qwen3_5").decode(tokens) for tokens, *_ in plain.pieces]
 
 
 def test_what_is_left_out_is_named_by_message(make: Make) -> None:

@@ -116,7 +116,7 @@ def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> No
     for example in (Text(text), pair):
         (item,) = Encoder(tokenizer).encode([example])
         assert isinstance(item, Encoded)
-        ((tokens, targets),) = item.pieces
+        ((tokens, targets, *_),) = item.pieces
         shown = tokenizer.decode(tokens)
         begins = (single or "").startswith("<s>") or "<s>" in text
         assert shown.count("<s>") == begins

@@ -12,6 +12,7 @@ from launcher.errors import DataError
 from launcher.evals.compare import CHUNK, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
+from support.results import results_of
 
 LOSS = make_metrics(EvalConfig(metrics=["loss", "perplexity", "token_accuracy"]))
 MATCH = make_metrics(EvalConfig(metrics=["exact_match"]))
@@ -26,11 +27,13 @@ def losses(sums, targets=None, correct=None, ids=None) -> Results:
         [0] * count if correct is None else correct,
         strict=True,
     )
-    return Results(losses=[LossRecord(int(i), float(s), int(t), int(c)) for i, s, t, c in columns])
+    return results_of(
+        losses=[LossRecord(int(i), float(s), int(t), int(c)) for i, s, t, c in columns]
+    )
 
 
 def answers(right) -> Results:
-    return Results(
+    return results_of(
         generations=[
             Generation(i, f"d.jsonl:{i + 1}", "q", "yes", "yes" if ok else "no")
             for i, ok in enumerate(right)

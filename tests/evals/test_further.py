@@ -16,6 +16,7 @@ from launcher.evals.store import read_results, write_comparison, write_results
 from launcher.report.summary import beyond, flags, outcome
 from launcher.rundir import RunDir
 from launcher.train.further import evenly
+from support.results import results_of
 
 METRICS = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))
 DRAWS = 500
@@ -27,8 +28,8 @@ def losses(mean: float, count: int = 60, seed: int = 0) -> list[LossRecord]:
 
 
 def model(held_out: float, **further: float) -> Results:
-    sets = {name: Results(losses(loss, seed=len(name))) for name, loss in further.items()}
-    return Results(losses(held_out), further=sets)
+    sets = {name: results_of(losses(loss, seed=len(name))) for name, loss in further.items()}
+    return results_of(losses(held_out), further=sets)
 
 
 def compared(base: Results, tuned: Results) -> dict:
@@ -55,8 +56,8 @@ def test_what_is_kept_is_not_flagged():
 
 
 def test_a_new_set_is_named_by_its_name():
-    further = [{"new.paraphrases": Results(losses(loss))} for loss in (2.0, 2.5)]
-    made = compared(*(Results(losses(2.0), further=part) for part in further))
+    further = [{"new.paraphrases": results_of(losses(loss))} for loss in (2.0, 2.5)]
+    made = compared(*(results_of(losses(2.0), further=part) for part in further))
     assert [line.partition(" loss ")[0] for line in flags(made)] == ["new.paraphrases:"]
 
 
@@ -98,7 +99,7 @@ def test_the_interval_of_the_gap_covers_the_truth():
         for _ in range(2):
             drawn = rng.normal(2, 0.5, (2, 50))
             held_out, seen = ([LossRecord(i, v, 1, 0) for i, v in enumerate(d)] for d in drawn)
-            sides.append(Results(held_out, further={"train": Results(seen)}))
+            sides.append(results_of(held_out, further={"train": results_of(seen)}))
         gap = compare_further(*sides, METRICS, seed=seed, resamples=400)["gap"]
         outside += not gap["interval"][0] <= 0 <= gap["interval"][1]
     assert outside <= 12
@@ -107,7 +108,7 @@ def test_the_interval_of_the_gap_covers_the_truth():
 @pytest.mark.parametrize("count", [3, 29])
 def test_few_records_have_no_gap(count):
     sides = [
-        Results(losses(2.0, count), further={"train": Results(losses(seen, count))})
+        results_of(losses(2.0, count), further={"train": results_of(losses(seen, count))})
         for seen in (2.0, 1.0)
     ]
     assert compared(*sides)["gap"] is None
@@ -115,21 +116,24 @@ def test_few_records_have_no_gap(count):
 
 def test_other_training_records_and_nan_have_no_gap():
     base, tuned = model(3.0, train=3.0), model(1.0, train=0.4)
-    other = Results(tuned.losses, further={"train": Results(tuned.further["train"].losses[1:])})
+    other = results_of(
+        tuned.losses, further={"train": results_of(tuned.further["train"].losses[1:])}
+    )
     assert compared(base, other)["gap"] is None
     diverged = [LossRecord(i, float("nan"), 10, 0) for i in range(60)]
-    assert compared(base, Results(diverged, further=tuned.further))["gap"] is None
+    assert compared(base, results_of(diverged, further=tuned.further))["gap"] is None
 
 
 def test_further_results_come_back_from_disk_and_into_the_comparison(tmp_path):
     base, tuned = model(3.0, general=2.0, train=3.0), model(1.0, general=2.5, train=0.5)
-    base.further["general"].generations = [Generation(0, "g.jsonl:1", "q", "yes", "no")]
+    answers = [Generation(0, "g.jsonl:1", "q", "yes", "no")]
+    base.further["general"].passes["generation"] = answers
     path = tmp_path / "base.json"
     scores = write_results(path, base, METRICS)
     assert read_results(path) == base
     assert set(scores) == {"loss", "general/loss", "general/exact_match", "train/loss"}
     assert scores == score_all(METRICS, base)
-    base.further["general"].generations = []
+    del base.further["general"].passes["generation"]
     run = RunDir(tmp_path)
     write_comparison(run, base, tuned, METRICS, {}, resamples=DRAWS)
     written = json.loads((run.eval / "comparison.json").read_text())

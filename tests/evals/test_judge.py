@@ -15,6 +15,7 @@ from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results
 from launcher.evals.store import predictions
 from support.endpoint import longer, serve
+from support.results import results_of
 
 #: base -> tuned answers: longer three times, shorter once, alike in length, the same.
 PAIRS = [("a", "aa"), ("b", "bbb"), ("c", "cc"), ("dd", "d"), ("ef", "fe"), ("same", "same")]
@@ -29,7 +30,7 @@ def _own_cache(tmp_path, monkeypatch):
 def sides(pairs=PAIRS, reference="") -> tuple[Results, Results]:
     def side(which: int) -> Results:
         made = [Generation(i, f"d:{i}", f"q{i}", reference, p[which]) for i, p in enumerate(pairs)]
-        return Results(generations=made)
+        return results_of(generations=made)
 
     return side(0), side(1)
 
@@ -254,7 +255,7 @@ def test_equal_records_may_be_judged_at_the_same_moment():
         return longer(prompt, first, second)
 
     def side(answer):
-        return Results(generations=[Generation(i, "d", "q", "", answer) for i in range(count)])
+        return results_of(generations=[Generation(i, "d", "q", "", answer) for i in range(count)])
 
     with serve(at_once) as served:
         made = judge(served.url, concurrency=count, timeout_s=30)

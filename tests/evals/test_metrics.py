@@ -9,7 +9,8 @@ from launcher.config.variants import METRICS
 from launcher.errors import ConfigError
 from launcher.evals.exact_match import ExactMatch, normalise
 from launcher.evals.metric import make_metrics, score_all
-from launcher.evals.records import Generation, LossRecord, Results
+from launcher.evals.records import Generation, LossRecord
+from support.results import results_of
 
 LOSSES = [LossRecord(0, 2.0, 4, 1), LossRecord(1, 7.0, 6, 6), LossRecord(2, 0.0, 0, 0)]
 GSM8K = "#### (-?[0-9.,]+)"
@@ -22,7 +23,7 @@ def answer(text: str, reference: str) -> Generation:
 def test_scores_are_ratios_of_sums_over_targets():
     scores = score_all(
         make_metrics(EvalConfig(metrics=["loss", "perplexity", "token_accuracy"])),
-        Results(losses=LOSSES),
+        results_of(losses=LOSSES),
     )
     assert scores == {
         "loss": pytest.approx(0.9),

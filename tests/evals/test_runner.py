@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from launcher.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
-from launcher.evals.records import LossRecord, Prompt, Results
+from launcher.evals.records import LossRecord, Prompt
 from launcher.evals.runner import (
     EvaluationStopped,
     gather,
@@ -22,6 +22,7 @@ from launcher.evals.runner import (
     rows_of,
     shard,
 )
+from support.results import results_of
 
 EOS, PAD, TURN = 1, 0, 2
 SIX = Decoding(max_new_tokens=6)
@@ -35,6 +36,7 @@ class Row:
     document_starts: torch.Tensor
     target_index: torch.Tensor
     targets: torch.Tensor
+    sizes: list[int]
 
 
 class Letters:
@@ -82,6 +84,7 @@ def build(documents, ids):
         torch.tensor(starts, dtype=torch.int32),
         torch.tensor(index),
         tokens[torch.tensor(index) + 1],
+        [1] * len(chosen),
     )
 
 
@@ -171,7 +174,7 @@ def test_loss_records_do_not_depend_on_batching(model, documents, batch_tokens):
 
 
 def test_a_record_without_targets_counts_with_nothing():
-    row = Row(*(torch.tensor(v) for v in ([5, 6, 7], [0, 1, 3], [1], [7])))
+    row = Row(*(torch.tensor(v) for v in ([5, 6, 7], [0, 1, 3], [1], [7])), [1, 1])
     records = loss_records([(row, [4, 9])], lambda r: (torch.ones(1), torch.tensor([True])))
     assert records == [LossRecord(4, 0.0, 0, 0), LossRecord(9, 1.0, 1, 1)]
 
@@ -373,11 +376,11 @@ def test_a_stop_string_ends_the_work_not_only_the_text(model, documents):
 
 
 def test_answers_that_never_end_are_cut_and_counted(model, documents):
-    endless = Results(generations=generate(model, prompts_of(documents), stop_tokens=[PAD]))
+    endless = results_of(generations=generate(model, prompts_of(documents), stop_tokens=[PAD]))
     assert endless.cut() == len(documents)
     first = ord(endless.generations[0].answer[0]) - ord("a") + 3
     ended = generate(model, prompts_of(documents)[:1], stop_tokens=[first])
-    assert Results(generations=ended).cut() == 0
+    assert results_of(generations=ended).cut() == 0
 
 
 def copy_of(model, prepare):

@@ -14,6 +14,7 @@ from launcher.evals import significance
 from launcher.evals.compare import compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, Results
+from support.results import results_of
 
 
 def answers(right) -> Results:
@@ -21,7 +22,7 @@ def answers(right) -> Results:
         Generation(i, "d:1", "q", "yes", "yes" if is_right else "no")
         for i, is_right in enumerate(right)
     ]
-    return Results(generations=made)
+    return results_of(generations=made)
 
 
 @pytest.mark.parametrize(

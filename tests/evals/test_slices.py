@@ -10,13 +10,14 @@ from launcher.config.schema import EvalConfig
 from launcher.evals import slices
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
+from support.results import results_of
 
 MATCH = make_metrics(EvalConfig(metrics=["exact_match"]))
 
 
 def answers(right) -> Results:
     made = [Generation(i, "d:1", "q", "yes", "yes" if ok else "no") for i, ok in enumerate(right)]
-    return Results(generations=made)
+    return results_of(generations=made)
 
 
 @given(st.dictionaries(st.integers(0, 999), st.integers(1, 500), max_size=60))
@@ -51,7 +52,7 @@ def test_a_metric_with_few_answers_in_a_slice_is_not_judged():
     right = [LossRecord(i, 1.0, 5, 2) for i in range(100)]
     better = [LossRecord(i, 0.5, 5, 3) for i in range(100)]
     base, tuned = (
-        Results(losses=losses, generations=answers([ok] * 8).generations)
+        results_of(losses=losses, generations=answers([ok] * 8).generations)
         for losses, ok in ((right, False), (better, True))
     )
     metrics = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))
@@ -63,8 +64,10 @@ def test_a_metric_with_few_answers_in_a_slice_is_not_judged():
 def test_a_clear_gain_in_each_of_two_hundred_slices_is_found():
     rng = np.random.default_rng(0)
     count = slices.MIN_RECORDS * 20
-    base = Results(losses=[LossRecord(i, x, 5, 2) for i, x in enumerate(rng.normal(10, 1, count))])
-    tuned = Results(losses=[LossRecord(r.id, r.loss_sum - 4, 5, 2) for r in base.losses])
+    base = results_of(
+        losses=[LossRecord(i, x, 5, 2) for i, x in enumerate(rng.normal(10, 1, count))]
+    )
+    tuned = results_of(losses=[LossRecord(r.id, r.loss_sum - 4, 5, 2) for r in base.losses])
     for record, noise in zip(list(tuned.losses), rng.normal(0, 0.5, count), strict=True):
         tuned.losses[record.id] = LossRecord(record.id, record.loss_sum + noise, 5, 2)
     parts = {str(n): range(n, count, 20) for n in range(20)}

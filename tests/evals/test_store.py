@@ -21,6 +21,7 @@ from launcher.evals.store import (
 from launcher.report import build
 from launcher.report.summary import sentence, table
 from launcher.rundir import RunDir
+from support.results import results_of
 
 METRICS = make_metrics(
     EvalConfig(metrics=["loss", "token_accuracy", "exact_match"], answer_pattern="#### ([0-9]+)")
@@ -28,7 +29,7 @@ METRICS = make_metrics(
 
 
 def results(scale: float, answer: str) -> Results:
-    return Results(
+    return results_of(
         [LossRecord(i, scale * (i + 1) / 3, i + 2, i) for i in range(8)],
         [
             Generation(i, f"a.jsonl:{i + 1}", 'say "ü"\n</script>', f"#### {i}", answer.format(i))
@@ -58,7 +59,7 @@ def test_a_comparison_can_be_made_again_from_disk(tmp_path):
 
 def test_nan_stays_out_of_the_file_and_comes_back(tmp_path):
     path = tmp_path / "tuned.json"
-    assert write_results(path, Results([LossRecord(0, math.nan, 3, 0)]), METRICS)["loss"] is None
+    assert write_results(path, results_of([LossRecord(0, math.nan, 3, 0)]), METRICS)["loss"] is None
     assert "NaN" not in path.read_text()
     assert math.isnan(read_results(path).losses[0].loss_sum)
 
@@ -75,7 +76,7 @@ def test_unequal_columns_are_damage(tmp_path):
     path = tmp_path / "base.json"
     write_results(path, results(1.0, ""), METRICS)
     raw = json.loads(path.read_text())
-    raw["losses"]["correct"].pop()
+    raw["passes"]["loss"]["correct"].pop()
     path.write_text(json.dumps(raw))
     assert read_results(path) is None
 
@@ -112,7 +113,7 @@ def test_what_changed_follows_a_metric_that_judges_pairs():
     asked = [Generation(i, "d:1", "q", f"Ahoy, it is {i}!", f"It is {i}.") for i in range(40)]
     spoken = [replace(record, answer=record.reference) for record in asked]
     metrics = make_metrics(EvalConfig(metrics=["style_classifier"]))
-    lines = predictions(Results(generations=asked), Results(generations=spoken), metrics)
+    lines = predictions(results_of(generations=asked), results_of(generations=spoken), metrics)
     assert {line["change"] for line in lines} == {"better"}
 
 

@@ -11,9 +11,10 @@ from sklearn.linear_model import LogisticRegression
 from launcher.config.schema import EvalConfig
 from launcher.evals.compare import compare
 from launcher.evals.metric import make_metrics
-from launcher.evals.records import Generation, Results
+from launcher.evals.records import Generation
 from launcher.evals.style import FUNCTION_WORDS, features, words
 from launcher.evals.style_classifier import fit, predict
+from support.results import results_of
 
 DISTANCE, CLASSIFIER = make_metrics(EvalConfig(metrics=["style_distance", "style_classifier"]))
 THINGS = [
@@ -170,7 +171,7 @@ def test_few_records_and_one_model_alone_are_not_judged():
 
 
 def test_both_have_intervals_and_verdicts():
-    sides = [Results(generations=told(style)) for style in (PLAIN, CASUAL)]
+    sides = [results_of(generations=told(style)) for style in (PLAIN, CASUAL)]
     rows = compare(*sides, [DISTANCE, CLASSIFIER], resamples=500)["metrics"]
     assert [row["verdict"] for row in rows.values()] == ["better", "better"]
     assert rows["style_distance"]["tuned"] == pytest.approx(0, abs=1e-9)

@@ -140,6 +140,7 @@ def make_row():
         longest=max(LENGTHS),
         records=list(range(len(LENGTHS))),
         packs=[0],
+        sizes=[1] * len(LENGTHS),
     ).to("cuda")
 
 

@@ -11,12 +11,11 @@ import torch
 import torch.distributed as dist
 
 from launcher import runtime
-from launcher.config import deepspeed, plan
-from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+from launcher.config import deepspeed, plan, variants
+from launcher.config.variants import PEFT_METHODS
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Loader
 from launcher.data.packing import PackedOrder
-from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
@@ -46,8 +45,8 @@ def run(case, cache, device):
     if config.peft.name != "none":
         torch.manual_seed(0)  # adapters are made on the CPU, except at stage 3
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
-    head = TargetHead(model)
-    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    objective = variants.objective(config.objective)
+    head = objective.head(model)
     engine = Engine(model, config, made, settings)
     losses, norms = [], []
     for step in range(made.steps):
@@ -55,7 +54,7 @@ def run(case, cache, device):
         weight = sum(map(objective.weight, rows))
         total = 0.0
         for index, row in enumerate(rows):
-            loss = objective.loss(head, engine, row)
+            loss = objective.loss(head, engine, row).total
             engine.backward(loss * (1 / weight))
             total += float(loss.detach())
             if index < len(rows) - 1:

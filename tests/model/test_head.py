@@ -181,3 +181,39 @@ def test_a_model_that_gives_all_its_logits_is_asked_for_what_it_takes():
         model = Strict(13, 5, bias=False, after=after)
         head = TargetHead(model)
         torch.testing.assert_close(head.loss(model, row), plain(model, row))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    vocab=st.integers(2, 40),
+    tokens=st.lists(st.integers(0, 1), min_size=2, max_size=30),
+    data=st.data(),
+    bias=st.booleans(),
+    chunk=st.integers(1, 200),
+    capped=st.booleans(),
+)
+def test_log_probabilities_and_gradients_equal_the_plain_formula(
+    vocab, tokens, data, bias, chunk, capped
+):
+    torch.manual_seed(0)
+    model = Tiny(vocab, 6, bias, after=(lambda x: 2 * torch.tanh(x / 2)) if capped else None)
+    learned = data.draw(st.lists(st.booleans(), min_size=len(tokens), max_size=len(tokens)))
+    row = row_of(tokens, learned)
+    logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
+    expected = logits.log_softmax(-1).gather(1, row.targets[:, None])[:, 0]
+    # Each one has a gradient of its own, as a loss of sums and differences gives it.
+    factors = torch.randn(len(row.targets))
+    (expected * factors).sum().backward()
+    wanted = gradients(model)
+    before = dict(head_module.CHUNK_ELEMENTS)
+    head_module.CHUNK_ELEMENTS["cpu"] = chunk
+    try:
+        head = TargetHead(model)
+        found = head.log_probs(model, row)
+        (found * factors).sum().backward()
+    finally:
+        head_module.CHUNK_ELEMENTS.update(before)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    for one, other in zip(gradients(model), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert (head.head is None) is (capped and len(row.targets) > 0) or not len(row.targets)

@@ -22,26 +22,26 @@ from transformers import (
 )
 
 from launcher.config import plan as plans
-from launcher.config.classes import Classes
 from launcher.errors import ConfigError
 from launcher.model.load import load_model
+from launcher.model.sequence_head import SequenceHead
 from support.configs import make_config
 from support.models import make_llama
 
-CLASSES = Classes(["bug", "bill"], False, None, [1, 1], [0], None)
+HEAD = SequenceHead(("bug", "bill"), "single_label_classification")
 SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 1, "intermediate_size": 16}
 
 
-def load(folder: Path, classes: Classes | None = None, **model: Any) -> Any:
+def load(folder: Path, head: SequenceHead | None = None, **model: Any) -> Any:
     config = make_config(
         model={"name": str(folder), **model},
-        objective={"name": "classify"} if classes else {},
+        objective={"name": "classify"} if head else {},
         data={"packing": False, "max_length": 32},
         batch={"sequences": 1},
         train={"steps": 1},
     )
     plan = plans.make(config, world_size=1, has_gpu=False)
-    return load_model(config.model, plan, 1, classes=classes)
+    return load_model(config.model, plan, 1, head=head)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +56,8 @@ def deberta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_auto_takes_the_attention_that_the_model_has(deberta: Path, tiny_llama: Path) -> None:
-    assert load(deberta, CLASSES).config._attn_implementation == "eager"
-    assert load(deberta, CLASSES, attention="eager").config._attn_implementation == "eager"
+    assert load(deberta, HEAD).config._attn_implementation == "eager"
+    assert load(deberta, HEAD, attention="eager").config._attn_implementation == "eager"
     assert load(tiny_llama, attention="sdpa").config._attn_implementation == "sdpa"
 
 
@@ -65,16 +65,16 @@ def test_auto_pads_texts_for_a_head_that_packed_rows_are_not_for(tmp_path: Path)
     sizes = {"vocab_size": 60, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
     assert load(tmp_path).config._attn_implementation == "launcher_document"
-    assert load(tmp_path, CLASSES).config._attn_implementation == "sdpa"
+    assert load(tmp_path, HEAD).config._attn_implementation == "sdpa"
     with pytest.raises(ConfigError, match=r"has no document attention\n.*model.attention=sdpa"):
-        load(tmp_path, CLASSES, attention="document")
+        load(tmp_path, HEAD, attention="document")
 
 
 def test_a_model_without_rows_for_tokens_is_refused(tmp_path: Path) -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     CanineModel(CanineConfig(**sizes, num_hash_buckets=64)).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="no embedding with a row for each token"):
-        load(tmp_path, CLASSES)
+        load(tmp_path, HEAD)
 
 
 def test_a_model_that_transformers_has_no_code_for_is_refused(tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ def test_a_model_that_transformers_has_no_code_for_is_refused(tmp_path: Path) ->
 def test_attention_that_the_model_has_not_is_refused_with_one_that_it_has(deberta: Path) -> None:
     for asked in ("sdpa", "document"):
         with pytest.raises(ConfigError, match=r"HINT: set model.attention=eager"):
-            load(deberta, CLASSES, attention=asked)
+            load(deberta, HEAD, attention=asked)
     with pytest.raises(ConfigError, match=r"HINT: model.attention=auto"):
-        load(deberta, CLASSES, attention="flash")
+        load(deberta, HEAD, attention="flash")
 
 
 def rewritten(**changes: Any) -> Callable[[Path], Any]:

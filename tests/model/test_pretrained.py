@@ -13,7 +13,6 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from launcher.config import plan as plans
-from launcher.config.classes import Classes
 from launcher.config.schema import (
     Attention,
     BatchConfig,
@@ -28,6 +27,7 @@ from launcher.model.export import Kind
 from launcher.model.load import load_model
 from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained
 from launcher.model.rebuild import rebuild
+from launcher.model.sequence_head import SequenceHead
 from support.families import make_family
 from tests.model.test_export import make_config, make_tokenizer, run_export, train
 
@@ -273,22 +273,22 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path: Path, fault: str) 
 
 
 def test_a_classifier_begins_its_head_anew_and_nothing_else(tmp_path: Path) -> None:
-    classes = Classes(["a", "b"], False, None, [1, 1], [0], None)
+    head = SequenceHead(("a", "b"), "single_label_classification")
     base = qwen3(tmp_path)
-    model = open_pretrained(base, classes, dtype=torch.float32)
+    model = open_pretrained(base, head, dtype=torch.float32)
     assert model.fresh_modules == ("score",)
     rewrite(base, lambda tensors: tensors.pop("model.layers.0.mlp.up_proj.weight"))
     with pytest.raises(ConfigError, match=r"no fitting weights .* model\.layers\.0\.mlp\.up_proj"):
-        open_pretrained(base, classes, dtype=torch.float32)
+        open_pretrained(base, head, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("family", ["gemma3", "qwen3_5"])
 def test_a_classifier_of_a_model_that_sees_learns_from_text(tmp_path: Path, family: str) -> None:
-    classes = Classes(["a", "b"], False, None, [1, 1], [0], None, padding=3)
+    head = SequenceHead(("a", "b"), "single_label_classification", padding=3)
     base = several(tmp_path, family)
-    model = open_pretrained(base, classes, dtype=torch.float32)
+    model = open_pretrained(base, head, dtype=torch.float32)
     assert model.fresh_modules == ("score",)
-    structure = from_structure(base, classes, trust_remote_code=False)
+    structure = from_structure(base, head, trust_remote_code=False)
     for made in (model, structure):
         frozen = [name for name, p in made.named_parameters() if not p.requires_grad]
         assert frozen

@@ -20,26 +20,25 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from launcher.config import compose
+from launcher.config import compose, variants
 from launcher.config import plan as plans
-from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.config.variants import PEFT_METHODS
 from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
-from launcher.data.classes import settle
 from launcher.data.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
 from launcher.evals.records import Prompt
-from launcher.model.class_head import make_head
 from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.load import load_model
 from launcher.model.rebuild import load_base, with_adapters
+from launcher.model.sequence_head import SequenceHead
 from launcher.model.verify import open_export, verify
+from launcher.objectives.base import Objective
 from launcher.track import meters
 from launcher.train.isolation import isolate
 from launcher.train.selftest import require_trainable
@@ -120,12 +119,12 @@ class Subject:
             raise ConfigError(problems)
         return config
 
-    def classes(self, config: Config) -> Classes | None:
-        """What the classifier tells apart, as the training loop settles it."""
-        if not self.classifies:
-            return None
-        padding = padding_of(load_tokenizer(config.model))
-        return replace(settle(config, self.cache, None), padding=padding)
+    def objective(self, config: Config) -> Objective:
+        """The objective, as the training loop settles it."""
+        made: Objective = variants.objective(config.objective)
+        made.settle(config, self.cache, None)
+        made.spec = made.sequence_head(padding_of(load_tokenizer(config.model)))
+        return made
 
 
 def subject(base: Path, work: Path, head: str) -> Subject:
@@ -155,7 +154,7 @@ class Started:
     model: Any
     head: Any
     config: Config
-    classes: Classes | None
+    objective: Objective
     layout: list[str]
     """How documents are kept apart, and what the launcher says of it."""
 
@@ -163,32 +162,32 @@ class Started:
 def start(one: Subject, words: list[str]) -> Started:
     """What `launcher.train.loop.train` does up to its first step, without an engine."""
     config = one.config(words)
-    classes = one.classes(config)
+    objective = one.objective(config)
     plan = plans.make(config, world_size=1, has_gpu=False, train_packs=2)
     tokenizer = load_tokenizer(config.model)
     torch.manual_seed(config.seed)
-    model: Any = load_model(config.model, plan, len(tokenizer), None, classes)
-    if classes is not None:
-        classes = replace(classes, fresh=model.fresh_modules)
+    model: Any = load_model(config.model, plan, len(tokenizer), None, objective.spec)
+    if objective.spec is not None:
+        objective.spec = replace(objective.spec, fresh=model.fresh_modules)
     if config.peft.name != "none":
         method = PEFT_METHODS.load(config.peft.name)
-        model = method(model, config.peft, classes and classes.fresh)
-    head = make_head(model, classes)
+        model = method(model, config.peft, objective.spec and objective.spec.fresh)
+    head = objective.head(model)
     notes = isolate(head, model.eval(), model, one.cache, torch.device("cpu"), trains=True)
-    require_trainable(head, model, one.cache, torch.device("cpu"))
+    require_trainable(objective, head, model, one.cache, torch.device("cpu"))
     layout = ["side by side" if head.isolates else "padded", *notes]
     model.train()
-    return Started(model, head, config, classes, layout)
+    return Started(model, head, config, objective, layout)
 
 
-def plain(one: Subject, classes: Classes | None, source: Path | None = None) -> Any:
+def plain(one: Subject, head: SequenceHead | None, source: Path | None = None) -> Any:
     """The model as plain transformers opens it."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if classes is not None:
+    if head is not None:
         from launcher.model.classifier import open_classifier
 
-        model, _ = open_classifier(source or one.base, classes, dtype=torch.float32)
+        model, _ = open_classifier(source or one.base, head, dtype=torch.float32)
     else:
         opener = AutoModelForImageTextToText if one.head == "images" else AutoModelForCausalLM
         model = opener.from_pretrained(source or one.base, dtype=torch.float32)
@@ -201,7 +200,7 @@ def alone(one: Subject, model: Any, record: int) -> tuple[Tensor, Tensor]:
     row = make_row(one.cache, [record])
     logits = model(input_ids=row.input_ids[None]).logits[0].float()
     if one.classifies:
-        return logits[None], row.targets
+        return logits[None], row.columns["label"]
     return logits[row.target_index], row.targets
 
 
@@ -209,6 +208,15 @@ def alone_losses(one: Subject, model: Any) -> list[Tensor]:
     """Losses of the targets of every record, each record by itself."""
     pieces = [alone(one, model, record) for record in range(len(LENGTHS))]
     return [cross_entropy(logits, targets, reduction="none") for logits, targets in pieces]
+
+
+def losses_of(began: Started, row: Row) -> Tensor:
+    """The launcher's losses of the targets, or texts, of a row, without gradients."""
+    if began.head.keeps_logits:
+        losses: Tensor = began.head.score(began.model, row)[0]
+        return losses
+    outputs = began.head.outputs(began.model, row).detach()
+    return cross_entropy(outputs, row.columns["label"], reduction="none")
 
 
 def check_sense(one: Subject) -> None:
@@ -233,9 +241,9 @@ def expect(one: Subject, began: Started) -> Expected:
     """What plain transformers makes of the records, with the trained weights of `began`."""
     adapted = began.config.peft.name != "none"
     if adapted not in one.expected:
-        reference = plain(one, began.classes)
+        reference = plain(one, began.objective.spec)
         if adapted:
-            fresh = began.classes and began.classes.fresh
+            fresh = began.objective.spec and began.objective.spec.fresh
             method = PEFT_METHODS.load(began.config.peft.name)
             reference = method(reference, began.config.peft, fresh)
         copy_trained(began.model, reference)
@@ -255,9 +263,9 @@ def check_loss(one: Subject, began: Started, rows: list[list[int]]) -> None:
     began.model.eval()
     for row in [part for records in rows for part in laid_out(one, began, records)]:
         wanted = torch.cat([expected[record] for record in row.records])
-        losses, _ = began.head.score(began.model, row)
+        losses = losses_of(began, row)
         compare("loss of a target", losses, wanted, LOSS * max(1.0, float(wanted.max())))
-        total = began.head.loss(began.model, row).detach()
+        total = began.objective.loss(began.head, began.model, row).total.detach()
         compare("loss of a row", total, wanted.sum(), LOSS * max(1.0, float(wanted.sum())))
 
 
@@ -274,7 +282,7 @@ def check_gradients(one: Subject, began: Started, rows: list[list[int]]) -> None
     began.model.zero_grad()
     total = 0.0
     for row in [part for records in rows for part in laid_out(one, began, records)]:
-        loss = began.head.loss(began.model, row)
+        loss = began.objective.loss(began.head, began.model, row).total
         loss.backward()
         total += float(loss.detach())
     wanted = torch.cat(expected.losses).sum()
@@ -324,19 +332,19 @@ def after_training(one: Subject, words: list[str]) -> Moved:
     if (key := tuple(words)) in one.moved:
         return one.moved[key]
     config = one.config(words)
-    classes = one.classes(config)
+    spec = one.objective(config).spec
     tokenizer = load_tokenizer(config.model)
-    if classes is not None:
-        classes = replace(classes, fresh=fresh_of(one, classes))
-    base = load_base(config.model, one.base, torch.float32, len(tokenizer), classes)
-    model = with_adapters(base, config, classes).eval()
+    if spec is not None:
+        spec = replace(spec, fresh=fresh_of(one, spec))
+    base = load_base(config.model, one.base, torch.float32, len(tokenizer), spec)
+    model = with_adapters(base, config, spec).eval()
     untrained = logits_of(one, model)
     move(model)
     logits = logits_of(one, model)
     if float((untrained - logits).abs().max()) < 1e-3:
         raise AssertionError("training moved nothing")
     weights = checkpoint(model, one.work / f"weights-{len(one.moved)}.safetensors")
-    one.moved[key] = Moved(logits, Trained(config, weights, tokenizer, torch.float32, classes))
+    one.moved[key] = Moved(logits, Trained(config, weights, tokenizer, torch.float32, spec))
     return one.moved[key]
 
 
@@ -351,7 +359,7 @@ def check_export(one: Subject, words: list[str], kind: Kind) -> None:
         dtype=torch.float32,
         num_tokens=trained.num_tokens,
         trust_remote_code=False,
-        classes=trained.classes,
+        head=trained.head,
     )
     limit = LOGITS * float(moved.logits.abs().max())
     compare("logits of the export", logits_of(one, again), moved.logits, limit)
@@ -583,11 +591,11 @@ def checkpoint(model: nn.Module, path: Path) -> FragmentReader:
     return FragmentReader([path])
 
 
-def fresh_of(one: Subject, classes: Classes) -> tuple[str, ...]:
+def fresh_of(one: Subject, head: SequenceHead) -> tuple[str, ...]:
     """The modules that the base lacks."""
     from launcher.model.classifier import open_classifier
 
-    fresh: tuple[str, ...] = open_classifier(one.base, classes)[1]
+    fresh: tuple[str, ...] = open_classifier(one.base, head)[1]
     return fresh
 
 

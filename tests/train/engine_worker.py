@@ -11,13 +11,11 @@ import torch
 import torch.distributed as dist
 
 from launcher import runtime
-from launcher.config import deepspeed, plan
-from launcher.config.variants import OBJECTIVES, PEFT_METHODS
+from launcher.config import deepspeed, plan, variants
+from launcher.config.variants import PEFT_METHODS
 from launcher.data.cache import TokenCache
-from launcher.data.classes import settle
 from launcher.data.loader import Loader
 from launcher.data.packing import PackedOrder
-from launcher.model.class_head import make_head
 from launcher.model.load import load_model
 from launcher.train import distributed
 from launcher.train.engine import Engine, connect
@@ -35,7 +33,9 @@ def agree(mine):
 def run(case, folder, ranks):
     config = make_config(**case["config"])
     cache = TokenCache.open(folder)
-    classes = settle(config, cache, None) if config.objective.classifies else None
+    objective = variants.objective(config.objective)
+    objective.settle(config, cache, None)
+    spec = objective.sequence_head()
     order = PackedOrder(
         cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
     )
@@ -54,18 +54,17 @@ def run(case, folder, ranks):
     torch.manual_seed(0)
     settings = deepspeed.build(config, made)
     zero3 = settings if config.engine.zero == 3 else None
-    model = load_model(config.model, made, 0, zero3, classes)
+    model = load_model(config.model, made, 0, zero3, spec)
     if config.peft.name != "none":
-        head = model.fresh_modules if classes else None
+        head = model.fresh_modules if spec else None
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, head)
-    head = make_head(model, classes)
-    objective = OBJECTIVES.load(config.objective.name)(config.objective)
+    head = objective.head(model)
     engine = Engine(model, config, made, settings)
     norms = [m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm"]
     is_lean = ["forward" in vars(norm) for norm in norms]
     assert is_lean == [not config.model.gradient_checkpointing] * len(norms)
-    assert norms or classes
-    if classes:
+    assert norms or spec
+    if spec:
         engine.eval()
         isolate(head, engine, model, cache, CPU, agree)
         assert head.layout.startswith(case.get("layout", ""))
@@ -77,14 +76,14 @@ def run(case, folder, ranks):
         total = 0.0
         rows = micro_batches(rows, head, config.data.packing, CPU)
         for index, row in enumerate(rows):
-            loss = objective.loss(head, engine, row)
+            loss = objective.loss(head, engine, row).total * (not row.is_filler)
             engine.backward(loss * (ranks.world_size / weight))
             total += float(loss.detach())
             if index < len(rows) - 1:
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
         losses.append(distributed.sum_over_ranks([total], CPU)[0] / weight)
-    assert classes or (head.head is None) == case.get("fallback", False)
+    assert spec or (head.head is None) == case.get("fallback", False)
     return {"name": case["name"], "losses": losses, "norms": grad_norms}
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from launcher.config import variants
 from launcher.data import cache as caches
-from launcher.data.classes import settle
 from launcher.model.classifier import open_classifier
 from support.configs import make_config
 from support.families import make_family
@@ -71,8 +71,10 @@ def plain_loop(made):
     """The same training without DeepSpeed or packing: one text a forward, torch's own losses."""
     config = make_config(**made["config"])
     cache = caches.TokenCache.open(made["cache"])
-    classes = settle(config, cache, None)
-    model, fresh = open_classifier(made["config"]["model"]["name"], classes)
+    objective = variants.objective(config.objective)
+    objective.settle(config, cache, None)
+    classes = objective.classes
+    model, fresh = open_classifier(made["config"]["model"]["name"], classes.head(0))
     assert fresh[-1] in ("score", "classifier")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     class_weights = torch.tensor(classes.weights or [1.0] * len(NAMES))
@@ -82,7 +84,7 @@ def plain_loop(made):
         for record in range(step * PER_STEP, (step + 1) * PER_STEP):
             ids = torch.from_numpy(cache.record(record)[0].astype(np.int64))
             logits = model(input_ids=ids.unsqueeze(0)).logits
-            applying = [classes.names.index(name) for name in cache.label(record)]
+            applying = [classes.names.index(name) for name in cache.value("label", record)]
             own = 1.0 if cache.weights is None else float(cache.weights[record])
             if classes.multi_label:
                 truth = torch.zeros(1, len(NAMES))

@@ -14,15 +14,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from launcher.config.classes import Classes
 from launcher.errors import DataError, ExitCode
-from launcher.rundir import RunDir, read_json
+from launcher.objectives.classify import threshold
+from launcher.rundir import RunDir, read_json, write_json
 from launcher.train import generate
-from launcher.train.classify import threshold_of
 from launcher.train.compare import against, sides
 from support import project
 from support.models import make_encoder
 from support.project import LAUNCHER, Project
+from support.results import results_of
 
 pytestmark = pytest.mark.slow
 
@@ -111,7 +111,7 @@ def test_a_run_ends_with_a_comparison_that_says_what_a_classifier_does(full):
     usual = made["guessing"]
     assert usual["label"] in ("fruit", "metal")
     assert f"always {usual['label']!r}" in output
-    assert read_json(run.classes)["names"] == ["fruit", "metal"]
+    assert read_json(run.objective)["state"]["names"] == ["fruit", "metal"]
     lines = [json.loads(line) for line in (run.eval / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 90
     assert {line["reference"] for line in lines} == labels.keys()
@@ -122,10 +122,10 @@ def test_a_run_ends_with_a_comparison_that_says_what_a_classifier_does(full):
 def test_a_further_set_is_judged_by_the_held_out_threshold(full):
     for side in ("base", "tuned"):
         stored = read_json(full[0].eval / f"{side}.json")
-        found = stored["further"]["general"]["classes"]
+        found = stored["further"]["general"]["passes"]["classes"]
         by_threshold = [p < stored["threshold"] for p in found["probability"]]
         assert found["rejected"] == by_threshold
-        assert stored["further"]["train"]["classes"] == {}
+        assert "classes" not in stored["further"]["train"]["passes"]
     assert not all(found["rejected"])
 
 
@@ -138,7 +138,7 @@ def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
     assert model.config.out_of_scope_threshold == tuned["threshold"]
     records = [json.loads(line) for line in (here.folder / "held_out.jsonl").open()]
     found, chances = predictions(model, AutoTokenizer.from_pretrained(run.export), records)
-    stored = tuned["classes"]
+    stored = tuned["passes"]["classes"]
     assert [[i] for i in found] == stored["predicted"]
     assert chances == pytest.approx(stored["probability"], abs=1e-4)
 
@@ -197,13 +197,14 @@ def test_what_generate_refuses_of_a_classifier(full, monkeypatch, capsys):
 
 def test_each_model_has_its_threshold(full, capsys):
     run, tuned, _ = full
-    classes = Classes.of_run(run)
     base = read_json(run.eval / "base.json")
     assert base["threshold"] != tuned["threshold"]
-    assert threshold_of(run, classes, base=True, checkpoint=None) == base["threshold"]
-    assert threshold_of(run, classes, base=False, checkpoint=None) == tuned["threshold"]
+    assert threshold.of_run(run, base=True) == base["threshold"]
+    assert threshold.of_run(run) == tuned["threshold"]
+    words = [str(run), "-p", "I saw 7 pears today"]
+    assert generate.main(words) == ExitCode.ok
     assert capsys.readouterr().err == ""
-    assert threshold_of(run, classes, base=False, checkpoint=20) == tuned["threshold"]
+    assert generate.main([*words, "--checkpoint", "20"]) == ExitCode.ok
     assert "that of the run's end" in capsys.readouterr().err
 
 
@@ -212,15 +213,16 @@ def test_classifiers_of_other_classes_are_not_compared(here, full, tmp_path, mon
     first, second = sides([f"{full[0]}:base", str(full[0])])
     other = tmp_path / "other"
     other.mkdir()
-    content = {**read_json(full[0].classes), "names": ["fruit", "metal", "wood"]}
-    (other / "classes.json").write_text(json.dumps(content))
+    content = read_json(full[0].objective)
+    content["state"]["names"] = ["fruit", "metal", "wood"]
+    write_json(RunDir(other).objective, content)
     with pytest.raises(DataError, match="other classes, by their names") as caught:
         against(first, replace(second, run=RunDir(other)))
     assert "data.labels" in str(caught.value)
     # Of a run without metrics of classes there are losses alone.
     for side in (first, second):
         side.config.eval.metrics = ["loss"]
-    made = against(replace(first, results=replace(first.results, classes=[])), second)
+    made = against(replace(first, results=results_of(first.results.losses)), second)
     assert made["metrics"].keys() == {"loss"}
     assert (made["answers"], "class_report" in made) == ([], False)
 
@@ -228,7 +230,7 @@ def test_classifiers_of_other_classes_are_not_compared(here, full, tmp_path, mon
 def test_a_threshold_is_chosen_whatever_the_metrics_are(here):
     words = ("objective.out_of_scope=oos", "eval.metrics=[loss]", "train.steps=2", "peft=none")
     run, tuned, _ = train(here, "loss-only", *words, "batch.sequences=4")
-    assert len(tuned["classes"]["id"]) == 90
+    assert len(tuned["passes"]["classes"]["id"]) == 90
     assert tuned["threshold"] > 0
     assert read_json(run.export / "config.json")["out_of_scope_threshold"] == tuned["threshold"]
 
@@ -255,9 +257,9 @@ def test_an_encoder_as_its_makers_store_it(here, peft):
 
     name = f"encoder-{peft}"
     run, tuned, _ = train(here, name, *ENCODER, f"peft={peft}")
-    assert read_json(run.classes)["fresh"] == ["bert.pooler.dense", "classifier"]
-    base = read_json(run.eval / "base.json")["classes"]["probability"]
-    assert tuned["classes"]["probability"] != base
+    assert read_json(run.objective)["head"]["fresh"] == ["bert.pooler.dense", "classifier"]
+    base = read_json(run.eval / "base.json")["passes"]["classes"]["probability"]
+    assert tuned["passes"]["classes"]["probability"] != base
     if peft == "none":  # adapters on random weights would take longer
         assert tuned["metrics"]["accuracy"] > 0.6
     folder = run.export
@@ -270,7 +272,7 @@ def test_an_encoder_as_its_makers_store_it(here, peft):
     assert model.config.architectures == ["BertForSequenceClassification"]
     records = [json.loads(line) for line in (here.folder / "held_out.jsonl").open()]
     found, _ = predictions(model, AutoTokenizer.from_pretrained(folder), records)
-    assert [[i] for i in found] == tuned["classes"]["predicted"]
+    assert [[i] for i in found] == tuned["passes"]["classes"]["predicted"]
     if peft == "lora":
         done = here.run((*LAUNCHER, "compare", name, "merged", "--require", "not-worse"))
         assert done.code == 0, done.output
@@ -280,7 +282,7 @@ def test_an_encoder_as_its_makers_store_it(here, peft):
         )
         adapted = PeftModel.from_pretrained(base, str(run.export))
         found, _ = predictions(adapted, AutoTokenizer.from_pretrained(run.export), records)
-        assert [[i] for i in found] == tuned["classes"]["predicted"]
+        assert [[i] for i in found] == tuned["passes"]["classes"]["predicted"]
         swapped = here.folder / "swapped"
         shutil.copytree(run.export, swapped)
         (swapped / "classes.json").write_text(json.dumps({"names": names[::-1]}))

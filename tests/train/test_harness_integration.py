@@ -9,11 +9,12 @@ import weakref
 import pytest
 
 from launcher.cli import models
-from launcher.config.classes import Classes
+from launcher.config import compose
 from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import RunDir, read_json, write_json
+from launcher.rundir import RunDir, read_json
 from launcher.train import harness
 from support import project
+from support.configs import make_config
 from support.project import LAUNCHER, Project
 
 INSTALLED = importlib.util.find_spec("lm_eval") is not None
@@ -46,13 +47,14 @@ metric_list: [{{metric: exact_match, aggregation: mean, higher_is_better: true}}
 
 @pytest.mark.skipif(INSTALLED, reason="lm-eval is installed")
 def test_without_the_library_the_extra_is_named(tmp_path):
+    compose.save(make_config(), tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match=r"needs lm_eval(?s:.)*pip install .lm-eval"):
         harness.evaluate(RunDir(tmp_path), ["arc_easy"], ["tuned"])
 
 
 def test_a_classifier_is_refused(tmp_path):
     run = RunDir(tmp_path)
-    write_json(run.classes, Classes(["a", "b"], False, None, [1, 1], [0], None).as_dict())
+    compose.save(make_config(objective={"name": "classify"}), run.config)
     with pytest.raises(ConfigError, match=r"classifier(?s:.)*HINT"):
         harness.evaluate(run, ["arc_easy"], ["tuned"])
 

@@ -7,17 +7,16 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from launcher.config import plan as plans
-from launcher.config.classes import Classes
 from launcher.data import cache as caches
-from launcher.data.classes import number
 from launcher.data.loader import make_row, rectangles
 from launcher.errors import ConfigError
 from launcher.model import attention
-from launcher.model.class_head import ClassHead
 from launcher.model.head import TargetHead
+from launcher.objectives.classify.labels import number
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
 from launcher.train.isolation import isolate, require_recomputable
+from support.classifiers import classes_of, classify
 from support.configs import make_config
 
 CPU = torch.device("cpu")
@@ -420,14 +419,8 @@ def test_a_model_that_cannot_be_computed_is_refused_with_the_reason(cache):
         isolate(TargetHead(model), model, model, cache, CPU)
 
 
-CLASSES = Classes(
-    names=["a", "b"],
-    multi_label=False,
-    out_of_scope=None,
-    records=[1, 1],
-    usual=[0],
-    weights=None,
-)
+CLASSES = classes_of(["a", "b"])
+OBJECTIVE = classify(CLASSES)
 
 
 def classifier(kind, **options):
@@ -455,13 +448,18 @@ def text_losses(model, cache):
     texts = [cache.record(i)[0].tolist() for i in range(len(cache))]
     with torch.no_grad():
         logits = torch.cat([model(input_ids=torch.tensor([own])).logits for own in texts])
-    truth = torch.tensor([int(cache.target(i)) for i in range(len(cache))])
+    truth = torch.tensor([CLASSES.numbers(cache.value("label", i))[0] for i in range(len(cache))])
     return torch.nn.functional.cross_entropy(logits, truth, reduction="none")
+
+
+def of_texts(model, head, row):
+    """The launcher's losses of a row's texts."""
+    return OBJECTIVE._losses(head.outputs(model, row).detach(), row.columns["label"], None)
 
 
 def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     model = classifier("FNet", max_position_embeddings=400)
-    head = ClassHead(model, CLASSES)
+    head = OBJECTIVE.head(model)
     (note,) = isolate(head, model, model, labelled, CPU)
     assert note.startswith("documents of one length are computed together")
     assert (head.isolates, head.pads, head.layout) == (False, False, "equal lengths, eager")
@@ -470,7 +468,7 @@ def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     parts = rectangles(row, equal=True)
     assert len(parts) == 4
     for part in parts:
-        losses, _ = head.score(model, part)
+        losses = of_texts(model, head, part)
         torch.testing.assert_close(losses, expected[part.records], rtol=1e-5, atol=1e-5)
     config = make_config(
         objective={"name": "classify"},
@@ -481,17 +479,17 @@ def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     )
     plan = plans.make(config, world_size=1, has_gpu=False)
     ranks = Ranks(0, 1, 0, 1, "", "none")
-    more = (labelled, None, head, CPU, lambda: False, CLASSES)
+    more = (labelled, None, head, CPU, lambda: False, OBJECTIVE)
     scores = Evaluator(config, plan, ranks, *more).quick(model)
     assert scores["loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
 
 
 def test_texts_longer_than_the_check_keep_the_end_that_is_read(labelled):
     model = classifier("Bart", max_position_embeddings=400, d_model=32, decoder_layers=1)
-    head = ClassHead(model, CLASSES)
+    head = OBJECTIVE.head(model)
     isolate(head, model, model, labelled, CPU)
     assert head.pads
-    losses, _ = head.score(model, make_row(labelled, range(len(labelled))))
+    losses = of_texts(model, head, make_row(labelled, range(len(labelled))))
     torch.testing.assert_close(losses, text_losses(model, labelled), rtol=1e-4, atol=1e-5)
 
 
@@ -510,7 +508,7 @@ def test_a_model_that_draws_random_numbers_is_refused_with_that_reason(labelled)
     model = classifier("Bert", max_position_embeddings=400)
     model.bert.encoder.layer[0] = Random(model.bert.encoder.layer[0])
     with pytest.raises(ConfigError, match="a text another loss each time"):
-        isolate(ClassHead(model, CLASSES), model, model, labelled, CPU)
+        isolate(OBJECTIVE.head(model), model, model, labelled, CPU)
 
 
 class Demanding(torch.nn.Module):

@@ -112,7 +112,9 @@ def test_a_run_that_asks_for_none_has_none():
     config = make_config(eval={"every_steps": 1})
     assert selection.make(config, make_metrics(config.eval), None) is None
     config = make_config(
-        train={"early_stop": EarlyStopConfig(patience=2)}, export={"weights": Weights.last}
+        eval={"metrics": ["loss"]},
+        train={"early_stop": EarlyStopConfig(patience=2)},
+        export={"weights": Weights.last},
     )
     made = selection.make(config, make_metrics(config.eval), None)
     assert made is not None

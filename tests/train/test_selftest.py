@@ -5,10 +5,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from launcher.config.schema import LoraConfig
+from launcher.config.schema import LoraConfig, SftConfig
 from launcher.data import cache as caches
 from launcher.errors import ConfigError
 from launcher.model.head import TargetHead
+from launcher.objectives.sft import Sft
 from launcher.peft.lora import apply
 from launcher.train.engine import Piece
 from launcher.train.selftest import require_trainable, silent_adapters
@@ -22,7 +23,7 @@ def cache(tmp_path):
 
 def check(model, cache):
     model.config.use_cache = False
-    require_trainable(TargetHead(model), model.eval(), cache, torch.device("cpu"))
+    require_trainable(Sft(SftConfig()), TargetHead(model), model.eval(), cache, torch.device("cpu"))
 
 
 def make(name, **changes):

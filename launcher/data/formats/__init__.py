@@ -7,14 +7,12 @@ a YAML in `conf/data/`, a test.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from launcher import meanings, runtime
+from launcher import meanings
 from launcher.config.variants import FORMATS
 from launcher.data.formats.base import (
     BadRecord,
@@ -104,27 +102,21 @@ def load(name: str) -> Format:
 
     Raises `ConfigError` for a name that is not known and a file that is none.
     """
+    found = FORMATS.load(name)
     if not name.endswith(".py"):
-        known: Format = FORMATS.load(name)()
+        known: Format = found()
         return known
-    path = runtime.user_path(name)
-    spec = importlib.util.spec_from_file_location(f"launcher_format_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up the module of their class
     try:
-        spec.loader.exec_module(module)
-        own: Format = module.Format()
+        own: Format = found()
     except Exception as error:
         raise ConfigError(
-            f"{path} is no format: {type(error).__name__}: {error}",
+            f"the class Format in {name} cannot be made: {type(error).__name__}: {error}",
             where="data.format",
             hint="give a Python file with a class Format that has the method read(record)",
         ) from error
     if not callable(getattr(own, "read", None)):
         raise ConfigError(
-            f"the class Format in {path} has no method read",
+            f"the class Format in {name} has no method read",
             where="data.format",
             hint="write `def read(self, record)`, which returns a Chat, Pair or Text",
         )

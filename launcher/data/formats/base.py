@@ -11,6 +11,9 @@ from launcher.meanings import Field
 #: Characters that are said about one bad record.
 MAX_FOUND = 400
 
+#: What to do with preference pairs where no objective learns from both texts.
+NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
+
 
 class BadRecord(Exception):
     """A record that cannot be trained on; the caller knows its file and line."""

@@ -16,14 +16,16 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from launcher.config.classes import OUT_OF_SCOPE, Classes
 from launcher.config.schema import EvalConfig
-from launcher.evals import class_report, compare, out_of_scope
+from launcher.evals import compare
 from launcher.evals.accuracy import Accuracy, InScopeAccuracy, OosRecall
 from launcher.evals.auroc import Auroc
 from launcher.evals.class_f1 import F1Macro, F1Micro
 from launcher.evals.ece import Ece
-from launcher.evals.records import ClassRecord, Results
+from launcher.evals.records import OUT_OF_SCOPE, ClassRecord
+from launcher.objectives.classify import confusion, threshold
+from launcher.objectives.classify.classes import Classes
+from support.results import results_of
 
 CONFIG = EvalConfig()
 #: scikit-learn takes milliseconds an example, and the machine may be busy.
@@ -127,7 +129,7 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
     good = [record(i, i % 2, i % 2, 0.9) for i in range(20)]
     bad = [ClassRecord(r.id, r.truth, [0], math.nan) for r in good]
     assert math.isnan(Ece(CONFIG).score(bad))
-    made = compare.compare(Results(classes=good), Results(classes=bad), [Ece(CONFIG)])
+    made = compare.compare(results_of(classes=good), results_of(classes=bad), [Ece(CONFIG)])
     assert made["metrics"]["ece"]["tuned"] is None
     assert made["metrics"]["ece"]["verdict"] == "worse"
 
@@ -135,7 +137,7 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
 def test_three_records_decide_nothing():
     right = [record(i, 0, 0, 0.9) for i in range(3)]
     wrong = [record(i, 0, 1, 0.9) for i in range(3)]
-    made = compare.compare(Results(classes=wrong), Results(classes=right), [Accuracy(CONFIG)])
+    made = compare.compare(results_of(classes=wrong), results_of(classes=right), [Accuracy(CONFIG)])
     row = made["metrics"]["accuracy"]
     assert (row["base"], row["tuned"], row["verdict"]) == (0.0, 1.0, "no evidence")
 
@@ -153,7 +155,7 @@ CLASSES = Classes(
 @QUICKLY
 @given(answers())
 def test_the_report_has_scikit_learns_numbers(records):
-    made = class_report.report(records, CLASSES)
+    made = confusion.report(records, CLASSES)
     names = [row["name"] for row in made["classes"]]
     truth, answer = (
         [CLASSES.text(getattr(r, side)) for r in records] for side in ("truth", "answer")
@@ -169,7 +171,7 @@ def test_the_report_has_scikit_learns_numbers(records):
 
 def test_guessing_names_the_usual_class():
     records = [record(i, truth, 0, 0.9) for i, truth in enumerate([2, 2, 1, OUT_OF_SCOPE])]
-    made = class_report.guessing(records, CLASSES, [Accuracy(CONFIG), InScopeAccuracy(CONFIG)])
+    made = confusion.guessing(records, CLASSES, [Accuracy(CONFIG), InScopeAccuracy(CONFIG)])
     assert made["label"] == "c"
     assert made["metrics"] == pytest.approx({"accuracy": 0.5, "in_scope_accuracy": 2 / 3})
 
@@ -177,42 +179,42 @@ def test_guessing_names_the_usual_class():
 @QUICKLY
 @given(answers())
 def test_no_threshold_is_better_than_the_chosen(records):
-    def right(threshold: float) -> int:
+    def right(limit: float) -> int:
         return sum(
-            r.is_outside if r.probability < threshold else r.truth == r.predicted for r in records
+            r.is_outside if r.probability < limit else r.truth == r.predicted for r in records
         )
 
-    chosen = out_of_scope.choose(records)
+    chosen = threshold.choose(records)
     candidates = [0.0, 1.1, *(r.probability for r in records)]
     assert right(chosen) == max(map(right, candidates))
-    judged = out_of_scope.reject(records, chosen)
+    judged = threshold.reject(records, chosen)
     assert [r.rejected for r in judged] == [r.probability < chosen for r in records]
 
 
 def test_a_model_that_is_sure_of_everything_out_of_scope_is_rejected_whole():
     records = [ClassRecord(i, [OUT_OF_SCOPE], [0], 1.0) for i in range(4)]
-    assert all(r.rejected for r in out_of_scope.reject(records, out_of_scope.choose(records)))
+    assert all(r.rejected for r in threshold.reject(records, threshold.choose(records)))
 
 
 @QUICKLY
 @given(answers())
 def test_no_record_moves_the_threshold_that_judges_it(records):
-    judged, _ = out_of_scope.judge(records)
+    judged, _ = threshold.judge(records)
     assert [r.id for r in judged] == [r.id for r in records]
     target = records[len(records) // 2]
     changed = [
         ClassRecord(r.id, r.truth, [4], r.probability, r.rejected) if r is target else r
         for r in records
     ]
-    again, _ = out_of_scope.judge(changed)
+    again, _ = threshold.judge(changed)
     assert judged[target.id].rejected is again[target.id].rejected
 
 
 def test_texts_out_of_scope_are_found_where_probabilities_tell():
     records = [record(i, 0, 0, 0.8) for i in range(20)]
     records += [ClassRecord(20 + i, [OUT_OF_SCOPE], [0], 0.2) for i in range(10)]
-    judged, threshold = out_of_scope.judge(records)
-    assert 0.2 < threshold < 0.8
+    judged, chosen = threshold.judge(records)
+    assert 0.2 < chosen < 0.8
     assert OosRecall(CONFIG).score(judged) == InScopeAccuracy(CONFIG).score(judged) == 1.0
 
 
@@ -221,8 +223,12 @@ def test_changed_records_are_named_with_both_labels():
     tuned = [
         record(i, *pair, 0.9) for i, pair in enumerate([(1, 1), (0, OUT_OF_SCOPE), (2, 1), (0, 0)])
     ]
-    made = class_report.answers(
-        Results(classes=base), Results(classes=tuned), CLASSES, "file:{}".format, "text {}".format
+    made = confusion.answers(
+        results_of(classes=base),
+        results_of(classes=tuned),
+        CLASSES,
+        "file:{}".format,
+        "text {}".format,
     )
     sides = ("where", "prompt", "reference", "base", "tuned", "change")
     assert [tuple(line[side] for side in sides) for line in made] == [

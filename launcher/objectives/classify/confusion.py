@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from launcher.config.classes import Classes
 from launcher.evals.metric import Metric
 from launcher.evals.records import ClassRecord, Results
+from launcher.objectives.classify.classes import Classes
 
 
 def report(records: Sequence[ClassRecord], classes: Classes) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
@@ -15,12 +14,14 @@ from transformers import AutoTokenizer
 from launcher import fingerprint
 from launcher.config.schema import Config, Overlong
 from launcher.data.cache import TokenCache
-from launcher.data.classes import learned, settle
 from launcher.data.formats.base import Labelled
-from launcher.data.labelled import LabelOptions, TextEncoder
 from launcher.data.loader import make_row
 from launcher.data.prepare import prepare
 from launcher.errors import ConfigError, DataError, LauncherError
+from launcher.objectives.classify.classes import Classes
+from launcher.objectives.classify.encoder import TextEncoder
+from launcher.objectives.classify.labels import learned
+from launcher.objectives.classify.objective import Classify
 from support.chats import chat
 
 MakeData = Callable[..., Path]
@@ -46,6 +47,16 @@ def problem(config: Config) -> Any:
     return caught.value.problems[0]
 
 
+def settle(config: Config, train: Any, held_out: Any) -> Classes:
+    return settled(config, train, held_out).classes
+
+
+def settled(config: Config, train: Any, held_out: Any) -> Classify:
+    objective = Classify(config.objective)
+    objective.settle(config, train, held_out)
+    return objective
+
+
 def opened(config: Config, split: str = "train") -> Any:
     folder = prepare(config)[split]
     assert folder
@@ -60,7 +71,7 @@ def test_texts_are_tokenised_as_by_their_tokenizer(classify, make_data, make_tok
         tokens, marks = cache.record(i)
         assert tokens.tolist() == tokenizer(row["text"])["input_ids"]
         assert marks.tolist() == [0] * (len(tokens) - 1) + [1]
-        assert cache.label(i) == [row["label"]]
+        assert cache.value("label", i) == [row["label"]]
 
 
 def test_rows_have_a_target_for_each_text_at_its_end(classify, make_data) -> None:
@@ -69,9 +80,8 @@ def test_rows_have_a_target_for_each_text_at_its_end(classify, make_data) -> Non
     classes = settle(config, cache, None)
     assert classes.names == ["drive", "oos", "shop"]
     row = make_row(cache, [2, 0, 3])
-    assert row.targets.tolist() == [0, 2, 1]
-    assert row.target_index.tolist() == (row.document_starts[1:] - 1).tolist()
-    assert row.weights is None
+    assert row.columns["label"].tolist() == [0, 2, 1]
+    assert row.record_weights is None
 
 
 def test_records_out_of_scope_are_held_out_and_not_learned(classify, make_data) -> None:
@@ -81,7 +91,7 @@ def test_records_out_of_scope_are_held_out_and_not_learned(classify, make_data) 
     assert (len(train), train.index.counts.dropped, len(held_out)) == (9, 3, 12)
     classes = settle(config, train, held_out)
     assert classes.names == ["drive", "shop"]
-    assert make_row(held_out, [0, 3]).targets.tolist() == [1, -1]
+    assert make_row(held_out, [0, 3]).columns["label"].tolist() == [1, -1]
     assert classes.text(classes.usual) == "shop"
 
 
@@ -96,8 +106,8 @@ def test_a_share_that_is_held_out_keeps_its_records_out_of_scope(classify, make_
         {"out_of_scope": "oos"}, train=make_data(rows(TEXTS * 9)), validation_share=0.4
     )
     train, held_out = opened(config), opened(config, "validation")
-    assert ["oos"] not in train.index.labels
-    assert ["oos"] in held_out.index.labels
+    assert ["oos"] not in train.values["label"]
+    assert ["oos"] in held_out.values["label"]
 
 
 def test_several_labels_become_rows_of_flags(classify, make_data) -> None:
@@ -105,7 +115,7 @@ def test_several_labels_become_rows_of_flags(classify, make_data) -> None:
     config = classify({"multi_label": True}, train=make_data(rows(pairs)), labels=["a", "b"])
     cache = opened(config)
     settle(config, cache, None)
-    flags = make_row(cache, [0, 1, 2, 3]).targets
+    flags = make_row(cache, [0, 1, 2, 3]).columns["label"]
     assert flags.tolist() == [[1, 1], [0, 0], [0, 1], [1, 0]]
 
 
@@ -114,17 +124,18 @@ def test_indices_are_names_in_their_own_order(classify, make_data) -> None:
     config = classify(train=make_data(rows(pairs)))
     assert learned(config, opened(config)).names == ["1", "2", "10"]
     named = classify(train=make_data(rows([("x", 1), ("y", "0")])), labels=["no", "yes"])
-    assert [opened(named).label(i) for i in (0, 1)] == [["yes"], ["no"]]
+    assert [opened(named).value("label", i) for i in (0, 1)] == [["yes"], ["no"]]
 
 
 def test_class_weights_count_with_those_of_records(classify, make_data) -> None:
     records = [{**row, "weight": 2} for row in rows(TEXTS)]
     config = classify({"class_weights": "balanced"}, train=make_data(records))
     cache = opened(config)
-    classes = settle(config, cache, None)
+    objective = settled(config, cache, None)
     # 12 records, 3 classes; 3, 3 and 6 of each.
-    assert classes.weights == pytest.approx([4 / 3, 4 / 3, 2 / 3])
-    assert make_row(cache, [0, 2]).weights.tolist() == pytest.approx([4 / 3, 8 / 3])
+    assert objective.classes.weights == pytest.approx([4 / 3, 4 / 3, 2 / 3])
+    assert objective.weight(make_row(cache, [0])) == pytest.approx(4 / 3)
+    assert objective.weight(make_row(cache, [0, 2])) == pytest.approx(4 / 3 + 8 / 3)
     given = classify({"class_weights": {"shop": 3}}, train=make_data(rows(TEXTS)))
     assert learned(given, opened(given)).weights == [1.0, 1.0, 3.0]
 
@@ -157,7 +168,7 @@ def test_all_that_closes_a_text_is_kept(tokenizer_folder) -> None:
     text = "many words " * 20
     expected = tokenizer(text, truncation=True, max_length=8)["input_ids"]
     assert expected[-2:] == list(names.values())
-    encoder = TextEncoder(tokenizer, LabelOptions(False, None, learns=True))
+    encoder = TextEncoder(tokenizer)
     (encoded,) = encoder.encode([Labelled(text, "a")])
     (piece,), _ = encoder.cut(encoded.pieces[0], 8, Overlong.truncate)
     assert piece[0].tolist() == expected
@@ -274,8 +285,8 @@ def test_a_model_with_a_head_of_its_own(classify, make_data, tmp_path, tokenizer
 def test_a_cache_of_labels_is_checked_like_its_other_files(classify, make_data) -> None:
     config = classify(train=make_data(rows(TEXTS)))
     cache = opened(config)
-    assert isinstance(cache.labels, np.ndarray)
-    path = cache.folder / "labels.bin"
+    assert cache.columns["label"].is_json
+    path = cache.folder / "column.label.bin"
     path.write_bytes(b"\x01" + path.read_bytes()[1:])
     with pytest.raises(LauncherError, match="checksum"):
         TokenCache.open(cache.folder, verify=True)
@@ -288,7 +299,7 @@ def test_mixtures_of_labelled_sources(classify, make_data) -> None:
     config = classify(train=sources)
     cache = opened(config)
     assert settle(config, cache, None).names == ["x", "y", "z"]
-    assert make_row(cache, [0, 1, 2, 3]).targets.tolist() == [0, 1, 1, 2]
+    assert make_row(cache, [0, 1, 2, 3]).columns["label"].tolist() == [0, 1, 1, 2]
 
 
 def test_one_label_too_few_of_a_split_is_a_data_error(classify, make_data) -> None:

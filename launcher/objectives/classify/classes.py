@@ -6,15 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.rundir import RunDir, read_json
-
-#: Number of a record that belongs to no class; cross entropy passes over it.
-OUT_OF_SCOPE = -1
+from launcher.evals.records import OUT_OF_SCOPE
+from launcher.model.sequence_head import SequenceHead
 
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The classes of a run, in the order of the head's outputs; kept as classes.json."""
+    """The classes of a run, in the order of the head's outputs."""
 
     names: list[str]
     multi_label: bool
@@ -26,20 +24,21 @@ class Classes:
     """The most frequent label in training: the numbers of its classes."""
     weights: list[float] | None
     """What the loss of each class is multiplied by."""
-    padding: int = 0
-    """Token that fills up batches."""
-    fresh: tuple[str, ...] = ()
-    """Modules that the base model lacks: the head, and what else began at random."""
     seed: int = 0
-    """Seed of their first weights."""
+    """Seed of the head's first weights."""
     new_head: bool = False
     """Whether the head begins at random although the base model has one."""
 
-    @classmethod
-    def of_run(cls, run: RunDir) -> Classes | None:
-        """What the run has learned to tell apart; None if it is no classifier."""
-        raw = read_json(run.classes)
-        return None if raw is None else cls(**{**raw, "fresh": tuple(raw["fresh"])})
+    def head(self, padding: int) -> SequenceHead:
+        """The head that names them."""
+        kind = "multi" if self.multi_label else "single"
+        return SequenceHead(
+            names=tuple(self.names),
+            problem=f"{kind}_label_classification",
+            padding=padding,
+            seed=self.seed,
+            is_new=self.new_head,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""

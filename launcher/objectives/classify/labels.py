@@ -4,31 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from launcher.config.architecture import head_names
-from launcher.config.classes import Classes
 from launcher.config.schema import ClassifyConfig, Config
-from launcher.data.cache import ClassTable, JoinedCache, TokenCache
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import ConfigError, DataError, did_you_mean
+from launcher.objectives.classify.classes import Classes
 
-
-def settle(
-    config: Config, train: TokenCache | JoinedCache, held_out: TokenCache | JoinedCache | None
-) -> Classes:
-    """The classes of the training data, and their numbers given to the records of both splits.
-
-    Raises `DataError` for data that no classifier can be trained on or judged by, `ConfigError`
-    for options that do not fit the classes.
-    """
-    classes = learned(config, train)
-    number(train, classes)
-    if held_out is not None:
-        number(held_out, classes)
-    if classes.out_of_scope is not None:
-        require_out_of_scope(held_out, classes, config.eval.limit)
-    return classes
+#: Column of prepared data with the names of a text's classes.
+COLUMN = "label"
 
 
 def learned(config: Config, train: TokenCache | JoinedCache) -> Classes:
@@ -70,29 +58,26 @@ def learned(config: Config, train: TokenCache | JoinedCache) -> Classes:
 def label_counts(cache: TokenCache | JoinedCache) -> Counter[tuple[str, ...]]:
     """How many records have each label."""
     counts = Counter[tuple[str, ...]]()
-    for part in parts_of(cache):
-        if part.labels is not None:
-            sizes = np.bincount(part.labels, minlength=len(part.index.labels)).tolist()
-            for names, size in zip(part.index.labels, sizes, strict=True):
-                counts[tuple(names)] += size
+    for part in cache.parts:
+        for names, size in zip(part.values[COLUMN], part.count(COLUMN), strict=True):
+            counts[tuple(names)] += size
     return counts
 
 
 def number(cache: TokenCache | JoinedCache, classes: Classes) -> None:
-    """Give the records of `cache` the numbers and weights of their classes.
+    """Give the records of `cache` the numbers of their classes: int64 [documents], or of several
+    that may apply 0 and 1, fp32 [documents, classes].
 
     Raises `DataError`, naming file and line, for a label that is no class.
     """
-    for part in parts_of(cache):
-        if part.labels is None:
-            continue
+    for part in cache.parts:
         rows = []
-        for i, names in enumerate(part.index.labels):
+        for i, names in enumerate(part.values[COLUMN]):
             try:
                 rows.append(classes.numbers(names))
             except KeyError as error:
                 raise _unknown(part, i, str(error.args[0]), classes) from None
-        part.classes = _table(rows, classes)
+        part.give(COLUMN, _targets(rows, classes))
 
 
 def require_out_of_scope(
@@ -102,7 +87,9 @@ def require_out_of_scope(
     scope."""
     count = len(cache) if cache else 0
     used = count if limit is None else min(limit, count)
-    outside = sum(classes.out_of_scope in cache.label(i) for i in range(used)) if cache else 0
+    outside = (
+        sum(classes.out_of_scope in cache.value(COLUMN, i) for i in range(used)) if cache else 0
+    )
     if outside < 2 or outside == used:
         which = "the first " if used < count else ""
         raise DataError(
@@ -113,16 +100,6 @@ def require_out_of_scope(
             + (" among them, or a larger eval.limit" if used < count else "")
             + ", or leave objective.out_of_scope out",
         )
-
-
-def is_labelled(cache: TokenCache | JoinedCache) -> bool:
-    """Whether the cache is of a classifier's records."""
-    return any(part.labels is not None for part in parts_of(cache))
-
-
-def parts_of(cache: TokenCache | JoinedCache) -> list[TokenCache]:
-    """The caches that a cache consists of."""
-    return cache.parts if isinstance(cache, JoinedCache) else [cache]
 
 
 def _order(name: str) -> tuple[bool, int, str]:
@@ -167,25 +144,20 @@ def _weights(
     return [given.get(name, 1.0) for name in names]
 
 
-def _table(rows: list[list[int]], classes: Classes) -> ClassTable:
-    if classes.multi_label:
-        ids = np.zeros((len(rows), len(classes.names)), np.float32)
-        for row, numbers in zip(ids, rows, strict=True):
-            row[numbers] = 1
-        return ClassTable(ids, None)
-    single = np.array([row[0] for row in rows], np.int64)
-    weights = None
-    if classes.weights is not None:
-        weights = np.array([*classes.weights, 0.0], np.float32)[single]  # -1: out of scope
-    return ClassTable(single, weights)
+def _targets(rows: list[list[int]], classes: Classes) -> NDArray[Any]:
+    """Classes by number of each label; of several that may apply, 0 and 1 for each class."""
+    if not classes.multi_label:
+        return np.array([row[0] for row in rows], np.int64)
+    flags = np.zeros((len(rows), len(classes.names)), np.float32)
+    for row, numbers in zip(flags, rows, strict=True):
+        row[numbers] = 1
+    return flags
 
 
 def _unknown(part: TokenCache, label: int, name: str, classes: Classes) -> DataError:
-    assert part.labels is not None
-    record = int(np.flatnonzero(part.labels == label)[0])
     return DataError(
         f"label {name[:100]!r} is no class of the training data",
-        where=part.where(record),
+        where=part.where(part.first(COLUMN, label)),
         hint=did_you_mean(name, classes.names[:200])
         + "; classes are data.labels, or what occurs in data.train",
     )

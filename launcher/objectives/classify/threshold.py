@@ -9,6 +9,13 @@ from dataclasses import replace
 import numpy as np
 
 from launcher.evals.records import ClassRecord
+from launcher.rundir import RunDir, read_json
+
+
+def of_run(run: RunDir, base: bool = False) -> float | None:
+    """The threshold that the run's evaluation has chosen for use; None if there is none."""
+    found = read_json(run.eval / ("base.json" if base else "tuned.json"), {}).get("threshold")
+    return None if found is None else float(found)
 
 
 def judge(records: Sequence[ClassRecord]) -> tuple[list[ClassRecord], float]:

@@ -1,4 +1,5 @@
-"""The head of a classifier: packed texts get what each gets alone; new ones are alike."""
+"""A classifier: packed texts get what each gets alone, its losses are torch's, new heads are
+alike."""
 
 from __future__ import annotations
 
@@ -8,23 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.config.classes import Classes
 from launcher.data import cache as caches
-from launcher.data.classes import number
-from launcher.data.loader import Row, make_row, without_targets
+from launcher.data.loader import Row, make_row
 from launcher.model.attention import IMPLEMENTATIONS, register
-from launcher.model.class_head import ClassHead
 from launcher.model.classifier import open_classifier
+from launcher.objectives.classify.classes import Classes
+from launcher.objectives.classify.labels import number
+from support.classifiers import classes_of, classify
 from support.models import make_encoder, make_llama
 
-CLASSES = Classes(
-    names=["a", "b", "c"],
-    multi_label=False,
-    out_of_scope="oos",
-    records=[1, 1, 1],
-    usual=[0],
-    weights=None,
-)
+CLASSES = classes_of(["a", "b", "c"], out_of_scope="oos")
+HEAD = CLASSES.head(0)
 LABELS = [["a"], ["c"], ["oos"], ["b"]]
 LENGTHS = [3, 9, 5, 1]
 
@@ -45,6 +40,14 @@ def row_of(folder: Path, classes: Classes, labels: list[list[str]]) -> Row:
     return make_row(cache, range(len(records)))
 
 
+def scored(objective, head, model, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and probabilities of each text."""
+    outputs = head.outputs(model, row).detach()
+    several = objective.classes.multi_label
+    losses = objective._losses(outputs, row.columns["label"], None)
+    return losses, outputs.sigmoid() if several else outputs.softmax(-1)
+
+
 def alone(model: torch.nn.Module, row: Row) -> torch.Tensor:
     """Logits of every text by itself, through the model's own forward."""
     starts = row.document_starts.tolist()
@@ -63,18 +66,21 @@ def alone(model: torch.nn.Module, row: Row) -> torch.Tensor:
 )
 def test_texts_of_a_row_get_what_each_gets_alone(folders, tmp_path, kind, attention) -> None:
     options = {"attn_implementation": IMPLEMENTATIONS[attention]}
-    model, fresh = open_classifier(folders[kind], CLASSES, **options)
+    model, fresh = open_classifier(folders[kind], HEAD, **options)
     assert fresh == (("score",) if kind == "decoder" else ("bert.pooler.dense", "classifier"))
     row = row_of(tmp_path, CLASSES, LABELS)
     expected = alone(model.eval(), row)
-    head = ClassHead(model, CLASSES)
+    objective = classify(CLASSES)
+    head = objective.head(model)
     assert head.isolates is (attention == "document")
-    losses, chances = head.score(model, row)
+    losses, chances = scored(objective, head, model, row)
     torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
     truth = torch.tensor([0, 2, -1, 1])
     plain = torch.nn.functional.cross_entropy(expected, truth, ignore_index=-1, reduction="none")
     torch.testing.assert_close(losses, plain, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(head.loss(model, row).detach(), plain.sum(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        objective.loss(head, model, row).total.detach(), plain.sum(), atol=1e-5, rtol=1e-4
+    )
     # What others call remains the model's own.
     torch.testing.assert_close(alone(model, row), expected)
 
@@ -82,15 +88,16 @@ def test_texts_of_a_row_get_what_each_gets_alone(folders, tmp_path, kind, attent
 def test_several_classes_have_losses_of_their_own(folders, tmp_path) -> None:
     classes = replace(CLASSES, multi_label=True, out_of_scope=None, weights=[1.0, 2.0, 5.0])
     model, _ = open_classifier(
-        folders["decoder"], classes, attn_implementation=IMPLEMENTATIONS["document"]
+        folders["decoder"], classes.head(0), attn_implementation=IMPLEMENTATIONS["document"]
     )
     row = row_of(tmp_path, classes, [["a", "c"], [], ["b"], ["a"]])
     expected = alone(model.eval(), row)
-    head = ClassHead(model, classes)
+    objective = classify(classes)
+    head = objective.head(model)
     flags = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0], [1, 0, 0]])
     for weights, found in (
-        (None, head.score(model, row)[0].sum()),
-        (classes.weights, head.loss(model, row)),
+        (None, scored(objective, head, model, row)[0].sum()),
+        (classes.weights, objective.loss(head, model, row).total),
     ):
         criterion = torch.nn.BCEWithLogitsLoss(
             pos_weight=None if weights is None else torch.tensor(weights)
@@ -98,15 +105,17 @@ def test_several_classes_have_losses_of_their_own(folders, tmp_path) -> None:
         torch.testing.assert_close(
             found.detach(), criterion(expected, flags) * len(flags), atol=1e-5, rtol=1e-4
         )
-    torch.testing.assert_close(head.score(model, row)[1], expected.sigmoid(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        scored(objective, head, model, row)[1], expected.sigmoid(), atol=1e-6, rtol=1e-4
+    )
 
 
 def test_a_fresh_head_depends_on_the_seed_alone(folders) -> None:
     torch.manual_seed(1)
-    one, _ = open_classifier(folders["encoder"], CLASSES)
+    one, _ = open_classifier(folders["encoder"], HEAD)
     torch.manual_seed(2)
-    same, _ = open_classifier(folders["encoder"], CLASSES)
-    other, _ = open_classifier(folders["encoder"], replace(CLASSES, seed=1))
+    same, _ = open_classifier(folders["encoder"], HEAD)
+    other, _ = open_classifier(folders["encoder"], replace(HEAD, seed=1))
     for name in ("classifier.weight", "bert.pooler.dense.weight"):
         weights = [model.get_parameter(name) for model in (one, same, other)]
         assert torch.equal(weights[0], weights[1])
@@ -116,12 +125,12 @@ def test_a_fresh_head_depends_on_the_seed_alone(folders) -> None:
 
 
 def test_a_head_of_the_model_is_kept_for_the_same_classes(folders, tmp_path) -> None:
-    first, _ = open_classifier(folders["encoder"], CLASSES)
+    first, _ = open_classifier(folders["encoder"], HEAD)
     first.save_pretrained(tmp_path)
-    again, fresh = open_classifier(tmp_path, replace(CLASSES, seed=5))
+    again, fresh = open_classifier(tmp_path, replace(HEAD, seed=5))
     assert fresh == ()
     assert torch.equal(first.classifier.weight, again.classifier.weight)
-    two = replace(CLASSES, names=["x", "y"])
+    two = replace(HEAD, names=("x", "y"))
     other, fresh = open_classifier(tmp_path, two)
     assert (fresh, other.config.num_labels) == (("classifier",), 2)
     assert other.config.id2label == {0: "x", 1: "y"}
@@ -129,9 +138,9 @@ def test_a_head_of_the_model_is_kept_for_the_same_classes(folders, tmp_path) -> 
 
 def test_a_new_head_is_begun_for_as_many_classes_too(folders, tmp_path) -> None:
     for kind, name in (("encoder", "classifier"), ("decoder", "score")):
-        first, _ = open_classifier(folders[kind], CLASSES)
+        first, _ = open_classifier(folders[kind], HEAD)
         first.save_pretrained(tmp_path / kind)
-        again, fresh = open_classifier(tmp_path / kind, replace(CLASSES, seed=5, new_head=True))
+        again, fresh = open_classifier(tmp_path / kind, replace(HEAD, seed=5, is_new=True))
         assert fresh == (name,)
         old, new = (model.get_parameter(f"{name}.weight") for model in (first, again))
         assert not torch.equal(old, new)
@@ -144,35 +153,25 @@ def test_a_text_that_ends_with_the_padding_token_is_read_before_it(
     folders, tmp_path, attention
 ) -> None:
     """As transformers reads it: some tokenizer appends the token that also fills up batches."""
-    classes = replace(CLASSES, padding=2)
     options = {"attn_implementation": IMPLEMENTATIONS[attention]}
-    model, _ = open_classifier(folders["decoder"], classes, **options)
+    model, _ = open_classifier(folders["decoder"], CLASSES.head(2), **options)
     tokens = [[9, 17, 2], [2, 30, 2, 41, 2, 2], [2, 2], [50]]
     records = [(own, [0] * (len(own) - 1) + [1]) for own in tokens]
     cache = caches.write(tmp_path, records, labels=LABELS)
-    number(cache, classes)
+    number(cache, CLASSES)
     row = make_row(cache, range(len(records)))
     expected = alone(model.eval(), row)
-    _, chances = ClassHead(model, classes).score(model, row)
+    objective = classify(CLASSES)
+    _, chances = scored(objective, objective.head(model), model, row)
     torch.testing.assert_close(chances, expected.softmax(-1), atol=1e-6, rtol=1e-4)
 
 
 def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) -> None:
     options = {"attn_implementation": IMPLEMENTATIONS["document"]}
-    model, _ = open_classifier(folders["encoder"], CLASSES, **options)
-    head = ClassHead(model.eval(), CLASSES)
+    model, _ = open_classifier(folders["encoder"], HEAD, **options)
+    objective = classify(CLASSES)
+    head = objective.head(model.eval())
     assert (head.isolates, model.config._attn_implementation) == (False, "sdpa")
     row = row_of(tmp_path, CLASSES, LABELS)
     expected = alone(model, row)
-    torch.testing.assert_close(head.score(model, row)[1], expected.softmax(-1))
-
-
-def test_nothing_is_learned_of_a_row_without_targets(folders, tmp_path) -> None:
-    model, _ = open_classifier(folders["encoder"], CLASSES)
-    row = without_targets(row_of(tmp_path, CLASSES, LABELS))
-    loss = ClassHead(model, CLASSES).loss(model, row)
-    loss.backward()
-    assert float(loss.detach()) == 0
-    gradients = [p.grad for p in model.parameters() if p.requires_grad]
-    assert not any(gradient.any() for gradient in gradients if gradient is not None)
-    assert model.classifier.weight.grad is not None  # ZeRO waits for it
+    torch.testing.assert_close(scored(objective, head, model, row)[1], expected.softmax(-1))

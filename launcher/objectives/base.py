@@ -1,0 +1,234 @@
+"""What every objective does unless it does it otherwise: cross entropy of an example's targets.
+
+An objective is one task from record to report. The launcher asks it how an example becomes
+documents with targets, what it computes of them, and what is scored on held-out records; it owns
+the rest: reading, packing, ranks, normalisation, checkpoints, comparison.
+
+To add one: a file with a subclass, its options beside it or in `launcher.config.schema`, a row in
+`launcher.config.variants`, a YAML in `conf/objective/`, a test; docs/extend.md has an example.
+Preparation imports it in many processes, so what only training needs is imported where it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from launcher.config import variants
+from launcher.config.schema import Config, ObjectiveConfig
+from launcher.model.sequence_head import SequenceHead
+from launcher.rundir import RunDir, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from launcher.data.cache import Column, JoinedCache, TokenCache
+    from launcher.data.formats import Example
+    from launcher.data.formats.base import BadRecord
+    from launcher.data.loader import Row, RowSource
+    from launcher.data.masking import ChatOptions
+    from launcher.data.worker import Encoder
+    from launcher.evals.metric import Metric
+    from launcher.evals.records import Results
+    from launcher.model.head import Head
+
+
+class Loss(NamedTuple):
+    """What an objective makes of a row."""
+
+    total: Tensor
+    """Loss sum: fp32 scalar with gradients, divided by nothing."""
+    sums: Mapping[str, tuple[Any, Any]] = {}
+    """What is logged beside it, by name: numerator and denominator, numbers or scalars. They are
+    added up over rows, ranks and steps before they are divided."""
+
+
+def of_run(run: RunDir, config: Config) -> Objective:
+    """The objective of a run, with what the run has settled."""
+    made: Objective = variants.objective(config.objective)
+    kept = read_json(run.objective, {})
+    if kept.get("state") is not None:
+        made.restore(kept["state"])
+    if kept.get("head") is not None:
+        made.spec = SequenceHead.from_json(kept["head"])
+    return made
+
+
+class Objective:
+    """The seam. `options` are those of the config; the same object serves one run."""
+
+    columns: ClassVar[Sequence[Column]] = ()
+    """What is kept in prepared data beside tokens and targets."""
+    about_end: str = ""
+    """What `output_lines` takes from the run's end, whatever the checkpoint."""
+    expects_context: ClassVar[bool] = True
+    """Whether data in which every token is a target is a mistake."""
+
+    def __init__(self, options: Any) -> None:
+        self.options: ObjectiveConfig = options
+        self.spec: SequenceHead | None = None
+        """The sequence head of the run's model, once it is made."""
+
+    # ---- from example to documents
+
+    def refusal(self, example: Example) -> BadRecord | None:
+        """Why nothing can be learned from an example, as far as it shows; None if it can."""
+        from launcher.data.formats.base import NO_PAIRS, BadRecord, Preference
+
+        if isinstance(example, Preference) and not self.options.learns_pairs:
+            return BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
+        return None
+
+    def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
+        """What makes tokens of examples; made in each process."""
+        from launcher.data.encoding import Encoder
+
+        return Encoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
+
+    def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
+        """How turns end, as `launcher.data.turn_ends` counts; None where the targets tell."""
+        return None
+
+    # ---- what is known once the data is
+
+    def settle(
+        self,
+        config: Config,
+        train: TokenCache | JoinedCache,
+        held_out: TokenCache | JoinedCache | None,
+    ) -> None:
+        """Learn from prepared data what the model has to be; `DataError` or `ConfigError` where it
+        cannot be trained on. Called when data has been prepared, and by every rank."""
+
+    def prepare(self, cache: TokenCache | JoinedCache) -> None:
+        """Make a further cache of held-out records ready to give rows."""
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """What `settle` has found, as JSON, kept in the run folder; None if there is nothing."""
+        return None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up `state`, without data."""
+
+    def save(self, run: RunDir) -> None:
+        """Keep in the run folder what `of_run` takes up."""
+        if self.state is not None or self.spec is not None:
+            head = self.spec and asdict(self.spec)
+            write_json(run.objective, {"state": self.state, "head": head})
+
+    def require_same(self, other: Objective) -> None:
+        """`DataError` unless results of both can be compared record by record."""
+
+    # ---- the model
+
+    def sequence_head(self, padding: int = 0) -> SequenceHead | None:
+        """The head that takes the place of the LM head, if one does; `padding` is the token that
+        fills up batches."""
+        return None
+
+    def head(self, model: Any, *, counts_hits: bool = False) -> Head:
+        """What computes for this objective in `model`. With `counts_hits` it counts first choices
+        that are right, where it has tokens to choose."""
+        from launcher.model.head import TargetHead
+        from launcher.model.sequence_outputs import SequenceOutputs
+
+        if self.options.has_sequence_head:
+            return SequenceOutputs(model)
+        return TargetHead(model, counts_hits=counts_hits)
+
+    def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
+        """Write into an exported folder what a user of it must know beside the model."""
+
+    def output_lines(
+        self,
+        model: Any,
+        tokenizer: Any,
+        texts: Sequence[str],
+        config: Config,
+        run: RunDir,
+        *,
+        base: bool = False,
+        warn: Callable[[str], None] = print,
+    ) -> Iterator[str]:
+        """What `launcher generate` prints of each text where the model makes none: the outputs of
+        its sequence head. `base`: of the model before training."""
+        import torch
+
+        for text in texts:
+            tokens = tokenizer(
+                text, return_tensors="pt", truncation=True, max_length=config.data.max_length
+            )
+            inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
+            with torch.inference_mode():
+                outputs = model(**inputs).logits[0].float()
+            yield "\t".join(f"{value:.4g}" for value in outputs.tolist())
+
+    # ---- learning
+
+    def rows(self, prepared: RowSource) -> RowSource:
+        """Where the rows of a step come from: prepared data."""
+        return prepared
+
+    def weight(self, row: Row) -> float:
+        """What the loss sum of this row is divided by, summed over the global batch: its target
+        tokens, each counted with the weight of its record."""
+        return float(len(row.targets) if row.weights is None else row.weights.sum())
+
+    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+        """Loss sum of one row, in nats. `caller` is what to call for a forward."""
+        return Loss(head.loss(caller, row), self.hits(head, row))
+
+    def hits(self, head: Any, row: Row) -> dict[str, tuple[Any, Any]]:
+        """Share of the row's targets that were the first choice, if `head` counts them."""
+        return {} if head.hits is None else {"token_accuracy": (head.hits, len(row.targets))}
+
+    # ---- held-out records
+
+    def score(
+        self,
+        head: Any,
+        caller: Any,
+        rows: Iterable[tuple[Row | None, Sequence[int]]],
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, list[Any]]:
+        """Pass -> its results of this rank's rows, as `launcher.evals.runner.loss_records` makes
+        them; those that an objective's metrics need without generating."""
+        from launcher.evals import runner
+
+        return {"loss": runner.loss_records(rows, partial(head.score, caller), should_stop)}
+
+    def judge(self, results: Results) -> None:
+        """What takes all held-out results together, before metrics are computed."""
+
+    def judge_further(self, split: str, own: Results, held_out: Results) -> None:
+        """The same of a further set beside the held-out records."""
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """What is kept beside the results of one model, and beside a comparison for the report. It
+        shows `tables`: a list of {"title", "columns", "rows"}, cells as text."""
+        return {}
+
+    def about_comparison(
+        self, results: Results, metrics: Sequence[Metric[Any]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What is kept beside the comparison with the base, and what to tell of it."""
+        return self.about(results), []
+
+    def lines(
+        self,
+        base: Results | None,
+        tuned: Results,
+        metrics: Sequence[Metric[Any]],
+        where: Callable[[int], str],
+        text: Callable[[int], str],
+    ) -> list[dict[str, Any]]:
+        """Each record as a line of predictions.jsonl, with any keys of `launcher.evals.store.LINE`
+        (texts, but for `id` and the matches) and others; `where` says a record's file:line, `text`
+        the record without special tokens."""
+        from launcher.evals import store
+
+        return store.predictions(base, tuned, metrics)

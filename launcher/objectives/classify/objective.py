@@ -1,0 +1,262 @@
+"""Classification: cross entropy of a text's class, or of each class that may apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher.config.schema import ClassifyConfig, Config
+from launcher.data.cache import Column, JoinedCache, TokenCache
+from launcher.data.formats import Example
+from launcher.data.formats.base import BadRecord
+from launcher.data.masking import ChatOptions
+from launcher.errors import DataError
+from launcher.evals.metric import Metric
+from launcher.evals.records import OUT_OF_SCOPE, Results
+from launcher.objectives.base import Loss, Objective
+from launcher.objectives.classify import confusion, exported, labels, naming, threshold
+from launcher.objectives.classify.classes import Classes
+from launcher.objectives.classify.encoder import TextEncoder, refusal
+from launcher.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from launcher.data.loader import Row
+    from launcher.model.sequence_head import SequenceHead
+
+
+class Classify(Objective):
+    """Cross entropy per text (softmax), or the mean over classes of their own (sigmoid)."""
+
+    columns = (Column(labels.COLUMN, dtype="json"),)
+    expects_context = False
+    options: ClassifyConfig
+
+    def __init__(self, options: ClassifyConfig) -> None:
+        super().__init__(options)
+        if options.out_of_scope is not None:
+            self.about_end = f"the threshold for {options.out_of_scope}"
+        self._classes: Classes | None = None
+        self._weights: Tensor | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """What is told apart; known once the data is settled, or a run's state restored."""
+        assert self._classes is not None
+        return self._classes
+
+    @property
+    def _is_open(self) -> bool:
+        """Whether texts may be out of scope: a threshold is chosen then, whatever the metrics."""
+        return self.classes.out_of_scope is not None
+
+    # ---- from example to documents
+
+    def refusal(self, example: Example) -> BadRecord | None:
+        """Why a classifier cannot learn an example; None if it can."""
+        return refusal(example, self.options.multi_label)
+
+    def encoder(self, tokenizer: Any, chat: ChatOptions) -> TextEncoder:
+        """Texts alone, as the tokenizer takes them."""
+        return TextEncoder(tokenizer, self.options.multi_label, self.options.out_of_scope)
+
+    def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
+        """Texts have no turns."""
+        return {}
+
+    # ---- what is known once the data is
+
+    def settle(
+        self,
+        config: Config,
+        train: TokenCache | JoinedCache,
+        held_out: TokenCache | JoinedCache | None,
+    ) -> None:
+        """The classes of the training data, and their numbers given to the records of both splits.
+
+        Raises `DataError` for data that no classifier can be trained on or judged by, `ConfigError`
+        for options that do not fit the classes.
+        """
+        self._classes = labels.learned(config, train)
+        labels.number(train, self.classes)
+        if held_out is not None:
+            labels.number(held_out, self.classes)
+        if self._is_open:
+            labels.require_out_of_scope(held_out, self.classes, config.eval.limit)
+
+    def prepare(self, cache: TokenCache | JoinedCache) -> None:
+        """Give its records the numbers of their classes; `DataError` for a label that is none."""
+        labels.number(cache, self.classes)
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """The classes."""
+        return self.classes.as_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up the classes of a run."""
+        self._classes = Classes(**state)
+
+    def require_same(self, other: Objective) -> None:
+        """`DataError` unless both name the same classes in the same order."""
+        assert isinstance(other, Classify)
+        for key in ("names", "multi_label", "out_of_scope"):
+            values = [getattr(one.classes, key) for one in (self, other)]
+            if values[0] != values[1]:
+                texts = [str(value)[:100] for value in values]
+                raise DataError(
+                    f"other classes, by their {key}: {texts[0]} and {texts[1]}",
+                    where="objective",
+                    hint="compare classifiers of the same classes in the same order: give both the"
+                    " same data.labels and objective",
+                )
+
+    # ---- the model
+
+    def sequence_head(self, padding: int = 0) -> SequenceHead:
+        """The head that names the classes."""
+        return self.classes.head(padding)
+
+    def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
+        """The threshold, the classes of an adapter, and a README with code that applies both."""
+        chosen = threshold.of_run(run) if run else None
+        exported.describe(folder, config, self.classes, chosen)
+
+    def output_lines(
+        self,
+        model: Any,
+        tokenizer: Any,
+        texts: Sequence[str],
+        config: Config,
+        run: RunDir,
+        *,
+        base: bool = False,
+        warn: Callable[[str], None] = print,
+    ) -> Iterator[str]:
+        """Label and probability of each text, as the run's evaluation judges."""
+        limit = threshold.of_run(run, base) if self._is_open else 0.0
+        if limit is None:
+            file = "base" if base else "tuned"
+            warn(
+                f"warning: {run.eval / file}.json has no threshold: no text is named"
+                f" {self.classes.out_of_scope}"
+            )
+        longest = config.data.max_length
+        for label, chance in naming.classify(
+            self.classes, limit or 0.0, model, tokenizer, texts, longest
+        ):
+            yield f"{label}\t{chance:.3f}"
+
+    # ---- learning
+
+    def weight(self, row: Row) -> float:
+        """Number of texts, each counted with the weight of its record and its class."""
+        weights = self._weights_of(row)
+        return float(len(row.records) if weights is None else weights.sum())
+
+    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+        """Sum of the losses of the row's texts, in nats."""
+        outputs = head.outputs(caller, row)
+        weights = self._weights_of(row)
+        losses = self._losses(outputs, row.columns[labels.COLUMN], self._class_weights(outputs))
+        return Loss(losses.sum() if weights is None else losses @ weights)
+
+    def _losses(self, outputs: Tensor, targets: Tensor, positive: Tensor | None) -> Tensor:
+        """Loss of each text, fp32 [documents]; `positive` [classes] weighs classes that apply."""
+        from torch.nn import functional
+
+        if not self.classes.multi_label:
+            return functional.cross_entropy(
+                outputs, targets, reduction="none", ignore_index=OUT_OF_SCOPE
+            )
+        each = functional.binary_cross_entropy_with_logits(
+            outputs, targets, reduction="none", pos_weight=positive
+        )
+        return each.mean(-1)
+
+    def _class_weights(self, like: Tensor) -> Tensor | None:
+        """Weights of the classes where several may apply, fp32 [classes]; else they are the
+        texts'."""
+        if not self.classes.multi_label or self.classes.weights is None:
+            return None
+        return like.new_tensor(self.classes.weights)
+
+    def _weights_of(self, row: Row) -> Tensor | None:
+        """fp32 [documents]: what each text's loss is multiplied by; None where all weigh 1."""
+        if self.classes.multi_label or self.classes.weights is None:
+            return row.record_weights
+        known = row.input_ids.new_tensor([*self.classes.weights, 0.0], dtype=_fp32())
+        own = known[row.columns[labels.COLUMN]]  # -1, the last one: out of scope
+        return own if row.record_weights is None else own * row.record_weights
+
+    # ---- held-out records
+
+    def score(
+        self,
+        head: Any,
+        caller: Any,
+        rows: Iterable[tuple[Row | None, Sequence[int]]],
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, list[Any]]:
+        """Losses without class weights, of texts in scope; and classes of all."""
+        import torch
+
+        from launcher.evals import runner
+
+        @torch.no_grad()
+        def scored(row: Row) -> tuple[Tensor, Tensor, Tensor]:
+            outputs = head.outputs(caller, row)
+            targets = row.columns[labels.COLUMN]
+            chances = outputs.sigmoid() if self.classes.multi_label else outputs.softmax(-1)
+            return targets, self._losses(outputs, targets, None), chances
+
+        losses, classes = runner.class_records(rows, scored, should_stop)
+        return {"loss": losses, "classes": classes}
+
+    def judge(self, results: Results) -> None:
+        """Reject texts by a threshold that is chosen on other held-out ones."""
+        if self._is_open:
+            results.passes["classes"], _ = threshold.judge(results.classes)
+
+    def judge_further(self, split: str, own: Results, held_out: Results) -> None:
+        """By the threshold of the held-out records."""
+        if self._is_open:
+            chosen = threshold.choose(held_out.classes)
+            own.passes["classes"] = threshold.reject(own.classes, chosen)
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """What is confused, and the threshold for use."""
+        if not results.classes:
+            return {}
+        made: dict[str, Any] = {"class_report": confusion.report(results.classes, self.classes)}
+        if self._is_open:
+            made["threshold"] = threshold.choose(results.classes)
+        return made
+
+    def about_comparison(
+        self, results: Results, metrics: Sequence[Metric[Any]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The same, and what guessing would reach: the base's head is untrained."""
+        guess = confusion.guessing(results.classes, self.classes, metrics)
+        return {**self.about(results), "guessing": guess}, [confusion.told(guess)]
+
+    def lines(
+        self,
+        base: Results | None,
+        tuned: Results,
+        metrics: Sequence[Metric[Any]],
+        where: Callable[[int], str],
+        text: Callable[[int], str],
+    ) -> list[dict[str, Any]]:
+        """Each text's labels, and whether they are right; none without a base."""
+        if base is None or not (base.classes and tuned.classes):
+            return []
+        return confusion.answers(base, tuned, self.classes, where, text)
+
+
+def _fp32() -> Any:
+    import torch
+
+    return torch.float32
