@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from launcher.evals.runner import EvaluationStopped
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
-from launcher.objectives.base import Loss, Objective
+from launcher.objectives.base import Objective
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.runtime import Ranks
@@ -325,7 +325,7 @@ def train(
                     hint="raise data.max_length: targets may be cut off",
                 )
             losses: list[torch.Tensor] = []
-            made: list[Loss] = []
+            counted: list[Mapping[str, tuple[Any, Any]]] = []
             for index, row in enumerate(rows):
                 heart.beat("step", step, "forward")
                 engine.last_micro_batch(index == len(rows) - 1)
@@ -337,11 +337,11 @@ def train(
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
                 if not row.is_filler:
-                    made.append(found)
+                    counted.append(found.sums)
                 if index < len(rows) - 1:
                     engine.micro_step()
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
-            names, sums = _sums(made)
+            names, sums = _sums(counted)
             heart.beat("step", step, "agree on the loss")
             loss_sum, stops, *others = distributed.sum_over_ranks(
                 [*mine, *sums, *_one_of(own.read(), ranks)], device
@@ -554,15 +554,12 @@ def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.devi
     return parts + [replace(parts[-1], is_filler=True)] * (count - len(parts))
 
 
-def _sums(made: list[Loss]) -> tuple[list[str], list[float]]:
+def _sums(counted: list[Mapping[str, tuple[Any, Any]]]) -> tuple[list[str], list[float]]:
     """Names of what the objective logs beside the loss, and of each the numerator and denominator
     of this rank's rows. Every rank has rows, so that all have the same names."""
-    names = list(made[0].sums) if made else []
-    pairs = [
-        (float(sum(m.sums[n][0] for m in made)), float(sum(m.sums[n][1] for m in made)))
-        for n in names
-    ]
-    return names, [value for pair in pairs for value in pair]
+    names = list(counted[0]) if counted else []
+    sums = [float(sum(row[name][side] for row in counted)) for name in names for side in (0, 1)]
+    return names, sums
 
 
 def _totals(
