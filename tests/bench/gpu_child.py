@@ -112,14 +112,14 @@ def skipped(steps: list[Any]) -> int:
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
     from launcher import runtime
-    from launcher.config import compose, plan, variants
+    from launcher.config import compose, deepspeed, plan, variants
     from launcher.config.variants import PEFT_METHODS
     from launcher.data import cache
     from launcher.data.loader import Loader
     from launcher.data.packing import PackedOrder
     from launcher.model.load import load_model
     from launcher.train import distributed
-    from launcher.train.engine import connect
+    from launcher.train.engine import Engine, connect
 
     config = compose.compose(
         [
