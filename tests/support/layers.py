@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from itertools import zip_longest
 from pathlib import Path
 
@@ -31,6 +30,8 @@ def picture() -> str:
 
 
 def _layers(plane: str) -> list[str]:
+    import tomllib  # of Python 3.11
+
     content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     for contract in content["tool"]["importlinter"]["contracts"]:
         if contract["type"] == "layers" and contract["name"].startswith(plane):
