@@ -44,6 +44,12 @@ OPTIONS: dict[str, dict[str, type]] = {
 #: field that holds the variant's name, where it is not `name`.
 NAME_FIELD = {"model": "kind"}
 
+
+def has_queue(backend: str | None) -> bool:
+    """Whether jobs of a launch back end wait in a queue of its own; None has none."""
+    return bool(getattr(OPTIONS["launch"].get(backend or ""), "has_queue", False))
+
+
 FORMATS = Table(
     "data.format",
     {
