@@ -169,7 +169,7 @@ def _number_words(
 
 
 def _merges(peft: PeftConfig, model: ModelConfig) -> bool:
-    return peft.name != "none" and model.quantization is Quantization.none
+    return not peft.trains_base and model.quantization is Quantization.none
 
 
 def _set_names(config: Config, job: Job, inputs: Inputs) -> None:

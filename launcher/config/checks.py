@@ -6,8 +6,10 @@ all problems, in the order of the config's sections.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from launcher import registry
 from launcher.config import (
@@ -17,8 +19,8 @@ from launcher.config import (
     items,
     model_checks,
     plan,
-    ranges,
     schema_data,
+    typed,
     variants,
 )
 from launcher.config.schema import Config, DataConfig, Dtype, LoraConfig, WsdConfig
@@ -48,7 +50,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
     `world_size` None leaves out the rules that need the number of ranks.
     """
     problems = [
-        *ranges.out_of_range(config),
+        *out_of_range(config),
         *model_checks.check(config, has_gpu),
         *_data(config),
         *_objective(config),
@@ -81,9 +83,20 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
     return [*found, *kept]
 
 
+def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
+    """A problem for each number of a section, or of a whole config, outside its field's range."""
+    limits = typed.limits(type(section))
+    for name in typed.fields(type(section)):
+        key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
+        if dataclasses.is_dataclass(value):
+            yield from out_of_range(value, key)
+        elif value is not None and name in limits and not limits[name].holds(value):
+            yield Problem(key, f"{value} is out of range", f"give a number {limits[name]}")
+
+
 def report_problems(config: Config) -> list[Problem]:
     """What is wrong with the part of `data` that a report itself needs, and every preparation."""
-    numbers = [p for p in ranges.out_of_range(config) if p.where.startswith("data.report.")]
+    numbers = out_of_range(config.data.report, "data.report")
     rules = schema_data.problems(config.data.gate, config.data.report)
     return [*numbers, *rules, *_template_options(config.data)]
 

@@ -20,8 +20,6 @@ from launcher.config.schema import Config, LoraConfig, Quantization, TinyModelCo
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: bytes a parameter of nf4: half a byte, and the scales of its blocks.
 NF4_BYTES = 0.56
-#: bytes a trained parameter that an optimizer keeps (moments).
-MOMENT_BYTES = {"adamw": 8, "adamw8bit": 2, "muon": 4}
 #: target positions whose logits are held at once; the loss is computed in chunks of about this
 #: size.
 LOGIT_CHUNK = 1024
@@ -213,9 +211,8 @@ def estimate(
     nf4 = config.model.quantization is Quantization.nf4
     weights = shape.parameters * (NF4_BYTES if nf4 else BYTES[dtype])
     weights += trained * size if trained != shape.parameters else 0
-    moments = MOMENT_BYTES[config.optim.name]
     copy = 0 if stage == 0 and precision == "fp32" else 4
-    optimizer = trained * (moments + copy) / (world_size if stage >= 1 else 1)
+    optimizer = trained * (config.optim.moment_bytes + copy) / (world_size if stage >= 1 else 1)
     weights /= world_size if stage == 3 else 1
     # Sums over micro-batches and ranks are kept in fp32 where DeepSpeed offers it.
     summed = 4 if stage in (1, 2) and not config.engine.offload_optimizer else size

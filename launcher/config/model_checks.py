@@ -31,9 +31,9 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         hint = "model.name=<hub name or folder>, a preset such as model=qwen3-0.6b, or model=tiny"
         yield Problem("model.name", "no base model is given", hint)
     if model.quantization is Quantization.nf4:
-        if config.peft.name == "none":
+        if config.peft.trains_base:
             hint = "4-bit weights cannot be trained: add peft=lora, or model.quantization=none"
-            yield Problem("model.quantization", "nf4 with peft=none", hint)
+            yield Problem("model.quantization", f"nf4 with peft={config.peft.name}", hint)
         if not has_gpu:
             yield Problem(
                 "model.quantization", "nf4 on CPU", "use model.quantization=none, or a GPU"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config import groups, ranges, schema, typed, variants
+from launcher.config import groups, schema, typed, variants
 
 _HEAD = """\
 # Configuration
@@ -108,7 +108,7 @@ def _section(path: str, cls: type, *, base: type | None = None, leaves_only: boo
         rows.append(
             _row(
                 f"{path}.{field.name}".lstrip("."),
-                hint,
+                _kind(cls, field.name),
                 _default(field),
                 docstring(cls, field.name),
             )
@@ -119,10 +119,12 @@ def _section(path: str, cls: type, *, base: type | None = None, leaves_only: boo
     return "\n".join([*lines, *table])
 
 
-def _row(key: str, hint: Any, default: Any, meaning: str) -> str:
-    kind = typed.describe(hint)
-    if key in ranges.RANGES:
-        kind += f", {ranges.RANGES[key]}"
+def _kind(cls: type, name: str) -> str:
+    kind, limit = typed.describe(typed.fields(cls)[name]), typed.limits(cls).get(name)
+    return kind if limit is None else f"{kind}, {limit}"
+
+
+def _row(key: str, kind: str, default: Any, meaning: str) -> str:
     cells = [f"`{key}`", kind, f"`{json.dumps(default)}`", meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 

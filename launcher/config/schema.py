@@ -9,8 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from launcher.config.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Seed,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+)
 from launcher.config.schema_data import ReportConfig
 from launcher.config.schema_launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema_sweep import SweepConfig
@@ -150,19 +161,19 @@ class TinyModelConfig(ModelConfig):
 
     kind: str = "tiny"
     """Loader: always `tiny` here."""
-    vocab_size: int = 512
+    vocab_size: Annotated[int, Range(264)] = 512
     """Tokens of the byte-level BPE, special tokens included."""
-    hidden_size: int = 128
+    hidden_size: PositiveInt = 128
     """Width of the residual stream."""
-    intermediate_size: int = 256
+    intermediate_size: PositiveInt = 256
     """Width of the gated MLP."""
-    layers: int = 3
+    layers: PositiveInt = 3
     """Number of decoder layers."""
-    heads: int = 4
+    heads: PositiveInt = 4
     """Attention heads."""
-    kv_heads: int = 4
+    kv_heads: PositiveInt = 4
     """Key and value heads; fewer than `heads` is grouped-query attention."""
-    max_positions: int = 1024
+    max_positions: Annotated[int, Range(2)] = 1024
     """Longest sequence."""
     tie_embeddings: bool = True
     """Share the input embedding and the LM head."""
@@ -182,12 +193,12 @@ class DataConfig:
     """Training data: path, glob, folder, URL, `datasets` hub name, `builtin:NAME`, or a list of
     these; for a mixture, a list of mappings {path, weight or epochs, name, format, columns,
     limit}."""
-    temperature: float | None = None
+    temperature: PositiveFloat | None = None
     """Mixture by size: the share of a source is its tokens to the power 1/temperature (1 = by size,
     larger = more even)."""
     validation: Any = None
     """Held-out data, same forms as `data.train`; if not given, a share of the training data."""
-    validation_share: float = 0.05
+    validation_share: ShareBelowOne = 0.05
     """Share of records held out when `data.validation` is not given, chosen by a seeded hash of
     each record's content: no record changes sides when the data grows. 0 = no validation."""
     revision: str | None = None
@@ -214,7 +225,7 @@ class DataConfig:
     controls nothing; or `parse`, the token itself. `auto` is `text` where the chat template writes
     the control tokens, and `parse` where the record has to (data=text, no chat template). The model
     is asked in the same way."""
-    max_length: int = 1024
+    max_length: Annotated[int, Range(2)] = 1024
     """Longest sequence in tokens, and the capacity of a pack."""
     packing: bool = True
     """Put several whole records into one sequence of `data.max_length`; none attends to another."""
@@ -222,11 +233,11 @@ class DataConfig:
     """Records longer than `data.max_length`: truncate at the end, split into pieces, or drop."""
     bad_records: OnBadRecord = OnBadRecord.stop
     """Unusable records (broken JSON, no assistant turn): stop with file:line, or skip and count."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Use only the first N records of each split (for trials)."""
     shuffle: bool = True
     """Shuffle every epoch by `seed` and epoch; false keeps the order of the files."""
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Processes that tokenise; default all CPUs."""
     cache: str | None = None
     """Folder for prepared data; default is the launcher's cache folder."""
@@ -241,11 +252,11 @@ class DataConfig:
 class BatchConfig:
     """The global batch of one optimizer step; micro-batch and accumulation are solved from it."""
 
-    tokens: int | None = None
+    tokens: PositiveInt | None = None
     """Global batch in tokens: `data.max_length` times the packs. Give this or `batch.sequences`."""
-    sequences: int | None = None
+    sequences: PositiveInt | None = None
     """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
-    micro: int | None = None
+    micro: PositiveInt | None = None
     """Sequences a rank computes at once; default: the most that divide the batch and have no more
     than 1,024 tokens on CPU, 16,384 on CUDA."""
 
@@ -254,12 +265,12 @@ class BatchConfig:
 class EarlyStopConfig:
     """Ending the training once held-out records show no more progress."""
 
-    patience: int | None = None
+    patience: PositiveInt | None = None
     """Evaluations in a row without progress after which training ends; null: never early."""
     metric: str = "loss"
     """Which of `eval.metrics` tells, for `export.weights=best` too; one that needs no generated
     answers. Whether less or more is better is known of each."""
-    min_change: float = 0.0
+    min_change: NonNegativeFloat = 0.0
     """Least change for the better, against the score that counted last, that counts as progress."""
 
 
@@ -267,17 +278,17 @@ class EarlyStopConfig:
 class TrainConfig:
     """How long to train and what to do at each step."""
 
-    steps: int | None = None
+    steps: PositiveInt | None = None
     """Optimizer steps. Give this or `train.epochs`."""
-    epochs: float | None = None
+    epochs: PositiveFloat | None = None
     """Passes over the training data; the last step is filled up from the next pass."""
-    log_every_steps: int = 10
+    log_every_steps: PositiveInt = 10
     """Write a line of metrics every N steps."""
     token_accuracy: bool = False
     """Log the share of target tokens that the model would have chosen; costs a pass over logits."""
     on_nonfinite: OnNonFinite = OnNonFinite.stop
     """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
-    threads: int | None = None
+    threads: PositiveInt | None = None
     """Compute threads per rank on CPU; default: CPUs divided by the ranks of this host."""
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)
     """When to end before the last step."""
@@ -331,7 +342,7 @@ class SftConfig(ObjectiveConfig):
 
     name: str = "sft"
     """Name of the objective."""
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the target's probability spread evenly over the vocabulary."""
 
 
@@ -396,6 +407,9 @@ class ClassifyConfig(ObjectiveConfig):
 class PeftConfig:
     """Parameter-efficient method; `none` trains all weights."""
 
+    trains_base: ClassVar[bool] = True
+    """Whether the weights of the base are what is trained, and not adapters beside them."""
+
     name: str = "none"
     """Method: none or lora."""
 
@@ -404,13 +418,15 @@ class PeftConfig:
 class LoraConfig(PeftConfig):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
+    trains_base: ClassVar[bool] = False
+
     name: str = "lora"
     """Name of the method."""
-    rank: int = 16
+    rank: PositiveInt = 16
     """Rank of the update."""
-    alpha: float = 32.0
+    alpha: PositiveFloat = 32.0
     """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
-    dropout: float = 0.0
+    dropout: ShareBelowOne = 0.0
     """Dropout on the adapter's input."""
     targets: Any = "all-linear"
     """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
@@ -432,13 +448,16 @@ class LoraConfig(PeftConfig):
 class OptimConfig:
     """Optimizer and gradient clipping."""
 
+    moment_bytes: ClassVar[int]
+    """Bytes of the moments that are kept for each trained parameter."""
+
     name: str = "adamw"
     """Optimizer: adamw, adamw8bit or muon."""
-    lr: float = 2e-5
+    lr: PositiveFloat = 2e-5
     """Peak learning rate."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay; not applied to biases and norm weights."""
-    clip_norm: float = 1.0
+    clip_norm: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 = no clipping."""
 
 
@@ -447,19 +466,23 @@ class AdamwConfig(OptimConfig):
     """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): torch's fused kernel, or DeepSpeed's CPU
     kernel if offloaded."""
 
+    moment_bytes: ClassVar[int] = 8
+
     name: str = "adamw"
     """Name of the optimizer."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.999
+    beta2: ShareBelowOne = 0.999
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Added to the denominator."""
 
 
 @dataclass(kw_only=True, slots=True)
 class Adamw8bitConfig(AdamwConfig):
     """AdamW of bitsandbytes, 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861)."""
+
+    moment_bytes: ClassVar[int] = 2
 
     name: str = "adamw8bit"
     """Name of the optimizer."""
@@ -469,19 +492,21 @@ class Adamw8bitConfig(AdamwConfig):
 class MuonConfig(OptimConfig):
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for the rest, through DeepSpeed."""
 
+    moment_bytes: ClassVar[int] = 4
+
     name: str = "muon"
     """Name of the optimizer."""
-    lr: float = 2e-3
+    lr: PositiveFloat = 2e-3
     """Peak learning rate of the Muon matrices."""
-    momentum: float = 0.95
+    momentum: ShareBelowOne = 0.95
     """Momentum of the Muon matrices."""
-    adam_lr: float = 2e-5
+    adam_lr: PositiveFloat = 2e-5
     """Peak learning rate of embeddings, head, norms and biases."""
-    beta1: float = 0.9
+    beta1: ShareBelowOne = 0.9
     """Adam's decay of the first moment."""
-    beta2: float = 0.999
+    beta2: ShareBelowOne = 0.999
     """Adam's decay of the second moment."""
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     """Adam's epsilon."""
 
 
@@ -491,9 +516,9 @@ class ScheduleConfig:
 
     name: str = "cosine"
     """Schedule: constant, linear, cosine or wsd."""
-    warmup: float = 0.0
+    warmup: NonNegativeFloat = 0.0
     """Linear warm-up: below 1 a share of all steps, from 1 a number of steps."""
-    min_ratio: float = 0.0
+    min_ratio: Share = 0.0
     """Factor at the end of the decay (not used by constant)."""
 
 
@@ -503,7 +528,7 @@ class WsdConfig(ScheduleConfig):
 
     name: str = "wsd"
     """Name of the schedule."""
-    decay: float = 0.2
+    decay: ShareAboveZero = 0.2
     """Share of all steps at the end that decay."""
 
 
@@ -511,7 +536,7 @@ class WsdConfig(ScheduleConfig):
 class EngineConfig:
     """DeepSpeed ZeRO."""
 
-    zero: int = 2
+    zero: Annotated[int, Range(0, 3)] = 2
     """ZeRO stage: 0 replicates all, 1 shards optimizer state, 2 gradients too, 3 parameters too."""
     precision: Dtype = Dtype.auto
     """Computation: `auto` is bf16 on CUDA and fp32 on CPU."""
@@ -527,11 +552,11 @@ class EngineConfig:
 class CheckpointConfig:
     """Saving and keeping state."""
 
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     """Save every N steps; a checkpoint at the end and at a clean stop is always written."""
-    keep_last: int = 2
+    keep_last: PositiveInt = 2
     """Newest checkpoints to keep."""
-    keep_best: int = 0
+    keep_best: NonNegativeInt = 0
     """Checkpoints with the lowest held-out loss to keep besides (needs evaluation)."""
 
 
@@ -562,11 +587,11 @@ class JudgeConfig:
     prompt: str | None = None
     """Path of a text file with the rubric; {prompt}, {first}, {second} and {reference} are filled
     in, and the reply must end with a line `Verdict: 1`, `Verdict: 2` or `Verdict: tie`."""
-    concurrency: int = 8
+    concurrency: Annotated[int, Range(1, 256)] = 8
     """Requests at a time."""
-    timeout_s: float = 120.0
+    timeout_s: PositiveFloat = 120.0
     """Longest wait for a reply, in seconds."""
-    retries: int = 4
+    retries: NonNegativeInt = 4
     """New tries after a timeout, a lost connection, HTTP 429 or 5xx, with growing pauses."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Fields of the request besides model, messages and temperature 0; null takes one out."""
@@ -591,24 +616,24 @@ class EvalConfig:
     new: dict[str, Any] = field(default_factory=dict)
     """Further held-out sets, such as new sources or paraphrases: name -> data, same forms and
     format as `data.validation`."""
-    every_steps: int | None = None
+    every_steps: PositiveInt | None = None
     """Evaluate the cheap metrics (no generation) every N steps during training. Give this or
     `eval.times`."""
-    times: int | None = None
+    times: PositiveInt | None = None
     """Evaluate them so many times, evenly spread over the run; the end counts as one."""
     base: bool = True
     """Score the base model too, before training, and compare at the end."""
-    limit: int | None = None
+    limit: PositiveInt | None = None
     """Largest number of validation records for loss metrics."""
-    generate_limit: int | None = 200
+    generate_limit: PositiveInt | None = 200
     """Largest number of validation records for metrics that generate text."""
-    max_new_tokens: int = 256
+    max_new_tokens: PositiveInt = 256
     """Longest generated answer in tokens."""
     stop: list[str] = field(default_factory=list)
     """Strings before which an answer ends, besides at the model's own end tokens."""
-    temperature: float = 0.0
+    temperature: NonNegativeFloat = 0.0
     """0: always the likeliest token; else tokens are drawn, by seed and record alone."""
-    top_p: float = 1.0
+    top_p: ShareAboveZero = 1.0
     """With a temperature: draw among the likeliest tokens that together have this share."""
     gather_weights: bool | None = None
     """ZeRO 3: hold all weights on every rank while answers are made; null: if they fit."""
@@ -623,12 +648,12 @@ class EvalConfig:
     """For the metric length: fewest and most words of an answer."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """For the metric judge."""
-    batch_tokens: int = 16384
+    batch_tokens: PositiveInt = 16384
     """Tokens of one evaluation batch on a rank."""
     slices: list[str] = field(default_factory=list)
     """Fields of the held-out records by whose values they are compared too, e.g. [category];
     a field inside of others with dots. Files and lengths are always."""
-    samples: int = 20
+    samples: NonNegativeInt = 20
     """Sample answers on the report page, the first of the held-out records."""
 
 
@@ -664,7 +689,7 @@ class TrackConfig:
 class Config:
     """One run, complete."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random: data order, initialisation, dropout, splits."""
     run: RunConfig = field(default_factory=RunConfig)
     """Identity of the run."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from launcher.config.ranges import NonNegativeInt, PositiveInt, ShareAboveZero
 from launcher.errors import Problem, did_you_mean
 
 #: All rules, in the order in which a report tells them.
@@ -71,15 +72,15 @@ class ReportConfig:
     benchmarks: Any = None
     """Data that must not be trained on, besides the validation split: same forms as `data.train`,
     of any layout (a record without a known format counts with all its texts)."""
-    near_duplicate: float = 0.8
+    near_duplicate: ShareAboveZero = 0.8
     """Similarity (share of common word sequences) from which two records are near duplicates."""
-    leak_ngram: int = 13
+    leak_ngram: PositiveInt = 13
     """Words in the sequences by which evaluation records are looked for in the training data."""
-    leak_share: float = 0.5
+    leak_share: ShareAboveZero = 0.5
     """Share of an evaluation record's sequences that must be found for it to count as leaked."""
-    sample: int = 5000
+    sample: NonNegativeInt = 5000
     """Records that languages and topics are estimated from."""
-    examples: int = 5
+    examples: NonNegativeInt = 5
     """Records shown for each rule."""
     warn: dict[str, float] = field(default_factory=dict)
     """Rule -> share of records above which it warns, where the built-in limit does not fit."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated, ClassVar
+
+from launcher.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Range
 
 
 class Rendezvous(Enum):
@@ -40,15 +43,18 @@ class ContainerRuntime(Enum):
 class LaunchConfig:
     """How the ranks are started: `local`, on this machine."""
 
+    has_queue: ClassVar[bool] = False
+    """Whether jobs wait in a queue of the back end's own, which all of them can be put into."""
+
     name: str = "local"
     """Launch back end."""
-    nodes: int = 1
+    nodes: PositiveInt = 1
     """Nodes of the job."""
-    processes: int | None = None
+    processes: PositiveInt | None = None
     """Ranks per node; default: all GPUs of a node, else 1."""
-    join_timeout_s: int = 120
+    join_timeout_s: PositiveInt = 120
     """Longest wait for all ranks to join, in seconds."""
-    max_parallel: int | None = None
+    max_parallel: PositiveInt | None = None
     """Trials of a sweep that run at a time; default: one locally, as Slurm allows there."""
 
 
@@ -63,7 +69,7 @@ class TorchrunConfig(LaunchConfig):
     endpoint: str | None = None
     """HOST or HOST:PORT of the first node as the others reach it; default: this host. Without a
     port an open one is chosen, another at each attempt."""
-    max_restarts: int = 0
+    max_restarts: NonNegativeInt = 0
     """Times that the agents start all ranks again after one has failed."""
 
 
@@ -91,6 +97,8 @@ class DeepspeedConfig(LaunchConfig):
 class SlurmConfig(LaunchConfig):
     """`slurm`: a batch job that survives preemption, time limits and lost nodes."""
 
+    has_queue: ClassVar[bool] = True
+
     name: str = "slurm"
     """Launch back end."""
     agent: SlurmAgent = SlurmAgent.srun
@@ -101,9 +109,9 @@ class SlurmConfig(LaunchConfig):
     """How srun shows a node's GPUs to its ranks, as its --gpu-bind takes it. `none` shows all to
     each, which NCCL needs for direct copies between them; a rank takes the one of its own
     number. `per_task:1` shows each rank one."""
-    max_requeues: int = 10
+    max_requeues: NonNegativeInt = 10
     """Times that a run is requeued after preemption, time limit, hang or node failure."""
-    grace_s: int = 120
+    grace_s: Annotated[int, Range(1, 65535)] = 120
     """Seconds before the time limit at which the ranks are told to save and stop."""
     prepare_job: bool = False
     """Prepare the data in a CPU job of its own, on which the run's job depends."""
@@ -151,11 +159,11 @@ class ClusterConfig:
     """Nodes to avoid, as a Slurm host list."""
     time: str | None = None
     """Time limit of a job: MINUTES, HH:MM:SS or DAYS-HH:MM:SS."""
-    gpus_per_node: int = 0
+    gpus_per_node: NonNegativeInt = 0
     """GPUs of a node that a job takes; 0: the ranks compute on CPUs."""
     gpu_type: str | None = None
     """Type of GPU as Slurm's gres names it."""
-    cpus_per_rank: int | None = None
+    cpus_per_rank: PositiveInt | None = None
     """CPU cores of a rank."""
     memory: str | None = None
     """Memory of a node, as Slurm writes it (`64G`; `0` is all)."""
@@ -180,15 +188,15 @@ class ClusterConfig:
 class WatchdogConfig:
     """When a rank that makes no progress counts as hung: seconds without a change; 0 is never."""
 
-    timeout: float = 600.0
+    timeout: NonNegativeFloat = 600.0
     """In a training step."""
-    start: float = 1800.0
+    start: NonNegativeFloat = 1800.0
     """While model and data are loaded."""
-    eval: float = 1800.0
+    eval: NonNegativeFloat = 1800.0
     """In an evaluation batch."""
-    save: float = 1800.0
+    save: NonNegativeFloat = 1800.0
     """While a checkpoint or export is written."""
-    slow_factor: float = 1.5
+    slow_factor: Annotated[float, Range(1, open_low=True)] = 1.5
     """A rank is slow when its own part of a step takes this many times the ranks' median ..."""
-    slow_steps: int = 20
+    slow_steps: PositiveInt = 20
     """... over this many steps in a row; it is then reported with its host."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
+
+from launcher.config.ranges import NonNegativeInt, PositiveInt, Range, Seed
 
 
 class Direction(Enum):
@@ -49,9 +52,9 @@ class RandomSweepConfig(SweepConfig):
 
     name: str = "random"
     """What chooses the trials."""
-    trials: int = 20
+    trials: PositiveInt = 20
     """Number of trials."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice."""
 
 
@@ -63,12 +66,12 @@ class OptunaSweepConfig(RandomSweepConfig):
     """What chooses the trials."""
     sampler: Sampler = Sampler.tpe
     """tpe (tree-structured Parzen estimator, Bergstra et al. 2011) or random."""
-    startup_trials: int = 10
+    startup_trials: NonNegativeInt = 10
     """Trials drawn at random before tpe begins."""
     pruner: Pruner = Pruner.none
     """none, asha (asynchronous successive halving, Li et al. 2020, arXiv:1810.05934), hyperband or
     median; needs values of the metric during training, e.g. by eval.every_steps."""
-    prune_from: int = 1
+    prune_from: PositiveInt = 1
     """First step at which a trial can be ended."""
-    reduction: int = 4
+    reduction: Annotated[int, Range(2)] = 4
     """asha, hyperband: one in so many trials goes on from each rung to the next."""

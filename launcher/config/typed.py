@@ -17,7 +17,8 @@ from functools import cache
 from typing import Any
 
 from launcher import registry
-from launcher.config import schema, suggest, values, variants
+from launcher.config import ranges, schema, suggest, values, variants
+from launcher.config.ranges import Range
 from launcher.errors import ConfigError, Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
@@ -25,10 +26,21 @@ FALSE = ("false", "no", "off")
 
 
 @cache
+def _declared(cls: type) -> dict[str, tuple[Any, Range | None]]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: ranges.split(hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+@cache
 def fields(cls: type) -> dict[str, Any]:
     """Field name -> type of a config class, in the order of declaration."""
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {name: hint for name, (hint, _) in _declared(cls).items()}
+
+
+@cache
+def limits(cls: type) -> dict[str, Range]:
+    """Field name -> what its numbers must lie in, for the fields of a config class that say it."""
+    return {name: limit for name, (_, limit) in _declared(cls).items() if limit is not None}
 
 
 @cache

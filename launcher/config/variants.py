@@ -105,6 +105,11 @@ def metrics_of(config: Config) -> list[str]:
     return [name for name in config.objective.metrics if METRICS[name].fits(config)]
 
 
+def has_queue(backend: str | None) -> bool:
+    """Whether jobs of a launch back end wait in a queue of its own; None has none."""
+    return bool(getattr(OPTIONS["launch"].get(backend or ""), "has_queue", False))
+
+
 FORMATS = Table(
     "data.format",
     {

@@ -147,7 +147,7 @@ def require_same(
     changed = changes(began, now)
     source = config.model.name or config.model.kind
     words = [_WORDS[name] for name in changed]
-    if changed and (config.peft.name != "none" or changed != ["base"]):
+    if changed and (not config.peft.trains_base or changed != ["base"]):
         raise ConfigError(
             f"{' and '.join(words)} of {source} changed since the run began, and the checkpoint"
             " learned upon the former",

@@ -261,7 +261,7 @@ def _write_whole(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
         trained.num_tokens,
         trained.head,
     )
-    if trained.config.peft.name != "none":
+    if not trained.config.peft.trains_base:
         model = model.merge_and_unload()
     model.save_pretrained(folder, max_shard_size=shard_bytes)
 

@@ -21,8 +21,6 @@ from launcher.launch.spec import JobState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
 from launcher.sweeps.folder import SweepDir, Trial
 
-#: Back ends whose jobs wait in a queue of their own: all trials of a batch go there at once.
-QUEUED = ("slurm",)
 #: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.
 _ASK_S = 15.0
 _ENDING_S = 2.0
@@ -61,7 +59,7 @@ class Pool:
     @property
     def is_queued(self) -> bool:
         """Whether trials wait in the back end's queue, not in ours."""
-        return self.backend_name in QUEUED
+        return variants.has_queue(self.backend_name)
 
     @property
     def world_size(self) -> int | None:

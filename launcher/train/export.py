@@ -43,7 +43,7 @@ def export_run(
     config = compose.load(run.config)
     trained = trained_model(run, config, find_checkpoint(run, checkpoint, say))
     adapted = Kind.merged if merge else Kind.adapter
-    kind = Kind.full if config.peft.name == "none" else adapted
+    kind = Kind.full if config.peft.trains_base else adapted
     folder = out or run.export
     _require_replaceable(folder)
     export(trained, kind, folder, lambda written: verify(trained, written))

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 
 from launcher import registry
-from launcher.config import checks, compose, ranges, schema, stored, typed, variants
+from launcher.config import checks, compose, schema, stored, typed
+from launcher.config.ranges import Range
 from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights
 from launcher.errors import Problem
 from support import hints
-from support.configs import make_config
+from support.configs import config_classes, make_config
 
 GPU = {"has_gpu": True}
 
@@ -663,37 +665,62 @@ def test_what_a_hint_says_to_type_mends_what_gave_it(
             assert not wrong
 
 
-@pytest.mark.parametrize("key", ranges.RANGES)
-def test_range(key: str) -> None:
-    allowed = ranges.RANGES[key]
-    config = make_config(**sections())
-    for section, options in variants.OPTIONS.items():
-        for cls in options.values():
-            if key.startswith(f"{section}.") and key.partition(".")[2] in typed.fields(cls):
-                setattr(config, section, cls())
-    *parents, name = key.split(".")
+LIMITED = [(path, cls, name) for path, cls in config_classes() for name in typed.limits(cls)]
+
+
+@pytest.mark.parametrize(("path", "cls", "name"), LIMITED)
+def test_range(path: str, cls: type, name: str) -> None:
+    allowed = typed.limits(cls)[name]
+    config, key = make_config(**sections()), f"{path}.{name}".lstrip(".")
+    *parents, last = path.split(".")
     node: Any = config
     for parent in parents:
         node = getattr(node, parent)
-    whole = typed.leaves()[key] in (int, int | None)
+    if path:
+        setattr(node, last, cls())
+        node = getattr(node, last)
+    whole = typed.fields(cls)[name] in (int, int | None)
     inside = [allowed.low] if not allowed.open_low else [allowed.low + 0.5]
     outside = [allowed.low - 1] if not allowed.open_low else [allowed.low]
     outside += [] if allowed.high == float("inf") else [allowed.high + (not allowed.open_high)]
     outside += [] if whole else [float("nan"), float("inf")]
     for value in inside:
         setattr(node, name, value)
-        assert [p for p in ranges.out_of_range(config) if p.where == key] == []
+        assert [p for p in checks.out_of_range(config) if p.where == key] == []
     for value in outside:
         setattr(node, name, value)
-        (problem,) = [p for p in ranges.out_of_range(config) if p.where == key]
+        (problem,) = [p for p in checks.out_of_range(config) if p.where == key]
         assert str(value) in problem.found
         assert str(allowed) in problem.hint
 
 
-def test_every_range_is_of_a_key_and_every_number_has_a_range() -> None:
-    numbers = {key for key, kind in typed.leaves().items() if kind in (int, float)}
-    numbers |= {key for key, kind in typed.leaves().items() if kind in (int | None, float | None)}
-    assert numbers == set(ranges.RANGES)
+def test_numbers_have_ranges_and_nothing_else_has() -> None:
+    numbers = [
+        (path, cls, name)
+        for path, cls in config_classes()
+        for name, kind in typed.fields(cls).items()
+        if kind in (int, float, int | None, float | None)
+    ]
+    assert numbers == LIMITED
+
+
+@dataclasses.dataclass(kw_only=True, slots=True)
+class _Plugged(schema.ScheduleConfig):
+    """Options as whoever adds a variant writes them."""
+
+    cycles: Annotated[int, Range(2, 9)] | None = None
+
+
+def test_a_number_of_an_added_variant_is_held_to_what_its_field_says() -> None:
+    config = make_config(**sections())
+    config.schedule = _Plugged(cycles=10, warmup=-1.0)
+    assert typed.fields(_Plugged)["cycles"] == int | None
+    assert [(p.where, p.found, p.hint) for p in checks.out_of_range(config)] == [
+        ("schedule.warmup", "-1.0 is out of range", "give a number at least 0"),
+        ("schedule.cycles", "10 is out of range", "give a number at least 2 and at most 9"),
+    ]
+    config.schedule = _Plugged()
+    assert list(checks.out_of_range(config)) == []
 
 
 def _fake_tool(folder: Path, name: str) -> None:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from enum import Enum
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from launcher.config import reference, schema, typed, variants
+from support.configs import config_classes
 
-CLASSES = [cls for cls in vars(schema).values() if dataclasses.is_dataclass(cls)]
-ENUMS = [
-    cls
-    for cls in vars(schema).values()
-    if isinstance(cls, type) and issubclass(cls, Enum) and cls is not Enum
-]
+CLASSES = list(dict.fromkeys(cls for _, cls in config_classes()))
+ENUMS = {
+    kind
+    for hint in typed.leaves().values()
+    for kind in (hint, *typing.get_args(hint))
+    if isinstance(kind, type) and issubclass(kind, Enum)
+}
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "config.md"
 
 
@@ -29,7 +33,7 @@ def test_config_class(cls: type) -> None:
     cls()  # every field has a default
 
 
-@pytest.mark.parametrize("cls", ENUMS, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", sorted(ENUMS, key=str), ids=lambda cls: cls.__name__)
 def test_enum_members_are_lowercase_names(cls: type[Enum]) -> None:
     assert all(member.name == member.value == member.name.lower() for member in cls)
 
@@ -44,6 +48,21 @@ def test_every_variant_extends_the_class_of_its_section_and_has_its_name() -> No
             assert issubclass(cls, base)
             if list(options.values()).count(cls) == 1:
                 assert getattr(cls(), name_field) == name
+
+
+def test_omegaconf_takes_the_classes() -> None:
+    for _, cls in config_classes():
+        assert OmegaConf.to_object(OmegaConf.structured(cls)) == cls()
+
+
+def test_every_optimizer_says_what_it_keeps() -> None:
+    kept = {name: cls.moment_bytes for name, cls in variants.OPTIONS["optim"].items()}  # type: ignore[attr-defined]
+    assert kept == {"adamw": 8, "adamw8bit": 2, "muon": 4}
+
+
+def test_whether_jobs_wait_in_a_queue_is_known_by_the_name_of_the_back_end() -> None:
+    assert [name for name in variants.OPTIONS["launch"] if variants.has_queue(name)] == ["slurm"]
+    assert not variants.has_queue(None)
 
 
 def test_every_type_can_be_converted_and_described() -> None:

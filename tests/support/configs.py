@@ -1,8 +1,11 @@
 """Config objects for tests that go below composition: nested keywords over small defaults."""
 
+import dataclasses
+import typing
+from collections.abc import Iterator
 from typing import Any
 
-from launcher.config import schema
+from launcher.config import schema, typed
 from launcher.config.variants import NAME_FIELD, OPTIONS
 
 
@@ -24,3 +27,13 @@ def make_config(**sections: Any) -> schema.Config:
                 value = type(current)[value]
             setattr(section, key, value)
     return config
+
+
+def config_classes(cls: type = schema.Config, path: str = "") -> Iterator[tuple[str, type]]:
+    """Every section, and each class that it can have."""
+    yield path, cls
+    for name, hint in typed.fields(cls).items():
+        if dataclasses.is_dataclass(hint):
+            here = f"{path}.{name}".lstrip(".")
+            for option in typed.section_classes(here, typing.cast(type, hint)):
+                yield from config_classes(option, here)
