@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from launcher.config.architecture import head_names
 from launcher.config.classes import Classes
+from launcher.config.derive.architecture import head_names
 from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import ClassTable, JoinedCache, TokenCache
 from launcher.errors import ConfigError, DataError, did_you_mean

@@ -12,7 +12,8 @@ from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 
-from launcher.config import compose, items
+from launcher.config.compose import compose
+from launcher.config.derive import items
 from launcher.config.schema import ClassifyConfig, Config, OnBadRecord
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord

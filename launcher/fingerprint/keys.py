@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bases, rundir, runtime
-from launcher.config import items
-from launcher.config.items import Item
+from launcher.config.derive import items
+from launcher.config.derive.items import Item
 from launcher.config.schema import ClassifyConfig, Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config import stored
 from launcher.config.classes import Classes
+from launcher.config.derive import stored
 from launcher.errors import ConfigError
 from launcher.model.classifier import auto_class, open_classifier, read_structure
 from launcher.rundir import read_json

@@ -20,8 +20,8 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from launcher.config import compose
 from launcher.config.classes import Classes
+from launcher.config.compose import compose
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from launcher.config.classes import Classes
-from launcher.config.plan import Plan
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.classes import number

@@ -6,8 +6,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from launcher.config import compose
 from launcher.config.classes import Classes
+from launcher.config.compose import compose
 from launcher.data.formats.base import BadRecord
 from launcher.errors import ConfigError, DataError
 from launcher.rundir import RunDir

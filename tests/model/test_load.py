@@ -21,8 +21,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from launcher.config import plan as plans
 from launcher.config.classes import Classes
+from launcher.config.derive import plan as plans
 from launcher.errors import ConfigError
 from launcher.model.load import load_model
 from support.configs import make_config

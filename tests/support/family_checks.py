@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from launcher.config import compose
-from launcher.config import plan as plans
 from launcher.config.classes import Classes
+from launcher.config.compose import compose
+from launcher.config.derive import plan as plans
 from launcher.config.schema import Config
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
 from launcher.data.classes import settle

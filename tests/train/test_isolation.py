@@ -6,8 +6,8 @@ import transformers
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from launcher.config import plan as plans
 from launcher.config.classes import Classes
+from launcher.config.derive import plan as plans
 from launcher.data import cache as caches
 from launcher.data.classes import number
 from launcher.data.loader import make_row, rectangles
