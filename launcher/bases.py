@@ -91,7 +91,7 @@ def trained_base(model: ModelConfig) -> Path | None:
         return runtime.cache_dir() / "merged" / _adapted_key(model, model.adapter)
     if not isinstance(model, TinyModelConfig) or model.recipe is None:
         return None
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     return base_folder(compose.compose(_recipe_words(model)), runtime.cache_dir())
 
@@ -210,7 +210,7 @@ def _failure(run: RunDir, model: TinyModelConfig) -> LauncherError:
 
 def main(argv: list[str]) -> int:
     """Make the base of the run in folder `argv[0]`; returns an exit code."""
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     run = RunDir(argv[0])
     model = compose.load(run.config).model

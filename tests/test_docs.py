@@ -2,9 +2,9 @@
 
 How a page marks its blocks: `bash` is run, page by page, each page in a folder with train.jsonl and
 the run of docs/train.md; `bash exit=N` ends with that code; `LANGUAGE FILE` is written to that file
-before the page's commands run; `python row=TABLE` is a row for that table of config/variants.py;
-`sh` needs what is not here (a GPU, a hub name), so its launcher commands are only composed; `text`
-is output.
+before the page's commands run; `python row=TABLE` is a row for that table of
+config/schema/variants.py; `sh` needs what is not here (a GPU, a hub name), so its launcher commands
+are only composed; `text` is output.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import VERBS
-from launcher.config import checks, compose, groups, plan, typed
+from launcher.config.check import checks
+from launcher.config.compose import compose, groups
+from launcher.config.derive import plan
+from launcher.config.schema import typed
 from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
 from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
@@ -225,7 +228,7 @@ def _add_rows(page: Path, folder: Path) -> bool:
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
             )
-        variants = folder / "launcher" / "config" / "variants.py"
+        variants = folder / "launcher" / "config" / "schema" / "variants.py"
         for block in rows:
             table = re.escape(block.info.removeprefix("row="))
             pattern = rf"(^{table} = Table\(\s*\"[\w.]+\",\s*\{{\n)"

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from launcher.config import variants
+from launcher.config.schema import variants
 from launcher.registry import Table
 
 ROOT = Path(__file__).resolve().parents[1]

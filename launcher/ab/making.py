@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher import entry
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import Item, Study
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.rundir import find_run, read_json
 

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from launcher.api.database import Database
 from launcher.api.tables import Job, JobState, Project
-from launcher.config import variants
+from launcher.config.schema import variants
 from launcher.jobs.slots import free_slot
 from launcher.procfs import alive, space
 

@@ -16,7 +16,9 @@ from typing import Any
 from launcher.api.naming import offer_of
 from launcher.api.site import ProjectSettings, Site
 from launcher.api.tables import Job
-from launcher.config import adapter, compose, create, plan
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive import adapter, plan
 from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
 from launcher.errors import ConfigError, Problem
 from launcher.jobs.slots import Slots

@@ -142,7 +142,7 @@ def _parser(verb: str, **options: Any) -> argparse.ArgumentParser:
 
 
 def _config_help() -> str:
-    from launcher.config import groups
+    from launcher.config.compose import groups
 
     options = {group: names for group, names in groups.list_groups().items() if names}
     width = max(map(len, options)) + 2

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
     parsed = arguments.overrides("plan", words, arguments.JSON)
-    from launcher.config import create, plan
+    from launcher.config import create
+    from launcher.config.derive import plan
     from launcher.jobs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
@@ -42,12 +43,13 @@ def config(words: list[str]) -> int:
     if parsed.explain:
         print(_explain(parsed.overrides, parsed.explain, parsed.config_dir, parsed.json))
     elif parsed.deepspeed:
-        from launcher.config import create, deepspeed
+        from launcher.config import create
+        from launcher.config.derive import deepspeed
 
         config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
         print(arguments.as_json(deepspeed.build(config, made)))
     else:
-        from launcher.config import compose
+        from launcher.config.compose import compose
 
         config = compose.compose(parsed.overrides, parsed.config_dir)
         if parsed.json:
@@ -69,7 +71,7 @@ def _say_whether_it_can_run(config: Config) -> None:
 
 
 def _explain(words: list[str], key: str, config_dirs: list[str], json: bool) -> str:
-    from launcher.config import explain
+    from launcher.config.compose import explain
 
     sources = explain.explain(words, key, config_dirs)
     if not json:
@@ -79,7 +81,7 @@ def _explain(words: list[str], key: str, config_dirs: list[str], json: bool) -> 
 
 def completion(words: list[str]) -> int:
     """Print the script for a shell; the scripts come back here with `--words`."""
-    from launcher.config import completion
+    from launcher.config.compose import completion
 
     if words[:1] == ["--words"]:
         current, *line = words[1:] or [""]
@@ -91,7 +93,7 @@ def completion(words: list[str]) -> int:
 
 
 def _completions(line: list[str], current: str) -> list[str]:
-    from launcher.config import completion
+    from launcher.config.compose import completion
 
     verbs = [verb.split() for verb in VERBS]
     known = len(line)

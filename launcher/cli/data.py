@@ -75,7 +75,7 @@ def show(words: list[str]) -> int:
     """Print samples of what is trained on: of a run, a cache folder, or the data of a config."""
     parsed = arguments.overrides("data show", words, *_SAMPLES)
     options = arguments.words(parsed, "count", "split")
-    from launcher.config import ownfile
+    from launcher.config.compose import ownfile
 
     named = parsed.overrides
     if len(named) == 1 and "=" not in named[0] and not ownfile.is_named(named[0]):
@@ -110,7 +110,8 @@ def _attribute(option: str) -> str:
 
 def _unborn_run(parsed: Namespace, folder: str) -> RunDir:
     """A folder that has the config of a run and nothing else."""
-    from launcher.config import checks, compose
+    from launcher.config.check import checks
+    from launcher.config.compose import compose
 
     config = compose.compose(parsed.overrides, parsed.config_dir)
     if problems := checks.report_problems(config):

@@ -33,7 +33,7 @@ def doctor(words: list[str]) -> int:
         (["--keep"], {"action": "store_true", "help": "keep the folder of the ranks"}),
     )
     from launcher import runtime
-    from launcher.config import compose
+    from launcher.config.compose import compose
     from launcher.doctor import table
     from launcher.doctor.diagnose import diagnose
     from launcher.doctor.finding import Verdict

@@ -65,7 +65,8 @@ def resume(words: list[str]) -> int:
 def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     """A new run and its first attempt; None for a dry run, which makes nothing."""
     parsed = arguments.overrides(verb, words, sweeps.MULTIRUN, DRY_RUN)
-    from launcher.config import create, plan
+    from launcher.config import create
+    from launcher.config.derive import plan
     from launcher.jobs import requirements, start
 
     start.refuse_in_rank("run")

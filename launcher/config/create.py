@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__, runtime
-from launcher.config import checks, compose, hostfile, ownfile, plan
+from launcher.config.check import checks
+from launcher.config.compose import compose, ownfile
+from launcher.config.derive import hostfile, plan
 from launcher.config.schema import Config
-from launcher.config.schema_launch import DeepspeedConfig
-from launcher.config.schema_sweep import SweepConfig
+from launcher.config.schema.launch import DeepspeedConfig
+from launcher.config.schema.sweep import SweepConfig
 from launcher.errors import ConfigError, Problem
 from launcher.rundir import (
     SWEEP_FILE,

@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config import groups, schema, typed, variants
+from launcher.config import schema
+from launcher.config.compose import groups
+from launcher.config.schema import typed, variants
 
 _HEAD = """\
 # Configuration
 
-*Made by `python -m launcher.config.reference` from `launcher/config/schema.py` and `conf/`;
-do not edit.*
+*Made by `python -m launcher.config.reference` from `launcher/config/schema/` and `conf/`; do not
+edit.*
 
 A run is described by one typed config. `launcher train GROUP=OPTION KEY=VALUE ...` picks one option
 of each group (a file in `conf/GROUP/`) and then sets single keys. Later layers win: defaults of the

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher import runtime
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.curate import choice
 from launcher.curate.choice import DROPS, REDACTS, Dropped

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import fingerprint
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.curate.inputs import benchmark_data
 from launcher.curate.limits import gated, require

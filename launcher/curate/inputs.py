@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from launcher.config import items
+from launcher.config.derive import items
 from launcher.config.schema import Config, DataConfig
 from launcher.data import formats, sources
 from launcher.data.formats.base import BadRecord

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from launcher.config import checks, schema_data
-from launcher.config.schema import Config
-from launcher.config.schema_data import ReportConfig
+from launcher.config.check import checks
+from launcher.config.schema import Config, data_report
+from launcher.config.schema.data_report import ReportConfig
 from launcher.curate.profiles import FIXES, PROFILES
 from launcher.errors import ConfigError, did_you_mean
 
@@ -73,7 +73,7 @@ def require(config: Config) -> None:
 
 def gated(gate: Iterable[str]) -> list[str]:
     """The rules that a gate names."""
-    groups = {"default": schema_data.DEFAULT_GATE, "all": schema_data.RULES}
+    groups = {"default": data_report.DEFAULT_GATE, "all": data_report.RULES}
     return list(dict.fromkeys(rule for name in gate for rule in groups.get(name, (name,))))
 
 

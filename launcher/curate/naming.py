@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import items
+from launcher.config.derive import items
 from launcher.curate.inputs import Input
 from launcher.curate.scan import Scan
 

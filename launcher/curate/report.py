@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from launcher import fingerprint, runtime
-from launcher.config import compose, schema_data
-from launcher.config.schema import Config
+from launcher.config.compose import compose
+from launcher.config.schema import Config, data_report
 from launcher.curate import inputs, languages, numbers, page
 from launcher.curate.examples import Examples
 from launcher.curate.limits import RULES, gated, limits, require, require_profile
@@ -101,7 +101,7 @@ def over(report: dict[str, Any], worst: str, gate: Sequence[str] = ()) -> list[s
     """Rules whose verdict is `worst` ("warn" or "fail") or worse. Where a gate names rules, only
     they and those of the profile count."""
     verdicts = {"warn": ("warn", "fail"), "fail": ("fail",)}.get(worst, ())
-    heard = {*(gated(gate) or RULES), *schema_data.PROFILES.get(report["profile"], ())}
+    heard = {*(gated(gate) or RULES), *data_report.PROFILES.get(report["profile"], ())}
     return [
         rule["name"]
         for rule in report["rules"]

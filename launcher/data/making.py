@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config import variants
-from launcher.config.schema import Config
+from launcher.config.schema import Config, variants
 from launcher.data.cache import Index
 from launcher.data.masking import ChatOptions
 from launcher.data.pool import work

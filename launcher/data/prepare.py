@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import fingerprint, registry, runtime
-from launcher.config import items, variants
-from launcher.config.schema import Config
+from launcher.config.derive import items
+from launcher.config.schema import Config, variants
 from launcher.data.cache import INDEX, TokenCache, read_index
 from launcher.data.fields import held_out_groups
 from launcher.data.making import make
@@ -152,7 +152,7 @@ def main(arguments: list[str]) -> int:
         if len(arguments) != 1:
             raise ConfigError("usage: python -m launcher.data.prepare RUN_DIR")
         run = RunDir(arguments[0]).require()
-        from launcher.config import compose
+        from launcher.config.compose import compose
 
         config = compose.load(run.config)
         fetch(config)  # before it, nothing is known of what URLs hold

@@ -12,8 +12,9 @@ from dataclasses import astuple
 from itertools import islice
 from pathlib import Path
 
-from launcher.config import compose, items, variants
-from launcher.config.schema import Config, OnBadRecord
+from launcher.config.compose import compose
+from launcher.config.derive import items
+from launcher.config.schema import Config, OnBadRecord, variants
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord
 from launcher.data.reading import DETECT_RECORDS, Reading

@@ -65,7 +65,7 @@ def _open(path: Path, split: str) -> tuple[TokenCache | JoinedCache, ModelConfig
     if (path / INDEX).is_file():
         cache = TokenCache.open(path)
         return cache, ModelConfig(name=cache.index.tokenizer)
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     run = rundir.RunDir(path).require()
     folder = rundir.read_json(run.data, {}).get(split)

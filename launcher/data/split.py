@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.config import items
+from launcher.config.derive import items
 from launcher.config.schema import OnBadRecord
 from launcher.data.cache import Column, Counts, Index, TokenCache
 from launcher.data.masking import told

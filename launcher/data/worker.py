@@ -13,8 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config import variants
-from launcher.config.schema import Overlong
+from launcher.config.schema import Overlong, variants
 from launcher.data.cache import Column
 from launcher.data.encoding import Encoded, Piece
 from launcher.data.formats import Example, Reader

@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.config import create
 from launcher.config.schema import Config
-from launcher.config.schema_launch import LaunchConfig
+from launcher.config.schema.launch import LaunchConfig
 from launcher.doctor import checks, job, machine, services, versions
 from launcher.doctor.finding import Finding, Seen
 from launcher.doctor.job import Reports, Say

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from launcher import runtime
-from launcher.config import checks, compose, create, variants
-from launcher.config.schema import Config
-from launcher.config.schema_launch import SlurmConfig
+from launcher.config import create
+from launcher.config.check import checks
+from launcher.config.compose import compose
+from launcher.config.schema import Config, variants
+from launcher.config.schema.launch import SlurmConfig
 from launcher.doctor import machine, versions
 from launcher.errors import ConfigError, LauncherError
 from launcher.jobs import start

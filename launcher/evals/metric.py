@@ -1,6 +1,6 @@
 """The metric seam: a metric turns the results of each record into numbers that add up.
 
-To add one: a file with a subclass, a row in `launcher.config.variants.METRICS`, a test.
+To add one: a file with a subclass, a row in `launcher.config.schema.variants.METRICS`, a test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
-from launcher.config.variants import METRICS, RECORDS
+from launcher.config.schema.variants import METRICS, RECORDS
 from launcher.evals.records import ClassRecord, Generation, LossRecord, Results, ValueRecord
 
 Floats = npt.NDArray[np.float64]

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bases, rundir, runtime
-from launcher.config import items
-from launcher.config.items import Item
+from launcher.config.derive import items
+from launcher.config.derive.items import Item
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.config.typed import to_dict
+from launcher.config.schema.typed import to_dict
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (

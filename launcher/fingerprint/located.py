@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.config import items
-from launcher.config.items import Item
+from launcher.config.derive import items
+from launcher.config.derive.items import Item
 from launcher.config.schema import Config
 from launcher.errors import DataError
 from launcher.fingerprint.hashes import file_digest
@@ -100,8 +100,8 @@ def is_data(name: str) -> bool:
 
 
 def locate(config: Config, split: str) -> list[Source]:
-    """The sources that a split names (see `launcher.config.items`), in order; files of a folder
-    by name.
+    """The sources that a split names (see `launcher.config.derive.items`), in order; files of a
+    folder by name.
 
     Raises `DataError` for what is not there and `ConfigError` for a value of another type.
     """

@@ -6,8 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import checks, compose, create, groups, overrides, plan, typed
-from launcher.config.schema import Config, Weights
+from launcher.config import create
+from launcher.config.check import checks
+from launcher.config.compose import compose, groups, overrides
+from launcher.config.derive import plan
+from launcher.config.schema import Config, Weights, typed
 from launcher.errors import ConfigError, Problem
 from launcher.rundir import RunDir, State, read_json, write_atomic, write_json
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.config import variants
+from launcher.config.schema import variants
 from launcher.errors import ConfigError
 from launcher.jobs.status import is_live
 from launcher.jobs.tail import Tail

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import entry, registry, runtime
-from launcher.config import items, memory, variants
-from launcher.config.schema import Config, TinyModelConfig, WandbMode
-from launcher.config.schema_launch import ContainerRuntime
+from launcher.config.derive import items, memory
+from launcher.config.schema import Config, TinyModelConfig, WandbMode, variants
+from launcher.config.schema.launch import ContainerRuntime
 from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
 from launcher.fingerprint import (
     SUFFIXES,
@@ -166,7 +166,7 @@ def _data(config: Config) -> Iterator[Problem]:
 
 def _records(config: Config) -> Iterator[Problem]:
     """What preparation would say of the first records of files that are here."""
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     named = [path for split in items.splits(config) for path in items.paths(config, split)]
     if _is_contained(config) or all(path.startswith("builtin:") for path in named):

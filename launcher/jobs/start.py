@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, create, items, variants
-from launcher.config.schema import Config
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive import items
+from launcher.config.schema import Config, variants
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.jobs import length, scheduled
 from launcher.jobs.status import is_live, last_record, not_submitted, observed_run

@@ -133,7 +133,7 @@ def _status(raw: Any) -> Status:
 
 def details(run: RunDir) -> dict[str, Any]:
     """One run in full: its state, its last logged numbers and what each rank is doing."""
-    from launcher.config import compose  # the listing does without
+    from launcher.config.compose import compose  # the listing does without
 
     status = observed_run(run)
     attempt = status.attempt

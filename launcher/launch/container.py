@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from launcher.config.schema_launch import ContainerConfig, ContainerRuntime
+from launcher.config.schema.launch import ContainerConfig, ContainerRuntime
 from launcher.errors import ConfigError
 
 

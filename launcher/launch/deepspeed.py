@@ -12,9 +12,9 @@ import socket
 from pathlib import Path
 
 from launcher import entry
-from launcher.config import hostfile
-from launcher.config.hostfile import Host
-from launcher.config.schema_launch import DeepspeedConfig, RemoteShell
+from launcher.config.derive import hostfile
+from launcher.config.derive.hostfile import Host
+from launcher.config.schema.launch import DeepspeedConfig, RemoteShell
 from launcher.errors import ConfigError
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from launcher import procfs, vitals
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.launch import processes
 from launcher.rundir import RunDir
 from launcher.vitals import Beat

@@ -14,7 +14,7 @@ import time
 from types import FrameType
 
 from launcher import runtime
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch import outcome, slurm_ask, slurm_text, supervise
 from launcher.launch.guard import TICK_S, Guard

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import entry
-from launcher.config.schema_launch import ClusterConfig, SlurmAgent, SlurmConfig
+from launcher.config.schema.launch import ClusterConfig, SlurmAgent, SlurmConfig
 from launcher.errors import ConfigError
 from launcher.launch import container
 from launcher.launch.spec import LaunchSpec

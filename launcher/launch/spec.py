@@ -9,7 +9,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
-from launcher.config.schema_launch import ClusterConfig, LaunchConfig
+from launcher.config.schema.launch import ClusterConfig, LaunchConfig
 from launcher.errors import Problem
 from launcher.rundir import RunDir, read_json
 

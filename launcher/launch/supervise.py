@@ -105,7 +105,7 @@ def prepare(run: RunDir, plan: LaunchPlan, wishes: Wishes) -> int:
 def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
     """Commands to run before the ranks: nothing where base and data are there already."""
     from launcher import bases, fingerprint
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     config = compose.load(run.config)
     if bases.is_missing(config.model):
@@ -134,7 +134,7 @@ def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.
 
 
 def _guard(run: RunDir, plan: LaunchPlan) -> Callable[[], None]:
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     return Guard(run, plan.attempt, compose.load(run.config).watchdog).look
 

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from launcher import entry
-from launcher.config.schema_launch import Rendezvous, TorchrunConfig
+from launcher.config.schema.launch import Rendezvous, TorchrunConfig
 from launcher.errors import ConfigError, Problem
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan

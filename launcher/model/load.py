@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from launcher import bases, runtime
-from launcher.config.plan import Plan
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.errors import ConfigError
 from launcher.model import attention

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.config import architecture, model_checks
+from launcher.config.check import model_checks
+from launcher.config.derive import architecture
 from launcher.errors import ConfigError
 
 _TABLE = re.compile(r"(char_)?position_embeddings|wpe|embed_positions|positions_embed")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config import stored
+from launcher.config.derive import stored
 from launcher.errors import ConfigError
 from launcher.model.classifier import auto_class, open_classifier, read_structure
 from launcher.model.sequence_head import SequenceHead

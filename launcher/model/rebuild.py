@@ -9,7 +9,7 @@ import torch
 
 from launcher import runtime
 from launcher.config.schema import Config, LoraConfig, ModelConfig
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.errors import LauncherError
 from launcher.fingerprint import require_base
 from launcher.model.adapter import AdapterReader

@@ -5,7 +5,8 @@ documents with targets, what it computes of them, and what is scored on held-out
 the rest: reading, packing, ranks, normalisation, checkpoints, comparison.
 
 To add one: a file with a subclass, its options beside it or in `launcher.config.schema`, a row in
-`launcher.config.variants`, a YAML in `conf/objective/`, a test; docs/extend.md has an example.
+`launcher.config.schema.variants`, a YAML in `conf/objective/`, a test; docs/extend.md has an
+example.
 Preparation imports it in many processes, so what only training needs is imported where it is used.
 """
 
@@ -17,8 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from launcher.config import variants
-from launcher.config.schema import Config, ObjectiveConfig
+from launcher.config.schema import Config, ObjectiveConfig, variants
 from launcher.model.sequence_head import SequenceHead
 from launcher.rundir import RunDir, read_json, write_json
 

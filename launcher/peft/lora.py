@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from launcher.config import checks, schema, tensors
+from launcher.config import schema
+from launcher.config.check import checks
+from launcher.config.derive import tensors
 from launcher.errors import ConfigError, Problem, did_you_mean
 from launcher.peft.tensor_names import ROOT, file_names, stored_names
 

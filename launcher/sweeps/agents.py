@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.config import compose, typed
-from launcher.config.schema_sweep import SweepConfig
+from launcher.config.compose import compose
+from launcher.config.schema import typed
+from launcher.config.schema.sweep import SweepConfig
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
 

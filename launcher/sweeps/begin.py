@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher import runtime
-from launcher.config import compose, create, ownfile, typed, variants
-from launcher.config.schema import Config
-from launcher.config.schema_launch import TorchrunConfig
-from launcher.config.schema_sweep import Direction, OptunaSweepConfig, Pruner
+from launcher.config import create
+from launcher.config.compose import compose, ownfile
+from launcher.config.schema import Config, typed, variants
+from launcher.config.schema.launch import TorchrunConfig
+from launcher.config.schema.sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.jobs import requirements
 from launcher.launch.torchrun import given_endpoint

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from launcher import streams
-from launcher.config import compose, groups, variants
-from launcher.config.schema import Config
+from launcher.config.compose import compose, groups
+from launcher.config.schema import Config, variants
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
 from launcher.rundir import RunDir, State, command

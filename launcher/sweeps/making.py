@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose, create
-from launcher.config.plan import Plan
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
-from launcher.config.schema_sweep import SweepConfig
+from launcher.config.schema.sweep import SweepConfig
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir, State, Status, as_json, storage_errors
 from launcher.sweeps.folder import Request, SweepDir, Trial, content

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from launcher.config import compose, variants
-from launcher.config.schema import Config
+from launcher.config.compose import compose
+from launcher.config.schema import Config, variants
 from launcher.errors import ExitCode, LauncherError, StorageError
 from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of

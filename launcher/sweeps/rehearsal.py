@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.jobs import start
 from launcher.rundir import RunDir
 from launcher.sweeps import space

@@ -14,7 +14,8 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from launcher.config import ownfile, values
+from launcher.config.compose import ownfile
+from launcher.config.schema import values
 from launcher.errors import ConfigError, Problem
 
 #: Draws without a new combination after which a space of few counts as exhausted, for each trial.

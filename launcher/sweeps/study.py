@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from launcher import registry
-from launcher.config.schema_sweep import Pruner, Sampler
+from launcher.config.schema.sweep import Pruner, Sampler
 from launcher.errors import ConfigError
 from launcher.launch.outcome import settled
 from launcher.rundir import State

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config import compose, overrides
+from launcher.config.compose import compose, overrides
 from launcher.errors import ConfigError, ExitCode
 from launcher.launch.outcome import settled
 from launcher.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic

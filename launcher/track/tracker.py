@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config import schema
-from launcher.config.variants import TRACKERS
+from launcher.config.schema.variants import TRACKERS
 from launcher.rundir import RunDir, read_json, storage_errors, write_atomic, write_json
 
 

@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ConfigError
 from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of

@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.data.formats.base import BadRecord
 from launcher.errors import ConfigError, DataError
 from launcher.rundir import RunDir

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher import report
-from launcher.config import compose, eval_checks, variants
-from launcher.config.schema import Config
+from launcher.config.check import eval_checks
+from launcher.config.compose import compose
+from launcher.config.schema import Config, variants
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals import compare, judge, slices, store

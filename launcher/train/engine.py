@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from launcher import runtime
-from launcher.config.deepspeed import clips_itself
-from launcher.config.plan import Plan
+from launcher.config.derive.deepspeed import clips_itself
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
 from launcher.errors import ConfigError, DivergedError
 from launcher.model.lean import save_less
@@ -90,7 +90,7 @@ class Engine:
     def __init__(
         self, model: nn.Module, config: Config, plan: Plan, settings: dict[str, Any]
     ) -> None:
-        """Shard `model` as `settings` (from `launcher.config.deepspeed.build`) say."""
+        """Shard `model` as `settings` (from `launcher.config.derive.deepspeed.build`) say."""
         deepspeed = import_deepspeed(plan.device)
         if not isinstance(config.optim, MuonConfig):
             _pass_over_muon()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from launcher.config.plan import Plan
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config, LoraConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import taught

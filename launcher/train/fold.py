@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config, LoraConfig, Quantization
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import require_base

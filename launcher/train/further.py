@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from launcher.config.plan import Plan
+from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
-from launcher.config.variants import metrics_of
+from launcher.config.schema.variants import metrics_of
 from launcher.data.cache import TokenCache
 from launcher.data.turn_ends import taught
 from launcher.evals import generation

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from launcher import procfs
-from launcher.config import memory
+from launcher.config.derive import memory
 from launcher.config.schema import Config
 from launcher.runtime import Ranks
 from launcher.train import distributed

@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.formats.base import BadRecord
 from launcher.errors import ConfigError, DataError

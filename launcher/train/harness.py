@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import registry
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, DataError, LauncherError, did_you_mean
 from launcher.report.summary import number
 from launcher.rundir import RunDir, read_json, write_json

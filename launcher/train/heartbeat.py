@@ -10,7 +10,7 @@ import threading
 import time
 
 from launcher import procfs, vitals
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.rundir import RunDir
 from launcher.runtime import Ranks
 from launcher.vitals import Beat

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from launcher import console, fingerprint
-from launcher.config import compose, deepspeed, variants
-from launcher.config import plan as plans
-from launcher.config.plan import Plan
-from launcher.config.schema import Config, LoraConfig, OnNonFinite
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.compose import compose
+from launcher.config.derive import deepspeed
+from launcher.config.derive import plan as plans
+from launcher.config.derive.plan import Plan
+from launcher.config.schema import Config, LoraConfig, OnNonFinite, variants
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Loader, Row, rectangles
 from launcher.data.mixture import open_data

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
 from launcher.data.turn_ends import by_template, taught

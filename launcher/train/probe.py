@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from launcher import runtime
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ExitCode, LauncherError
 from launcher.host import machine, storage
 from launcher.rundir import RunDir, State, read_json, storage_errors, write_json

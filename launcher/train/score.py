@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from launcher import runtime
-from launcher.config import compose
-from launcher.config import plan as plans
+from launcher.config.compose import compose
+from launcher.config.derive import plan as plans
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results

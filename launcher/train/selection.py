@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from launcher.config import plan as plans
+from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, EarlyStopConfig
 from launcher.errors import DataError
 from launcher.evals.metric import Metric

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from launcher.config.schema_launch import LaunchConfig, SlurmConfig
+from launcher.config.schema.launch import LaunchConfig, SlurmConfig
 from launcher.errors import ExitCode
 
 

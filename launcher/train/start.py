@@ -15,9 +15,10 @@ import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
 from launcher import bases, entry, fingerprint, runtime
-from launcher.config import compose, create
+from launcher.config import create
+from launcher.config.compose import compose
 from launcher.config.schema import Config
-from launcher.config.schema_launch import LaunchConfig
+from launcher.config.schema.launch import LaunchConfig
 from launcher.errors import (
     ConfigError,
     ExitCode,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.rundir import RunDir, State, read_json
 
 

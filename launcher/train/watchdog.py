@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from launcher import procfs, vitals
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.errors import ExitCode
 from launcher.rundir import RunDir
 from launcher.runtime import Ranks

@@ -15,7 +15,7 @@ from launcher.ab.result import result
 from launcher.ab.study import Item, Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import main
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, DataError, ExitCode, StorageError
 from support.configs import make_config
 from support.studies import write_lines

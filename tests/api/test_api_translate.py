@@ -14,7 +14,9 @@ from launcher.api import naming
 from launcher.api.site import Offer, Queue, Site
 from launcher.api.tables import Job
 from launcher.api.translate import Inputs, numbers, translate
-from launcher.config import compose, create, plan
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive import plan
 from launcher.config.schema import WandbMode
 from launcher.errors import ConfigError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.api import site
-from launcher.config import compose
+from launcher.config.compose import compose
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "serve.md"
 SETTINGS = re.findall(r"^```yaml (\S+)\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)

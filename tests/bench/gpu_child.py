@@ -112,8 +112,10 @@ def skipped(steps: list[Any]) -> int:
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
     from launcher import runtime
-    from launcher.config import compose, deepspeed, plan, variants
-    from launcher.config.variants import PEFT_METHODS
+    from launcher.config.compose import compose
+    from launcher.config.derive import deepspeed, plan
+    from launcher.config.schema import variants
+    from launcher.config.schema.variants import PEFT_METHODS
     from launcher.data import cache
     from launcher.data.loader import Loader
     from launcher.data.packing import PackedOrder

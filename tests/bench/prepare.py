@@ -79,7 +79,7 @@ def encode(data: Path, tokenizer_folder: str, rounds: int) -> None:
 
 
 def _config(data: Path, tokenizer_folder: str, **options: Any) -> Any:
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     folder = tempfile.mkdtemp(prefix="bench-prepare-")
     overrides = [f"{key}={value}" for key, value in options.items()]

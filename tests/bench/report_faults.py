@@ -17,7 +17,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.curate import report
 
 NAMES = ("Ava", "Liam", "Noor", "Kenji", "Marta", "Pavel")

@@ -13,7 +13,8 @@ import pytest
 
 from launcher import registry
 from launcher.cli import VERBS, arguments, main
-from launcher.config import groups, typed
+from launcher.config.compose import groups
+from launcher.config.schema import typed
 from launcher.errors import ExitCode
 from launcher.launch import processes
 from launcher.rundir import RunDir, State

@@ -8,7 +8,9 @@ import stat
 import pytest
 import yaml
 
-from launcher.config import compose, create, plan
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive import plan
 from launcher.errors import ConfigError, StorageError
 from launcher.rundir import RunDir, State, read_json
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config
-from launcher.config.schema_data import ReportConfig
+from launcher.config.schema.data_report import ReportConfig
 from support.configs import make_config
 
 

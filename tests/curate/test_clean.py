@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import data
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.curate import choice, naming, report
 from launcher.curate.clean import Options, clean

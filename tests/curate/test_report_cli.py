@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from launcher.cli import data
-from launcher.config import checks, compose, schema_data
-from launcher.config.schema import Config
+from launcher.config.check import checks
+from launcher.config.compose import compose
+from launcher.config.schema import Config, data_report
 from launcher.curate import limits, profiles, report
 from launcher.errors import ConfigError
 from support.curation import pairs
@@ -19,9 +20,9 @@ Configure = Callable[..., Config]
 
 
 def test_config_and_report_know_the_same_rules() -> None:
-    assert tuple(limits.RULES) == schema_data.RULES
-    assert {name: tuple(rules) for name, rules in profiles.FIXES.items()} == schema_data.PROFILES
-    assert set(schema_data.DEFAULT_GATE) < set(schema_data.RULES)
+    assert tuple(limits.RULES) == data_report.RULES
+    assert {name: tuple(rules) for name, rules in profiles.FIXES.items()} == data_report.PROFILES
+    assert set(data_report.DEFAULT_GATE) < set(data_report.RULES)
 
 
 @pytest.mark.parametrize(

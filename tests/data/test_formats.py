@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.config.variants import FORMATS
+from launcher.config.schema.variants import FORMATS
 from launcher.data.formats import BadRecord, Chat, Pair, Preference, Reader, Text, detect, rename
 from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat

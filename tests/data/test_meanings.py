@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.data.formats import BadRecord, Chat, Labelled, Pair, Preference, Reader, Text, detect
 from launcher.data.formats.preference import how_to_learn_chosen
 from launcher.meanings import EVERY, FIELDS, TURN_FIELDS, Field, Use

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher import fingerprint
-from launcher.config import checks
+from launcher.config.check import checks
 from launcher.config.schema import Config
 from launcher.data import cache as token_cache
 from launcher.data import formats

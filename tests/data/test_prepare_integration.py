@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from launcher import fingerprint
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.prepare import prepare

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.config import checks, compose
+from launcher.config.check import checks
+from launcher.config.compose import compose
 from support.project import Project, conversations
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.config.variants import METRICS
+from launcher.config.schema.variants import METRICS
 from launcher.errors import ConfigError
 from launcher.evals.exact_match import ExactMatch, normalise
 from launcher.evals.metric import make_metrics, score_all

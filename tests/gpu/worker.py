@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from launcher import runtime
-from launcher.config import deepspeed, plan, variants
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.derive import deepspeed, plan
+from launcher.config.schema import variants
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Loader
 from launcher.data.packing import PackedOrder

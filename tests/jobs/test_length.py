@@ -8,7 +8,8 @@ import stat
 import pytest
 import yaml
 
-from launcher.config import compose, create
+from launcher.config import create
+from launcher.config.compose import compose
 from launcher.config.schema import Weights
 from launcher.errors import ConfigError
 from launcher.jobs import length, start

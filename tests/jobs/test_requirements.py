@@ -16,7 +16,7 @@ import pytest
 
 from launcher import registry
 from launcher.cli import main
-from launcher.config import variants
+from launcher.config.schema import variants
 from launcher.jobs import requirements
 
 TINY = ("model=tiny", "data.max_length=64", "batch.sequences=2", "launch.processes=1")

@@ -9,7 +9,7 @@ import dataclasses
 import sys
 
 from launcher import cli
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.jobs import start
 from launcher.jobs.follow import follow
 from launcher.launch.local import LocalBackend

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from launcher import entry
-from launcher.config.schema_launch import (
+from launcher.config.schema.launch import (
     ClusterConfig,
     DeepspeedConfig,
     RemoteShell,

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import compose, create
+from launcher.config import create
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start, status
 from launcher.jobs.cancel import cancel

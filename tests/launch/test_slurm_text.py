@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher import entry
-from launcher.config.schema_launch import (
+from launcher.config.schema.launch import (
     ClusterConfig,
     ContainerConfig,
     ContainerRuntime,

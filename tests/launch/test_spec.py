@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher import entry
-from launcher.config.schema_launch import ClusterConfig, LaunchConfig
-from launcher.config.variants import LAUNCHERS
+from launcher.config.schema.launch import ClusterConfig, LaunchConfig
+from launcher.config.schema.variants import LAUNCHERS
 from launcher.errors import ExitCode
 from launcher.launch import outcome
 from launcher.launch.local import LocalBackend

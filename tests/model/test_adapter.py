@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import peft
-from launcher.config import adapter
+from launcher.config.derive import adapter
 from launcher.config.schema import Config, LoraConfig, ModelConfig, PeftConfig
 from launcher.errors import ConfigError
 from launcher.model.adapter import AdapterReader

@@ -21,7 +21,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from launcher.config import plan as plans
+from launcher.config.derive import plan as plans
 from launcher.errors import ConfigError
 from launcher.model.load import load_model
 from launcher.model.sequence_head import SequenceHead

@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 
-from launcher.config import architecture
+from launcher.config.derive import architecture
 from launcher.errors import ConfigError
 from launcher.model.positions import _tables, require_positions, rows
 from support.families import small_config

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from launcher.config import plan as plans
+from launcher.config.derive import plan as plans
 from launcher.config.schema import (
     Attention,
     BatchConfig,

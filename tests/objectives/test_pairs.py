@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ExitCode

@@ -5,8 +5,9 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.config import schema, typed
-from launcher.config.variants import NAME_FIELD, OPTIONS
+from launcher.config import schema
+from launcher.config.schema import typed
+from launcher.config.schema.variants import NAME_FIELD, OPTIONS
 
 
 def make_config(**sections: Any) -> schema.Config:

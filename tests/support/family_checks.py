@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer
 
-from launcher.config import compose, variants
-from launcher.config import plan as plans
-from launcher.config.schema import Config
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.compose import compose
+from launcher.config.derive import plan as plans
+from launcher.config.schema import Config, variants
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Row, make_row, rectangles

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from launcher.config import groups, typed
+from launcher.config.compose import groups
+from launcher.config.schema import typed
 
 _WORD = re.compile(
     r"'[a-z_]+(?:\.\w+)*=[^']*'|\b[a-z_]+(?:\.\w+)*=(?:'[^']*'|\[[^\]]*\]|[^\s;,)']*)"

@@ -51,7 +51,7 @@ def loss_at(lr: float, step: int) -> float:
 
 def trial(run: RunDir, attempt: int) -> None:
     """What a rank does, without the work."""
-    from launcher.config import compose
+    from launcher.config.compose import compose
 
     config = compose.load(run.config)
     steps = config.train.steps or 4
@@ -77,7 +77,7 @@ def main(words: list[str]) -> int:
     """`control VERB ...`, or what ranks (`RUN --attempt N`) and preparation (`RUN`) are given."""
     if words[0] == "control":
         from launcher.cli import main as launcher
-        from launcher.config import variants
+        from launcher.config.schema import variants
 
         rows = variants.LAUNCHERS._rows
         rows["local"] = "support.stub_trials:StubBackend"

@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 from launcher.cli import main
-from launcher.config import compose, create
+from launcher.config import create
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.launch import local, processes
 from launcher.launch.patience import patiently

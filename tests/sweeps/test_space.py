@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.config import groups
+from launcher.config.compose import groups
 from launcher.errors import ConfigError
 from launcher.sweeps import multirun, space
 from launcher.sweeps.folder import SweepDir

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from launcher.config.compose import to_dict
+from launcher.config.compose.compose import to_dict
 from launcher.config.schema import Config, WandbConfig, WandbMode
 from launcher.rundir import RunDir, read_json
 from launcher.track.tracker import Trackers, tracker_id

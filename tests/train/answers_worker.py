@@ -13,7 +13,7 @@ import torch.distributed as dist
 from transformers import AutoTokenizer
 
 from launcher import runtime
-from launcher.config import deepspeed, plan
+from launcher.config.derive import deepspeed, plan
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
 from launcher.evals.records import Prompt

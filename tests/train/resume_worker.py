@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from launcher import runtime
-from launcher.config import deepspeed, plan
-from launcher.config.variants import PEFT_METHODS
+from launcher.config.derive import deepspeed, plan
+from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Loader
 from launcher.data.packing import PackedOrder

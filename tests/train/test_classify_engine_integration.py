@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.config import variants
+from launcher.config.schema import variants
 from launcher.data import cache as caches
 from launcher.model.classifier import open_classifier
 from support.configs import make_config

@@ -9,7 +9,7 @@ import weakref
 import pytest
 
 from launcher.cli import models
-from launcher.config import compose
+from launcher.config.compose import compose
 from launcher.errors import ConfigError, ExitCode
 from launcher.rundir import RunDir, read_json
 from launcher.train import harness

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from launcher.config import compose
-from launcher.config import plan as plans
+from launcher.config.compose import compose
+from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, EvalConfig, LoraConfig, ModelConfig, SpecialTokens
 from launcher.data.prepare import prepare
 from launcher.errors import ConfigError, DataError, ExitCode

@@ -6,7 +6,7 @@ import transformers
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from launcher.config import plan as plans
+from launcher.config.derive import plan as plans
 from launcher.data import cache as caches
 from launcher.data.loader import make_row, rectangles
 from launcher.errors import ConfigError

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.rundir import RunDir, State, write_json
 from launcher.train.stragglers import Change, OwnTime, Stragglers, report_slow
 

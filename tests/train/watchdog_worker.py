@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 
-from launcher.config.schema_launch import WatchdogConfig
+from launcher.config.schema.launch import WatchdogConfig
 from launcher.rundir import RunDir
 from launcher.runtime import Ranks
 from launcher.train.heartbeat import Heartbeat

@@ -1,8 +1,8 @@
 """Record formats: one raw record (a plain dict) in, one `Example` out. Pure, so tested with dicts.
 
 A format is a class with `matches(record)` for detection and `read(record)`, which returns an
-example or raises `BadRecord`. To add one: a file here, a row in `launcher.config.variants.FORMATS`,
-a YAML in `conf/data/`, a test.
+example or raises `BadRecord`. To add one: a file here, a row in
+`launcher.config.schema.variants.FORMATS`, a YAML in `conf/data/`, a test.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from launcher import meanings
-from launcher.config.variants import FORMATS
+from launcher.config.schema.variants import FORMATS
 from launcher.data.formats.base import (
     BadRecord,
     Chat,

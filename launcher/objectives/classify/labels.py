@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.architecture import head_names
+from launcher.config.derive.architecture import head_names
 from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.errors import ConfigError, DataError, did_you_mean

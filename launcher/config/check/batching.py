@@ -1,0 +1,64 @@
+"""The rules of the global batch: how it is stated, and whether the ranks can share it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from launcher.config.derive.plan import global_sequences
+from launcher.config.schema import Config
+from launcher.errors import Problem
+
+#: keys that the rules here take part in; while one of them is out of range they say nothing.
+KEYS = ("batch.tokens", "batch.sequences", "batch.micro", "data.max_length")
+
+
+def check(config: Config, world_size: int | None) -> Iterator[Problem]:
+    """Problems of the `batch` section for `world_size` ranks (None: number of ranks not known)."""
+    tokens, sequences = config.batch.tokens, config.batch.sequences
+    length = config.data.max_length
+    if (tokens is None) == (sequences is None):
+        found = "neither is given" if tokens is None else f"tokens={tokens}, sequences={sequences}"
+        hint = "e.g. batch.sequences=64: the batch of one optimizer step over all ranks"
+        yield Problem("batch", f"give tokens or sequences, one of them: {found}", hint)
+        return
+    if tokens is not None and not config.data.packing:
+        found = f"{tokens} with data.packing=false, where sequences are not of equal length"
+        yield Problem("batch.tokens", found, f"use batch.sequences={max(1, tokens // length)}")
+        return
+    if tokens is not None and tokens % length:
+        found = f"{tokens} is not a multiple of data.max_length={length}"
+        yield Problem("batch.tokens", found, _nearest("batch.tokens", tokens, length))
+        return
+    if world_size is not None:
+        yield from _cut(config, world_size)
+
+
+def _cut(config: Config, world_size: int) -> Iterator[Problem]:
+    total = global_sequences(config)
+    in_tokens = config.batch.tokens is not None
+    key = "batch.tokens" if in_tokens else "batch.sequences"
+    unit = config.data.max_length if in_tokens else 1
+    micro = config.batch.micro
+    if total % world_size:
+        found = f"{total * unit} ({total} sequences) cannot be shared by {world_size} ranks"
+        found = found if in_tokens else f"{total} cannot be shared by {world_size} ranks"
+        yield Problem(key, found, _nearest(key, total * unit, world_size * (micro or 1) * unit))
+    elif micro is not None and total // world_size % micro:
+        share = total // world_size
+        sizes = ", ".join(str(size) for size in _divisors(share))
+        yield Problem(
+            "batch.micro",
+            f"{micro} does not divide the {share} sequences of a rank ({total} over {world_size})",
+            f"use one of {sizes}; or {_nearest(key, total * unit, world_size * micro * unit)}",
+        )
+
+
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def _nearest(key: str, value: int, step: int) -> str:
+    """The multiples of `step` next to `value`, as a hint."""
+    below = value // step * step
+    near = [number for number in (below, below + step) if number > 0]
+    return "nearest that can: " + " or ".join(f"{key}={number}" for number in near)

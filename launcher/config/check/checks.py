@@ -1,0 +1,296 @@
+"""What cannot work, found before anything starts: ranges, missing values, impossible combinations.
+
+Pure apart from looking for installed packages and a compiler. `check` runs every rule and returns
+all problems, in the order of the config's sections.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from launcher import registry
+from launcher.config.check import batching, eval_checks, model_checks
+from launcher.config.derive import architecture, items, plan
+from launcher.config.schema import (
+    Config,
+    DataConfig,
+    Dtype,
+    LoraConfig,
+    WsdConfig,
+    data_report,
+    typed,
+    variants,
+)
+from launcher.config.schema.launch import Rendezvous, TorchrunConfig
+from launcher.errors import Problem, did_you_mean
+from launcher.meanings import OF_THE_CALLER
+
+#: DeepSpeed keys that follow from the `batch` section.
+BATCH_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+)
+
+
+#: Modules of which the embeddings of a model are two that share one matrix.
+_EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
+TIED_HINT = (
+    "leave it out, as peft.targets=all-linear does; the shared matrix itself is trained with"
+    " peft.targets=all-linear peft.modules_to_save=[embed_tokens]"
+)
+
+
+def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Problem]:
+    """All problems of `config` on this kind of machine, in a stable order; [] if it can run.
+
+    `world_size` None leaves out the rules that need the number of ranks.
+    """
+    problems = [
+        *out_of_range(config),
+        *model_checks.check(config, has_gpu),
+        *_data(config),
+        *_objective(config),
+        *_peft(config),
+        *_train(config),
+        *_optim(config, has_gpu),
+        *_schedule(config),
+        *_engine(config, has_gpu),
+        *_checkpoint(config),
+        *_selection(config),
+        *eval_checks.check(config),
+        *config.objective.problems(config),
+        *_launch(config),
+    ]
+    if not any(problem.where in batching.KEYS for problem in problems):
+        problems += batching.check(config, world_size)
+    return problems
+
+
+def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem]:
+    """`found` (by compose) and those of `checked` that do not merely follow from them.
+
+    A section with a misspelt key lacks the value that was meant, so rules on that section would
+    blame what is not wrong.
+    """
+    broken = {problem.where.partition(".")[0] for problem in found}
+    words = {part for problem in found for part in re.findall(r"'(\w+)\.", problem.hint)}
+    skip = broken | words
+    kept = [problem for problem in checked if problem.where.partition(".")[0] not in skip]
+    return [*found, *kept]
+
+
+def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
+    """A problem for each number of a section, or of a whole config, outside its field's range."""
+    limits = typed.limits(type(section))
+    for name in typed.fields(type(section)):
+        key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
+        if dataclasses.is_dataclass(value):
+            yield from out_of_range(value, key)
+        elif value is not None and name in limits and not limits[name].holds(value):
+            yield Problem(key, f"{value} is out of range", f"give a number {limits[name]}")
+
+
+def report_problems(config: Config) -> list[Problem]:
+    """What is wrong with the part of `data` that a report itself needs, and every preparation."""
+    numbers = out_of_range(config.data.report, "data.report")
+    rules = data_report.problems(config.data.gate, config.data.report)
+    return [*numbers, *rules, *_template_options(config.data)]
+
+
+def _template_options(data: DataConfig) -> Iterator[Problem]:
+    for name in sorted(OF_THE_CALLER & set(data.template_options)):
+        hint = "name variables of the chat template's own, e.g. {enable_thinking: false}"
+        yield Problem(f"data.template_options.{name}", "is set by the launcher itself", hint)
+
+
+def _data(config: Config) -> Iterator[Problem]:
+    data = config.data
+    yield from items.check(config)
+    yield from data_report.problems(data.gate, data.report)
+    if data.train is None:
+        hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
+        yield Problem("data.train", "no training data is given", hint)
+    yield from items.format_problems(data.format, "data.format")
+    yield from _template_options(data)
+    if data.system is not None and data.format == "text":
+        hint = "plain text has no turns: leave data.system out"
+        yield Problem("data.system", "a system message with data.format=text", hint)
+
+
+def _objective(config: Config) -> Iterator[Problem]:
+    if config.objective.name == "sft" and config.data.format == "text":
+        hint = "plain text has no answers to learn: use objective=text"
+        yield Problem("objective.name", "sft with data.format=text", hint)
+
+
+def _peft(config: Config) -> Iterator[Problem]:
+    if not isinstance(config.peft, LoraConfig):
+        return
+    targets = config.peft.targets
+    if targets == "all-linear" and architecture.has_experts(config.model):
+        yield from _experts(config.peft)
+    if isinstance(targets, str) and targets != "all-linear":
+        hint = f"write peft.targets=[{targets}], or all-linear"
+        yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+    elif not isinstance(targets, str):
+        names = targets if isinstance(targets, list) else []
+        if not names or not all(isinstance(name, str) and name for name in names):
+            hint = "write all-linear, or a list such as [q_proj, v_proj]"
+            yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
+        elif architecture.ties_embeddings(config.model):
+            yield from _tied(names)
+
+
+def _experts(peft: LoraConfig) -> Iterator[Problem]:
+    """peft adapts fused experts as parameters, and knows less there."""
+    for key, off in (("dora", "false"), ("dropout", "0")):
+        if getattr(peft, key) and peft.experts:
+            found = f"peft has none on experts that are fused, {getattr(peft, key)} is given"
+            yield Problem(f"peft.{key}", found, f"peft.{key}={off}")
+
+
+def _tied(names: list[str]) -> Iterator[Problem]:
+    for name in names:
+        if name.rpartition(".")[2] in _EMBEDDINGS:
+            found = f"{name!r} is tied to the other embedding: its adapter could not be merged"
+            yield Problem("peft.targets", found, TIED_HINT)
+
+
+def _train(config: Config) -> Iterator[Problem]:
+    steps, epochs = config.train.steps, config.train.epochs
+    if (steps is None) == (epochs is None):
+        found = "neither is given" if steps is None else f"steps={steps} and epochs={epochs}"
+        yield Problem("train", f"give steps or epochs, one of them: {found}", "e.g. train.epochs=1")
+
+
+def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    name = config.optim.name
+    if name == "adamw8bit":
+        if not has_gpu:
+            yield Problem(
+                "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
+            )
+        elif not registry.installed("bitsandbytes"):
+            hint = "pip install bitsandbytes, or optim=adamw"
+            yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
+        if config.engine.offload_optimizer:
+            hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
+            yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
+    if name == "muon" and not model_checks.compiler():
+        compilers = ", ".join(model_checks.COMPILERS)
+        hint = f"its update is compiled: install one of {compilers}, or optim=adamw"
+        yield Problem("optim.name", "muon needs a C++ compiler; none is found", hint)
+
+
+def _schedule(config: Config) -> Iterator[Problem]:
+    schedule, steps = config.schedule, config.train.steps
+    if schedule.warmup >= 1 and schedule.warmup != int(schedule.warmup):
+        hint = "below 1 it is a share of all steps, from 1 a whole number of steps"
+        yield Problem("schedule.warmup", f"{schedule.warmup} is not a number of steps", hint)
+    elif steps is not None and schedule.warmup >= max(1, steps):
+        hint = "leave steps for training: a smaller schedule.warmup, or more train.steps"
+        yield Problem("schedule.warmup", f"{schedule.warmup:g} of train.steps={steps}", hint)
+    if isinstance(schedule, WsdConfig) and steps is not None:
+        warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
+        if steps > warmup > steps * (1 - schedule.decay):
+            found = (
+                f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
+            )
+            yield Problem("schedule.decay", found, "make one of the two shorter")
+    elif isinstance(schedule, WsdConfig) and schedule.warmup < 1 < schedule.warmup + schedule.decay:
+        found = f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
+        yield Problem("schedule.decay", found, "make one of the two shorter")
+
+
+def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    engine = config.engine
+    if engine.precision is Dtype.fp16 and not has_gpu:
+        yield Problem("engine.precision", "fp16 on CPU", "use engine.precision=fp32 or bf16")
+    if engine.offload_params and engine.zero != 3:
+        hint = "only ZeRO-3 shards parameters: use engine=zero3_offload"
+        yield Problem("engine.offload_params", f"true with engine.zero={engine.zero}", hint)
+    if engine.offload_optimizer and engine.zero == 0:
+        hint = "ZeRO-0 keeps the optimizer with the weights: use engine=zero2_offload"
+        yield Problem("engine.offload_optimizer", "true with engine.zero=0", hint)
+    builds = has_gpu and engine.offload_optimizer and config.optim.name == "adamw"
+    if builds and not model_checks.compiler():
+        hint = f"install one of {', '.join(model_checks.COMPILERS)}, or offload nothing"
+        found = "DeepSpeed's CPU Adam needs a C++ compiler; none is found"
+        yield Problem("engine.offload_optimizer", found, hint)
+    for key in BATCH_KEYS:
+        if key in engine.extra:
+            hint = "the batch section states it: batch.sequences (global) and batch.micro"
+            yield Problem(f"engine.extra.{key}", f"{engine.extra[key]!r} would not be kept", hint)
+
+
+def _checkpoint(config: Config) -> Iterator[Problem]:
+    if config.checkpoint.keep_best <= 0:
+        return
+    found = f"{config.checkpoint.keep_best} without evaluation during training"
+    during = config.eval.every_steps or config.eval.times
+    if during is None or "loss" not in variants.metrics_of(config):
+        hint = "add eval.every_steps=N with loss among eval.metrics, or checkpoint.keep_best=0"
+        yield Problem("checkpoint.keep_best", found, hint)
+
+
+def _selection(config: Config) -> Iterator[Problem]:
+    """What chooses weights, or the end, by scores has to have scores to choose by."""
+    stop, options = config.train.early_stop, config.eval
+    if stop.metric not in variants.METRICS:
+        hint = did_you_mean(stop.metric, variants.METRICS)
+        yield Problem("train.early_stop.metric", f"unknown metric {stop.metric!r}", hint)
+        return
+    if stop.patience is not None:
+        key, found, off = "train.early_stop.patience", str(stop.patience), "null"
+    elif plan.exports_best(config):
+        key, found, off = "export.weights", "best", "last"
+    else:
+        return
+    if options.name == "none" or not variants.metrics_of(config):
+        hint = f"evaluate during training, e.g. eval=default eval.times=10; or {key}={off}"
+        yield Problem(key, f"{found} with eval={options.name}, which scores nothing", hint)
+        return
+    if options.every_steps is None and options.times is None:
+        hint = f"add eval.times=10, or eval.every_steps=N; or {key}={off}"
+        yield Problem(key, f"{found} without evaluation during training", hint)
+    yield from _telling(config)
+
+
+def _telling(config: Config) -> Iterator[Problem]:
+    """Whether the metric is one that is measured during training."""
+    name, metrics = config.train.early_stop.metric, variants.metrics_of(config)
+    cheap = [name for name, row in variants.METRICS.items() if row.records != "generation"]
+    known = [metric for metric in metrics if metric in cheap]
+    instead = f"train.early_stop.metric={known[0]}" if known else "eval.metrics=[loss]"
+    if name not in cheap:
+        found = f"{name} needs generated answers, which are made at the end alone"
+        yield Problem("train.early_stop.metric", found, instead)
+    elif name not in metrics:
+        fitting = [
+            name for name, row in variants.METRICS.items() if name in cheap and row.fits(config)
+        ]
+        measured = [metric for metric in metrics if metric in variants.METRICS]
+        adding = f"eval.metrics=[{','.join([*measured, name])}]"
+        hint = f"{adding}, or {instead}" if known and name in fitting else instead
+        hint = adding if name in fitting and not known else hint
+        found = f"{name} is not among eval.metrics: {', '.join(metrics)}"
+        yield Problem("train.early_stop.metric", found, hint)
+
+
+def _launch(config: Config) -> Iterator[Problem]:
+    launch = config.launch
+    if launch.name == "local" and launch.nodes > 1:
+        hint = "launch=torchrun, launch=deepspeed or launch=slurm starts ranks on several nodes"
+        yield Problem("launch.nodes", f"{launch.nodes} nodes, but launch=local is one", hint)
+    if isinstance(launch, TorchrunConfig):
+        yield from _torchrun(launch)
+
+
+def _torchrun(launch: TorchrunConfig) -> Iterator[Problem]:
+    if launch.rendezvous is Rendezvous.static and launch.max_restarts and launch.nodes > 1:
+        found = "static agents do not learn that those of other nodes start their ranks again"
+        yield Problem("launch.max_restarts", found, "launch.rendezvous=c10d")

@@ -1,0 +1,99 @@
+"""What is wrong with the evaluation of a config."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from launcher.config.schema import Config, EvalConfig, variants
+from launcher.errors import Problem, did_you_mean
+
+
+def check(config: Config) -> Iterator[Problem]:
+    """All problems of the section `eval`."""
+    options, metrics = config.eval, variants.metrics_of(config)
+    if options.name not in ("none", "default"):
+        hint = did_you_mean(options.name, ["none", "default"])
+        yield Problem("eval.name", f"unknown name {options.name!r}", hint)
+    for name in metrics:
+        yield from _metric(name, config)
+    if metrics and config.data.validation is None and config.data.validation_share == 0:
+        hint = "give data.validation or data.validation_share, or eval=none"
+        yield Problem("eval.metrics", "evaluation without held-out data", hint)
+    for key in ("every_steps", "times"):
+        value = getattr(options, key)
+        if value is not None and not metrics and options.name != "none":
+            found = f"{value} without eval.metrics"
+            yield Problem(f"eval.{key}", found, "use eval=default, or leave it out")
+    if options.every_steps is not None and options.times is not None:
+        found = f"{options.times} with eval.every_steps={options.every_steps}"
+        yield Problem("eval.times", found, "give one of them; the other is null")
+    if (options.general or options.new) and not metrics and options.name != "none":
+        key = "eval.general" if options.general else "eval.new"
+        hint = "use eval=default, or leave it out"
+        yield Problem(key, "further held-out data without eval.metrics", hint)
+    if "style_classifier" in metrics and not options.base:
+        hint = "leave eval.base=false out, or the metric"
+        yield Problem("eval.base", "style_classifier learns from the base's answers", hint)
+    for name in options.new:
+        if not re.fullmatch(r"[\w-]+", name):
+            hint = "a name has letters, digits, _ and -"
+            yield Problem("eval.new", f"{name!r} is no name of a set", hint)
+    yield from _options(options)
+
+
+def _metric(name: str, config: Config) -> Iterator[Problem]:
+    row = variants.METRICS.get(name)
+    if row is None:
+        hint = did_you_mean(name, variants.METRICS)
+        yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
+    elif row.records not in config.objective.records:
+        others = [n for n, cls in variants.OBJECTIVE_OPTIONS.items() if row.records in cls.records]
+        fitting = [other for other in variants.METRICS if variants.METRICS[other].fits(config)]
+        hint = f"it goes with objective={'|'.join(others)}; here eval=default takes the usual ones"
+        hint += f" of {', '.join(fitting)}"
+        found = f"{name} with objective={config.objective.name}"
+        yield Problem("eval.metrics", found, hint)
+    elif row.records == "generation" and config.data.format == "text":
+        hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
+        yield Problem("eval.metrics", f"{name} with plain text", hint)
+    elif found := row.problem(config):
+        hint = f"for example {row.example}" if row.example else f"leave {name} out"
+        yield Problem("eval.metrics", f"{name} {found}", hint)
+
+
+def of_judge(options: EvalConfig) -> Iterator[Problem]:
+    """What is wrong with the metric judge."""
+    judge = options.judge
+    if judge.url is None or not judge.url.startswith(("http://", "https://")):
+        hint = "for example eval.judge.url=http://localhost:8000/v1"
+        found = "the metric judge needs it" if judge.url is None else f"{judge.url!r} is no address"
+        yield Problem("eval.judge.url", found, hint)
+    if judge.model is None:
+        hint = "the name that the service knows, e.g. eval.judge.model=gpt-4.1"
+        yield Problem("eval.judge.model", "the metric judge needs it", hint)
+
+
+def _options(options: EvalConfig) -> Iterator[Problem]:
+    for key, example in (("answer_pattern", "#### (-?[0-9.,]+)"), ("convention", r"[.!?]\Z")):
+        pattern = getattr(options, key)
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            hint = f"it is a Python regular expression, e.g. '{example}'"
+            yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
+    if "judge" in (options.metrics or ()):
+        if not options.base:
+            hint = "leave judge out of eval.metrics, or set eval.base=true"
+            yield Problem("eval.metrics", "judge without a base to compare with", hint)
+        yield from of_judge(options)
+    if "" in options.stop:
+        hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""
+        yield Problem("eval.stop", "an empty string would end every answer at once", hint)
+    if options.top_p < 1 and options.temperature == 0:
+        hint = "set eval.temperature too, e.g. 0.7; without it the likeliest token is taken"
+        yield Problem("eval.top_p", f"{options.top_p} without eval.temperature", hint)
+    limits = options.answer_words
+    if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):
+        hint = "the fewest and the most words, e.g. eval.answer_words=[5,80]"
+        yield Problem("eval.answer_words", f"{limits} are no limits", hint)

@@ -1,0 +1,118 @@
+"""The rules of the `model` section: what the machine and the other sections allow a model to be."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+from launcher import registry
+from launcher.config.derive import architecture, stored
+from launcher.config.derive.plan import resolve_precision
+from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
+from launcher.errors import Problem
+
+#: attention kernels that exist on CUDA only, and for 16-bit numbers only.
+CUDA_ONLY = (Attention.varlen, Attention.flash)
+COMPILERS = ("c++", "g++", "clang++")
+
+
+def check(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    """Problems of the model, of its making (tiny) and of its attention."""
+    yield from _model(config, has_gpu)
+    yield from _stored(config)
+    yield from _tiny(config)
+    yield from _positions(config)
+    yield from _attention(config, has_gpu)
+
+
+def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    model = config.model
+    if model.kind == "hf" and not model.name:
+        hint = "model.name=<hub name or folder>, a preset such as model=qwen3-0.6b, or model=tiny"
+        yield Problem("model.name", "no base model is given", hint)
+    if model.quantization is Quantization.nf4:
+        if config.peft.trains_base:
+            hint = "4-bit weights cannot be trained: add peft=lora, or model.quantization=none"
+            yield Problem("model.quantization", f"nf4 with peft={config.peft.name}", hint)
+        if not has_gpu:
+            yield Problem(
+                "model.quantization", "nf4 on CPU", "use model.quantization=none, or a GPU"
+            )
+        elif not registry.installed("bitsandbytes"):
+            hint = "pip install bitsandbytes, or model.quantization=none"
+            yield Problem("model.quantization", "nf4 needs bitsandbytes, which is missing", hint)
+        if config.engine.zero == 3:
+            hint = "ZeRO-3 cannot shard packed 4-bit weights: use engine=zero2"
+            yield Problem("model.quantization", "nf4 with engine.zero=3", hint)
+    precision = resolve_precision(config, has_gpu)
+    if model.dtype not in (Dtype.auto, Dtype.fp32) and model.dtype.name != precision:
+        hint = f"leave model.dtype=auto, or set engine.precision={model.dtype.name}"
+        found = f"{model.dtype.name} weights with engine.precision={precision}"
+        yield Problem("model.dtype", found, hint)
+    if model.compile and not compiler():
+        hint = f"install one of {', '.join(COMPILERS)}, or model.compile=false"
+        yield Problem("model.compile", "torch.compile needs a C++ compiler; none is found", hint)
+
+
+def _stored(config: Config) -> Iterator[Problem]:
+    found = architecture.quantization(config.model)
+    if found is not None:
+        nf4 = config.model.quantization is Quantization.nf4
+        problem = stored.problem(str(config.model.name), found, nf4=nf4)
+        if problem is not None:
+            yield problem
+
+
+def _tiny(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if not isinstance(model, TinyModelConfig):
+        return
+    if model.name is not None:
+        hint = "leave model.name out, or use model=hf"
+        yield Problem("model.name", f"{model.name!r} with model=tiny, which is made here", hint)
+    if model.heads > 0 and model.hidden_size % model.heads:
+        found = f"{model.hidden_size} is not a multiple of model.heads={model.heads}"
+        yield Problem("model.hidden_size", found, f"try model.hidden_size={model.heads * 32}")
+    elif model.heads > 0 and model.hidden_size // model.heads % 2:
+        found = f"{model.hidden_size} gives heads of odd size {model.hidden_size // model.heads}"
+        yield Problem("model.hidden_size", found, "rotary positions need an even head size")
+    if model.kv_heads > 0 and model.heads % model.kv_heads:
+        found = f"{model.kv_heads} does not divide model.heads={model.heads}"
+        yield Problem("model.kv_heads", found, "query heads share key heads in equal groups")
+    if config.data.max_length > model.max_positions:
+        found = f"{config.data.max_length} is beyond model.max_positions={model.max_positions}"
+        hint = f"data.max_length={model.max_positions}, or a larger model.max_positions"
+        yield Problem("data.max_length", found, hint)
+
+
+def _positions(config: Config) -> Iterator[Problem]:
+    known = architecture.positions(config.model)
+    if known is not None and known.are_rows and config.data.max_length > known.count:
+        yield too_long(config.data.max_length, known.count)
+
+
+def too_long(max_length: int, count: int) -> Problem:
+    """`data.max_length` for a model that has a table of `count` positions."""
+    found = f"{max_length} is beyond the {count} positions of the model"
+    return Problem("data.max_length", found, f"data.max_length={count}, or a model that reads more")
+
+
+def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    attention = config.model.attention
+    if attention in CUDA_ONLY:
+        if not has_gpu:
+            hint = "use model.attention=auto (per-document SDPA on CPU)"
+            yield Problem("model.attention", f"{attention.name} on CPU", hint)
+        elif resolve_precision(config, has_gpu) == "fp32":
+            hint = (
+                "its kernels know 16-bit numbers only: engine.precision=bf16, or attention=document"
+            )
+            yield Problem("model.attention", f"{attention.name} with fp32", hint)
+        if attention is Attention.flash and not registry.installed("flash_attn"):
+            hint = "pip install flash-attn, or model.attention=varlen (part of torch)"
+            yield Problem("model.attention", "flash needs flash-attn, which is missing", hint)
+
+
+def compiler() -> bool:
+    """Whether a C++ compiler is on the path."""
+    return any(shutil.which(name) for name in COMPILERS)

@@ -1,0 +1,130 @@
+"""Shell completion: verbs, groups, group options, keys and values. Never imports Hydra."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from launcher.config.compose import groups
+from launcher.config.schema import typed, variants
+from launcher.errors import ConfigError
+
+#: verbs whose words are overrides.
+COMPOSING = ("train", "submit", "plan", "config", "data prepare", "data show")
+SHELLS = ("bash", "zsh", "fish")
+_VALUES = {
+    "data.format": ("auto", *variants.FORMATS),
+    "launch.name": tuple(variants.LAUNCHERS),
+    "eval.name": ("none", "default"),
+}
+
+
+def words(verbs: Sequence[str], line: Sequence[str], current: str) -> list[str]:
+    """Completions of `current`, given the words already on the line after `launcher`.
+
+    First comes one of `verbs` (some are two words); one that composes is followed by groups, keys
+    and their values.
+    """
+    parts = [verb.split() for verb in verbs]
+    done = len(line)
+    following = [verb[done] for verb in parts if len(verb) > done and verb[:done] == [*line]]
+    if following:
+        return _starting(list(dict.fromkeys(following)), current)
+    if not any(list(line[: len(verb)]) == verb for verb in map(str.split, COMPOSING)):
+        return []
+    try:
+        options = groups.list_groups()
+    except ConfigError:
+        options = {}
+    key, assign, value = current.partition("=")
+    if assign:
+        return [f"{key}={name}" for name in _starting(_values(key, options), value)]
+    offered = [f"{group}=" for group in options if options[group]] + [f"{k}=" for k in _keys()]
+    return _starting(offered, current)
+
+
+def _keys() -> list[str]:
+    chosen_by_group = {typed.name_key(section) for section in variants.OPTIONS}
+    return [key for key in typed.leaves() if key not in chosen_by_group]
+
+
+def _values(key: str, options: dict[str, list[str]]) -> Sequence[str]:
+    if key in options:
+        return options[key]
+    if key in _VALUES:
+        return _VALUES[key]
+    return _of_type(typed.leaves().get(key))
+
+
+def _of_type(hint: Any) -> Sequence[str]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return [value for arg in typing.get_args(hint) for value in _of_type(arg)]
+    if hint is bool:
+        return ["true", "false"]
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return list(hint.__members__)
+    return []
+
+
+def _starting(offered: Sequence[str], current: str) -> list[str]:
+    return [word for word in offered if word.startswith(current)]
+
+
+def script(shell: str) -> str:
+    """The text that a user of `shell` sources; `ConfigError` for an unknown shell.
+
+    All three ask `launcher completion --words CURRENT WORD...` (the words between `launcher` and
+    the cursor) and get one completion a line.
+    """
+    texts = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+    if shell not in texts:
+        hint = f"choose one of: {', '.join(SHELLS)}"
+        raise ConfigError(f"unknown shell {shell!r}", where="completion", hint=hint)
+    return texts[shell]
+
+
+# bash splits words at "=", so the part behind it is what has to be replied.
+_BASH = """\
+# source <(launcher completion bash)
+_launcher() {
+    local line="${COMP_LINE:0:COMP_POINT}" current words
+    read -ra words <<<"$line"
+    current=""
+    if [[ "$line" != *[[:space:]] ]]; then current="${words[-1]}"; unset 'words[-1]'; fi
+    local IFS=$'\\n'
+    COMPREPLY=($(launcher completion --words "$current" "${words[@]:1}" 2>/dev/null))
+    if [[ "$current" == *=* && "$COMP_WORDBREAKS" == *=* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${current%%=*}="}")
+    fi
+    if [[ ${#COMPREPLY[@]} -eq 1 && "${COMPREPLY[0]}" == *= ]]; then compopt -o nospace; fi
+}
+complete -o default -F _launcher launcher
+"""
+
+_ZSH = """\
+#compdef launcher
+# source <(launcher completion zsh)
+_launcher() {
+    local current="${words[CURRENT]}" found before
+    before=("${(@)words[2,CURRENT-1]}")
+    found=("${(@f)$(launcher completion --words "$current" "${before[@]}" 2>/dev/null)}")
+    found=("${(@)found:#}")
+    (( ${#found} )) || { _files; return }
+    compadd -Q -S ' ' -- "${(@M)found:#*[^=]}"
+    compadd -Q -S '' -- "${(@M)found:#*=}"
+}
+compdef _launcher launcher
+"""
+
+_FISH = """\
+# launcher completion fish | source
+function __launcher_complete
+    set -l current (commandline -ct)
+    set -l words (commandline -opc)
+    launcher completion --words "$current" $words[2..-1] 2>/dev/null
+end
+complete -c launcher -f -a '(__launcher_complete)'
+"""

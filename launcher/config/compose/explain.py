@@ -1,0 +1,93 @@
+"""Where a config value comes from: schema default, which YAML file, or which override."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.config.compose import compose, overrides
+from launcher.config.schema import suggest, typed, variants
+from launcher.errors import ConfigError, Problem
+
+_NOTHING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One place that sets a key: a file, an override or the schema, and the value it gives."""
+
+    place: str
+    value: Any
+
+
+def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = ()) -> list[Source]:
+    """Every place that sets `key`, in the order of merging: the last one holds.
+
+    The first is the schema default. `key` is a dotted key, also inside a free mapping
+    (`engine.extra.a`). Raises `ConfigError` for an unknown key and for wrong overrides.
+    """
+    sources = compose.Sources(config_dirs)
+    asked = compose.ask(words, sources)
+    config, problems = compose.try_compose(words, sources=sources)
+    if typed.written_type(key) is None:
+        problems.append(_unknown(key))
+    if problems:
+        raise ConfigError(problems)
+    found = _from_schema(typed.to_dict(config), key)
+    files = sources.layers(asked.groups)
+    found += [Source(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
+    for own in asked.files:
+        found += _given(key, own.values, {name: own.place(name) for name in own.values})
+    typed_at = {name: f"override {asked.texts[name]}" for name in asked.values}
+    return found + _given(key, asked.values, typed_at)
+
+
+def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> list[Source]:
+    """What dotted values say of a key, and what takes the place of the other one of a pair."""
+    found = []
+    other = overrides.EXCLUSIVE.get(key)
+    for name, value in values.items():
+        place = places[name]
+        nested = (
+            {name: value}
+            if not name.startswith(f"{key}.")
+            else {key: {name[len(key) + 1 :]: value}}
+        )
+        given = typed.select(nested, key, _NOTHING)
+        if given is not _NOTHING:
+            found.append(Source(place, given))
+        elif name == other and value is not None and key not in values:
+            found.append(Source(f"{place} (replaces {key})", None))
+    return found
+
+
+def text(sources: Sequence[Source], key: str) -> str:
+    """Lines for people: the value that holds and its place, then what it replaced."""
+    last = sources[-1]
+    lines = [f"{key} = {_show(last.value)}", f"  set by    {last.place}"]
+    lines += [f"  replaces  {_show(s.value)} from {s.place}" for s in reversed(sources[:-1])]
+    return "\n".join(lines)
+
+
+def _show(value: Any) -> str:
+    return json.dumps(value, default=str)
+
+
+def _unknown(key: str) -> Problem:
+    if key in typed.sections():
+        inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
+        hint = f"name one of its keys: {', '.join(inside)}"
+        return Problem(key, "is a section", hint)
+    return suggest.unknown_key(key, None, typed.leaves())
+
+
+def _from_schema(data: Mapping[str, Any], key: str) -> list[Source]:
+    value = typed.select(typed.defaults(data), key, _NOTHING)
+    if value is _NOTHING:  # inside a free mapping
+        return []
+    section = key.partition(".")[0]
+    name = typed.select(data, typed.name_key(section)) if section in variants.OPTIONS else None
+    return [Source(f"schema default of {section}={name}" if name else "schema default", value)]

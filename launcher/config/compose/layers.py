@@ -1,0 +1,138 @@
+"""The YAML files that a command line selects, in the order in which they are merged.
+
+Hydra decides which files those are: its grammar, defaults lists, packages and search path; what
+stands in them is read by `yamlfile`. Of its loader only that half is used (from `hydra._internal`,
+where 1.3.2 and 1.3.8 are alike): `hydra.compose` would also load, type and merge Hydra's own
+settings, as much work again, for a result that is thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from launcher.config.compose import groups, yamlfile
+from launcher.config.schema import typed, variants
+from launcher.errors import ConfigError
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One file: what it says, placed where it belongs in the config, interpolations unresolved."""
+
+    file: Path
+    data: dict[str, Any]
+    lines: Mapping[str, int] = field(default_factory=dict)
+    """Dotted key -> its line in the file."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value that the file gives a dotted key."""
+        return typed.select(self.data, key, default)
+
+    def sets(self, key: str) -> bool:
+        """Whether the file gives a dotted key a value, null included."""
+        return self.get(key, _MISSING) is not _MISSING
+
+    def place(self, key: str) -> str:
+        """file:line of a key that it sets, or of the mapping around it."""
+        return placed(str(self.file), self.lines, key)
+
+
+def placed(file: str, lines: Mapping[str, int], key: str) -> str:
+    """file:line of a dotted key, or of the nearest one above it that has a line."""
+    while key and key not in lines:
+        key = key.rpartition(".")[0]
+    return f"{file}:{lines[key]}" if key else file
+
+
+def read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Layer]:
+    """The files for these group choices (None: no option of that group), lowest layer first.
+
+    Raises `ConfigError` for a file that is broken or asks for an option that does not exist.
+    """
+    import yaml
+
+    with _no_garbage_collection():
+        from hydra.errors import HydraException
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return _read(choices, folders)
+        except (
+            HydraException,
+            OmegaConfBaseException,
+            yaml.YAMLError,
+            ValueError,
+            OSError,
+        ) as error:
+            options = " ".join(f"{group}={name}" for group, name in choices.items() if name)
+            hint = f"mend the YAML file; asked for: {options or 'the defaults'}"
+            found = "\n".join(str(error).strip().splitlines()[:4])
+            raise ConfigError(found, where="config files", hint=hint) from error
+
+
+def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Layer]:
+    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
+    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+    from hydra._internal.defaults_list import create_defaults_list
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # registers the readers of files
+    path = ConfigSearchPathImpl()
+    for folder in folders:
+        path.append("launcher", f"file://{folder}")
+    path.append("schema", "structured://")
+    repository = CachingConfigRepository(ConfigRepository(path))
+    words = [f"{group}={name}" for group, name in choices.items() if name is not None]
+    chosen = create_defaults_list(
+        repo=repository,
+        config_name=groups.ROOT,
+        overrides_list=OverridesParser.create().parse_overrides(words),
+        prepend_hydra=False,
+        skip_missing=False,
+    )
+    layers = []
+    for default in chosen.defaults:
+        file = groups.option_file(folders, default.config_path or "")
+        assert file is not None  # Hydra has raised for what is missing
+        tree = yamlfile.read(file, str(file))
+        tree.pop("defaults", None)
+        package = default.package or ""
+        data, lines = yamlfile.content(tree, package)
+        layers.append(Layer(file, _beside(file, _placed(data, package)), lines))
+    return layers
+
+
+def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """`data`, with the Python files that it names and that lie beside its YAML by their paths."""
+    for key in variants.OWN_FILES:
+        section, name = key.split(".")
+        value = typed.select(data, key, None)
+        if isinstance(value, str) and value.endswith(".py") and (file.parent / value).is_file():
+            data[section] = {**data[section], name: str(file.parent / value)}
+    return data
+
+
+def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:
+    for name in reversed(package.split(".") if package else []):
+        content = {name: content}
+    return content
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Imports and parsing make many small objects and little garbage: do not search them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

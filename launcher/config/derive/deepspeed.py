@@ -1,0 +1,118 @@
+"""The DeepSpeed config, a pure function of config and plan: no "auto", nothing read from a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from launcher.config.derive.plan import Plan
+from launcher.config.schema import Adamw8bitConfig, AdamwConfig, Config, MuonConfig
+
+#: Largest communication bucket in elements. DeepSpeed's default of 5e8 costs 2 GB a rank in fp32.
+BUCKET_ELEMENTS = 50_000_000
+
+
+def build(config: Config, plan: Plan) -> dict[str, Any]:
+    """The dict handed to `deepspeed.initialize`; `engine.extra` is merged over it last."""
+    engine = config.engine
+    result: dict[str, Any] = {
+        "train_batch_size": plan.global_sequences,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        # At stage 0 in fp32 the launcher's engine clips: DeepSpeed applies non-finite gradients.
+        "gradient_clipping": 0.0 if clips_itself(config, plan) else config.optim.clip_norm,
+        "steps_per_print": None,
+        "wall_clock_breakdown": False,
+        "zero_allow_untested_optimizer": True,
+        # On a CPU device torch's fused AdamW does what CPUAdam does, and needs no compiler.
+        "zero_force_ds_cpu_optimizer": plan.device == "cuda",
+        "zero_optimization": _zero(config, plan),
+        "fp16": {"enabled": plan.precision == "fp16", "initial_scale_power": 16},
+        # Without this check a non-finite gradient is applied to bf16 weights.
+        "bf16": {"enabled": plan.precision == "bf16", "check_grad_overflow": True},
+    }
+    if plan.precision == "bf16" and engine.zero in (1, 2) and not engine.offload_optimizer:
+        # Sums over micro-batches and ranks keep their bits: the cut of the batch does not matter.
+        result["data_types"] = {"grad_accum_dtype": "fp32"}
+    optimizer = _optimizer(config, plan)
+    if optimizer is not None:
+        result["optimizer"] = optimizer
+    return merge(result, engine.extra)
+
+
+def clips_itself(config: Config, plan: Plan) -> bool:
+    """Whether the launcher itself clips: at stage 0 in fp32, where DeepSpeed has no wrapper."""
+    return config.engine.zero == 0 and plan.precision == "fp32"
+
+
+def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `extra` laid over it, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in extra.items():
+        below = merged.get(key)
+        merged[key] = (
+            merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        )
+    return merged
+
+
+def _zero(config: Config, plan: Plan) -> dict[str, Any]:
+    engine = config.engine
+    # The bucket is a buffer that every rank allocates: a quarter of all gradients at most.
+    bucket = min(BUCKET_ELEMENTS, max(1_000_000, (plan.trainable or 4 * BUCKET_ELEMENTS) // 4))
+    zero: dict[str, Any] = {"stage": engine.zero}
+    if engine.zero in (1, 2):
+        zero |= {
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "round_robin_gradients": False,
+        }
+    if engine.zero == 3:
+        zero |= {
+            "reduce_bucket_size": bucket,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,  # no buffer; frozen weights count too
+            "stage3_param_persistence_threshold": 100_000,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+            # On a GPU gathers run beside the computation; on CPU both want the same cores.
+            "overlap_comm": plan.device == "cuda",
+            "contiguous_gradients": True,
+        }
+    if isinstance(config.optim, MuonConfig):
+        zero["reduce_scatter"] = False  # Muon needs whole matrices of gradients
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if engine.offload_params:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    return zero
+
+
+def _optimizer(config: Config, plan: Plan) -> dict[str, Any] | None:
+    optim = config.optim
+    if isinstance(optim, Adamw8bitConfig):
+        return None  # bitsandbytes is not an optimizer that DeepSpeed knows by name
+    if isinstance(optim, AdamwConfig):
+        params: dict[str, Any] = {
+            "lr": optim.lr,
+            "betas": [optim.beta1, optim.beta2],
+            "eps": optim.eps,
+            "weight_decay": optim.weight_decay,
+        }
+        if plan.device == "cuda" and config.engine.offload_optimizer:
+            return {"type": "AdamW", "params": params}
+        return {"type": "AdamW", "params": {**params, "torch_adam": True, "fused": True}}
+    assert isinstance(optim, MuonConfig)
+    return {
+        "type": "Muon",
+        "params": {
+            "lr": optim.lr,
+            "muon_lr": optim.lr,
+            "adam_lr": optim.adam_lr,
+            "momentum": optim.momentum,
+            "betas": [optim.beta1, optim.beta2],
+            "eps": optim.eps,
+            "weight_decay": optim.weight_decay,
+            "torch_adam": True,
+        },
+    }

@@ -1,0 +1,265 @@
+"""The numbers that follow from a config and a machine, computed without touching a device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.config.derive import architecture, memory
+from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
+from launcher.errors import ConfigError
+
+#: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
+#: units, few enough that activations stay small beside the weights.
+MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """Derived numbers of one run on one number of ranks; kept as plan.json in the run folder."""
+
+    world_size: int
+    """Ranks."""
+    device: str
+    """"cuda" or "cpu"."""
+    precision: str
+    """Computation: "fp32", "bf16" or "fp16"."""
+    dtype: str
+    """Format of the loaded weights: "fp32", "bf16" or "fp16"."""
+    attention: str
+    """Attention implementation: "varlen", "flash", "document", "sdpa" or "eager"."""
+    max_length: int
+    """Capacity of a sequence in tokens."""
+    global_sequences: int
+    """Sequences of one optimizer step, over all ranks: world_size * accumulation * micro_batch."""
+    micro_batch: int
+    """Sequences of one forward pass of a rank."""
+    accumulation: int
+    """Forward passes of a rank in one optimizer step."""
+    steps: int | None
+    """Optimizer steps; None until the number of packs is known (train.epochs)."""
+    epochs: float | None
+    """Passes over the training data; None if neither given nor known."""
+    warmup_steps: int | None
+    """Steps of warm-up; None while it is a share of unknown steps."""
+    decay_steps: int | None
+    """Steps of decay at the end; 0 for a constant schedule, None while steps is unknown."""
+    parameters: int | None
+    """Parameters of the model, if they can be known without loading it."""
+    trainable: int | None
+    """Parameters that are trained; None as long as only the loaded model could tell."""
+    memory: dict[str, int] | None
+    """Estimated bytes on one rank by use (see `launcher.config.derive.memory`), or None."""
+    eval_steps: int | None = None
+    """Steps between evaluations during training; None: there are none, or steps is unknown."""
+
+    @property
+    def global_tokens(self) -> int:
+        """Token slots of one optimizer step."""
+        return self.global_sequences * self.max_length
+
+    def to_json(self) -> str:
+        """JSON text with one key a field."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan that `to_json` wrote; unknown keys raise `TypeError`."""
+        return cls(**json.loads(text))
+
+
+def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | None = None) -> Plan:
+    """Solve micro-batch, accumulation, steps, precision and attention for `world_size` ranks.
+
+    `train_packs` is the number of packs of one epoch; without it `train.epochs` gives no steps yet.
+    Raises `ConfigError` for a batch that cannot be cut; `checks.check` finds that (and more)
+    beforehand.
+    """
+    device = "cuda" if has_gpu else "cpu"
+    sequences = global_sequences(config)
+    if sequences < 1 or sequences % world_size:
+        hint = "run launcher.config.check.checks first"
+        raise ConfigError(f"{sequences} sequences on {world_size} ranks", where="batch", hint=hint)
+    per_rank = sequences // world_size
+    micro = config.batch.micro or micro_batch(per_rank, config.data.max_length, device)
+    if per_rank % micro:
+        raise ConfigError(f"{micro} does not divide {per_rank}", where="batch.micro")
+    steps, epochs = _length(config, sequences, train_packs)
+    precision = resolve_precision(config, has_gpu)
+    dtype = precision if config.model.dtype is Dtype.auto else config.model.dtype.name
+    warmup = _warmup_steps(config, steps)
+    shape = memory.model_shape(config)
+    estimate = memory.estimate(
+        config, shape, world_size=world_size, micro_batch=micro, precision=precision, dtype=dtype
+    )
+    return Plan(
+        world_size=world_size,
+        device=device,
+        precision=precision,
+        dtype=dtype,
+        attention=resolve_attention(config, has_gpu),
+        max_length=config.data.max_length,
+        global_sequences=sequences,
+        micro_batch=micro,
+        accumulation=per_rank // micro,
+        steps=steps,
+        epochs=epochs,
+        warmup_steps=warmup,
+        decay_steps=_decay_steps(config, steps, warmup),
+        parameters=shape.parameters if shape else None,
+        trainable=memory.trainable(config, shape) if shape else None,
+        memory=estimate,
+        eval_steps=_eval_steps(config, steps),
+    )
+
+
+def exports_best(config: Config) -> bool:
+    """Whether the weights of the best evaluation are the result, and not the last ones."""
+    if config.export.weights is None:
+        return config.train.early_stop.patience is not None
+    return config.export.weights is Weights.best
+
+
+def global_sequences(config: Config) -> int:
+    """Sequences of the global batch; 0 if the config states none."""
+    if config.batch.sequences is not None:
+        return config.batch.sequences
+    return (config.batch.tokens or 0) // config.data.max_length
+
+
+def micro_batch(per_rank: int, max_length: int, device: str) -> int:
+    """The largest divisor of `per_rank` whose tokens stay within the device's share; at least 1."""
+    most = max(1, MICRO_TOKENS[device] // max_length)
+    return max(size for size in range(1, min(most, per_rank) + 1) if per_rank % size == 0)
+
+
+def resolve_precision(config: Config, has_gpu: bool) -> str:
+    """`engine.precision` with auto resolved: bf16 on CUDA, fp32 on CPU."""
+    if config.engine.precision is not Dtype.auto:
+        return config.engine.precision.name
+    return "bf16" if has_gpu else "fp32"
+
+
+def resolve_attention(config: Config, has_gpu: bool) -> str:
+    """`model.attention` with auto resolved; varlen kernels are for 16-bit numbers on CUDA, and what
+    keeps packed documents apart is for decoders."""
+    if config.model.attention is not Attention.auto:
+        return config.model.attention.name
+    if config.objective.has_sequence_head and architecture.is_encoder(config.model):
+        return Attention.sdpa.name
+    varlen = has_gpu and resolve_precision(config, has_gpu) != "fp32"
+    return "varlen" if varlen else "document"
+
+
+def _length(config: Config, sequences: int, packs: int | None) -> tuple[int | None, float | None]:
+    steps, epochs = config.train.steps, config.train.epochs
+    if steps is not None:
+        return steps, steps * sequences / packs if packs else None
+    if epochs is not None and packs:
+        return max(1, math.ceil(packs * epochs / sequences)), epochs
+    return None, epochs
+
+
+def _eval_steps(config: Config, steps: int | None) -> int | None:
+    if config.eval.name == "none":
+        return None
+    if config.eval.every_steps is not None or config.eval.times is None or steps is None:
+        return config.eval.every_steps
+    return max(1, steps // config.eval.times)
+
+
+def _warmup_steps(config: Config, steps: int | None) -> int | None:
+    warmup = config.schedule.warmup
+    if warmup >= 1:
+        return int(warmup)
+    if warmup == 0:
+        return 0
+    return None if steps is None else round(warmup * steps)
+
+
+def _decay_steps(config: Config, steps: int | None, warmup: int | None) -> int | None:
+    if config.schedule.name == "constant":
+        return 0
+    if steps is None or warmup is None:
+        return None
+    if isinstance(config.schedule, WsdConfig):
+        return min(steps - warmup, max(1, round(config.schedule.decay * steps)))
+    return max(0, steps - warmup)
+
+
+def describe(config: Config, plan: Plan) -> str:
+    """A few lines for people: what will run, and how the global batch is cut."""
+    ranks = f"{plan.world_size} rank{'s' if plan.world_size > 1 else ''} on {plan.device}"
+    model = config.model.name or config.model.kind
+    method = "full" if config.peft.name == "none" else config.peft.name
+    unit = "packs" if config.data.packing else "sequences"
+    accumulation = "" if plan.accumulation == 1 else f" x {plan.accumulation} accumulation"
+    lines = [
+        f"model    {model}{_size(plan)}, {method} fine-tuning, {plan.precision},"
+        f" attention {plan.attention}",
+        f"engine   ZeRO-{config.engine.zero} on {ranks}",
+        f"batch    {plan.global_sequences} {unit} of {plan.max_length} tokens ="
+        f" {plan.world_size} ranks x {plan.micro_batch} micro-batch{accumulation}",
+        f"length   {_length_text(plan)}",
+    ]
+    if config.train.early_stop.patience is not None:
+        lines.append(f"stop     {_stop_text(config, plan)}")
+    if plan.memory:
+        total = sum(size for use, size in plan.memory.items() if use != "host")
+        host = f", {_gib(plan.memory['host'])} on the host" if plan.memory.get("host") else ""
+        lines.append(f"memory   about {_gib(total)} a rank (estimate){host}{_beside(plan)}")
+    else:
+        lines.append("memory   not known: no sizes of this model are at hand")
+    known = architecture.positions(config.model)
+    if known is not None and plan.max_length > known.count:
+        lines.append(
+            f"warning: data.max_length={plan.max_length} is beyond the {known.count} positions that"
+            " the model was made for"
+        )
+    return "\n".join(lines)
+
+
+def _beside(plan: Plan) -> str:
+    """How the estimate relates to what the step line shows."""
+    if plan.device == "cpu":
+        return "; steps show the whole process, libraries too (some 0.5 GiB)"
+    return "; steps show the most that torch has allocated"
+
+
+def _size(plan: Plan) -> str:
+    if plan.parameters is None:
+        return ""
+    counted = plan.trainable not in (None, plan.parameters)
+    share = f", {plan.trainable:,} trained" if counted else ""
+    return f" ({plan.parameters:,} parameters{share})"
+
+
+def _length_text(plan: Plan) -> str:
+    if plan.steps is None:
+        return f"{plan.epochs:g} epochs (steps follow when the data is prepared)"
+    epochs = "" if plan.epochs is None else f" ({plan.epochs:.3g} epochs)"
+    warmup = f", {plan.warmup_steps} of warm-up" if plan.warmup_steps else ""
+    return f"{plan.steps} steps{epochs}{warmup}"
+
+
+def _stop_text(config: Config, plan: Plan) -> str:
+    stop, every = config.train.early_stop, plan.eval_steps
+    evaluations = "evaluation" if stop.patience == 1 else "evaluations"
+    text = f"early after {stop.patience} {evaluations} without progress in eval.{stop.metric}"
+    if every is None or plan.steps is None or stop.patience is None:
+        return text
+    if every * (stop.patience + 1) >= plan.steps:
+        return f"{text}: never, as there is one in {every} steps"
+    return f"{text}, one in {every} steps"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def as_dict(plan: Plan) -> dict[str, Any]:
+    """Plain data of a plan."""
+    return dataclasses.asdict(plan)

@@ -1,0 +1,225 @@
+"""Plug-in tables: which options class and which implementation a name stands for.
+
+Implementations are strings, so reading a config imports none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.config import schema
+from launcher.config.schema import Config, launch, sweep
+from launcher.registry import Table, load_file
+
+OBJECTIVE_OPTIONS: dict[str, type[schema.ObjectiveConfig]] = {
+    "sft": schema.SftConfig,
+    "text": schema.TextConfig,
+    "classify": schema.ClassifyConfig,
+}
+#: section of the config -> variant name -> options class; sections not listed have one class.
+OPTIONS: dict[str, dict[str, type]] = {
+    "model": {"hf": schema.ModelConfig, "tiny": schema.TinyModelConfig},
+    "objective": {**OBJECTIVE_OPTIONS},
+    "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
+    "optim": {
+        "adamw": schema.AdamwConfig,
+        "adamw8bit": schema.Adamw8bitConfig,
+        "muon": schema.MuonConfig,
+    },
+    "schedule": {
+        "constant": schema.ScheduleConfig,
+        "linear": schema.ScheduleConfig,
+        "cosine": schema.ScheduleConfig,
+        "wsd": schema.WsdConfig,
+    },
+    "launch": {
+        "local": launch.LaunchConfig,
+        "torchrun": launch.TorchrunConfig,
+        "deepspeed": launch.DeepspeedConfig,
+        "slurm": launch.SlurmConfig,
+    },
+    "sweep": {
+        "grid": sweep.SweepConfig,
+        "random": sweep.RandomSweepConfig,
+        "optuna": sweep.OptunaSweepConfig,
+    },
+}
+
+#: Keys whose value may be the path of a user's own Python file.
+OWN_FILES = ("objective.name", "data.format")
+#: section -> class of its options in a user's own file, where a variant's name may be a path.
+OWN_OPTIONS = {"objective": "Options"}
+
+#: field that holds the variant's name, where it is not `name`.
+NAME_FIELD = {"model": "kind"}
+
+#: What may be measured on each held-out record -> the pass that measures it.
+RECORDS = {
+    "loss": "loss",
+    "tokens": "loss",
+    "generation": "generation",
+    "classes": "classes",
+    "values": "values",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric, and what must be known of it before its code is imported."""
+
+    path: str
+    records: str
+    """Which of `RECORDS` it is made of: an objective has some of them."""
+    wants: str = ""
+    """Key without which it has no meaning."""
+    example: str = ""
+    """That key with a value."""
+    excludes: str = ""
+    """Option that it has no meaning with, if that is true."""
+    package: str = ""
+    """Package of the extra `eval` that computes it."""
+
+    def fits(self, config: Config) -> bool:
+        """Whether it has a meaning with `config`."""
+        return self.records in config.objective.records and not self.problem(config)
+
+    def problem(self, config: Config) -> str:
+        """What keeps it from having a meaning with the other options; else empty."""
+        if self.wants and _option(config, self.wants) is None:
+            return f"without {self.wants}"
+        if self.excludes and _option(config, self.excludes):
+            return f"with {self.excludes}=true"
+        return ""
+
+
+def _option(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name, None)
+
+
+def metrics_of(config: Config) -> list[str]:
+    """The metrics of `eval.metrics`; where that says none, those that the objective goes by."""
+    if config.eval.metrics is not None:
+        return config.eval.metrics
+    return [name for name in config.objective.metrics if METRICS[name].fits(config)]
+
+
+def has_queue(backend: str | None) -> bool:
+    """Whether jobs of a launch back end wait in a queue of its own; None has none."""
+    return bool(getattr(OPTIONS["launch"].get(backend or ""), "has_queue", False))
+
+
+FORMATS = Table(
+    "data.format",
+    {
+        "preference": "launcher.data.formats.preference:PreferenceFormat",
+        "chat": "launcher.data.formats.chat:ChatFormat",
+        "sharegpt": "launcher.data.formats.sharegpt:ShareGptFormat",
+        "prompt": "launcher.data.formats.prompt:PromptFormat",
+        "alpaca": "launcher.data.formats.alpaca:AlpacaFormat",
+        "classification": "launcher.data.formats.classification:ClassificationFormat",
+        "text": "launcher.data.formats.text:TextFormat",
+    },
+    own="Format",
+)
+OBJECTIVES = Table(
+    "objective.name",
+    {
+        "sft": "launcher.objectives.sft:Sft",
+        "text": "launcher.objectives.text:Text",
+        "classify": "launcher.objectives.classify.objective:Classify",
+    },
+    own="Objective",
+)
+
+
+def objective(options: schema.ObjectiveConfig) -> Any:
+    """The `launcher.objectives.base.Objective` that `options` are of."""
+    return OBJECTIVES.load(options.name)(options)
+
+
+def objective_options(name: str, values: dict[str, Any]) -> schema.ObjectiveConfig:
+    """Options of the objective `name` with these values; `ConfigError` if there is no such one."""
+    own = name.endswith(".py")
+    cls = load_file(name, "Options", where="objective.name") if own else OBJECTIVE_OPTIONS[name]
+    made: schema.ObjectiveConfig = cls(**values)
+    return made
+
+
+PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
+METRICS = Table(
+    "eval.metrics",
+    {
+        "loss": MetricRow("launcher.evals.loss:Loss", "loss"),
+        "perplexity": MetricRow("launcher.evals.perplexity:Perplexity", "tokens"),
+        "token_accuracy": MetricRow("launcher.evals.token_accuracy:TokenAccuracy", "tokens"),
+        "exact_match": MetricRow("launcher.evals.exact_match:ExactMatch", "generation"),
+        "numeric_match": MetricRow("launcher.evals.numeric_match:NumericMatch", "generation"),
+        "f1": MetricRow("launcher.evals.f1:F1", "generation"),
+        "rouge1": MetricRow("launcher.evals.rouge:Rouge1", "generation", package="rouge_score"),
+        "rouge2": MetricRow("launcher.evals.rouge:Rouge2", "generation", package="rouge_score"),
+        "rougeL": MetricRow("launcher.evals.rouge:RougeL", "generation", package="rouge_score"),
+        "bleu": MetricRow("launcher.evals.bleu:Bleu", "generation", package="sacrebleu"),
+        "chrf": MetricRow("launcher.evals.chrf:ChrF", "generation"),
+        "json_valid": MetricRow("launcher.evals.form:JsonValid", "generation"),
+        "json_schema": MetricRow(
+            "launcher.evals.form:JsonSchema",
+            "generation",
+            wants="eval.json_schema",
+            example="eval.json_schema=answer.schema.json",
+            package="jsonschema",
+        ),
+        "convention": MetricRow(
+            "launcher.evals.form:Pattern",
+            "generation",
+            wants="eval.convention",
+            example=r"eval.convention='[.!?]\Z' for answers that end a sentence",
+        ),
+        "length": MetricRow(
+            "launcher.evals.form:Length",
+            "generation",
+            wants="eval.answer_words",
+            example="eval.answer_words=[5,80]",
+        ),
+        "distinct": MetricRow("launcher.evals.variety:Distinct", "generation"),
+        "repetition": MetricRow("launcher.evals.variety:Repetition", "generation"),
+        "style_distance": MetricRow("launcher.evals.style:StyleDistance", "generation"),
+        "style_classifier": MetricRow(
+            "launcher.evals.style_classifier:StyleClassifier", "generation"
+        ),
+        "judge": MetricRow("launcher.evals.judge:Judge", "generation"),
+        "accuracy": MetricRow("launcher.evals.accuracy:Accuracy", "classes"),
+        "in_scope_accuracy": MetricRow(
+            "launcher.evals.accuracy:InScopeAccuracy",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
+        "oos_recall": MetricRow(
+            "launcher.evals.accuracy:OosRecall",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
+        "f1_macro": MetricRow("launcher.evals.class_f1:F1Macro", "classes"),
+        "f1_micro": MetricRow("launcher.evals.class_f1:F1Micro", "classes"),
+        "ece": MetricRow("launcher.evals.ece:Ece", "classes", excludes="objective.multi_label"),
+        "auroc": MetricRow(
+            "launcher.evals.auroc:Auroc",
+            "classes",
+            wants="objective.out_of_scope",
+            example="objective.out_of_scope=oos",
+        ),
+    },
+)
+TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})
+LAUNCHERS = Table(
+    "launch.name",
+    {
+        "local": "launcher.launch.local:LocalBackend",
+        "torchrun": "launcher.launch.torchrun:TorchrunBackend",
+        "deepspeed": "launcher.launch.deepspeed:DeepspeedBackend",
+        "slurm": "launcher.launch.slurm:SlurmBackend",
+    },
+)
