@@ -316,6 +316,11 @@ class RunDir:
         return self.path / "classes.json"
 
     @property
+    def base(self) -> Path:
+        """Which base `model.recipe` pre-trains (see `launcher.bases.freeze`)."""
+        return self.path / "base.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a logged step."""
         return self.path / "metrics.jsonl"
