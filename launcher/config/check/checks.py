@@ -185,10 +185,10 @@ def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
         if config.engine.offload_optimizer:
             hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
             yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
-    if name == "muon" and not model_checks.compiler():
+    if config.optim.needs_compiler and not model_checks.compiler():
         compilers = ", ".join(model_checks.COMPILERS)
         hint = f"its update is compiled: install one of {compilers}, or optim=adamw"
-        yield Problem("optim.name", "muon needs a C++ compiler; none is found", hint)
+        yield Problem("optim.name", f"{name} needs a C++ compiler; none is found", hint)
 
 
 def _schedule(config: Config) -> Iterator[Problem]:
