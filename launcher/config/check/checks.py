@@ -85,8 +85,9 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
 
 def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
     """A problem for each number of a section, or of a whole config, outside its field's range."""
-    limits = typed.limits(type(section))
-    for name in typed.fields(type(section)):
+    cls: type = type(section)
+    limits = typed.limits(cls)
+    for name in typed.fields(cls):
         key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
         if dataclasses.is_dataclass(value):
             yield from out_of_range(value, key)
