@@ -112,8 +112,8 @@ def freeze(run: RunDir, model: ModelConfig) -> None:
 def recall(run: RunDir, model: ModelConfig) -> bool:
     """Take what `freeze` wrote for the base of this recipe from here on; False if it wrote nothing.
 
-    So a rank composes nothing to find its base (0.35 s of CPU and Hydra in memory for each), and a
-    run keeps the base that it began with when its recipe changes.
+    So a rank composes nothing to find its base (half a second of CPU for each), and a run keeps the
+    base that it began with when its recipe changes.
     """
     words, frozen = _recipe_words(model), read_json(run.base)
     if words is None or not isinstance(frozen, dict):
