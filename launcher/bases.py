@@ -21,7 +21,7 @@ from typing import Any
 from launcher import __version__, entry, runtime
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, open_lock, storage_errors
+from launcher.rundir import RunDir, open_lock, read_json, storage_errors, write_json
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (
@@ -54,11 +54,6 @@ def tiny_folder(config: TinyModelConfig, cache_dir: Path) -> Path:
     return cache_dir / "tiny" / _digest(_sources(*_TINY_SOURCES), options)
 
 
-def base_folder(config: Config, cache_dir: Path) -> Path:
-    """Where the base that the recipe `config` pre-trains lies, whether trained yet or not."""
-    return cache_dir / "bases" / base_key(config)
-
-
 def base_key(config: Config) -> str:
     """Key of the base that the recipe `config` pre-trains: a hash of what decides its weights.
 
@@ -89,11 +84,50 @@ def trained_base(model: ModelConfig) -> Path | None:
     or a base with `model.adapter` merged in; None where the model is there as it is."""
     if model.adapter is not None:
         return runtime.cache_dir() / "merged" / _adapted_key(model, model.adapter)
-    if not isinstance(model, TinyModelConfig) or model.recipe is None:
+    words = _recipe_words(model)
+    if words is None:
         return None
+    if words not in _KEYS:
+        _KEYS[words] = _composed_key(words)
+    return runtime.cache_dir() / "bases" / _KEYS[words]
+
+
+#: Words of a recipe -> key of the base that it pre-trains, as this process has read or made it.
+_KEYS: dict[tuple[str, ...], str] = {}
+
+
+def _composed_key(words: tuple[str, ...]) -> str:
     from launcher.config.compose import compose
 
-    return base_folder(compose.compose(_recipe_words(model)), runtime.cache_dir())
+    return base_key(compose.compose(words))
+
+
+def freeze(run: RunDir, model: ModelConfig) -> None:
+    """Write into the run folder which base its recipe pre-trains, where it does not say so yet, and
+    `recall` it."""
+    if not recall(run, model):
+        renew(run, model)
+
+
+def recall(run: RunDir, model: ModelConfig) -> bool:
+    """Take what `freeze` wrote for the base of this recipe from here on; False if it wrote nothing.
+
+    So a rank composes nothing to find its base (half a second of CPU for each), and a run keeps the
+    base that it began with when its recipe changes.
+    """
+    words, frozen = _recipe_words(model), read_json(run.base)
+    if words is None or not isinstance(frozen, dict):
+        return False
+    _KEYS[words] = str(frozen["key"])
+    return True
+
+
+def renew(run: RunDir, model: ModelConfig) -> None:
+    """Freeze the base that the recipe pre-trains as it is now, whatever the run folder says."""
+    words = _recipe_words(model)
+    if words is not None:
+        _KEYS[words] = _composed_key(words)
+        write_json(run.base, {"key": _KEYS[words]})
 
 
 def _adapted_key(model: ModelConfig, adapter: str) -> str:
@@ -169,7 +203,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
         assert isinstance(model, TinyModelConfig)
         print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)
         shutil.rmtree(work, ignore_errors=True)
-        words = [*_recipe_words(model), f"run.root={work.parent}", f"run.name={work.name}"]
+        words = [*(_recipe_words(model) or ()), f"run.root={work.parent}", f"run.name={work.name}"]
         done = subprocess.run(  # noqa: S603 - our own module
             _command(words), check=False, env=runtime.environment_without_ranks()
         )
@@ -179,9 +213,12 @@ def make(run: RunDir, model: ModelConfig) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _recipe_words(model: TinyModelConfig) -> list[str]:
+def _recipe_words(model: ModelConfig) -> tuple[str, ...] | None:
+    """The command line that pre-trains the base; None where the model has no recipe."""
+    if not isinstance(model, TinyModelConfig) or model.recipe is None or model.adapter is not None:
+        return None
     sizes = [f"model.{name}={getattr(model, name)}" for name in TINY_OPTIONS]
-    return [f"experiment={model.recipe}", *sizes, "eval=none"]
+    return (f"experiment={model.recipe}", *sizes, "eval=none")
 
 
 def _command(words: list[str]) -> list[str]:
@@ -215,6 +252,8 @@ def main(argv: list[str]) -> int:
     run = RunDir(argv[0])
     model = compose.load(run.config).model
     try:
+        if not recall(run, model) or is_missing(model):
+            renew(run, model)  # what is made now is called by what it is made of now
         make(run, model)
     except LauncherError as error:
         print(error, file=sys.stderr)

@@ -317,6 +317,11 @@ class RunDir:
         return self.path / "objective.json"
 
     @property
+    def base(self) -> Path:
+        """Which base `model.recipe` pre-trains (see `launcher.bases.freeze`)."""
+        return self.path / "base.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line a logged step."""
         return self.path / "metrics.jsonl"

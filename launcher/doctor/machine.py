@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher import console
 from launcher.config import create
-from launcher.config.schema import AdamwConfig, Config, MuonConfig
+from launcher.config.schema import AdamwConfig, Config
 from launcher.doctor.finding import Finding, Seen, failed, passed, warned
 from launcher.host.machine import SHM
 
@@ -161,8 +161,8 @@ def compiler(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
     uses = []
     if config.model.compile:
         uses.append("model.compile")
-    if isinstance(config.optim, MuonConfig):
-        uses.append("optim=muon")
+    if config.optim.needs_compiler:
+        uses.append(f"optim={config.optim.name}")
     on_gpu = create.gpus_per_node(config) > 0
     if on_gpu and config.engine.offload_optimizer and type(config.optim) is AdamwConfig:
         uses.append("engine.offload_optimizer")

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher import runtime
+from launcher import bases, runtime
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import items
@@ -210,6 +210,7 @@ def submit(
     """
     try:
         config = compose.load(run.config)
+        bases.freeze(run, config.model)
         backend: Backend = variants.LAUNCHERS.load(config.launch.name)()
         plan = backend.plan(fitted(spec(run, attempt, config), config))
         patiently(lambda: backend.submit(plan, attached=attached), patience_s)

@@ -108,6 +108,7 @@ def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
     from launcher.config.compose import compose
 
     config = compose.load(run.config)
+    bases.freeze(run, config.model)
     if bases.is_missing(config.model):
         # In front of the interpreter may stand what runs it in a container.
         yield (*plan.prepare[:-3], "-m", "launcher.bases", str(run))

@@ -139,17 +139,6 @@ def draws(space: Space, count: int, seed: int) -> list[list[str]]:
     return [list(words) for words in found]
 
 
-class Groups:
-    """The one thing that Hydra's override parser and sweepers ask a config loader for: `glob()`."""
-
-    def __init__(self, options: Mapping[str, Sequence[str]]) -> None:
-        self._options = options
-
-    def get_group_options(self, group_name: str, results_filter: Any = None) -> list[str]:
-        """Names of a group's options."""
-        return list(self._options.get(group_name, ()))
-
-
 def _dimension(key: str, text: str, options: Mapping[str, Sequence[str]]) -> Dimension | None:
     """What a value varies over; None if it is one value. `ValueError` if that cannot be told."""
     if values.function(text) is not None:
@@ -173,10 +162,11 @@ def _from_function(key: str, text: str, options: Mapping[str, Sequence[str]]) ->
     name, inside = called
     if name == "choice":  # the values alone, of whatever letters
         return Dimension(key, text, tuple(_listed(inside)))
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    parser = OverridesParser.create(config_loader=Groups(options))  # type: ignore[arg-type]
+    from launcher.config.compose import hydra
+
+    parser = hydra.parser(options)
     # Keys may be such that its grammar has no word for them; of groups it lists the options.
     name = key if key in options else "key"
     try:
@@ -233,9 +223,9 @@ def _steps(start: float, stop: float, step: float) -> tuple[str, ...]:
 
 @cache
 def _parser() -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from launcher.config.compose import hydra
 
-    return OverridesParser.create()
+    return hydra.parser()
 
 
 def hydra_text(text: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
@@ -41,6 +42,7 @@ def export_run(
     """
     inference.quiet()
     config = compose.load(run.config)
+    bases.recall(run, config.model)
     trained = trained_model(run, config, find_checkpoint(run, checkpoint, say))
     adapted = Kind.merged if merge else Kind.adapter
     kind = Kind.full if config.peft.trains_base else adapted

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data.tokenizer import load_tokenizer
@@ -40,6 +41,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
         )
     quiet()
     config = compose.load(run.config)
+    bases.recall(run, config.model)
     folder = base_folder(config.model)
     tokenizer = load_tokenizer(config.model)
     dtype = DTYPES[read_json(run.plan, {}).get("dtype", "fp32")]
@@ -84,6 +86,7 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
     the same records would be other tokens, or if a classifier's classes are others.
     """
     config = compose.load(run.config)
+    bases.recall(run, config.model)
     tokenizer = load_tokenizer(config.model)
     if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
         quiet()

@@ -125,6 +125,7 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
         config = compose.load(run.config)
         distributed.check_world(ranks, _planned_world(run))
     assert job.attempt is not None
+    bases.recall(run, config.model)  # only now: the preparation may have renewed it
     stop.wish = run.wish(job.attempt)
     _use_threads(config, ranks, device)
     with Watchdog(run, ranks, job.attempt, config.watchdog) as heart:
@@ -179,6 +180,7 @@ def _refuse_finished(run: RunDir) -> None:
 def _prepare(run: RunDir, stop: StopFlag) -> None:
     """Find or make base and data, in processes of their own and before any process group exists."""
     config = compose.load(run.config)
+    bases.freeze(run, config.model)
     if bases.is_missing(config.model):
         _prepared_by("launcher.bases", run, stop)
     if not fingerprint.is_prepared(run, config):

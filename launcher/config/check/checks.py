@@ -85,8 +85,9 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
 
 def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
     """A problem for each number of a section, or of a whole config, outside its field's range."""
-    limits = typed.limits(type(section))
-    for name in typed.fields(type(section)):
+    cls: type = type(section)
+    limits = typed.limits(cls)
+    for name in typed.fields(cls):
         key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
         if dataclasses.is_dataclass(value):
             yield from out_of_range(value, key)
@@ -180,10 +181,10 @@ def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
         if config.engine.offload_optimizer:
             hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
             yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
-    if name == "muon" and not model_checks.compiler():
+    if config.optim.needs_compiler and not model_checks.compiler():
         compilers = ", ".join(model_checks.COMPILERS)
         hint = f"its update is compiled: install one of {compilers}, or optim=adamw"
-        yield Problem("optim.name", "muon needs a C++ compiler; none is found", hint)
+        yield Problem("optim.name", f"{name} needs a C++ compiler; none is found", hint)
 
 
 def _schedule(config: Config) -> Iterator[Problem]:

@@ -1,9 +1,7 @@
 """The YAML files that a command line selects, in the order in which they are merged.
 
-Hydra decides which files those are: its grammar, defaults lists, packages and search path; what
-stands in them is read by `yamlfile`. Of its loader only that half is used (from `hydra._internal`,
-where 1.3.2 and 1.3.8 are alike): `hydra.compose` would also load, type and merge Hydra's own
-settings, as much work again, for a result that is thrown away.
+Hydra decides which files those are (see `launcher.config.compose.hydra`): its grammar, defaults
+lists, packages and search path; what stands in them is read by `yamlfile`.
 """
 
 from __future__ import annotations
@@ -78,33 +76,14 @@ def read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Lay
 
 
 def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[Layer]:
-    from hydra._internal.config_repository import CachingConfigRepository, ConfigRepository
-    from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-    from hydra._internal.defaults_list import create_defaults_list
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.plugins import Plugins
+    from launcher.config.compose import hydra
 
-    Plugins.instance()  # registers the readers of files
-    path = ConfigSearchPathImpl()
-    for folder in folders:
-        path.append("launcher", f"file://{folder}")
-    path.append("schema", "structured://")
-    repository = CachingConfigRepository(ConfigRepository(path))
-    words = [f"{group}={name}" for group, name in choices.items() if name is not None]
-    chosen = create_defaults_list(
-        repo=repository,
-        config_name=groups.ROOT,
-        overrides_list=OverridesParser.create().parse_overrides(words),
-        prepend_hydra=False,
-        skip_missing=False,
-    )
     layers = []
-    for default in chosen.defaults:
-        file = groups.option_file(folders, default.config_path or "")
+    for name, package in hydra.chosen_files(groups.ROOT, choices, folders):
+        file = groups.option_file(folders, name)
         assert file is not None  # Hydra has raised for what is missing
         tree = yamlfile.read(file, str(file))
         tree.pop("defaults", None)
-        package = default.package or ""
         data, lines = yamlfile.content(tree, package)
         layers.append(Layer(file, _beside(file, _placed(data, package)), lines))
     return layers

@@ -227,10 +227,9 @@ def _called(text: str) -> tuple[Any, bool]:
 
 @cache
 def _parser() -> Any:
-    """Hydra's parser of overrides; to make one costs more than a parse."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from launcher.config.compose import hydra
 
-    return OverridesParser.create()
+    return hydra.parser()
 
 
 _QUOTE = "inside [] and {} put text with spaces, commas or brackets in quotes"

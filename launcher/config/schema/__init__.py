@@ -450,6 +450,8 @@ class OptimConfig:
 
     moment_bytes: ClassVar[int]
     """Bytes of the moments that are kept for each trained parameter."""
+    needs_compiler: ClassVar[bool] = False
+    """Whether its update is compiled by a C++ compiler when the training starts."""
 
     name: str = "adamw"
     """Optimizer: adamw, adamw8bit or muon."""
@@ -493,6 +495,7 @@ class MuonConfig(OptimConfig):
     """Muon (Jordan et al. 2024) for hidden matrices, AdamW for the rest, through DeepSpeed."""
 
     moment_bytes: ClassVar[int] = 4
+    needs_compiler: ClassVar[bool] = True
 
     name: str = "muon"
     """Name of the optimizer."""

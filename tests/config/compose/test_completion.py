@@ -63,7 +63,7 @@ def _stub(folder: Path) -> None:
     file.write_text(
         f"#!{sys.executable}\n"
         "import sys\n"
-        "from launcher.config import completion\n"
+        "from launcher.config.compose import completion\n"
         "current, *line = sys.argv[3:]\n"
         f"print('\\n'.join(completion.words({VERBS!r}, line, current)))\n"
     )
@@ -117,7 +117,7 @@ def test_scripts_parse(shell: str, check: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_completion_loads_no_library() -> None:
     program = (
-        "import sys; from launcher.config import completion\n"
+        "import sys; from launcher.config.compose import completion\n"
         "assert completion.words(['train'], ['train'], 'engine=')\n"
         "assert not {'hydra', 'omegaconf', 'yaml', 'torch', 'numpy'} & set(sys.modules)\n"
     )

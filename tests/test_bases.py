@@ -1,0 +1,79 @@
+"""The base that a run's recipe pre-trains is found by what the run folder says of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher import bases
+from launcher.config.compose import compose
+from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.rundir import RunDir, read_json, write_json
+from support.ranks import environment
+
+MODEL = TinyModelConfig(recipe="quickstart-base")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDir:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(bases, "_KEYS", {})
+    made = RunDir(tmp_path / "r")
+    compose.save(Config(model=MODEL), made.config)
+    return made
+
+
+def base(model: ModelConfig = MODEL) -> str:
+    folder = bases.trained_base(model)
+    assert folder is not None
+    return folder.name
+
+
+def test_what_is_frozen_is_what_the_recipe_composes_to(run: RunDir) -> None:
+    composed = base()
+    bases.freeze(run, MODEL)
+    assert read_json(run.base) == {"key": composed}
+    assert base() == composed
+
+
+def test_a_run_keeps_the_base_that_it_began_with(run: RunDir) -> None:
+    composed = base()
+    write_json(run.base, {"key": "of-another-release"})
+    bases.freeze(run, MODEL)
+    assert base() == "of-another-release"
+    assert base(TinyModelConfig(recipe="quickstart-base", layers=1)) not in (composed, base())
+    bases.renew(run, MODEL)  # it is gone, and is made anew
+    assert base() == composed
+    assert read_json(run.base) == {"key": composed}
+
+
+def test_nothing_is_frozen_without_a_recipe(run: RunDir) -> None:
+    for model in (TinyModelConfig(), ModelConfig(name="folder")):
+        bases.freeze(run, model)
+        assert not bases.recall(run, model)
+    assert not run.base.exists()
+
+
+def test_a_process_that_finds_the_base_of_a_run_composes_nothing(run: RunDir) -> None:
+    code = (
+        "import sys\n"
+        "from launcher import bases\n"
+        "from launcher.config.compose import compose\n"
+        "from launcher.rundir import RunDir\n"
+        "run = RunDir(sys.argv[1])\n"
+        "model = compose.load(run.config).model\n"
+        "bases.recall(run, model)\n"
+        "print(bases.trained_base(model).name, 'hydra' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    told = []
+    for _ in range(2):
+        done = subprocess.run(
+            command, env=environment(), capture_output=True, text=True, check=True
+        )
+        told.append(done.stdout.split())
+        bases.freeze(run, MODEL)
+    assert told == [[base(), "True"], [base(), "False"]]
