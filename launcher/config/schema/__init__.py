@@ -26,6 +26,7 @@ from launcher.config.schema.ranges import (
 )
 from launcher.config.schema.sweep import SweepConfig
 from launcher.errors import Problem
+from launcher.registry import load
 
 
 class Dtype(Enum):
@@ -385,9 +386,8 @@ class ClassifyConfig(ObjectiveConfig):
 
     def problems(self, config: Config) -> Iterator[Problem]:
         """Data and options that no classifier is trained on."""
-        from launcher.config.check import classify_checks  # it reads this module
-
-        return classify_checks.check(config, self)
+        found: Iterator[Problem] = load("launcher.config.check.classify_checks:check")(config, self)
+        return found
 
     def encoding(self, split: str) -> dict[str, Any]:
         """How labels are read; those out of scope are left out of what is learned."""
