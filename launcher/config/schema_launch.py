@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import ClassVar
 
 
 class Rendezvous(Enum):
@@ -40,6 +41,8 @@ class ContainerRuntime(Enum):
 class LaunchConfig:
     """How the ranks are started: `local`, on this machine."""
 
+    has_queue: ClassVar[bool] = False
+    """Whether a scheduler starts the ranks, on machines of which this one tells nothing."""
     name: str = "local"
     """Launch back end."""
     nodes: int = 1
@@ -49,7 +52,17 @@ class LaunchConfig:
     join_timeout_s: int = 120
     """Longest wait for all ranks to join, in seconds."""
     max_parallel: int | None = None
-    """Trials of a sweep that run at a time; default: one locally, as Slurm allows there."""
+    """Trials of a sweep that run at a time; default: one on this machine, as many as it takes in a
+    queue."""
+
+    @property
+    def warning_s(self) -> int | None:
+        """Seconds from the wish to stop to the end of a job's time; None where it has no end."""
+        return None
+
+    def for_probe(self) -> LaunchConfig:
+        """The same for a job that somebody waits for: nothing is done before it or tried again."""
+        return self
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,6 +104,8 @@ class DeepspeedConfig(LaunchConfig):
 class SlurmConfig(LaunchConfig):
     """`slurm`: a batch job that survives preemption, time limits and lost nodes."""
 
+    has_queue: ClassVar[bool] = True
+    """A scheduler starts the ranks."""
     name: str = "slurm"
     """Launch back end."""
     agent: SlurmAgent = SlurmAgent.srun
@@ -113,6 +128,15 @@ class SlurmConfig(LaunchConfig):
     """Own template of the batch script instead of the packaged slurm/run.sbatch.j2."""
     check: bool = True
     """Ask Slurm before submission whether partition, size and time limit are possible."""
+
+    @property
+    def warning_s(self) -> int:
+        """See `LaunchConfig`."""
+        return self.grace_s
+
+    def for_probe(self) -> SlurmConfig:
+        """See `LaunchConfig`."""
+        return replace(self, max_requeues=0, prepare_job=False)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -5,7 +5,7 @@ Implementations are strings, so reading a config imports none of them.
 
 from __future__ import annotations
 
-from launcher.config import schema, schema_launch, schema_sweep
+from launcher.config import plugins, schema, schema_launch, schema_sweep
 from launcher.registry import Table
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
@@ -104,6 +104,17 @@ LAUNCHERS = Table(
         "local": "launcher.launch.local:LocalBackend",
         "torchrun": "launcher.launch.torchrun:TorchrunBackend",
         "deepspeed": "launcher.launch.deepspeed:DeepspeedBackend",
-        "slurm": "launcher.launch.slurm:SlurmBackend",
+        "slurm": "launcher.launch.slurm.backend:SlurmBackend",
     },
 )
+
+
+def add(table: Table, name: str, row: str, *, options: type | None = None) -> None:
+    """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
+    of its options where its section of the config has several. `ConfigError` if it is there."""
+    table.add(name, row)
+    if options is not None:
+        OPTIONS[table.key.partition(".")[0]][name] = options
+
+
+plugins.load()

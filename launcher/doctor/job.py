@@ -16,7 +16,6 @@ from typing import Any
 from launcher import runtime
 from launcher.config import checks, compose, create, variants
 from launcher.config.schema import Config
-from launcher.config.schema_launch import SlurmConfig
 from launcher.doctor import machine, versions
 from launcher.errors import ConfigError, LauncherError
 from launcher.jobs import start
@@ -94,7 +93,7 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
     asked = create.planned_world(config)
     say(f"starting {asked} ranks (launch={config.launch.name})")
     job = backend.submit(backend.plan(spec), attached=True)
-    if config.launch.name == "slurm":
+    if config.launch.has_queue:
         say(f"job {job}")
     if config.launch.name == "torchrun" and config.launch.nodes > 1:
         say(f"on the other nodes: launcher join {shlex.quote(str(run))}")
@@ -198,9 +197,8 @@ def _fill(run: RunDir, config: Config) -> None:
     for section in _SECTIONS:
         setattr(lean, section, getattr(config, section))
     lean.run.name, lean.data.cache = run.name, config.data.cache
-    if isinstance(lean.launch, SlurmConfig):
-        # Whoever waits for an answer wants none of the job's patience.
-        lean.launch = dataclasses.replace(lean.launch, max_requeues=0, prepare_job=False)
+    # Whoever waits for an answer wants none of the job's patience.
+    lean.launch = lean.launch.for_probe()
     world = create.planned_world(config)
     write_json(run.plan, {"world_size": world})
     write_json(run.environment, create.environment())

@@ -42,7 +42,7 @@ def lines(
     backend = backend_of(run, chosen)
     while True:
         ended = not follow or _ended(run, chosen, backend)
-        # A job that Slurm starts again goes on in a further attempt.
+        # A queue job that is started again goes on in a further attempt.
         further = follow and attempt is None and max(run.attempts()) != chosen
         for tail in tails:
             yield from tail.lines(final=ended or further)

@@ -103,7 +103,9 @@ class LaunchPlan:
     requeues: int = 0
     """Times that a batch job may be started again."""
     context: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What the templates were given; not kept in JSON."""
+    """What the attempt asks of its queue, beside its own run; not kept in JSON."""
+    submitter: str = field(default="", compare=False)
+    """Command that takes the scripts; not kept in JSON."""
     nodes: tuple[NodePlan, ...] = ()
     """Nodes that `command` looks after; none where all ranks are its own children."""
     join_timeout_s: float = 120.0
@@ -114,8 +116,8 @@ class LaunchPlan:
         if self.script is not None:
             parts = []
             if self.prepare_script is not None:
-                parts.append(f"# sbatch prepare.sbatch\n{self.prepare_script}")
-            parts.append(f"# sbatch job.sbatch\n{self.script}")
+                parts.append(f"# {self.submitter} prepare.sbatch\n{self.prepare_script}")
+            parts.append(f"# {self.submitter} job.sbatch\n{self.script}")
             return "\n".join(parts)
         lines = [f"cd {shlex.quote(str(self.cwd))}"]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()]
@@ -163,7 +165,7 @@ class LaunchPlan:
 
 
 class JobState(Enum):
-    """What a back end knows about a job, whatever the run folder says."""
+    """What a back end knows about an attempt, whatever the run folder says."""
 
     queued = "queued"
     running = "running"
@@ -197,9 +199,9 @@ class Backend(Protocol):
 
 
 def number_in(raw: Mapping[str, Any]) -> str | None:
-    """Id of the Slurm job of an attempt, from the content of its job file.
+    """Id of the queue job of an attempt, from the content of its job file.
 
-    The trials of an array have one number together, which stands in the folder of the array.
+    The tasks of an array have one number together, which stands in the folder of the array.
     """
     if raw.get("job") is None and raw.get("array"):
         folder, index = raw["array"]
@@ -209,7 +211,7 @@ def number_in(raw: Mapping[str, Any]) -> str | None:
 
 
 def open_file(run: RunDir, attempt: int) -> Path:
-    """There until a Slurm job has said whether a failed attempt is followed by another."""
+    """There until a queue job has said whether a failed attempt is followed by another."""
     return run.attempt(attempt) / "open"
 
 

@@ -21,11 +21,12 @@ from launcher.config import compose, groups
 from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
+from launcher.launch.queue import has_queue
 from launcher.rundir import RunDir, State, command
 from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
 from launcher.sweeps.making import Maker
-from launcher.sweeps.pool import QUEUED, Pool
+from launcher.sweeps.pool import Pool
 
 _POLL_S = 0.5
 _QUEUE_POLL_S = 2.0
@@ -61,7 +62,7 @@ class Controller:
     @staticmethod
     def submits_all(request: Request) -> bool:
         """Whether all trials can be handed over at once, so that no controller has to stay."""
-        return request.backend in QUEUED and request.kind in ("grid", "random")
+        return has_queue(request.backend) and request.kind in ("grid", "random")
 
     def run(self) -> int:
         """Run the sweep to its end; returns the exit code."""

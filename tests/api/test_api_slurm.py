@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.launch.slurm import job_id as slurm_job
+from launcher.launch.queue import queue_job
 from launcher.launch.spec import job_file
 from launcher.rundir import read_json, write_json
 from support.slurm import Cluster
@@ -39,7 +39,7 @@ def test_preemption_is_invisible(shop, cluster):
     job_id = shop.create(hyperparameters={**LONG, "n_epochs": 5})
     shop.wait(lambda: shop.row(job_id).cursor.get("marks"), "a checkpoint")
     run = shop.run(job_id)
-    cluster.run("scontrol", "requeue", slurm_job(run, 1))
+    cluster.run("scontrol", "requeue", queue_job(run, 1))
     shop.wait(lambda: run.status().attempt == 2 or shop.job(job_id)["status"] != "running", "it")
     job = shop.await_status(job_id, "succeeded")
     assert run.attempts() == [1, 2]
@@ -54,7 +54,7 @@ def test_preemption_is_invisible(shop, cluster):
 def test_cancel_reaches_slurm(shop, cluster):
     running = shop.create(hyperparameters=LONG)
     shop.wait(lambda: running in names(cluster), "the job")
-    told = cluster.run("scontrol", "show", "job", slurm_job(shop.run(running), 1))
+    told = cluster.run("scontrol", "show", "job", queue_job(shop.run(running), 1))
     assert f"Account={ACCOUNT}" in told.split() or not cluster.is_own
     shop.wait(lambda: shop.steps(running), "the first step")
     assert running in names(cluster)
@@ -89,4 +89,4 @@ def test_a_submission_that_was_cut_off_is_not_made_twice(cluster, tmp_path):
         shop.start()
         shop.await_status(job_id, "succeeded")
         assert run.attempts() == [1]
-        assert submitted is None or slurm_job(run, 1) == submitted
+        assert submitted is None or queue_job(run, 1) == submitted

@@ -20,8 +20,9 @@ from launcher.config.schema_launch import (
     SlurmConfig,
 )
 from launcher.errors import ConfigError
-from launcher.launch import slurm_check, slurm_text
-from launcher.launch.slurm import SlurmBackend, array_script
+from launcher.launch.slurm import check as slurm_check
+from launcher.launch.slurm import text as slurm_text
+from launcher.launch.slurm.backend import SlurmBackend, array_script
 from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec
 from launcher.train.signals import too_slow_for_grace
 

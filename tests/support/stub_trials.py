@@ -17,7 +17,7 @@ import time
 
 from launcher.errors import DataError, DivergedError, ExitCode, LauncherError, StorageError
 from launcher.launch.local import LocalBackend
-from launcher.launch.slurm import SlurmBackend
+from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ExitCode
-from launcher.launch.slurm import job_id
+from launcher.launch.queue import queue_job
 from launcher.sweeps import table
 from launcher.sweeps.folder import SweepDir
 from support.ranks import environment
@@ -72,7 +72,7 @@ def test_wrong_trials_of_an_array_fail_once_and_the_others_succeed(cluster, weir
     codes = [trial.run.status().exit_code for trial in sweep.trials()]
     assert codes == [ExitCode.ok, ExitCode.diverged, ExitCode.data, *[ExitCode.usage] * 3], output
     assert _starts(sweep) == {0: 1, 1: 1, 2: 1}
-    jobs = {job_id(trial.run, 1).partition("_")[0] for trial in sweep.trials()[:3]}
+    jobs = {queue_job(trial.run, 1).partition("_")[0] for trial in sweep.trials()[:3]}
     assert len(jobs) == 1
     assert len(list(sweep.path.glob("array-*"))) == 1
 
@@ -81,7 +81,7 @@ def test_a_requeued_trial_goes_on_alone(cluster, tmp_path):
     _launcher(cluster, tmp_path, "submit", "-m", *WORDS, "seed=1,2,3", LAUNCHER_STUB_STEP_S="2")
     sweep = SweepDir(tmp_path / "runs" / "s")
     wait_for(lambda: 1 in _starts(sweep), "the second trial")
-    cluster.run("scontrol", "requeue", job_id(sweep.trials()[1].run, 1))
+    cluster.run("scontrol", "requeue", queue_job(sweep.trials()[1].run, 1))
     _launcher(cluster, tmp_path, "sweep", "resume", "s")
     assert _states(sweep) == dict.fromkeys(range(3), "succeeded")
     assert _starts(sweep) == {0: 1, 1: 2, 2: 1}
@@ -93,7 +93,7 @@ def test_scancel_of_the_array_cancels_the_trials_of_a_followed_sweep(cluster, tm
     with _start(cluster, tmp_path, *words, LAUNCHER_STUB_STEP_S="60") as controller:
         sweep = SweepDir(tmp_path / "runs" / "s")
         wait_for(lambda: 0 in _starts(sweep), "the first trial")
-        cluster.run("scancel", job_id(sweep.trials()[2].run, 1).partition("_")[0])
+        cluster.run("scancel", queue_job(sweep.trials()[2].run, 1).partition("_")[0])
         output, _ = controller.communicate(timeout=200)
     assert _states(sweep) == dict.fromkeys(range(3), "cancelled"), output
     assert _starts(sweep) == {0: 1}
@@ -120,7 +120,7 @@ def test_a_thousand_trials_are_one_submission(cluster, tmp_path, monkeypatch):
     (array,) = sweep.path.glob("array-*")
     runs = (array / "trials.txt").read_text().splitlines()
     assert runs == [str(trial.run) for trial in trials]
-    (job,) = {job_id(trial.run, 1).partition("_")[0] for trial in trials}
+    (job,) = {queue_job(trial.run, 1).partition("_")[0] for trial in trials}
     assert cluster.run("squeue", "-h", "-j", job, "-o", "%K") == "0-999%8"
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     assert {row.state for row in table.rows(sweep)} == {"queued"}
