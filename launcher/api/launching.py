@@ -20,8 +20,7 @@ from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import has_queue, queue_job, queue_of
-from launcher.launch.spec import JobState as BackendState
-from launcher.launch.spec import LaunchSpec, backend_name, job_file
+from launcher.launch.spec import AttemptState, LaunchSpec, backend_name, job_file
 from launcher.rundir import RunDir, State, storage_errors
 
 #: What was started just before a controller died may take so long to be seen.
@@ -86,7 +85,7 @@ def look(run: RunDir) -> Attempt:
         return Attempt.none if is_over else Attempt.pending
     backend = backend_of(run, status.attempt)
     assert backend is not None
-    is_gone = backend.status(run, status.attempt) is BackendState.gone
+    is_gone = backend.status(run, status.attempt) is AttemptState.gone
     return Attempt.gone if is_gone else Attempt.there
 
 

@@ -14,7 +14,7 @@ from launcher.jobs.status import heartbeats, is_live
 from launcher.launch import processes
 from launcher.launch.outcome import settled
 from launcher.launch.queue import queue_job
-from launcher.launch.spec import Backend, JobState
+from launcher.launch.spec import AttemptState, Backend
 from launcher.rundir import RunDir, State, Status, write_atomic
 
 _POLL_S = 0.1
@@ -56,7 +56,7 @@ def _stop(run: RunDir, status: Status, *, now: bool) -> None:
             write_atomic(run.wish(status.attempt), "launcher cancel")
     backend = backend_of(run, status.attempt)
     job = queue_job(run, status.attempt)
-    if backend and backend.status(run, status.attempt) is not JobState.gone:
+    if backend and backend.status(run, status.attempt) is not AttemptState.gone:
         backend.cancel(run, status.attempt, now=now)
     elif job is None:
         _stop_ranks(run, now=now)
@@ -93,6 +93,6 @@ def _live_ranks(run: RunDir) -> list[int]:
 
 
 def _is_there(run: RunDir, attempt: int, backend: Backend | None) -> bool:
-    if backend and backend.status(run, attempt) is not JobState.gone:
+    if backend and backend.status(run, attempt) is not AttemptState.gone:
         return True
     return is_live(run.status()) or bool(_live_ranks(run))

@@ -12,7 +12,7 @@ from launcher.config import variants
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch.outcome import settled
 from launcher.launch.queue import Ending, Queue, QueueJob, has_queue, queue_of
-from launcher.launch.spec import JobState, job_file, number_in, open_file
+from launcher.launch.spec import AttemptState, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, Status, read_json
 
 #: In the place of a job's id while its queue cannot be asked whether there is a job.
@@ -121,7 +121,7 @@ def settle(
     job."""
     if number == UNHEARD:
         return _unknown(status, f"whether {queue.title} has its job is not known")
-    if job is None or job.state is JobState.gone:
+    if job is None or job.state is AttemptState.gone:
         # The job may have written its last word after the status was read.
         now = RunDir(path).status()
         if settled(now):
@@ -169,16 +169,16 @@ def judged(title: str, status: Status, number: str, job: QueueJob | None) -> Sta
     """
     if job is None:
         return _failed(status, f"lost: {title} does not know job {number} and it left no result")
-    if job.state is JobState.queued:
+    if job.state is AttemptState.queued:
         why = f"job {number} waits: {job.reason or 'for its turn'}"
         reason = f"{why} ({status.reason})" if status.reason else why
         return replace(status, state=State.queued, reason=reason)
-    if job.state is JobState.unknown:
+    if job.state is AttemptState.unknown:
         return _unknown(status, f"{title} says {job.word} of job {number}")
-    if job.state is JobState.running and settled(status):
+    if job.state is AttemptState.running and settled(status):
         reason = f"{status.reason}; job {number} has not ended yet".removeprefix("; ")
         return replace(status, state=State.running, reason=reason, exit_code=None)
-    if job.state is JobState.running:
+    if job.state is AttemptState.running:
         if status.state is State.queued and not job.is_ending:
             return replace(status, state=State.preparing, reason=f"job {number} starts")
         return status

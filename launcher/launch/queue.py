@@ -16,7 +16,14 @@ from launcher.config import variants
 from launcher.config.schema_launch import LaunchConfig
 from launcher.errors import ConfigError
 from launcher.launch.patience import BusyError
-from launcher.launch.spec import Backend, JobState, LaunchPlan, backend_name, job_file, number_in
+from launcher.launch.spec import (
+    AttemptState,
+    Backend,
+    LaunchPlan,
+    backend_name,
+    job_file,
+    number_in,
+)
 from launcher.rundir import RunDir, read_json
 
 #: A queue job that its queue does not know for so long, and that has left no result, is lost.
@@ -42,7 +49,7 @@ class QueueJob:
 
     id: str
     """Task I of an array is ARRAY_I."""
-    state: JobState
+    state: AttemptState
     word: str = ""
     """The queue's own word for the state."""
     reason: str = ""

@@ -164,7 +164,7 @@ class LaunchPlan:
         )
 
 
-class JobState(Enum):
+class AttemptState(Enum):
     """What a back end knows about an attempt, whatever the run folder says."""
 
     queued = "queued"
@@ -188,7 +188,7 @@ class Backend(Protocol):
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
         """Start the job and return its id. An attached job ends with this process."""
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """Whether the job of this attempt waits, runs or is gone."""
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:

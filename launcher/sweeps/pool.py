@@ -15,7 +15,7 @@ from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import MISSING_S, ArrayError, FullError, array_of, queue_job, queue_of
-from launcher.launch.spec import JobState, LaunchPlan, job_file
+from launcher.launch.spec import AttemptState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
 from launcher.sweeps.folder import SweepDir, Trial
 
@@ -89,7 +89,7 @@ class Pool:
         # as after a clock was put back, no more than the whole time.
         left_s = submitted.stat().st_mtime + START_TIMEOUT_S - time.time()
         end = time.monotonic() + min(START_TIMEOUT_S, left_s)
-        while backend.status(trial.run, attempt) is JobState.gone:
+        while backend.status(trial.run, attempt) is AttemptState.gone:
             if settled(trial.run.status()) or time.monotonic() > end or self.is_queued:
                 return False
             time.sleep(0.1)
@@ -259,7 +259,7 @@ class Pool:
             known = queue.observe([job for job in jobs.values() if job])
         except BusyError:
             return []
-        lasting = {job for job, found in known.items() if found.state is not JobState.gone}
+        lasting = {job for job, found in known.items() if found.state is not AttemptState.gone}
         done = [
             trial
             for trial in trials
@@ -287,7 +287,7 @@ class Pool:
 def _is_gone(trial: Trial) -> bool:
     attempt = trial.run.status().attempt
     backend = backend_of(trial.run, attempt)
-    if backend is None or backend.status(trial.run, attempt) is not JobState.gone:
+    if backend is None or backend.status(trial.run, attempt) is not AttemptState.gone:
         return False
     if not settled(trial.run.status()):
         _lost(trial)

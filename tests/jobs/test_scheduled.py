@@ -7,7 +7,8 @@ import stat
 
 import pytest
 
-from launcher.jobs import scheduled, status
+from launcher.errors import StorageError
+from launcher.jobs import scheduled, start, status
 from launcher.launch.queue import queue_job
 from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.slurm.text import described
@@ -136,3 +137,17 @@ def test_a_waiting_task_that_was_cancelled_and_forgotten(tmp_path, logs, state, 
     found = scheduled.settle(SlurmBackend(), run.path, queued, "12_1", None)
     assert found.state is state
     assert said in found.reason
+
+
+def test_a_run_of_a_queue_that_is_not_installed_here_is_not_judged(tmp_path, capsys):
+    run = RunDir(tmp_path / "runs" / "r")
+    write_json(run.attempt(1) / "job.json", {"backend": "elsewhere", "job": "7"})
+    run.set_status(State.queued, attempt=1)
+    (row,) = status.listing(tmp_path / "runs")
+    assert row.status.state is State.unknown
+    assert "launch=elsewhere is not installed here" in row.status.reason
+    with pytest.raises(StorageError, match="launch=elsewhere, which is not installed here"):
+        start.begin(run)
+    run.set_status(State.succeeded, exit_code=0)
+    (row,) = status.listing(tmp_path / "runs")
+    assert row.status.state is State.succeeded

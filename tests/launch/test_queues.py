@@ -15,7 +15,7 @@ from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start, status
 from launcher.jobs.cancel import cancel
 from launcher.launch.queue import Ending, has_queue, queue_job
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json, write_json
 from support.queues import Bench
 from support.slurm import wait_for
@@ -55,7 +55,7 @@ class Submitted:
 
         def is_gone() -> bool:
             found = self.queue.backend.observe([self.job]).get(self.job)
-            return found is None or found.state is JobState.gone
+            return found is None or found.state is AttemptState.gone
 
         wait_for(is_gone, "the end of the job")
         return status.observed_run(self.run).state
@@ -95,7 +95,7 @@ def test_a_requeued_job_goes_on_in_a_further_attempt(submit, queue):
     assert made.run.attempts() == [1, 2]
     assert all(made.run.log(number, queue.ranks - 1).is_file() for number in (1, 2))
     assert queue_job(made.run, 2) == made.job
-    assert queue.backend.status(made.run, 2) is JobState.gone
+    assert queue.backend.status(made.run, 2) is AttemptState.gone
     assert queue.backend.log(made.run, 2).is_file()
     assert queue.backend.logs(made.run, 2)[-1] == made.run.log(2, 0)
 
@@ -199,7 +199,7 @@ def test_an_array_of_runs_of_which_some_fail(queue, weird_tmp_path):
 
     def left() -> list[str]:
         found = queue.backend.observe(tasks)
-        return [task for task, job in found.items() if job.state is not JobState.gone]
+        return [task for task, job in found.items() if job.state is not AttemptState.gone]
 
     wait_for(lambda: not left(), "the array")
     assert [status.observed_run(run).state for run in runs] == expected

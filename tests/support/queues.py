@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import plugins, typed, variants
 from launcher.launch.queue import Queue, queue_of
 from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, read_json, write_json
-from support import leaks
+from support import leaks, plugins
 from support.ranks import ROOT, environment
 from support.slurm import Cluster, wait_for
 
@@ -168,8 +167,7 @@ def spool(folder: Path) -> Iterator[SpoolBench]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SPOOL", str(folder))
         _find(patch, LAUNCH, PLUGIN)
-        patch.syspath_prepend(PLUGIN)
-        with _plugin():
+        with plugins.installed(PLUGIN):
             command = [sys.executable, "-m", "launcher_plugins.spool.worker", str(folder)]
             # Without the mark of what tests start: it outlives each of them.
             environ = {k: v for k, v in environment().items() if k != leaks.MARKER}
@@ -190,23 +188,3 @@ def _find(patch: pytest.MonkeyPatch, *folders: Path) -> None:
     """For children: modules of tests, and these."""
     places = [*map(str, folders), str(ROOT), os.environ.get("PYTHONPATH", "")]
     patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, places)))
-
-
-@contextmanager
-def _plugin() -> Iterator[None]:
-    """What a process has that finds the plugin at its start."""
-    plugins.load()
-    _forget()
-    try:
-        yield
-    finally:
-        variants.LAUNCHERS._rows.pop("spool")
-        variants.OPTIONS["launch"].pop("spool")
-        for name in [n for n in sys.modules if n.partition(".")[0] == plugins.NAMESPACE]:
-            del sys.modules[name]
-        _forget()
-
-
-def _forget() -> None:
-    for cached in (typed.leaves, typed.sections):
-        cached.cache_clear()

@@ -24,7 +24,7 @@ from launcher.launch.queue import (
     queue_job,
 )
 from launcher.launch.slurm import commands, environment, templates, text
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 #: Seconds between two questions to the controller about one job.
@@ -42,7 +42,7 @@ class SlurmBackend:
     outlives_follower = True
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[float, JobState]] = {}
+        self._asked: dict[str, tuple[float, AttemptState]] = {}
         self._missing: dict[str, float] = {}
 
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
@@ -132,7 +132,7 @@ class SlurmBackend:
         write_json(folder / "job.json", {"job": job})
         return job
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """Whether the job waits, runs or is gone; unknown while the controller does not answer.
 
         Asks at most every few seconds, so it may be called in a loop.
@@ -144,21 +144,21 @@ class SlurmBackend:
         try:
             state = self._state(run, attempt)
         except BusyError:
-            state = JobState.unknown
+            state = AttemptState.unknown
         self._asked[str(run)] = (time.monotonic(), state)
         return state
 
-    def _state(self, run: RunDir, attempt: int) -> JobState:
+    def _state(self, run: RunDir, attempt: int) -> AttemptState:
         job = queue_job(run, attempt) or self.recover(run, attempt)
         if job is None:
-            return JobState.gone
+            return AttemptState.gone
         found = commands.jobs([job]).get(job)
         if found or settled(run.status()):
             self._missing.pop(job, None)
-            return found.state if found else JobState.gone
+            return found.state if found else AttemptState.gone
         # A controller that has just come back, or whose answer was cut, may know it yet.
         since = self._missing.setdefault(job, time.monotonic())
-        return JobState.gone if time.monotonic() - since > MISSING_S else JobState.unknown
+        return AttemptState.gone if time.monotonic() - since > MISSING_S else AttemptState.unknown
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """What the batch script and the data preparation say, then rank 0's log."""
@@ -176,7 +176,7 @@ class SlurmBackend:
         while left:
             time.sleep(_POLL_ENDING_S)
             known = patiently(partial(commands.jobs, left))
-            left = [j for j in left if j in known and known[j].state is not JobState.gone]
+            left = [j for j in left if j in known and known[j].state is not AttemptState.gone]
 
     def recover(self, run: RunDir, attempt: int) -> str | None:
         """The job is found by its batch script, which no other job has."""
@@ -230,9 +230,9 @@ class SlurmBackend:
                 of_job[job] = (run, attempt)
         to_end, to_stop = [], []
         for job, found in commands.jobs(list(of_job)).items():
-            if found.state is JobState.gone:
+            if found.state is AttemptState.gone:
                 continue
-            if now or found.state is not JobState.running or not _has_ranks(*of_job[job]):
+            if now or found.state is not AttemptState.running or not _has_ranks(*of_job[job]):
                 to_end += [*before[job], job]
             else:
                 to_stop.append(job)

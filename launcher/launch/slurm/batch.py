@@ -24,8 +24,6 @@ from launcher.launch.slurm.backend import stop_file
 from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, read_json, write_json
 
-#: Ends after which a new start may go better.
-_WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)
 #: Longest wait for a controller that is down, and the time between two tries.
 _CONTROLLER_WAIT_S = 600.0
 _RETRY_S = 5.0
@@ -148,7 +146,7 @@ def _end(run: RunDir, attempt: int, code: int) -> int:
     if is_ending and not stopped and not by_slurm:
         return _settle(run, State.cancelled, "cancelled in Slurm", ExitCode.interrupted)
     lost = death is not None and death.code < 0
-    if stopped or not (result in _WORTH_A_REQUEUE or lost):
+    if stopped or not (result in outcome.WORTH_A_REQUEUE or lost):
         _say(f"{status.state.value}: {status.reason}")
         return result
     if restarts >= plan.requeues:

@@ -11,23 +11,23 @@ from typing import Any
 
 from launcher.errors import ConfigError
 from launcher.launch.queue import Ending, QueueJob
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 
 #: Slurm's word for a job's state -> what it means here; words not listed are unknown.
-STATES: dict[str, JobState] = {
+STATES: dict[str, AttemptState] = {
     **dict.fromkeys(
         ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
-        JobState.queued,
+        AttemptState.queued,
     ),
     **dict.fromkeys(
         ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT")
         + ("STOPPED", "SUSPENDED"),
-        JobState.running,
+        AttemptState.running,
     ),
     **dict.fromkeys(
         ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED")
         + ("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
-        JobState.gone,
+        AttemptState.gone,
     ),
 }
 _ENDINGS = {
@@ -49,7 +49,7 @@ def described(number: str, word: str, reason: str = "") -> QueueJob:
     ending = _ENDINGS.get(word, Ending.other)
     if ending is Ending.cancelled and "Dependency" in reason:
         ending = Ending.dropped
-    state = STATES.get(word, JobState.unknown)
+    state = STATES.get(word, AttemptState.unknown)
     return QueueJob(number, state, word, reason, word == "COMPLETING", ending)
 
 

@@ -14,7 +14,7 @@ from launcher.errors import ConfigError, Problem
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import QueueHealth, QueueJob, queue_job
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, State, read_json, write_json
 
 
@@ -99,14 +99,14 @@ class SpoolBackend:
         spool = Spool.here()
         return {job: found for job in jobs if (found := spool.task(job)) is not None}
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """What `observe` says."""
         try:
             job = queue_job(run, attempt) or self.recover(run, attempt)
             found = self.observe([job]).get(job) if job else None
         except BusyError:
-            return JobState.unknown
-        return found.state if found else JobState.gone
+            return AttemptState.unknown
+        return found.state if found else AttemptState.gone
 
     def log(self, run: RunDir, attempt: int) -> Path | None:
         """What the worker's child says."""
@@ -125,7 +125,7 @@ class SpoolBackend:
     def cancel_many(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> None:
         """Wish it of all, and wait."""
         left = patiently(lambda: self._tell(attempts, now=now))
-        while any(job.state is not JobState.gone for job in self.observe(left).values()):
+        while any(job.state is not AttemptState.gone for job in self.observe(left).values()):
             time.sleep(0.05)
 
     def _tell(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> list[str]:

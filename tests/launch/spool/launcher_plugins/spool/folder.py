@@ -15,7 +15,7 @@ from typing import Any
 from launcher.launch import processes
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import Ending, QueueJob
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 from launcher.rundir import read_json, write_json
 
 VARIABLE = "SPOOL"
@@ -79,7 +79,7 @@ class Spool:
             return None
         raw = read_json(self.file(task, "task.json"), {"state": "queued"})
         ending = Ending(raw.get("ending", "other"))
-        return QueueJob(task, JobState(raw["state"]), raw["state"], "its turn", ending=ending)
+        return QueueJob(task, AttemptState(raw["state"]), raw["state"], "its turn", ending=ending)
 
     @property
     def is_closed(self) -> bool:

@@ -14,14 +14,11 @@ from typing import Any
 from launcher_plugins.spool.folder import Spool
 
 from launcher import entry
-from launcher.errors import ExitCode
 from launcher.launch.local import END_NOW, STOP, supervisor_file
+from launcher.launch.outcome import WORTH_A_REQUEUE
 from launcher.launch.queue import Ending
 from launcher.launch.spec import job_file, open_file
 from launcher.rundir import RunDir, State, read_json, write_json
-
-#: Ends after which a new start may go better.
-WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)
 
 
 @dataclass

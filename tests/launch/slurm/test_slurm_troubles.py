@@ -25,7 +25,7 @@ from launcher.launch.queue import FullError, queue_job
 from launcher.launch.slurm import backend as slurm
 from launcher.launch.slurm import batch, commands
 from launcher.launch.slurm.text import described
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json
 from launcher.sweeps import begin
 from launcher.sweeps.control import Controller
@@ -315,7 +315,7 @@ def test_a_controller_that_is_away_makes_no_job_lost(fake, make):
     start.submit(run, attempt, attached=False)
     backend = slurm.SlurmBackend()
     fake.is_down(True)
-    assert backend.status(run, attempt) is JobState.unknown
+    assert backend.status(run, attempt) is AttemptState.unknown
     assert status.observed_run(run).state is State.unknown
 
 
@@ -324,10 +324,10 @@ def test_a_job_missing_from_one_answer_is_not_lost(fake, make, monkeypatch):
     start.submit(run, attempt, attached=False)
     (fake.folder / "queue").write_text("")
     backend = slurm.SlurmBackend()
-    assert backend.status(run, attempt) is JobState.unknown
+    assert backend.status(run, attempt) is AttemptState.unknown
     monkeypatch.setattr(slurm, "MISSING_S", 0.0)
     monkeypatch.setattr(slurm, "_POLL_S", 0.0)
-    assert backend.status(run, attempt) is JobState.gone
+    assert backend.status(run, attempt) is AttemptState.gone
 
 
 @pytest.mark.parametrize(

@@ -22,13 +22,13 @@ from launcher.jobs import start, status
 from launcher.jobs.cancel import cancel
 from launcher.launch.slurm import commands
 from launcher.launch.slurm.backend import SlurmBackend
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json, write_json
 from support.slurm import Cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 WORDS = (
     *("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8"),
     *("launch=slurm", "launch.nodes=2", "launch.processes=2", "train.threads=1"),
@@ -105,7 +105,7 @@ def test_run_on_two_nodes_succeeds(submit):
     assert len(hosts) == 2
     assert all(made.run.log(1, rank).is_file() for rank in range(4))
     assert (made.run.attempt(1) / "slurm.log").is_file()
-    assert SlurmBackend().status(made.run, 1) is JobState.gone
+    assert SlurmBackend().status(made.run, 1) is AttemptState.gone
 
 
 def test_a_site_that_exports_nothing_keeps_the_variables_of_the_script(submit, monkeypatch):
@@ -127,11 +127,11 @@ def test_variables_for_slurms_commands_change_neither_the_job_nor_what_is_read(
             user.setenv(name, value)
         made = submit("cluster.memory=200M", steps=500, step_s=0.1)
         made.await_step(2)
-        assert SlurmBackend().status(made.run, 1) is JobState.running
+        assert SlurmBackend().status(made.run, 1) is AttemptState.running
         shown = commands.fields(made.job)
         assert (shown["MinMemoryNode"], shown["Requeue"]) == ("200M", "1")
         SlurmBackend().cancel(made.run, 1, now=True)
-        wait_for(lambda: SlurmBackend().status(made.run, 1) is JobState.gone, "the end")
+        wait_for(lambda: SlurmBackend().status(made.run, 1) is AttemptState.gone, "the end")
 
 
 def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
@@ -235,7 +235,7 @@ def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
         assert seen.state is State.unknown
         assert "running when last heard of" in seen.reason
         assert len(capfd.readouterr().err.splitlines()) == 1
-        assert SlurmBackend().status(made.run, 1) is JobState.unknown
+        assert SlurmBackend().status(made.run, 1) is AttemptState.unknown
         (row,) = status.listing(made.run.path.parent)
         assert row.status.state is State.unknown
     finally:
