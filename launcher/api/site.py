@@ -186,7 +186,7 @@ def _wrong_offers(site: Site, where: str) -> list[Problem]:
 
 
 def _wrong_accounts(site: Site, where: str) -> list[Problem]:
-    hint = "a name as `sacctmgr show account` prints it"
+    hint = "letters, digits, '.', '_' and '-', at most 100"
     return [
         Problem(f"{where}: projects.{name}.account", f"{own.account!r} is no account", hint)
         for name, own in site.projects.items()

@@ -104,8 +104,8 @@ class LaunchPlan:
     """Times that a batch job may be started again."""
     context: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """What the attempt asks of its queue, beside its own run; not kept in JSON."""
-    submitter: str = field(default="", compare=False)
-    """Command that takes the scripts; not kept in JSON."""
+    handed_over: tuple[str, str] = field(default=("", ""), compare=False)
+    """For people: the commands that take `prepare_script` and `script`; not kept in JSON."""
     nodes: tuple[NodePlan, ...] = ()
     """Nodes that `command` looks after; none where all ranks are its own children."""
     join_timeout_s: float = 120.0
@@ -116,8 +116,8 @@ class LaunchPlan:
         if self.script is not None:
             parts = []
             if self.prepare_script is not None:
-                parts.append(f"# {self.submitter} prepare.sbatch\n{self.prepare_script}")
-            parts.append(f"# {self.submitter} job.sbatch\n{self.script}")
+                parts.append(f"# {self.handed_over[0]}\n{self.prepare_script}")
+            parts.append(f"# {self.handed_over[1]}\n{self.script}")
             return "\n".join(parts)
         lines = [f"cd {shlex.quote(str(self.cwd))}"]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()]

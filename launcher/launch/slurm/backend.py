@@ -63,7 +63,7 @@ class SlurmBackend:
             script=_render("run.sbatch.j2", context),
             prepare_script=prepare_script,
             requeues=launch.max_requeues,
-            submitter="sbatch",
+            handed_over=("sbatch prepare.sbatch", "sbatch job.sbatch"),
             context=context,
         )
 
