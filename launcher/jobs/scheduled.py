@@ -7,13 +7,15 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from launcher.config import variants
 from launcher.errors import ExitCode, LauncherError
 from launcher.launch.outcome import settled
-from launcher.launch.queue import Ending, Queue, QueueJob, has_queue, queue_of
-from launcher.launch.spec import AttemptState, job_file, number_in, open_file
+from launcher.launch.spec import AttemptState, is_queued, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, Status, read_json
+
+if TYPE_CHECKING:  # a listing without queue jobs does without
+    from launcher.launch.queue import QueueBackend, QueueJob
 
 #: In the place of a job's id while its queue cannot be asked whether there is a job.
 UNHEARD = "?"
@@ -22,7 +24,7 @@ _LAST_LINES = 6
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Holder:
     """In whose hands a run is."""
 
     backend: str
@@ -31,7 +33,7 @@ class Held:
     """Id of the queue job, or `UNHEARD`."""
 
 
-def in_charge(path: str | Path, status: Status) -> Held | None:
+def in_charge(path: str | Path, status: Status) -> Holder | None:
     """The queue job that may yet change a run's state; None if there is none.
 
     A rank writes that the run has failed before anybody decides whether it starts again, and a
@@ -42,46 +44,51 @@ def in_charge(path: str | Path, status: Status) -> Held | None:
         if not is_open or not open_file(RunDir(path), status.attempt).exists():
             return None
     raw = read_json(Path(path, "attempts", f"{status.attempt:04d}", "job.json"))
-    name = raw.get("backend") if isinstance(raw, dict) else None
-    if name is not None and name not in variants.LAUNCHERS:
-        return Held(name, UNHEARD)
-    if not has_queue(name):
+    if not isinstance(raw, dict) or not is_queued(raw):
         return None
-    job = number_in(raw) or _unheard_of(name, RunDir(path), status.attempt)
-    return Held(name, job) if job else None
+    job = number_in(raw) or _unheard_of(raw["backend"], RunDir(path), status.attempt)
+    return Holder(raw["backend"], job) if job else None
 
 
 def _unheard_of(name: str, run: RunDir, attempt: int) -> str | None:
     """Id of a job whose number never came back from its submission; None if there is none."""
-    queue = queue_of(name)
-    assert queue is not None
+    queue = _queue_of(name)
+    if queue is None:
+        return UNHEARD
     try:
         return queue.recover(run, attempt)
     except LauncherError:
         return UNHEARD
 
 
-def title(held: Held) -> str:
+def _queue_of(name: str) -> QueueBackend | None:
+    from launcher.launch.queue import queue_of
+
+    return queue_of(name)
+
+
+def title(held: Holder) -> str:
     """The queue's name, for people."""
-    queue = queue_of(held.backend)
+    queue = _queue_of(held.backend)
     return queue.title if queue else f"launch={held.backend}, which is not installed here"
 
 
-def observed(run: RunDir, status: Status, held: Held) -> Status:
+def observed(run: RunDir, status: Status, held: Holder) -> Status:
     """The state of one run in these hands."""
     return observe([(str(run), status, held)])[0]
 
 
-def observe(runs: Sequence[tuple[str, Status, Held]]) -> list[Status]:
+def observe(runs: Sequence[tuple[str, Status, Holder]]) -> list[Status]:
     """States of runs given as (folder, status as written, hands), after asking each queue once.
 
     If a queue does not answer, that is said on stderr and the states are `unknown`.
     """
     names = dict.fromkeys(held.backend for _, _, held in runs)
-    found: dict[str, tuple[Queue | None, Mapping[str, QueueJob] | None]] = {}
+    found: dict[str, tuple[QueueBackend | None, Mapping[str, QueueJob] | None]] = {}
     for name in names:
-        queue, jobs = queue_of(name), None
-        if queue is not None:  # a listing without runs in a queue does without
+        queue = _queue_of(name)
+        jobs: Mapping[str, QueueJob] | None = None
+        if queue is not None:
             asked = [h.job for _, _, h in runs if h.backend == name and h.job != UNHEARD]
             try:
                 jobs = queue.observe(asked)
@@ -95,8 +102,8 @@ def observe(runs: Sequence[tuple[str, Status, Held]]) -> list[Status]:
 def _seen(
     path: str,
     status: Status,
-    held: Held,
-    queue: Queue | None,
+    held: Holder,
+    queue: QueueBackend | None,
     jobs: Mapping[str, QueueJob] | None,
 ) -> Status:
     if queue is None:
@@ -115,7 +122,7 @@ NEVER_BEGAN = " never began, and "
 
 
 def settle(
-    queue: Queue, path: str | Path, status: Status, number: str, job: QueueJob | None
+    queue: QueueBackend, path: str | Path, status: Status, number: str, job: QueueJob | None
 ) -> Status:
     """The state of the run at `path`, last read as `status`, when its queue says `job` of its
     job."""
@@ -146,7 +153,7 @@ def _others_began(run: RunDir, status: Status, log: Path | None) -> bool:
     return is_task and log is not None and not log.exists() and any(log.parent.glob("*.log"))
 
 
-def _cause(queue: Queue, run: RunDir, status: Status, log: Path | None) -> str:
+def _cause(queue: QueueBackend, run: RunDir, status: Status, log: Path | None) -> str:
     """What the job has left of why its ranks never began; "" if they did."""
     if log is None or run.log(status.attempt, 0).exists():
         return ""
@@ -187,6 +194,8 @@ def judged(title: str, status: Status, number: str, job: QueueJob | None) -> Sta
 
 def _ended(title: str, status: Status, number: str, job: QueueJob) -> Status:
     """A job that is gone without the run's status saying how."""
+    from launcher.launch.queue import Ending
+
     if job.ending is Ending.cancelled:
         reason, code = f"job {number} was cancelled in {title}", int(ExitCode.interrupted)
         return replace(status, state=State.cancelled, reason=reason, exit_code=code)

@@ -12,7 +12,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from launcher.config import variants
 from launcher.config.schema_launch import LaunchConfig
 from launcher.errors import ConfigError
 from launcher.launch.patience import BusyError
@@ -82,7 +81,7 @@ class ArrayError(ConfigError):
     """A queue takes no array of so many tasks; it may take several smaller ones."""
 
 
-class Queue(Backend, Protocol):
+class QueueBackend(Backend, Protocol):
     """A launch back end with a queue: the class of its options says `has_queue`.
 
     A run in a queue has the note `job_file` in the folder of its attempt, written before the job
@@ -131,25 +130,31 @@ class Queue(Backend, Protocol):
 
 
 def has_queue(name: str | None) -> bool:
-    """Whether the launch back end `name` has a queue; imports nothing."""
+    """Whether the launch back end `name` has a queue; does not import it."""
+    from launcher.config import variants  # as below: a listing without queue jobs does without
+
     options = variants.OPTIONS["launch"].get(name or "", LaunchConfig)
     return issubclass(options, LaunchConfig) and options.has_queue
 
 
 def queues() -> list[str]:
     """Names of all launch back ends with a queue."""
+    from launcher.config import variants
+
     return [name for name in variants.LAUNCHERS if has_queue(name)]
 
 
-def queue_of(name: str | None) -> Queue | None:
+def queue_of(name: str | None) -> QueueBackend | None:
     """The launch back end `name` if it has a queue, else None."""
     if name is None or not has_queue(name):
         return None
-    queue: Queue = variants.LAUNCHERS.load(name)()
+    from launcher.config import variants
+
+    queue: QueueBackend = variants.LAUNCHERS.load(name)()
     return queue
 
 
-def queue_for(run: RunDir, attempt: int) -> Queue | None:
+def queue_for(run: RunDir, attempt: int) -> QueueBackend | None:
     """The queue in whose hands an attempt is, or was; None if it is in none's."""
     return queue_of(backend_name(run, attempt))
 

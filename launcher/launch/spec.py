@@ -210,6 +210,11 @@ def number_in(raw: Mapping[str, Any]) -> str | None:
     return raw.get("job")
 
 
+def is_queued(raw: Mapping[str, Any]) -> bool:
+    """Whether the content of a job file is the note of a back end with a queue."""
+    return not raw.keys().isdisjoint(("base", "job", "array"))
+
+
 def open_file(run: RunDir, attempt: int) -> Path:
     """There until a queue job has said whether a failed attempt is followed by another."""
     return run.attempt(attempt) / "open"

@@ -14,7 +14,7 @@ from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
 from launcher.launch import processes
 from launcher.launch.outcome import settled
-from launcher.launch.queue import Queue, has_queue
+from launcher.launch.queue import QueueBackend, has_queue
 from launcher.launch.spec import backend_name
 from launcher.rundir import RunDir, State
 from launcher.sweeps.folder import SweepDir
@@ -37,7 +37,7 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
         same = queued.setdefault(name, []) if name and has_queue(name) else others
         same.append((trial.run, attempt))
     for name, attempts in queued.items():
-        queue: Queue = variants.LAUNCHERS.load(name)()
+        queue: QueueBackend = variants.LAUNCHERS.load(name)()
         queue.cancel_many(attempts, now=now)
         for run, _ in attempts:
             if run.status().state is not State.succeeded:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.launch.queue import Queue, queue_of
+from launcher.launch.queue import QueueBackend, queue_of
 from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, read_json, write_json
 from support import leaks, plugins
@@ -38,7 +38,7 @@ class Bench:
     ranks: int
 
     @property
-    def backend(self) -> Queue:
+    def backend(self) -> QueueBackend:
         """The launch back end."""
         found = queue_of(self.name)
         assert found is not None
