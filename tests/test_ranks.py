@@ -165,3 +165,41 @@ def test_children_that_are_no_ranks_see_the_job_but_no_rank(monkeypatch):
     assert not {"MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST"} & set(env)
     assert env["SLURM_JOB_ID"] == "41234"
     assert env["SLURM_JOB_NODELIST"] == "n[1-3]"
+
+
+class Elsewhere:
+    """Ranks of a scheduler of which nothing else is known."""
+
+    launcher = "start"
+    rank_prefixes = ("ELSE_RANK",)
+    rank_names = ("ELSE_WORLD",)
+    job, step, restarts = "abc", 0, 1
+    gpus = "Elsewhere has given the job GPUs"
+
+    def __init__(self, env):
+        self.env, self.host = env, env["ELSE_HOST"]
+
+    def place(self, host):
+        if "ELSE_RANK" not in self.env:
+            return None
+        return Ranks(int(self.env["ELSE_RANK"]), 3, 0, 1, host, self.launcher)
+
+    def hosts(self):
+        return ["n7", "n8"]
+
+    def tasks(self):
+        return [1, 2]
+
+
+def test_a_scheduler_is_a_class_and_a_row(monkeypatch):
+    monkeypatch.setitem(ranks.SCHEDULERS, "ELSE_", f"{__name__}:Elsewhere")
+    env = {"ELSE_HOST": "n8", "ELSE_RANK": "2", "ELSE_WORLD": "3"}
+    assert identify(env, "h") == Ranks(2, 3, 0, 1, "n8", "start")
+    assert rendezvous(env) == ("n7", port_of("abc", restart=1))
+    assert planned_hosts(env) == ["n7", "n8", "n8"]
+    assert planned_hosts({"ELSE_HOST": "n8"}) == []
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.promised_gpus() == Elsewhere.gpus or runtime.gpu_count()
+    left = runtime.environment_without_ranks()
+    assert {name for name in left if name.startswith("ELSE_")} == {"ELSE_HOST"}

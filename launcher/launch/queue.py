@@ -19,7 +19,6 @@ from launcher.launch.spec import (
     AttemptState,
     Backend,
     LaunchPlan,
-    backend_name,
     job_file,
     number_in,
 )
@@ -152,11 +151,6 @@ def queue_of(name: str | None) -> QueueBackend | None:
 
     queue: QueueBackend = variants.LAUNCHERS.load(name)()
     return queue
-
-
-def queue_for(run: RunDir, attempt: int) -> QueueBackend | None:
-    """The queue in whose hands an attempt is, or was; None if it is in none's."""
-    return queue_of(backend_name(run, attempt))
 
 
 def queue_job(run: RunDir, attempt: int) -> str | None:
