@@ -92,8 +92,10 @@ class SlurmBench(Bench):
     def full(self) -> Iterator[None]:
         command = ("sbatch", "--parsable", "--exclusive", "-N2", "-o", "/dev/null")
         job = self.cluster.run(*command, "--wrap=sleep 60")
-        yield
-        self.cluster.run("scancel", job)
+        try:
+            yield
+        finally:
+            self.cluster.run("scancel", job)
 
     def has(self, run: RunDir) -> bool:
         return run.name in self.cluster.run("squeue", "-h", "-o", "%j").split()
@@ -123,8 +125,10 @@ class SpoolBench(Bench):
     @contextmanager
     def full(self) -> Iterator[None]:
         self.spool.close(True)
-        yield
-        self.spool.close(False)
+        try:
+            yield
+        finally:
+            self.spool.close(False)
 
     def has(self, run: RunDir) -> bool:
         return any(
