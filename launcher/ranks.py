@@ -1,16 +1,17 @@
 """Who a process is among the ranks of a job, and where they meet. Standard library only.
 
-The one place that knows the variables of torchrun, DeepSpeed's launcher, MPI and Slurm. All
-functions are pure: `launcher.runtime` hands them the environment.
+The one place that knows the variables of torchrun, DeepSpeed's launcher and MPI; those of a
+scheduler are known to its back end. All functions are pure: `launcher.runtime` hands them the
+environment.
 """
 
 from __future__ import annotations
 
-import itertools
-import re
+import importlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from launcher.errors import ConfigError
 
@@ -22,8 +23,9 @@ HOST_VARIABLE = "LAUNCHER_HOST"
 #: Ports at which ranks meet: below those that systems give to outgoing connections.
 FIRST_PORT = 10000
 PORTS = 20000
-#: Ids from here on stand for the batch script and other steps that are no ranks.
-_SPECIAL_STEPS = 0xFFFFFFF0
+#: How a scheduler's variables begin -> the `Surroundings` that read them. Loaded where there is one
+#: such variable: standard library only.
+SCHEDULERS = {"SLURM_": "launcher.launch.slurm.environment:SlurmJob"}
 #: (launcher, rank, world size, local rank, local world size); the first that is complete counts.
 _SOURCES = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -63,55 +65,89 @@ class Ranks:
         return self.rank == 0
 
 
+class Surroundings(Protocol):
+    """The queue job around a process, if there is one, by the variables of a scheduler; made from
+    them. Pure."""
+
+    launcher: str
+    """The scheduler's command that starts ranks, if it has one."""
+    rank_prefixes: tuple[str, ...]
+    """How variables of a rank begin, which no child of it is to see."""
+    rank_names: tuple[str, ...]
+    """Further ones, in full."""
+
+    @property
+    def host(self) -> str:
+        """The scheduler's name of this host; "" if it has none."""
+
+    @property
+    def job(self) -> str:
+        """Id of the job; "" if there is none."""
+
+    @property
+    def step(self) -> int:
+        """Number of the step of ranks around this process; steps of a job run side by side."""
+
+    @property
+    def restarts(self) -> int:
+        """Times that the scheduler has started the job again."""
+
+    @property
+    def gpus(self) -> str:
+        """What says that the job has GPUs, in words; "" where nothing does."""
+
+    def place(self, host: str) -> Ranks | None:
+        """Place of a rank that `launcher` has started on `host`; None for any other process."""
+
+    def hosts(self) -> list[str]:
+        """Hosts of the ranks in their order; [] if nothing says which."""
+
+    def tasks(self) -> list[int]:
+        """Ranks on each of them."""
+
+
+def surroundings(env: Mapping[str, str]) -> Surroundings | None:
+    """What a scheduler says in this environment; None if none says anything."""
+    for prefix, path in SCHEDULERS.items():
+        if any(name.startswith(prefix) for name in env):
+            module, _, name = path.partition(":")
+            found: Surroundings = getattr(importlib.import_module(module), name)(env)
+            return found
+    return None
+
+
 def identify(env: Mapping[str, str], host: str) -> Ranks:
-    """Rank and world size from torchrun, deepspeed, MPI or a Slurm step; else a single process.
+    """Rank and world size from torchrun, deepspeed, MPI or a scheduler; else a single process.
 
     `host` is this machine's name, used unless the launcher has another for it. Raises
     `ConfigError` for values that cannot be a place among ranks.
     """
-    host = env.get(HOST_VARIABLE) or env.get("SLURMD_NODENAME") or host
+    around = surroundings(env)
+    host = env.get(HOST_VARIABLE) or (around.host if around else "") or host
     for source, rank, world, local, local_world in _SOURCES:
         if all(name in env for name in (rank, world, local, local_world)):
             return _valid(
                 Ranks(
-                    rank=_number(env, rank),
-                    world_size=_number(env, world),
-                    local_rank=_number(env, local),
-                    local_world_size=_number(env, local_world),
+                    rank=number(env, rank),
+                    world_size=number(env, world),
+                    local_rank=number(env, local),
+                    local_world_size=number(env, local_world),
                     host=host,
                     launched_by=source,
                 )
             )
     if "RANK" in env and "WORLD_SIZE" in env:
         # Started by hand, or by a launcher that says no more: one host as far as is known.
-        rank_, world_ = _number(env, "RANK"), _number(env, "WORLD_SIZE")
-        local_ = _number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank_
+        rank_, world_ = number(env, "RANK"), number(env, "WORLD_SIZE")
+        local_ = number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else rank_
         return _valid(Ranks(rank_, world_, local_, world_, host, "torchrun"))
-    if _is_slurm_task(env):
-        counts = _tasks_per_node(env)
-        node = _number(env, "SLURM_NODEID")
-        world_ = _number(env, "SLURM_STEP_NUM_TASKS")
-        return _valid(
-            Ranks(
-                rank=_number(env, "SLURM_PROCID"),
-                world_size=world_,
-                local_rank=_number(env, "SLURM_LOCALID"),
-                local_world_size=counts[node] if node < len(counts) else world_,
-                host=host,
-                launched_by="slurm",
-            )
-        )
+    if around and (found := around.place(host)):
+        return _valid(found)
     return Ranks(0, 1, 0, 1, host, "none")
 
 
-def _is_slurm_task(env: Mapping[str, str]) -> bool:
-    """Whether srun started this process: a salloc shell and the batch script are no ranks."""
-    step = env.get("SLURM_STEP_ID", "")
-    names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NUM_TASKS")
-    return step.isdecimal() and int(step) < _SPECIAL_STEPS and all(name in env for name in names)
-
-
-def _number(env: Mapping[str, str], name: str) -> int:
+def number(env: Mapping[str, str], name: str) -> int:
+    """The variable `name`; `ConfigError` if it is no number."""
     try:
         return int(env[name])
     except ValueError:
@@ -137,29 +173,25 @@ def _valid(ranks: Ranks) -> Ranks:
 def rendezvous(env: Mapping[str, str]) -> tuple[str, int]:
     """Address and port at which rank 0 of the job listens.
 
-    MASTER_ADDR and MASTER_PORT where they are set; else the first host of the Slurm step and a port
-    that follows from the job's id, or this host for an MPI job that has no other. Raises
-    `ConfigError` if nothing says where rank 0 is.
+    MASTER_ADDR and MASTER_PORT where they are set; else the first host that the scheduler names and
+    a port that follows from the queue job's id, or this host for an MPI job that has no other.
+    Raises `ConfigError` if nothing says where rank 0 is.
     """
-    address = env.get("MASTER_ADDR") or _master(env)
+    around = surroundings(env)
+    address = env.get("MASTER_ADDR") or _master(env, around)
     if env.get("MASTER_PORT"):
-        return address, _number(env, "MASTER_PORT")
-    job = env.get("SLURM_JOB_ID") or env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or ""
-    # Steps of one job may run side by side.
-    step = _number(env, "SLURM_STEP_ID") if _is_slurm_task(env) else 0
-    return address, port_of(job, step, restarts(env))
+        return address, number(env, "MASTER_PORT")
+    job = around.job if around else ""
+    if around and job:
+        return address, port_of(job, around.step, around.restarts)
+    return address, port_of(env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or "")
 
 
-def restarts(env: Mapping[str, str]) -> int:
-    """Times that Slurm has started the job around this process again."""
-    text = env.get("SLURM_RESTART_COUNT", "")
-    return int(text) if text.isdecimal() else 0
-
-
-def _master(env: Mapping[str, str]) -> str:
+def _master(env: Mapping[str, str], around: Surroundings | None) -> str:
     ranks = identify(env, "")
-    if ranks.launched_by in ("slurm", "mpi") and _slurm_list(env):  # mpirun in a Slurm job too
-        return _slurm_hosts(env)[0]
+    # mpirun in a queue job too
+    if around and ranks.launched_by in (around.launcher, "mpi") and (hosts := around.hosts()):
+        return hosts[0]
     if ranks.world_size == ranks.local_world_size:
         return "127.0.0.1"
     raise ConfigError(
@@ -203,77 +235,11 @@ def planned_hosts(env: Mapping[str, str]) -> list[str]:
     if env.get(HOSTS_VARIABLE):
         pairs = (entry.rpartition(":") for entry in env[HOSTS_VARIABLE].split(","))
         return [host for host, _, count in pairs for _ in range(int(count))]
-    if identify(env, "").launched_by != "slurm" or not _slurm_list(env):
+    around = surroundings(env)
+    if around is None or identify(env, "").launched_by != around.launcher:
         return []
-    hosts, counts = _slurm_hosts(env), _tasks_per_node(env)
+    hosts, counts = around.hosts(), around.tasks()
     if len(hosts) != len(counts):
         return []
-    # Blocks of ranks are what srun makes unless --distribution asks for another order.
+    # Blocks of ranks are what is asked for; a scheduler can be told another order.
     return [host for host, count in zip(hosts, counts, strict=True) for _ in range(count)]
-
-
-def _slurm_list(env: Mapping[str, str]) -> str:
-    names = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST")
-    return next((env[name] for name in names if env.get(name)), "")
-
-
-def _slurm_hosts(env: Mapping[str, str]) -> list[str]:
-    found = _slurm_list(env)
-    if not found:
-        raise ConfigError(
-            "Slurm does not say on which nodes the step runs",
-            where="environment variable SLURM_STEP_NODELIST",
-            hint="start the ranks with srun",
-        )
-    return expand_hosts(found)
-
-
-def _tasks_per_node(env: Mapping[str, str]) -> list[int]:
-    """`2(x3),1` is [2, 2, 2, 1]."""
-    text = env.get("SLURM_STEP_TASKS_PER_NODE", "")
-    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(count) for count, times in found for _ in range(int(times or 1))]
-
-
-def expand_hosts(text: str) -> list[str]:
-    """Names that a Slurm host list stands for: `n[1-3,5],m07` is n1, n2, n3, n5, m07.
-
-    Raises `ConfigError` if it is none.
-    """
-    names = [name for part in _split(text) for name in _expand(part, text)]
-    if not names or not all(names):
-        raise _bad(text)
-    return names
-
-
-def _split(text: str) -> Iterator[str]:
-    """Parts between commas that stand outside of brackets."""
-    if text.count("[") != text.count("]"):
-        raise _bad(text)
-    yield from re.split(r",(?![^\[]*\])", text.strip())
-
-
-def _expand(part: str, text: str) -> Iterator[str]:
-    pieces = re.split(r"\[([^\[\]]*)\]", part)
-    if any("[" in piece or "]" in piece for piece in pieces):
-        raise _bad(text)
-    choices = [
-        [piece] if at % 2 == 0 else list(_numbers(piece, text)) for at, piece in enumerate(pieces)
-    ]
-    yield from map("".join, itertools.product(*choices))
-
-
-def _numbers(piece: str, text: str) -> Iterator[str]:
-    for item in piece.split(","):
-        found = re.fullmatch(r"(\d+)(?:-(\d+))?", item)
-        if found is None or int(found[2] or found[1]) < int(found[1]):
-            raise _bad(text)
-        first, last = found[1], found[2] or found[1]
-        for number in range(int(first), int(last) + 1):
-            yield f"{number:0{len(first)}d}"
-
-
-def _bad(text: str) -> ConfigError:
-    return ConfigError(
-        f"{text!r} is not a host list", where="Slurm node list", hint="e.g. node[01-04,7],login1"
-    )

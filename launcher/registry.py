@@ -88,6 +88,12 @@ class Table(Mapping[str, R]):
     def __len__(self) -> int:
         return len(self._rows)
 
+    def add(self, name: str, row: Any) -> None:
+        """A further row; `ConfigError` if the name is taken by another."""
+        if self._rows.setdefault(name, row) != row:
+            found = f"there is a {name!r} already: {self._rows[name]}"
+            raise ConfigError(found, where=self.key, hint="choose another name")
+
     def load(self, name: str) -> Any:
         """Import and return the implementation of `name`; `ConfigError` if there is none."""
         if self._own and name.endswith(".py"):

@@ -15,11 +15,9 @@ from launcher.errors import ConfigError
 from launcher.ranks import (
     HOST_VARIABLE,
     HOSTS_VARIABLE,
-    expand_hosts,
     exports,
     identify,
-    port_of,
-    restarts,
+    surroundings,
 )
 from launcher.ranks import Ranks as Ranks
 from launcher.ranks import planned_hosts as _planned_hosts
@@ -95,9 +93,9 @@ def promised_gpus() -> str:
         return ""
     if count := gpu_count():
         return f"this host has {count} GPU{'s' if count > 1 else ''}"
-    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
-        if os.environ.get(name, "0") not in ("", "0"):
-            return f"Slurm has given the job GPUs ({name}={os.environ[name]})"
+    around = surroundings(os.environ)
+    if around and around.gpus:
+        return around.gpus
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     # Where we or deepspeed's launcher (CROSS_RANK) have set it, it only says which.
     if visible and not {HOST_VARIABLE, "CROSS_RANK"} & os.environ.keys():
@@ -167,15 +165,11 @@ def _hub_home() -> Path:
 
 def conf_dir(explicit: str | None = None) -> Path:
     """Folder of config groups: explicit option, $LAUNCHER_CONF, packaged copy, package sibling."""
-    return _data_dir("conf", explicit or os.environ.get(CONF_VARIABLE))
+    return data_dir("conf", explicit or os.environ.get(CONF_VARIABLE))
 
 
-def slurm_dir() -> Path:
-    """Folder of the templates of batch scripts: packaged copy or package sibling."""
-    return _data_dir("slurm", None)
-
-
-def _data_dir(name: str, explicit: str | None) -> Path:
+def data_dir(name: str, explicit: str | None = None) -> Path:
+    """Folder of files that belong to the package: `explicit`, packaged copy, package sibling."""
     package = Path(__file__).resolve().parent
     if explicit:
         folder = user_path(explicit).resolve()
@@ -321,13 +315,14 @@ def has_thread_setting() -> bool:
 def environment_without_ranks() -> dict[str, str]:
     """The environment for a child that is no rank: without the variables of torchrun and others.
 
-    The job itself stays visible, so that the child may use Slurm's commands in it.
+    A queue job stays visible, so that the child may use its scheduler's commands in it.
     """
+    around = surroundings(os.environ)
     mpi = ("OMPI_COMM_", "MV2_COMM_", "PMI_", "PMIX_", "MPI_LOCAL")
-    prefixes = ("TORCHELASTIC_", "SLURM_STEP", "SLURM_SRUN_", *mpi)
+    prefixes = ("TORCHELASTIC_", *mpi, *(around.rank_prefixes if around else ()))
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "GROUP_RANK"}
     names |= {"ROLE_RANK", "CROSS_RANK", "CROSS_SIZE", HOST_VARIABLE, HOSTS_VARIABLE}
-    names |= {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_GTIDS", "SLURM_TASK_PID"}
+    names |= {*(around.rank_names if around else ())}
     names |= {"MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS"}
     return {
         name: value
@@ -376,52 +371,6 @@ def hub_token() -> str | None:
 def wandb_endpoint() -> str:
     """Address of the Weights & Biases server."""
     return os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-
-
-#: Variables by which Slurm's commands take options from outside, besides those of a job.
-_SLURM_OPTIONS = tuple(
-    f"{command}_"
-    for command in ("SBATCH", "SRUN", "SALLOC", "SLURM", "SQUEUE", "SCANCEL", "SINFO", "SACCT")
-    + ("SCONTROL", "SACCTMGR", "SSTAT", "SPRIO", "SSHARE")
-)
-
-
-def submission_environment() -> dict[str, str]:
-    """The environment for Slurm's commands: which cluster is asked and nothing else of Slurm.
-
-    What a surrounding job says of itself, or a person or a site sets for commands that are typed,
-    would become options of the job that is submitted, or change what is read from an answer.
-    """
-    kept = ("SLURM_CONF", "SLURM_JWT")
-    return {
-        name: value
-        for name, value in environment_without_ranks().items()
-        if name.startswith(kept) or not name.startswith((*_SLURM_OPTIONS, "PYTHONSAFEPATH"))
-    }
-
-
-def sbatch_variables() -> dict[str, str]:
-    """Options for sbatch that stand in the environment, and are not taken over."""
-    names = sorted(name for name in os.environ if name.startswith("SBATCH_"))
-    return {name: os.environ[name] for name in (*names, "SLURM_CLUSTERS") if name in os.environ}
-
-
-def slurm_job() -> tuple[str, int] | None:
-    """Id of the Slurm job around this process, as squeue shows it, and its restarts; or None."""
-    env = os.environ
-    if "SLURM_JOB_ID" not in env:
-        return None
-    job = env["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in env:
-        job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
-    return job, restarts(env)
-
-
-def slurm_endpoint() -> str:
-    """HOST:PORT at which agents of the Slurm job around this process meet."""
-    hosts = expand_hosts(os.environ["SLURM_JOB_NODELIST"])
-    port = port_of(os.environ["SLURM_JOB_ID"], restart=restarts(os.environ))
-    return f"{hosts[0]}:{port}"
 
 
 #: What a rank on another host needs of the environment in which the user typed the command.

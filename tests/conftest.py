@@ -9,7 +9,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from support import leaks, slurm, zygote
+from support import leaks, queues, slurm, zygote
 from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
@@ -92,6 +92,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[slurm.Cluster]
         if found is None:
             pytest.skip(slurm.SKIP)
         yield found
+
+
+@pytest.fixture(scope="module", params=[pytest.param("slurm", marks=pytest.mark.cluster), "spool"])
+def bench(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[queues.Bench]:
+    """Each launch back end with a queue, of a module's tests; mark them slow."""
+    if request.param == "spool":
+        with queues.spool(tmp_path_factory.mktemp("spool")) as spool:
+            yield spool
+    else:
+        with queues.slurm(request.getfixturevalue("cluster")) as found:
+            yield found
 
 
 @pytest.fixture

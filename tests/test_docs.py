@@ -30,6 +30,7 @@ from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
 from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
 from launcher.sweeps import space
+from support import plugins
 from support.ranks import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +138,8 @@ def test_commands_compose(page, tmp_path):
             chosen = [word for word in words if re.match(r"[a-z][\w.]*=", word)]
             if "-m" in words:  # a sweep: what all its trials share
                 chosen = space.read(chosen, groups.list_groups()).fixed
-            config, problems = compose.try_compose(chosen, folders)
+            with plugins.installed(tmp_path):
+                config, problems = compose.try_compose(chosen, folders)
             # Folders of adapters are made by the commands before.
             problems = [p for p in problems if "holds no adapter" not in p.found]
             if block.language == "sh" and verb in ("", "train", "plan"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from launcher import ranks, runtime
 from launcher.errors import ConfigError
-from launcher.ranks import Ranks, expand_hosts, identify, planned_hosts, port_of, rendezvous
+from launcher.ranks import Ranks, identify, planned_hosts, port_of, rendezvous
 
 TORCHRUN = {
     "RANK": "3",
@@ -75,7 +75,7 @@ def test_place_among_ranks(source, env):
 
 
 def test_slurm_step():
-    assert identify(STEP, "h") == Ranks(3, 5, 1, 2, "n2", "slurm")
+    assert identify(STEP, "h") == Ranks(3, 5, 1, 2, "n2", "srun")
     last = {**STEP, "SLURM_PROCID": "4", "SLURM_LOCALID": "0", "SLURM_NODEID": "2"}
     assert identify(last, "h").local_world_size == 1
 
@@ -143,51 +143,6 @@ def test_planned_hosts():
     assert planned_hosts(TORCHRUN) == []
 
 
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-3,5]", ["n1", "n2", "n3", "n5"]),
-        ("n[08-11]", ["n08", "n09", "n10", "n11"]),
-        ("a[1,3],b,c-2[7]x", ["a1", "a3", "b", "c-27x"]),
-        ("r[1-2]n[1-2]", ["r1n1", "r1n2", "r2n1", "r2n2"]),
-    ],
-)
-def test_host_lists(text, names):
-    assert expand_hosts(text) == names
-
-
-@pytest.mark.parametrize("text", ["", "n[", "n[1-]", "n[2-1]", "n1,,n2", "n[a]", "n]1[", "n[[1]]"])
-def test_broken_host_lists(text):
-    with pytest.raises(ConfigError, match="not a host list"):
-        expand_hosts(text)
-
-
-@st.composite
-def host_lists(draw):
-    """A compressed list and the names it must give."""
-    stem = st.from_regex(r"[a-z][a-z0-9.-]{0,5}", fullmatch=True)
-    parts, names = [], []
-    for _ in range(draw(st.integers(1, 4))):
-        prefix, suffix = draw(stem), draw(st.sampled_from(["", "-ib", ".site"]))
-        width = draw(st.integers(1, 4))
-        ranges, numbers = [], []
-        for _ in range(draw(st.integers(0, 3))):
-            first = draw(st.integers(0, 10**width - 1))
-            last = first + draw(st.integers(0, 12))
-            ranges.append(f"{first:0{width}d}" + (f"-{last}" if last > first else ""))
-            numbers += [f"{n:0{width}d}" for n in range(first, last + 1)]
-        parts.append(f"{prefix}[{','.join(ranges)}]{suffix}" if ranges else prefix + suffix)
-        names += [f"{prefix}{n}{suffix}" for n in numbers] if ranges else [prefix + suffix]
-    return ",".join(parts), names
-
-
-@given(host_lists())
-def test_every_host_of_a_list_comes_once_and_in_order(case):
-    text, names = case
-    assert expand_hosts(text) == names
-
-
 @pytest.mark.parametrize("env", [TORCHRUN, STEP, {**OPENMPI, "MASTER_ADDR": "m"}, {}])
 def test_export_is_what_torch_and_deepspeed_read(monkeypatch, env):
     for name in {*TORCHRUN, *DEEPSPEED, *OPENMPI, *STEP}:
@@ -210,3 +165,41 @@ def test_children_that_are_no_ranks_see_the_job_but_no_rank(monkeypatch):
     assert not {"MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NODELIST"} & set(env)
     assert env["SLURM_JOB_ID"] == "41234"
     assert env["SLURM_JOB_NODELIST"] == "n[1-3]"
+
+
+class Elsewhere:
+    """Ranks of a scheduler of which nothing else is known."""
+
+    launcher = "start"
+    rank_prefixes = ("ELSE_RANK",)
+    rank_names = ("ELSE_WORLD",)
+    job, step, restarts = "abc", 0, 1
+    gpus = "Elsewhere has given the job GPUs"
+
+    def __init__(self, env):
+        self.env, self.host = env, env["ELSE_HOST"]
+
+    def place(self, host):
+        if "ELSE_RANK" not in self.env:
+            return None
+        return Ranks(int(self.env["ELSE_RANK"]), 3, 0, 1, host, self.launcher)
+
+    def hosts(self):
+        return ["n7", "n8"]
+
+    def tasks(self):
+        return [1, 2]
+
+
+def test_a_scheduler_is_a_class_and_a_row(monkeypatch):
+    monkeypatch.setitem(ranks.SCHEDULERS, "ELSE_", f"{__name__}:Elsewhere")
+    env = {"ELSE_HOST": "n8", "ELSE_RANK": "2", "ELSE_WORLD": "3"}
+    assert identify(env, "h") == Ranks(2, 3, 0, 1, "n8", "start")
+    assert rendezvous(env) == ("n7", port_of("abc", restart=1))
+    assert planned_hosts(env) == ["n7", "n8", "n8"]
+    assert planned_hosts({"ELSE_HOST": "n8"}) == []
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert runtime.promised_gpus() == Elsewhere.gpus or runtime.gpu_count()
+    left = runtime.environment_without_ranks()
+    assert {name for name in left if name.startswith("ELSE_")} == {"ELSE_HOST"}

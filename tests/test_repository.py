@@ -86,6 +86,32 @@ def test_only_runtime_touches_the_environment() -> None:
     _none(place for path in others for place in _environment_reads(path))
 
 
+#: Words of a scheduler, and the files besides its package that may use them: rows and options.
+_SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr|info)\b", re.I)
+_ROWS = ("config/launch.py", "config/variants.py", "ranks.py")
+
+
+def _schedulers(path: Path) -> Iterator[str]:
+    """Names and texts of code, docstrings and comments left out, that belong to a scheduler."""
+    tree = _tree(path)
+    prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        words = [getattr(node, key, None) for key in ("id", "attr", "arg", "name", "module")]
+        if isinstance(node, ast.Constant) and id(node) not in prose:
+            words.append(node.value)
+        for word in words:
+            if isinstance(word, str) and _SCHEDULERS.search(word):
+                yield f"{_name(path)}:{getattr(node, 'lineno', 0)} {word}"
+
+
+def test_a_scheduler_is_known_to_its_own_package_alone() -> None:
+    own = ROOT / "launcher" / "launch" / "slurm"
+    assert any(_schedulers(own / "backend.py")), "the search finds nothing where something is"
+    rows = [ROOT / "launcher" / row for row in _ROWS]
+    others = [path for path in MODULES if own not in path.parents and path not in rows]
+    _none(place for path in others for place in _schedulers(path))
+
+
 #: Ways to read and write text -> the argument that makes it text; None if nothing else can be.
 _TEXT = {"read_text": None, "write_text": None, "open": "mode", "run": "text", "Popen": "text"}
 

@@ -38,15 +38,15 @@ from launcher.api.service import Service
 from launcher.api.tables import Job, JobState
 from launcher.api.workplace import Workplace
 from launcher.errors import LauncherError
-from launcher.jobs.scheduled import job_of
 from launcher.jobs.status import Row, observed_rows
 from launcher.launch.outcome import settled
+from launcher.launch.queue import has_queue, queue_job
 from launcher.rundir import Status
 from launcher.turns import TurnThreads
 
 _LOG = logging.getLogger("launcher.api.controller")  # not __main__
 _EVERY_S = 1.0
-#: Seconds between two questions to Slurm; fewer when a run says that it has ended.
+#: Seconds between two questions to a queue; fewer when a run says that it has ended.
 _ASK_S = 5.0
 _ENDING_S = 1.0
 _RETRY_S = 5.0
@@ -86,7 +86,7 @@ class Controller:
         self._busy = {job: step for job, step in self._busy.items() if not step.done()}
         with service.database.read() as session:
             jobs = list(session.scalars(select(Job).where(Job.id.in_(ids)).order_by(Job.number)))
-        self._ask([job for job in jobs if job.cursor.get("launch") == "slurm"])
+        self._ask([job for job in jobs if has_queue(job.cursor.get("launch"))])
         for job in jobs:
             if job.id in self._busy or self._not_before.get(job.id, 0) > time.monotonic():
                 continue
@@ -149,12 +149,15 @@ class Controller:
             _LOG.exception("job %s could not be failed", job_id)
 
     def _ask(self, jobs: Sequence[Job]) -> None:
-        """Ask Slurm about all its jobs at once, now and then, without waiting for the answer."""
+        """Ask each queue about all its jobs at once, now and then, and wait for no answer."""
         if time.monotonic() < self._ask_at or (self._asked and not self._asked.done()):
             return
         runs = [self._place.run_of(job.id) for job in jobs if job.cursor.get("started")]
-        rows = [Row(run.name, str(run), run.status()) for run in runs]
-        rows = [row for row in rows if job_of(row.path, row.status.attempt)]
+        rows = [
+            Row(run.name, str(run), status)
+            for run in runs
+            if queue_job(run, (status := run.status()).attempt)
+        ]
         if not rows:
             return
         ending_soon = any(settled(row.status) for row in rows)
@@ -165,7 +168,7 @@ class Controller:
         try:
             self._seen.update({row.name: row.status for row in observed_rows(rows)})
         except LauncherError as error:
-            _LOG.error("Slurm: %s", error)
+            _LOG.error("queue: %s", error)
 
 
 def _kind(job: Job) -> str:

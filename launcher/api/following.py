@@ -15,9 +15,9 @@ from launcher.api.records import Place
 from launcher.api.tables import Event, Job, JobState, Model, now
 from launcher.api.workplace import Workplace
 from launcher.errors import ExitCode, StorageError
-from launcher.launch import slurm
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
+from launcher.launch.queue import has_queue, queue_job
 from launcher.rundir import RunDir, State, Status, read_json
 
 #: Weight of the newest steps in a job's expected end: single ones are slow or quick by chance.
@@ -29,11 +29,11 @@ _MOST_LOSSES = 5
 def follow(place: Workplace, job: Job, seen: Status | None) -> None:
     """Note what is new, and how the job goes on.
 
-    `seen` is what Slurm has said of the run lately, None if nothing: then it is only read.
+    `seen` is what its queue has said of the run lately, None if nothing: then it is only read.
     """
     run = place.run_of(job.id)
-    is_slurm = job.cursor["launch"] == "slurm"
-    status = _of_slurm(run, seen) if is_slurm else _of_this_host(run)
+    is_queued = has_queue(job.cursor["launch"])
+    status = _of_queue(run, seen) if is_queued else _of_this_host(run)
     note_progress(place, job, run)
     if status is None:
         return
@@ -63,15 +63,15 @@ def _of_this_host(run: RunDir) -> Status | None:
     return None if settled(status) or found is Attempt.pending else status
 
 
-def _of_slurm(run: RunDir, seen: Status | None) -> Status | None:
-    """The state that Slurm has told, if it is about the attempt at hand."""
+def _of_queue(run: RunDir, seen: Status | None) -> Status | None:
+    """The state that the queue has told, if it is about the attempt at hand."""
     attempt = run.status().attempt
-    if slurm.job_id(run, attempt) is None:
+    if queue_job(run, attempt) is None:
         return Status(State.preempted) if launching.look(run) is Attempt.none else None
     if seen is None or seen.state is State.unknown or seen.attempt != attempt:
         return None
     if seen.state is State.preempted and launching.look(run) is not Attempt.gone:
-        return None  # Slurm starts it again
+        return None  # the queue starts it again
     return seen
 
 

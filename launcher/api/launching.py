@@ -16,12 +16,11 @@ from launcher.errors import ConfigError
 from launcher.jobs import start
 from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots
-from launcher.launch import slurm
 from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
-from launcher.launch.spec import JobState as BackendState
-from launcher.launch.spec import LaunchSpec, backend_name, job_file
+from launcher.launch.queue import has_queue, queue_job, queue_of
+from launcher.launch.spec import AttemptState, LaunchSpec, backend_name, job_file
 from launcher.rundir import RunDir, State, storage_errors
 
 #: What was started just before a controller died may take so long to be seen.
@@ -38,7 +37,7 @@ class Attempt(Enum):
     pending = "pending"
     """It may have been submitted by a controller that died: it can still come up."""
     there = "there"
-    """Processes, or a job of Slurm; or nobody can tell."""
+    """Processes, or a queue job; or nobody can tell."""
     gone = "gone"
     """It has ended, or its processes are lost."""
 
@@ -46,7 +45,7 @@ class Attempt(Enum):
 def launch(place: Workplace, job: Job) -> None:
     """Start the run of a job that has its place, or take over what was started already.
 
-    Raises `LauncherError` where another try may do: Slurm is away, the disk is full.
+    Raises `LauncherError` where another try may do: a queue is away, the disk is full.
     """
     run = place.run_of(job.id)
     try:
@@ -63,28 +62,30 @@ def launch(place: Workplace, job: Job) -> None:
         return
     with place.owned(job.id) as (session, row):
         row.cursor = {**row.cursor, "started": True}
-        # On Slurm it waits on: Slurm says when it runs.
-        if row.state is JobState.queued and row.cursor["launch"] != "slurm":
+        # In a queue it waits on: the queue says when it runs.
+        if row.state is JobState.queued and not has_queue(row.cursor["launch"]):
             row.state = JobState.running
             journal.write(session, row.id, [STARTED])
 
 
 def look(run: RunDir) -> Attempt:
-    """What there is of the run's last attempt. `SlurmDownError` if Slurm had to be asked."""
+    """What there is of the run's last attempt. `BusyError` if a queue had to be asked."""
     status = run.status()
     name = backend_name(run, status.attempt)
     if name is None:
         return Attempt.none
     age_s = time.time() - job_file(run, status.attempt).stat().st_mtime
-    if name == "slurm" and slurm.job_id(run, status.attempt) is None:
-        if slurm.recover(run, status.attempt) is None:
+    queue = queue_of(name)
+    if queue is not None:
+        known = queue_job(run, status.attempt) or queue.recover(run, status.attempt)
+        if known is None:
             return Attempt.pending if age_s < _SUBMIT_S else Attempt.none
-    elif name != "slurm" and not supervisor_file(run, status.attempt).exists():
+    elif not supervisor_file(run, status.attempt).exists():
         is_over = age_s > _START_S or settled(status)
         return Attempt.none if is_over else Attempt.pending
     backend = backend_of(run, status.attempt)
     assert backend is not None
-    is_gone = backend.status(run, status.attempt) is BackendState.gone
+    is_gone = backend.status(run, status.attempt) is AttemptState.gone
     return Attempt.gone if is_gone else Attempt.there
 
 

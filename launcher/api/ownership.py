@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from launcher.api.database import Database
 from launcher.api.tables import Job, JobState, Project
-from launcher.config.schema import variants
 from launcher.jobs.slots import free_slot
+from launcher.launch.queue import has_queue
 from launcher.procfs import alive, space
 
 LEASE_S = 30.0
@@ -66,7 +66,7 @@ def line(session: Session, most: Callable[[str], int | None] = lambda _: None) -
     run come last."""
     lines: dict[str, deque[str]] = {}
     for row in _waiting(session):
-        if not variants.has_queue(row.launch):
+        if not has_queue(row.launch):
             lines.setdefault(row.project_id, deque()).append(row.id)
     running = _running(session)
     named = select(Project).where(Project.id.in_(lines))
@@ -132,11 +132,10 @@ def claim(
             limit = most(projects[turn].name)
             is_full = limit is not None and running[turn] >= limit
             row = lines[turn].popleft()
-            needs_place = not variants.has_queue(row.launch)
+            needs_place = not has_queue(row.launch)
             if needs_place and free_slot(taken, parallel) is None:
-                # There is none for its others either, but some may be for Slurm.
-                queued = [one for one in lines[turn] if variants.has_queue(one.launch)]
-                lines[turn] = deque(queued)
+                # There is none for its others either, but some may be for a queue.
+                lines[turn] = deque(one for one in lines[turn] if has_queue(one.launch))
             elif not is_full:
                 job = session.scalars(select(Job).where(Job.number == row.number)).one()
                 if _take(job, owner, taken, parallel):
@@ -148,7 +147,7 @@ def claim(
         return [job.id for job in sorted(got, key=lambda job: job.number)]
 
 
-#: Whether a job has a place, or is with Slurm, and whether it is to run and does not.
+#: Whether a job has a place, or is in a queue, and whether it is to run and does not.
 _HAS_PLACE = or_(Job.cursor["slot"].as_string().is_not(None), Job.cursor["started"].as_boolean())
 _WAITS = and_(
     Job.state == JobState.queued,
@@ -190,7 +189,7 @@ def _take(job: Job, owner: Owner, taken: list[int], parallel: int) -> bool:
 def needs_slot(job: Job) -> bool:
     """Whether the job waits for a place on some machine."""
     waits = job.state is JobState.queued and job.wanted is None
-    return waits and "slot" not in job.cursor and not variants.has_queue(job.cursor.get("launch"))
+    return waits and "slot" not in job.cursor and not has_queue(job.cursor.get("launch"))
 
 
 def give_up_place(job: Job) -> None:

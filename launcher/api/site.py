@@ -27,7 +27,7 @@ class Offer:
 
 @dataclass(kw_only=True, slots=True)
 class Queue:
-    """Jobs on this machine. On Slurm, Slurm is the queue."""
+    """Jobs on this machine. With a scheduler, that is the queue."""
 
     parallel: int = 1
     """Jobs at a time; the machine's GPUs are divided among them."""
@@ -58,7 +58,7 @@ class Quota:
     """What a project may have at a time; null is no limit."""
 
     running_jobs: int | None = None
-    """Jobs that run, or are with Slurm; further ones wait."""
+    """Jobs that run, or are in a scheduler's queue; further ones wait."""
     queued_jobs: int | None = 1000
     """Jobs that wait; a further one is refused."""
     stored_bytes: int | None = None
@@ -78,7 +78,7 @@ class ProjectSettings(Quota):
     questions: int | None = None
     """Its questions to models, if other than every project's."""
     account: str | None = None
-    """Slurm's account for its jobs: `cluster.account`."""
+    """The scheduler's account for its jobs: `cluster.account`."""
     overrides: list[str] = field(default_factory=list)
     """What `launcher train` is given for its jobs, after the site's and the model's."""
 
@@ -186,7 +186,7 @@ def _wrong_offers(site: Site, where: str) -> list[Problem]:
 
 
 def _wrong_accounts(site: Site, where: str) -> list[Problem]:
-    hint = "a name as `sacctmgr show account` prints it"
+    hint = "letters, digits, '.', '_' and '-', at most 100"
     return [
         Problem(f"{where}: projects.{name}.account", f"{own.account!r} is no account", hint)
         for name, own in site.projects.items()

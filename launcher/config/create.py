@@ -46,7 +46,7 @@ def gpus_per_node(config: Config) -> int:
 
     A local run has no cluster, whatever `cluster` says.
     """
-    if config.launch.name == "slurm":
+    if config.launch.has_queue:
         return config.cluster.gpus_per_node
     if config.launch.name == "deepspeed":  # perhaps from a login node without GPUs
         return config.cluster.gpus_per_node or runtime.gpu_count()

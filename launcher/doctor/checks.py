@@ -43,7 +43,7 @@ CHECKS: tuple[Check, ...] = (
     each_host(machine.variables),
     storage.run_root_here,
     each_host(storage.folders),
-    services.slurm,
+    services.schedulers,
     services.hub,
     services.wandb,
     ranks.came,

@@ -18,12 +18,11 @@ from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
-from launcher.config.schema.launch import SlurmConfig
 from launcher.doctor import machine, versions
 from launcher.errors import ConfigError, LauncherError
 from launcher.jobs import start
 from launcher.launch.outcome import settled
-from launcher.launch.spec import Backend, JobState
+from launcher.launch.spec import AttemptState, Backend
 from launcher.rundir import RunDir, read_json, storage_errors, write_json
 
 _POLL_S = 0.2
@@ -96,7 +95,7 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
     asked = create.planned_world(config)
     say(f"starting {asked} ranks (launch={config.launch.name})")
     job = backend.submit(backend.plan(spec), attached=True)
-    if config.launch.name == "slurm":
+    if config.launch.has_queue:
         say(f"job {job}")
     if config.launch.name == "torchrun" and config.launch.nodes > 1:
         say(f"on the other nodes: launcher join {shlex.quote(str(run))}")
@@ -110,23 +109,23 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
 
 def _wait(probe: Probe) -> None:
     """Collect reports until the job has ended or the time is over."""
-    deadline, next_ask, state, came, waits = None, 0.0, JobState.queued, 0, False
+    deadline, next_ask, state, came, waits = None, 0.0, AttemptState.queued, 0, False
     while True:
         now = time.monotonic()
         ended = settled(probe.run.status())
         if now >= next_ask:
             next_ask = now + _ASK_S
             state = probe.backend.status(probe.run, 1)
-        if state is JobState.queued and not waits:
+        if state is AttemptState.queued and not waits:
             waits = True
             probe.say("the job waits in the queue (Ctrl-C takes it back)")
-        if deadline is None and state is not JobState.queued:
+        if deadline is None and state is not AttemptState.queued:
             deadline = now + probe.timeout_s
         probe.reports = _reports(probe.run)
         if len(probe.reports) != came:
             came = len(probe.reports)
             probe.say(f"{came} of {probe.asked} ranks are there")
-        if ended or state is JobState.gone:
+        if ended or state is AttemptState.gone:
             return
         if deadline is not None and now > deadline:
             probe.trouble = f"not finished after {probe.timeout_s:.0f} s"
@@ -141,7 +140,7 @@ def _end(probe: Probe) -> None:
         with contextlib.suppress(LauncherError):
             backend.cancel(run, 1, now=True)
     end = time.monotonic() + _END_TIMEOUT_S
-    while backend.status(run, 1) not in (JobState.gone, JobState.unknown):
+    while backend.status(run, 1) not in (AttemptState.gone, AttemptState.unknown):
         if time.monotonic() > end:
             probe.say("the job does not end: see `launcher cancel`")
             break
@@ -200,9 +199,8 @@ def _fill(run: RunDir, config: Config) -> None:
     for section in _SECTIONS:
         setattr(lean, section, getattr(config, section))
     lean.run.name, lean.data.cache = run.name, config.data.cache
-    if isinstance(lean.launch, SlurmConfig):
-        # Whoever waits for an answer wants none of the job's patience.
-        lean.launch = dataclasses.replace(lean.launch, max_requeues=0, prepare_job=False)
+    # Whoever waits for an answer wants none of the job's patience.
+    lean.launch = lean.launch.for_probe()
     world = create.planned_world(config)
     write_json(run.plan, {"world_size": world})
     write_json(run.environment, create.environment())

@@ -106,7 +106,7 @@ def locked_memory(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
     """The limit on locked memory, which InfiniBand needs without one."""
     limit = host["limits"]["locked_memory"]
     if host["infiniband"] and limit is not None:
-        hint = "memlock unlimited, for Slurm in slurmd's unit: LimitMEMLOCK=infinity"
+        hint = "memlock unlimited; for a queue's jobs, in its daemon's unit: LimitMEMLOCK=infinity"
         found = f"at most {console.size(limit)}, with InfiniBand {', '.join(host['infiniband'])}"
         yield warned("locked memory", found, hint)
 

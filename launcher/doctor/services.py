@@ -1,9 +1,7 @@
-"""Slurm, the hub and Weights & Biases: who answers."""
+"""Queues, the hub and Weights & Biases: who answers."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,14 +11,16 @@ from typing import Any
 from launcher import runtime
 from launcher.config.schema import Config, WandbMode
 from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+from launcher.launch.queue import queue_of, queues
 
 TIMEOUT_S = 5.0
 
 
 def ask(config: Config) -> dict[str, Any]:
-    """What services answer, asked side by side: slurm, hub, wandb.
+    """What services answer, asked side by side: queues, hub, wandb.
 
-    hub, wandb: None if all is well, else what is wrong; absent where they are not to be asked.
+    queues: name of a launch back end -> its `QueueHealth`. hub, wandb: None if all is well, else
+    what is wrong; absent where they are not to be asked.
     """
     addresses = {}
     hub = runtime.hub_endpoint()
@@ -30,9 +30,9 @@ def ask(config: Config) -> dict[str, Any]:
         addresses["wandb"] = runtime.wandb_endpoint()
     with ThreadPoolExecutor() as pool:
         replies = {name: pool.submit(reach, url) for name, url in addresses.items()}
-        slurm = pool.submit(_slurm)
+        asked = {n: pool.submit(queue.health) for n in queues() if (queue := queue_of(n))}
         found: dict[str, Any] = {name: reply.result() for name, reply in replies.items()}
-        found["slurm"] = slurm.result()
+        found["queues"] = {name: health.result() for name, health in asked.items()}
     found["credentials"] = runtime.has_wandb_credentials()
     return found
 
@@ -52,41 +52,17 @@ def reach(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
         return f"{url}: {getattr(error, 'reason', error)}"
 
 
-def _slurm() -> dict[str, Any]:
-    """commands: those found on the path; controller: what `scontrol ping` says."""
-    commands = [name for name in ("sbatch", "squeue", "scontrol") if shutil.which(name)]
-    found: dict[str, Any] = {"commands": commands, "up": False, "said": ""}
-    if "scontrol" not in commands:
-        return found
-    try:
-        done = subprocess.run(
-            ["scontrol", "ping"],  # noqa: S607 - the site decides where Slurm lies
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            env=runtime.submission_environment(),
-            timeout=2 * TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return {**found, "said": str(error)}
-    said = (done.stdout + done.stderr).strip().rpartition("\n")[2]
-    return {**found, "up": done.returncode == 0 and "UP" in done.stdout, "said": said}
-
-
-def slurm(seen: Seen) -> Iterator[Finding]:
-    """Slurm's commands and controller; silence where Slurm is neither wanted nor there."""
-    facts, wanted = seen.services.get("slurm"), seen.config.launch.name == "slurm"
-    if facts is None or not (wanted or facts["commands"]):
-        return
-    say = failed if wanted else warned
-    if "sbatch" not in facts["commands"]:
-        hint = "load Slurm's module, or run this on a login node of the cluster"
-        yield say("Slurm", "sbatch is not on the path", hint)
-    elif not facts["up"]:
-        hint = "is SLURM_CONF right? otherwise ask the site"
-        yield say("Slurm", f"the controller does not answer: {facts['said']}", hint)
-    else:
-        yield passed("Slurm", facts["said"])
+def schedulers(seen: Seen) -> Iterator[Finding]:
+    """Each queue takes jobs; silence of one that is neither wanted nor there."""
+    for name, health in seen.services.get("queues", {}).items():
+        wanted, queue = seen.config.launch.name == name, queue_of(name)
+        if queue is None or not (wanted or health.is_here):
+            continue
+        say = failed if wanted else warned
+        if health.hint:
+            yield say(queue.title, health.found, health.hint)
+        else:
+            yield passed(queue.title, health.found)
 
 
 def hub(seen: Seen) -> Iterator[Finding]:

@@ -13,7 +13,8 @@ from launcher.jobs.logs import backend_of
 from launcher.jobs.status import heartbeats, is_live
 from launcher.launch import processes
 from launcher.launch.outcome import settled
-from launcher.launch.spec import Backend, JobState
+from launcher.launch.queue import queue_job
+from launcher.launch.spec import AttemptState, Backend
 from launcher.rundir import RunDir, State, Status, write_atomic
 
 _POLL_S = 0.1
@@ -30,8 +31,8 @@ def cancel(run: RunDir, *, now: bool = False, lost: bool = False) -> Status:
     """
     status = run.status()
     # Written by a rank, while the job may start again.
-    job = scheduled.in_charge(run.path, status) if settled(status) else None
-    is_open = job is not None and not settled(scheduled.observed(run, status, job))
+    held = scheduled.in_charge(run.path, status) if settled(status) else None
+    is_open = held is not None and not settled(scheduled.observed(run, status, held))
     if status.state.is_final and not is_open:
         raise ConfigError(
             f"the run is {status.state.value} already", where=str(run), hint="nothing to cancel"
@@ -54,12 +55,12 @@ def _stop(run: RunDir, status: Status, *, now: bool) -> None:
         with contextlib.suppress(StorageError):  # a full disk keeps nothing from being stopped
             write_atomic(run.wish(status.attempt), "launcher cancel")
     backend = backend_of(run, status.attempt)
-    job = scheduled.job_of(run.path, status.attempt)
-    if backend and backend.status(run, status.attempt) is not JobState.gone:
+    job = queue_job(run, status.attempt)
+    if backend and backend.status(run, status.attempt) is not AttemptState.gone:
         backend.cancel(run, status.attempt, now=now)
     elif job is None:
         _stop_ranks(run, now=now)
-    # Slurm has a grace of its own before it kills.
+    # A queue has a grace of its own before it kills.
     end = time.monotonic() + (_KILL_JOB_TIMEOUT_S if job else _KILL_TIMEOUT_S)
     while _is_there(run, status.attempt, backend):
         if now and time.monotonic() > end:
@@ -92,6 +93,6 @@ def _live_ranks(run: RunDir) -> list[int]:
 
 
 def _is_there(run: RunDir, attempt: int, backend: Backend | None) -> bool:
-    if backend and backend.status(run, attempt) is not JobState.gone:
+    if backend and backend.status(run, attempt) is not AttemptState.gone:
         return True
     return is_live(run.status()) or bool(_live_ranks(run))

@@ -18,7 +18,7 @@ from launcher.errors import ExitCode, StorageError
 from launcher.jobs.status import is_live, observed_run, saved_step
 from launcher.jobs.tail import Tail
 from launcher.launch.outcome import settled
-from launcher.launch.spec import Backend, JobState
+from launcher.launch.spec import AttemptState, Backend
 from launcher.rundir import RunDir, State, Status, write_atomic
 
 _POLL_S = 0.1
@@ -111,7 +111,7 @@ def _watch(
     told, seen = 0, ""
     while True:
         # Asked before the files are read, so that nothing written up to the end is missed.
-        ended = backend.status(run, attempt) is JobState.gone and not is_live(run.status())
+        ended = backend.status(run, attempt) is AttemptState.gone and not is_live(run.status())
         if backend.outlives_follower and (said := _waits(run)) != seen:
             seen = said
             view.line(said)

@@ -10,7 +10,7 @@ from launcher.config.schema import variants
 from launcher.errors import ConfigError
 from launcher.jobs.status import is_live
 from launcher.jobs.tail import Tail
-from launcher.launch.spec import Backend, JobState, backend_name
+from launcher.launch.spec import AttemptState, Backend, backend_name
 from launcher.rundir import RunDir
 
 _POLL_S = 0.2
@@ -42,7 +42,7 @@ def lines(
     backend = backend_of(run, chosen)
     while True:
         ended = not follow or _ended(run, chosen, backend)
-        # A job that Slurm starts again goes on in a further attempt.
+        # A queue job that is started again goes on in a further attempt.
         further = follow and attempt is None and max(run.attempts()) != chosen
         for tail in tails:
             yield from tail.lines(final=ended or further)
@@ -63,7 +63,7 @@ def _files(run: RunDir, attempt: int, rank: int | None) -> list[Path]:
 
 
 def _ended(run: RunDir, attempt: int, backend: Backend | None) -> bool:
-    if backend and backend.status(run, attempt) is not JobState.gone:
+    if backend and backend.status(run, attempt) is not AttemptState.gone:
         return False
     return attempt != max(run.attempts()) or not is_live(run.status())
 

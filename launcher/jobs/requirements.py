@@ -44,7 +44,7 @@ def require(config: Config) -> None:
     """Raise `ConfigError` with all that is missing, `DataError` if it is data alone, and
     `StorageError` where runs cannot be written.
 
-    Under Slurm a path in a folder that this host does not have may be on the nodes, and passes.
+    In a queue a path in a folder that this host does not have may be on the nodes, and passes.
     """
     packages = [] if _is_contained(config) else _packages(config)
     problems = [*_model(config), *_files(config), *packages]
@@ -109,7 +109,7 @@ def _files(config: Config) -> Iterator[Problem]:
 def _on_nodes(config: Config, name: str) -> bool:
     """Whether a path may lie on a disk that only the nodes of a cluster have."""
     path = runtime.user_path(name)
-    if config.launch.name != "slurm" or not path.is_absolute() or path.exists():
+    if not config.launch.has_queue or not path.is_absolute() or path.exists():
         return False
     # In an image, or put there by the setup, it may have any folder above it.
     return not path.parent.exists() or bool(config.cluster.setup) or _is_contained(config)
@@ -118,7 +118,7 @@ def _on_nodes(config: Config, name: str) -> bool:
 def _is_contained(config: Config) -> bool:
     """Whether the ranks run in an image, with packages and files of its own."""
     runs_in = config.cluster.container.runtime
-    return config.launch.name == "slurm" and runs_in is not ContainerRuntime.none
+    return config.launch.has_queue and runs_in is not ContainerRuntime.none
 
 
 def _pretrained(where: str, name: str, revision: str | None) -> Iterator[Problem]:

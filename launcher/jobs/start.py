@@ -18,6 +18,7 @@ from launcher.jobs import length, scheduled
 from launcher.jobs.status import is_live, last_record, not_submitted, observed_run
 from launcher.launch.outcome import settled
 from launcher.launch.patience import PATIENCE_S, BusyError, patiently
+from launcher.launch.queue import queue_of
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
 from launcher.rundir import (
     RunDir,
@@ -35,11 +36,11 @@ def refuse_in_rank(what: str) -> None:
     ranks = runtime.ranks()
     if ranks.world_size == 1:
         return
-    by = {"slurm": "srun", "mpi": "mpirun"}.get(ranks.launched_by, ranks.launched_by)
-    ways = {"srun": f"srun -n{ranks.world_size} ", "mpirun": f"mpirun -n {ranks.world_size} "}
-    start = ways.get(by, f"torchrun --nproc-per-node {ranks.local_world_size} ")
-    python = "" if by == "torchrun" else "python "
-    by_hand = f"; or start the ranks of one run yourself: `{start}{python}-m launcher.train ...`"
+    by = {"mpi": "mpirun"}.get(ranks.launched_by, ranks.launched_by)
+    way = f"{by} -n {ranks.world_size} python"
+    if by in ("torchrun", "deepspeed"):
+        way = f"torchrun --nproc-per-node {ranks.local_world_size}"
+    by_hand = f"; or start the ranks of one run yourself: `{way} -m launcher.train ...`"
     raise ConfigError(
         f"this process is rank {ranks.rank} of {ranks.world_size} ({by}), and each of them would"
         f" start a {what} of its own",
@@ -79,16 +80,17 @@ def begin(run: RunDir, change: Callable[[], None] | None = None) -> int:
 
 
 def _without_job(run: RunDir) -> Status:
-    """The run's state; `StorageError` while a job of Slurm works on it, or may do so."""
+    """The run's state; `StorageError` while a queue job works on it, or may do so."""
     status = run.status()
-    job = scheduled.in_charge(run.path, status)
-    if job is None:
+    held = scheduled.in_charge(run.path, status)
+    if held is None:
         return status
-    seen = scheduled.observed(run, status, job)
+    seen = scheduled.observed(run, status, held)
     if settled(seen):
         return seen
+    said = f"{seen.state.value} in {scheduled.title(held)}: {seen.reason}"
     raise StorageError(
-        f"job {job} of this run is {seen.state.value} in Slurm: {seen.reason}".rstrip(": "),
+        f"job {held.job} of this run is {said}".rstrip(": "),
         where=str(run),
         hint=f"wait for it, or stop it with {run.command('cancel')}",
     )
@@ -173,7 +175,7 @@ def _spec(run: RunDir, attempt: int, config: Config, world_size: int, cwd: Path)
 def _threads(config: Config, processes: int) -> int:
     if config.train.threads:
         return config.train.threads
-    if config.launch.name == "slurm":  # the CPUs of this machine say nothing about the nodes'
+    if config.launch.has_queue:  # the CPUs of this machine say nothing about the nodes'
         return config.cluster.cpus_per_rank or 1
     return max(1, cpu_count() // processes)
 
@@ -219,7 +221,9 @@ def submit(
     except BusyError as error:
         note_not_submitted(run, attempt, error)
         problem, hint = error.problems[0], f"{run.command('resume')} tries again"
-        raise type(error)(problem.found, where=problem.where or "Slurm", hint=hint) from error
+        queue = queue_of(config.launch.name)
+        where = problem.where or (queue.title if queue else "launch")
+        raise type(error)(problem.found, where=where, hint=hint) from error
     except Exception as error:
         code = int(getattr(error, "exit_code", ExitCode.internal))
         reason = str(too_many_processes(error) or error)

@@ -90,12 +90,12 @@ def listing(root: str | os.PathLike[str]) -> list[Row]:
 
 
 def observed_rows(rows: list[Row]) -> list[Row]:
-    """Rows with the states as far as they can be true; one question for all jobs of Slurm."""
+    """Rows with the states as far as they can be true; one question for all jobs of a queue."""
     charged = {row.path: scheduled.in_charge(row.path, row.status) for row in rows}
     live = {r.path: r.status for r in rows if charged[r.path] or not settled(r.status)}
-    jobs = {path: charged[path] for path in live}
-    asked = [(path, live[path], job) for path, job in jobs.items() if job]
-    found = {path: observed(status) for path, status in live.items() if not jobs[path]}
+    holders = {path: charged[path] for path in live}
+    asked = [(path, live[path], held) for path, held in holders.items() if held]
+    found = {path: observed(status) for path, status in live.items() if not holders[path]}
     answers = scheduled.observe(asked)
     found |= {path: status for (path, _, _), status in zip(asked, answers, strict=True)}
     return [
@@ -107,8 +107,8 @@ def observed_rows(rows: list[Row]) -> list[Row]:
 def observed_run(run: RunDir) -> Status:
     """The state of one run as far as it can be true, whoever looks after it."""
     status = run.status()
-    job = scheduled.in_charge(run.path, status)
-    return scheduled.observed(run, status, job) if job else observed(status)
+    held = scheduled.in_charge(run.path, status)
+    return scheduled.observed(run, status, held) if held else observed(status)
 
 
 def _with_step(status: Status, path: str) -> Status:

@@ -12,7 +12,7 @@ from launcher import entry
 from launcher.errors import ConfigError, LauncherError, Problem
 from launcher.launch import processes
 from launcher.launch.patience import BusyError
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file
+from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, read_json, storage_errors, write_json
 from launcher.runtime import child_environment
 
@@ -100,14 +100,16 @@ class LocalBackend:
             raise
         return str(supervisor.pid)
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """Whether the supervisor lives; unknown on another host."""
         raw = read_json(supervisor_file(run, attempt))
         if raw is None:
-            return JobState.gone
+            return AttemptState.gone
         if raw["host"] != socket.gethostname():
-            return JobState.unknown
-        return JobState.running if processes.alive(raw["pid"], raw["time"]) else JobState.gone
+            return AttemptState.unknown
+        return (
+            AttemptState.running if processes.alive(raw["pid"], raw["time"]) else AttemptState.gone
+        )
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """The log of the data preparation, then rank 0's."""
@@ -116,7 +118,7 @@ class LocalBackend:
     def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
         """Signal the supervisor; `ConfigError` if it runs on another host."""
         raw = read_json(supervisor_file(run, attempt))
-        if self.status(run, attempt) is JobState.unknown:
+        if self.status(run, attempt) is AttemptState.unknown:
             raise ConfigError(
                 f"the run was started on host {raw['host']}",
                 where=str(run),

@@ -12,6 +12,9 @@ from launcher.errors import ExitCode
 from launcher.launch.spec import LaunchPlan
 from launcher.rundir import RunDir, State, Status, read_json
 
+#: Ends after which a new start may go better, by itself.
+WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)
+
 _FIRST = re.compile(r"failed \(exitcode: (-?\d+)\) local_rank: (\d+)")
 _EVERY = re.compile(r"rank\s+: (\d+) \(local_rank: \d+\)\s+exitcode\s+: (-?\d+) \(pid: (\d+)\)")
 #: What torch's stores say of an address that they cannot listen at.

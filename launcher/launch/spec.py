@@ -103,7 +103,9 @@ class LaunchPlan:
     requeues: int = 0
     """Times that a batch job may be started again."""
     context: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """What the templates were given; not kept in JSON."""
+    """What the attempt asks of its queue, beside its own run; not kept in JSON."""
+    handed_over: tuple[str, str] = field(default=("", ""), compare=False)
+    """For people: the commands that take `prepare_script` and `script`; not kept in JSON."""
     nodes: tuple[NodePlan, ...] = ()
     """Nodes that `command` looks after; none where all ranks are its own children."""
     join_timeout_s: float = 120.0
@@ -114,8 +116,8 @@ class LaunchPlan:
         if self.script is not None:
             parts = []
             if self.prepare_script is not None:
-                parts.append(f"# sbatch prepare.sbatch\n{self.prepare_script}")
-            parts.append(f"# sbatch job.sbatch\n{self.script}")
+                parts.append(f"# {self.handed_over[0]}\n{self.prepare_script}")
+            parts.append(f"# {self.handed_over[1]}\n{self.script}")
             return "\n".join(parts)
         lines = [f"cd {shlex.quote(str(self.cwd))}"]
         lines += [f"export {key}={shlex.quote(value)}" for key, value in self.environment.items()]
@@ -162,8 +164,8 @@ class LaunchPlan:
         )
 
 
-class JobState(Enum):
-    """What a back end knows about a job, whatever the run folder says."""
+class AttemptState(Enum):
+    """What a back end knows about an attempt, whatever the run folder says."""
 
     queued = "queued"
     running = "running"
@@ -186,7 +188,7 @@ class Backend(Protocol):
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
         """Start the job and return its id. An attached job ends with this process."""
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """Whether the job of this attempt waits, runs or is gone."""
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
@@ -197,9 +199,9 @@ class Backend(Protocol):
 
 
 def number_in(raw: Mapping[str, Any]) -> str | None:
-    """Id of the Slurm job of an attempt, from the content of its job file.
+    """Id of the queue job of an attempt, from the content of its job file.
 
-    The trials of an array have one number together, which stands in the folder of the array.
+    The tasks of an array have one number together, which stands in the folder of the array.
     """
     if raw.get("job") is None and raw.get("array"):
         folder, index = raw["array"]
@@ -208,8 +210,13 @@ def number_in(raw: Mapping[str, Any]) -> str | None:
     return raw.get("job")
 
 
+def is_queued(raw: Mapping[str, Any]) -> bool:
+    """Whether the content of a job file is the note of a back end with a queue."""
+    return not raw.keys().isdisjoint(("base", "job", "array"))
+
+
 def open_file(run: RunDir, attempt: int) -> Path:
-    """There until a Slurm job has said whether a failed attempt is followed by another."""
+    """There until a queue job has said whether a failed attempt is followed by another."""
     return run.attempt(attempt) / "open"
 
 

@@ -8,13 +8,15 @@ import signal
 import socket
 import time
 
+from launcher.config.schema import variants
 from launcher.errors import HangError
 from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
-from launcher.launch import processes, slurm
+from launcher.launch import processes
 from launcher.launch.outcome import settled
+from launcher.launch.queue import QueueBackend, has_queue
 from launcher.launch.spec import backend_name
-from launcher.rundir import State
+from launcher.rundir import RunDir, State
 from launcher.sweeps.folder import SweepDir
 
 _CONTROLLER_S = 30.0
@@ -27,17 +29,19 @@ def cancel(sweep: SweepDir, *, now: bool) -> int:
     """
     _end_controller(sweep)
     open_trials = [trial for trial, status in sweep.states() if not status.state.is_final]
-    scheduled, others = [], []
+    queued: dict[str, list[tuple[RunDir, int]]] = {}
+    others: list[tuple[RunDir, int]] = []
     for trial in open_trials:
         attempt = trial.run.status().attempt
-        if attempt and backend_name(trial.run, attempt) == "slurm":
-            scheduled.append((trial.run, attempt))
-        else:
-            others.append((trial.run, attempt))
-    slurm.SlurmBackend().cancel_many(scheduled, now=now)
-    for run, _ in scheduled:
-        if run.status().state is not State.succeeded:
-            runs.set_cancelled(run)
+        name = backend_name(trial.run, attempt) if attempt else None
+        same = queued.setdefault(name, []) if name and has_queue(name) else others
+        same.append((trial.run, attempt))
+    for name, attempts in queued.items():
+        queue: QueueBackend = variants.LAUNCHERS.load(name)()
+        queue.cancel_many(attempts, now=now)
+        for run, _ in attempts:
+            if run.status().state is not State.succeeded:
+                runs.set_cancelled(run)
     # All others are told before the first is waited for.
     for run, attempt in others:
         backend = backend_of(run, attempt) if attempt else None

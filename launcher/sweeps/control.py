@@ -18,9 +18,10 @@ from types import FrameType
 
 from launcher import streams
 from launcher.config.compose import compose, groups
-from launcher.config.schema import Config, variants
+from launcher.config.schema import Config
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.launch.outcome import settled
+from launcher.launch.queue import has_queue
 from launcher.rundir import RunDir, State, command
 from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
@@ -61,7 +62,7 @@ class Controller:
     @staticmethod
     def submits_all(request: Request) -> bool:
         """Whether all trials can be handed over at once, so that no controller has to stay."""
-        return variants.has_queue(request.backend) and request.kind in ("grid", "random")
+        return has_queue(request.backend) and request.kind in ("grid", "random")
 
     def run(self) -> int:
         """Run the sweep to its end; returns the exit code."""

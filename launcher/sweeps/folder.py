@@ -173,7 +173,7 @@ class SweepDir:
             ) from error
 
     def states(self) -> list[tuple[Trial, Status]]:
-        """All trials made so far with their states, for which Slurm is asked once."""
+        """All trials made so far with their states, for which a queue is asked once."""
         rows = [(trial, trial.run.status()) for trial in self.trials()]
         begun = [Row(t.run.name, str(t.run), status) for t, status in rows if status.attempt]
         seen = {row.path: row.status for row in observed_rows(begun)}
@@ -209,7 +209,7 @@ def may_pass(status: Status) -> bool:
     is lost, a queue that forgot it. Its own faults, such as its config or a loss that diverges,
     come again."""
     if status.state is not State.failed:
-        return status.reason.endswith(NEVER_BEGAN)
+        return NEVER_BEGAN in status.reason
     return status.exit_code in (ExitCode.hang, ExitCode.storage) or bool(
         _LOST.search(status.reason)
     )

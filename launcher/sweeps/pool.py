@@ -1,4 +1,4 @@
-"""Starts trials and sees them end: so many at a time on this machine, an array a batch on Slurm."""
+"""Starts trials and sees them end: so many at a time here, an array a batch in a queue."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from launcher.errors import ExitCode, LauncherError, StorageError
 from launcher.jobs import scheduled, start
 from launcher.jobs.logs import backend_of
 from launcher.jobs.slots import Slots, free_slot
-from launcher.launch import slurm, slurm_ask
 from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
-from launcher.launch.slurm import ArrayError
-from launcher.launch.slurm_ask import SlurmFullError
-from launcher.launch.spec import JobState, LaunchPlan, job_file
+from launcher.launch.queue import MISSING_S, ArrayError, FullError, array_of, queue_job, queue_of
+from launcher.launch.spec import AttemptState, LaunchPlan, job_file
 from launcher.rundir import State, read_json
 from launcher.sweeps.folder import SweepDir, Trial
 
@@ -41,6 +39,7 @@ class Pool:
         self.is_stopped = is_stopped
         self.sweep = sweep
         self.backend_name = config.launch.name
+        self._queue = queue_of(self.backend_name)
         self.parallel = config.launch.max_parallel
         self.running: dict[int, Trial] = {}
         #: Configs of trials just made; those of others are read.
@@ -59,7 +58,7 @@ class Pool:
     @property
     def is_queued(self) -> bool:
         """Whether trials wait in the back end's queue, not in ours."""
-        return variants.has_queue(self.backend_name)
+        return self._queue is not None
 
     @property
     def world_size(self) -> int | None:
@@ -90,7 +89,7 @@ class Pool:
         # as after a clock was put back, no more than the whole time.
         left_s = submitted.stat().st_mtime + START_TIMEOUT_S - time.time()
         end = time.monotonic() + min(START_TIMEOUT_S, left_s)
-        while backend.status(trial.run, attempt) is JobState.gone:
+        while backend.status(trial.run, attempt) is AttemptState.gone:
             if settled(trial.run.status()) or time.monotonic() > end or self.is_queued:
                 return False
             time.sleep(0.1)
@@ -132,7 +131,7 @@ class Pool:
             backend.cancel(trial.run, attempt, now=now)
 
     def _submit(self, array: list[tuple[Trial, LaunchPlan]]) -> list[Trial]:
-        """One array, with one sbatch; several where Slurm takes none so large.
+        """One array; several where the queue takes none so large.
 
         Returns the trials that have to wait for room.
         """
@@ -143,7 +142,7 @@ class Pool:
                     raise BusyError("stopped before all trials were submitted")
                 self._submit_one(array[:size], is_small=size == 1)
             except LauncherError as error:
-                is_full = isinstance(error, SlurmFullError) and not error.is_open
+                is_full = isinstance(error, FullError) and not error.is_open
                 if size > 1 and (is_full or isinstance(error, ArrayError)):
                     size = (size + 1) // 2
                     most = size if isinstance(error, ArrayError) else most
@@ -162,19 +161,20 @@ class Pool:
         return []
 
     def _submit_one(self, array: Sequence[tuple[Trial, LaunchPlan]], *, is_small: bool) -> None:
-        """One array with one sbatch; `SlurmFullError` at once where fewer trials may find room, or
-        room will come when others end."""
-        backend = variants.LAUNCHERS.load(self.backend_name)()
+        """One array; `FullError` at once where fewer trials may find room, or room will come when
+        others end."""
+        queue = self._queue
+        assert queue is not None
         number = sum(1 for _ in self.sweep.path.glob("array-*")) + 1
         folder, plans = self.sweep.path / f"array-{number:04d}", [plan for _, plan in array]
-        full: list[SlurmFullError] = []
+        full: list[FullError] = []
 
         def submit() -> None:
             try:
-                backend.submit_many(
+                queue.submit_many(
                     plans, folder, max_parallel=self.parallel, after=self._before(len(array))
                 )
-            except SlurmFullError as error:
+            except FullError as error:
                 if is_small and not self.running:
                     raise
                 full.append(error)
@@ -189,8 +189,8 @@ class Pool:
         """Arrays that `count` more trials wait for, so that all of them keep to `parallel`."""
         if not self.parallel or len(self.running) + count <= self.parallel:
             return []
-        jobs = (slurm.job_id(t.run, t.run.status().attempt) for t in self.running.values())
-        return sorted({job.partition("_")[0] for job in jobs if job}, key=int)
+        jobs = (queue_job(t.run, t.run.status().attempt) for t in self.running.values())
+        return list(dict.fromkeys(array_of(job) for job in jobs if job))
 
     def _close(self, error: LauncherError) -> None:
         self.refusal, self._closed_until = error, time.monotonic() + _FULL_S
@@ -247,17 +247,19 @@ class Pool:
 
     def _left_queue(self, trials: Sequence[Trial]) -> list[Trial]:
         """Trials whose jobs are gone, by one question for all of them, and not often."""
+        queue = self._queue
+        assert queue is not None
         states = {trial.number: trial.run.status() for trial in trials}
         wait_s = _ENDING_S if any(map(settled, states.values())) else _ASK_S
         if time.monotonic() < self._asked + wait_s:
             return []
         self._asked = time.monotonic()
-        jobs = {t.number: slurm.job_id(t.run, states[t.number].attempt) or "" for t in trials}
+        jobs = {t.number: queue_job(t.run, states[t.number].attempt) or "" for t in trials}
         try:
-            known = slurm_ask.jobs([job for job in jobs.values() if job])
+            known = queue.observe([job for job in jobs.values() if job])
         except BusyError:
             return []
-        lasting = {job for job, found in known.items() if found.state is not JobState.gone}
+        lasting = {job for job, found in known.items() if found.state is not AttemptState.gone}
         done = [
             trial
             for trial in trials
@@ -267,25 +269,25 @@ class Pool:
         for trial in done:
             status, job = trial.run.status(), jobs[trial.number]
             if not settled(status):
-                seen = scheduled.settle(trial.run.path, status, job, known.get(job))
+                seen = scheduled.settle(queue, trial.run.path, status, job, known.get(job))
                 trial.run.set_status(seen.state, reason=seen.reason, exit_code=seen.exit_code)
         return done
 
     def _may_be_known_later(
         self, trial: Trial, jobs: Mapping[int, str], known: Mapping[str, object]
     ) -> bool:
-        """Whether a trial without a result is missing from Slurm's answer only lately."""
+        """Whether a trial without a result is missing from the queue's answer only lately."""
         if jobs[trial.number] in known or settled(trial.run.status()):
             self._missing.pop(trial.number, None)
             return False
         since = self._missing.setdefault(trial.number, time.monotonic())
-        return time.monotonic() - since < slurm.MISSING_S
+        return time.monotonic() - since < MISSING_S
 
 
 def _is_gone(trial: Trial) -> bool:
     attempt = trial.run.status().attempt
     backend = backend_of(trial.run, attempt)
-    if backend is None or backend.status(trial.run, attempt) is not JobState.gone:
+    if backend is None or backend.status(trial.run, attempt) is not AttemptState.gone:
         return False
     if not settled(trial.run.status()):
         _lost(trial)

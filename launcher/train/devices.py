@@ -94,7 +94,8 @@ def _without_gpu(
     config: Config, plan: Mapping[str, Any], places: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[Problem]:
     """Ranks on the CPU though there were to be GPUs, one problem a cause."""
-    asked = config.launch.name in ("slurm", "deepspeed") and config.cluster.gpus_per_node
+    by_site = config.launch.has_queue or config.launch.name == "deepspeed"
+    asked = by_site and config.cluster.gpus_per_node
     causes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for rank, place in places.items():
         device = place["device"]
@@ -102,7 +103,7 @@ def _without_gpu(
             continue
         if asked:
             promise = f"cluster.gpus_per_node={asked}"
-        elif device["hidden"] or config.launch.name == "slurm":
+        elif device["hidden"] or config.launch.has_queue:
             continue  # this was asked for
         elif plan.get("device") == "cuda":
             promise = "the run was planned for GPUs"

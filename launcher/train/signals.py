@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from launcher.config.schema.launch import LaunchConfig, SlurmConfig
+from launcher.config.schema.launch import LaunchConfig
 from launcher.errors import ExitCode
 
 
@@ -47,9 +47,10 @@ class StopFlag:
 
 def too_slow_for_grace(launch: LaunchConfig, save_s: float) -> str:
     """A warning if a checkpoint that took `save_s` is not sure to be whole before the job's end."""
-    if not isinstance(launch, SlurmConfig) or save_s <= launch.grace_s / 2:
+    warning_s = launch.warning_s
+    if warning_s is None or save_s <= warning_s / 2:
         return ""
     return (
-        f"a checkpoint took {save_s:.0f} s of the {launch.grace_s} s between the signal and the"
+        f"a checkpoint took {save_s:.0f} s of the {warning_s} s between the signal and the"
         f" time limit: set launch.grace_s={4 * int(save_s + 1)}"
     )

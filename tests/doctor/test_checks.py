@@ -7,6 +7,7 @@ from packaging.requirements import Requirement
 
 from launcher.doctor import checks, machine, ranks, services, storage, table, versions
 from launcher.doctor.finding import Finding, Verdict, failed, passed, warned
+from launcher.launch.queue import QueueHealth
 from support.configs import make_config
 from support.doctor import GIB, folder, host, rank, seen
 
@@ -23,7 +24,7 @@ def test_a_healthy_job_passes_every_check():
     healthy = seen(
         rank(0, machine=host("node1")),
         rank(1, "node2", machine=host("node2")),
-        services={"slurm": {"commands": [], "up": False, "said": ""}, "hub": None},
+        services={"queues": {"slurm": QueueHealth(False, "not here", "load it")}, "hub": None},
     )
     findings = [f for f in checks.judge(healthy) if f.check not in healthy.here["packages"]]
     assert {f.check for f in findings} >= {
@@ -209,14 +210,16 @@ def test_clocks_of_two_hosts(offset_s, verdict):
 
 def test_services_that_do_not_answer():
     on_slurm = make_config(launch={"name": "slurm"})
-    down = {"slurm": {"commands": ["sbatch", "scontrol"], "up": False, "said": "DOWN"}}
-    assert worst(services.slurm(seen(services=down, config=on_slurm))) == "fail"
-    assert worst(services.slurm(seen(services=down))) == "warn"
-    absent = {"slurm": {"commands": [], "up": False, "said": ""}}
-    assert worst(services.slurm(seen(services=absent, config=on_slurm))) == "fail"
-    assert not list(services.slurm(seen(services=absent)))
+    down = {"queues": {"slurm": QueueHealth(True, "the controller does not answer", "ask")}}
+    assert worst(services.schedulers(seen(services=down, config=on_slurm))) == "fail"
+    assert worst(services.schedulers(seen(services=down))) == "warn"
+    absent = {"queues": {"slurm": QueueHealth(False, "sbatch is not on the path", "load it")}}
+    assert worst(services.schedulers(seen(services=absent, config=on_slurm))) == "fail"
+    assert not list(services.schedulers(seen(services=absent)))
+    up = {"queues": {"slurm": QueueHealth(True, "Slurmctld(primary) is UP")}}
+    assert verdicts(services.schedulers(seen(services=up))) == [("Slurm", "pass")]
     assert worst(services.hub(seen(services={"hub": "no route"}))) == "warn"
-    assert worst(services.hub(seen(services={"slurm": None}))) == "pass"
+    assert worst(services.hub(seen(services={"queues": {}}))) == "pass"
     assert worst(services.wandb(seen(services={"wandb": "refused", "credentials": True}))) == "warn"
     assert worst(services.wandb(seen(services={"wandb": None, "credentials": False}))) == "warn"
     assert not list(services.wandb(seen(services={"credentials": True})))

@@ -21,7 +21,7 @@ from launcher.jobs.cancel import cancel
 from launcher.jobs.follow import follow
 from launcher.jobs.status import listing
 from launcher.launch.local import LocalBackend
-from launcher.launch.spec import JobState
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json, write_json
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -147,8 +147,8 @@ def test_failure_to_launch_is_written_to_the_run(run):
 class Gone(LocalBackend):
     """A back end whose job has ended."""
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
-        return JobState.gone
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
+        return AttemptState.gone
 
 
 @pytest.mark.parametrize(

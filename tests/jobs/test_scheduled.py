@@ -7,8 +7,11 @@ import stat
 
 import pytest
 
-from launcher.jobs import scheduled, status
-from launcher.launch.slurm_text import Job
+from launcher.errors import StorageError
+from launcher.jobs import scheduled, start, status
+from launcher.launch.queue import queue_job
+from launcher.launch.slurm.backend import SlurmBackend
+from launcher.launch.slurm.text import described
 from launcher.launch.spec import open_file
 from launcher.rundir import RunDir, State, Status, write_json
 
@@ -19,23 +22,28 @@ QUEUED = Status(State.queued, attempt=1, host="login", pid=1, time=1.0)
 @pytest.mark.parametrize(
     ("before", "job", "state", "words"),
     [
-        (QUEUED, Job("7", "PENDING", "Priority"), State.queued, "job 7 waits: Priority"),
-        (RUNNING, Job("7", "PENDING", "BeginTime"), State.queued, "BeginTime"),
-        (QUEUED, Job("7", "RUNNING"), State.preparing, "job 7 starts"),
-        (RUNNING, Job("7", "RUNNING"), State.running, ""),
-        (QUEUED, Job("7", "COMPLETING"), State.queued, ""),
-        (RUNNING, Job("7", "NEWSTATE"), State.unknown, "running when last heard of"),
-        (RUNNING, Job("7", "CANCELLED"), State.cancelled, "cancelled in Slurm"),
-        (QUEUED, Job("7", "CANCELLED", "DependencyNeverSatisfied"), State.failed, "prepare.log"),
-        (RUNNING, Job("7", "TIMEOUT"), State.failed, "launch.grace_s"),
-        (RUNNING, Job("7", "NODE_FAIL"), State.failed, "lost a node"),
-        (RUNNING, Job("7", "OUT_OF_MEMORY"), State.failed, "memory"),
-        (RUNNING, Job("7", "COMPLETED"), State.failed, "COMPLETED"),
+        (QUEUED, described("7", "PENDING", "Priority"), State.queued, "job 7 waits: Priority"),
+        (RUNNING, described("7", "PENDING", "BeginTime"), State.queued, "BeginTime"),
+        (QUEUED, described("7", "RUNNING"), State.preparing, "job 7 starts"),
+        (RUNNING, described("7", "RUNNING"), State.running, ""),
+        (QUEUED, described("7", "COMPLETING"), State.queued, ""),
+        (RUNNING, described("7", "NEWSTATE"), State.unknown, "running when last heard of"),
+        (RUNNING, described("7", "CANCELLED"), State.cancelled, "cancelled in Slurm"),
+        (
+            QUEUED,
+            described("7", "CANCELLED", "DependencyNeverSatisfied"),
+            State.failed,
+            "prepare.log",
+        ),
+        (RUNNING, described("7", "TIMEOUT"), State.failed, "launch.grace_s"),
+        (RUNNING, described("7", "NODE_FAIL"), State.failed, "lost a node"),
+        (RUNNING, described("7", "OUT_OF_MEMORY"), State.failed, "memory"),
+        (RUNNING, described("7", "COMPLETED"), State.failed, "COMPLETED"),
         (RUNNING, None, State.failed, "does not know job 7"),
     ],
 )
 def test_judgement(before, job, state, words):
-    found = scheduled.judged(before, "7", job)
+    found = scheduled.judged("Slurm", before, "7", job)
     assert found.state is state
     assert words in found.reason
     assert (found.exit_code is None) == (state not in (State.failed, State.cancelled))
@@ -98,9 +106,9 @@ def test_trials_of_an_array_share_the_number_of_its_job(tmp_path):
     run = RunDir(tmp_path / "runs" / "r")
     raw = {"backend": "slurm", "array": [str(tmp_path), 4]}
     write_json(run.attempt(1) / "job.json", raw)
-    assert scheduled.job_of(run.path, 1) is None
+    assert queue_job(run, 1) is None
     write_json(tmp_path / "job.json", {"job": "12"})
-    assert scheduled.job_of(run.path, 1) == "12_4"
+    assert queue_job(run, 1) == "12_4"
 
 
 def test_without_slurm_the_state_is_unknown(tmp_path, monkeypatch, capsys):
@@ -125,6 +133,21 @@ def test_a_waiting_task_that_was_cancelled_and_forgotten(tmp_path, logs, state, 
     write_json(array / "job.json", {"job": "12"})
     for name in logs:
         (array / name).touch()
-    found = scheduled.settle(run.path, run.set_status(State.queued, attempt=1), "12_1", None)
+    queued = run.set_status(State.queued, attempt=1)
+    found = scheduled.settle(SlurmBackend(), run.path, queued, "12_1", None)
     assert found.state is state
     assert said in found.reason
+
+
+def test_a_run_of_a_queue_that_is_not_installed_here_is_not_judged(tmp_path, capsys):
+    run = RunDir(tmp_path / "runs" / "r")
+    write_json(run.attempt(1) / "job.json", {"backend": "elsewhere", "job": "7"})
+    run.set_status(State.queued, attempt=1)
+    (row,) = status.listing(tmp_path / "runs")
+    assert row.status.state is State.unknown
+    assert "launch=elsewhere is not installed here" in row.status.reason
+    with pytest.raises(StorageError, match="launch=elsewhere, which is not installed here"):
+        start.begin(run)
+    run.set_status(State.succeeded, exit_code=0)
+    (row,) = status.listing(tmp_path / "runs")
+    assert row.status.state is State.succeeded

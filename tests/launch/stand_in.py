@@ -49,7 +49,8 @@ def _steps(run, attempt, ranks, script, stop) -> int:
         if die.get("rank") == ranks.rank and die["step"] == step and attempt == 1:
             if "signal" in die:
                 os.kill(os.getpid(), die["signal"])
-            return die["code"]
+            if "code" in die:
+                return die["code"]
         if ranks.is_main:
             record = {"kind": "train", "step": step, "loss": 1 / step, "step_time_s": 0.1}
             with run.metrics.open("a") as file:

@@ -14,7 +14,8 @@ from launcher.config.schema.variants import LAUNCHERS
 from launcher.errors import ExitCode
 from launcher.launch import outcome
 from launcher.launch.local import LocalBackend
-from launcher.launch.spec import LaunchPlan, LaunchSpec
+from launcher.launch.queue import QueueBackend, has_queue, queues
+from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State
 
 #: The interpreter, kept from the modules of the current folder.
@@ -69,11 +70,21 @@ def test_plan_survives_json(weird_tmp_path):
     assert LaunchPlan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-def test_every_back_end_can_be_loaded_and_has_the_five_methods():
+def test_every_back_end_can_be_loaded_and_has_the_methods():
+    def methods(protocol: type) -> list[str]:
+        return [
+            name for name, member in vars(protocol).items() if callable(member) and name[0] != "_"
+        ]
+
+    assert {"submit_many", "observe", "recover", "cancel_many"} <= {*methods(QueueBackend)}
     for name in LAUNCHERS:
         backend = LAUNCHERS.load(name)()
-        for method in ("plan", "submit", "status", "logs", "cancel"):
-            assert callable(getattr(backend, method))
+        assert all(callable(getattr(backend, method)) for method in methods(Backend))
+        answers = [callable(getattr(backend, method, None)) for method in methods(QueueBackend)]
+        assert has_queue(name) is all(answers), name
+    assert not has_queue(None)
+    assert not has_queue("nowhere")
+    assert queues() == ["slurm"]
 
 
 AGENT_LOG = """\

@@ -14,28 +14,32 @@ import math
 import os
 import sys
 import time
+from typing import Any
 
+from launcher import registry
 from launcher.errors import DataError, DivergedError, ExitCode, LauncherError, StorageError
-from launcher.launch.local import LocalBackend
-from launcher.launch.slurm import SlurmBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
 from launcher.rundir import RunDir, State
 
-
-class StubBackend(LocalBackend):
-    """`launch=local` whose ranks are stubs."""
-
-    def plan(self, spec: LaunchSpec) -> LaunchPlan:
-        """The real plan of other modules."""
-        return super().plan(stubbed(spec))
+#: Launch back end -> its own row, where `control` has put another.
+ROWS: dict[str, str] = {}
 
 
-class StubSlurmBackend(SlurmBackend):
-    """`launch=slurm` whose ranks are stubs."""
+def __getattr__(name: str) -> Any:
+    """The launch back end `name` with stubs for ranks."""
+    if name not in ROWS:
+        raise AttributeError(name)
+    real: Any = registry.load(ROWS[name])
 
-    def plan(self, spec: LaunchSpec) -> LaunchPlan:
-        """The real plan of other modules."""
-        return super().plan(stubbed(spec))
+    class Stub(real):
+        """All but the modules is the back end's own."""
+
+        def plan(self, spec: LaunchSpec) -> LaunchPlan:
+            """The real plan of other modules."""
+            plan: LaunchPlan = super().plan(stubbed(spec))
+            return plan
+
+    return Stub
 
 
 def stubbed(spec: LaunchSpec) -> LaunchSpec:
@@ -76,12 +80,12 @@ def trial(run: RunDir, attempt: int) -> None:
 def main(words: list[str]) -> int:
     """`control VERB ...`, or what ranks (`RUN --attempt N`) and preparation (`RUN`) are given."""
     if words[0] == "control":
+        import support.stub_trials as here  # this file is __main__
         from launcher.cli import main as launcher
         from launcher.config.schema import variants
 
-        rows = variants.LAUNCHERS._rows
-        rows["local"] = "support.stub_trials:StubBackend"
-        rows["slurm"] = "support.stub_trials:StubSlurmBackend"
+        here.ROWS |= variants.LAUNCHERS
+        variants.LAUNCHERS._rows |= {name: f"support.stub_trials:{name}" for name in here.ROWS}
         return launcher(words[1:])
     run = RunDir(words[0])
     if len(words) == 1:

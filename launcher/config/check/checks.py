@@ -285,7 +285,8 @@ def _telling(config: Config) -> Iterator[Problem]:
 def _launch(config: Config) -> Iterator[Problem]:
     launch = config.launch
     if launch.name == "local" and launch.nodes > 1:
-        hint = "launch=torchrun, launch=deepspeed or launch=slurm starts ranks on several nodes"
+        *others, last = [f"launch={name}" for name in variants.LAUNCHERS if name != "local"]
+        hint = f"{', '.join(others)} or {last} starts ranks on several nodes"
         yield Problem("launch.nodes", f"{launch.nodes} nodes, but launch=local is one", hint)
     if isinstance(launch, TorchrunConfig):
         yield from _torchrun(launch)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher import runtime
+from launcher.config.schema import plugins
 from launcher.errors import ConfigError
 
 #: groups in the order in which help and documentation show them.
@@ -32,8 +33,9 @@ ROOT = "config"
 
 
 def search_path(config_dirs: Iterable[str | Path] = ()) -> list[Path]:
-    """The packaged `conf/` folder and the user's folders; `ConfigError` if one does not exist."""
-    folders = [runtime.conf_dir()]
+    """The packaged `conf/` folder, those of plugins and the user's; `ConfigError` if one does not
+    exist."""
+    folders = [runtime.conf_dir(), *plugins.conf_dirs()]
     for given in config_dirs:
         folder = runtime.user_path(given).resolve()
         if not folder.is_dir():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, ClassVar
 
@@ -44,7 +44,7 @@ class LaunchConfig:
     """How the ranks are started: `local`, on this machine."""
 
     has_queue: ClassVar[bool] = False
-    """Whether jobs wait in a queue of the back end's own, which all of them can be put into."""
+    """Whether a scheduler starts the ranks, on machines of which this one tells nothing."""
 
     name: str = "local"
     """Launch back end."""
@@ -55,7 +55,17 @@ class LaunchConfig:
     join_timeout_s: PositiveInt = 120
     """Longest wait for all ranks to join, in seconds."""
     max_parallel: PositiveInt | None = None
-    """Trials of a sweep that run at a time; default: one locally, as Slurm allows there."""
+    """Trials of a sweep that run at a time; default: one on this machine, as many as it takes in a
+    queue."""
+
+    @property
+    def warning_s(self) -> int | None:
+        """Seconds from the wish to stop to the end of a job's time; None where it has no end."""
+        return None
+
+    def for_probe(self) -> LaunchConfig:
+        """The same for a job that somebody waits for: nothing is done before it or tried again."""
+        return self
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,6 +108,7 @@ class SlurmConfig(LaunchConfig):
     """`slurm`: a batch job that survives preemption, time limits and lost nodes."""
 
     has_queue: ClassVar[bool] = True
+    """A scheduler starts the ranks."""
 
     name: str = "slurm"
     """Launch back end."""
@@ -121,6 +132,15 @@ class SlurmConfig(LaunchConfig):
     """Own template of the batch script instead of the packaged slurm/run.sbatch.j2."""
     check: bool = True
     """Ask Slurm before submission whether partition, size and time limit are possible."""
+
+    @property
+    def warning_s(self) -> int:
+        """See `LaunchConfig`."""
+        return self.grace_s
+
+    def for_probe(self) -> SlurmConfig:
+        """See `LaunchConfig`."""
+        return replace(self, max_requeues=0, prepare_job=False)
 
 
 @dataclass(kw_only=True, slots=True)

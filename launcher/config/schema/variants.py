@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, launch, sweep
+from launcher.config.schema import Config, launch, plugins, sweep
 from launcher.registry import Table, load_file
 
 OBJECTIVE_OPTIONS: dict[str, type[schema.ObjectiveConfig]] = {
@@ -103,11 +103,6 @@ def metrics_of(config: Config) -> list[str]:
     if config.eval.metrics is not None:
         return config.eval.metrics
     return [name for name in config.objective.metrics if METRICS[name].fits(config)]
-
-
-def has_queue(backend: str | None) -> bool:
-    """Whether jobs of a launch back end wait in a queue of its own; None has none."""
-    return bool(getattr(OPTIONS["launch"].get(backend or ""), "has_queue", False))
 
 
 FORMATS = Table(
@@ -220,6 +215,17 @@ LAUNCHERS = Table(
         "local": "launcher.launch.local:LocalBackend",
         "torchrun": "launcher.launch.torchrun:TorchrunBackend",
         "deepspeed": "launcher.launch.deepspeed:DeepspeedBackend",
-        "slurm": "launcher.launch.slurm:SlurmBackend",
+        "slurm": "launcher.launch.slurm.backend:SlurmBackend",
     },
 )
+
+
+def add(table: Table[Any], name: str, row: Any, *, options: type | None = None) -> None:
+    """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
+    of its options where its section of the config has several. `ConfigError` if it is there."""
+    table.add(name, row)
+    if options is not None:
+        OPTIONS[table.key.partition(".")[0]][name] = options
+
+
+plugins.load()

@@ -13,38 +13,41 @@ from typing import Any
 
 from launcher import runtime
 from launcher.errors import ConfigError, LauncherError, Problem
-from launcher.launch import slurm_ask, slurm_plan, slurm_text
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec, job_file, number_in
+from launcher.launch.queue import (
+    MISSING_S,
+    ArrayError,
+    FullError,
+    QueueHealth,
+    QueueJob,
+    queue_job,
+)
+from launcher.launch.slurm import commands, environment, templates, text
+from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 #: Seconds between two questions to the controller about one job.
 _POLL_S = 5.0
 _POLL_ENDING_S = 1.0
-#: A job that Slurm does not know for so long, and that has left no result, is lost.
-MISSING_S = 30.0
 #: The signal that asks ranks for a checkpoint and a clean stop.
 _STOP = "USR1"
-
-
-class ArrayError(ConfigError):
-    """Slurm takes no array of so many tasks; it may take several smaller ones."""
 
 
 class SlurmBackend:
     """A batch job: the script is a template of slurm/, the ranks are tasks of one srun."""
 
+    title = "Slurm"
     #: A job goes on when whoever follows it goes away.
     outlives_follower = True
 
     def __init__(self) -> None:
-        self._asked: dict[str, tuple[float, JobState]] = {}
+        self._asked: dict[str, tuple[float, AttemptState]] = {}
         self._missing: dict[str, float] = {}
 
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """The batch script; reads the template and nothing else."""
-        context, launch = slurm_plan.context(spec), slurm_plan.options(spec)
+        context, launch = templates.context(spec), templates.options(spec)
         command = (*context["command"], *context["rank"])
         prepare_script = _render("prepare.sbatch.j2", context) if launch.prepare_job else None
         return LaunchPlan(
@@ -52,7 +55,7 @@ class SlurmBackend:
             run=spec.run,
             attempt=spec.attempt,
             cwd=spec.cwd,
-            prepare=slurm_plan.preparation(spec),
+            prepare=templates.preparation(spec),
             command=("srun", *context["srun"], *command, "-m", spec.module),
             environment=context["environment"],
             processes=spec.nodes * spec.processes,
@@ -60,14 +63,15 @@ class SlurmBackend:
             script=_render("run.sbatch.j2", context),
             prepare_script=prepare_script,
             requeues=launch.max_requeues,
+            handed_over=("sbatch prepare.sbatch", "sbatch job.sbatch"),
             context=context,
         )
 
     def check(self, spec: LaunchSpec) -> list[Problem]:
         """What Slurm would refuse now or never start, if `launch.check` is set."""
-        from launcher.launch import slurm_check
+        from launcher.launch.slurm import check
 
-        return slurm_check.check(spec) if slurm_plan.options(spec).check else []
+        return check.check(spec) if templates.options(spec).check else []
 
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
         """Hand the script to sbatch; returns the job's id. The job outlives this process.
@@ -77,7 +81,7 @@ class SlurmBackend:
         run = RunDir(plan.run)
         folder = run.attempt(plan.attempt)
         assert plan.script is not None
-        known = job_id(run, plan.attempt) or recover(run, plan.attempt)
+        known = queue_job(run, plan.attempt) or self.recover(run, plan.attempt)
         if known:
             return known
         # Before the job can start: it writes the same files.
@@ -100,12 +104,7 @@ class SlurmBackend:
         max_parallel: int | None,
         after: Sequence[str] = (),
     ) -> str:
-        """Submit all trials of a sweep as one array with one sbatch; returns the array's job id.
-
-        Trial i works on the i-th run folder of `folder`/trials.txt, once the jobs `after` have
-        ended. `ConfigError` if the trials differ in what they ask of Slurm, `ArrayError` if there
-        are too many of them. May be called again after a `BusyError`, as `submit`.
-        """
+        """One array with one sbatch: task i works on the i-th run folder of `folder`/trials.txt."""
         if plans[0].prepare_script is not None:
             raise ConfigError(
                 "a sweep prepares its data inside the trials",
@@ -113,7 +112,7 @@ class SlurmBackend:
                 hint="leave it out; `launcher data prepare` beforehand spares the GPUs the wait",
             )
         script = array_script(plans, folder, max_parallel)
-        known = slurm_ask.submitted(folder / "job.sbatch") if folder.exists() else []
+        known = commands.submitted(folder / "job.sbatch") if folder.exists() else []
         if known:
             write_json(folder / "job.json", {"job": known[0]})
             return known[0]
@@ -133,7 +132,7 @@ class SlurmBackend:
         write_json(folder / "job.json", {"job": job})
         return job
 
-    def status(self, run: RunDir, attempt: int) -> JobState:
+    def status(self, run: RunDir, attempt: int) -> AttemptState:
         """Whether the job waits, runs or is gone; unknown while the controller does not answer.
 
         Asks at most every few seconds, so it may be called in a loop.
@@ -145,25 +144,25 @@ class SlurmBackend:
         try:
             state = self._state(run, attempt)
         except BusyError:
-            state = JobState.unknown
+            state = AttemptState.unknown
         self._asked[str(run)] = (time.monotonic(), state)
         return state
 
-    def _state(self, run: RunDir, attempt: int) -> JobState:
-        job = job_id(run, attempt) or recover(run, attempt)
+    def _state(self, run: RunDir, attempt: int) -> AttemptState:
+        job = queue_job(run, attempt) or self.recover(run, attempt)
         if job is None:
-            return JobState.gone
-        found = slurm_ask.jobs([job]).get(job)
+            return AttemptState.gone
+        found = commands.jobs([job]).get(job)
         if found or settled(run.status()):
             self._missing.pop(job, None)
-            return found.state if found else JobState.gone
+            return found.state if found else AttemptState.gone
         # A controller that has just come back, or whose answer was cut, may know it yet.
         since = self._missing.setdefault(job, time.monotonic())
-        return JobState.gone if time.monotonic() - since > MISSING_S else JobState.unknown
+        return AttemptState.gone if time.monotonic() - since > MISSING_S else AttemptState.unknown
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """What the batch script and the data preparation say, then rank 0's log."""
-        own = batch_log(run, attempt)
+        own = self.log(run, attempt)
         ranks = [run.attempt(attempt) / "prepare.log", run.log(attempt, 0)]
         return [own, *ranks] if own else ranks
 
@@ -176,8 +175,46 @@ class SlurmBackend:
         left = patiently(lambda: self._tell(attempts, now=now))
         while left:
             time.sleep(_POLL_ENDING_S)
-            known = patiently(partial(slurm_ask.jobs, left))
-            left = [j for j in left if j in known and known[j].state is not JobState.gone]
+            known = patiently(partial(commands.jobs, left))
+            left = [j for j in left if j in known and known[j].state is not AttemptState.gone]
+
+    def recover(self, run: RunDir, attempt: int) -> str | None:
+        """The job is found by its batch script, which no other job has."""
+        raw = read_json(job_file(run, attempt), {})
+        if not raw:
+            return None
+        array = raw.get("array")
+        folder = Path(array[0]) if array else run.attempt(raw.get("base", attempt))
+        found = next(iter(commands.submitted(folder / "job.sbatch")), None)
+        if found is None:
+            return None
+        if array:
+            write_json(folder / "job.json", {"job": found})
+        else:
+            _note(run, attempt, job=found)
+        return queue_job(run, attempt)
+
+    def observe(self, jobs: Sequence[str]) -> Mapping[str, QueueJob]:
+        """One question to squeue, and one to sacct if that does not know all."""
+        return commands.jobs(jobs)
+
+    def log(self, run: RunDir, attempt: int) -> Path | None:
+        """What the batch script of an attempt says, of all starts of its job."""
+        raw = read_json(job_file(run, attempt), {})
+        if raw.get("array"):
+            folder, index = raw["array"]
+            return Path(folder, f"slurm-{index}.log")
+        return run.attempt(raw.get("base", attempt)) / "slurm.log" if raw else None
+
+    def on_a_node(self, command: str) -> str:
+        """A step of its own."""
+        return f"srun {command}"
+
+    def health(self) -> QueueHealth:
+        """Slurm's commands are on the path, and its controller answers."""
+        from launcher.launch.slurm import check
+
+        return check.health()
 
     def _tell(self, attempts: Sequence[tuple[RunDir, int]], *, now: bool) -> list[str]:
         """Tell the jobs to end; returns those that are to be waited for."""
@@ -186,61 +223,25 @@ class SlurmBackend:
             write_json(stop_file(run, attempt), {"now": now}, durable=len(attempts) == 1)
         before, of_job = {}, {}
         for run, attempt in attempts:
-            job = job_id(run, attempt) or recover(run, attempt)
+            job = queue_job(run, attempt) or self.recover(run, attempt)
             if job is not None:
                 first = read_json(job_file(run, attempt), {}).get("prepare_job")
                 before[job] = [first] if first else []
                 of_job[job] = (run, attempt)
         to_end, to_stop = [], []
-        for job, found in slurm_ask.jobs(list(of_job)).items():
-            if found.state is JobState.gone:
+        for job, found in commands.jobs(list(of_job)).items():
+            if found.state is AttemptState.gone:
                 continue
-            if now or found.state is not JobState.running or not _has_ranks(*of_job[job]):
+            if now or found.state is not AttemptState.running or not _has_ranks(*of_job[job]):
                 to_end += [*before[job], job]
             else:
                 to_stop.append(job)
             self._asked.pop(str(of_job[job][0]), None)
-        for some in slurm_ask.batches(to_end):
-            slurm_ask.run("scancel", *some)
-        for some in slurm_ask.batches(to_stop):
-            slurm_ask.run("scancel", f"--signal={_STOP}", *some)
+        for some in commands.batches(to_end):
+            commands.run("scancel", *some)
+        for some in commands.batches(to_stop):
+            commands.run("scancel", f"--signal={_STOP}", *some)
         return to_end + to_stop
-
-
-def job_id(run: RunDir, attempt: int) -> str | None:
-    """Id of the job that works, or is to work, on an attempt."""
-    raw = read_json(job_file(run, attempt))
-    return number_in(raw) if isinstance(raw, dict) else None
-
-
-def recover(run: RunDir, attempt: int) -> str | None:
-    """Id of the job of an attempt whose submission was cut off; noted from now on.
-
-    It is found by its batch script, which no other job has. None if Slurm knows no such job: it was
-    not submitted, or is being submitted. Raises `SlurmDownError`.
-    """
-    raw = read_json(job_file(run, attempt), {})
-    if not raw:
-        return None
-    array = raw.get("array")
-    folder = Path(array[0]) if array else run.attempt(raw.get("base", attempt))
-    found = next(iter(slurm_ask.submitted(folder / "job.sbatch")), None)
-    if found is None:
-        return None
-    if array:
-        write_json(folder / "job.json", {"job": found})
-    else:
-        _note(run, attempt, job=found)
-    return job_id(run, attempt)
-
-
-def batch_log(run: RunDir, attempt: int) -> Path | None:
-    """What the batch script of an attempt says, of all starts of its job; None without a job."""
-    raw = read_json(job_file(run, attempt), {})
-    if raw.get("array"):
-        folder, index = raw["array"]
-        return Path(folder, f"slurm-{index}.log")
-    return run.attempt(raw.get("base", attempt)) / "slurm.log" if raw else None
 
 
 def stop_file(run: RunDir, attempt: int) -> Path:
@@ -272,7 +273,7 @@ def _render(template: str, context: Mapping[str, Any]) -> str:
     own = context["launch"].template
     if own is not None:
         own = Path(context["cwd"], runtime.user_path(own))
-    return slurm_text.render(template, runtime.slurm_dir(), context, own)
+    return text.render(template, runtime.data_dir("slurm"), context, own)
 
 
 def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
@@ -283,30 +284,30 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
     another try may do.
     """
     is_again = (folder / name).exists()
-    found = slurm_ask.submitted(folder / name) if is_again else []
+    found = commands.submitted(folder / name) if is_again else []
     if found:
         return found[0]
     write_atomic(folder / name, script)
     command = ("sbatch", "--parsable", *arguments, name)
-    for text in slurm_text.unread(script, runtime.sbatch_variables()):
-        print(text, file=sys.stderr, flush=True)
+    for note in text.unread(script, environment.for_sbatch()):
+        print(note, file=sys.stderr, flush=True)
     try:
-        answer = slurm_ask.run(*command, cwd=folder)
+        answer = commands.run(*command, cwd=folder)
         # On a federation: ID;CLUSTER.
         numbers = re.findall(r"^(\d+)(?:;.*)?$", answer, flags=re.MULTILINE)
         if not numbers:
-            raise slurm_ask.SlurmDownError(f"sbatch names no job: {answer.strip()!r}")
+            raise commands.SlurmDownError(f"sbatch names no job: {answer.strip()!r}")
         job = str(numbers[-1])
     except LauncherError as error:
         # Whatever it says, the controller may have taken the job.
-        is_full = isinstance(error, slurm_ask.SlurmFullError) and not error.is_open
+        is_full = isinstance(error, FullError) and not error.is_open
         if not (is_full or isinstance(error, ConfigError)):
-            found = slurm_ask.submitted(folder / name)
+            found = commands.submitted(folder / name)
         if found:
             return found[0]
-        if not isinstance(error, slurm_ask.SlurmRefusedError):
+        if not isinstance(error, commands.SlurmRefusedError):
             raise
-        is_array = isinstance(error, slurm_ask.SlurmArrayError)
+        is_array = isinstance(error, commands.SlurmArrayError)
         raise (ArrayError if is_array else ConfigError)(
             f"Slurm refuses the job: {error.problems[0].found}",
             where="launch=slurm",
@@ -314,9 +315,9 @@ def sbatch(name: str, script: str, folder: Path, *arguments: str) -> str:
         ) from error
     if is_again:
         # The first try may have come through after all.
-        for other in slurm_ask.submitted(folder / name):
+        for other in commands.submitted(folder / name):
             if other != job:
-                slurm_ask.run("scancel", other)  # it would find the run taken, but wait till then
+                commands.run("scancel", other)  # it would find the run taken, but wait till then
     return job
 
 

@@ -1,4 +1,7 @@
-"""`launch=slurm` on a real cluster, with stand-ins for the ranks: how runs end, and go on."""
+"""`launch=slurm` on a real cluster, with stand-ins for the ranks: how runs end, and go on.
+
+What every queue does is in `test_queues.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,15 @@ from launcher.config.compose import compose
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs import start, status
 from launcher.jobs.cancel import cancel
-from launcher.launch import slurm_ask
-from launcher.launch.slurm import SlurmBackend, job_id
-from launcher.launch.spec import JobState
+from launcher.launch.slurm import commands
+from launcher.launch.slurm.backend import SlurmBackend
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json, write_json
 from support.slurm import Cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 WORDS = (
     *("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8"),
     *("launch=slurm", "launch.nodes=2", "launch.processes=2", "train.threads=1"),
@@ -103,7 +106,7 @@ def test_run_on_two_nodes_succeeds(submit):
     assert len(hosts) == 2
     assert all(made.run.log(1, rank).is_file() for rank in range(4))
     assert (made.run.attempt(1) / "slurm.log").is_file()
-    assert SlurmBackend().status(made.run, 1) is JobState.gone
+    assert SlurmBackend().status(made.run, 1) is AttemptState.gone
 
 
 def test_a_site_that_exports_nothing_keeps_the_variables_of_the_script(submit, monkeypatch):
@@ -125,11 +128,11 @@ def test_variables_for_slurms_commands_change_neither_the_job_nor_what_is_read(
             user.setenv(name, value)
         made = submit("cluster.memory=200M", steps=500, step_s=0.1)
         made.await_step(2)
-        assert SlurmBackend().status(made.run, 1) is JobState.running
-        shown = slurm_ask.fields(made.job)
+        assert SlurmBackend().status(made.run, 1) is AttemptState.running
+        shown = commands.fields(made.job)
         assert (shown["MinMemoryNode"], shown["Requeue"]) == ("200M", "1")
         SlurmBackend().cancel(made.run, 1, now=True)
-        wait_for(lambda: SlurmBackend().status(made.run, 1) is JobState.gone, "the end")
+        wait_for(lambda: SlurmBackend().status(made.run, 1) is AttemptState.gone, "the end")
 
 
 def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
@@ -139,20 +142,6 @@ def test_torchrun_as_agent_is_stopped_and_goes_on(submit, cluster):
     wait_for(lambda: made.run.status().reason.startswith("requeued: "), "the requeue")
     assert made.end() is State.succeeded
     assert made.steps() == list(range(1, 41))
-
-
-def test_requeue_goes_on_in_a_further_attempt(submit, cluster):
-    made = submit(steps=60, step_s=0.1)
-    made.await_step(3)
-    cluster.run("scontrol", "requeue", made.job)
-    with pytest.raises(StorageError, match=f"job {made.job} of|another process works on"):
-        start.begin(made.run)
-    assert made.end() is State.succeeded
-    assert made.steps() == list(range(1, 61))
-    assert made.run.attempts() == [1, 2]
-    assert made.run.log(1, 3).is_file()
-    assert made.run.log(2, 3).is_file()
-    assert job_id(made.run, 2) == made.job
 
 
 def test_time_limit_signal_saves_and_requeues(submit, cluster):
@@ -183,15 +172,6 @@ def test_killed_rank_is_named_and_the_job_requeued(submit):
     assert made.run.attempts() == [1, 2]
 
 
-@pytest.mark.parametrize("code", [ExitCode.data, ExitCode.diverged, ExitCode.usage])
-def test_failure_that_would_come_again_is_not_requeued(submit, code):
-    made = submit(steps=20, step_s=0.1, die={"rank": 2, "step": 3, "code": int(code)})
-    assert made.end() is State.failed
-    assert made.run.status().exit_code == code
-    assert "rank 2" in made.run.status().reason
-    assert made.run.attempts() == [1]
-
-
 def test_requeues_have_an_end(submit):
     made = submit(
         "launch.max_requeues=0",
@@ -201,32 +181,6 @@ def test_requeues_have_an_end(submit):
     )
     assert made.end() is State.failed
     assert "max_requeues is used up" in made.run.status().reason
-
-
-def test_cancel_waits_for_the_checkpoint(submit):
-    made = submit(steps=1000, step_s=0.1)
-    made.await_step(3)
-    assert cancel(made.run).state is State.cancelled
-    assert read_json(made.run.path / "saved.json")["step"] >= 3
-    assert made.end() is State.cancelled
-    assert made.run.attempts() == [1]
-
-
-def test_scancel_by_hand_is_not_requeued(submit, cluster):
-    made = submit(steps=1000, step_s=0.1)
-    made.await_step(3)
-    cluster.run("scancel", made.job)
-    assert made.end() is State.cancelled
-
-
-def test_waiting_run_is_queued_and_cancelled(submit, cluster):
-    cluster.run("sbatch", "--exclusive", "-N2", "-o", "/dev/null", "--wrap=sleep 60")
-    made = submit(steps=3)
-    seen = status.observed_run(made.run)
-    assert seen.state is State.queued
-    assert made.job in seen.reason
-    assert cancel(made.run).state is State.cancelled
-    assert made.end() is State.cancelled
 
 
 def test_failed_preparation_job_settles_the_run(submit):
@@ -241,31 +195,6 @@ def test_preparation_job_comes_before_the_run(submit):
     made = submit("launch.prepare_job=true", steps=3)
     assert made.end() is State.succeeded
     assert "preparing data" in (made.run.attempt(1) / "prepare.log").read_text()
-
-
-def test_array_of_trials_of_which_some_fail(cluster, weird_tmp_path):
-    plans, expected = [], []
-    for index in range(6):
-        words = [*WORDS, "launch.nodes=1", f"run.root={weird_tmp_path}", f"run.name=t{index}"]
-        run = create.create([word for word in words if "exclusive" not in word])
-        script = {"steps": 4}
-        if index in (1, 4):
-            script["die"] = {"rank": 0, "step": 2, "code": int(ExitCode.diverged)}
-        if index == 2:
-            script["die"] = {"rank": 1, "step": 2, "signal": int(signal.SIGKILL)}
-            # Long enough for rank 0 to be there still when rank 1 dies.
-            script |= {"steps": 20, "step_s": 0.3}
-        write_json(run.path / "stand_in.json", script)
-        attempt = start.begin(run)
-        spec = stand_in(start.spec(run, attempt, compose.load(run.config)))
-        plans.append(SlurmBackend().plan(spec))
-        expected.append(State.failed if index in (1, 4) else State.succeeded)
-    job = SlurmBackend().submit_many(plans, weird_tmp_path / "sweep", max_parallel=3)
-    runs = [RunDir(plan.run) for plan in plans]
-    assert [job_id(run, 1) for run in runs] == [f"{job}_{index}" for index in range(6)]
-    wait_for(lambda: not cluster.run("squeue", "-h", "-j", job, check=False), "the array")
-    assert [run.status().state for run in runs] == expected
-    assert [max(run.attempts()) for run in runs] == [1, 1, 2, 1, 1, 1]
 
 
 def test_a_job_that_runs_on_can_be_cancelled_though_a_rank_has_failed(submit, cluster):
@@ -307,7 +236,7 @@ def test_lost_controller_is_said_and_nothing_else(submit, cluster, capfd):
         assert seen.state is State.unknown
         assert "running when last heard of" in seen.reason
         assert len(capfd.readouterr().err.splitlines()) == 1
-        assert SlurmBackend().status(made.run, 1) is JobState.unknown
+        assert SlurmBackend().status(made.run, 1) is AttemptState.unknown
         (row,) = status.listing(made.run.path.parent)
         assert row.status.state is State.unknown
     finally:
@@ -328,24 +257,13 @@ def test_lost_node_is_replaced_without_a_hand(submit, cluster):
     assert made.run.attempts() == [1, 2]
 
 
-def test_purged_job_is_lost(cluster, tmp_path):
-    run = create.create([*WORDS, f"run.root={tmp_path}", "run.name=r"])
-    attempt = start.begin(run)
-    run.set_status(State.queued, attempt=attempt)
-    write_json(run.attempt(1) / "job.json", {"backend": "slurm", "job": "987654"})
-    seen = status.observed_run(run)
-    assert seen.state is State.failed
-    assert "987654" in seen.reason
-    assert start.begin(run) == 2
-
-
 def test_this_version_knows_how_ended_jobs_are_asked_for(cluster):
-    command = (*slurm_ask.ACCOUNTED, "--jobs", "1")
+    command = (*commands.ACCOUNTED, "--jobs", "1")
     if cluster.is_own:  # without accounting, which it says where it understands the question
-        with pytest.raises(slurm_ask.SlurmRefusedError, match=slurm_ask.NO_ACCOUNTING):
-            slurm_ask.run(*command)
+        with pytest.raises(commands.SlurmRefusedError, match=commands.NO_ACCOUNTING):
+            commands.run(*command)
     else:
-        slurm_ask.run(*command)
+        commands.run(*command)
 
 
 def test_what_sbatch_refuses_is_quoted(submit):

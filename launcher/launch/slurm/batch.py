@@ -1,4 +1,4 @@
-"""Inside a Slurm job: `python -m launcher.launch.slurm_job begin|prepare|watch|end RUN ...`.
+"""Inside a Slurm job: `python -m launcher.launch.slurm.batch begin|prepare|watch|end RUN ...`.
 
 The batch script calls `begin`, `prepare`, srun with `watch` beside it, `end`. Slurm may end the job
 at any moment and start it again from the top, so each of them copes with what the one before has
@@ -13,19 +13,17 @@ import sys
 import time
 from types import FrameType
 
-from launcher import runtime
 from launcher.config.compose import compose
 from launcher.errors import ExitCode, LauncherError
-from launcher.launch import outcome, slurm_ask, slurm_text, supervise
+from launcher.launch import outcome, supervise
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
 from launcher.launch.patience import BusyError
-from launcher.launch.slurm import stop_file
+from launcher.launch.slurm import commands, environment, text
+from launcher.launch.slurm.backend import stop_file
 from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file
 from launcher.rundir import RunDir, State, read_json, write_json
 
-#: Ends after which a new start may go better.
-_WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)
 #: Longest wait for a controller that is down, and the time between two tries.
 _CONTROLLER_WAIT_S = 600.0
 _RETRY_S = 5.0
@@ -35,7 +33,7 @@ def main(argv: list[str]) -> int:
     """One step of the batch script; the exit code is the script's."""
     step, *words = argv
     if step == "endpoint":
-        print(runtime.slurm_endpoint())
+        print(environment.around().endpoint)
         return ExitCode.ok
     if step == "watch":
         return watch(RunDir(words[0]), int(words[1]))
@@ -52,7 +50,8 @@ def main(argv: list[str]) -> int:
 
 def begin(run: RunDir) -> int:
     """Print the number of the attempt that starts here; print nothing if there is none to make."""
-    job, restarts = runtime.slurm_job() or ("", 0)
+    around = environment.around()
+    job, restarts = around.shown, around.restarts
     latest = max(run.attempts())
     raw = read_json(job_file(run, latest))
     owner = number_in(raw)
@@ -101,14 +100,14 @@ def prepare(run: RunDir, attempt: int) -> int:
 
 def watch(run: RunDir, attempt: int) -> int:
     """Kill the ranks if they hang and none of them can act, as one that is stopped cannot."""
-    job, _ = runtime.slurm_job() or ("", 0)
+    job = environment.around().shown
 
     def kill() -> None:
         # Step by step: to kill the job would end the batch script too, which goes on to `end`.
         try:
-            steps = slurm_ask.run("squeue", "--noheader", "--steps", f"--job={job}", "--format=%i")
+            steps = commands.run("squeue", "--noheader", "--steps", f"--job={job}", "--format=%i")
             started = [step for step in steps.split() if step.rpartition(".")[2].isdecimal()]
-            slurm_ask.run("scancel", *started)
+            commands.run("scancel", *started)
         except LauncherError as error:
             _say(f"the ranks could not be ended: {error.problems[0].found}")
 
@@ -126,7 +125,8 @@ def end(run: RunDir, attempt: int, code: int) -> int:
 
 
 def _end(run: RunDir, attempt: int, code: int) -> int:
-    plan, (job, restarts) = _plan(run, attempt), runtime.slurm_job() or ("", 0)
+    plan, around = _plan(run, attempt), environment.around()
+    job, restarts = around.shown, around.restarts
     stopped = stop_file(run, attempt).exists()
     death = None
     if plan.log.is_file():
@@ -142,11 +142,11 @@ def _end(run: RunDir, attempt: int, code: int) -> int:
         _queue(run, f"Slurm starts the job again: {status.reason}")
         return result
     is_ending = fields.get("JobState") in ("COMPLETING", "CANCELLED")
-    by_slurm = fields.get("Reason") == "TimeLimit" or slurm_text.is_preempted(fields)
+    by_slurm = fields.get("Reason") == "TimeLimit" or text.is_preempted(fields)
     if is_ending and not stopped and not by_slurm:
         return _settle(run, State.cancelled, "cancelled in Slurm", ExitCode.interrupted)
     lost = death is not None and death.code < 0
-    if stopped or not (result in _WORTH_A_REQUEUE or lost):
+    if stopped or not (result in outcome.WORTH_A_REQUEUE or lost):
         _say(f"{status.state.value}: {status.reason}")
         return result
     if restarts >= plan.requeues:
@@ -167,14 +167,14 @@ def _death(plan: LaunchPlan, code: int) -> Death | None:
     """The rank whose end brought the others down, as srun or torch's agent tells it."""
     if code == 0:
         return None
-    text = plan.log.read_text(encoding="utf-8", errors="replace")
-    oom = slurm_text.out_of_memory(text)
+    said = plan.log.read_text(encoding="utf-8", errors="replace")
+    oom = text.out_of_memory(said)
     if oom is not None:
         return Death(oom, ExitCode.out_of_memory)
     by_agent = outcome.cause(plan, code) if "torch.distributed.run" in plan.command else None
     if by_agent is not None:
         return by_agent
-    found = slurm_text.first_death(text)
+    found = text.first_death(said)
     if found is None:  # srun itself was ended, or could not start the ranks
         return Death(0, 128 - code if code > 128 else code)
     # The stop at a step boundary is not brought about by a signal's default action alone.
@@ -187,7 +187,7 @@ def _fields(job: str) -> dict[str, str]:
     deadline = time.monotonic() + _CONTROLLER_WAIT_S
     while True:
         try:
-            return slurm_ask.fields(job)
+            return commands.fields(job)
         except BusyError as error:
             if time.monotonic() > deadline:
                 _say(str(error))
@@ -203,7 +203,7 @@ def _requeue(job: str) -> str:
     deadline = time.monotonic() + _CONTROLLER_WAIT_S
     while True:
         try:
-            slurm_ask.run("scontrol", "requeue", job)
+            commands.run("scontrol", "requeue", job)
         except LauncherError as error:
             if not isinstance(error, BusyError) or time.monotonic() > deadline:
                 return error.problems[0].found
@@ -230,8 +230,8 @@ def _settle(run: RunDir, state: State, reason: str, code: int) -> int:
     return int(code)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

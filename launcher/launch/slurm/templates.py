@@ -9,7 +9,7 @@ from typing import Any
 from launcher import entry
 from launcher.config.schema.launch import ClusterConfig, SlurmAgent, SlurmConfig
 from launcher.errors import ConfigError
-from launcher.launch import container
+from launcher.launch.slurm import container
 from launcher.launch.spec import LaunchSpec
 
 #: Names that the templates may use are the keys of `context`.

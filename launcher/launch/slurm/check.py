@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from dataclasses import dataclass
 
 from launcher.errors import LauncherError, Problem, did_you_mean
-from launcher.launch import slurm_ask, slurm_text
-from launcher.launch.slurm_plan import options
+from launcher.launch.queue import QueueHealth
+from launcher.launch.slurm import commands, environment, text
+from launcher.launch.slurm.templates import options
 from launcher.launch.spec import LaunchSpec
 
 #: Partition, default mark, time limit, nodes, CPUs, MB, gres.
 _NODE_FORMAT = "%P|%l|%D|%c|%m|%G"
+#: Longest wait for a sign of life.
+_PING_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +38,16 @@ def check(spec: LaunchSpec) -> list[Problem]:
 
     Raises `ConfigError` without Slurm's commands, `SlurmDownError` if the controller is away.
     """
-    slurm_ask.run("sbatch", "--version")
-    nodes = parse_nodes(slurm_ask.run("sinfo", "--noheader", "--all", "--format", _NODE_FORMAT))
+    commands.run("sbatch", "--version")
+    nodes = parse_nodes(commands.run("sinfo", "--noheader", "--all", "--format", _NODE_FORMAT))
     problems = compare(spec, nodes)
     return [*problems, *_account(spec)]
 
 
-def parse_nodes(text: str) -> list[Nodes]:
+def parse_nodes(said: str) -> list[Nodes]:
     """Lines of sinfo; those of a form that is not known are left out."""
     found = []
-    for line in text.splitlines():
+    for line in said.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < 6 or not cells[2].isdecimal():
             continue
@@ -138,21 +143,21 @@ def _by_partition(nodes: list[Nodes]) -> dict[str, int]:
 
 
 def _time(spec: LaunchSpec, chosen: list[Nodes]) -> list[Problem]:
-    text, grace_s = spec.cluster.time, options(spec).grace_s
-    if text is None:
+    limit, grace_s = spec.cluster.time, options(spec).grace_s
+    if limit is None:
         return []
     try:
-        asked = slurm_text.minutes(text)
-        limits = [slurm_text.minutes(node.time) for node in chosen]
+        asked = text.minutes(limit)
+        limits = [text.minutes(node.time) for node in chosen]
     except ValueError as error:
         hint = "MINUTES, HH:MM:SS or DAYS-HH:MM:SS, e.g. cluster.time=1-00:00:00"
         return [Problem("cluster.time", str(error), hint)]
-    most = None if None in limits else max(limit for limit in limits if limit is not None)
+    most = None if None in limits else max(minutes for minutes in limits if minutes is not None)
     if most is not None and (asked is None or asked > most):
         place = f"the limit of partition {chosen[0].partition} is {chosen[0].time}"
-        return [Problem("cluster.time", f"{text}; {place}", f"cluster.time={chosen[0].time}")]
+        return [Problem("cluster.time", f"{limit}; {place}", f"cluster.time={chosen[0].time}")]
     if asked is not None and grace_s >= asked * 60:
-        found = f"{grace_s} s, but the job ends after cluster.time={text}"
+        found = f"{grace_s} s, but the job ends after cluster.time={limit}"
         return [Problem("launch.grace_s", found, "a longer cluster.time, or less grace")]
     return []
 
@@ -164,7 +169,7 @@ def _account(spec: LaunchSpec) -> list[Problem]:
         return []
     form = ("--noheader", "--parsable2", "list", "account", "format=account")
     try:
-        known = slurm_ask.run("sacctmgr", *form).split()
+        known = commands.run("sacctmgr", *form).split()
     except LauncherError:
         return []
     if not known or account in known:
@@ -172,3 +177,34 @@ def _account(spec: LaunchSpec) -> list[Problem]:
     return [
         Problem("cluster.account", f"there is no account {account!r}", did_you_mean(account, known))
     ]
+
+
+def health() -> QueueHealth:
+    """Which of Slurm's commands are on the path, and what `scontrol ping` says."""
+    is_here = any(shutil.which(name) for name in ("sbatch", "squeue", "scontrol"))
+    if not shutil.which("sbatch"):
+        hint = "load Slurm's module, or run this on a login node of the cluster"
+        return QueueHealth(is_here, "sbatch is not on the path", hint)
+    is_up, said = _ping()
+    if is_up:
+        return QueueHealth(is_here, said)
+    hint = "is SLURM_CONF right? otherwise ask the site"
+    return QueueHealth(is_here, f"the controller does not answer: {said}", hint)
+
+
+def _ping() -> tuple[bool, str]:
+    if not shutil.which("scontrol"):
+        return False, ""
+    try:
+        done = subprocess.run(
+            ["scontrol", "ping"],  # noqa: S607 - the site decides where Slurm lies
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=environment.of_commands(),
+            timeout=_PING_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return False, str(error)
+    said = (done.stdout + done.stderr).strip().rpartition("\n")[2]
+    return done.returncode == 0 and "UP" in done.stdout, said

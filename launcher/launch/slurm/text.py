@@ -5,52 +5,57 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError
-from launcher.launch.spec import JobState
+from launcher.launch.queue import Ending, QueueJob
+from launcher.launch.spec import AttemptState
 
 #: Slurm's word for a job's state -> what it means here; words not listed are unknown.
-STATES: dict[str, JobState] = {
+STATES: dict[str, AttemptState] = {
     **dict.fromkeys(
         ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"),
-        JobState.queued,
+        AttemptState.queued,
     ),
     **dict.fromkeys(
         ("RUNNING", "COMPLETING", "CONFIGURING", "RESIZING", "SIGNALING", "STAGE_OUT")
         + ("STOPPED", "SUSPENDED"),
-        JobState.running,
+        AttemptState.running,
     ),
     **dict.fromkeys(
         ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED")
         + ("NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
-        JobState.gone,
+        AttemptState.gone,
     ),
+}
+_ENDINGS = {
+    "CANCELLED": Ending.cancelled,
+    "OUT_OF_MEMORY": Ending.out_of_memory,
+    "TIMEOUT": Ending.time_limit,
+    "PREEMPTED": Ending.preempted,
+    "NODE_FAIL": Ending.lost_node,
 }
 #: How squeue is asked, so that `parse_jobs` can read it; the reason is last, it may hold anything.
 JOB_FORMAT = "%i|%T|%r"
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A job as Slurm describes it: id (`12`, or `12_3` of an array), its word for state, why."""
+def described(number: str, word: str, reason: str = "") -> QueueJob:
+    """A job from its id (`12`, or `12_3` of an array), Slurm's word for its state, and why.
 
-    id: str
-    word: str
-    reason: str = ""
-
-    @property
-    def state(self) -> JobState:
-        """What the word means; `unknown` for one that this version does not know."""
-        return STATES.get(self.word, JobState.unknown)
+    The state is `unknown` for a word that this version does not know.
+    """
+    ending = _ENDINGS.get(word, Ending.other)
+    if ending is Ending.cancelled and "Dependency" in reason:
+        ending = Ending.dropped
+    state = STATES.get(word, AttemptState.unknown)
+    return QueueJob(number, state, word, reason, word == "COMPLETING", ending)
 
 
-def parse_jobs(text: str) -> dict[str, Job]:
+def parse_jobs(text: str) -> dict[str, QueueJob]:
     """Jobs in the output of `squeue -h -r -o JOB_FORMAT` or `sacct -n -P -X -o jobid,state`."""
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, QueueJob] = {}
     for line in text.splitlines():
         number, _, rest = line.strip().partition("|")
         word, _, reason = rest.partition("|")
@@ -58,7 +63,7 @@ def parse_jobs(text: str) -> dict[str, Job]:
         words = re.findall(r"[A-Z_]+", word)
         if words:
             why = "" if reason in ("None", "0:0") else reason
-            jobs |= {each: Job(each, words[0], why) for each in _expanded(number)}
+            jobs |= {each: described(each, words[0], why) for each in _expanded(number)}
     return jobs
 
 

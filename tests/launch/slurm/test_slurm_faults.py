@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from launcher.launch.slurm import job_id
+from launcher.launch.queue import queue_job
 from launcher.rundir import RunDir, State
 from support import project
 from support.project import LAUNCHER, Project
@@ -64,7 +64,7 @@ def submit(here: Project, cluster: Cluster) -> Iterator[Callable[..., Disturbed]
         done = here.run((*LAUNCHER, "submit"), *command, **cluster.environment)
         assert done.code == 0, done.output
         run = here.folder_of(name)
-        jobs.append(job_id(run, 1))
+        jobs.append(queue_job(run, 1))
         return Disturbed(run, cluster, here)
 
     yield submit
@@ -94,7 +94,7 @@ def test_lost_node(submit, cluster):
     cluster.require_own("lose a node")
     made = submit("lost")
     made.await_step(60)
-    job = job_id(made.run, 1)
+    job = queue_job(made.run, 1)
     cluster.kill("n2")
     for rank in range(2):  # a machine that is gone takes its processes along
         if project.read_json(made.run.heartbeat(rank))["host"] == "n2":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.launch.slurm import job_id
+from launcher.launch.queue import queue_job
 from launcher.rundir import State
 from support import project
 from support.project import LAUNCHER, Project
@@ -25,7 +25,7 @@ def test_requeued_on_two_nodes_equals_undisturbed_on_one(cluster, tmp_path, tiny
     started = here.start((*LAUNCHER, "train"), *spread, "launch.processes=2", **cluster.environment)
     run = here.folder_of("spread")
     started.wait_until(lambda: run.status().step >= 3, "step 3")
-    cluster.run("scontrol", "requeue", job_id(run, 1))
+    cluster.run("scontrol", "requeue", queue_job(run, 1))
     wait_for(lambda: run.status().attempt == 2, "the second attempt")
     done = started.end()
     assert done.code == 0, done.output

@@ -19,8 +19,13 @@ from launcher.cli import main
 from launcher.config import create
 from launcher.errors import ConfigError, ExitCode
 from launcher.jobs import scheduled, start, status
-from launcher.launch import patience, slurm, slurm_ask, slurm_job
+from launcher.launch import patience
 from launcher.launch.patience import BusyError, patiently
+from launcher.launch.queue import FullError, queue_job
+from launcher.launch.slurm import backend as slurm
+from launcher.launch.slurm import batch, commands
+from launcher.launch.slurm.text import described
+from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json
 from launcher.sweeps import begin
 from launcher.sweeps.control import Controller
@@ -121,7 +126,7 @@ def test_a_refusal_that_passes_is_waited_for(fake, make, capsys, trouble):
     fake.says(trouble, trouble, "taken")
     start.submit(run, attempt, attached=False)
     assert fake.of("taken") == ["11"]
-    assert slurm.job_id(run, attempt) == "11"
+    assert queue_job(run, attempt) == "11"
     assert capsys.readouterr().err.count("tried again in") == 2
 
 
@@ -132,7 +137,7 @@ def test_a_lost_answer_is_recovered_and_not_repeated(fake, make, trouble, more):
     fake.says(*["taken"] * len(more), f"lost {trouble}")
     start.submit(run, attempt, attached=False)
     assert len(fake.of("taken")) == 1 + len(more)
-    assert slurm.job_id(run, attempt) == fake.of("taken")[-1]
+    assert queue_job(run, attempt) == fake.of("taken")[-1]
     assert fake.of("cancelled") == []
 
 
@@ -148,7 +153,7 @@ def test_what_stays_refused_is_told_and_can_be_tried_again(fake, make):
     fake.says("taken")
     attempt = start.begin(run)
     start.submit(run, attempt, attached=False)
-    assert slurm.job_id(run, attempt) == "11"
+    assert queue_job(run, attempt) == "11"
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,7 @@ def test_a_job_that_nobody_heard_of_can_be_cancelled(fake, make):
     # Meanwhile nothing is claimed.
     assert status.observed_run(run).state is State.unknown
     fake.is_down(False)
-    assert slurm.job_id(run, attempt) is None
+    assert queue_job(run, attempt) is None
     backend = slurm.SlurmBackend()
     backend.cancel(run, attempt, now=True)
     assert fake.of("cancelled") == ["11"]
@@ -191,7 +196,7 @@ def test_a_job_whose_answer_was_lost_is_followed(fake, make):
         start.submit(run, attempt, attached=False, patience_s=0.2)
     fake.is_down(False)
     found = status.observed_run(run)
-    assert (found.state, slurm.job_id(run, attempt)) == (State.queued, "11")
+    assert (found.state, queue_job(run, attempt)) == (State.queued, "11")
 
 
 def test_a_job_says_itself_which_one_it_is(fake, make, monkeypatch):
@@ -202,8 +207,8 @@ def test_a_job_says_itself_which_one_it_is(fake, make, monkeypatch):
     with pytest.raises(BusyError):
         start.submit(run, attempt, attached=False, patience_s=0.1)
     monkeypatch.setenv("SLURM_JOB_ID", "11")
-    assert slurm_job.main(["begin", str(run)]) == ExitCode.ok
-    assert slurm.job_id(run, attempt) == "11"
+    assert batch.main(["begin", str(run)]) == ExitCode.ok
+    assert queue_job(run, attempt) == "11"
 
 
 @pytest.mark.parametrize("lines", [(AWAY, "taken"), (f"lost {TIMED_OUT}",), ("lost dies",)])
@@ -212,7 +217,7 @@ def test_a_sweep_is_submitted_in_the_end(fake, lines, tmp_path):
     assert main(["submit", "-m", *WORDS, "seed=1,2", "run.name=s"]) == ExitCode.ok
     assert fake.of("taken") == ["11"]
     sweep = SweepDir(tmp_path / "runs" / "s")
-    ids = [slurm.job_id(trial.run, 1) for trial in sweep.trials()]
+    ids = [queue_job(trial.run, 1) for trial in sweep.trials()]
     assert ids == ["11_0", "11_1"]
 
 
@@ -242,7 +247,7 @@ def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path
     command = ["submit", "-m", *WORDS, "seed=1,2,3,4,5", "run.name=s", "launch.max_parallel=2"]
     assert main(command) == ExitCode.ok
     sweep = SweepDir(tmp_path / "runs" / "s")
-    ids = [slurm.job_id(trial.run, 1) for trial in sweep.trials()]
+    ids = [queue_job(trial.run, 1) for trial in sweep.trials()]
     assert ids == ["11_0", "11_1", "12_0", "12_1", "13_0"]
     # One after the other: each would run two at a time for itself.
     calls = (fake.folder / "calls").read_text().splitlines()[-3:]
@@ -269,7 +274,7 @@ def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, t
     assert controller.pool.ended() == trials[:2]
     assert controller.pool.room is None
     assert controller.launch(left) == []
-    assert slurm.job_id(left[0].run, 1) == "12_0"
+    assert queue_job(left[0].run, 1) == "12_0"
     assert left[0].run.attempts() == [1]
 
 
@@ -281,16 +286,16 @@ def test_a_sweep_of_which_only_a_part_is_taken_says_so(fake, capsys, tmp_path):
     assert fake.of("taken") == ["11"]
     assert main(command) == ExitCode.ok
     sweep = SweepDir(tmp_path / "runs" / "s")
-    latest = [slurm.job_id(t.run, t.run.status().attempt) for t in sweep.trials()]
+    latest = [queue_job(t.run, t.run.status().attempt) for t in sweep.trials()]
     assert latest == ["11_0", "11_1", "12_0"]
 
 
 def test_sbatch_that_waits_for_room_by_itself_is_told_from_one_that_hangs(fake, monkeypatch):
-    monkeypatch.setattr(slurm_ask, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(commands, "_TIMEOUT_S", 0.5)
     said = "Slurm temporarily unable to accept job, sleeping and retrying"
     (fake.folder / "sbatch").write_text(f"#!/bin/bash\necho '{said}' >&2; exec sleep 9")
-    with pytest.raises(slurm_ask.SlurmFullError, match="temporarily unable"):
-        slurm_ask.run("sbatch", "x")
+    with pytest.raises(FullError, match="temporarily unable"):
+        commands.run("sbatch", "x")
 
 
 def test_a_sweep_whose_answer_was_lost_is_cancelled_whole(fake, monkeypatch, tmp_path):
@@ -310,7 +315,7 @@ def test_a_controller_that_is_away_makes_no_job_lost(fake, make):
     start.submit(run, attempt, attached=False)
     backend = slurm.SlurmBackend()
     fake.is_down(True)
-    assert backend.status(run, attempt) is slurm.JobState.unknown
+    assert backend.status(run, attempt) is AttemptState.unknown
     assert status.observed_run(run).state is State.unknown
 
 
@@ -319,10 +324,10 @@ def test_a_job_missing_from_one_answer_is_not_lost(fake, make, monkeypatch):
     start.submit(run, attempt, attached=False)
     (fake.folder / "queue").write_text("")
     backend = slurm.SlurmBackend()
-    assert backend.status(run, attempt) is slurm.JobState.unknown
+    assert backend.status(run, attempt) is AttemptState.unknown
     monkeypatch.setattr(slurm, "MISSING_S", 0.0)
     monkeypatch.setattr(slurm, "_POLL_S", 0.0)
-    assert backend.status(run, attempt) is slurm.JobState.gone
+    assert backend.status(run, attempt) is AttemptState.gone
 
 
 @pytest.mark.parametrize(
@@ -335,11 +340,11 @@ def test_a_job_missing_from_one_answer_is_not_lost(fake, make, monkeypatch):
 def test_why_the_ranks_never_began_is_told(make, log, said):
     run, attempt = make()
     start.submit(run, attempt, attached=False)
-    own = slurm.batch_log(run, attempt)
+    own = slurm.SlurmBackend().log(run, attempt)
     if log is not None:
         own.write_text(log)
-    job = slurm_ask.Job("11", "FAILED")
-    found = scheduled.settle(run.path, run.status(), "11", job)
+    job = described("11", "FAILED")
+    found = scheduled.settle(slurm.SlurmBackend(), run.path, run.status(), "11", job)
     assert found.state is State.failed
     assert said in found.reason
     assert str(own.parent) in found.reason
@@ -390,7 +395,7 @@ def test_a_setup_line_that_fails_is_named(make, tmp_path, line, said):
 
 
 def _run(run: RunDir, attempt: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    """The batch script, with a stand-in for `slurm_job` that says what it was called with."""
+    """The batch script, with a stand-in for `batch` that says what it was called with."""
     stand_in = folder / "python"
     stand_in.write_text(
         '#!/bin/bash\ncase $3 in\nbegin) echo 1 ;;\nend) echo "${@:3}" "$MINE" "$PWD" ;;\nesac\n'
@@ -398,7 +403,7 @@ def _run(run: RunDir, attempt: int, folder: Path) -> subprocess.CompletedProcess
     stand_in.chmod(0o755)
     script = read_json(run.attempt(attempt) / "job.json")["script"]
     python = next(line for line in script.splitlines() if line.startswith("slurm_job=("))
-    script = script.replace(python, f"slurm_job=({stand_in} -m launcher.launch.slurm_job)")
+    script = script.replace(python, f"slurm_job=({stand_in} -m launcher.launch.slurm.batch)")
     return subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd="/tmp")
 
 
@@ -419,3 +424,20 @@ def test_a_first_try_that_takes_all_of_the_time_has_a_second(
     tries.clear()
     with pytest.raises(BusyError):  # who is not patient at all is not made to wait
         patiently(act, 0.0)
+
+
+def test_the_health_of_slurm_is_told(fake, monkeypatch):
+    def says(line: str, code: int) -> None:
+        (fake.folder / "scontrol").write_text(f"#!/bin/sh\necho '{line}'; exit {code}\n")
+        (fake.folder / "scontrol").chmod(0o755)
+
+    says("Slurmctld(primary) at c1 is UP", 0)
+    up = slurm.SlurmBackend().health()
+    assert (up.is_here, up.found, up.hint) == (True, "Slurmctld(primary) at c1 is UP", "")
+    says("Slurmctld(primary) at c1 is DOWN", 1)
+    down = slurm.SlurmBackend().health()
+    assert "does not answer: Slurmctld(primary) at c1 is DOWN" in down.found
+    assert "SLURM_CONF" in down.hint
+    monkeypatch.setenv("PATH", "/nowhere")
+    gone = slurm.SlurmBackend().health()
+    assert (gone.is_here, gone.found) == (False, "sbatch is not on the path")

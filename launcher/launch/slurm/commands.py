@@ -9,10 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.errors import ConfigError, LauncherError
-from launcher.launch import slurm_text
 from launcher.launch.patience import BusyError
-from launcher.launch.slurm_text import Job
-from launcher.runtime import submission_environment
+from launcher.launch.queue import FullError, QueueJob
+from launcher.launch.slurm import environment, text
 
 #: Longest wait for one answer; a busy controller takes some seconds.
 _TIMEOUT_S = 60.0
@@ -48,12 +47,6 @@ class SlurmDownError(BusyError):
     """Slurm's controller does not answer: nothing is known about what it was asked for."""
 
 
-class SlurmFullError(BusyError):
-    """Slurm has answered, and takes no more jobs for now."""
-
-    is_open = False
-
-
 class SlurmRefusedError(LauncherError):
     """Slurm has answered, and refused."""
 
@@ -66,7 +59,7 @@ def run(*command: str, cwd: Path | None = None) -> str:
     """Output of a command of Slurm; variables of the user's that steer it are not passed on.
 
     Raises `ConfigError` if it is not installed, `SlurmDownError` if the controller does not answer,
-    `SlurmFullError` if it takes no more for now, `SlurmArrayError` if it is given too large an
+    `FullError` if it takes no more for now, `SlurmArrayError` if it is given too large an
     array, `SlurmRefusedError` with its words if it fails in another way.
     """
     try:
@@ -79,7 +72,7 @@ def run(*command: str, cwd: Path | None = None) -> str:
             errors="replace",
             timeout=_TIMEOUT_S,
             cwd=cwd,
-            env=submission_environment(),
+            env=environment.of_commands(),
             check=False,
         )
     except FileNotFoundError as error:
@@ -112,12 +105,12 @@ def run(*command: str, cwd: Path | None = None) -> str:
     raise (SlurmArrayError if _ARRAY.search(said) else SlurmRefusedError)(said, where="Slurm")
 
 
-def _full(said: str) -> SlurmFullError:
+def _full(said: str) -> FullError:
     hint = "a limit of the site: try again when others of your jobs have ended"
-    return SlurmFullError(said, where="Slurm", hint=hint)
+    return FullError(said, where="Slurm", hint=hint)
 
 
-def jobs(ids: Sequence[str]) -> dict[str, Job]:
+def jobs(ids: Sequence[str]) -> dict[str, QueueJob]:
     """Job id -> what Slurm knows, for those of `ids` that it knows: squeue first, then sacct.
 
     Raises `SlurmDownError`.
@@ -135,12 +128,12 @@ def batches(ids: Sequence[str]) -> Iterator[Sequence[str]]:
         yield ids[first : first + _MOST_IDS]
 
 
-def _squeue(ids: Sequence[str]) -> dict[str, Job]:
+def _squeue(ids: Sequence[str]) -> dict[str, QueueJob]:
     # One question about all jobs costs less than several about some.
     narrowed = ["--jobs", ",".join(ids)] if len(ids) <= _MOST_IDS else []
-    form = ("--noheader", "--array", "--states=all", "--format", slurm_text.JOB_FORMAT)
+    form = ("--noheader", "--array", "--states=all", "--format", text.JOB_FORMAT)
     try:
-        found = slurm_text.parse_jobs(run("squeue", *form, *narrowed))
+        found = text.parse_jobs(run("squeue", *form, *narrowed))
     except SlurmRefusedError as error:
         if any(words in str(error) for words in _UNKNOWN_JOB):
             return {}
@@ -148,14 +141,14 @@ def _squeue(ids: Sequence[str]) -> dict[str, Job]:
     return {number: found[number] for number in ids if number in found}
 
 
-def _sacct(ids: Sequence[str]) -> dict[str, Job]:
+def _sacct(ids: Sequence[str]) -> dict[str, QueueJob]:
     """What accounting remembers; nothing where there is none."""
     if not ids:
         return {}
     # Of an array whole: tasks that were never started have no line of their own.
     whole = list(dict.fromkeys(number.partition("_")[0] for number in ids))
     try:
-        text = "\n".join(run(*ACCOUNTED, "--jobs", ",".join(some)) for some in batches(whole))
+        said = "\n".join(run(*ACCOUNTED, "--jobs", ",".join(some)) for some in batches(whole))
     except ConfigError:  # it is not installed
         return {}
     except SlurmRefusedError as error:
@@ -163,13 +156,13 @@ def _sacct(ids: Sequence[str]) -> dict[str, Job]:
             return {}
         # A job of which nothing could be learned is not lost.
         raise SlurmDownError(str(error)) from error
-    found = slurm_text.parse_jobs(text)
+    found = text.parse_jobs(said)
     return {number: found[number] for number in ids if number in found}
 
 
 def fields(job: str) -> dict[str, str]:
     """`scontrol show job`: field -> value. Raises what `run` raises."""
-    return slurm_text.parse_fields(run("scontrol", "show", "job", "--oneliner", job))
+    return text.parse_fields(run("scontrol", "show", "job", "--oneliner", job))
 
 
 def submitted(script: Path) -> list[str]:
@@ -179,10 +172,10 @@ def submitted(script: Path) -> list[str]:
     """
     form = ("--noheader", "--all", "--states=all", f"--user={os.getuid()}", "--format=%F|%o")
     try:
-        text = run("squeue", *form)
+        said = run("squeue", *form)
     except SlurmRefusedError as error:
         raise SlurmDownError(str(error)) from error
     wanted = (str(script), os.path.realpath(script))
-    lines = (line.partition("|") for line in text.splitlines())
+    lines = (line.partition("|") for line in said.splitlines())
     found = {number.strip() for number, _, file in lines if file.strip() in wanted}
     return sorted(found, key=int)

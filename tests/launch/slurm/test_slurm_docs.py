@@ -17,7 +17,7 @@ from support.ranks import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "slurm.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "slurm.md"
 #: Longer than all of a page's commands together on a busy machine.
 TIMEOUT_S = 500
 

@@ -20,9 +20,10 @@ from launcher.config.schema.launch import (
     SlurmConfig,
 )
 from launcher.errors import ConfigError
-from launcher.launch import slurm_check, slurm_text
-from launcher.launch.slurm import SlurmBackend, array_script
-from launcher.launch.spec import JobState, LaunchPlan, LaunchSpec
+from launcher.launch.slurm import check as slurm_check
+from launcher.launch.slurm import text as slurm_text
+from launcher.launch.slurm.backend import SlurmBackend, array_script
+from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec
 from launcher.train.signals import too_slow_for_grace
 
 
@@ -340,10 +341,10 @@ def test_jobs_of_squeue_and_sacct():
     text = "12|PENDING|Priority\n13_4|RUNNING|None\n14|CANCELLED by 1000\n15|NEWSTATE|x|y\n\n"
     jobs = slurm_text.parse_jobs(text)
     assert [job.state for job in jobs.values()] == [
-        JobState.queued,
-        JobState.running,
-        JobState.gone,
-        JobState.unknown,
+        AttemptState.queued,
+        AttemptState.running,
+        AttemptState.gone,
+        AttemptState.unknown,
     ]
     assert jobs["12"].reason == "Priority"
     assert jobs["13_4"].reason == ""

@@ -1,0 +1,48 @@
+"""Packages of others that add variants: those in the namespace package `launcher_plugins`.
+
+Any installed project, and any folder on PYTHONPATH, may have a part of it. Each package is imported
+when the tables of `variants` first are, and adds its rows with `variants.add`; its folder `conf`
+offers options of groups. Standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.errors import ConfigError
+
+NAMESPACE = "launcher_plugins"
+
+
+def load() -> None:
+    """Import all of them; `ConfigError` names one that cannot be."""
+    for name, folder in _packages():
+        try:
+            importlib.import_module(f"{NAMESPACE}.{name}")
+        except Exception as error:
+            raise ConfigError(
+                f"the plugin in {folder} cannot be imported: {type(error).__name__}: {error}",
+                where=f"{NAMESPACE}.{name}",
+                hint="mend it, or take it off the path",
+            ) from error
+
+
+def conf_dirs() -> list[Path]:
+    """Their folders of group options."""
+    folders = [folder / "conf" for _, folder in _packages()]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _packages() -> Iterator[tuple[str, Path]]:
+    """Name and folder of each."""
+    spec = importlib.util.find_spec(NAMESPACE)
+    if spec is None or spec.submodule_search_locations is None:
+        return
+    for place in spec.submodule_search_locations:
+        for found in pkgutil.iter_modules([place]):
+            if found.ispkg:
+                yield found.name, Path(place, found.name)

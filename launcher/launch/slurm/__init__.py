@@ -1,0 +1,1 @@
+"""`launch=slurm`, and all that is known of Slurm."""
