@@ -30,7 +30,7 @@ CONTROL = (
     "launch",
     "listen",
     "meanings",
-    "procfs",
+    "processes",
     "ranks",
     "registry",
     "report",

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from launcher.api.database import Database
 from launcher.api.tables import Job, JobState, Project
 from launcher.jobs.slots import free_slot
-from launcher.procfs import alive, space
+from launcher.processes import alive, space
 
 LEASE_S = 30.0
 #: Back ends with a queue of their own: all jobs go there at once.

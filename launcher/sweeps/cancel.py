@@ -8,10 +8,11 @@ import signal
 import socket
 import time
 
+from launcher import processes
 from launcher.errors import HangError
 from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
-from launcher.launch import processes, slurm
+from launcher.launch import slurm
 from launcher.launch.outcome import settled
 from launcher.launch.spec import backend_name
 from launcher.rundir import State

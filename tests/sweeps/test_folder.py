@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher import processes
 from launcher.cli import main
 from launcher.config import compose, create
 from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.launch import local, processes
+from launcher.launch import local
 from launcher.launch.patience import patiently
 from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, State, Status, write_json
