@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from launcher.config.classes import Classes
-from launcher.data import cache as caches
 from launcher.data.classes import number
 from launcher.data.loader import Row, make_row, without_targets
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.class_head import ClassHead
 from launcher.model.classifier import open_classifier
+from support import caches
 from support.models import make_encoder, make_llama
 
 CLASSES = Classes(

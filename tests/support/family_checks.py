@@ -25,7 +25,6 @@ from launcher.config import plan as plans
 from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.config.variants import PEFT_METHODS
-from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
 from launcher.data.classes import settle
 from launcher.data.loader import Row, make_row, rectangles
@@ -43,6 +42,7 @@ from launcher.model.verify import open_export, verify
 from launcher.track import meters
 from launcher.train.isolation import isolate
 from launcher.train.selftest import require_trainable
+from support import caches
 from support.ranks import ROOT, run_ranks
 
 #: Tokens of the documents: some longer than any window of a small model, and rows of them as many

@@ -8,7 +8,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from launcher.config import plan as plans
 from launcher.config.classes import Classes
-from launcher.data import cache as caches
 from launcher.data.classes import number
 from launcher.data.loader import make_row, rectangles
 from launcher.errors import ConfigError
@@ -18,6 +17,7 @@ from launcher.model.head import TargetHead
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
 from launcher.train.isolation import isolate, require_recomputable
+from support import caches
 from support.configs import make_config
 
 CPU = torch.device("cpu")
