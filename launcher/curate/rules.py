@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from launcher.curate import labels, leakage, profiles
-from launcher.curate.conflicts import find as find_conflicts
 from launcher.curate.diversity import effective
-from launcher.curate.duplicates import Indices, exact, near
+from launcher.curate.duplicates import Indices, conflicting, exact, near
 from launcher.curate.inputs import TRAIN, VALIDATION
 from launcher.curate.languages import Languages
 from launcher.curate.leakage import Leaks
@@ -70,7 +69,7 @@ class Facts:
             scan=scan,
             exact=exact(train.whole),
             near=near(train.signatures, scan.config.data.report.near_duplicate, texts),
-            conflicts=find_conflicts(train.question, train.reply),
+            conflicts=conflicting(train.question, train.reply),
             leaks=leakage.find(train, scan.held, scan.config.data.report),
             suspects=labels.suspects(scan),
             languages=languages,
