@@ -122,6 +122,7 @@ def test_the_command_line_loads_no_library_before_its_verb() -> None:
     assert set(_added("launcher.cli")["launcher.cli"]) & (RUN_LIBRARIES | VERB_LIBRARIES) == set()
 
 
+@pytest.mark.slow  # `make check` looks itself
 def test_import_contracts_hold() -> None:
     command = Path(sysconfig.get_path("scripts")) / "lint-imports"
     if not command.exists():
