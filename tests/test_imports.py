@@ -177,7 +177,7 @@ def _module(path: Path, root: Path) -> str:
 
 def _imported(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]:
     package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in _statements(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -188,6 +188,17 @@ def _imported(name: str, path: Path, files: Mapping[str, Path]) -> Iterator[str]
         else:
             continue
         yield from (found for found in named if found in files and found != name)
+
+
+def _statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """All statements, those inside others too; expressions, which take most of the time, are
+    passed over."""
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        yield node
+        for part in ("body", "orelse", "handlers", "finalbody", "cases"):
+            left += getattr(node, part, ())
 
 
 def _cycles(graph: Mapping[str, set[str]]) -> Iterator[list[str]]:
