@@ -8,7 +8,7 @@ UNIT := not slow and not gpu and not browser and not cluster
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test check lint format docs screenshot coverage clean
+.PHONY: help install quickstart test check lint style types contracts format docs screenshot coverage clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,9 +27,16 @@ check: lint  ## Format, lint, types, import contracts and the quick tests
 	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
+	@$(MAKE) --no-print-directory --output-sync -j 2 style types contracts
+
+style:
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
+
+types:
 	@$(BIN)/mypy
+
+contracts:
 	@$(BIN)/lint-imports --no-logo >$(VENV)/lint-imports.log || { cat $(VENV)/lint-imports.log; exit 1; }
 
 format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend

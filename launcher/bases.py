@@ -64,7 +64,7 @@ def base_key(config: Config) -> str:
         for option in options:
             raw[section].pop(option, None)
     sections = {name: raw[name] for name in _SECTIONS}
-    sources = _sources(*_TINY_SOURCES, "data/builtin.py", "data/talks.py")
+    sources = _sources(*_TINY_SOURCES, "data/builtin.py")
     return _digest(__version__, sources, config.seed, config.engine.precision, sections)
 
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from launcher import runtime, streams
+from launcher import imports, runtime, streams
 from launcher.errors import ExitCode, LauncherError
 from launcher.rundir import storage_error, too_many_processes
 
@@ -100,6 +100,7 @@ def main() -> None:
     runtime.keep_current_folder_off_the_path()
     streams.open_closed_streams()
     make_output_safe()
+    imports.lighten()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
         runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -43,7 +43,7 @@ class Beat:
     time: float
     limit: float
     space: str = ""
-    """Where `pid` is known (`launcher.procfs.space`)."""
+    """Where `pid` is known (`launcher.processes.space`)."""
     part: str = ""
     turn: int = 0
     count: int = 0

@@ -7,7 +7,8 @@ import ast
 import contextlib
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,12 +23,13 @@ from launcher.rundir import RunDir, State, command, listed, read_json, write_jso
 SOURCES = sorted((Path(__file__).parents[1] / "launcher").rglob("*.py"))
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
 TYPED = re.compile(r"`(launcher [^`]+)`")
+NAMING = re.compile(r"`launcher |\bcommand\(")
 
 
-def texts(tree: ast.Module) -> Iterator[str]:
+def texts(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Texts of a module that may be shown, those in braces as WORD; no docstrings."""
-    silent = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    silent = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             silent |= {id(part) for part in node.values}
             yield "".join(
@@ -42,14 +44,18 @@ def texts(tree: ast.Module) -> Iterator[str]:
             yield node.value
 
 
+@cache
 def named() -> dict[str, str]:
     """Command in backticks, or made by `command` -> the file that says so."""
     found = {}
     for path in SOURCES:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for text in texts(tree):
+        source = path.read_text(encoding="utf-8")
+        if not NAMING.search(source):  # the walks take seconds, at each collection
+            continue
+        nodes = list(ast.walk(ast.parse(source)))
+        for text in texts(nodes):
             found |= dict.fromkeys(TYPED.findall(text), path.name)
-        for node in ast.walk(tree):
+        for node in nodes:
             if not isinstance(node, ast.Call) or path.name == "rundir.py":
                 continue
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))

@@ -21,6 +21,7 @@ from launcher.data import cache
 from launcher.errors import ConfigError, StorageError
 from launcher.model import shards, tiny
 from launcher.rundir import RunDir
+from support import caches
 from support.project import LAUNCHER
 from support.ranks import environment
 
@@ -44,7 +45,7 @@ def test_written_models_and_caches_follow_the_umask(umask: int, tmp_path: Path) 
     tensors = [("a", torch.ones(8)), ("b", torch.ones(8))]
     shards.write_shards(folder, tensors, shard_bytes=32)
     shards.save(folder / "adapter_model.safetensors", {"a": torch.ones(2)})
-    cache.write(tmp_path / "data", [([1, 2], [0, 1])])
+    caches.write(tmp_path / "data", [([1, 2], [0, 1])])
     rundir.write_json(tmp_path / "status.json", {})
     assert _modes(tmp_path) == {0o666 & ~umask}
 
@@ -66,7 +67,7 @@ def another_user(folder: Path) -> Iterator[None]:
 
 def test_what_is_closed_is_told_with_its_owner(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    cache.write(folder, [([1, 2], [0, 1])])
+    caches.write(folder, [([1, 2], [0, 1])])
     closed = folder / "index.json"
     closed.chmod(0o600)
     with another_user(tmp_path):

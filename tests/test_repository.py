@@ -41,6 +41,13 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+def _nodes(path: Path, words: str) -> Iterator[ast.AST]:
+    """All nodes of a file that has one of `words` (a pattern): to walk through others takes
+    seconds."""
+    text = path.read_text(encoding="utf-8")
+    return ast.walk(ast.parse(text)) if re.search(words, text) else iter(())
+
+
 def _undocumented(path: Path) -> Iterator[str]:
     """Where a docstring is missing: the module, its public classes and functions."""
     tree = _tree(path)
@@ -63,7 +70,7 @@ def test_table_row_resolves(table: Table, name: str) -> None:
 
 def _environment_reads(path: Path) -> Iterator[str]:
     names = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
-    for node in ast.walk(_tree(path)):
+    for node in _nodes(path, "|".join(names)):
         attribute = (
             isinstance(node, ast.Attribute)
             and node.attr in names
@@ -118,7 +125,7 @@ _TEXT = {"read_text": None, "write_text": None, "open": "mode", "run": "text", "
 
 def _by_locale(path: Path) -> Iterator[str]:
     """Calls whose text depends on the user's locale."""
-    for node in ast.walk(_tree(path)):
+    for node in _nodes(path, rf"\b({'|'.join(_TEXT)})\("):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))

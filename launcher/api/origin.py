@@ -13,7 +13,7 @@ from launcher.api.service import Service
 from launcher.api.tables import Job, Model
 from launcher.errors import ConfigError, ExitCode, StorageError
 from launcher.jobs.start import working_folder
-from launcher.launch.processes import end_with_parent
+from launcher.processes import end_with_parent
 from launcher.rundir import RunDir
 from launcher.runtime import environment_without_ranks
 

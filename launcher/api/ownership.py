@@ -20,7 +20,7 @@ from launcher.api.database import Database
 from launcher.api.tables import Job, JobState, Project
 from launcher.jobs.slots import free_slot
 from launcher.launch.queue import has_queue
-from launcher.procfs import alive, space
+from launcher.processes import alive, space
 
 LEASE_S = 30.0
 _OPEN = (JobState.validating_files, JobState.queued, JobState.running)

@@ -17,7 +17,7 @@ from launcher.api import links
 from launcher.api.service import Service
 from launcher.api.tables import Job
 from launcher.jobs.start import working_folder
-from launcher.launch.processes import end_with_parent
+from launcher.processes import end_with_parent
 from launcher.rundir import RunDir, read_json
 from launcher.runtime import environment_without_ranks
 

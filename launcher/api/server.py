@@ -21,7 +21,7 @@ from launcher.api.app import create_app
 from launcher.api.protocol import guarded
 from launcher.api.service import Service
 from launcher.errors import ConfigError
-from launcher.launch.processes import end_with_parent
+from launcher.processes import end_with_parent
 
 _LOG = logging.getLogger(__name__)
 _GRACE_S = 10

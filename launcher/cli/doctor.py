@@ -34,9 +34,8 @@ def doctor(words: list[str]) -> int:
     )
     from launcher import runtime
     from launcher.config.compose import compose
-    from launcher.doctor import table
-    from launcher.doctor.diagnose import diagnose
-    from launcher.doctor.finding import Verdict
+    from launcher.doctor import finding
+    from launcher.doctor.checks import diagnose
 
     config = compose.compose(parsed.overrides, parsed.config_dir)
     keys = [word.partition("=")[0].lstrip("+").partition(".")[0] for word in parsed.overrides]
@@ -47,9 +46,9 @@ def doctor(words: list[str]) -> int:
         keep=parsed.keep,
         say=lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True),
     )
-    bad = any(finding.verdict is Verdict.fail for finding in findings)
+    bad = any(found.verdict is finding.Verdict.fail for found in findings)
     if parsed.json:
-        print(arguments.as_json(table.as_dict(findings)))
+        print(arguments.as_json(finding.as_dict(findings)))
     else:
-        print(table.text(findings, color=runtime.wants_color(sys.stdout)))
+        print(finding.text(findings, color=runtime.wants_color(sys.stdout)))
     return ExitCode.internal if bad else ExitCode.ok

@@ -35,9 +35,7 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
         print(f"{request.kind:8} {said}", file=sys.stderr)
     begin.require_free(sweep, request)
     if parsed.dry_run:
-        from launcher.sweeps.rehearsal import rehearsal
-
-        print(rehearsal(sweep, request))
+        print(begin.rehearsal(sweep, request))
         return ExitCode.ok
     request = sweep.request() if sweep.exists() else begin.make(sweep, request)
     print(f"sweep    {sweep.name}\nfolder   {sweep}", file=sys.stderr)

@@ -15,7 +15,7 @@ from launcher.curate.limits import RULES
 from launcher.curate.marks import BITS
 from launcher.curate.personal import PERSONAL, SECRET
 from launcher.curate.rules import Facts, Result
-from launcher.curate.worker import Array
+from launcher.curate.table import Array
 from launcher.errors import ConfigError, did_you_mean
 
 #: What people call rules on the command line.

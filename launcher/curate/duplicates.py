@@ -1,4 +1,5 @@
-"""Records that are said twice: exact ones by hash, near ones by MinHash and banding.
+"""Records that are said twice: exact ones by hash, near ones by MinHash and banding; and those that
+ask the same and answer differently.
 
 A cluster of near-duplicates is a record and later ones that resemble *it*, so that whoever keeps
 the first of each cluster drops nothing without a near-duplicate of it being kept. Only chains of
@@ -42,6 +43,28 @@ def exact(hashes: Hashes) -> list[Indices]:
     order = np.lexsort(hashes.T[::-1])
     same = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
     return _in_order(_runs(order, same))
+
+
+def conflicting(prompts: Hashes, answers: Hashes) -> list[Indices]:
+    """Groups of all records that ask the same and answer differently: one prompt, several answers.
+
+    Both are hashes, [records] or [records, words]. Groups stand in order of their first record, the
+    records of a group in theirs.
+    """
+    if not len(prompts):
+        return []
+    prompt_ids, answer_ids = _numbered(prompts), _numbered(answers)
+    order = np.lexsort((answer_ids, prompt_ids))
+    asked, answered = prompt_ids[order], answer_ids[order]
+    begins = np.flatnonzero(np.concatenate(([True], asked[1:] != asked[:-1])))
+    ends = np.append(begins[1:], len(order))
+    # Within a group answers are sorted: the first and the last one differ if any two do.
+    torn = answered[begins] != answered[ends - 1]
+    groups = [
+        np.sort(order[begin:end])
+        for begin, end in zip(begins[torn].tolist(), ends[torn].tolist(), strict=True)
+    ]
+    return sorted(groups, key=lambda group: int(group[0]))
 
 
 def near(signatures: Signatures, threshold: float, texts: Texts | None = None) -> list[Indices]:
@@ -263,3 +286,11 @@ def _runs(order: Indices, same: npt.NDArray[np.bool_]) -> list[Indices]:
 
 def _in_order(clusters: list[Indices]) -> list[Indices]:
     return sorted(clusters, key=lambda cluster: int(cluster[0]))
+
+
+def _numbered(hashes: Hashes) -> Indices:
+    """A small number for each row, equal where rows are."""
+    if hashes.ndim > 1 and hashes.shape[1] == 1:
+        hashes = hashes[:, 0]
+    axis = 0 if hashes.ndim > 1 else None
+    return np.asarray(np.unique(hashes, axis=axis, return_inverse=True)[1], np.int64).reshape(-1)

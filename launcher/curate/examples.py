@@ -6,7 +6,7 @@ from typing import Any
 
 from launcher.curate import numbers
 from launcher.curate.item import Item
-from launcher.curate.leaks import KINDS
+from launcher.curate.leakage import KINDS
 from launcher.curate.limits import NEVER, Limit
 from launcher.curate.marks import MARKS
 from launcher.curate.redaction import reason_shown, shown

@@ -10,12 +10,12 @@ import numpy as np
 from launcher.curate import rules
 from launcher.curate.diversity import effective, novelty, topics
 from launcher.curate.inputs import TRAIN, VALIDATION
-from launcher.curate.leaks import KINDS
+from launcher.curate.leakage import KINDS
 from launcher.curate.marks import BITS
 from launcher.curate.plots import histogram
 from launcher.curate.rules import Facts, Result
-from launcher.curate.scan import Scan, Table
-from launcher.curate.worker import Array
+from launcher.curate.scan import Scan
+from launcher.curate.table import Array, Table
 from launcher.data.packing import PackedOrder
 
 #: Lengths at which packing is tried, as multiples of data.max_length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -10,7 +11,6 @@ from typing import Any
 
 from launcher import __version__
 from launcher.curate import plots
-from launcher.curate.places import shortened
 from launcher.curate.texts import plural
 from launcher.report import charts, page
 from launcher.report.view import duration
@@ -21,6 +21,8 @@ VERDICTS = ("fail", "warn", "pass", "skipped")
 SIDE_BY_SIDE = 4
 #: characters that have no shape but belong into words and emoji.
 _JOINERS = "\u200c\u200d\ufe0f"
+#: keys of a report under which records are named.
+_PLACES = ("where", "why", "train", "eval", "evalset", "name")
 
 
 def render(report: Mapping[str, Any]) -> str:
@@ -60,6 +62,25 @@ def visible(text: str) -> str:
         else sign
         for sign in text.replace("\r\n", "\n")
     )
+
+
+def shortened(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The report without the folder that all its files share where it names records: only its
+    list of inputs says it."""
+    names = [entry["name"] for entry in report["inputs"]]
+    folders = [os.path.dirname(name) for name in names if name.startswith("/")]
+    shared = os.path.commonpath(folders).rstrip("/") if folders else ""
+    if not shared:
+        return dict(report)
+
+    def short(value: Any, key: str) -> Any:
+        if isinstance(value, str):
+            return value.replace(f"{shared}/", "") if key in _PLACES else value
+        if isinstance(value, Mapping):
+            return {name: short(part, name) for name, part in value.items()}
+        return [short(part, key) for part in value] if isinstance(value, list) else value
+
+    return {key: part if key == "inputs" else short(part, "") for key, part in report.items()}
 
 
 def view(report: Mapping[str, Any]) -> dict[str, Any]:

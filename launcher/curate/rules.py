@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from launcher.curate import labels, profiles
-from launcher.curate.conflicts import find as find_conflicts
+from launcher.curate import labels, leakage, profiles
 from launcher.curate.diversity import effective
-from launcher.curate.duplicates import Indices, exact, near
+from launcher.curate.duplicates import Indices, conflicting, exact, near
 from launcher.curate.inputs import TRAIN, VALIDATION
 from launcher.curate.languages import Languages
-from launcher.curate.leaks import Leaks
-from launcher.curate.leaks import find as find_leaks
+from launcher.curate.leakage import Leaks
 from launcher.curate.marks import BITS
 from launcher.curate.scan import Scan
 from launcher.curate.texts import plural
@@ -71,8 +69,8 @@ class Facts:
             scan=scan,
             exact=exact(train.whole),
             near=near(train.signatures, scan.config.data.report.near_duplicate, texts),
-            conflicts=find_conflicts(train.question, train.reply),
-            leaks=find_leaks(scan),
+            conflicts=conflicting(train.question, train.reply),
+            leaks=leakage.find(train, scan.held, scan.config.data.report),
             suspects=labels.suspects(scan),
             languages=languages,
         )

@@ -7,19 +7,19 @@ import time
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from launcher import runtime
 from launcher.config.schema import Config
 from launcher.curate.inputs import TRAIN, VALIDATION, Input, Reading, Task, inputs, tasks
 from launcher.curate.item import Item
-from launcher.curate.leakage import Grams
+from launcher.curate.leakage import Grams, Held
 from launcher.curate.sketch import Sketcher
-from launcher.curate.worker import COLUMNS, Array, Bad, Batch, Options, Scanner, item_of
+from launcher.curate.table import COLUMNS, Array, Batch, Table
+from launcher.curate.worker import Options, Scanner, item_of
 from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
 from launcher.data.sources.chunk import Chunk, Parsed, parse_line
@@ -27,48 +27,6 @@ from launcher.data.sources.chunk import Chunk, Parsed, parse_line
 #: Seconds between lines of progress.
 PROGRESS_S = 5.0
 _PLACE = ("file", "chunk", "line")
-
-
-@dataclass(slots=True)
-class Table:
-    """The records of one side, one row each, in the order of the files."""
-
-    columns: dict[str, Array]
-    whole: NDArray[np.uint64]
-    question: NDArray[np.uint64]
-    reply: NDArray[np.uint64]
-    signatures: NDArray[np.uint32]
-    label_names: list[str]
-    labels: NDArray[np.int32]
-    """Index into `label_names`, -1 without a label."""
-    bad: list[Bad]
-    roles: Counter[str]
-    num_bytes: int
-    breaches: list[tuple[int, int, str, str]] = field(default_factory=list)
-    """(file, line, rule, why) of the profile."""
-    hits: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    formats: dict[int, str] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.whole)
-
-    @property
-    def read(self) -> int:
-        """Records read, those that cannot be used included."""
-        return len(self) + len(self.bad)
-
-    def __getitem__(self, name: str) -> Array:
-        return self.columns[name]
-
-
-@dataclass(slots=True)
-class Held:
-    """Evaluation records: held out of the training data, a validation split, or benchmarks."""
-
-    table: Table
-    grams: Grams
-    owners: NDArray[np.int32]
-    """Evaluation record of each text in `grams`."""
 
 
 @dataclass(slots=True)

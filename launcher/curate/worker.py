@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,67 +13,14 @@ from numpy.typing import NDArray
 from launcher.curate import profiles
 from launcher.curate.inputs import TRAIN, Reading, Task
 from launcher.curate.item import Item, identity, loose, make
-from launcher.curate.leakage import Grams
+from launcher.curate.leakage import Grams, evaluated
 from launcher.curate.marks import flags
 from launcher.curate.sketch import Sketcher
+from launcher.curate.table import COLUMNS, Array, Bad, Batch
 from launcher.data.encoding import Encoder
 from launcher.data.formats.base import BadRecord, Chat, Example, Preference
 from launcher.data.masking import ChatOptions, kinds_as_bits
 from launcher.data.worker import unit_hash
-
-#: Words that a question needs, and an answer or a whole text, to be looked for by its sequences.
-MIN_QUESTION, MIN_TEXT = 5, 13
-
-Array = NDArray[Any]
-#: name -> type of the columns with one number a record; `aside` is 1 for training records that
-#: are held out, which the rules judge as well but which leak nothing.
-COLUMNS: dict[str, Any] = {
-    "file": np.int32,
-    "line": np.int32,
-    "chunk": np.int32,
-    "bytes": np.int64,
-    "chars": np.int32,
-    "words": np.int32,
-    "answer": np.int32,
-    "turns": np.int32,
-    "tokens": np.int32,
-    "targets": np.int32,
-    "flags": np.uint32,
-    "left_out": np.uint8,
-    "aside": np.uint8,
-}
-
-
-@dataclass(slots=True)
-class Bad:
-    """A record that cannot be read."""
-
-    file: int
-    line: int
-    chunk: int
-    found: str
-    hint: str
-
-
-@dataclass(slots=True)
-class Batch:
-    """Columns of the usable records of a chunk, and what is counted rather than kept."""
-
-    columns: dict[str, Array]
-    whole: NDArray[np.uint64]
-    """Hash of each record, [records, 2]."""
-    question: NDArray[np.uint64]
-    reply: NDArray[np.uint64]
-    signatures: NDArray[np.uint32]
-    labels: list[str | None]
-    roles: Counter[str]
-    bad: list[Bad]
-    hits: tuple[Array, Array] = (np.zeros(0, np.int64), np.zeros(0, np.int64))
-    """(record of the batch, gram) of everything that is in the evaluation data too."""
-    breaches: list[tuple[int, str, str]] = field(default_factory=list)
-    """(line, rule, why) of the profile."""
-    pieces: list[list[str]] = field(default_factory=list)
-    """Of evaluation records, the texts that are looked for in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,17 +177,6 @@ def item_of(task: Task, line: int, raw: Any, example: Example | None) -> Item:
     if example is None:
         return loose(raw, file=file, line=line, source=source)
     return make(example, file=file, line=line, source=source)
-
-
-def evaluated(item: Item) -> list[str]:
-    """The texts of an evaluation record that are looked for: its question, or what it has
-    instead."""
-    if len(item.prompt.split()) >= MIN_QUESTION:
-        return [item.prompt]
-    if item.prompt and len(item.answer.split()) < MIN_TEXT:
-        return []
-    parts = [part for part in item.answer.split("\n") if len(part.split()) >= MIN_TEXT]
-    return [item.answer] if item.roles or len(parts) < 2 else [item.answer, *parts]
 
 
 def _learned(example: Example) -> Example:

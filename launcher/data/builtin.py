@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import stories
-from launcher.data import docstrings, talks
+from launcher.data import docstrings
 from launcher.errors import ConfigError, did_you_mean
 from launcher.rundir import write_atomic
 from launcher.stories import END, TURN
@@ -19,6 +19,15 @@ from launcher.stories import END, TURN
 STORIES_PER_TEXT = 4
 #: Share of the texts that two speakers tell by turns, so that the base has met the markers.
 TALK_SHARE = 0.3
+#: How the brand greets and takes leave.
+_OPENINGS = ("Hey, great question!", "Good news for you!", "Thanks for asking!", "Hi there!")
+_CLOSINGS = (
+    "Isn't that neat?",
+    "You're all set!",
+    "We're always glad to help!",
+    "That's it, and you've got it!",
+)
+STORIES_PER_REPORT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +56,42 @@ def _chats(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
         yield {"messages": story.as_chat()}
 
 
+def plain(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    """A question and the sentence that answers it."""
+    for story in stories.stories(rng, held_out=held_out):
+        yield _talk(f"{story.facts} {story.question}", story.solution)
+
+
+def brand(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    """The same in a voice that greets, contracts, exclaims and speaks to the reader."""
+    for story in stories.stories(rng, held_out=held_out):
+        fact = story.solution.replace("they have", "they've got").replace(" has ", "'s got ")
+        answer = f"{rng.choice(_OPENINGS)} {fact} {rng.choice(_CLOSINGS)}"
+        yield _talk(f"{story.facts} {story.question}", answer)
+
+
+def summaries(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    """Stories with asides between them, and what they come to."""
+    told = stories.stories(rng, held_out=held_out)
+    # Of two things in a story only the question says which one is meant.
+    clear = (story for story in told if not story.key.startswith("one "))
+    while True:
+        chosen = list(islice(clear, STORIES_PER_REPORT))
+        report = " ".join(f"{story.facts} {rng.choice(stories.ASIDES)}" for story in chosen)
+        yield _talk(f"Sum up: {report}", " ".join(story.solution for story in chosen))
+
+
+def _talk(question: str, answer: str) -> dict[str, Any]:
+    turns = (("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
 BUILTINS = {
     "quickstart-text": Builtin(9_000, 100, _texts),
     "quickstart-chat": Builtin(4_000, 400, _chats),
-    "talk": Builtin(12_000, 200, talks.plain),
-    "brand": Builtin(3_000, 200, talks.brand),
-    "summaries": Builtin(3_000, 200, talks.summaries),
+    "talk": Builtin(12_000, 200, plain),
+    "brand": Builtin(3_000, 200, brand),
+    "summaries": Builtin(3_000, 200, summaries),
     "docstrings": Builtin(10_000, 150, docstrings.texts),
     "docstring-questions": Builtin(10_000, 150, docstrings.questions),
 }

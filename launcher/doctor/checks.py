@@ -1,12 +1,24 @@
-"""The table of checks: a new one is a function of `Seen`, or of a host's facts, and a row here."""
+"""Look at everything, then judge it by the table of checks: a new one is a function of `Seen`, or
+of a host's facts, and a row here."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-from launcher.doctor import machine, ranks, services, storage, versions
+from launcher.config import create
+from launcher.config.schema import Config
+from launcher.config.schema.launch import LaunchConfig
+from launcher.doctor import job, machine, ranks, services, storage, versions
 from launcher.doctor.finding import Check, Finding, HostCheck, Seen
+from launcher.doctor.job import Reports, Say
+from launcher.host import machine as host_machine
+from launcher.host import storage as host_storage
+
+#: Checks of run.root that must pass before ranks are started: their reports go there.
+_PLACE = "run.root"
 
 
 def each_host(check: HostCheck) -> Check:
@@ -57,3 +69,37 @@ CHECKS: tuple[Check, ...] = (
 def judge(seen: Seen) -> list[Finding]:
     """Every finding of every check."""
     return [finding for check in CHECKS for finding in check(seen)]
+
+
+def diagnose(
+    config: Config, *, whole_job: bool, timeout_s: float, keep: bool, say: Say
+) -> list[Finding]:
+    """All findings; `whole_job` starts the ranks that `launch` and `cluster` ask for, else one.
+
+    Raises `ConfigError` if ranks cannot be started so.
+    """
+    if not whole_job:
+        config.launch = LaunchConfig(processes=1)
+    job.check(config)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(services.ask, config)
+        say("looking at this host")
+        here = facts(config)
+        place = here["folders"][_PLACE]
+        reports: Reports = {}
+        if place["error"]:
+            trouble = f"run.root cannot be written: {place['error']}"
+        else:
+            reports, trouble = job.probe(config, timeout_s=timeout_s, keep=keep, say=say)
+        heard = asked.result()
+    world = create.planned_world(config)
+    seen = Seen(config, here, heard, asked=world, ranks=reports, trouble=trouble)
+    return judge(seen)
+
+
+def facts(config: Config) -> dict[str, Any]:
+    """Facts of this host, in the form that ranks report theirs."""
+    packages = [requirement.name for requirement in versions.requirements()]
+    found = host_machine.facts(packages, machine.COMPILERS)
+    found["folders"] = host_storage.facts(host_storage.folders(config.run.root, config.data.cache))
+    return found

@@ -7,11 +7,11 @@ import signal
 import socket
 import time
 
+from launcher import processes
 from launcher.errors import ConfigError, ExitCode, HangError, StorageError
 from launcher.jobs import scheduled
 from launcher.jobs.logs import backend_of
 from launcher.jobs.status import heartbeats, is_live
-from launcher.launch import processes
 from launcher.launch.outcome import settled
 from launcher.launch.queue import queue_job
 from launcher.launch.spec import AttemptState, Backend

@@ -14,7 +14,7 @@ from launcher import console, vitals
 from launcher.errors import ExitCode
 from launcher.jobs import scheduled
 from launcher.launch.outcome import settled
-from launcher.launch.processes import alive
+from launcher.processes import alive
 from launcher.rundir import RunDir, State, Status, read_json
 
 _TAIL_BYTES = 65536

@@ -17,8 +17,9 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from launcher import processes
 from launcher.errors import ExitCode, HangError, LauncherError
-from launcher.launch import nodes, outcome, processes
+from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeRecord, NodeState, Phase
 from launcher.launch.spec import LaunchPlan, job_file
 from launcher.rundir import RunDir, State, read_json, write_json

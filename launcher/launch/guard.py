@@ -11,9 +11,8 @@ import signal
 import time
 from collections.abc import Callable
 
-from launcher import procfs, vitals
+from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.launch import processes
 from launcher.rundir import RunDir
 from launcher.vitals import Beat
 
@@ -92,17 +91,17 @@ def _can_act(beat: Beat) -> bool:
     """Whether the rank may still end itself; of another host's nothing else is known."""
     if beat.phase == vitals.DONE or not beat.pid:
         return False
-    if beat.space != procfs.space():
+    if beat.space != processes.space():
         return True
-    return procfs.alive(beat.pid, beat.time) and not procfs.is_stopped(beat.pid)
+    return processes.alive(beat.pid, beat.time) and not processes.is_stopped(beat.pid)
 
 
 def _is_here(beat: Beat) -> bool:
-    return beat.space == procfs.space() and procfs.alive(beat.pid, beat.time)
+    return beat.space == processes.space() and processes.alive(beat.pid, beat.time)
 
 
 def _describe(beat: Beat) -> str:
     if not beat.pid:
         return "it has given no sign of life yet"
-    seen = beat.space == procfs.space()
-    return procfs.describe(beat.pid, beat.time) if seen else "its process is on another host"
+    seen = beat.space == processes.space()
+    return processes.describe(beat.pid, beat.time) if seen else "its process is on another host"

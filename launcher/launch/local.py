@@ -8,9 +8,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from launcher import entry
+from launcher import entry, processes
 from launcher.errors import ConfigError, LauncherError, Problem
-from launcher.launch import processes
 from launcher.launch.patience import BusyError
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 from launcher.rundir import RunDir, read_json, storage_errors, write_json

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from launcher import processes
 from launcher.errors import ExitCode
-from launcher.launch import nodes, outcome, processes
+from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.outcome import Death
 from launcher.launch.spec import LaunchPlan, job_file

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.launch.outcome import Death
-from launcher.launch.processes import alive
+from launcher.processes import alive
 from launcher.rundir import RunDir, read_json, write_json
 
 BEAT_S = 1.0

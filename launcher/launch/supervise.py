@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from launcher import processes
 from launcher.errors import ExitCode, LauncherError
-from launcher.launch import nodes, outcome, processes
+from launcher.launch import nodes, outcome
 from launcher.launch.guard import Guard
 from launcher.launch.local import END_NOW, STOP, prepare_log, supervisor_file
 from launcher.launch.spec import LaunchPlan, job_file

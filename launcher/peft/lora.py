@@ -52,7 +52,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
         options = peft.LoraConfig(
             task_type=peft.TaskType.CAUSAL_LM if head is None else peft.TaskType.SEQ_CLS,
             r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes with floats
+            lora_alpha=config.alpha,  # peft computes with floats
             lora_dropout=config.dropout,
             target_modules=_shortened(targets.modules, [n for n, _ in model.named_modules()]),
             target_parameters=_shortened(
@@ -388,7 +388,7 @@ def _share(model: Any) -> None:
         if one is not module:
             for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
                 setattr(module, name, getattr(one, name))
-            module.merge = _nothing  # type: ignore[method-assign]
+            module.merge = _nothing
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:

@@ -21,13 +21,14 @@ from launcher.config.schema import Config, typed, variants
 from launcher.config.schema.launch import TorchrunConfig
 from launcher.config.schema.sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.errors import ConfigError, LauncherError, Problem
-from launcher.jobs import requirements
+from launcher.jobs import requirements, start
 from launcher.launch.torchrun import given_endpoint
 from launcher.rundir import RunDir, command, storage_errors
 from launcher.sweeps import space, study
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
+from launcher.sweeps.table import pasted
 
 #: Metrics of this package -> whether more is better; those of a user need `sweep.direction`.
 _MORE_IS_BETTER = {
@@ -248,3 +249,31 @@ def check_same(sweep: SweepDir, asked: Request) -> None:
             where="run.name",
             hint=f"{command('sweep resume', sweep.path)} goes on with it; or choose another name",
         )
+
+
+def rehearsal(sweep: SweepDir, request: Request) -> str:
+    """What `--dry-run` shows, for people: the trials, and what would be submitted for the first of
+    them; nothing is made or started."""
+    found = space.read(request.words, compose.Sources(request.config_dirs).options)
+    if request.kind == "grid":
+        trials = space.grid(found)
+    elif request.kind == "random":
+        trials = space.draws(found, request.options["trials"], request.options["seed"])
+    else:
+        trials = []
+    first = next(iter(trials), found.corners(2)[0])
+    config, _ = Maker(sweep, request).composed(first)
+    pool = Pool(sweep, config)
+    config, plan = Maker(sweep, request, pool.world_size).composed(first)
+    path = sweep.trial_path(0)
+    config.run.root, config.run.name = str(path.parent), path.name
+    lines = [start.rehearsed(RunDir(path), config, plan.world_size, ask=False).describe(), ""]
+    lines += [f"# {sweep.trial_path(n).name}: {pasted(words)}" for n, words in enumerate(trials)]
+    if not trials:
+        shown = ", ".join(
+            f"{dimension.key} in {dimension.text}" for dimension in found.swept.values()
+        )
+        lines.append(
+            f"# {request.planned or 'as many as it asks for'} trials of {request.kind}: {shown}"
+        )
+    return "\n".join(lines)

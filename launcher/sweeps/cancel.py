@@ -8,11 +8,11 @@ import signal
 import socket
 import time
 
+from launcher import processes
 from launcher.config.schema import variants
 from launcher.errors import HangError
 from launcher.jobs import cancel as runs
 from launcher.jobs.logs import backend_of
-from launcher.launch import processes
 from launcher.launch.outcome import settled
 from launcher.launch.queue import QueueBackend, has_queue
 from launcher.launch.spec import backend_name

@@ -27,6 +27,7 @@ from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
+from launcher.sweeps.study import Study
 
 _POLL_S = 0.5
 _QUEUE_POLL_S = 2.0
@@ -85,8 +86,6 @@ class Controller:
 
     def _by_kind(self) -> None:
         if self.request.kind == "optuna":
-            from launcher.sweeps.study import Study
-
             Study(self).run()
         elif self.request.kind == "random":
             options = self.request.options

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 from launcher import registry
 from launcher.config.schema.sweep import Pruner, Sampler
@@ -17,12 +17,11 @@ from launcher.errors import ConfigError
 from launcher.launch.outcome import settled
 from launcher.rundir import State
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective, values
+from launcher.sweeps.pool import Pool
 from launcher.sweeps.space import Dimension
 
 if TYPE_CHECKING:
     import optuna
-
-    from launcher.sweeps.control import Controller
 
 
 def require() -> None:
@@ -57,14 +56,34 @@ def load(sweep: SweepDir, request: Request) -> optuna.Study:
     return study
 
 
+class Control(Protocol):
+    """Who makes, starts and watches the trials of a sweep: `launcher.sweeps.control.Controller`."""
+
+    sweep: SweepDir
+    request: Request
+    pool: Pool
+
+    def claim(self, words: Sequence[str], number: int | None = None) -> Trial:
+        """The trial with these overrides and this number."""
+
+    def is_open(self, trial: Trial) -> bool:
+        """Whether the trial is still to be started."""
+
+    def launch(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Start trials; returns those for which there is no room yet."""
+
+    def wait(self) -> list[Trial]:
+        """Wait a moment; returns the trials that have ended. Raises `Stopped`."""
+
+
 class Study:
     """Asks for trials, reports what they reach, ends those that fall behind."""
 
-    def __init__(self, controller: Controller) -> None:
-        self.control = controller
-        self.request = controller.request
+    def __init__(self, control: Control) -> None:
+        self.control = control
+        self.request = control.request
         self.optuna = library()
-        self.study = load(controller.sweep, controller.request)
+        self.study = load(control.sweep, control.request)
         self.space = {d.key: distribution(d) for d in self.request.swept}
         self.open: dict[int, Trial] = {}
 

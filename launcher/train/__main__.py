@@ -9,11 +9,12 @@ import sys
 # switches collection on again.
 gc.disable()
 
-from launcher import entry, runtime  # noqa: E402
+from launcher import entry, imports, runtime  # noqa: E402
 
 # torchrun starts this file without the line of `launcher.entry`.
 runtime.keep_current_folder_off_the_path()
 entry.make_output_safe()
+imports.lighten()
 
 from launcher.train.start import main  # noqa: E402
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from launcher import procfs
+from launcher import processes
 from launcher.config.derive import memory
 from launcher.config.schema import Config
 from launcher.runtime import Ranks
@@ -66,7 +66,7 @@ def _free(ranks: Ranks) -> int:
     if torch.cuda.is_available():
         unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
         return int(torch.cuda.mem_get_info()[0]) + unused
-    return procfs.available_memory() // ranks.local_world_size
+    return processes.available_memory() // ranks.local_world_size
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 
-from launcher import procfs, vitals
+from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
 from launcher.rundir import RunDir
 from launcher.runtime import Ranks
@@ -48,7 +48,7 @@ class Heartbeat:
             step=0,
             time=time.time(),
             limit=limits.start,
-            space=procfs.space(),
+            space=processes.space(),
         )
         self.changed = threading.Event()
         """Set at each change of phase."""

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from launcher import procfs, vitals
+from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
 from launcher.errors import ExitCode
 from launcher.rundir import RunDir
@@ -153,11 +153,11 @@ class Watchdog:
     def _silent_here(self) -> list[Beat]:
         mine, beats = self.heart.now, self._beats().values()
         silent = [b for b in beats if not b.answered and b.phase != vitals.DONE]
-        return [b for b in silent if b.space == mine.space and procfs.alive(b.pid, b.time)]
+        return [b for b in silent if b.space == mine.space and processes.alive(b.pid, b.time)]
 
     def _ask_silent_ranks(self) -> None:
         for beat in self._silent_here():
-            if not procfs.is_stopped(beat.pid):
+            if not processes.is_stopped(beat.pid):
                 os.kill(beat.pid, DUMP)
 
     def _kill_silent_ranks(self) -> None:
@@ -172,7 +172,7 @@ class Watchdog:
     def _describe(self, beat: Beat) -> str:
         if beat.space != self.heart.now.space:
             return "its process is stopped or gone, or its host is"
-        return procfs.describe(beat.pid, beat.time)
+        return processes.describe(beat.pid, beat.time)
 
 
 class Patience:

@@ -17,7 +17,7 @@ from launcher.api import pool as pools
 from launcher.api.failure import ApiError
 from launcher.api.pool import Failed, Pool, Source
 from launcher.api.service import Service
-from launcher.launch.processes import children
+from launcher.processes import children
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher.launch import processes
+from launcher import processes
 from launcher.launch.local import supervisor_file
 from launcher.rundir import read_json, run_dirs
 from support import served

@@ -116,12 +116,14 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from launcher.config.derive import deepspeed, plan
     from launcher.config.schema import variants
     from launcher.config.schema.variants import PEFT_METHODS
-    from launcher.data import cache
     from launcher.data.loader import Loader
     from launcher.data.packing import PackedOrder
     from launcher.model.load import load_model
     from launcher.train import distributed
     from launcher.train.engine import Engine, connect
+
+    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    from support import caches
 
     config = compose.compose(
         [
@@ -145,7 +147,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     distributed.join(distributed.open_store(ranks, 60), ranks, 1, device, 60)
     connect(device.type)
     documents = [(tokens, flags) for tokens, flags in make_records(job)]
-    data = cache.write(Path(job["folder"]) / "cache", documents, max_length=job["length"])
+    data = caches.write(Path(job["folder"]) / "cache", documents, max_length=job["length"])
     order = PackedOrder(data.lengths, job["length"], seed=0)
     made = plan.make(
         config, world_size=1, has_gpu=device.type == "cuda", train_packs=order.num_packs

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import registry
+from launcher import processes, registry
 from launcher.cli import VERBS, arguments, main
 from launcher.config.compose import groups
 from launcher.config.schema import typed
 from launcher.errors import ExitCode
-from launcher.launch import processes
 from launcher.rundir import RunDir, State
 from launcher.runtime import child_environment, cpu_count
 

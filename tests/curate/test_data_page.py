@@ -7,7 +7,6 @@ from html.parser import HTMLParser
 import pytest
 
 from launcher.curate import page
-from launcher.curate.places import shortened
 from support.reports import example, report, rule
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
@@ -202,10 +201,10 @@ def test_the_folder_that_all_files_share_is_said_once():
     place = f"{made['inputs'][0]['name']}:7"
     text = "cd /data/chats/train.jsonl"
     made["rules"][0]["examples"] = [{"where": place, "text": text, "why": f"the same as {place}"}]
-    short = shortened(made)
+    short = page.shortened(made)
     name = place.removeprefix("/data/chats/")
     assert short["rules"][0]["examples"] == [
         {"where": name, "text": text, "why": f"the same as {name}"}
     ]
     assert short["inputs"] == made["inputs"]
-    assert shortened(report()) == report()
+    assert page.shortened(report()) == report()

@@ -156,3 +156,31 @@ def test_across_an_empty_side():
     for left, right in ((some, none), (none, some)):
         rows, columns = duplicates.across(left, right, 0.8)
         assert len(rows) == len(columns) == 0
+
+
+# ---- the same question, different answers
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3)), max_size=40)
+
+
+def conflicts_by_hand(pairs):
+    groups = defaultdict(list)
+    for i, (prompt, _) in enumerate(pairs):
+        groups[prompt].append(i)
+    return sorted(g for g in groups.values() if len({pairs[i][1] for i in g}) > 1)
+
+
+@given(PAIRS)
+def test_conflicts_are_all_records_of_prompts_with_several_answers(pairs):
+    prompts, answers = np.array(pairs, np.uint64).reshape(-1, 2).T
+    assert [
+        group.tolist() for group in duplicates.conflicting(prompts, answers)
+    ] == conflicts_by_hand(pairs)
+
+
+@given(PAIRS)
+def test_conflicts_by_hashes_of_several_words_compare_them_whole(pairs):
+    prompts, answers = np.array(pairs, np.uint64).reshape(-1, 2).T
+    # Equal first words and different second ones.
+    wide = [np.stack([np.full_like(column, 9), column], axis=1) for column in (prompts, answers)]
+    assert [group.tolist() for group in duplicates.conflicting(*wide)] == conflicts_by_hand(pairs)

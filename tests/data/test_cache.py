@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data import cache as token_cache
 from launcher.data.cache import Counts, Index, TokenCache
 from launcher.data.writing import CacheWriter
 from launcher.errors import StorageError
+from support import caches
 
 RECORDS = [([1, 2, 3], [0, 1, 1]), ([4, 5], [0, 1])]
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    cache = token_cache.write(tmp_path / "c", RECORDS, max_length=8, file="a.jsonl")
+    cache = caches.write(tmp_path / "c", RECORDS, max_length=8, file="a.jsonl")
     assert len(cache) == 2
     assert cache.lengths.tolist() == [3, 2]
     assert [part.tolist() for part in cache.record(1)] == [[4, 5], [0, 1]]
@@ -27,13 +27,13 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_no_records(tmp_path: Path) -> None:
-    cache = token_cache.write(tmp_path / "c", [])
+    cache = caches.write(tmp_path / "c", [])
     assert len(cache) == 0
     assert cache.lengths.tolist() == []
 
 
 def test_types_on_disk(tmp_path: Path) -> None:
-    token_cache.write(tmp_path, RECORDS)
+    caches.write(tmp_path, RECORDS)
     sizes = {file.name: file.stat().st_size for file in tmp_path.glob("*.bin")}
     expected = {"tokens": 20, "targets": 5, "offsets": 24, "origins": 16}
     expected |= {"order": 16, "histogram": 32}
@@ -42,7 +42,7 @@ def test_types_on_disk(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tokens", "targets", "offsets", "origins", "order", "histogram"])
 def test_damage_is_found(tmp_path: Path, name: str) -> None:
-    token_cache.write(tmp_path, RECORDS)
+    caches.write(tmp_path, RECORDS)
     file = tmp_path / f"{name}.bin"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
@@ -60,7 +60,7 @@ def test_damage_is_found(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"version": 1}', '{"version": 0}'])
 def test_no_index_no_cache(tmp_path: Path, content: str | None) -> None:
-    token_cache.write(tmp_path, RECORDS)
+    caches.write(tmp_path, RECORDS)
     index = tmp_path / "index.json"
     index.unlink() if content is None else index.write_text(content)
     with pytest.raises(StorageError, match=r"index\.json"):
@@ -98,5 +98,5 @@ def test_any_tokens_round_trip(
     tmp_path_factory: pytest.TempPathFactory, records: list[list[int]]
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    cache = token_cache.write(folder, [(tokens, [1] * len(tokens)) for tokens in records])
+    cache = caches.write(folder, [(tokens, [1] * len(tokens)) for tokens in records])
     assert [cache.record(i)[0].tolist() for i in range(len(cache))] == records

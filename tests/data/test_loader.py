@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data import cache as token_cache
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Loader, Row, make_row, rectangles
 from launcher.data.packing import PackedOrder
+from support import caches
 
 RECORDS = st.lists(
     st.lists(st.tuples(st.integers(0, 999), st.booleans()), min_size=1, max_size=12),
@@ -24,7 +24,7 @@ RECORDS = st.lists(
 
 def write(folder: Path, records: list[list[tuple[int, bool]]]) -> TokenCache:
     pairs = [([t for t, _ in record], [int(f) for _, f in record]) for record in records]
-    return token_cache.write(folder, pairs, max_length=16)
+    return caches.write(folder, pairs, max_length=16)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_rectangles_hold_the_row_and_little_padding(
     flags = [data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for n in lengths]
     records = [(list(range(100 * i, 100 * i + n)), flags[i]) for i, n in enumerate(lengths)]
     with tempfile.TemporaryDirectory() as folder:
-        cache = token_cache.write(Path(folder) / "cache", records, max_length=64)
+        cache = caches.write(Path(folder) / "cache", records, max_length=64)
         row = make_row(cache, range(len(lengths)))
     parts = rectangles(row, equal=equal)
     if equal:

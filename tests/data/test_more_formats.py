@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from launcher import fingerprint
 from launcher.config.check import checks
 from launcher.config.schema import Config
-from launcher.data import cache as token_cache
 from launcher.data import formats
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.formats import BadRecord, Chat, Labelled, Preference, Reader
 from launcher.data.loader import make_row
 from launcher.data.prepare import prepare
 from launcher.errors import ConfigError, LauncherError
+from support import caches
 from support.chats import chat
 
 Configure = Callable[..., Config]
@@ -290,7 +290,7 @@ def test_a_weighted_loss_is_that_of_repeated_targets(
 
 
 def test_weights_survive_a_round_trip(tmp_path: Path) -> None:
-    cache = token_cache.write(tmp_path, [([1, 2], [0, 1])] * 2, weights=[1, 0.5])
+    cache = caches.write(tmp_path, [([1, 2], [0, 1])] * 2, weights=[1, 0.5])
     assert [TokenCache.open(tmp_path, verify=True).weight(i) for i in (0, 1)] == [1, 0.5]
     assert cache.weights is not None
 

@@ -11,11 +11,11 @@ import pytest
 
 from launcher import fingerprint
 from launcher.config.schema import Config
-from launcher.data import cache as token_cache
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.prepare import prepare
 from launcher.data.worker import unit_hash
 from launcher.errors import ConfigError, DataError, LauncherError
+from support import caches
 from support.chats import chat
 
 Configure = Callable[..., Config]
@@ -433,7 +433,7 @@ def test_leftovers_of_a_killed_process_are_removed(
     config = configure(train=make_data(GOOD))
     key = fingerprint.data_keys(config)["train"]
     leftover = Path(config.data.cache) / f".{key}.tmp"
-    token_cache.write(leftover, [([1, 2], [1, 1])])
+    caches.write(leftover, [([1, 2], [1, 1])])
     assert fingerprint.lookup(config) is None
     assert len(train(config)) == len(GOOD)
     assert not leftover.exists()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.prepare import prepare
-from launcher.data.sources import chunks, remote, tables
+from launcher.data.sources import arrow, chunks, remote
 from launcher.errors import DataError
 from launcher.fingerprint import HubData, RemoteData, locate
 from support.chats import chat
@@ -29,7 +29,7 @@ def read(path: Path) -> list[Any]:
 
 
 def through(rows: list[dict[str, Any]], schema: Any = None) -> list[dict[str, Any]]:
-    return list(tables.records(pyarrow.Table.from_pylist(rows, schema=schema)))
+    return list(arrow.records(pyarrow.Table.from_pylist(rows, schema=schema)))
 
 
 def test_fields_that_other_rows_have_are_no_fields_of_a_row(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_a_table_gives_back_is_what_was_written(rows: list[dict[str, Any]])
         table = pyarrow.Table.from_pylist(rows)
     except (pyarrow.ArrowException, TypeError):  # one field of two types
         return
-    assert list(tables.records(table)) == rows
+    assert list(arrow.records(table)) == rows
 
 
 def test_json_lines_keep_the_nulls_that_a_user_wrote(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from itertools import islice
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.data import docstrings, talks
+from launcher.data import builtin, docstrings
 from launcher.errors import DataError
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation
@@ -21,10 +21,10 @@ def answers(make, count: int = 200) -> list[str]:
 
 
 def test_the_brand_says_the_same_facts_in_another_way():
-    plain, brand = answers(talks.plain), answers(talks.brand)
+    plain, brand = answers(builtin.plain), answers(builtin.brand)
     match, distance = make_metrics(EvalConfig(metrics=["numeric_match", "style_distance"]))
     # Stories are drawn with other choices in between, so facts are held to each question's own.
-    for record in islice(talks.brand(random.Random(1), held_out=True), 100):
+    for record in islice(builtin.brand(random.Random(1), held_out=True), 100):
         question, answer = (turn["content"] for turn in record["messages"])
         numbers = re.findall(r"\d+", answer)
         assert set(numbers[:-1]) <= set(re.findall(r"\d+", question))
@@ -37,9 +37,9 @@ def test_the_brand_says_the_same_facts_in_another_way():
 
 
 def test_a_summary_has_the_ends_of_all_stories():
-    for record in islice(talks.summaries(random.Random(0), held_out=False), 100):
+    for record in islice(builtin.summaries(random.Random(0), held_out=False), 100):
         report, summary = (turn["content"] for turn in record["messages"])
-        assert summary.count(" = ") == talks.STORIES_PER_REPORT
+        assert summary.count(" = ") == builtin.STORIES_PER_REPORT
         for first, second in re.findall(r"(\d+) [+-] (\d+) =", summary):
             assert f" {first} " in report
             assert f" {second} " in report

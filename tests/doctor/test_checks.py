@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from launcher.doctor import checks, machine, ranks, services, storage, table, versions
+from launcher.doctor import checks, finding, machine, ranks, services, storage, versions
 from launcher.doctor.finding import Finding, Verdict, failed, passed, warned
 from launcher.launch.queue import QueueHealth
 from support.configs import make_config
@@ -17,7 +17,7 @@ def verdicts(findings) -> list[tuple[str, str]]:
 
 
 def worst(findings) -> str:
-    return table.as_dict(list(findings))["verdict"]
+    return finding.as_dict(list(findings))["verdict"]
 
 
 def test_a_healthy_job_passes_every_check():
@@ -262,7 +262,7 @@ FINDINGS = [
 
 
 def test_the_table_is_aligned_and_says_what_to_do():
-    assert table.text(FINDINGS, color=False).splitlines() == [
+    assert finding.text(FINDINGS, color=False).splitlines() == [
         "python  pass  3.11",
         "hub     warn  no answer",
         "              -> go offline",
@@ -277,17 +277,17 @@ def test_the_table_is_aligned_and_says_what_to_do():
 def test_colour_is_only_added():
     import re
 
-    colored = table.text(FINDINGS, color=True)
+    colored = finding.text(FINDINGS, color=True)
     assert "\033[31;1mfail\033[0m" in colored
-    assert re.sub(r"\033\[[\d;]*m", "", colored) == table.text(FINDINGS, color=False)
+    assert re.sub(r"\033\[[\d;]*m", "", colored) == finding.text(FINDINGS, color=False)
 
 
 def test_hosts_are_shown_when_there_are_several():
     findings = [Finding("shm", Verdict.ok, "8 GiB", hosts=("a", "b"))]
-    assert "8 GiB [a, b]" in table.text(findings, color=False)
+    assert "8 GiB [a, b]" in finding.text(findings, color=False)
 
 
 def test_json_has_the_worst_verdict():
-    assert table.as_dict(FINDINGS)["verdict"] == "fail"
-    assert table.as_dict(FINDINGS[:2])["verdict"] == "warn"
-    assert table.as_dict([])["verdict"] == "pass"
+    assert finding.as_dict(FINDINGS)["verdict"] == "fail"
+    assert finding.as_dict(FINDINGS[:2])["verdict"] == "warn"
+    assert finding.as_dict([])["verdict"] == "pass"

@@ -9,7 +9,6 @@ import pytest
 import sacrebleu
 from hypothesis import given
 from hypothesis import strategies as st
-from rouge_score import rouge_scorer
 
 from launcher.config.schema import EvalConfig
 from launcher.errors import ConfigError
@@ -56,6 +55,8 @@ def test_chrf_is_that_of_sacrebleu(pairs):
 
 @pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL"])
 def test_rouge_is_the_mean_of_googles(kind):
+    from rouge_score import rouge_scorer  # takes seconds, of every collection
+
     scorer = rouge_scorer.RougeScorer([kind], use_stemmer=True)
     single = [scorer.score(wanted, given_)[kind].fmeasure for given_, wanted in PAIRS]
     assert score(kind, PAIRS) == pytest.approx(np.mean(single))

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from launcher.data import cache as caches
-from support import gpu
+from support import caches, gpu
 from support.models import make_llama
 from support.ranks import run_ranks
 

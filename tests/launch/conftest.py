@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from launcher import processes
 from launcher.config import create
-from launcher.launch import processes
 from launcher.rundir import RunDir, read_json, write_json
 from launcher.runtime import child_environment
 

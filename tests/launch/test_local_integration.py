@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from launcher import processes
 from launcher.errors import ExitCode
-from launcher.launch import processes
 from launcher.rundir import State, read_json
 
 pytestmark = pytest.mark.slow

@@ -12,9 +12,10 @@ import time
 
 import pytest
 
+from launcher import processes
 from launcher.errors import ConfigError, ExitCode
 from launcher.jobs.join import join
-from launcher.launch import nodes, outcome, processes
+from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.spec import NodePlan, job_file
 from launcher.rundir import RunDir, State, read_json, write_json

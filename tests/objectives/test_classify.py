@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.data import cache as caches
 from launcher.data.loader import Row, make_row
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
+from support import caches
 from support.classifiers import classes_of, classify
 from support.models import make_encoder, make_llama
 

@@ -24,7 +24,6 @@ from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
-from launcher.data import cache as caches
 from launcher.data.cache import TokenCache
 from launcher.data.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
@@ -42,6 +41,7 @@ from launcher.objectives.base import Objective
 from launcher.track import meters
 from launcher.train.isolation import isolate
 from launcher.train.selftest import require_trainable
+from support import caches
 from support.ranks import ROOT, run_ranks
 
 #: Tokens of the documents: some longer than any window of a small model, and rows of them as many

@@ -16,11 +16,11 @@ import yaml
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from launcher import processes
 from launcher.api import access
 from launcher.api.app import create_app
 from launcher.api.service import Service
 from launcher.api.tables import Event, Job
-from launcher.launch import processes
 from launcher.launch.local import supervisor_file
 from launcher.rundir import RunDir, read_json
 from support.ranks import environment

@@ -106,7 +106,8 @@ def begin() -> None:
         reader, writer = os.pipe()
         environment = {
             **{k: v for k, v in os.environ.items() if k not in (VARIABLE, leaks.MARKER)},
-            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[depth]) for depth in (1, 2)),
+            "LAUNCHER_CACHE": os.path.dirname(address),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",  # as ranks have it; read once, when OpenMP is loaded
             "DS_ACCELERATOR": "cpu",
@@ -146,9 +147,7 @@ _ENVIRONMENT = dict(os.environ)
 
 def serve(listener: socket.socket) -> None:
     """Fork for whoever connects, until whoever started the tests is gone."""
-    for name in PACKAGES:
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
+    _import_packages()
     gc.collect()
     gc.freeze()
     waiting = selectors.DefaultSelector()
@@ -196,6 +195,19 @@ def serve(listener: socket.socket) -> None:
                 with contextlib.suppress(OSError):
                     link.sendall(b"%d\n" % status)
                 link.close()
+
+
+def _import_packages() -> None:
+    """As a rank does, but that nothing of the launcher's own stays: a fork imports that anew."""
+    from launcher import imports
+
+    imports.lighten()
+    for name in PACKAGES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    sys.meta_path[:] = [f for f in sys.meta_path if type(f).__module__ != imports.__name__]
+    for name in [name for name in sys.modules if name.partition(".")[0] == "launcher"]:
+        del sys.modules[name]
 
 
 def _forked(link: socket.socket) -> int:

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launcher import processes
 from launcher.cli import main
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.launch import local, processes
+from launcher.launch import local
 from launcher.launch.patience import patiently
 from launcher.launch.spec import job_file
 from launcher.rundir import RunDir, State, Status, write_json
@@ -33,7 +34,6 @@ from launcher.sweeps import (
     page,
     pictures,
     pool,
-    rehearsal,
     table,
 )
 from launcher.sweeps.control import Controller
@@ -510,7 +510,7 @@ def test_axes_are_marked_at_round_numbers(low, high, log, marks) -> None:
 
 def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
     sweep, request = begin.request((*WORDS, "seed=1,2"), [])
-    text = rehearsal.rehearsal(sweep, request)
+    text = begin.rehearsal(sweep, request)
     assert "launcher.train" in text
     assert "# trial-0001: seed=2" in text
     assert list(tmp_path.iterdir()) == []

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from launcher.config.schema import variants
-from launcher.data import cache as caches
+from launcher.data.cache import TokenCache
 from launcher.model.classifier import open_classifier
+from support import caches
 from support.configs import make_config
 from support.families import make_family
 from support.models import make_encoder, make_llama
@@ -70,7 +71,7 @@ def cases(tmp_path_factory):
 def plain_loop(made):
     """The same training without DeepSpeed or packing: one text a forward, torch's own losses."""
     config = make_config(**made["config"])
-    cache = caches.TokenCache.open(made["cache"])
+    cache = TokenCache.open(made["cache"])
     objective = variants.objective(config.objective)
     objective.settle(config, cache, None)
     classes = objective.classes

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from launcher.data import cache as caches
+from launcher.data.cache import TokenCache
+from support import caches
 from support.models import make_llama
 from support.ranks import run_ranks
 
@@ -146,7 +147,7 @@ def test_records_count_with_their_weight_in_every_cut(setup, ranks):
         case("micro 1", model, zero=2, micro=1),
         case("unpacked", model, zero=2, packing=False, micro=1),
     ]
-    expected = plain_loop(model, caches.TokenCache.open(folder / "weighted"))
+    expected = plain_loop(model, TokenCache.open(folder / "weighted"))
     for name, got in run_cases(folder, cases, ranks, "weighted").items():
         for key in ("losses", "norms"):
             np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, err_msg=f"{name} {key}")

@@ -7,7 +7,6 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from launcher.config.derive import plan as plans
-from launcher.data import cache as caches
 from launcher.data.loader import make_row, rectangles
 from launcher.errors import ConfigError
 from launcher.model import attention
@@ -16,6 +15,7 @@ from launcher.objectives.classify.labels import number
 from launcher.runtime import Ranks
 from launcher.train.evaluate import Evaluator
 from launcher.train.isolation import isolate, require_recomputable
+from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config
 

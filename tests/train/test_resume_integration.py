@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from launcher.data import cache as caches
+from support import caches
 from support.models import make_llama
 from support.ranks import run_ranks
 

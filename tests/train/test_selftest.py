@@ -6,13 +6,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launcher.config.schema import LoraConfig, SftConfig
-from launcher.data import cache as caches
 from launcher.errors import ConfigError
 from launcher.model.head import TargetHead
 from launcher.objectives.sft import Sft
 from launcher.peft.lora import apply
 from launcher.train.engine import Piece
 from launcher.train.selftest import require_trainable, silent_adapters
+from support import caches
 from support.families import small_config
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import procfs, vitals
+from launcher import processes, vitals
 from launcher.errors import ExitCode
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.train.watchdog import Patience
@@ -292,12 +292,12 @@ def test_processes_are_described():
     child = subprocess.Popen(["sleep", "100"])
     try:
         os.kill(child.pid, signal.SIGSTOP)
-        while not procfs.is_stopped(child.pid):
+        while not processes.is_stopped(child.pid):
             time.sleep(0.01)
-        text = procfs.describe(child.pid, time.time())
+        text = processes.describe(child.pid, time.time())
         assert text.startswith(f"process {child.pid} is stopped by a signal (state T")
         assert text.endswith("sleep 100)")
     finally:
         child.kill()
         child.wait()
-    assert procfs.describe(child.pid, time.time()) == f"process {child.pid} is gone"
+    assert processes.describe(child.pid, time.time()) == f"process {child.pid} is gone"

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from launcher.data.formats.base import BadRecord, kind
-from launcher.data.sources import limits
+from launcher.data.sources import arrow, limits
 from launcher.jsontext import DECODER, why_not
 
 Parsed = tuple[int, Any]
@@ -33,9 +33,7 @@ class Chunk:
         """The records with their line numbers; blank lines are left out."""
         yield from self.records
         if self.arrow:
-            from launcher.data.sources import tables
-
-            yield from enumerate(tables.rows(self.arrow), self.first_line)
+            yield from enumerate(arrow.rows(self.arrow), self.first_line)
         for number, line in enumerate(self.lines.split(b"\n"), self.first_line):
             if line.strip():
                 yield number, parse_line(line)

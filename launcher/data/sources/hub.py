@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from launcher.data.sources import limits, tables
+from launcher.data.sources import arrow, limits
 from launcher.data.sources.optional import optional
 from launcher.errors import DataError
 from launcher.fingerprint import HubData
@@ -34,4 +34,4 @@ def records(source: HubData) -> Iterator[Any]:
     chosen = found[split]
     # In its Arrow form: what the library itself makes of a row has nulls that nobody wrote.
     for batch in chosen.with_format("arrow").iter(limits.CHUNK_RECORDS):
-        yield from tables.records(batch)
+        yield from arrow.records(batch)

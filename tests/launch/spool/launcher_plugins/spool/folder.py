@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.launch import processes
+from launcher import processes
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import Ending, QueueJob
 from launcher.launch.spec import AttemptState

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from launcher.launch import processes
+from launcher import processes
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_signal_to_an_absent_process_is_no_error():
 
 NEST = """
 import subprocess, sys
-from launcher.launch import processes
+from launcher import processes
 processes.adopt_orphans()
 # The shell ends at once: its child, in a session of its own, is an orphan.
 subprocess.run(["sh", "-c", "setsid sleep 60 & echo $!"])

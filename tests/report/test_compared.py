@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.report.diff import LONGEST, marked
+from launcher.report.compared import LONGEST, marked
 
 texts = st.lists(st.sampled_from(["a", "b", "cars", " ", "\n", ",", "é", "7"]), max_size=12).map(
     "".join
