@@ -15,8 +15,9 @@ from launcher.config.classes import Classes
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import class_report, compare, judge, slices, store
-from launcher.evals.further import compare_further
+from launcher.evals import class_report, judge, store
+from launcher.evals.compare import Resampling
+from launcher.evals.further import compare_all
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.report import summary
@@ -89,8 +90,10 @@ def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
     return score(run, speaker)[1]
 
 
-def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
+def against(first: Side, other: Side) -> dict[str, Any]:
     """The comparison of `other` with `first`, with slices and the records that changed.
+
+    Records are drawn by the seed of the first one's run.
 
     Raises `DataError` if they were scored on other records, or their answers made otherwise.
     """
@@ -108,15 +111,13 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
             raise DataError(found, where=f"eval.{key}", hint=hint)
     _require_same_classes(first, other)
     metrics = shared_metrics(first, other)
-    pair = first.results, other.results
+    pair = first.results, _alike(other, first)
     if any(isinstance(metric, judge.Judge) for metric in metrics):
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
-    made = compare.compare(*pair, metrics, seed)
     cache = TokenCache.open(Path(first.folders["validation"]))
     parts = groups(first.run, cache, pair[0].ids())
-    made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made |= compare_further(first.results, _alike(other, first), metrics, seed)
+    made = compare_all(*pair, metrics, parts, Resampling(first.config.seed))
     made["notes"] += contamination(other.run)
     classes = Classes.of_run(first.run)
     if classes is None:

@@ -100,6 +100,8 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
+    # As stored, with probabilities rounded: `launcher compare` finds the same numbers.
+    results = store.read_results(run.eval / "tuned.json") or results
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
@@ -118,10 +120,9 @@ def _compare(
         )
     comparison = store.write_comparison(
         *(run, base, results, metrics, parts),
-        seed=config.seed,
+        resampling=compare.Resampling(config.seed, sign_of_life=heart.again),
         notes=notes,
         lines=lines,
-        alive=heart.again,
         **about,
     )
     beyond = summary.beyond(comparison)
