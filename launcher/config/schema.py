@@ -572,7 +572,20 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class WandbConfig:
+class TrackerConfig:
+    """A tracker besides metrics.jsonl."""
+
+    package: ClassVar[str | None] = None
+    """What it needs that not every installation has: a package and the extra of that name."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether runs are tracked so."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig(TrackerConfig):
     """Weights & Biases."""
 
     mode: WandbMode = WandbMode.disabled
@@ -588,6 +601,26 @@ class WandbConfig:
     log_export: bool = False
     """Upload the exported model as an artifact."""
 
+    @property
+    def is_on(self) -> bool:
+        """Unless it is disabled."""
+        return self.mode is not WandbMode.disabled
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig(TrackerConfig):
+    """TensorBoard."""
+
+    package: ClassVar[str | None] = "tensorboard"
+
+    enabled: bool = False
+    """Write event files to `tensorboard/` of the run folder."""
+
+    @property
+    def is_on(self) -> bool:
+        """If it is enabled."""
+        return self.enabled
+
 
 @dataclass(kw_only=True, slots=True)
 class TrackConfig:
@@ -597,6 +630,8 @@ class TrackConfig:
     """Name of the tracking setup."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
+    tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    """TensorBoard."""
 
 
 @dataclass(kw_only=True, slots=True)

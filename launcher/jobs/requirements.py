@@ -17,8 +17,9 @@ from pathlib import Path
 
 from launcher import entry, registry, runtime
 from launcher.config import items, memory
-from launcher.config.schema import Config, TinyModelConfig, WandbMode
+from launcher.config.schema import Config, TinyModelConfig, TrackerConfig
 from launcher.config.schema_launch import ContainerRuntime
+from launcher.config.variants import TRACKERS
 from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
 from launcher.fingerprint import (
     SUFFIXES,
@@ -224,8 +225,12 @@ def _is_cached(name: str) -> bool:
 
 
 def _packages(config: Config) -> Iterator[Problem]:
-    is_tracked = config.track.wandb.mode is not WandbMode.disabled
-    wanted = [("track.wandb.mode", "wandb", "wandb")] if is_tracked else []
+    trackers = {name: getattr(config.track, name, None) for name in TRACKERS}
+    wanted = [
+        (f"track.{name}", tracker.package, tracker.package)
+        for name, tracker in trackers.items()
+        if isinstance(tracker, TrackerConfig) and tracker.is_on and tracker.package
+    ]
     wanted += [
         ("eval.metrics", METRIC_PACKAGES[metric], "eval")
         for metric in config.eval.metrics

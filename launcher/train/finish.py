@@ -63,8 +63,7 @@ def finish(
         heart.beat("export", step)
         folder = export_run(run, merge=config.export.merge, checkpoint=result, say=say)
         say(f"exported to {folder}")
-        if config.track.wandb.log_export:
-            trackers.artifact("model", folder)
+        trackers.artifact("model", folder)
     heart.beat("end", step)
     trackers.finish(int(ExitCode.ok))
     run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step, reason=reason)
