@@ -180,13 +180,13 @@ class ClusterConfig:
 class WatchdogConfig:
     """When a rank that makes no progress counts as hung: seconds without a change; 0 is never."""
 
-    timeout: float = 600.0
+    timeout_s: float = 600.0
     """In a training step."""
-    start: float = 1800.0
+    start_s: float = 1800.0
     """While model and data are loaded."""
-    eval: float = 1800.0
+    eval_s: float = 1800.0
     """In an evaluation batch."""
-    save: float = 1800.0
+    save_s: float = 1800.0
     """While a checkpoint or export is written."""
     slow_factor: float = 1.5
     """A rank is slow when its own part of a step takes this many times the ranks' median ..."""
