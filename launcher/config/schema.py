@@ -342,7 +342,24 @@ class PeftConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LoraConfig(PeftConfig):
+class AdapterConfig(PeftConfig):
+    """A method that freezes the weights of the model and trains something beside its matrices."""
+
+    targets: Any = "all-linear"
+    """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
+    parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
+    experts: bool = True
+    """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
+
+    def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
+        """Trained parameters beside a matrix [outputs, inputs], or one for each of `experts`."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig(AdapterConfig):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     name: str = "lora"
@@ -353,13 +370,6 @@ class LoraConfig(PeftConfig):
     """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
     dropout: float = 0.0
     """Dropout on the adapter's input."""
-    targets: Any = "all-linear"
-    """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
-    parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
-    experts: bool = True
-    """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
-    modules_to_save: list[str] = field(default_factory=list)
-    """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
     dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
@@ -367,6 +377,10 @@ class LoraConfig(PeftConfig):
     adapter: str | None = None
     """Folder of an adapter to train further; `model.name=FOLDER` sets it. Its own rank, alpha,
     targets and so on hold."""
+
+    def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
+        """Two factors of `rank` for each matrix; with `dora` a magnitude for each output."""
+        return experts * self.rank * (inputs + outputs) + (outputs if self.dora else 0)
 
 
 @dataclass(kw_only=True, slots=True)
