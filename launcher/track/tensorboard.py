@@ -55,19 +55,13 @@ class TensorboardTracker:
         weights that are not the last: a reader would take what lies between for outdated.
         """
         step = values["step"]
-        for tag, value in series(values).items():
-            if isinstance(value, Real) and step > self._newest.get(tag, -1):
-                self._writer.add_scalar(tag, value, step, values.get("time"))
-                self._newest[tag] = step
-        self._writer.flush()
+        shown = {tag: v for tag, v in series(values).items() if step > self._newest.get(tag, -1)}
+        self._newest |= dict.fromkeys(shown, step)
+        self._write(shown, step, values.get("time"))
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers, as scalars at the last step: the table of hyperparameters has them."""
-        step = max(self._newest.values(), default=0)
-        for tag, value in values.items():
-            if isinstance(value, Real):
-                self._writer.add_scalar(tag, value, step)
-        self._writer.flush()
+        self._write(values, max(self._newest.values(), default=0))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table as text."""
@@ -86,6 +80,15 @@ class TensorboardTracker:
             _, _, done = hparams({}, {})
             self._writer.file_writer.add_summary(done)
         self._writer.close()
+
+    def _write(self, values: Mapping[str, Any], step: int, time: float | None = None) -> None:
+        """The numbers among `values` as one event: each is an append to a file that may be far."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        numbers = {tag: value for tag, value in values.items() if isinstance(value, Real)}
+        event = Summary(value=[Summary.Value(tag=t, simple_value=v) for t, v in numbers.items()])
+        self._writer.file_writer.add_summary(event, step, time)
+        self._writer.flush()
 
 
 def _newest_steps(metrics: Path, before: int) -> dict[str, int]:

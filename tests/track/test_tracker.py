@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,21 @@ def open_trackers(run: Path, **options: Any) -> Trackers:
 def test_the_seam_names_no_tracker() -> None:
     source = Path(tracker.__file__).read_text().lower() + Path(finish.__file__).read_text().lower()
     assert [name for name in ("wandb", "weights & biases", "tensorboard") if name in source] == []
+
+
+def test_a_library_is_imported_where_its_tracker_is_on(tmp_path: Path) -> None:
+    code = """
+import sys
+from launcher.config.schema import Config
+from launcher.rundir import RunDir
+from launcher.track import jsonl, tensorboard, wandb
+from launcher.track.tracker import Trackers
+Trackers.open(RunDir(sys.argv[1]), Config(), {}).log(1, {"loss": 1.0})
+print(sorted({"tensorboard", "torch", "wandb"} & set(sys.modules)))
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
