@@ -484,7 +484,7 @@ def _to_save(model: nn.Module, names: Sequence[str]) -> list[str]:
     """The names for peft, which takes `norm` for every module whose name ends so: in full where it
     would train others than are asked for."""
     modules = [name for name, _ in model.named_modules()]
-    found = []
+    found: list[str] = []
     for wanted in names:
         asked = [name for name in modules if _matches(name, wanted)]
         is_clear = all(name in asked for name in modules if name.endswith(wanted))
