@@ -65,7 +65,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing into $(VENV), with the development tools: a few minutes the first time ..."
-	@$(PIP) install -c constraints.txt -e '.[dev,wandb,data,serve,sweep,eval]'
+	@$(PIP) install -c constraints.txt -e '.[dev,data,serve,sweep,eval,tensorboard]'
 	@touch $(VENV)/.installed $@
 
 $(BIN)/python:

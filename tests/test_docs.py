@@ -28,7 +28,7 @@ from launcher.config.derive import plan
 from launcher.config.schema import typed
 from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.errors import ExitCode
-from launcher.evals.compare import MIN_DIFFERING, RESAMPLES
+from launcher.evals.compare import MIN_DIFFERING, Resampling
 from launcher.sweeps import space
 from support import plugins
 from support.ranks import environment
@@ -198,7 +198,7 @@ def test_the_table_of_exit_codes_is_complete():
     [
         ("train", "{cuda:,} tokens on a GPU and {cpu:,} on a CPU".format(**plan.MICRO_TOKENS)),
         ("data", f"up to {MAX_RECORD_BYTES >> 20} MiB"),
-        ("evaluate", f"({RESAMPLES:,} resamples, seeded)"),
+        ("evaluate", f"({Resampling().count:,} resamples, seeded)"),
         ("evaluate", f"at least {MIN_DIFFERING} records differ"),
     ],
 )

@@ -62,6 +62,7 @@ RUN_LIBRARIES = {
     "tokenizers",
     "torch",
     "transformers",
+    "tensorboard",
     "wandb",
 }
 VERB_LIBRARIES = {"hydra", "jinja2", "omegaconf", "rich", "yaml"}

@@ -1,12 +1,13 @@
 """From a job to the config of its run.
 
-What the site has settled is composed from its own overrides, numbers are added as words of a fixed
-form, and every text that a client has sent is set on the typed config: no text of a client is ever
-parsed as an override.
+What the site has settled is composed from its own overrides and words of a fixed form; numbers, and
+every text that a client has sent, are set on the typed config: no text of a client is ever parsed
+as an override.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -88,30 +89,23 @@ def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor))
 
 
-def site_config(site: Site, model: str, config_dirs: Sequence[Path], project: str = "") -> Config:
-    """What the site has settled for a model and a project; `ConfigError` if that is wrong or it is
-    gone."""
-    config, problems = compose.try_compose(_site_words(site, model, project), config_dirs)
-    if problems:
-        raise ConfigError(problems)
-    return config
-
-
 def translate(
     site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path], project: str = ""
 ) -> Translation:
-    """The config of the job's run, of a project by name; `ConfigError` if it cannot run on this
-    machine or cluster."""
-    settled = site_config(site, offer_of(job), config_dirs, project)
-    world_size = ranks_of(settled, site.queue.parallel)
-    used = numbers(job.asked, inputs.examples, world_size)
-    site_words = _site_words(site, offer_of(job), project)
-    words = [*site_words, *_number_words(site_words, job, used, inputs, settled)]
+    """The config of the job's run, of a project by name; `ConfigError` if what the site has settled
+    is wrong or gone, or if it cannot run on this machine or cluster."""
+    words = _site_words(site, offer_of(job), project)
+    words += _choice_words(words, job, inputs)
     config, problems = compose.try_compose(words, config_dirs)
+    if problems:
+        raise ConfigError(problems)
+    world_size = ranks_of(config, site.queue.parallel)
+    used = numbers(job.asked, inputs.examples, world_size)
+    words += _set_numbers(config, used, inputs)
     _set_names(config, job, inputs)
     if inputs.base is not None:
         config.model = _tuned(config.model, inputs.base)
-        problems += adapter.settle(config)
+        problems = adapter.settle(config)
     config, made = create.judged(config, problems, world_size)
     return Translation(config, made, words, used)
 
@@ -135,39 +129,51 @@ def _site_words(site: Site, name: str, project: str) -> list[str]:
     return ["data=chat", *site.overrides, *offer.overrides, *own.overrides, *account]
 
 
-def _number_words(
-    site_words: Sequence[str], job: Job, used: Numbers, inputs: Inputs, settled: Config
-) -> list[str]:
-    every = used.steps_of_epoch(inputs.examples)
+def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[str]:
+    """What a job settles whatever the site's config is."""
     words = [
         f"seed={job.seed}",
-        f"train.epochs={used.n_epochs}",
-        f"batch.sequences={used.batch_size}",
+        "train.steps=null",
+        "batch.tokens=null",
         "batch.micro=null",
         "data.packing=false",
         "data.validation_share=0",
-        f"optim.lr={settled.optim.lr * used.learning_rate_multiplier!r}",
-        f"checkpoint.every_steps={every}",
         "checkpoint.keep_last=3",
         "train.log_every_steps=1",
         "train.token_accuracy=true",
         "export.at_end=true",
+        "eval.times=null",
     ]
     if inputs.validation is None:
         words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
-        words.append("eval.times=null")
     else:
-        metrics = "eval.metrics=[loss,token_accuracy]"
-        words += ["eval=default", metrics, f"eval.every_steps={every}"]
+        words += ["eval=default", "eval.metrics=[loss,token_accuracy]"]
     # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
     keys = ("train.early_stop.patience=", "export.weights=")
     asks = any(word.startswith(keys) for word in site_words)
     if inputs.validation is None or not asks:
         words += ["train.early_stop.patience=null", "export.weights=last"]
-    if _merges(settled.peft, settled.model):
-        # A folder that any tool, and a further job, can start from.
-        words.append("export.merge=true")
     return words
+
+
+def _set_numbers(config: Config, used: Numbers, inputs: Inputs) -> list[str]:
+    """Set what depends on what the site has settled; returns it as words."""
+    every = used.steps_of_epoch(inputs.examples)
+    values: dict[str, Any] = {
+        "train.epochs": float(used.n_epochs),
+        "batch.sequences": used.batch_size,
+        "optim.lr": config.optim.lr * used.learning_rate_multiplier,
+        "checkpoint.every_steps": every,
+    }
+    if inputs.validation is not None:
+        values["eval.every_steps"] = every
+    if _merges(config.peft, config.model):
+        # A folder that any tool, and a further job, can start from.
+        values["export.merge"] = True
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        setattr(getattr(config, section), name, value)
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
 
 
 def _merges(peft: PeftConfig, model: ModelConfig) -> bool:

@@ -103,7 +103,8 @@ def _section(path: str, cls: type, *, base: type | None = None, leaves_only: boo
         hint = typed.fields(cls)[field.name]
         if dataclasses.is_dataclass(hint):
             continue
-        if base is not None and field.name not in cls.__dict__["__annotations__"]:
+        is_own = field.name in cls.__dict__["__annotations__"]
+        if base is not None and field.name in typed.fields(base) and not is_own:
             continue
         if field.name == typed.name_key(path).rpartition(".")[2] and base is not None:
             continue

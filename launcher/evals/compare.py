@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -16,15 +17,42 @@ from launcher.evals.records import ClassRecord, LossRecord, Results
 from launcher.report.summary import table as table
 
 CONFIDENCE = 0.95
-RESAMPLES = 5000
 #: Fewer records that differ prove nothing: even if all agree, a sign test gives 2 * 0.5**5 > 5 %.
 MIN_DIFFERING = 6
 #: Largest number of resampled counts held at once (float64).
 CHUNK = 1_000_000
 
 
-def nothing() -> None:
-    """For whoever does not want to know that work goes on."""
+@dataclass(frozen=True, slots=True)
+class Resampling:
+    """Records drawn with replacement, as many as there are, to see what chance alone does."""
+
+    seed: int = 0
+    """That of the run: whoever compares its results draws the same records."""
+    count: int = 5000
+    """How often the records are drawn."""
+    sign_of_life: Callable[[], object] = lambda: None
+    """Called every now and then, as drawing from many records takes minutes."""
+
+    def sums(self, columns: Floats) -> Floats:
+        """Column sums [count, K] of `columns` [records, K] over the records of each draw."""
+        num_records = len(columns)
+        rng = np.random.default_rng(self.seed)
+        sums = np.empty((self.count, columns.shape[1]))
+        chunk = max(1, CHUNK // num_records)
+        for start in range(0, self.count, chunk):
+            self.sign_of_life()
+            size = min(chunk, self.count - start)
+            drawn = rng.integers(0, num_records, (size, num_records))
+            drawn += np.arange(size)[:, None] * num_records
+            counts = np.bincount(drawn.ravel(), minlength=size * num_records)
+            counts = counts.reshape(size, num_records).astype(np.float64)
+            sums[start : start + size] = counts @ columns
+        return sums
+
+
+#: For comparisons that belong to no run.
+UNSEEDED = Resampling()
 
 
 class Verdict(Enum):
@@ -39,9 +67,7 @@ def compare(
     base: Results,
     tuned: Results,
     metrics: Sequence[Metric[Any]],
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-    alive: Callable[[], object] = nothing,
+    resampling: Resampling = UNSEEDED,
 ) -> dict[str, Any]:
     """Compare `tuned` with `base`, metric by metric, by a paired bootstrap over records.
 
@@ -52,17 +78,16 @@ def compare(
     None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs;
     `notes` are sentences on both; numbers that are not finite are None. Raises `DataError` if the
     two models were not scored on the same records and the same target tokens or references.
-    `alive` is called every now and then, as resampling many records takes minutes.
     """
-    rows = measure(base, tuned, metrics, seed, resamples, alive)
+    rows = measure(base, tuned, metrics, resampling)
     judge(list(rows.values()))
     notes = [note for metric in metrics for note in metric.notes()]
     return {
         "metrics": rows,
         "notes": _cut(base, tuned) + notes,
         "confidence": CONFIDENCE,
-        "resamples": resamples,
-        "seed": seed,
+        "resamples": resampling.count,
+        "seed": resampling.seed,
     }
 
 
@@ -77,12 +102,7 @@ def _cut(base: Results, tuned: Results) -> list[str]:
 
 
 def measure(
-    base: Results,
-    tuned: Results,
-    metrics: Sequence[Metric[Any]],
-    seed: int,
-    resamples: int,
-    alive: Callable[[], object] = nothing,
+    base: Results, tuned: Results, metrics: Sequence[Metric[Any]], resampling: Resampling
 ) -> dict[str, dict[str, Any]]:
     """The rows of `compare` without what depends on how many comparisons are made."""
     found: dict[str, dict[str, Any]] = {}
@@ -90,7 +110,7 @@ def measure(
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
-            found.update(_compare_pass(a, b, chosen, seed, resamples, alive))
+            found.update(_compare_pass(a, b, chosen, resampling))
     return {metric.name: found[metric.name] for metric in metrics if metric.name in found}
 
 
@@ -139,17 +159,12 @@ def _task(record: Any) -> object:
 
 
 def _compare_pass(
-    base: list[Any],
-    tuned: list[Any],
-    metrics: Sequence[Metric[Any]],
-    seed: int,
-    resamples: int,
-    alive: Callable[[], object],
+    base: list[Any], tuned: list[Any], metrics: Sequence[Metric[Any]], resampling: Resampling
 ) -> dict[str, dict[str, Any]]:
     """Compare metrics of one pass; all of them see the same resampled records."""
     pairs = [metric.paired(base, tuned) for metric in metrics]
     columns = np.concatenate([side for pair in pairs for side in pair], axis=1)
-    sums = resampled_sums(columns, seed, resamples, alive)
+    sums = resampling.sums(columns)
     rows, first = {}, 0
     for metric, (one, other) in zip(metrics, pairs, strict=True):
         middle, last = first + one.shape[1], first + one.shape[1] + other.shape[1]
@@ -158,24 +173,6 @@ def _compare_pass(
         )
         first = last
     return rows
-
-
-def resampled_sums(
-    columns: Floats, seed: int, resamples: int, alive: Callable[[], object] = nothing
-) -> Floats:
-    """Column sums [resamples, K] of `columns` [records, K], records drawn with replacement."""
-    num_records = len(columns)
-    rng = np.random.default_rng(seed)
-    sums = np.empty((resamples, columns.shape[1]))
-    chunk = max(1, CHUNK // num_records)
-    for start in range(0, resamples, chunk):
-        alive()
-        size = min(chunk, resamples - start)
-        drawn = rng.integers(0, num_records, (size, num_records))
-        drawn += np.arange(size)[:, None] * num_records
-        counts = np.bincount(drawn.ravel(), minlength=size * num_records)
-        sums[start : start + size] = counts.reshape(size, num_records).astype(np.float64) @ columns
-    return sums
 
 
 def _row(

@@ -1,11 +1,13 @@
-"""Comparison of two models beyond the held-out records: general sets, new ones, training records.
+"""Comparison of two models beyond the held-out records: general sets, new ones, training records;
+and `compare_all`, the whole comparison.
 
-Nothing here enters the verdict on the held-out records.
+Nothing beyond the held-out records enters the verdict on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,33 @@ from launcher.evals.judge import Judge
 from launcher.evals.loss import Loss
 from launcher.evals.metric import Floats, Metric
 from launcher.evals.records import LossRecord, Results
-from launcher.evals.slices import MIN_RECORDS
+from launcher.evals.slices import MIN_RECORDS, Groups, compare_slices
 
 #: Name of the training records among the further sets; the model has seen them.
 TRAIN = "train"
+
+
+def compare_all(
+    base: Results,
+    tuned: Results,
+    metrics: Sequence[Metric[Any]],
+    groups: Groups,
+    resampling: compare.Resampling,
+) -> dict[str, Any]:
+    """The comparison as of `compare.compare`, with `slices` and what `compare_further` gives.
+
+    What a run writes at its end and what `launcher compare` makes of stored results is this.
+    """
+    made = compare.compare(base, tuned, metrics, resampling)
+    made["slices"] = compare_slices(base, tuned, metrics, groups, resampling)
+    return made | compare_further(base, tuned, metrics, resampling)
 
 
 def compare_further(
     base: Results,
     tuned: Results,
     metrics: Sequence[Metric[Any]],
-    seed: int = 0,
-    resamples: int = compare.RESAMPLES,
-    alive: Callable[[], object] = compare.nothing,
+    resampling: compare.Resampling = compare.UNSEEDED,
 ) -> dict[str, Any]:
     """`further`: set -> comparison as of `compare.compare`, of the sets that both models have.
 
@@ -38,12 +54,10 @@ def compare_further(
     shared = [name for name in base.further if name in tuned.further and name != TRAIN]
     return {
         "further": {
-            name: compare.compare(
-                base.further[name], tuned.further[name], metrics, seed, resamples, alive
-            )
+            name: compare.compare(base.further[name], tuned.further[name], metrics, resampling)
             for name in shared
         },
-        "gap": compare_gap(base, tuned, metrics, seed, resamples, alive),
+        "gap": compare_gap(base, tuned, metrics, resampling),
     }
 
 
@@ -51,9 +65,7 @@ def compare_gap(
     base: Results,
     tuned: Results,
     metrics: Sequence[Metric[Any]],
-    seed: int,
-    resamples: int,
-    alive: Callable[[], object] = compare.nothing,
+    resampling: compare.Resampling,
 ) -> dict[str, Any] | None:
     """How far held-out loss lies above the loss on training records, in nats, and its growth.
 
@@ -67,8 +79,8 @@ def compare_gap(
     ids = [[record.id for record in losses] for losses in seen]
     if loss is None or ids[0] != ids[1] or min(len(ids[0]), len(base.losses)) < MIN_RECORDS:
         return None
-    trained = _draws(loss, seen, seed + 1, resamples, alive)
-    gaps = _draws(loss, [base.losses, tuned.losses], seed, resamples, alive) - trained
+    trained = _draws(loss, seen, replace(resampling, seed=resampling.seed + 1))
+    gaps = _draws(loss, [base.losses, tuned.losses], resampling) - trained
     if not np.isfinite(gaps).all():
         return None
     growth = gaps[:, 1] - gaps[:, 0]
@@ -85,14 +97,10 @@ def compare_gap(
 
 
 def _draws(
-    loss: Loss,
-    sides: Sequence[Sequence[LossRecord]],
-    seed: int,
-    resamples: int,
-    alive: Callable[[], object],
+    loss: Loss, sides: Sequence[Sequence[LossRecord]], resampling: compare.Resampling
 ) -> Floats:
-    """Losses of both models, [1 + resamples, 2]: over the records as they are, then resampled."""
+    """Losses of both models, [1 + count, 2]: over the records as they are, then resampled."""
     columns = np.concatenate([loss.statistics(side) for side in sides], axis=1)
-    drawn = compare.resampled_sums(columns, seed, resamples, alive)
+    drawn = resampling.sums(columns)
     sums = np.concatenate([columns.sum(0, keepdims=True), drawn])
     return np.stack([loss.scores(sums[:, :2]), loss.scores(sums[:, 2:])], axis=1)

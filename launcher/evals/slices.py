@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,7 @@ def compare_slices(
     tuned: Results,
     metrics: Sequence[Metric[Any]],
     groups: Groups,
-    seed: int = 0,
-    resamples: int = compare.RESAMPLES,
-    alive: Callable[[], object] = compare.nothing,
+    resampling: compare.Resampling = compare.UNSEEDED,
 ) -> list[dict[str, Any]]:
     """The comparison within each slice: `by`, `value`, `records`, `metrics` as of `compare`.
 
@@ -45,7 +43,7 @@ def compare_slices(
             rows: dict[str, Any] = {}
             if len(ids) >= MIN_RECORDS:
                 sides = base.of(ids), tuned.of(ids)
-                made = compare.measure(*sides, metrics, seed, resamples, alive)
+                made = compare.measure(*sides, metrics, resampling)
                 rows = {name: row for name, row in made.items() if row["records"] >= MIN_RECORDS}
             found.append({"by": kind, "value": name, "records": len(ids), "metrics": rows})
     compare.judge([row for part in found for row in part["metrics"].values()])

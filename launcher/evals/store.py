@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
-from launcher.evals.compare import RESAMPLES, compare, nothing
+from launcher.evals.compare import UNSEEDED, Resampling
 from launcher.evals.exact_match import ExactMatch
-from launcher.evals.further import compare_further
+from launcher.evals.further import compare_all
 from launcher.evals.judge import Judge
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import PASSES, Results
-from launcher.evals.slices import Groups, compare_slices
+from launcher.evals.slices import Groups
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
 VERSION = 2
@@ -113,23 +113,18 @@ def write_comparison(
     metrics: Sequence[Metric[Any]],
     groups: Groups,
     *,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
+    resampling: Resampling = UNSEEDED,
     notes: Sequence[str] = (),
     lines: Sequence[Mapping[str, Any]] | None = None,
-    alive: Callable[[], object] = nothing,
     **about: Any,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
     `notes` are put to its own, `about` beside it as it is; `lines` stand for those of
-    `predictions`, and `alive` is called every now and then.
+    `predictions`.
     """
-    chance = seed, resamples, alive
-    comparison = compare(base, tuned, metrics, *chance) | about
+    comparison = compare_all(base, tuned, metrics, groups, resampling) | about
     comparison["notes"] += notes
-    comparison["slices"] = compare_slices(base, tuned, metrics, groups, *chance)
-    comparison |= compare_further(base, tuned, metrics, *chance)
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)
     return comparison

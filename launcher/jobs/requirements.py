@@ -17,8 +17,9 @@ from pathlib import Path
 
 from launcher import entry, registry, runtime
 from launcher.config.derive import items, memory
-from launcher.config.schema import Config, TinyModelConfig, WandbMode, variants
+from launcher.config.schema import Config, TinyModelConfig, TrackerConfig, variants
 from launcher.config.schema.launch import ContainerRuntime
+from launcher.config.schema.variants import TRACKERS
 from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
 from launcher.fingerprint import (
     SUFFIXES,
@@ -218,8 +219,12 @@ def _is_cached(name: str) -> bool:
 
 
 def _packages(config: Config) -> Iterator[Problem]:
-    is_tracked = config.track.wandb.mode is not WandbMode.disabled
-    wanted = [("track.wandb.mode", "wandb", "wandb")] if is_tracked else []
+    trackers = {name: getattr(config.track, name, None) for name in TRACKERS}
+    wanted = [
+        (f"track.{name}", tracker.package, tracker.package)
+        for name, tracker in trackers.items()
+        if isinstance(tracker, TrackerConfig) and tracker.is_on and tracker.package
+    ]
     wanted += [
         ("eval.metrics", variants.METRICS[metric].package, "eval")
         for metric in variants.metrics_of(config)

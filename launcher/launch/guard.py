@@ -70,7 +70,7 @@ class Guard:
             phase="start",
             step=0,
             time=self._started,
-            limit=self._limits.start,
+            limit=self._limits.start_s,
             part="imports",
         )
         beats = vitals.read(self._run, self._attempt)

@@ -48,7 +48,7 @@ def apply(model: Any, config: schema.LoraConfig, head: Sequence[str] | None = No
     else:
         targets = choose(model, config, head)
         told = targets.explain()
-        whole = [*config.modules_to_save, *(head or ())]
+        whole = _to_save(model, [*config.modules_to_save, *(head or ())])
         options = peft.LoraConfig(
             task_type=peft.TaskType.CAUSAL_LM if head is None else peft.TaskType.SEQ_CLS,
             r=config.rank,
@@ -478,8 +478,20 @@ def _modules_to_save(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
     return [
         module
         for name, module in model.named_modules()
-        if any(_matches(name, wanted) for wanted in names)
+        if any(name.endswith(wanted) for wanted in names)  # as peft matches them
     ]
+
+
+def _to_save(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The names for peft, which takes `norm` for every module whose name ends so: in full where it
+    would train others than are asked for."""
+    modules = [name for name, _ in model.named_modules()]
+    found: list[str] = []
+    for wanted in names:
+        asked = [name for name in modules if _matches(name, wanted)]
+        is_clear = all(name in asked for name in modules if name.endswith(wanted))
+        found += [wanted] if is_clear else asked
+    return found
 
 
 def _tied(model: Any) -> list[nn.Module]:

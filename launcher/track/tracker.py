@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -12,14 +10,24 @@ from typing import Any, Protocol
 
 from launcher.config import schema
 from launcher.config.schema.variants import TRACKERS
-from launcher.rundir import RunDir, read_json, storage_errors, write_atomic, write_json
+from launcher.rundir import RunDir, read_json, write_json
 
 
 class Tracker(Protocol):
-    """What a tracker does. Any of these may fail: `Trackers` catches it and training goes on."""
+    """What a tracker does. Any of these may fail: `Trackers` catches it and training goes on.
 
-    def start(self) -> None:
-        """Open the run at the tracker, or join it again after a resume."""
+    It is made from the run, its config, and that config as plain values (`compose.to_dict`).
+    """
+
+    @property
+    def stays_on(self) -> bool:
+        """Whether it is tried again after a failure; else it is left out from then on."""
+
+    def start(self, resumed_step: int | None) -> None:
+        """Open the run at the tracker, or join it again to go on from `resumed_step`.
+
+        What was logged after that step is logged again. None: the run begins anew.
+        """
 
     def log(self, values: Mapping[str, Any]) -> None:
         """One line of metrics; `values` holds step, time and kind ("train" or "eval")."""
@@ -37,57 +45,29 @@ class Tracker(Protocol):
         """Close the run; `preempted` says that it will be continued."""
 
 
-class JsonLines:
-    """metrics.jsonl: one line a record, on disk when `log` returns. The source of the report."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def keep_until(self, step: int | None) -> None:
-        """Drop what a resumed run writes again: lines after `step` (None: all) and torn ones."""
-        if not self._path.exists():
-            return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                if step is not None and json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-        write_atomic(self._path, "".join(kept))
-
-    def start(self) -> None:
-        """Nothing to open: every line opens the file, so it may move or fail in between."""
-
-    def log(self, values: Mapping[str, Any]) -> None:
-        """Append one line, whole or not at all; `StorageError` on a full or read-only disk."""
-        line = json.dumps(finite(values), ensure_ascii=False) + "\n"
-        with storage_errors(self._path), open(self._path, "ab") as file:
-            end = file.seek(0, 2)
-            try:
-                file.write(line.encode())
-                file.flush()
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(end)
-                raise
-
-    def summary(self, values: Mapping[str, Any]) -> None:
-        """The comparison has its own file."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Predictions have their own file."""
-
-    def artifact(self, name: str, folder: Path) -> None:
-        """The export already lies in the run folder."""
-
-    def finish(self, exit_code: int, *, preempted: bool) -> None:
-        """Every line is closed already."""
-
-
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` with NaN and infinities as text, since JSON has no such numbers."""
     return {
         key: str(value) if isinstance(value, float) and value - value != 0.0 else value
         for key, value in values.items()
+    }
+
+
+#: Fields of a line that later ones can be set against, besides its step.
+_AXES = ("epoch", "tokens")
+
+
+def series(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of a line by the names under which trackers show them.
+
+    Train metrics stand under train/, evaluation metrics as they are named (eval/...), epoch and
+    tokens for themselves. What was not measured (None) is left out.
+    """
+    prefix = "train/" if values.get("kind", "train") == "train" else ""
+    return {
+        key if key in _AXES else f"{prefix}{key}": value
+        for key, value in values.items()
+        if key not in ("step", "time", "kind") and value is not None
     }
 
 
@@ -98,18 +78,13 @@ _OFF = "this tracker is off for the rest of the attempt"
 class Trackers:
     """Hands every call to all trackers; one that fails is warned about once, then left out.
 
-    metrics.jsonl is never left out: a line that cannot be written is lost, the next is tried again.
+    One that stays on is never left out: what it cannot write is lost, the next is tried again.
     """
 
     def __init__(
-        self,
-        trackers: Mapping[str, Tracker],
-        *,
-        lines: JsonLines | None = None,
-        warn: Callable[[str], None] | None = None,
+        self, trackers: Mapping[str, Tracker], *, warn: Callable[[str], None] | None = None
     ) -> None:
         self._trackers = dict(trackers)
-        self._lines = lines
         self._warn = warn or _warn_on_stderr
         self._warned: set[str] = set()
 
@@ -128,37 +103,26 @@ class Trackers:
 
         Args:
             resolved: the config as plain values (`compose.to_dict`), handed to the trackers.
-            resumed_step: last step of the checkpoint that this process continues from; later lines
-                of metrics.jsonl are dropped. None: a fresh start.
+            resumed_step: last step of the checkpoint that this process continues from. None: a
+                fresh start.
             warn: takes warnings; stderr if not given.
         What cannot be opened is warned about, and raises nothing.
         """
-        if not is_main:
-            return cls({})
-        lines = JsonLines(run.metrics)
-        opened = cls({}, lines=lines, warn=warn)
-        try:
-            lines.keep_until(resumed_step)
-        except Exception as error:
-            opened._warn_once("metrics.jsonl", error, _LOST)
-        if config.track.wandb.mode is not schema.WandbMode.disabled:
+        opened = cls({}, warn=warn)
+        for name in TRACKERS if is_main else ():
+            options = getattr(config.track, name, None)
+            if options is not None and not options.is_on:
+                continue
             try:
-                opened._trackers["wandb"] = TRACKERS.load("wandb")(
-                    run, config, resolved, tracker_id(run, "wandb")
-                )
+                opened._trackers[name] = TRACKERS.load(name)(run, config, resolved)
             except Exception as error:
-                opened._warn_once("wandb", error, _OFF)
-        opened._each(lambda tracker: tracker.start())
+                opened._warn_once(name, error, _OFF)
+        opened._each(lambda tracker: tracker.start(resumed_step))
         return opened
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Record `values` (with time and kind) at `step`."""
         line = {"step": step, **values}
-        if self._lines is not None:
-            try:
-                self._lines.log(line)
-            except Exception as error:
-                self._warn_once("metrics.jsonl", error, _LOST)
         self._each(lambda tracker: tracker.log(line))
 
     def summary(self, values: Mapping[str, Any]) -> None:
@@ -184,8 +148,9 @@ class Trackers:
                 call(tracker)
             except Exception as error:
                 # Trackers wrap network clients, which raise anything.
-                del self._trackers[name]
-                self._warn_once(name, error, _OFF)
+                if not tracker.stays_on:
+                    del self._trackers[name]
+                self._warn_once(name, error, _LOST if tracker.stays_on else _OFF)
 
     def _warn_once(self, name: str, error: Exception, consequence: str) -> None:
         if name not in self._warned:

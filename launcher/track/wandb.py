@@ -9,7 +9,7 @@ from typing import Any
 from launcher import runtime
 from launcher.config import schema
 from launcher.rundir import RunDir
-from launcher.track.tracker import finite
+from launcher.track.tracker import finite, series, tracker_id
 
 #: Longest wait for the service at the start and at the end, in seconds; then the run goes on
 #: offline.
@@ -24,19 +24,20 @@ class WandbTracker:
     folder under wandb/ and `wandb sync` uploads them later.
     """
 
+    stays_on = False
+
     def __init__(
         self,
         run: RunDir,
         config: schema.Config,
         resolved: Mapping[str, Any],
-        run_id: str,
         *,
         init_timeout_s: float = INIT_TIMEOUT_S,
     ) -> None:
         self._dir = run
         self._config = config
         self._resolved = dict(resolved)
-        self._id = run_id
+        self._id = tracker_id(run, "wandb")
         self._init_timeout_s = init_timeout_s
         self._run: Any = None
 
@@ -48,7 +49,7 @@ class WandbTracker:
             return "online" if runtime.has_wandb_credentials() else "offline"
         return str(mode.value)
 
-    def start(self) -> None:
+    def start(self, resumed_step: int | None) -> None:
         """Open or rejoin the run; offline if the service does not answer in time."""
         import wandb
 
@@ -89,20 +90,8 @@ class WandbTracker:
         )
 
     def log(self, values: Mapping[str, Any]) -> None:
-        """Train metrics under train/, evaluation metrics as they are named (eval/...)."""
-        axis = {key: values[key] for key in ("step", "epoch", "tokens") if key in values}
-        left_out = {*axis, "time", "kind"}
-        prefix = "train/" if values.get("kind", "train") == "train" else ""
-        self._run.log(
-            {
-                **axis,
-                **{
-                    f"{prefix}{key}": value
-                    for key, value in values.items()
-                    if key not in left_out and value is not None
-                },
-            }
-        )
+        """The numbers of the line, with its step as one of them."""
+        self._run.log({"step": values["step"], **series(values)})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Final numbers, shown in the run table."""

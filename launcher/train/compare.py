@@ -15,8 +15,9 @@ from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
 from launcher.data.cache import TokenCache
 from launcher.errors import ConfigError, DataError, ExitCode
-from launcher.evals import compare, judge, slices, store
-from launcher.evals.further import compare_further
+from launcher.evals import judge, store
+from launcher.evals.compare import Resampling
+from launcher.evals.further import compare_all
 from launcher.evals.metric import Metric, make_metrics
 from launcher.evals.records import Results
 from launcher.objectives.base import of_run
@@ -90,8 +91,10 @@ def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
     return score(run, speaker)[1]
 
 
-def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
+def against(first: Side, other: Side) -> dict[str, Any]:
     """The comparison of `other` with `first`, with slices and the records that changed.
+
+    Records are drawn by the seed of the first one's run.
 
     Raises `DataError` if they were scored on other records, or their answers made otherwise.
     """
@@ -117,15 +120,13 @@ def against(first: Side, other: Side, seed: int = 0) -> dict[str, Any]:
         )
     objectives[0].require_same(objectives[1])
     metrics = shared_metrics(first, other)
-    pair = first.results, other.results
+    pair = first.results, _alike(other, first)
     if any(isinstance(metric, judge.Judge) for metric in metrics):
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
-    made = compare.compare(*pair, metrics, seed)
     cache = TokenCache.open(Path(first.folders["validation"]))
     parts = groups(first.run, cache, pair[0].ids())
-    made["slices"] = slices.compare_slices(*pair, metrics, parts, seed)
-    made |= compare_further(first.results, _alike(other, first), metrics, seed)
+    made = compare_all(*pair, metrics, parts, Resampling(first.config.seed))
     made["notes"] += contamination(other.run)
     made["answers"] = objectives[0].lines(*pair, metrics, cache.where, lambda record: "")
     made |= objectives[0].about(pair[1])

@@ -63,8 +63,7 @@ def finish(
         heart.beat("export", step)
         folder = export_run(run, merge=config.export.merge, checkpoint=result, say=say)
         say(f"exported to {folder}")
-        if config.track.wandb.log_export:
-            trackers.artifact("model", folder)
+        trackers.artifact("model", folder)
     heart.beat("end", step)
     trackers.finish(int(ExitCode.ok))
     run.set_status(State.succeeded, exit_code=int(ExitCode.ok), step=step, reason=reason)
@@ -101,6 +100,8 @@ def _compare(
         trackers.summary({f"tuned/{name}": score for name, score in scores.items()})
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
+    # As stored, with probabilities rounded: `launcher compare` finds the same numbers.
+    results = store.read_results(run.eval / "tuned.json") or results
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
@@ -114,10 +115,9 @@ def _compare(
     lines = evaluator.lines(base, results, metrics)
     comparison = store.write_comparison(
         *(run, base, results, metrics, parts),
-        seed=config.seed,
+        resampling=compare.Resampling(config.seed, sign_of_life=heart.again),
         notes=notes,
         lines=lines,
-        alive=heart.again,
         **about,
     )
     beyond = summary.beyond(comparison)

@@ -31,12 +31,12 @@ class Heartbeat:
     def __init__(self, run: RunDir, ranks: Ranks, attempt: int, limits: WatchdogConfig) -> None:
         self._path = run.heartbeat(ranks.rank)
         self._limits = {
-            "start": limits.start,
-            "step": limits.timeout,
-            "eval": limits.eval,
-            "save": limits.save,
-            "export": limits.save,
-            "end": limits.save,
+            "start": limits.start_s,
+            "step": limits.timeout_s,
+            "eval": limits.eval_s,
+            "save": limits.save_s,
+            "export": limits.save_s,
+            "end": limits.save_s,
             vitals.DONE: 0.0,
         }
         self.now = Beat(
@@ -47,7 +47,7 @@ class Heartbeat:
             phase="start",
             step=0,
             time=time.time(),
-            limit=limits.start,
+            limit=limits.start_s,
             space=processes.space(),
         )
         self.changed = threading.Event()

@@ -38,7 +38,7 @@ _PACKAGE = str(Path(__file__).resolve().parents[1])
 
 def collective_timeout(limits: WatchdogConfig) -> timedelta:
     """When torch itself may give up a collective: after the watchdog, which knows more."""
-    all_limits = [limits.timeout, limits.start, limits.eval, limits.save]
+    all_limits = [limits.timeout_s, limits.start_s, limits.eval_s, limits.save_s]
     return timedelta(seconds=2 * max(all_limits) + 60) if all(all_limits) else timedelta(days=7)
 
 
@@ -48,7 +48,7 @@ class Watchdog:
     def __init__(self, run: RunDir, ranks: Ranks, attempt: int, limits: WatchdogConfig) -> None:
         self.heart = Heartbeat(run, ranks, attempt, limits)
         self._run, self._ranks, self._attempt = run, ranks, attempt
-        all_limits = [limits.timeout, limits.start, limits.eval, limits.save]
+        all_limits = [limits.timeout_s, limits.start_s, limits.eval_s, limits.save_s]
         self._tick_s = min([TICK_S, *(limit / 10 for limit in all_limits if limit)])
         self._answered: Beat | None = None
         self._closed = threading.Event()

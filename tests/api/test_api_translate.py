@@ -79,6 +79,25 @@ def test_a_job_is_a_run(tmp_path):
     assert made.plan.global_sequences == 6
 
 
+def test_a_job_is_composed_once_and_its_words_say_what_it_runs_with(tmp_path, monkeypatch):
+    composed, real = [], compose.try_compose
+    monkeypatch.setattr(compose, "try_compose", lambda *a: composed.append(a) or real(*a))
+    validation = tmp_path / "validation.jsonl"
+    made = translate(
+        Site(models=OFFERS), job(model="recipe"), inputs(tmp_path, validation=validation), []
+    )
+    assert len(composed) == 1
+    again = compose.compose(made.words)
+    again.run, again.data = made.config.run, made.config.data
+    assert again == made.config
+
+
+def test_what_the_site_has_wrong_is_told(tmp_path):
+    site = Site(models={"tiny": Offer(overrides=["model=tiny", "optm.lr=1"])})
+    with pytest.raises(ConfigError, match="optim.lr"):
+        translate(site, job(), inputs(tmp_path), [])
+
+
 def test_without_validation_nothing_is_held_out(tmp_path):
     config = translate(Site(models=OFFERS), job(), inputs(tmp_path), []).config
     assert (config.eval.name, config.eval.metrics, config.data.validation_share) == ("none", [], 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import EvalConfig
 from launcher.errors import DataError
-from launcher.evals.compare import CHUNK, compare
+from launcher.evals.compare import CHUNK, Resampling, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 from support.results import results_of
@@ -64,7 +64,9 @@ def test_interval_of_a_mean_agrees_with_the_normal_approximation():
     rng = np.random.default_rng(3)
     gain = rng.normal(0.3, 1.0, 800)
     base = rng.normal(5.0, 2.0, 800)
-    row = compare(losses(base), losses(base - gain), LOSS, resamples=8000)["metrics"]["loss"]
+    row = compare(losses(base), losses(base - gain), LOSS, Resampling(count=8000))["metrics"][
+        "loss"
+    ]
     half = 1.96 * gain.std() / math.sqrt(len(gain))
     assert row["interval"] == pytest.approx([-gain.mean() - half, -gain.mean() + half], abs=0.006)
 
@@ -116,7 +118,9 @@ def test_interval_holds_the_true_difference_at_about_the_nominal_rate():
         targets = rng.integers(5, 60, 120)
         base = rng.gamma(4.0, 0.5, 120) * targets
         tuned = base - rng.normal(true, 0.8, 120) * targets
-        result = compare(losses(base, targets), losses(tuned, targets), LOSS[:1], trial, 500)
+        result = compare(
+            losses(base, targets), losses(tuned, targets), LOSS[:1], Resampling(trial, 500)
+        )
         low, high = result["metrics"]["loss"]["interval"]
         hits += low <= -true <= high
     assert 0.90 <= hits / trials <= 0.985
@@ -128,7 +132,7 @@ def test_no_difference_is_rarely_called_one():
     calls, trials = 0, 300
     for trial in range(trials):
         base, tuned = answers(rng.random(100) < 0.4), answers(rng.random(100) < 0.4)
-        row = compare(base, tuned, MATCH, trial, 500)["metrics"]["exact_match"]
+        row = compare(base, tuned, MATCH, Resampling(trial, 500))["metrics"]["exact_match"]
         calls += row["verdict"] != "no evidence"
     assert calls / trials <= 0.09
 
@@ -144,7 +148,7 @@ def test_no_difference_is_rarely_called_one():
 def test_swapping_base_and_tuned_mirrors_the_result(records):
     first, second, targets, correct = zip(*records, strict=True)
     a, b = losses(first, targets, correct), losses(second, targets)
-    forth, back = compare(a, b, LOSS, 0, 200), compare(b, a, LOSS, 0, 200)
+    forth, back = (compare(*pair, LOSS, Resampling(count=200)) for pair in ((a, b), (b, a)))
     mirrored = {"better": "worse", "worse": "better", "no evidence": "no evidence"}
     for name, row in forth["metrics"].items():
         other = back["metrics"][name]
@@ -159,21 +163,25 @@ def test_the_same_seed_gives_the_same_interval_in_any_order_of_records():
     rng = np.random.default_rng(5)
     base, tuned = rng.random(60), rng.random(60)
     shuffled = rng.permutation(60)
-    straight = compare(losses(base), losses(tuned), LOSS, 7)
+    straight = compare(losses(base), losses(tuned), LOSS, Resampling(7))
     mixed = compare(
-        losses(base[shuffled], ids=shuffled), losses(tuned[shuffled], ids=shuffled), LOSS, 7
+        losses(base[shuffled], ids=shuffled),
+        losses(tuned[shuffled], ids=shuffled),
+        LOSS,
+        Resampling(7),
     )
     assert straight == mixed
-    assert straight != compare(losses(base), losses(tuned), LOSS, 8)
+    assert straight != compare(losses(base), losses(tuned), LOSS, Resampling(8))
 
 
 def test_resampling_in_chunks_draws_what_one_go_draws(monkeypatch):
     base, tuned = losses(np.arange(50.0)), losses(np.arange(50.0)[::-1])
-    whole = compare(base, tuned, LOSS, 1, 300)
+    whole = compare(base, tuned, LOSS, Resampling(1, 300))
     assert CHUNK > 50 * 300
     monkeypatch.setattr("launcher.evals.compare.CHUNK", 50 * 7)
     signs: list[None] = []
-    assert compare(base, tuned, LOSS, 1, 300, lambda: signs.append(None)) == whole
+    resampling = Resampling(1, 300, lambda: signs.append(None))
+    assert compare(base, tuned, LOSS, resampling) == whole
     assert len(signs) == -(-300 // 7)
 
 

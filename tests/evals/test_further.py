@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.evals import compare
-from launcher.evals.further import compare_further
+from launcher.evals.compare import Resampling
+from launcher.evals.further import compare_all, compare_further
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import read_results, write_comparison, write_results
@@ -19,7 +19,7 @@ from launcher.train.further import evenly
 from support.results import results_of
 
 METRICS = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))
-DRAWS = 500
+DRAWS = Resampling(count=500)
 
 
 def losses(mean: float, count: int = 60, seed: int = 0) -> list[LossRecord]:
@@ -33,8 +33,7 @@ def model(held_out: float, **further: float) -> Results:
 
 
 def compared(base: Results, tuned: Results) -> dict:
-    made = compare.compare(base, tuned, METRICS, resamples=DRAWS)
-    return made | compare_further(base, tuned, METRICS, resamples=DRAWS)
+    return compare_all(base, tuned, METRICS, {}, DRAWS)
 
 
 def test_forgetting_is_flagged_and_leaves_the_verdict_as_it_is():
@@ -100,7 +99,7 @@ def test_the_interval_of_the_gap_covers_the_truth():
             drawn = rng.normal(2, 0.5, (2, 50))
             held_out, seen = ([LossRecord(i, v, 1, 0) for i, v in enumerate(d)] for d in drawn)
             sides.append(results_of(held_out, further={"train": results_of(seen)}))
-        gap = compare_further(*sides, METRICS, seed=seed, resamples=400)["gap"]
+        gap = compare_further(*sides, METRICS, Resampling(seed, 400))["gap"]
         outside += not gap["interval"][0] <= 0 <= gap["interval"][1]
     assert outside <= 12
 
@@ -135,7 +134,7 @@ def test_further_results_come_back_from_disk_and_into_the_comparison(tmp_path):
     assert scores == score_all(METRICS, base)
     del base.further["general"].passes["generation"]
     run = RunDir(tmp_path)
-    write_comparison(run, base, tuned, METRICS, {}, resamples=DRAWS)
+    write_comparison(run, base, tuned, METRICS, {}, resampling=DRAWS)
     written = json.loads((run.eval / "comparison.json").read_text())
     assert set(written["further"]) == {"general"}
     assert written["gap"]["verdict"] == "worse"

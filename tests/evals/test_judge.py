@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config.schema import EvalConfig, JudgeConfig
 from launcher.errors import ConfigError, DataError
-from launcher.evals.compare import compare
+from launcher.evals.compare import Resampling, compare
 from launcher.evals.judge import RUBRIC, Judge
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results
@@ -43,7 +43,7 @@ def judge(url: str, **options) -> Judge:
 
 def row(made: Judge, pair=None) -> dict:
     pair = pair or sides()
-    return compare(*pair, [made], resamples=200)["metrics"]["judge"]
+    return compare(*pair, [made], Resampling(count=200))["metrics"]["judge"]
 
 
 def test_wins_count_one_ties_half():

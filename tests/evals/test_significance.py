@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import EvalConfig
 from launcher.evals import significance
-from launcher.evals.compare import compare
+from launcher.evals.compare import Resampling, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, Results
 from support.results import results_of
@@ -94,7 +94,7 @@ def test_equal_models_are_called_different_in_one_of_twenty_comparisons_at_most(
     told = 0
     for seed in range(200):
         base, tuned = (answers(rng.random(80) < 0.4) for _ in range(2))
-        rows = compare(base, tuned, metrics, seed=seed, resamples=400)["metrics"].values()
+        rows = compare(base, tuned, metrics, Resampling(seed, 400))["metrics"].values()
         told += any(row["verdict"] != "no evidence" for row in rows)
     assert told <= 17  # 10 expected; more than 17 of 200 in one of a hundred simulations
 

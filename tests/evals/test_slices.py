@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import EvalConfig
 from launcher.evals import slices
+from launcher.evals.compare import Resampling
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 from support.results import results_of
@@ -73,7 +74,7 @@ def test_a_clear_gain_in_each_of_two_hundred_slices_is_found():
     parts = {str(n): range(n, count, 20) for n in range(20)}
     groups = {f"field {n}": parts for n in range(10)}
     metrics = make_metrics(EvalConfig(metrics=["loss"]))
-    found = slices.compare_slices(base, tuned, metrics, groups, resamples=1000)
+    found = slices.compare_slices(base, tuned, metrics, groups, Resampling(count=1000))
     assert [part["metrics"]["loss"]["verdict"] for part in found] == ["better"] * 200
 
 
@@ -94,7 +95,7 @@ def test_twenty_slices_of_equal_models_give_no_verdict():
     for seed in range(20):
         base, tuned = (answers(rng.random(800) < 0.5) for _ in range(2))
         groups = {"source": {str(n): range(40 * n, 40 * n + 40) for n in range(20)}}
-        found = slices.compare_slices(base, tuned, MATCH, groups, seed=seed, resamples=300)
+        found = slices.compare_slices(base, tuned, MATCH, groups, Resampling(seed, 300))
         rows = [row for part in found for row in part["metrics"].values()]
         told += any(row["verdict"] != "no evidence" for row in rows)
     assert told <= 4  # one expected at most

@@ -9,7 +9,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from launcher.config.schema import EvalConfig
-from launcher.evals.compare import compare
+from launcher.evals.compare import Resampling, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation
 from launcher.evals.style import FUNCTION_WORDS, features, words
@@ -172,7 +172,7 @@ def test_few_records_and_one_model_alone_are_not_judged():
 
 def test_both_have_intervals_and_verdicts():
     sides = [results_of(generations=told(style)) for style in (PLAIN, CASUAL)]
-    rows = compare(*sides, [DISTANCE, CLASSIFIER], resamples=500)["metrics"]
+    rows = compare(*sides, [DISTANCE, CLASSIFIER], Resampling(count=500))["metrics"]
     assert [row["verdict"] for row in rows.values()] == ["better", "better"]
     assert rows["style_distance"]["tuned"] == pytest.approx(0, abs=1e-9)
     assert rows["style_classifier"]["improved"] > 50

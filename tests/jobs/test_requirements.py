@@ -173,7 +173,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_refused(
 @pytest.mark.parametrize(
     ("package", "words"),
     [
-        ("wandb", ["track=wandb"]),
+        ("tensorboard", ["track=tensorboard"]),
         ("sacrebleu", ["eval.metrics=[bleu]", "data.validation=train.jsonl"]),
         ("rouge_score", ["eval.metrics=[rougeL]", "data.validation=train.jsonl"]),
         ("pyarrow", ["data.train=x.parquet"]),
@@ -297,8 +297,8 @@ def test_slurms_nodes_may_have_what_this_host_lacks(capsys: pytest.CaptureFixtur
 def test_an_image_has_packages_of_its_own(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    words = ("plan", *TINY, "launch=slurm", "data.train=train.jsonl", "track=wandb")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    words = ("plan", *TINY, "launch=slurm", "data.train=train.jsonl", "track=tensorboard")
     assert said(capsys, *words)[0] == 2
     image = ("cluster.container.runtime=apptainer", "cluster.container.image=x.sif")
     assert said(capsys, *words, *image)[0] == 0

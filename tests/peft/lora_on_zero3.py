@@ -23,7 +23,7 @@ LORA = {
     "lora": LoraConfig(rank=4),
     "dora": LoraConfig(rank=4, dora=True),
     "tied": LoraConfig(rank=4, modules_to_save=["embed_tokens"]),
-    "untied": LoraConfig(rank=4, modules_to_save=["embed_tokens", "lm_head"]),
+    "untied": LoraConfig(rank=4, modules_to_save=["embed_tokens", "lm_head", "norm"]),
     "experts": LoraConfig(rank=4),
     "only experts": LoraConfig(rank=4, targets=["experts"]),
 }

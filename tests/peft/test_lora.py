@@ -117,6 +117,13 @@ def test_untied_modules_to_save_are_trained_each_for_itself() -> None:
     assert len([name for name in trainable(model) if "lora" not in name]) == 2
 
 
+def test_a_module_to_save_is_none_whose_name_only_ends_so() -> None:
+    model = apply(make(), LoraConfig(rank=4, modules_to_save=["norm"]))
+    (extra,) = (name for name in trainable(model) if "lora" not in name)
+    assert extra.endswith("model.norm.modules_to_save.default.weight")
+    assert model.peft_config["default"].modules_to_save == ["model.norm"]
+
+
 def test_a_tied_embedding_that_peft_cannot_tie_is_refused() -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(ConfigError, match="cannot tie"):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import json
-import math
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,15 @@ import pytest
 
 from launcher.config.schema import Config, WandbMode
 from launcher.rundir import RunDir, read_json
-from launcher.track.tracker import JsonLines, Trackers, tracker_id
+from launcher.track import tracker
+from launcher.track.tracker import Trackers, tracker_id
+from launcher.train import finish
 
 
 class Recorder:
     """A tracker that keeps what it is told, and fails on demand."""
+
+    stays_on = False
 
     def __init__(self, fails_at: str = "") -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -25,8 +29,8 @@ class Recorder:
         if name == self._fails_at:
             raise ConnectionError("the service is gone")
 
-    def start(self) -> None:
-        self._note("start")
+    def start(self, resumed_step: int | None) -> None:
+        self._note("start", resumed_step)
 
     def log(self, values: Mapping[str, Any]) -> None:
         self._note("log", dict(values))
@@ -44,54 +48,28 @@ class Recorder:
         self._note("finish", (exit_code, preempted))
 
 
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def open_trackers(run: Path, **options: Any) -> Trackers:
     return Trackers.open(RunDir(run), Config(), {}, **options)
 
 
-def test_every_log_is_one_line_on_disk_at_once(tmp_path: Path) -> None:
-    trackers = open_trackers(tmp_path)
-    trackers.log(10, {"kind": "train", "loss": 1.5, "mfu": None})
-    trackers.log(20, {"kind": "eval", "eval/loss": 1.25})
-    assert lines_of(tmp_path / "metrics.jsonl") == [
-        {"step": 10, "kind": "train", "loss": 1.5, "mfu": None},
-        {"step": 20, "kind": "eval", "eval/loss": 1.25},
-    ]
+def test_the_seam_names_no_tracker() -> None:
+    source = Path(tracker.__file__).read_text().lower() + Path(finish.__file__).read_text().lower()
+    assert [name for name in ("wandb", "weights & biases", "tensorboard") if name in source] == []
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_numbers_that_json_does_not_know_stay_readable(tmp_path: Path, value: float) -> None:
-    open_trackers(tmp_path).log(1, {"loss": value, "lr": 0.5})
-
-    def refuse(constant: str) -> Any:
-        raise ValueError(constant)
-
-    line = (tmp_path / "metrics.jsonl").read_text()
-    assert json.loads(line, parse_constant=refuse) == {"step": 1, "loss": str(value), "lr": 0.5}
-
-
-def test_a_resumed_run_drops_what_it_will_log_again(tmp_path: Path) -> None:
-    first = open_trackers(tmp_path)
-    for step in (10, 20, 30, 40):
-        first.log(step, {"loss": float(step)})
-    with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"step": 50, "lo')  # killed while writing
-    second = open_trackers(tmp_path, resumed_step=25)
-    second.log(30, {"loss": 0.0})
-    assert [(line["step"], line["loss"]) for line in lines_of(tmp_path / "metrics.jsonl")] == [
-        (10, 10.0),
-        (20, 20.0),
-        (30, 0.0),
-    ]
-
-
-def test_a_fresh_start_begins_an_empty_file(tmp_path: Path) -> None:
-    open_trackers(tmp_path).log(10, {"loss": 1.0})
-    open_trackers(tmp_path).log(5, {"loss": 2.0})
-    assert [line["step"] for line in lines_of(tmp_path / "metrics.jsonl")] == [5]
+def test_a_library_is_imported_where_its_tracker_is_on(tmp_path: Path) -> None:
+    code = """
+import sys
+from launcher.config.schema import Config
+from launcher.rundir import RunDir
+from launcher.track import jsonl, tensorboard, wandb
+from launcher.track.tracker import Trackers
+Trackers.open(RunDir(sys.argv[1]), Config(), {}).log(1, {"loss": 1.0})
+print(sorted({"tensorboard", "torch", "wandb"} & set(sys.modules)))
+"""
+    words = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:
@@ -106,8 +84,7 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
 def test_a_failing_tracker_is_warned_about_once_and_left_out(tmp_path: Path, fails_at: str) -> None:
     broken, sound = Recorder(fails_at), Recorder()
     warnings: list[str] = []
-    lines = JsonLines(tmp_path / "metrics.jsonl")
-    trackers = Trackers({"broken": broken, "sound": sound}, lines=lines, warn=warnings.append)
+    trackers = Trackers({"broken": broken, "sound": sound}, warn=warnings.append)
     for step in (1, 2):
         trackers.log(step, {"loss": 1.0})
         trackers.summary({"x": 1})
@@ -119,22 +96,6 @@ def test_a_failing_tracker_is_warned_about_once_and_left_out(tmp_path: Path, fai
     assert len(warnings) == 1
     assert "broken" in warnings[0]
     assert "the service is gone" in warnings[0]
-    assert len(lines_of(tmp_path / "metrics.jsonl")) == 2
-
-
-def test_lines_that_cannot_be_written_are_warned_about_once_and_tried_again(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.mkdir()
-    warnings: list[str] = []
-    recorder = Recorder()
-    trackers = Trackers({"r": recorder}, lines=JsonLines(path), warn=warnings.append)
-    trackers.log(1, {"loss": 1.0})
-    trackers.log(2, {"loss": 1.0})
-    path.rmdir()
-    trackers.log(3, {"loss": 1.0})
-    assert len(warnings) == 1
-    assert [line["step"] for line in lines_of(path)] == [3]
-    assert len(recorder.calls) == 3
 
 
 def test_trackers_that_cannot_be_opened_are_warned_about_and_training_goes_on(
@@ -148,7 +109,7 @@ def test_trackers_that_cannot_be_opened_are_warned_about_and_training_goes_on(
     trackers = Trackers.open(run, config, {}, warn=said.append)
     trackers.log(1, {"kind": "train", "loss": 1.0})
     trackers.finish()
-    lines, wandb = said
+    wandb, lines = said
     assert "metrics.jsonl failed" in lines
     assert "wandb failed" in wandb
     assert all("training goes on" in line for line in said)

@@ -12,10 +12,8 @@ import pytest
 from launcher.config.compose.compose import to_dict
 from launcher.config.schema import Config, WandbConfig, WandbMode
 from launcher.rundir import RunDir, read_json
-from launcher.track.tracker import Trackers, tracker_id
+from launcher.track.tracker import Trackers
 from launcher.track.wandb import WandbTracker
-
-wandb = pytest.importorskip("wandb")
 
 BLOCK = 32768
 
@@ -174,10 +172,10 @@ def test_a_service_that_does_not_answer_costs_seconds_and_no_data(
     config = make(tmp_path)
     config.track.wandb.mode = WandbMode.auto
     run = RunDir(tmp_path)
-    tracker = WandbTracker(run, config, {}, tracker_id(run, "wandb"), init_timeout_s=2.0)
+    tracker = WandbTracker(run, config, {}, init_timeout_s=2.0)
     assert tracker.mode == "online"
     trackers = Trackers({"wandb": tracker})
-    tracker.start()
+    tracker.start(None)
     trackers.log(10, {"kind": "train", "loss": 1.0})
     trackers.finish(0)
     (found,) = offline_runs(tmp_path)
@@ -204,4 +202,4 @@ def test_auto_is_online_only_with_credentials(
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     config = make(tmp_path)
     config.track.wandb.mode = mode
-    assert WandbTracker(RunDir(tmp_path), config, {}, "id").mode == expected
+    assert WandbTracker(RunDir(tmp_path), config, {}).mode == expected

@@ -208,6 +208,14 @@ def test_each_model_has_its_threshold(full, capsys):
     assert "that of the run's end" in capsys.readouterr().err
 
 
+def test_stored_results_give_the_comparison_of_the_end(here, full, monkeypatch):
+    monkeypatch.chdir(here.folder)
+    made = against(*sides([f"{full[0]}:base", str(full[0])]))
+    written = read_json(full[0].eval / "comparison.json")
+    for key in ("metrics", "slices", "further", "gap", "class_report"):
+        assert made[key] == written[key]
+
+
 def test_classifiers_of_other_classes_are_not_compared(here, full, tmp_path, monkeypatch):
     monkeypatch.chdir(here.folder)
     first, second = sides([f"{full[0]}:base", str(full[0])])

@@ -3,6 +3,8 @@
 import signal
 
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from launcher.errors import ExitCode
 from launcher.rundir import State, read_json
@@ -39,8 +41,8 @@ def here(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(here):
-    """The run that all others must equal; by `launcher train`, followed by wandb."""
-    words = here.words("undisturbed", *RECIPE, "track=wandb")
+    """The run that all others must equal; by `launcher train`, followed by all trackers."""
+    words = here.words("undisturbed", *RECIPE, "track=wandb", "track.tensorboard.enabled=true")
     done = here.run((*LAUNCHER, "train"), *words)
     assert done.code == ExitCode.ok, done.output
     return here.folder_of("undisturbed")
@@ -100,7 +102,8 @@ def test_direct_launch_gives_the_same_run(here, undisturbed, command):
 
 
 def test_killed_rank_fails_the_run_and_resume_is_bit_identical(here, undisturbed):
-    running = here.start((*LAUNCHER, "train"), *here.words("killed", *RECIPE))
+    words = here.words("killed", *RECIPE, "track=tensorboard")
+    running = here.start((*LAUNCHER, "train"), *words)
     run = here.folder_of("killed")
     running.wait_until(lambda: 4 in project.checkpoint_files(run), "a checkpoint")
     pids = [project.rank_pid(run, rank) for rank in (0, 1)]
@@ -119,6 +122,11 @@ def test_killed_rank_fails_the_run_and_resume_is_bit_identical(here, undisturbed
     assert "resuming from step" in done.output
     assert run.status().attempt == 2
     assert_same(run, undisturbed)
+    for followed in (run, undisturbed):
+        events = EventAccumulator(str(followed.path / "tensorboard")).Reload().Tensors("train/loss")
+        losses = {event.step: make_ndarray(event.tensor_proto).item() for event in events}
+        assert len(events) == STEPS
+        assert losses == pytest.approx(project.losses(undisturbed), rel=1e-6)
 
 
 def test_signal_to_one_rank_preempts_a_direct_launch(here, undisturbed):

@@ -205,7 +205,7 @@ def start(tmp_path):
 
 @pytest.mark.slow
 def test_a_deadlock_ends_all_ranks_with_stacks_of_each(start):
-    workers = start('{"timeout": 1}', ("work=0.3", "stuck"), ("work=0.3", "stuck"))
+    workers = start('{"timeout_s": 1}', ("work=0.3", "stuck"), ("work=0.3", "stuck"))
     assert workers.end() == [ExitCode.hang, ExitCode.hang]
     status = workers.run.status()
     assert (status.state, status.exit_code) == (State.failed, ExitCode.hang)
@@ -216,7 +216,7 @@ def test_a_deadlock_ends_all_ranks_with_stacks_of_each(start):
 
 @pytest.mark.slow
 def test_native_code_that_holds_the_interpreter_is_dumped_and_killed(start):
-    workers = start('{"timeout": 1}', ("work=0.3", "stuck"), ("work=0.3", "holds_interpreter"))
+    workers = start('{"timeout_s": 1}', ("work=0.3", "stuck"), ("work=0.3", "holds_interpreter"))
     assert workers.end() == [ExitCode.hang, -signal.SIGKILL]
     assert "in holds_interpreter" in workers.stacks(1)
     reason = workers.run.status().reason
@@ -229,7 +229,7 @@ def test_native_code_that_holds_the_interpreter_is_dumped_and_killed(start):
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_stopped_rank_is_named_and_killed(start, victim):
     tasks = ("work=0.3", "wait=600")
-    workers = start('{"timeout": 1.5}', tasks, tasks)
+    workers = start('{"timeout_s": 1.5}', tasks, tasks)
     workers.await_part(victim, "update")
     os.kill(workers.ranks[victim].pid, signal.SIGSTOP)
     codes = workers.end()
@@ -244,7 +244,7 @@ def test_a_stopped_rank_is_named_and_killed(start, victim):
 @pytest.mark.slow
 def test_a_long_phase_with_signs_of_life_is_no_hang(start):
     tasks = ("work=0.3", "evaluate=3", "work=0.3")
-    workers = start('{"timeout": 1, "eval": 1}', tasks, tasks)
+    workers = start('{"timeout_s": 1, "eval_s": 1}', tasks, tasks)
     assert workers.end() == [0, 0]
     assert not list(workers.run.attempt(1).iterdir())
 
@@ -252,7 +252,7 @@ def test_a_long_phase_with_signs_of_life_is_no_hang(start):
 @pytest.mark.slow
 def test_ranks_that_wait_for_one_that_saves_are_no_hang(start):
     workers = start(
-        '{"timeout": 3, "save": 60}',
+        '{"timeout_s": 3, "save_s": 60}',
         ("work=0.3", "save=7", "work=10"),  # for as long as the other may have begun later
         ("work=0.3", "wait=7", "work=0.1"),
     )
@@ -261,14 +261,14 @@ def test_ranks_that_wait_for_one_that_saves_are_no_hang(start):
 
 @pytest.mark.slow
 def test_limits_of_zero_never_end_a_rank(start):
-    workers = start('{"timeout": 0}', ("work=0.2", "wait=2"), ("work=0.2", "wait=2"))
+    workers = start('{"timeout_s": 0}', ("work=0.2", "wait=2"), ("work=0.2", "wait=2"))
     assert workers.end() == [0, 0]
 
 
 @pytest.mark.slow
 def test_a_job_that_was_suspended_and_continued_goes_on(start):
     tasks = ("work=4",)
-    workers = start('{"timeout": 2}', tasks, tasks)
+    workers = start('{"timeout_s": 2}', tasks, tasks)
     for rank in (0, 1):
         workers.await_part(rank, "forward")
     for number, pause in ((signal.SIGSTOP, 3.0), (signal.SIGCONT, 0.0)):

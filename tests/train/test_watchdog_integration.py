@@ -20,7 +20,7 @@ TRAIN = (*LAUNCHER, "train")
 STEPS = 40
 RECIPE = (
     *("engine=zero2", "batch.sequences=2", f"train.steps={STEPS}", "train.log_every_steps=4"),
-    *("checkpoint.every_steps=4", "launch.processes=2", "watchdog.timeout=6"),
+    *("checkpoint.every_steps=4", "launch.processes=2", "watchdog.timeout_s=6"),
 )
 
 
@@ -86,7 +86,7 @@ def test_stopped_rank_is_named_and_the_resumed_run_equals_an_undisturbed_one(
 
 def test_only_rank_of_a_run_is_stopped(here):
     """No other rank is there to see it: the supervisor does."""
-    words = ("batch.sequences=2", "train.steps=100000", "watchdog.timeout=2")
+    words = ("batch.sequences=2", "train.steps=100000", "watchdog.timeout_s=2")
     running = here.start(TRAIN, *here.words("alone", *words))
     run = here.folder_of("alone")
     pid = stop_rank(running, run, 0, lambda beat: beat.phase == "step" and beat.step > 2)
@@ -97,7 +97,7 @@ def test_only_rank_of_a_run_is_stopped(here):
 
 
 def test_rank_stuck_in_start_under_torchrun(here):
-    words = ("batch.sequences=2", "train.steps=20", "watchdog.start=12")
+    words = ("batch.sequences=2", "train.steps=20", "watchdog.start_s=12")
     running = here.start(TORCHRUN, *here.words("start", *words))
     run = here.folder_of("start")
     pid = stop_rank(running, run, 1, lambda beat: beat.phase == "start")
@@ -117,7 +117,7 @@ def slow_ranks(run):
 def test_slow_rank_is_reported_with_its_host(here):
     """Rank 1 gets a fortieth of its time, also in its forward passes."""
     words = ("engine=zero2", "batch.sequences=2", "train.steps=100000", "launch.processes=2")
-    limits = ("watchdog.slow_steps=3", "watchdog.timeout=60", "train.log_every_steps=2")
+    limits = ("watchdog.slow_steps=3", "watchdog.timeout_s=60", "train.log_every_steps=2")
     running = here.start(TRAIN, *here.words("slow", *words, *limits))
     run = here.folder_of("slow")
     running.wait_until(lambda: run.metrics.exists() and project.losses(run), "a line")
@@ -158,7 +158,7 @@ def test_slow_rank_is_reported_with_its_host(here):
 def test_an_evaluation_longer_than_its_limit_is_no_hang(here, undisturbed):
     """Each batch is a sign of life, and so are the parts of the comparison at the end."""
     words = ("eval=default", "eval.batch_tokens=1", "batch.sequences=2", "train.steps=2")
-    share = ("data.validation_share=0.5", "launch.processes=2", "watchdog.eval=2")
+    share = ("data.validation_share=0.5", "launch.processes=2", "watchdog.eval_s=2")
     here.write_data(project.conversations(4000))
     try:
         done = here.run(TRAIN, *here.words("long-eval", *words, *share))

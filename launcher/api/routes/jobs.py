@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher import registry, runtime
+from launcher import runtime
 from launcher.api import files, journal, models, paging, quota, retries, wire_jobs
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.database import new_id
@@ -240,14 +240,9 @@ def _require_file(session: Session, caller: Caller, file_id: str, param: str) ->
 
 
 def _require_wandb(site: Site) -> None:
-    if not registry.installed("wandb"):
-        missing = "installed on this service"
-    elif not runtime.has_wandb_credentials() and not site.sets("track.wandb.mode"):
-        missing = "available: this service is not logged in to Weights & Biases"
-    else:
-        return
-    found = f"The integration 'wandb' is not {missing}."
-    raise ApiError(400, found, param="integrations")
+    if not runtime.has_wandb_credentials() and not site.sets("track.wandb.mode"):
+        found = "The integration 'wandb' is not available: this service is not logged in to"
+        raise ApiError(400, f"{found} Weights & Biases.", param="integrations")
 
 
 def _first_notes(job: Job) -> list[Note]:

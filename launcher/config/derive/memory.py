@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
 from launcher.config.derive import tensors
-from launcher.config.schema import Config, LoraConfig, Quantization, TinyModelConfig
+from launcher.config.schema import AdapterConfig, Config, LoraConfig, Quantization, TinyModelConfig
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: bytes a parameter of nf4: half a byte, and the scales of its blocks.
@@ -39,22 +39,12 @@ class Shape:
     kv_width: int
     """Key-value heads times head size."""
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    """Name -> shape of every parameter, from the weight files; empty without them."""
+    """Name -> shape of every parameter, from the weight files; without them those of a decoder like
+    Llama."""
     content: Mapping[str, Any] = field(default_factory=dict)
     """What config.json says."""
-
-    def linears(self) -> dict[str, tuple[int, int]]:
-        """Linear layers of one block by name -> (inputs, outputs)."""
-        hidden, mlp = self.hidden, self.intermediate
-        return {
-            "q_proj": (hidden, self.query_width),
-            "k_proj": (hidden, self.kv_width),
-            "v_proj": (hidden, self.kv_width),
-            "o_proj": (self.query_width, hidden),
-            "gate_proj": (hidden, mlp),
-            "up_proj": (hidden, mlp),
-            "down_proj": (mlp, hidden),
-        }
+    is_certain: bool = True
+    """Whether the tensors are those of the model: from its files, or of a kind that is known."""
 
 
 #: What GPT-2 and its like call a size.
@@ -127,60 +117,80 @@ def _shape(text: dict[str, Any], folder: Path | None, whole: dict[str, Any] | No
         layers=int(content["num_hidden_layers"]),
         query_width=heads * head,
         kv_width=int(content.get("num_key_value_heads") or heads) * head,
+        content=content if whole is None else whole,
     )
     found = tensors.read(folder, whole or content) if folder else None
-    if found is not None:
-        number = tensors.count(found)
-        return replace(shape, parameters=number, tensors=found, content=whole or content)
-    block = sum(a * b for a, b in shape.linears().values()) + 2 * hidden
-    embeddings = 1 if content.get("tie_word_embeddings") else 2
-    number = shape.layers * block + embeddings * shape.vocab * hidden + hidden
-    return replace(shape, parameters=number, content=content)
+    if found is None:
+        found = dict(_plain(shape, content, head))
+        shape = replace(shape, content=content, is_certain=content.get("model_type") in PLAIN)
+    return replace(shape, parameters=tensors.count(found), tensors=found)
 
 
-#: Model types whose blocks have the linear layers of `Shape.linears` and no others.
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "granite")
+#: Model types whose tensors `_plain` gives.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text", "granite")
+
+
+def _plain(
+    shape: Shape, content: Mapping[str, Any], head: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of the parameters of a decoder like Llama; `head` is the size of one head."""
+    kind, hidden, mlp = content.get("model_type"), shape.hidden, shape.intermediate
+    matrices = {
+        "self_attn.q_proj": (shape.query_width, hidden),
+        "self_attn.k_proj": (shape.kv_width, hidden),
+        "self_attn.v_proj": (shape.kv_width, hidden),
+        "self_attn.o_proj": (hidden, shape.query_width),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
+    biases = {"self_attn": content.get("attention_bias"), "mlp": content.get("mlp_bias")}
+    norms = {"input_layernorm": hidden, "post_attention_layernorm": hidden}
+    if kind in ("gemma2", "gemma3_text"):
+        norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
+    if kind in ("qwen3", "gemma3_text"):
+        norms |= {"self_attn.q_norm": head, "self_attn.k_norm": head}
+    for layer in range(shape.layers):
+        block = f"model.layers.{layer}"
+        for name, size in matrices.items():
+            yield f"{block}.{name}.weight", size
+            is_biased = kind == "qwen2" and name.endswith(("q_proj", "k_proj", "v_proj"))
+            if is_biased or biases[name.partition(".")[0]]:
+                yield f"{block}.{name}.bias", size[:1]
+        for name, width in norms.items():
+            yield f"{block}.{name}.weight", (width,)
+    yield "model.embed_tokens.weight", (shape.vocab, hidden)
+    yield "model.norm.weight", (hidden,)
+    if not content.get("tie_word_embeddings"):
+        yield "lm_head.weight", (shape.vocab, hidden)
 
 
 def trainable(config: Config, shape: Shape) -> int | None:
-    """Number of trained parameters: all of them, or the adapters of LoRA; None if the model's
-    files do not tell it to the number, and only the model itself can."""
+    """Number of trained parameters: all of them, or what an adapter method adds; None if the
+    model's files do not tell it to the number, and only the model itself can."""
     if config.objective.has_sequence_head or config.model.add_tokens:
         return None  # the head or new rows count too
-    if adapter := _adapter(config):
-        return tensors.in_adapter(Path(adapter))
-    if not isinstance(config.peft, LoraConfig):
-        # Towers that no text trains are in the files of a model that reads more than text.
-        return shape.parameters if shape.tensors or _is_plain(shape) else None
-    if shape.tensors:
-        return tensors.trainable(config.peft, shape.tensors, shape.content)
-    return _plain_trainable(config.peft, shape) if _is_plain(shape) else None
+    number, is_certain = _trained(config, shape)
+    return number if is_certain else None
 
 
 def about_trainable(config: Config, shape: Shape) -> int:
-    """`trainable`, or a guess by the layers of a plain decoder."""
-    if not isinstance(config.peft, LoraConfig):
-        return shape.parameters
-    return trainable(config, shape) or _plain_trainable(config.peft, shape)
+    """`trainable`, or the best guess: without what only the model itself knows of."""
+    return _trained(config, shape)[0]
 
 
-def _adapter(config: Config) -> str | None:
-    return config.peft.adapter if isinstance(config.peft, LoraConfig) else None
-
-
-def _is_plain(shape: Shape) -> bool:
-    return shape.content.get("model_type") in _PLAIN
-
-
-def _plain_trainable(peft: LoraConfig, shape: Shape) -> int:
-    linears = shape.linears()
-    if isinstance(peft.targets, list) and "all-linear" not in peft.targets:
-        linears = {name: size for name, size in linears.items() if name in peft.targets}
-    adapters = sum(peft.rank * (inputs + outputs) for inputs, outputs in linears.values())
-    magnitudes = sum(outputs for _, outputs in linears.values()) if peft.dora else 0
-    embeddings = {"embed_tokens", "lm_head"} & set(peft.modules_to_save)
-    number = 1 if embeddings and shape.content.get("tie_word_embeddings") else len(embeddings)
-    return shape.layers * (adapters + magnitudes) + number * shape.vocab * shape.hidden
+def _trained(config: Config, shape: Shape) -> tuple[int, bool]:
+    peft = config.peft
+    if not isinstance(peft, AdapterConfig):
+        # Towers that no text trains are in the files of a model that reads more than text.
+        return shape.parameters, shape.is_certain
+    if isinstance(peft, LoraConfig) and peft.adapter:
+        stored = tensors.in_adapter(Path(peft.adapter))
+        if stored is not None:
+            return stored, True
+    number, is_certain = tensors.trainable(peft, shape.tensors, shape.content)
+    is_fresh = not isinstance(peft, LoraConfig) or peft.adapter is None
+    return number, is_certain and shape.is_certain and is_fresh
 
 
 def estimate(
@@ -210,7 +220,7 @@ def estimate(
     trained = about_trainable(config, shape)
     nf4 = config.model.quantization is Quantization.nf4
     weights = shape.parameters * (NF4_BYTES if nf4 else BYTES[dtype])
-    weights += trained * size if trained != shape.parameters else 0
+    weights += trained * size if isinstance(config.peft, AdapterConfig) else 0
     copy = 0 if stage == 0 and precision == "fp32" else 4
     optimizer = trained * (config.optim.moment_bytes + copy) / (world_size if stage >= 1 else 1)
     weights /= world_size if stage == 3 else 1
@@ -225,7 +235,7 @@ def estimate(
         activations = tokens * size * (shape.layers * shape.hidden + inside)
     else:
         activations = tokens * size * shape.layers * inside
-    if isinstance(config.peft, LoraConfig):
+    if isinstance(config.peft, AdapterConfig):
         made = tensors.of_experts(config.peft, shape.tensors, shape.content)
         activations += size * made // (shape.layers if config.model.gradient_checkpointing else 1)
     objective = config.objective

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import LoraConfig
+from launcher.config.schema import AdapterConfig
 
 Tensors = Mapping[str, tuple[int, ...]]
 
@@ -70,11 +70,6 @@ class Matrix:
     inputs: int
     outputs: int
     experts: int = 1
-
-    def adapter(self, config: LoraConfig) -> int:
-        """Parameters of its adapter."""
-        magnitude = self.outputs if config.dora else 0
-        return self.experts * config.rank * (self.inputs + self.outputs) + magnitude
 
 
 def read(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, ...]] | None:
@@ -141,9 +136,11 @@ def count(tensors: Tensors) -> int:
     return sum(math.prod(shape) for shape in tensors.values())
 
 
-def trainable(config: LoraConfig, tensors: Tensors, content: Mapping[str, Any]) -> int | None:
-    """Trained parameters of a run with adapters; None where files do not tell for certain."""
-    kind = content.get("model_type")
+def trainable(
+    config: AdapterConfig, tensors: Tensors, content: Mapping[str, Any]
+) -> tuple[int, bool]:
+    """Trained parameters of a run with adapters, and whether the tensors tell them for certain."""
+    kind = str(content.get("model_type"))
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
     wanted = list(config.modules_to_save)
     if "lm_head" in wanted and not any(_is_in(name, ["lm_head"]) for name in tensors):
@@ -151,29 +148,29 @@ def trainable(config: LoraConfig, tensors: Tensors, content: Mapping[str, Any]) 
     saved = {name for name in tensors if _is_in(name, wanted)}
     total = sum(math.prod(tensors[name]) for name in saved)
     matched = set()
-    for matrix in _matrices(tensors):
+    for matrix in _matrices(tensors, kind):
         if f"{matrix.name}.weight" in saved or _is_in(matrix.name, config.modules_to_save):
             continue
-        asked = [t for t in targets if _asks(t, matrix, config, content, str(kind))]
+        asked = [t for t in targets if _asks(t, matrix, config, content, kind)]
         if asked:
             matched.update(asked)
-            total += matrix.adapter(config)
-    return total if kind in COUNTED and set(targets) == matched else None
+            total += config.parameters(matrix.inputs, matrix.outputs, matrix.experts)
+    return total, kind in COUNTED and set(targets) == matched
 
 
-def of_experts(config: LoraConfig, tensors: Tensors, content: Mapping[str, Any]) -> int:
+def of_experts(config: AdapterConfig, tensors: Tensors, content: Mapping[str, Any]) -> int:
     """Elements of the fused experts that adapters are on: each forward pass makes their sum."""
     targets = [config.targets] if isinstance(config.targets, str) else config.targets
     kind = str(content.get("model_type"))
     return sum(
         matrix.experts * matrix.inputs * matrix.outputs
-        for matrix in _matrices(tensors)
+        for matrix in _matrices(tensors, kind)
         if matrix.experts > 1 and any(_asks(t, matrix, config, content, kind) for t in targets)
     )
 
 
 def _asks(
-    target: str, matrix: Matrix, config: LoraConfig, content: Mapping[str, Any], kind: str
+    target: str, matrix: Matrix, config: AdapterConfig, content: Mapping[str, Any], kind: str
 ) -> bool:
     name = matrix.name
     leaf = name.rpartition(".")[2]
@@ -191,7 +188,7 @@ def _asks(
     return not (leaf in ("gate", "router") and matrix.outputs == experts)
 
 
-def _matrices(tensors: Tensors) -> Iterator[Matrix]:
+def _matrices(tensors: Tensors, kind: str) -> Iterator[Matrix]:
     fused: dict[tuple[str, str], list[tuple[int, ...]]] = {}
     numbers: dict[str, set[int]] = {}
     for name, shape in tensors.items():
@@ -203,7 +200,10 @@ def _matrices(tensors: Tensors) -> Iterator[Matrix]:
             module = name.removesuffix(".weight")
             if module.endswith(".router.layer"):  # Granite's, in files
                 module = module.removesuffix(".layer")
-            yield Matrix(module, shape[1], shape[0])
+            outputs, inputs = shape
+            if kind == "gpt2" or module.rpartition(".")[2] in _EMBEDDINGS:
+                outputs, inputs = inputs, outputs  # multiplied from the other side, or looked up
+            yield Matrix(module, inputs, outputs)
         elif len(shape) == 3 and (granite := _GRANITE.match(name)):
             into = "gate_up_proj" if granite[2] == "input" else "down_proj"
             yield Matrix(f"{granite[1]}.experts.{into}", shape[2], shape[1], shape[0])

@@ -415,7 +415,24 @@ class PeftConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class LoraConfig(PeftConfig):
+class AdapterConfig(PeftConfig):
+    """A method that freezes the weights of the model and trains something beside its matrices."""
+
+    targets: Any = "all-linear"
+    """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
+    parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
+    experts: bool = True
+    """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
+
+    def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
+        """Trained parameters beside a matrix [outputs, inputs], or one for each of `experts`."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class LoraConfig(AdapterConfig):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
 
     trains_base: ClassVar[bool] = False
@@ -428,13 +445,6 @@ class LoraConfig(PeftConfig):
     """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with rslora)."""
     dropout: ShareBelowOne = 0.0
     """Dropout on the adapter's input."""
-    targets: Any = "all-linear"
-    """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
-    parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
-    experts: bool = True
-    """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
-    modules_to_save: list[str] = field(default_factory=list)
-    """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
     dora: bool = False
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
@@ -442,6 +452,10 @@ class LoraConfig(PeftConfig):
     adapter: str | None = None
     """Folder of an adapter to train further; `model.name=FOLDER` sets it. Its own rank, alpha,
     targets and so on hold."""
+
+    def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
+        """Two factors of `rank` for each matrix; with `dora` a magnitude for each output."""
+        return experts * self.rank * (inputs + outputs) + (outputs if self.dora else 0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -661,7 +675,20 @@ class EvalConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class WandbConfig:
+class TrackerConfig:
+    """A tracker besides metrics.jsonl."""
+
+    package: ClassVar[str | None] = None
+    """What it needs that not every installation has: a package and the extra of that name."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether runs are tracked so."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, slots=True)
+class WandbConfig(TrackerConfig):
     """Weights & Biases."""
 
     mode: WandbMode = WandbMode.disabled
@@ -677,6 +704,26 @@ class WandbConfig:
     log_export: bool = False
     """Upload the exported model as an artifact."""
 
+    @property
+    def is_on(self) -> bool:
+        """Unless it is disabled."""
+        return self.mode is not WandbMode.disabled
+
+
+@dataclass(kw_only=True, slots=True)
+class TensorboardConfig(TrackerConfig):
+    """TensorBoard."""
+
+    package: ClassVar[str | None] = "tensorboard"
+
+    enabled: bool = False
+    """Write event files to `tensorboard/` of the run folder."""
+
+    @property
+    def is_on(self) -> bool:
+        """If it is enabled."""
+        return self.enabled
+
 
 @dataclass(kw_only=True, slots=True)
 class TrackConfig:
@@ -686,6 +733,8 @@ class TrackConfig:
     """Name of the tracking setup."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     """Weights & Biases."""
+    tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    """TensorBoard."""
 
 
 @dataclass(kw_only=True, slots=True)

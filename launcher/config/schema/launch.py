@@ -208,13 +208,13 @@ class ClusterConfig:
 class WatchdogConfig:
     """When a rank that makes no progress counts as hung: seconds without a change; 0 is never."""
 
-    timeout: NonNegativeFloat = 600.0
+    timeout_s: NonNegativeFloat = 600.0
     """In a training step."""
-    start: NonNegativeFloat = 1800.0
+    start_s: NonNegativeFloat = 1800.0
     """While model and data are loaded."""
-    eval: NonNegativeFloat = 1800.0
+    eval_s: NonNegativeFloat = 1800.0
     """In an evaluation batch."""
-    save: NonNegativeFloat = 1800.0
+    save_s: NonNegativeFloat = 1800.0
     """While a checkpoint or export is written."""
     slow_factor: Annotated[float, Range(1, open_low=True)] = 1.5
     """A rank is slow when its own part of a step takes this many times the ranks' median ..."""

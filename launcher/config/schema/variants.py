@@ -208,7 +208,15 @@ METRICS = Table(
         ),
     },
 )
-TRACKERS = Table("track", {"wandb": "launcher.track.wandb:WandbTracker"})
+TRACKERS = Table(
+    "track",
+    {
+        # Lines first: the others may wait for a network.
+        "metrics.jsonl": "launcher.track.jsonl:JsonLines",
+        "wandb": "launcher.track.wandb:WandbTracker",
+        "tensorboard": "launcher.track.tensorboard:TensorboardTracker",
+    },
+)
 LAUNCHERS = Table(
     "launch.name",
     {

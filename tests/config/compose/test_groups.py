@@ -24,7 +24,7 @@ def test_the_options_that_the_documentation_promises() -> None:
         "schedule": {"constant", "linear", "cosine", "wsd"},
         "optim": {"adamw", "adamw8bit", "muon"},
         "eval": {"none", "default", "exact_match"},
-        "track": {"none", "default", "wandb"},
+        "track": {"none", "default", "wandb", "tensorboard"},
         "experiment": {"gsm8k", "lora", "full"},
         "launch": {"local"},
         "model": {"hf", "tiny", "llama3.1-8b", "qwen3-0.6b", "gemma3-1b", "smollm2-135m"},

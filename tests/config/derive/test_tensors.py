@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+import peft
 from launcher.config.derive import memory
 from launcher.config.derive.tensors import COUNTED
-from launcher.config.schema import LoraConfig
+from launcher.config.schema import AdapterConfig, LoraConfig
 from launcher.errors import ConfigError
 from launcher.peft.lora import apply, describe
 from support.adapted import FAMILIES, family
@@ -25,7 +27,15 @@ OPTIONS: list[dict[str, Any]] = [
     {"rank": 3, "targets": ["q_proj", "o_proj"]},
     {"rank": 3, "targets": ["down_proj"]},
     {"rank": 3, "targets": ["experts"]},
+    {"rank": 3, "rslora": True, "targets": ["q_proj", "o_proj"]},
+    {"rank": 3, "dora": True},
+    {"rank": 3, "dora": True, "experts": False},
     {"rank": 3, "dora": True, "targets": ["q_proj", "o_proj"]},
+    {"rank": 3, "dora": True, "targets": ["all-linear", "embed_tokens", "lm_head"]},
+    {"rank": 3, "dora": True, "targets": ["wte", "c_proj"]},
+    {"rank": 3, "targets": ["embed_tokens"]},
+    {"rank": 3, "modules_to_save": ["norm"]},
+    {"rank": 3, "dora": True, "modules_to_save": ["o_proj", "lm_head"]},
     {"rank": 3, "modules_to_save": ["embed_tokens"]},
     {"rank": 3, "modules_to_save": ["embed_tokens", "lm_head"]},
 ]
@@ -54,6 +64,79 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
         assert planned(tmp_path, **options) == describe(adapted)[0], options
     assert counted >= 1
     assert model.config.model_type in COUNTED
+
+
+@pytest.mark.parametrize("name", memory.PLAIN)
+def test_a_plain_decoder_is_counted_without_its_weights(tmp_path: Path, name: str) -> None:
+    config = family(name)
+    config.attention_bias = config.mlp_bias = name == "granite"
+    config.save_pretrained(tmp_path)
+    assert planned(tmp_path) == describe(AutoModelForCausalLM.from_config(config))[0]
+    for options in OPTIONS:
+        try:
+            adapted = apply(AutoModelForCausalLM.from_config(config), LoraConfig(**options))
+        except ConfigError:
+            continue  # no such layer
+        assert planned(tmp_path, **options) == describe(adapted)[0], options
+
+
+@dataclass(kw_only=True, slots=True)
+class Ia3Config(AdapterConfig):
+    """A method that is none of ours: a factor for each output of a matrix."""
+
+    name: str = "ia3"
+
+    def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
+        return experts * outputs
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_method_counts_itself(tmp_path: Path, name: str) -> None:
+    model = AutoModelForCausalLM.from_config(family(name))
+    model.save_pretrained(tmp_path)
+    targets = ["q_proj", "v_proj", "up_proj"]
+    options = peft.IA3Config(target_modules=targets, feedforward_modules=[])
+    trained = describe(peft.get_peft_model(model, options))[0]
+    config = make_config(model={"name": str(tmp_path)})
+    config.peft = Ia3Config(targets=targets)
+    shape = memory.model_shape(config)
+    assert shape is not None
+    assert memory.trainable(config, shape) == trained
+    assert memory.about_trainable(config, shape) == trained
+    found = memory.estimate(
+        config, shape, world_size=1, micro_batch=1, precision="fp32", dtype="fp32"
+    )
+    assert found is not None
+    assert found["weights"] == 4 * (shape.parameters + trained)
+    assert found["optimizer"] == (8 + 4) * trained
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, *({"rank": 4} | more for more in ({}, {"dora": True}, {"rslora": True})), {"adapter": 1}],
+    ids=["none", "lora", "dora", "rslora", "adapter"],
+)
+def test_bytes_are_those_of_what_is_trained(tmp_path: Path, options: dict[str, Any]) -> None:
+    model = AutoModelForCausalLM.from_config(family("mistral"))
+    model.save_pretrained(tmp_path)
+    if "adapter" in options:
+        made = peft.get_peft_model(model, peft.LoraConfig(r=5, use_dora=True))
+        made.save_pretrained(tmp_path / "adapter")
+        options = {"adapter": str(tmp_path / "adapter")}
+    elif options:
+        made = apply(model, LoraConfig(**options))
+    trained = describe(made if options else model)[0]
+    section = {"name": "lora", **options} if options else {"name": "none"}
+    config = make_config(model={"name": str(tmp_path)}, peft=section, engine={"zero": 0})
+    shape = memory.model_shape(config)
+    found = memory.estimate(
+        config, shape, world_size=1, micro_batch=1, precision="fp32", dtype="fp32"
+    )
+    assert found is not None
+    assert shape is not None
+    assert found["gradients"] == 4 * trained
+    assert found["optimizer"] == 8 * trained
+    assert found["weights"] == 4 * (shape.parameters + (trained if options else 0))
 
 
 def test_of_an_unknown_architecture_nothing_is_claimed(tmp_path: Path) -> None:

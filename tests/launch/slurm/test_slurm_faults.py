@@ -114,7 +114,7 @@ def test_killed_rank(submit):
 
 
 def test_stopped_rank(submit):
-    made = submit("stopped", "watchdog.timeout=5")
+    made = submit("stopped", "watchdog.timeout_s=5")
     made.await_step(60)
     project.kill_rank(made.run, 1, signal.SIGSTOP)
     wait_for(lambda: made.run.status().state is State.queued, "the requeue")
@@ -125,7 +125,7 @@ def test_stopped_rank(submit):
 
 
 def test_only_rank_stopped(submit):
-    made = submit("single", "launch.nodes=1", "watchdog.timeout=5")
+    made = submit("single", "launch.nodes=1", "watchdog.timeout_s=5")
     made.await_step(60)
     project.kill_rank(made.run, 0, signal.SIGSTOP)
     wait_for(lambda: made.run.status().state is State.queued, "the requeue")
