@@ -61,11 +61,6 @@ def test_every_optimizer_says_what_it_keeps() -> None:
     assert kept == {"adamw": 8, "adamw8bit": 2, "muon": 4}
 
 
-def test_whether_jobs_wait_in_a_queue_is_known_by_the_name_of_the_back_end() -> None:
-    assert [name for name in variants.OPTIONS["launch"] if variants.has_queue(name)] == ["slurm"]
-    assert not variants.has_queue(None)
-
-
 def test_every_type_can_be_converted_and_described() -> None:
     for key, kind in typed.leaves().items():
         assert typed.describe(kind), key
