@@ -174,6 +174,15 @@ def _is_plain(shape: Shape) -> bool:
     return shape.content.get("model_type") in _PLAIN
 
 
+def knows_layers(peft: LoraConfig, shape: Shape) -> bool:
+    """Whether all layers that `peft` names are certain to be in the model, and to take adapters."""
+    names = {peft.targets} if isinstance(peft.targets, str) else set(peft.targets)
+    if not peft.modules_to_save and names == {"all-linear"}:
+        return shape.content.get("model_type") in tensors.COUNTED
+    plain, whole = {*shape.linears(), "all-linear"}, {"embed_tokens", "lm_head"}
+    return _is_plain(shape) and names <= plain and set(peft.modules_to_save) <= whole
+
+
 def _plain_trainable(peft: LoraConfig, shape: Shape) -> int:
     linears = shape.linears()
     if isinstance(peft.targets, list) and "all-linear" not in peft.targets:
