@@ -204,9 +204,11 @@ def make(run: RunDir, model: ModelConfig) -> None:
         print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)
         shutil.rmtree(work, ignore_errors=True)
         words = [*(_recipe_words(model) or ()), f"run.root={work.parent}", f"run.name={work.name}"]
-        done = subprocess.run(  # noqa: S603 - our own module
-            _command(words), check=False, env=runtime.environment_without_ranks()
-        )
+        ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
+        # Else torchrun gives each rank one thread, with a warning framed in stars.
+        threads = {"OMP_NUM_THREADS": str(max(1, runtime.cpu_count() // ranks))}
+        environment = threads | runtime.environment_without_ranks()
+        done = subprocess.run(_command(words, ranks), check=False, env=environment)  # noqa: S603
         if done.returncode:
             raise _failure(RunDir(work), model)
         (work / "export").rename(folder)
@@ -221,8 +223,7 @@ def _recipe_words(model: ModelConfig) -> tuple[str, ...] | None:
     return (f"experiment={model.recipe}", *sizes, "eval=none")
 
 
-def _command(words: list[str]) -> list[str]:
-    ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
+def _command(words: list[str], ranks: int) -> list[str]:
     agent = ("--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(ranks))
     rank = entry.command("launcher.train", *words)
     return entry.command("torch.distributed.run", *agent, "--no-python", *rank)

@@ -16,6 +16,7 @@ import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -30,6 +31,8 @@ _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry
 #: The same for a process that is a verb, and for one that a verb waits for.
 _VERB, _PART = (_LINE.replace("main", name) for name in ("verb", "part"))
 
+#: Seconds until a wish to end that was lost is repeated.
+_AGAIN_S = 0.05
 #: Seconds that a process has to tidy up after Ctrl-C, SIGTERM or SIGHUP.
 GRACE_S = 10.0
 
@@ -152,14 +155,15 @@ def end_by_signals(*, silent: bool = False) -> None:
     """From now on SIGTERM and SIGHUP end this process as Ctrl-C does, by `KeyboardInterrupt` and
     with exit code 130, so that what is half written goes; unless `silent` with a line that says so.
 
+    A wish that Python drops, as whatever is raised while it tidies up objects, is repeated.
     Who asks twice is answered once: a service manager sends both, and a closed terminal to all
     processes of a command. Ctrl-C still ends the tidying up, and who asks again after `GRACE_S`
     ends the process itself. nohup's wish is kept.
     """
-    own, asked_at = os.getpid(), -math.inf
+    own, asked_at, is_told = os.getpid(), -math.inf, silent
 
     def end(number: int, frame: FrameType | None) -> None:
-        nonlocal asked_at
+        nonlocal asked_at, is_told
         is_ctrl_c = number == signal.SIGINT
         is_deaf = -math.inf < asked_at < time.monotonic() - GRACE_S and not is_ctrl_c
         if is_deaf or os.getpid() != own:  # a fork is one whose parent has asked it
@@ -169,7 +173,8 @@ def end_by_signals(*, silent: bool = False) -> None:
         if asked_at > -math.inf and not is_ctrl_c:
             return
         asked_at = time.monotonic()
-        if not (silent or is_ctrl_c):
+        if not (is_told or is_ctrl_c):
+            is_told = True
             with contextlib.suppress(OSError):
                 os.write(2, f"stopped by {signal.Signals(number).name}\n".encode())
         raise KeyboardInterrupt(*([] if is_ctrl_c else [signal.Signals(number).name]))
@@ -181,6 +186,24 @@ def end_by_signals(*, silent: bool = False) -> None:
     }
     for number in handled:
         signal.signal(number, end)
+
+    report = sys.unraisablehook
+
+    def insist(lost: sys.UnraisableHookArgs) -> None:
+        nonlocal asked_at
+        wish = lost.exc_value
+        if not isinstance(wish, KeyboardInterrupt) or os.getpid() != own:
+            report(lost)
+            return
+        asked_at = -math.inf
+        number = signal.Signals.__members__.get(str(wish), signal.SIGINT)
+        # By another thread, and a little later: here it would be lost again.
+        again = threading.Timer(_AGAIN_S, os.kill, (own, number))
+        again.daemon = True
+        with contextlib.suppress(RuntimeError):  # at the interpreter's end there are none
+            again.start()
+
+    sys.unraisablehook = insist
 
 
 def become_utf8() -> None:

@@ -71,6 +71,7 @@ _ELSEWHERE = "`run.root` for runs, LAUNCHER_CACHE for what is kept between them"
 _HINTS = {
     errno.ENOSPC: "free space on this file system, then resume the run",
     errno.EDQUOT: "the quota is used up: free space, then resume the run",
+    errno.EFBIG: "a limit keeps files this small: raise it (ulimit -f), then resume the run",
     errno.EROFS: f"the file system is read-only: choose another place ({_ELSEWHERE})",
     errno.EACCES: f"mend the permissions, or choose another place ({_ELSEWHERE})",
     errno.EPERM: f"mend the permissions, or choose another place ({_ELSEWHERE})",

@@ -189,6 +189,31 @@ def test_a_signal_ends_a_verb_as_ctrl_c_does(
     assert (tmp_path / "tidy").exists()
 
 
+LOSING = """
+import os, signal, sys, time
+
+class Object:
+    def __del__(self):
+        os.kill(os.getpid(), int(sys.argv[1]))
+        time.sleep(0.1)
+
+thing = Object()
+del thing
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, *ENDING])
+def test_a_signal_is_not_lost_where_python_drops_what_is_raised(
+    number: signal.Signals, tmp_path: Path, modules: Path
+) -> None:
+    (modules / "losing.py").write_text(LOSING)
+    command = [sys.executable, "-c", entry._VERB, "-m", "losing", str(int(number))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=30)
+    said = "" if number == signal.SIGINT else f"stopped by {number.name}\n"
+    assert (done.returncode, done.stderr) == (ExitCode.interrupted, said)
+
+
 @pytest.mark.parametrize("number", ENDING)
 def test_what_a_verb_waits_for_ends_with_it(
     number: signal.Signals, tmp_path: Path, modules: Path

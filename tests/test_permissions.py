@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import shutil
 import stat
 import subprocess
@@ -96,6 +97,19 @@ def test_a_limit_of_processes_is_named(error: Exception) -> None:
     assert told is not None
     assert told.problems[0].where == "ulimit -u"
     assert rundir.too_many_processes(RuntimeError("another")) is None
+
+
+def test_a_limit_of_the_size_of_files_is_named(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    path = tmp_path / "tensors"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(StorageError, match="File too large") as caught:
+            shards.save(path, {"weight": torch.zeros(4096)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.problems[0].where == str(path)
+    assert "ulimit -f" in caught.value.problems[0].hint
 
 
 def test_a_full_disk_is_named_whoever_met_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,10 +188,10 @@ def _row(
     improved, worsened = int((gains > 0).sum()), int((gains < 0).sum())
     tail = 100 * (1 - CONFIDENCE) / 2
     interval: list[float | None] = [None, None]
-    if np.isfinite(differences).any():
+    records = int(metric.counts(sides[0]).sum())
+    if records > 1 and np.isfinite(differences).any():  # one record drawn anew is the same one
         low, high = np.percentile(differences[np.isfinite(differences)], [tail, 100 - tail])
         interval = [float(low), float(high)]
-    records = int(metric.counts(sides[0]).sum())
     binary = metric.binary
     return {
         "base": _finite(base),

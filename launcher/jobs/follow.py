@@ -28,6 +28,8 @@ _CODES = {
     State.cancelled: ExitCode.interrupted,
     State.preempted: ExitCode.preempted,
 }
+#: Failures whose cause may be gone at the next attempt.
+_PASSING = (ExitCode.hang, ExitCode.storage)
 #: Lines of the starting command's own output shown when a run fails.
 _LAST_LINES = 15
 
@@ -190,7 +192,11 @@ def _say_how_it_ended(
     if status.state is State.succeeded:
         return
     say(f"logs: {run.attempt(attempt)}")
-    if status.state in (State.preempted, State.cancelled):
+    # A rank that was killed counts as a defect, which may show only after many steps.
+    is_passing = status.exit_code in _PASSING or (
+        status.exit_code == ExitCode.internal and saved_step(run) is not None
+    )
+    if status.state in (State.preempted, State.cancelled) or is_passing:
         say(f"HINT: {run.command('resume')} goes on from {_saved(run)}")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher import entry, registry, runtime
 from launcher.config.derive import items, memory
-from launcher.config.schema import Config, TinyModelConfig, TrackerConfig, variants
+from launcher.config.schema import Config, LoraConfig, TinyModelConfig, TrackerConfig, variants
 from launcher.config.schema.launch import ContainerRuntime
 from launcher.config.schema.variants import TRACKERS
 from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
@@ -54,6 +54,8 @@ def require(config: Config) -> None:
         raise DataError(data)
     if problems:
         raise ConfigError([*problems, *data])
+    if unfit := list(_adapters(config)):
+        raise ConfigError(unfit)
     if unlearnable := list(_records(config)):
         raise DataError(unlearnable)
     _require_root(Path(config.run.root))
@@ -165,13 +167,32 @@ def _data(config: Config) -> Iterator[Problem]:
                 yield Problem(where, f"no such file here: {source.name}; {reason}", hint)
 
 
+def _adapters(config: Config) -> Iterator[Problem]:
+    """What the ranks would say of the layers that adapters are to be on, where the model's files
+    are here."""
+    if not isinstance(config.peft, LoraConfig) or config.peft.adapter or _is_contained(config):
+        return
+    shape = memory.model_shape(config)
+    known = shape is not None and memory.knows_layers(config.peft, shape)
+    if known and not config.objective.has_sequence_head:
+        return
+    if isinstance(config.model, TinyModelConfig) or (
+        config.model.name and memory.local_folder(config.model.name, config.model.revision)
+    ):
+        yield from _previewed("launcher.model.preview", config)
+
+
 def _records(config: Config) -> Iterator[Problem]:
     """What preparation would say of the first records of files that are here."""
+    named = [path for split in items.splits(config) for path in items.paths(config, split)]
+    if not _is_contained(config) and not all(path.startswith("builtin:") for path in named):
+        yield from _previewed("launcher.data.preview", config)
+
+
+def _previewed(module: str, config: Config) -> Iterator[Problem]:
+    """What `module`, of the run plane, finds wrong with `config`."""
     from launcher.config.compose import compose
 
-    named = [path for split in items.splits(config) for path in items.paths(config, split)]
-    if _is_contained(config) or all(path.startswith("builtin:") for path in named):
-        return
     # A full or missing /tmp is no reason not to start.
     with (
         contextlib.suppress(OSError, StorageError),
@@ -179,8 +200,8 @@ def _records(config: Config) -> Iterator[Problem]:
     ):
         run = RunDir(folder)
         compose.save(config, run.config)
-        # Its answer is a file: a format of the user's own may print.
-        entry.call("launcher.data.preview", folder, stdout=subprocess.DEVNULL)
+        # Its answer is a file: code of the user's own may print.
+        entry.call(module, folder, stdout=subprocess.DEVNULL)
         for where, found, hint in read_json(run.path / "preview.json", []):
             yield Problem(where, found, hint)
 

@@ -206,7 +206,7 @@ def table(rows: list[Row]) -> str:
         status = run.status
         step = f"{status.step}/{status.steps}" if status.steps else str(status.step or "")
         age = f"{console.duration(time.time() - status.time)} ago" if status.time else ""
-        reason = status.reason.splitlines()[0][:100] if status.reason else ""
+        reason = status.reason.partition("\n")[0]
         cells.append((run.name, status.state.value, step, str(status.attempt), age, reason))
     widths = [max(len(row[column]) for row in cells) for column in range(len(head) - 1)]
     lines = []

@@ -65,6 +65,11 @@ def reads_last_token(kind: type) -> bool:
     return issubclass(kind, GenericForSequenceClassification)
 
 
+def head_modules(model: Any) -> list[str]:
+    """Modules that hold what is not of the model's body; `ConfigError` if it does not tell."""
+    return sorted({name.rpartition(".")[0] for name in _head_parameters(model)})
+
+
 def _head_parameters(model: Any) -> set[str]:
     """Names of the parameters that are not of the model's body."""
     body = {id(parameter) for parameter in model.base_model.parameters()}

@@ -80,7 +80,7 @@ def save(path: Path, tensors: dict[str, torch.Tensor]) -> None:
             give_usual_permissions(path)
         except SafetensorError as error:
             # The Rust side reports the system's error as text only.
-            for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
                 if f"os error {code}" in str(error):
                     raise OSError(code, os.strerror(code), str(path)) from error
             raise

@@ -120,7 +120,7 @@ def text(request: Request, found: Sequence[Row]) -> str:
     cells = [("TRIAL", "STATE", "STEP", request.metric.upper(), "OVERRIDES", "REASON")]
     for row in found:
         steps = f"/{row.status.steps}" if row.status.steps else ""
-        reason = row.status.reason.splitlines()[0][:100] if row.status.reason else ""
+        reason = row.status.reason.partition("\n")[0]
         value = "" if row.value is None else f"{row.value:.6g}" + ("" if row.is_done else " so far")
         mark = "*" if row is winner else ""
         words = shown(row.trial.words)

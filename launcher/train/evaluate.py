@@ -294,7 +294,8 @@ def score_base(
                 about = evaluator.about(results)
                 store.write_results(path, results, evaluator.metrics, seconds=seconds, **about)
             journal.clear()
-        say(f"base model scored on {len(results.ids())} held-out records")
+        number = len(results.ids())
+        say(f"base model scored on {number} held-out record{'' if number == 1 else 's'}")
     elif evaluator.ranks.is_main and store.read_results(target) is None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, cached.read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.reason = ""
+        self._parent = os.getppid()
         self.wish: Path | None = None
         """File in which whoever sends the signal has said who asked (see `RunDir.wish`)."""
 
@@ -40,9 +42,11 @@ class StopFlag:
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason == "SIGINT":
+        if number == signal.SIGINT and self.reason.startswith("SIGINT"):
             raise SystemExit(int(ExitCode.interrupted))
         self.reason = signal.Signals(number).name
+        if os.getppid() != self._parent:  # the kernel's signal, which ranks are started with
+            self.reason += " (the process that started the ranks has ended)"
 
 
 def too_slow_for_grace(launch: LaunchConfig, save_s: float) -> str:

@@ -50,6 +50,16 @@ def test_identical_models_give_no_difference_of_no_width():
         assert (row["improved"], row["worsened"]) == (0, 0)
 
 
+def test_one_record_has_no_interval():
+    sides = losses([2.0], targets=[9]), losses([1.0], targets=[9])
+    row = compare(*sides, LOSS)["metrics"]["loss"]
+    assert (row["records"], row["interval"], row["verdict"]) == (1, [None, None], "no evidence")
+    assert compare(answers([0]), answers([1]), MATCH)["metrics"]["exact_match"]["interval"] == [
+        None,
+        None,
+    ]
+
+
 def test_a_constant_gain_has_a_known_interval():
     base = losses(np.linspace(2, 4, 50))
     tuned = losses(np.linspace(2, 4, 50) - 0.5)
@@ -141,7 +151,7 @@ def test_no_difference_is_rarely_called_one():
 @given(
     st.lists(
         st.tuples(st.floats(0, 50), st.floats(0, 50), st.integers(1, 40), st.integers(0, 9)),
-        min_size=1,
+        min_size=2,
         max_size=30,
     )
 )

@@ -285,6 +285,19 @@ def test_a_model_in_the_hubs_cache_needs_no_hub(capsys: pytest.CaptureFixture[st
     )
 
 
+@pytest.mark.slow
+def test_layers_that_the_model_does_not_have_are_refused(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
+    words = ("plan", *TINY, "data.train=train.jsonl", "peft=lora")
+    code, text = said(capfd, *words, "peft.targets=[q_proj,nope]")
+    assert code == 2
+    assert "error: peft.targets: the model has no module named 'nope'\n  HINT: " in text
+    assert "Traceback" not in text
+    assert said(capfd, *words, "peft.modules_to_save=[norm]")[0] == 0
+
+
 def test_slurms_nodes_may_have_what_this_host_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", *TINY, "launch=slurm", "cluster.gpus_per_node=0")
     assert said(capsys, *words, "data.train=/scratch-of-a-node/x.jsonl")[0] == 0

@@ -34,7 +34,8 @@ def dead_pid():
 
 def test_listing_is_sorted_by_change_and_skips_what_is_no_run(tmp_path):
     write(tmp_path, "b", time=2.0)
-    write(tmp_path, "a", time=3.0, state="failed", reason="first line\nsecond")
+    long = "first line" + ", which says all of what it has to say" * 9
+    write(tmp_path, "a", time=3.0, state="failed", reason=f"{long}\nsecond")
     (tmp_path / "not-a-run").mkdir()
     (tmp_path / "file").write_text("")
     rows = status.listing(tmp_path)
@@ -42,7 +43,7 @@ def test_listing_is_sorted_by_change_and_skips_what_is_no_run(tmp_path):
     lines = status.table(rows).splitlines()
     assert lines[0].split() == ["RUN", "STATE", "STEP", "ATTEMPT", "CHANGED", "REASON"]
     assert lines[2].startswith("a    failed")
-    assert lines[2].endswith("first line")
+    assert lines[2].endswith(f"  {long}")
     assert rows[1].to_json()["state"] == "failed"
 
 

@@ -193,6 +193,19 @@ def _trained(config: Config, shape: Shape) -> tuple[int, bool]:
     return number, is_certain and shape.is_certain and is_fresh
 
 
+def knows_layers(peft: LoraConfig, shape: Shape) -> bool:
+    """Whether all layers that `peft` names are certain to be in the model, and to take adapters."""
+    names = {peft.targets} if isinstance(peft.targets, str) else set(peft.targets)
+    kind = shape.content.get("model_type")
+    if not peft.modules_to_save and names == {"all-linear"}:
+        return kind in tensors.COUNTED
+    layers = {name.rsplit(".", 2)[-2] for name in shape.tensors if name.endswith("_proj.weight")}
+    saved = set(peft.modules_to_save)
+    return (
+        kind in PLAIN and names <= {*layers, "all-linear"} and saved <= {"embed_tokens", "lm_head"}
+    )
+
+
 def estimate(
     config: Config,
     shape: Shape | None,

@@ -192,17 +192,17 @@ def _decay_steps(config: Config, steps: int | None, warmup: int | None) -> int |
 
 def describe(config: Config, plan: Plan) -> str:
     """A few lines for people: what will run, and how the global batch is cut."""
-    ranks = f"{plan.world_size} rank{'s' if plan.world_size > 1 else ''} on {plan.device}"
+    ranks = _counted(plan.world_size, "rank")
     model = config.model.name or config.model.kind
     method = "full" if config.peft.name == "none" else config.peft.name
-    unit = "packs" if config.data.packing else "sequences"
+    sequences = _counted(plan.global_sequences, "pack" if config.data.packing else "sequence")
     accumulation = "" if plan.accumulation == 1 else f" x {plan.accumulation} accumulation"
     lines = [
         f"model    {model}{_size(plan)}, {method} fine-tuning, {plan.precision},"
         f" attention {plan.attention}",
-        f"engine   ZeRO-{config.engine.zero} on {ranks}",
-        f"batch    {plan.global_sequences} {unit} of {plan.max_length} tokens ="
-        f" {plan.world_size} ranks x {plan.micro_batch} micro-batch{accumulation}",
+        f"engine   ZeRO-{config.engine.zero} on {ranks} on {plan.device}",
+        f"batch    {sequences} of {plan.max_length} tokens ="
+        f" {ranks} x {plan.micro_batch} micro-batch{accumulation}",
         f"length   {_length_text(plan)}",
     ]
     if config.train.early_stop.patience is not None:
@@ -242,18 +242,25 @@ def _length_text(plan: Plan) -> str:
         return f"{plan.epochs:g} epochs (steps follow when the data is prepared)"
     epochs = "" if plan.epochs is None else f" ({plan.epochs:.3g} epochs)"
     warmup = f", {plan.warmup_steps} of warm-up" if plan.warmup_steps else ""
-    return f"{plan.steps} steps{epochs}{warmup}"
+    return f"{_counted(plan.steps, 'step')}{epochs}{warmup}"
 
 
 def _stop_text(config: Config, plan: Plan) -> str:
     stop, every = config.train.early_stop, plan.eval_steps
-    evaluations = "evaluation" if stop.patience == 1 else "evaluations"
-    text = f"early after {stop.patience} {evaluations} without progress in eval.{stop.metric}"
-    if every is None or plan.steps is None or stop.patience is None:
+    assert stop.patience is not None
+    evaluations = _counted(stop.patience, "evaluation")
+    text = f"early after {evaluations} without progress in eval.{stop.metric}"
+    if every is None or plan.steps is None:
         return text
-    if every * (stop.patience + 1) >= plan.steps:
-        return f"{text}: never, as there is one in {every} steps"
-    return f"{text}, one in {every} steps"
+    before, needed = (plan.steps - 1) // every, stop.patience + 1
+    if before < needed:
+        comes = "1 comes" if before == 1 else f"{before or 'none'} come"
+        return f"{text}: never, as that takes {needed}, and {comes} before the end"
+    return f"{text}, one {'a step' if every == 1 else f'in {every} steps'}"
+
+
+def _counted(number: int, one: str) -> str:
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
 
 
 def _gib(size: int) -> str:

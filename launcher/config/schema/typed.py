@@ -282,7 +282,7 @@ def _list(item: Any, value: Any) -> list[Any]:
 
 def _dict(item: Any, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise _wrong("a mapping", value, "write {name: value}")
+        raise _wrong("a mapping", value, "write {name: value}, in a shell within quotes")
     return {str(key): convert(item, element) for key, element in value.items()}
 
 

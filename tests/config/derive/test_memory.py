@@ -183,3 +183,25 @@ def test_what_makes_it_smaller() -> None:
 def test_fp32_without_zero_keeps_no_second_copy() -> None:
     found = estimate(precision="fp32", engine={"zero": 0})
     assert found["optimizer"] == 2 * found["weights"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "peft", "known"),
+    [
+        ("llama", {}, True),
+        ("mixtral", {}, True),
+        ("nobody-counted-it", {}, False),
+        ("llama", {"targets": ["q_proj", "down_proj"]}, True),
+        ("llama", {"targets": ["all-linear", "q_proj"]}, True),
+        ("llama", {"targets": ["q_proj", "nope"]}, False),
+        ("mixtral", {"targets": ["q_proj"]}, False),
+        ("llama", {"modules_to_save": ["embed_tokens", "lm_head"]}, True),
+        ("llama", {"modules_to_save": ["head"]}, False),
+    ],
+)
+def test_layers_are_known_where_any_model_of_the_kind_has_them(
+    tmp_path: Path, kind: str, peft: dict[str, Any], known: bool
+) -> None:
+    shape = shape_of(folder_of(tmp_path, {**LLAMA_32_1B, "model_type": kind}))
+    assert shape is not None
+    assert memory.knows_layers(make_config(peft={"name": "lora", **peft}).peft, shape) is known

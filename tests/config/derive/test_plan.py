@@ -162,7 +162,7 @@ def test_description_says_how_the_batch_is_cut() -> None:
 def test_description_before_the_data_is_prepared() -> None:
     config = make_config(batch={"sequences": 1}, train={"epochs": 2.0}, data={"packing": False})
     text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
-    assert "1 sequences of 1024 tokens = 1 ranks x 1 micro-batch" in text
+    assert "1 sequence of 1024 tokens = 1 rank x 1 micro-batch" in text
     assert "2 epochs (steps follow when the data is prepared)" in text
     assert "memory   not known" in text
 
@@ -243,4 +243,11 @@ def test_the_rule_of_stopping_is_said() -> None:
     assert "early after 3 evaluations without progress in eval.loss, one in 10 steps" in text
     config.eval.times = 4
     text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
-    assert "eval.loss: never, as there is one in 25 steps" in text
+    assert "eval.loss: never, as that takes 4, and 3 come before the end" in text
+    config.eval.times, config.eval.every_steps = None, 1
+    text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+    assert "eval.loss, one a step" in text
+    config.train.steps = 1
+    text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+    assert "length   1 step\n" in text or "length   1 step," in text
+    assert "eval.loss: never, as that takes 4, and none come before the end" in text
