@@ -95,7 +95,7 @@ def test_only_runtime_touches_the_environment() -> None:
 
 #: Words of a scheduler, and the files besides its package that may use them: rows and options.
 _SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr|info)\b", re.I)
-_ROWS = ("config/launch.py", "config/variants.py", "ranks.py")
+_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "ranks.py")
 
 
 def _schedulers(path: Path) -> Iterator[str]:
