@@ -116,7 +116,10 @@ def recall(run: RunDir, model: ModelConfig) -> bool:
     base that it began with when its recipe changes.
     """
     words, frozen = _recipe_words(model), read_json(run.base)
-    if words is None or not isinstance(frozen, dict):
+    if words is None:
+        return False
+    _KEYS.pop(words, None)  # that of a run which was opened before
+    if not isinstance(frozen, dict) or "key" not in frozen:
         return False
     _KEYS[words] = str(frozen["key"])
     return True

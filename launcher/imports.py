@@ -105,7 +105,7 @@ def keep_index(module: ModuleType) -> None:
             return read(module_path)
         if not kept:
             kept = _stored(models, str(module.__file__), lambda: read(module_path))
-        return _decoded(json.loads(kept))
+        return _decoded(json.loads(kept)) if kept else read(module_path)
 
     module.create_import_structure_from_path = (  # type: ignore[attr-defined]
         create_import_structure_from_path
@@ -113,19 +113,29 @@ def keep_index(module: ModuleType) -> None:
 
 
 def _stored(models: str, reader: str, read: Callable[[], Any]) -> str:
-    """The index of these models as JSON text, read if it is not kept yet."""
+    """The index of these models as JSON text, read if it is not kept yet; empty if JSON cannot hold
+    it as it is."""
     try:
         path = runtime.cache_dir() / "imports" / f"{_fingerprint(models, reader)}.json"
-    except (OSError, LauncherError):  # no home folder, or sources that are no files
-        return json.dumps(_encoded(read()))
+    except (OSError, RuntimeError, LauncherError):  # no home folder, or sources that are no files
+        return _text(read())
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
         text = path.read_text(encoding="utf-8")
         _decoded(json.loads(text))  # whole and an index
         return text
-    text = json.dumps(_encoded(read()))
+    text = _text(read())
     with contextlib.suppress(OSError, LauncherError):
-        write_atomic(path, text, durable=False)
+        if text:
+            write_atomic(path, text, durable=False)
     return text
+
+
+def _text(index: Any) -> str:
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        text = json.dumps(_encoded(index))
+        if _decoded(json.loads(text)) == index:
+            return text
+    return ""
 
 
 def _fingerprint(models: str, reader: str) -> str:

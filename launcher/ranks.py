@@ -108,12 +108,15 @@ class Surroundings(Protocol):
 
 def surroundings(env: Mapping[str, str]) -> Surroundings | None:
     """What a scheduler says in this environment; None if none says anything."""
+    first = None
     for prefix, path in SCHEDULERS.items():
         if any(name.startswith(prefix) for name in env):
             module, _, name = path.partition(":")
             found: Surroundings = getattr(importlib.import_module(module), name)(env)
-            return found
-    return None
+            if found.job:
+                return found
+            first = first or found  # a site's settings alone, outside any job
+    return first
 
 
 def identify(env: Mapping[str, str], host: str) -> Ranks:

@@ -38,7 +38,9 @@ def load_file(name: str, attribute: str, *, where: str) -> Any:
 @cache
 def _module(path: Path, mtime_ns: int, size: int) -> Any:
     """The file as a module, loaded once as it is: its classes must not exist twice."""
-    spec = importlib.util.spec_from_file_location(f"launcher_own_{path.stem}_{mtime_ns}", path)
+    spec = importlib.util.spec_from_file_location(
+        f"launcher_own_{path.stem}_{abs(hash((path, mtime_ns))):x}", path
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -139,6 +141,7 @@ def _requirement(package: str, extra: str) -> str:
     for line in known:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0]
-        if name.replace("_", "-").lower() == wanted and f"'{extra}'" in marker.replace('"', "'"):
+        is_asked = "extra" not in marker or f"'{extra}'" in marker.replace('"', "'")
+        if name.replace("_", "-").lower() == wanted and is_asked:
             return requirement.strip()
     return wanted

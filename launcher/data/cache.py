@@ -74,6 +74,10 @@ class Column:
     width: int = 1
     """Numbers in a value."""
 
+    def __post_init__(self) -> None:
+        if self.is_json and (self.per is Per.target or self.width != 1):
+            raise ValueError(f"column {self.name}: a json value is of a document, and one")
+
     @property
     def is_json(self) -> bool:
         """Whether the values are kept as numbers in a list of their own."""
@@ -208,6 +212,8 @@ class TokenCache:
         """Values of a column for the documents or targets of record `i`; those of a `json` column
         as `give` has said."""
         column = self.columns[name]
+        if column.is_json and name not in self._meanings:
+            raise ValueError(f"column {name} has JSON values: `give` says what they are in a row")
         bounds = self._goals if column.per is Per.target else self._groups
         part = slice(i, i + 1) if bounds is None else slice(int(bounds[i]), int(bounds[i + 1]))
         numbers = self._numbers[name][part]

@@ -326,6 +326,10 @@ def cut(piece: Piece, max_length: int, overlong: Overlong) -> tuple[list[Piece],
         return [piece], None
     if overlong is Overlong.drop:
         return [], Overlong.drop
+    if piece.lengths or piece.columns:
+        raise TypeError(
+            "an encoder of documents that belong together, or with columns, has a `cut`"
+        )
     last = max_length if overlong is Overlong.truncate else len(piece.tokens)
     bounds = [(begin, begin + max_length) for begin in range(0, last, max_length)]
     pieces = [Piece(piece.tokens[slice(*part)], piece.targets[slice(*part)]) for part in bounds]

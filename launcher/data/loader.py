@@ -82,7 +82,8 @@ class RowSource(Protocol):
 class Records(Protocol):
     """What a row is made from: a cache, or an excerpt of one."""
 
-    columns: Mapping[str, Column]
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]: ...
 
@@ -97,7 +98,7 @@ class Records(Protocol):
 
 
 def make_row(
-    cache: Any,
+    cache: Records,
     records: Sequence[int] | NDArray[np.int64],
     packs: Sequence[int] = (),
 ) -> Row:

@@ -8,12 +8,13 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher import runtime
 from launcher.config.schema import Config, variants
+from launcher.config.schema.typed import to_dict
 from launcher.data.cache import Index
 from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
@@ -168,7 +169,7 @@ def _options(config: Config, part: Part, format_name: str) -> Options:
         chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
-        objective=(own.name, {f.name: getattr(own, f.name) for f in fields(own)}),
+        objective=(own.name, to_dict(own)),
         share=part.share,
         seed=config.seed,
         learns=part.split == "train",

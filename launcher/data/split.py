@@ -210,6 +210,8 @@ class SplitWriter:
         where = f"{self._files[file]}:{batch.origins[0, 1]}"
         tokens, targets = batch.tokens[: batch.lengths[0]], batch.targets[: batch.lengths[0]]
         self._examples.append(f"{where}: {self._tokenizer.decode(tokens[:60].tolist())!r}")
+        if not targets.any():
+            return
         last = int(tokens[targets == 1][-1])
         answers = self._expect_end and batch.fates[0] == Fate.whole
         if answers and len(self._examples) == 1 and not self._ends.may_end(last):

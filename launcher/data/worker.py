@@ -135,10 +135,9 @@ class Worker:
         own = variants.objective_options(*options.objective)
         names = own.label_names(list(options.labels))
         self._reader = Reader(options.format, options.columns, names)
-        objective = variants.objective(own)
-        self._columns: list[Column] = [*objective.columns]
-        self._groups = own.groups_documents
-        self._encoder: Encoder = objective.encoder(tokenizer, options.chat)
+        self._objective = variants.objective(own)
+        self._columns: list[Column] = [*self._objective.columns]
+        self._encoder: Encoder = self._objective.encoder(tokenizer, options.chat)
 
     def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
         return Worker, (self._tokenizer, self._options)
@@ -160,10 +159,12 @@ class Worker:
                 encoded.append(read)
                 weights.append(1.0)
                 continue
-            places.append(len(encoded))
-            examples.append(read[0])
             weights.append(read[1])
-            encoded.append(_NOTHING)
+            refused = self._objective.refusal(read[0])
+            encoded.append(refused or _NOTHING)
+            if refused is None:
+                places.append(len(encoded) - 1)
+                examples.append(read[0])
         for place, item in zip(places, self._encoder.encode(examples), strict=True):
             encoded[place] = item
         records = list(zip(lines, encoded, weights, strict=True))
@@ -226,7 +227,7 @@ class Worker:
             bad,
             lossy,
             spelled,
-            [piece.lengths for piece in done] if self._groups else [],
+            [piece.lengths for piece in done],
             {c.name: [piece.columns[c.name] for piece in done] for c in self._columns},
         )
 

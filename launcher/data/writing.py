@@ -163,7 +163,7 @@ class CacheWriter:
         """What only some objectives have: documents of a record, and columns."""
         if columns.keys() != self._columns.keys():
             raise ValueError(f"columns {sorted(columns)}, not {sorted(self._columns)}")
-        if len(self._types) == len(_GROWING):
+        if len(self._types) == len(_GROWING) and not any(documents):
             return
         documents = documents or [()] * len(lengths)
         counts = np.array([len(own) or 1 for own in documents], np.int64)

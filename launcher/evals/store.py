@@ -23,6 +23,11 @@ from launcher.evals.slices import Groups
 from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
 VERSION = 2
+#: Keys of results and comparisons that are not an objective's.
+TAKEN = {
+    *("version", "metrics", "records", "generated", "cut", "passes", "further", "step"),
+    *("seconds", "notes", "slices", "gap", "confidence", "answers", "base_name", "tuned_name"),
+}
 #: What a line of predictions.jsonl has.
 LINE = (
     *("id", "where", "prompt", "reference", "base", "tuned"),
@@ -134,6 +139,11 @@ def write_predictions(run: RunDir, lines: Iterable[Mapping[str, Any]]) -> None:
     """Write eval/predictions.jsonl, one record a line."""
     text = "".join(_compact(line) + "\n" for line in lines)
     write_atomic(run.eval / "predictions.jsonl", text)
+
+
+def filled(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Lines of predictions.jsonl with null for what they do not say."""
+    return [{**dict.fromkeys(LINE), **line} for line in lines]
 
 
 def predictions(

@@ -11,7 +11,7 @@ from typing import Any
 from launcher import bases, rundir, runtime
 from launcher.config.derive import items
 from launcher.config.derive.items import Item
-from launcher.config.schema import Config, ModelConfig, TinyModelConfig
+from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.config.schema.typed import to_dict
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint.hashes import Hashes
@@ -87,7 +87,8 @@ def require_same_data(run: RunDir, config: Config) -> None:
     now = data_keys(config)
     if any(Path(folder).name != now.get(split) for split, folder in _folders(named).items()):
         raise DataError(
-            "the prepared data of this run is gone, and its sources have changed since",
+            "the prepared data of this run is gone, and would be other data now: its sources have"
+            " changed, or the launcher prepares them otherwise",
             where=str(run.data),
             hint="restore the data files, or start a new run",
         )
@@ -197,12 +198,18 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
 
 
 def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
-    """How the objective makes tokens of examples; a user's own counts by its file and options."""
+    """How the objective makes tokens of examples; one of others counts by its file or name, and by
+    its options."""
     objective = config.objective
-    if not objective.name.endswith(".py"):
+    kind = type(objective)
+    if kind.__module__ == ObjectiveConfig.__module__:
         return objective.encoding(split)
-    own = hashes.digest(runtime.user_path(objective.name))
-    return {"objective": [own, to_dict(objective)], **objective.encoding(split)}
+    name = objective.name
+    identity = hashes.digest(runtime.user_path(name)) if name.endswith(".py") else name
+    decides = objective.encoding(split)
+    if kind.encoding is ObjectiveConfig.encoding:  # nobody has said which options do
+        decides = {key: value for key, value in to_dict(objective).items() if key != "name"}
+    return {"objective": [identity, decides]}
 
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:

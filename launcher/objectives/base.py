@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
+from launcher.errors import ConfigError
 from launcher.model.sequence_head import SequenceHead
 from launcher.rundir import RunDir, read_json, write_json
 
@@ -47,9 +48,19 @@ class Loss(NamedTuple):
 
 
 def of_run(run: RunDir, config: Config) -> Objective:
-    """The objective of a run, with what the run has settled."""
+    """The objective of a run, with what the run has settled.
+
+    Raises `ConfigError` for a run of an earlier version, which kept that otherwise.
+    """
     made: Objective = variants.objective(config.objective)
     kept = read_json(run.objective, {})
+    if config.objective.has_sequence_head and not kept:
+        raise ConfigError(
+            f"nothing says which outputs the model has: {run.objective.name} is missing",
+            where=str(run),
+            hint="the run was made by an earlier version, or has not begun to train: `launcher"
+            f" resume {run.name}`, or train it again",
+        )
     if kept.get("state") is not None:
         made.restore(kept["state"])
     if kept.get("head") is not None:

@@ -128,7 +128,8 @@ def against(first: Side, other: Side) -> dict[str, Any]:
     parts = groups(first.run, cache, pair[0].ids())
     made = compare_all(*pair, metrics, parts, Resampling(first.config.seed))
     made["notes"] += contamination(other.run)
-    made["answers"] = objectives[0].lines(*pair, metrics, cache.where, lambda record: "")
+    lines = objectives[0].lines(*pair, metrics, cache.where, lambda record: "")
+    made["answers"] = store.filled(lines)
     made |= objectives[0].about(pair[1])
     return {"base_name": first.name, "tuned_name": other.name, **made}
 

@@ -17,6 +17,7 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config, LoraConfig
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.loader import Row, make_row
+from launcher.errors import ConfigError
 from launcher.evals import generation, runner, store
 from launcher.evals.decoding import Decoding
 from launcher.evals.further import TRAIN
@@ -182,15 +183,22 @@ class Evaluator:
         return decoded
 
     def about(self, results: Results) -> dict[str, Any]:
-        """What is written beside the results."""
-        return self.objective.about(results)
+        """What is written beside the results; `ConfigError` for keys that mean something there."""
+        found = self.objective.about(results)
+        if taken := sorted(store.TAKEN & found.keys()):
+            raise ConfigError(
+                f"the objective says {', '.join(taken)} of its results, which others say",
+                where="objective.name",
+                hint="give it another name",
+            )
+        return found
 
     def lines(
         self, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
     ) -> list[dict[str, Any]]:
         """Each record as a line of eval/predictions.jsonl, with null for what nobody knows."""
         found = self.objective.lines(base, tuned, metrics, self.cache.where, self.text)
-        return [{**dict.fromkeys(store.LINE), **line} for line in found]
+        return store.filled(found)
 
     def _batch_cap(self) -> int:
         """Evaluation keeps no activations, so twice a training row fits where training fits."""

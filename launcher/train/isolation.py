@@ -78,7 +78,9 @@ class _Excerpt:
         self.columns: dict[str, Any] = {}
 
     def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        tokens = self._cache.record(i)[0][: self._cache.documents(i)[0]]
+        lengths = self._cache.documents(i)
+        start = sum(lengths[: (longest := lengths.index(max(lengths)))])
+        tokens = self._cache.record(i)[0][start : start + lengths[longest]]
         if len(tokens) > _LONGEST:
             tokens = np.append(tokens[: _LONGEST - 1], tokens[-1])
         return tokens, np.ones(len(tokens), np.uint8)

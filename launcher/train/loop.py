@@ -338,7 +338,7 @@ def train(
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
                 if not row.is_filler:
-                    counted.append(found.sums)
+                    counted.append({k: _detached(pair) for k, pair in found.sums.items()})
                 if index < len(rows) - 1:
                     engine.micro_step()
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
@@ -555,11 +555,27 @@ def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.devi
     return parts + [replace(parts[-1], is_filler=True)] * (count - len(parts))
 
 
+def _detached(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Both numbers, of which none keeps a graph alive."""
+    one, other = (x.detach() if isinstance(x, torch.Tensor) else x for x in pair)
+    return one, other
+
+
 def _sums(counted: list[Mapping[str, tuple[Any, Any]]]) -> tuple[list[str], list[float]]:
     """Names of what the objective logs beside the loss, and of each the numerator and denominator
-    of this rank's rows. Every rank has rows, so that all have the same names."""
-    names = list(counted[0]) if counted else []
-    sums = [float(sum(row[name][side] for row in counted)) for name in names for side in (0, 1)]
+    of this rank's rows. Every rank has rows, and an objective the same names in each."""
+    names = sorted({name for row in counted for name in row})
+    if taken := sorted({"loss", "lr", "grad_norm", "epoch", "skipped", "kind", "time"} & {*names}):
+        raise ConfigError(
+            f"the objective logs {', '.join(taken)}, which every run has",
+            where="objective.name",
+            hint="give it another name",
+        )
+    sums = [
+        float(sum(row[name][side] for row in counted if name in row))
+        for name in names
+        for side in (0, 1)
+    ]
     return names, sums
 
 

@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.config.schema import Overlong
 from launcher.data.cache import Column, Index, Per, TokenCache
-from launcher.data.encoding import Piece, shorten
+from launcher.data.encoding import Piece, cut, shorten
 from launcher.data.loader import make_row, rectangles
 from launcher.data.writing import CacheWriter
 from launcher.errors import ConfigError, StorageError
@@ -79,6 +80,7 @@ def written(folder: Path, records: list[list[list[bool]]]) -> TokenCache:
         writer.finish(index())
     cache = TokenCache.open(folder, verify=True)
     assert isinstance(cache, TokenCache)
+    cache.give("kind", np.arange(len(cache.values["kind"])))
     return cache
 
 
@@ -162,6 +164,35 @@ def test_columns_are_taken_up_where_a_process_was_killed(tmp_path) -> None:
     made = TokenCache.open(tmp_path / "parts", verify=True)
     assert made.index.checksums == whole.index.checksums
     assert made.index.columns == whole.index.columns
+
+
+def test_what_is_no_json_column_is_refused(tmp_path) -> None:
+    for wrong in ({"per": Per.target}, {"width": 2}):
+        with pytest.raises(ValueError, match="a json value is of a document, and one"):
+            Column("kind", dtype="json", **wrong)
+    written(tmp_path, [[[True, True]]])
+    again = TokenCache.open(tmp_path)
+    with pytest.raises(ValueError, match="`give` says what they are in a row"):
+        make_row(again, [0])
+
+
+def test_documents_that_belong_together_are_cut_by_their_own_encoder() -> None:
+    piece = piece_of(0, [[True] * 6, [True] * 6])
+    with pytest.raises(TypeError, match="has a `cut`"):
+        cut(piece, 8, Overlong.truncate)
+    assert cut(piece, 8, Overlong.drop) == ([], Overlong.drop)
+
+
+def test_several_documents_are_no_record_of_a_cache_that_is_not_grouped(tmp_path) -> None:
+    with CacheWriter(tmp_path) as writer, pytest.raises(ValueError, match="not grouped"):
+        writer.append(
+            np.zeros(4, np.int32),
+            np.ones(4, np.uint8),
+            np.array([4], np.int32),
+            np.array([[0, 1]], np.int32),
+            np.ones(1, np.float32),
+            documents=[(2, 2)],
+        )
 
 
 def test_damage_of_a_column_is_noticed(tmp_path) -> None:

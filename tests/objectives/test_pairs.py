@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
+from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ExitCode
+from launcher.errors import ConfigError, ExitCode
 from launcher.rundir import read_json
 from support import project
 from support.project import LAUNCHER, Project
@@ -141,3 +142,46 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert "Margins" in report
     assert answers[0]["tuned"] in report
     assert (run.export / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_its_runs_are_compared(here, first):
+    done = here.run((*LAUNCHER, "compare"), "runs/first:base", "runs/first")
+    assert done.code == ExitCode.ok, done.output
+    assert "verdict:" in done.output
+
+
+def test_its_options_are_keys_like_any_others(tmp_path, monkeypatch):
+    words = ("objective=pairs", "data=preference", "data.train=x.jsonl", "model.name=m")
+    config = compose.compose([*words, "objective.beta=0.3"], [HERE])
+    assert config.objective.beta == 0.3
+    assert config.objective.name == str(HERE / "objective" / "pairs.py")
+    with pytest.raises(ConfigError, match=r"objective\.betta: unknown key"):
+        compose.compose([*words, "objective.betta=0.3"], [HERE])
+    # A path in a file of one's own counts from where the command is typed, and is kept whole.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text((HERE / "objective" / "pairs.py").read_text())
+    (tmp_path / "my.yaml").write_text("objective: {name: own.py, beta: 0.7}\n")
+    config = compose.compose(["my.yaml", *words[1:]])
+    assert (config.objective.beta, config.objective.name) == (0.7, str(tmp_path / "own.py"))
+    compose.save(config, tmp_path / "config.yaml")
+    monkeypatch.chdir("/")
+    assert compose.load(tmp_path / "config.yaml").objective == config.objective
+
+
+def test_an_unknown_metric_of_an_objective_is_told(tmp_path):
+    text = (HERE / "objective" / "pairs.py").read_text()
+    own = tmp_path / "objective"
+    own.mkdir()
+    changed = text.replace('= ("loss",)\n\n', '= ("loss", "margin")\n\n')
+    assert changed != text
+    (own / "pairs.py").write_text(changed)
+    (own / "pairs.yaml").write_text((HERE / "objective" / "pairs.yaml").read_text())
+    words = ("objective=pairs", "data=preference", "data.train=x.jsonl", "model.name=m")
+    config = compose.compose([*words, "eval=default"], [tmp_path])
+    problems = [
+        p.found
+        for p in checks.check(config, world_size=1, has_gpu=False)
+        if p.where == "eval.metrics"
+    ]
+    assert problems == ["unknown metric 'margin'"]

@@ -48,7 +48,11 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
         hint = did_you_mean(name, variants.METRICS)
         yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
     elif row.records not in config.objective.records:
-        others = [n for n, cls in variants.OBJECTIVE_OPTIONS.items() if row.records in cls.records]
+        others = [
+            n
+            for n, cls in variants.OPTIONS["objective"].items()
+            if row.records in getattr(cls, "records", ())
+        ]
         fitting = [other for other in variants.METRICS if variants.METRICS[other].fits(config)]
         hint = f"it goes with objective={'|'.join(others)}; here eval=default takes the usual ones"
         hint += f" of {', '.join(fitting)}"

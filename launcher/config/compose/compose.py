@@ -8,6 +8,7 @@ go.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,6 +73,9 @@ def try_compose(
         overrides.apply(own.values, data)
     overrides.apply(asked.values, data)
     data = _interpolated(data)
+    own = data.get("objective", {}).get("name")
+    if isinstance(own, str) and own.endswith(".py"):  # ranks and later commands start elsewhere
+        data["objective"] = {**data["objective"], "name": os.path.abspath(os.path.expanduser(own))}
     config, problems = typed.build(data)
     problems += adapter.settle(config, asked.given())
     config.eval.metrics = variants.metrics_of(config)
@@ -185,10 +189,25 @@ def load(path: str | Path) -> Config:
         raise ConfigError(f"cannot be read: {error}", where=str(path), hint=_LOAD_HINT) from error
     if not isinstance(data, dict):
         raise ConfigError("is not a config", where=str(path), hint=_LOAD_HINT)
-    config, problems = typed.build(_unescaped(data))
+    config, problems = typed.build(_renamed(_unescaped(data)))
     if problems:
         raise ConfigError([Problem(f"{path}: {p.where}", p.found, p.hint) for p in problems])
     return config
+
+
+#: Keys that run folders of earlier versions have under other names.
+_FORMER = {
+    f"watchdog.{name}": f"watchdog.{name}_s" for name in ("timeout", "start", "eval", "save")
+}
+
+
+def _renamed(data: dict[str, Any]) -> dict[str, Any]:
+    """`data` under the names that keys have now."""
+    for former, now in _FORMER.items():
+        section, _, name = former.partition(".")
+        if name in (data.get(section) or {}):
+            data[section][now.partition(".")[2]] = data[section].pop(name)
+    return data
 
 
 _LOAD_HINT = "give the config.yaml of a run folder"

@@ -156,6 +156,9 @@ def _read_value(
     section = key.partition(".")[0]
     if section in options and section in variants.OPTIONS and key == typed.name_key(section):
         name = text.strip()
+        if section in variants.OWN_OPTIONS and name.endswith(".py"):
+            out.values[key] = values.unquoted(name) or name
+            return None
         hint = (
             f"write {section}={name}"
             if name in options[section]

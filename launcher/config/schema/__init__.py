@@ -325,7 +325,7 @@ class ObjectiveConfig:
 
     def encoding(self, split: str) -> dict[str, Any]:
         """Those options that decide how examples of a split become tokens: part of the name of
-        prepared data."""
+        prepared data. Of an objective from elsewhere all count, unless it says which do."""
         return {}
 
     def label_names(self, labels: list[str]) -> list[str]:
@@ -418,6 +418,8 @@ class PeftConfig:
 class AdapterConfig(PeftConfig):
     """A method that freezes the weights of the model and trains something beside its matrices."""
 
+    trains_base: ClassVar[bool] = False
+
     targets: Any = "all-linear"
     """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
     parameters, e.g. [q_proj, v_proj], [all-linear, router]."""
@@ -434,8 +436,6 @@ class AdapterConfig(PeftConfig):
 @dataclass(kw_only=True, slots=True)
 class LoraConfig(AdapterConfig):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
-
-    trains_base: ClassVar[bool] = False
 
     name: str = "lora"
     """Name of the method."""
@@ -679,7 +679,7 @@ class TrackerConfig:
     """A tracker besides metrics.jsonl."""
 
     package: ClassVar[str | None] = None
-    """What it needs that not every installation has: a package and the extra of that name."""
+    """Package that it imports; of the extra of that name, if not every installation has it."""
 
     @property
     def is_on(self) -> bool:
@@ -690,6 +690,8 @@ class TrackerConfig:
 @dataclass(kw_only=True, slots=True)
 class WandbConfig(TrackerConfig):
     """Weights & Biases."""
+
+    package: ClassVar[str | None] = "wandb"
 
     mode: WandbMode = WandbMode.disabled
     """disabled, online, offline, or auto: online if there are credentials, else offline."""

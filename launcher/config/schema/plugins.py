@@ -10,25 +10,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-from launcher.errors import ConfigError
 
 NAMESPACE = "launcher_plugins"
 
 
 def load() -> None:
-    """Import all of them; `ConfigError` names one that cannot be."""
+    """Import all of them; one that cannot be is told on stderr, and its variants are not known: no
+    command dies of what it does not use."""
     for name, folder in _packages():
         try:
             importlib.import_module(f"{NAMESPACE}.{name}")
         except Exception as error:
-            raise ConfigError(
-                f"the plugin in {folder} cannot be imported: {type(error).__name__}: {error}",
-                where=f"{NAMESPACE}.{name}",
-                hint="mend it, or take it off the path",
-            ) from error
+            found = f"the plugin in {folder} cannot be imported: {type(error).__name__}: {error}"
+            print(f"warning: {found}\n  HINT: mend it, or take it off the path", file=sys.stderr)
 
 
 def conf_dirs() -> list[Path]:

@@ -10,17 +10,17 @@ from typing import Any
 
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
+from launcher.errors import ConfigError
 from launcher.registry import Table, load_file
 
-OBJECTIVE_OPTIONS: dict[str, type[schema.ObjectiveConfig]] = {
-    "sft": schema.SftConfig,
-    "text": schema.TextConfig,
-    "classify": schema.ClassifyConfig,
-}
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {"hf": schema.ModelConfig, "tiny": schema.TinyModelConfig},
-    "objective": {**OBJECTIVE_OPTIONS},
+    "objective": {
+        "sft": schema.SftConfig,
+        "text": schema.TextConfig,
+        "classify": schema.ClassifyConfig,
+    },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
         "adamw": schema.AdamwConfig,
@@ -102,7 +102,8 @@ def metrics_of(config: Config) -> list[str]:
     """The metrics of `eval.metrics`; where that says none, those that the objective goes by."""
     if config.eval.metrics is not None:
         return config.eval.metrics
-    return [name for name in config.objective.metrics if METRICS[name].fits(config)]
+    own = config.objective.metrics
+    return [name for name in own if name not in METRICS or METRICS[name].fits(config)]
 
 
 FORMATS = Table(
@@ -137,8 +138,13 @@ def objective(options: schema.ObjectiveConfig) -> Any:
 def objective_options(name: str, values: dict[str, Any]) -> schema.ObjectiveConfig:
     """Options of the objective `name` with these values; `ConfigError` if there is no such one."""
     own = name.endswith(".py")
-    cls = load_file(name, "Options", where="objective.name") if own else OBJECTIVE_OPTIONS[name]
-    made: schema.ObjectiveConfig = cls(**values)
+    cls = load_file(name, "Options", where="objective.name") if own else OPTIONS["objective"][name]
+    from launcher.config.schema import typed  # it reads these tables
+
+    made: schema.ObjectiveConfig
+    made, problems = typed.section(cls, values, "objective")
+    if problems:
+        raise ConfigError(problems)
     return made
 
 
@@ -231,9 +237,13 @@ LAUNCHERS = Table(
 def add(table: Table[Any], name: str, row: Any, *, options: type | None = None) -> None:
     """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
     of its options where its section of the config has several. `ConfigError` if it is there."""
+    section = table.key.partition(".")[0]
+    if options is not None and section not in OPTIONS:
+        found = f"{section} has no options by variant: {name!r} cannot bring any"
+        raise ConfigError(found, where=table.key, hint="add the row without options")
     table.add(name, row)
     if options is not None:
-        OPTIONS[table.key.partition(".")[0]][name] = options
+        OPTIONS[section][name] = options
 
 
 plugins.load()

@@ -39,7 +39,6 @@ class Classify(Objective):
         if options.out_of_scope is not None:
             self.about_end = f"the threshold for {options.out_of_scope}"
         self._classes: Classes | None = None
-        self._weights: Tensor | None = None
 
     @property
     def classes(self) -> Classes:
