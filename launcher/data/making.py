@@ -169,7 +169,7 @@ def _options(config: Config, part: Part, format_name: str) -> Options:
         chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
-        objective=(own.name, to_dict(own)),
+        objective=to_dict(own),
         share=part.share,
         seed=config.seed,
         learns=part.split == "train",

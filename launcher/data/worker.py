@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong, variants
+from launcher.config.schema import Overlong, typed, variants
 from launcher.data.cache import Column
 from launcher.data.encoding import Encoded, Piece
 from launcher.data.formats import Example, Reader
@@ -71,8 +71,8 @@ class Options:
     chat: ChatOptions
     max_length: int
     overlong: Overlong
-    objective: tuple[str, dict[str, Any]]
-    """Its name and options; the class of a user's own file cannot be sent to a process."""
+    objective: dict[str, Any]
+    """Its options as plain data: the class of a user's own file cannot be sent to a process."""
     share: float
     """Share of records that go to the validation side."""
     seed: int
@@ -132,7 +132,7 @@ class Worker:
     def __init__(self, tokenizer: Any, options: Options) -> None:
         self._tokenizer = tokenizer
         self._options = options
-        own = variants.objective_options(*options.objective)
+        own = typed.objective(options.objective)
         names = own.label_names(list(options.labels))
         self._reader = Reader(options.format, options.columns, names)
         self._objective = variants.objective(own)

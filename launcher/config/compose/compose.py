@@ -110,7 +110,13 @@ def ask(words: Sequence[str], sources: Sources) -> Asked:
     """Read a command line; raises `ConfigError` for a file that cannot be read."""
     read = [ownfile.read(word, sources.options) for word in words if ownfile.is_named(word)]
     typed_words = overrides.read(
-        [word for word in words if not ownfile.is_named(word)], sources.options
+        [word for word in words if not ownfile.is_named(word)],
+        sources.options,
+        [
+            section
+            for section in variants.OWN_OPTIONS
+            if any(str(own.values.get(typed.name_key(section))).endswith(".py") for own in read)
+        ],
     )
     chosen: dict[str, str | None] = {}
     for index, own in enumerate(read):

@@ -42,7 +42,10 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
     for own in asked.files:
         found += _given(key, own.values, {name: own.place(name) for name in own.values})
     typed_at = {name: f"override {asked.texts[name]}" for name in asked.values}
-    return found + _given(key, asked.values, typed_at)
+    found += _given(key, asked.values, typed_at)
+    if key == "eval.metrics" and found[-1].value is None:
+        found.append(Source(f"objective={config.objective.name}", config.eval.metrics))
+    return found
 
 
 def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> list[Source]:

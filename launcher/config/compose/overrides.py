@@ -44,13 +44,24 @@ class Overrides:
     """Dotted key -> plain value, in the order given."""
     texts: dict[str, str] = field(default_factory=dict)
     """Group or dotted key -> the override as typed."""
+    own: set[str] = field(default_factory=set)
+    """Sections whose class may be in a file of the user's."""
     problems: list[Problem] = field(default_factory=list)
     """Everything that cannot be used."""
 
 
-def read(words: Sequence[str], options: Mapping[str, Sequence[str]]) -> Overrides:
-    """Sort override words into groups, values and problems; `options` as in `list_groups`."""
-    result = Overrides()
+def read(
+    words: Sequence[str], options: Mapping[str, Sequence[str]], own: Iterable[str] = ()
+) -> Overrides:
+    """Sort override words into groups, values and problems; `options` as in `list_groups`.
+
+    `own` are sections whose class is in a file of the user's: which keys they have is known later.
+    """
+    result = Overrides(own={*own})
+    for section in variants.OWN_OPTIONS:
+        elsewhere = {*options.get(section, ())} - {*variants.OPTIONS[section]}
+        if elsewhere or any(word.startswith(f"{section}.name=") for word in words):
+            result.own.add(section)
     for word in words:
         problem = _read_one(word, options, result)
         if problem:
@@ -165,10 +176,12 @@ def _read_value(
             else did_you_mean(name, list(options[section]))
         )
         return Problem(key, f"is set by the group {section} (got {text!r})", hint)
-    hint = typed.written_type(key)
-    if hint is None:
+    kind = typed.written_type(key)
+    if kind is None and section in out.own and "." in key:
+        kind = Any
+    if kind is None:
         return unknown(key, text, options)
-    value, problem = _value(key, text, hint)
+    value, problem = _value(key, text, kind)
     if problem is None:
         out.values.pop(key, None)  # the last of two wins, and also comes last
         out.values[key] = value

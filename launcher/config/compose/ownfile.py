@@ -137,7 +137,7 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
             _read_keys(node or Lined(), here, options, own)
         elif here in options and not isinstance(node, Lined):
             _choose(here, node, options, own)
-        elif typed.written_type(here) is None:
+        elif typed.written_type(here) is None and not _is_own(path, tree):
             is_section = isinstance(node, Lined)
             shown = "a mapping" if is_section else values.plain(node, Any)
             form = "'{group}'" if is_section else "'{group}: {text}'"
@@ -151,6 +151,13 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
             own.lines |= lines
             if name := _option_named(here, data[key], options):
                 own.named[here.partition(".")[0]] = name
+
+
+def _is_own(section: str, tree: Lined) -> bool:
+    """Whether the class of a section is in a Python file of the user's, which knows its keys."""
+    name = tree.get(typed.name_key(section).rpartition(".")[2]) if section else None
+    is_path = isinstance(name, Word) and name.text.endswith(".py")
+    return is_path and section in variants.OWN_OPTIONS
 
 
 def _option_named(key: str, value: Any, options: Mapping[str, Sequence[str]]) -> str | None:

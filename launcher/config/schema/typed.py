@@ -102,10 +102,13 @@ def build(data: Mapping[str, Any]) -> tuple[schema.Config, list[Problem]]:
     return config, problems
 
 
-def section(cls: type, data: Mapping[str, Any], path: str) -> tuple[Any, list[Problem]]:
-    """A section of the config from plain data, and every problem found."""
+def objective(data: Mapping[str, Any]) -> schema.ObjectiveConfig:
+    """The section `objective` from plain data; `ConfigError` for what is wrong in it."""
     problems: list[Problem] = []
-    return _section(cls, data, path, problems), problems
+    made: schema.ObjectiveConfig = _section(schema.ObjectiveConfig, data, "objective", problems)
+    if problems:
+        raise ConfigError(problems)
+    return made
 
 
 def defaults(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,10 +228,7 @@ SOURCES = (
 
 
 def written_type(key: str) -> Any:
-    """How values of a dotted key are to be read (see `values.plain`); None for an unknown key.
-
-    An option of a user's own file is known once the file is; `build` judges it.
-    """
+    """How values of a dotted key are to be read (see `values.plain`); None for an unknown key."""
     hint = leaves().get(key)
     if hint is not None:
         if key == "eval.new":
@@ -247,9 +247,6 @@ def written_type(key: str) -> Any:
         if item is values.Source:
             return values.of_key(item, name) if len(between) == 1 else str
         return Any if item is Any else None
-    section, _, name = key.partition(".")
-    if section in variants.OWN_OPTIONS and name.isidentifier():
-        return Any
     return None
 
 

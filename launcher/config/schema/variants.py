@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
 from launcher.errors import ConfigError
-from launcher.registry import Table, load_file
+from launcher.registry import Table
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
@@ -133,19 +133,6 @@ OBJECTIVES = Table(
 def objective(options: schema.ObjectiveConfig) -> Any:
     """The `launcher.objectives.base.Objective` that `options` are of."""
     return OBJECTIVES.load(options.name)(options)
-
-
-def objective_options(name: str, values: dict[str, Any]) -> schema.ObjectiveConfig:
-    """Options of the objective `name` with these values; `ConfigError` if there is no such one."""
-    own = name.endswith(".py")
-    cls = load_file(name, "Options", where="objective.name") if own else OPTIONS["objective"][name]
-    from launcher.config.schema import typed  # it reads these tables
-
-    made: schema.ObjectiveConfig
-    made, problems = typed.section(cls, values, "objective")
-    if problems:
-        raise ConfigError(problems)
-    return made
 
 
 PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
