@@ -49,6 +49,7 @@ def build(ids):
         input_ids=tokens,
         document_starts=torch.tensor([0, len(tokens)]),
         target_index=torch.arange(len(tokens) - 1),
+        sizes=[1],
     )
 
 
