@@ -49,6 +49,7 @@ def row():
         longest=TOKENS,
         records=[0],
         packs=[0],
+        sizes=[1],
     ).to("cuda")
 
 
