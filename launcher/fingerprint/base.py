@@ -55,7 +55,7 @@ _OTHERS = ("adapter_", "optimizer", "scheduler", "training_args", "rng_state")
 
 def origin(config: Config, base: Path | None) -> dict[str, str]:
     """Digests of the weights in `base`, the folder of the run's base, of how it computes with them,
-    and of its tokenizer.
+    of its tokenizer, and of an objective in a file of the user's.
 
     Without a folder the base has no digest.
     """
@@ -63,7 +63,13 @@ def origin(config: Config, base: Path | None) -> dict[str, str]:
     tokenizer = json.dumps(tokenizer_identity(config.model, hashes), sort_keys=True)
     digest = hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest()
     model = model_digest(base, with_code=config.model.trust_remote_code) if base else ""
-    return {"base": weights_digest(base) if base else "", "model": model, "tokenizer": digest}
+    own = config.objective.name
+    return {
+        "base": weights_digest(base) if base else "",
+        "model": model,
+        "tokenizer": digest,
+        **({"objective": hashes.digest(Path(own))} if own.endswith(".py") else {}),
+    }
 
 
 def weights_digest(folder: Path) -> str:
@@ -126,6 +132,7 @@ _WORDS = {
     "base": "the base's weights",
     "model": "the base's config.json or code",
     "tokenizer": "the tokenizer or its chat template",
+    "objective": "the file of the objective",
 }
 
 

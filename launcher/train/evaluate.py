@@ -163,6 +163,9 @@ class Evaluator:
         """This rank's rows, as the head has documents laid out, and their record ids."""
         head = self.head
         lengths = [int(self.cache.lengths[i]) for i in self.ids]
+        if not head.isolates:  # each document is a line
+            documents = map(self.cache.documents, self.ids)
+            lengths = [len(own) * max(own) for own in documents]
         batches = runner.plan_batches(
             lengths,
             batch_tokens=min(self.config.eval.batch_tokens, self._batch_cap()),

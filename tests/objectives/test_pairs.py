@@ -140,8 +140,25 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert [line["id"] for line in answers] == list(range(9))
     report = (run.path / "report.html").read_text()
     assert "Margins" in report
-    assert answers[0]["tuned"] in report
+    assert answers[0]["where"] in report
     assert (run.export / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_does_not_go_on_under_another_file(here, first):
+    own = here.folder / "objective"
+    own.mkdir()
+    for file in (HERE / "objective").glob("pairs.*"):
+        (own / file.name).write_text(file.read_text())
+    command = (*LAUNCHER, "train", "--config-dir", str(here.folder))
+    words = (*WORDS, *CUTS["one rank"], "checkpoint.every_steps=1")
+    assert here.run(command, *here.words("own", *words)).code == ExitCode.ok
+    with (own / "pairs.py").open("a") as file:
+        file.write("# another objective\n")
+    done = here.run((*LAUNCHER, "resume"), "own", "train.steps=5")
+    assert done.code == ExitCode.usage, done.output
+    assert "the file of the objective" in done.output
+    assert "changed since the run began" in done.output
 
 
 @pytest.mark.slow
