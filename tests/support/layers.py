@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "design.md"
 #: What stands around the picture.
-BEGIN, END = "```text layers\n", "```\n"
+BEGIN, END = "draws this from the\ncontracts.\n\n```text\n", "```\n"
 _WIDTH = 40
 
 
