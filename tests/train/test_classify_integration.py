@@ -203,9 +203,9 @@ def test_each_model_has_its_threshold(full, capsys):
     assert threshold.of_run(run) == tuned["threshold"]
     words = [str(run), "-p", "I saw 7 pears today"]
     assert generate.main(words) == ExitCode.ok
-    assert capsys.readouterr().err == ""
-    assert generate.main([*words, "--checkpoint", "20"]) == ExitCode.ok
-    assert "that of the run's end" in capsys.readouterr().err
+    assert "that of the run's end" not in capsys.readouterr().err
+    assert generate.main([*words, "--checkpoint", "40"]) == ExitCode.ok
+    assert "the threshold for oos is that of the run's end" in capsys.readouterr().err
 
 
 def test_stored_results_give_the_comparison_of_the_end(here, full, monkeypatch):
