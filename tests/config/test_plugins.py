@@ -55,7 +55,8 @@ def test_a_plugin_adds_a_row_its_options_and_its_group_options(folder: Path) -> 
 
 
 def test_a_process_that_finds_a_plugin_has_it(folder: Path) -> None:
-    ask = "from launcher.config.compose import compose as c; print(c(['launch=nice']).launch.name)"
+    ask = "from launcher.config.compose.compose import compose as c\n"
+    ask += "print(c(['launch=nice']).launch.name)"
     done = subprocess.run(
         [sys.executable, "-c", ask],
         env=environment(PYTHONPATH=f"{folder}:{environment()['PYTHONPATH']}"),
@@ -65,13 +66,38 @@ def test_a_process_that_finds_a_plugin_has_it(folder: Path) -> None:
     assert done.stdout == "nice\n", done.stderr
 
 
-def test_a_plugin_that_cannot_be_imported_is_named(folder: Path) -> None:
+def test_a_plugin_that_cannot_be_imported_is_told_and_no_command_dies_of_it(folder, capsys) -> None:
     package = folder / "launcher_plugins" / "mine"
     (package / "__init__.py").write_text("import nothing_of_this_name\n")
-    with pytest.raises(ConfigError) as caught, installed(folder):
-        pass
-    assert str(package) in str(caught.value)
-    assert "nothing_of_this_name" in str(caught.value)
+    with installed(folder):
+        assert compose.compose([]).launch.name == "local"
+        with pytest.raises(ConfigError, match="launch"):
+            compose.compose(["launch.name=nice"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: the plugin in {package} cannot be imported")
+    assert "nothing_of_this_name" in said
+
+
+def test_an_objective_of_a_plugin_has_its_options_wherever_it_is_made(folder: Path) -> None:
+    package = folder / "launcher_plugins" / "mine"
+    (package / "__init__.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from launcher.config.schema import ObjectiveConfig, variants\n"
+        "@dataclass(kw_only=True, slots=True)\n"
+        "class Mine(ObjectiveConfig):\n"
+        "    name: str = 'mine'\n"
+        "    beta: float = 0.5\n"
+        "variants.add(variants.OBJECTIVES, 'mine', 'launcher.objectives.sft:Sft', options=Mine)\n"
+    )
+    with installed(folder):
+        made = typed.objective({"name": "mine", "beta": 0.25})
+        assert (type(made).__name__, made.beta) == ("Mine", 0.25)
+
+
+def test_options_go_with_a_section_that_has_variants() -> None:
+    with pytest.raises(ConfigError, match="has no options by variant"):
+        variants.add(variants.METRICS, "mine", "m:M", options=object)
+    assert "mine" not in variants.METRICS
 
 
 def test_without_plugins_there_is_nothing_to_load() -> None:
