@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import secrets
+import sqlite3
 import string
 import time
 from collections.abc import Callable, Iterator
@@ -203,8 +204,22 @@ def _connect(_: Any, __: Any, arguments: Any, options: Any) -> Any:
 def _prepare_sqlite(connection: Any, _: Any, *, busy_ms: int) -> None:
     connection.isolation_level = None  # transactions begin where we say so
     cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute(f"PRAGMA busy_timeout={busy_ms}")
+    _begin_wal(cursor, time.monotonic() + busy_ms / 1000)
+    cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
+
+
+def _begin_wal(cursor: Any, until: float) -> None:
+    """Switch to write-ahead logging. While others open the same new file, SQLite refuses that at
+    once instead of waiting."""
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.02)
+        else:
+            return
