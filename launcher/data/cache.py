@@ -158,16 +158,14 @@ class TokenCache:
         """The different values of `json` columns."""
         self._numbers: dict[str, NDArray[Any]] = {}
         self._meanings: dict[str, NDArray[Any]] = {}
-        for entry in index.columns:
-            known = {**entry, "per": Per(entry["per"])}
-            values = known.pop("values")
-            column = self.columns[known["name"]] = Column(**known)
+        for column, entry in zip(columns_of(index), index.columns, strict=True):
+            self.columns[column.name] = column
             numbers = arrays[COLUMN + column.name]
             self._numbers[column.name] = (
                 numbers if column.width == 1 else numbers.reshape(-1, column.width)
             )
             if column.is_json:
-                self.values[column.name] = values
+                self.values[column.name] = entry["values"]
         self.order = arrays["order"]
         self.histogram = arrays["histogram"]
 
@@ -375,8 +373,15 @@ def _expected(index: Index) -> list[str]:
 
 def column_types(index: Index) -> dict[str, Any]:
     """Name -> type of the arrays of the columns."""
-    columns = (Column(**{k: v for k, v in c.items() if k != "values"}) for c in index.columns)
-    return {COLUMN + column.name: column.stored for column in columns}
+    return {COLUMN + column.name: column.stored for column in columns_of(index)}
+
+
+def columns_of(index: Index) -> list[Column]:
+    """The columns that an index describes."""
+    return [
+        Column(entry["name"], Per(entry["per"]), entry["dtype"], entry["width"])
+        for entry in index.columns
+    ]
 
 
 def verify_checksums(folder: Path, index: Index) -> None:

@@ -150,9 +150,10 @@ class TargetHead:
         """Losses of the targets."""
         return self.score(caller, row)[0]
 
-    def documents_of_probe(self, row: Row) -> Tensor:
+    def documents_of_probe(self, row: Any) -> Tensor:
         """Documents of the targets."""
-        return torch.searchsorted(row.document_starts.long(), row.target_index, right=True) - 1
+        documents: Tensor = row.document_of_targets()
+        return documents
 
     @torch.no_grad()
     def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:

@@ -201,18 +201,12 @@ def load(path: str | Path) -> Config:
     return config
 
 
-#: Keys that run folders of earlier versions have under other names.
-_FORMER = {
-    f"watchdog.{name}": f"watchdog.{name}_s" for name in ("timeout", "start", "eval", "save")
-}
-
-
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:
-    """`data` under the names that keys have now."""
-    for former, now in _FORMER.items():
-        section, _, name = former.partition(".")
-        if name in (data.get(section) or {}):
-            data[section][now.partition(".")[2]] = data[section].pop(name)
+    """`data` under the names that keys have now: run folders of earlier versions have others."""
+    limits = data.get("watchdog") or {}
+    for name in ("timeout", "start", "eval", "save"):
+        if name in limits:
+            limits[f"{name}_s"] = limits.pop(name)
     return data
 
 
