@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from launcher.data.loader import Row, make_row
+from launcher.errors import ConfigError
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
+from launcher.objectives.base import of_run
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
+from launcher.rundir import RunDir
 from support import caches
 from support.classifiers import classes_of, classify
+from support.configs import make_config
 from support.models import make_encoder, make_llama
 
 CLASSES = classes_of(["a", "b", "c"], out_of_scope="oos")
@@ -175,3 +179,13 @@ def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) ->
     row = row_of(tmp_path, CLASSES, LABELS)
     expected = alone(model, row)
     torch.testing.assert_close(scored(objective, head, model, row)[1], expected.softmax(-1))
+
+
+def test_a_run_that_does_not_say_its_outputs_is_no_language_model(tmp_path) -> None:
+    run = RunDir(tmp_path)
+    config = make_config(objective={"name": "classify"})
+    with pytest.raises(ConfigError, match=r"objective\.json is missing(?s:.)*HINT"):
+        of_run(run, config)
+    classify(CLASSES).save(run)
+    found = of_run(run, config)
+    assert (found.state, found.spec) == (CLASSES.as_dict(), HEAD)

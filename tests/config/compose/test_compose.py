@@ -386,3 +386,12 @@ def test_a_metric_that_does_not_fit_is_not_suggested() -> None:
     (problem,) = told.value.problems
     assert problem.hint == "train.early_stop.metric=loss"
     create.checked([*words, problem.hint])
+
+
+def test_a_run_folder_of_an_earlier_version_loads_under_the_names_of_now(tmp_path: Path) -> None:
+    config = compose.compose(["watchdog.timeout_s=7", "watchdog.save_s=9"])
+    data = compose.to_dict(config)
+    data["watchdog"] = {name.removesuffix("_s"): value for name, value in data["watchdog"].items()}
+    assert data["watchdog"]["timeout"] == 7
+    (tmp_path / "config.yaml").write_text(compose.dump_plain(data))
+    assert compose.load(tmp_path / "config.yaml") == config
