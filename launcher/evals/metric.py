@@ -6,15 +6,16 @@ To add one: a file with a subclass, a row in `launcher.config.schema.variants.ME
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
-from launcher.config.schema.variants import METRICS, RECORDS
+from launcher.config.schema.variants import METRICS, RECORDS, MetricRow
 from launcher.evals.records import ClassRecord, Generation, LossRecord, Results, ValueRecord
+from launcher.registry import load
 
 Floats = npt.NDArray[np.float64]
 R = TypeVar("R", LossRecord, Generation, ClassRecord, ValueRecord)
@@ -37,13 +38,16 @@ class Metric(ABC, Generic[R]):
     #: whether it learns from the answers of the first model, which then has to be the base.
     learns_from_base: ClassVar[bool] = False
 
+    #: what is known of it, where an objective has brought it.
+    row: MetricRow | None = None
+
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
 
     @property
     def needs(self) -> str:
         """Which pass gives its records, of `launcher.evals.records.PASSES`."""
-        return RECORDS[METRICS[self.name].records]
+        return RECORDS[(self.row or METRICS[self.name]).records]
 
     @abstractmethod
     def statistics(self, records: Sequence[R]) -> Floats:
@@ -125,9 +129,20 @@ class Mean(Ratio[Generation]):
         )
 
 
-def make_metrics(config: EvalConfig) -> list[Metric[Any]]:
-    """The metrics of `eval.metrics` in order, each once; `ConfigError` for an unknown name."""
-    return [METRICS.load(name)(config) for name in dict.fromkeys(config.metrics or ())]
+def make_metrics(
+    config: EvalConfig, own: Mapping[str, MetricRow] | None = None
+) -> list[Metric[Any]]:
+    """The metrics of `eval.metrics` in order, each once; `own` are those that the objective brings.
+
+    Raises `ConfigError` for an unknown name.
+    """
+    made: list[Metric[Any]] = []
+    for name in dict.fromkeys(config.metrics or ()):
+        row = None if name in METRICS else (own or {}).get(name)
+        metric = (load(row.path) if row else METRICS.load(name))(config)
+        metric.row = row
+        made.append(metric)
+    return made
 
 
 def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, float]:

@@ -23,6 +23,7 @@ from launcher.fingerprint.keys import (
     data_keys,
     is_prepared,
     lookup,
+    objective_identity,
     parts,
     require_same_data,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "locate",
     "lookup",
     "note_base",
+    "objective_identity",
     "origin",
     "parts",
     "require_base",

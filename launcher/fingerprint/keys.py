@@ -198,18 +198,25 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
 
 
 def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
-    """How the objective makes tokens of examples; one of others counts by its file or name, and by
-    its options."""
+    """How the objective makes tokens of examples."""
+    encoding = config.objective.encoding(split)
+    name, *options = objective_identity(config, hashes)
+    if not options:
+        return encoding
+    is_said = type(config.objective).encoding is not ObjectiveConfig.encoding
+    return {"objective": [name, encoding if is_said else options[0]]}
+
+
+def objective_identity(config: Config, hashes: Hashes | None = None) -> list[Any]:
+    """What an objective is told by: its name, or the content of its file; then, of one that is not
+    the launcher's, all its options."""
     objective = config.objective
-    kind = type(objective)
-    if kind.__module__ == ObjectiveConfig.__module__:
-        return objective.encoding(split)
+    if type(objective).__module__ == ObjectiveConfig.__module__:
+        return [objective.name]
+    hashes = hashes or Hashes(cache_root(config) / "hashes.json")
     name = objective.name
     identity = hashes.digest(runtime.user_path(name)) if name.endswith(".py") else name
-    decides = objective.encoding(split)
-    if kind.encoding is ObjectiveConfig.encoding:  # nobody has said which options do
-        decides = {key: value for key, value in to_dict(objective).items() if key != "name"}
-    return {"objective": [identity, decides]}
+    return [identity, {key: value for key, value in to_dict(objective).items() if key != "name"}]
 
 
 def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:

@@ -247,9 +247,9 @@ def _packages(config: Config) -> Iterator[Problem]:
         if isinstance(tracker, TrackerConfig) and tracker.is_on and tracker.package
     ]
     wanted += [
-        ("eval.metrics", variants.METRICS[metric].package, "eval")
+        ("eval.metrics", package, "eval")
         for metric in variants.metrics_of(config)
-        if variants.METRICS[metric].package
+        if (package := variants.metric_rows(config)[metric].package)
     ]
     if config.data.gate:
         wanted += [("data.gate", package, "data") for package in GATE_PACKAGES]

@@ -141,7 +141,7 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
     is_base = first.name.endswith(":base")
     metrics = [
         metric
-        for metric in make_metrics(first.config.eval)
+        for metric in make_metrics(first.config.eval, first.config.objective.own_metrics)
         if metric.name in theirs and (is_base or not metric.learns_from_base)
     ]
     if not metrics:

@@ -24,6 +24,7 @@ from launcher.evals.further import TRAIN
 from launcher.evals.journal import Journal
 from launcher.evals.metric import Metric, make_metrics, score_all
 from launcher.evals.records import Generation, Prompt, Results
+from launcher.fingerprint import objective_identity
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
 from launcher.model.load import model_source
@@ -62,7 +63,7 @@ class Evaluator:
         self.tokenizer, self.head, self.device = tokenizer, head, device
         self.should_stop, self.objective, self._generate = should_stop, objective, generate
         self.taught = list(taught)
-        self.metrics = make_metrics(config.eval)
+        self.metrics = make_metrics(config.eval, config.objective.own_metrics)
         count = len(cache)
         self.ids = list(
             range(count if config.eval.limit is None else min(config.eval.limit, count))
@@ -248,7 +249,7 @@ class Evaluator:
             options.batch_tokens,
             self.taught,
             # A base may have a head that begins at random.
-            [self.config.objective.name, self.objective.state],
+            [*objective_identity(self.config), self.objective.state],
             self.objective.spec and asdict(self.objective.spec),
         ]
         return _digest(parts)

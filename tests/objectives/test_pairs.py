@@ -16,9 +16,13 @@ import torch
 
 from launcher.config.check import checks
 from launcher.config.compose import compose
+from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError, ExitCode
+from launcher.evals.metric import make_metrics, score_all
+from launcher.evals.records import Results, ValueRecord
+from launcher.fingerprint import objective_identity
 from launcher.rundir import read_json
 from support import project
 from support.project import LAUNCHER, Project
@@ -26,6 +30,7 @@ from support.project import LAUNCHER, Project
 HERE = Path(__file__).parent / "pairs"
 TRAIN = (*LAUNCHER, "train", "--config-dir", str(HERE))
 STEPS, PAIRS = 3, 8
+NAME = "objective.name"
 WORDS = (
     *("objective=pairs", "data=preference", "data.max_length=160"),
     *("data.shuffle=false", "data.packing=false", f"batch.sequences={PAIRS}", "seed=3"),
@@ -132,7 +137,8 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert len(shares) == STEPS
     assert all(0 <= share <= 1 and (share * PAIRS) % 1 == 0 for share in shares)
     comparison = read_json(run.eval / "comparison.json")
-    assert comparison["metrics"].keys() == {"loss"}
+    assert comparison["metrics"].keys() == {"loss", "margin"}
+    assert comparison["metrics"]["margin"]["tuned"] == pytest.approx(comparison["mean_margin"])
     assert comparison["metrics"]["loss"]["records"] == 9
     base, tuned = (read_json(run.eval / f"{side}.json") for side in ("base", "tuned"))
     assert base["mean_margin"] != tuned["mean_margin"] == comparison["mean_margin"]
@@ -186,19 +192,62 @@ def test_its_options_are_keys_like_any_others(tmp_path, monkeypatch):
     assert compose.load(tmp_path / "config.yaml").objective == config.objective
 
 
-def test_an_unknown_metric_of_an_objective_is_told(tmp_path):
+def of_changed(folder: Path, *changes: tuple[str, str], more: tuple[str, ...] = ()) -> Config:
+    """A config of the objective with other words in its file."""
     text = (HERE / "objective" / "pairs.py").read_text()
-    own = tmp_path / "objective"
-    own.mkdir()
-    changed = text.replace('= ("loss",)\n\n', '= ("loss", "margin")\n\n')
-    assert changed != text
-    (own / "pairs.py").write_text(changed)
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    own = folder / "objective"
+    own.mkdir(parents=True)
+    (own / "pairs.py").write_text(text)
     (own / "pairs.yaml").write_text((HERE / "objective" / "pairs.yaml").read_text())
     words = ("objective=pairs", "data=preference", "data.train=x.jsonl", "model.name=m")
-    config = compose.compose([*words, "eval=default"], [tmp_path])
-    problems = [
-        p.found
-        for p in checks.check(config, world_size=1, has_gpu=False)
-        if p.where == "eval.metrics"
-    ]
-    assert problems == ["unknown metric 'margin'"]
+    return compose.compose([*words, "eval=default", *more], [folder])
+
+
+@pytest.mark.parametrize(
+    ("changes", "where", "found"),
+    [
+        ([('("loss", "margin")', '("loss", "margn")')], "eval.metrics", "unknown metric 'margn'"),
+        ([("own_metrics: ClassVar = {", 'own_metrics: ClassVar = {"f1": 1, ')], NAME, "'f1'"),
+        ([(":Margin", ":Margins")], NAME, "no class at launcher_own_pairs"),
+        ([('name = "margin"', 'name = "gap"')], NAME, "no class at launcher_own_pairs"),
+        ([('"values")}', '"value")}')], NAME, "made of nothing known"),
+    ],
+)
+def test_what_is_wrong_with_its_metrics_is_told_before_anything_starts(
+    tmp_path, changes, where, found
+):
+    config = of_changed(tmp_path, *changes)
+    (problem,) = (
+        one
+        for one in checks.check(config, world_size=1, has_gpu=False)
+        if one.where in ("eval.metrics", NAME)
+    )
+    assert problem.where == where
+    assert found in problem.found
+    assert problem.hint
+
+
+def test_results_are_those_of_a_file_and_its_options(tmp_path):
+    known = objective_identity(of_changed(tmp_path / "a"))
+    assert objective_identity(of_changed(tmp_path / "b")) == known
+    assert objective_identity(of_changed(tmp_path / "c", more=("objective.beta=9",))) != known
+    assert objective_identity(of_changed(tmp_path / "d", ("sigmoid", "tanh"))) != known
+    assert objective_identity(Config()) == ["sft"]
+
+
+def test_its_metric_is_one_like_any_other(tmp_path):
+    config = of_changed(tmp_path, more=("eval.metrics=[margin]", "eval.times=2"))
+    config.data.validation = "y.jsonl"
+    config.train.early_stop.metric = "margin"
+    config.train.early_stop.patience = 2
+    problems = list(checks.check(config, world_size=1, has_gpu=False))
+    assert not [one for one in problems if "metric" in f"{one.where}{one.found}"]
+    (metric,) = make_metrics(config.eval, config.objective.own_metrics)
+    records = [ValueRecord(0, {"margin": 0.5}), ValueRecord(1, {"margin": 1.5})]
+    results = Results({"values": records})
+    assert score_all([metric], results) == {"margin": 1.0}
+    with pytest.raises(ConfigError, match="unknown name 'margin'"):
+        make_metrics(config.eval)

@@ -241,8 +241,8 @@ def _checkpoint(config: Config) -> Iterator[Problem]:
 def _selection(config: Config) -> Iterator[Problem]:
     """What chooses weights, or the end, by scores has to have scores to choose by."""
     stop, options = config.train.early_stop, config.eval
-    if stop.metric not in variants.METRICS:
-        hint = did_you_mean(stop.metric, variants.METRICS)
+    if stop.metric not in (rows := variants.metric_rows(config)):
+        hint = did_you_mean(stop.metric, rows)
         yield Problem("train.early_stop.metric", f"unknown metric {stop.metric!r}", hint)
         return
     if stop.patience is not None:
@@ -264,17 +264,16 @@ def _selection(config: Config) -> Iterator[Problem]:
 def _telling(config: Config) -> Iterator[Problem]:
     """Whether the metric is one that is measured during training."""
     name, metrics = config.train.early_stop.metric, variants.metrics_of(config)
-    cheap = [name for name, row in variants.METRICS.items() if row.records != "generation"]
+    rows = variants.metric_rows(config)
+    cheap = [name for name, row in rows.items() if row.records != "generation"]
     known = [metric for metric in metrics if metric in cheap]
     instead = f"train.early_stop.metric={known[0]}" if known else "eval.metrics=[loss]"
     if name not in cheap:
         found = f"{name} needs generated answers, which are made at the end alone"
         yield Problem("train.early_stop.metric", found, instead)
     elif name not in metrics:
-        fitting = [
-            name for name, row in variants.METRICS.items() if name in cheap and row.fits(config)
-        ]
-        measured = [metric for metric in metrics if metric in variants.METRICS]
+        fitting = [other for other, row in rows.items() if other in cheap and row.fits(config)]
+        measured = [metric for metric in metrics if metric in rows]
         adding = f"eval.metrics=[{','.join([*measured, name])}]"
         hint = f"{adding}, or {instead}" if known and name in fitting else instead
         hint = adding if name in fitting and not known else hint

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 from launcher.config.schema import Config, EvalConfig, variants
 from launcher.errors import Problem, did_you_mean
@@ -15,6 +17,8 @@ def check(config: Config) -> Iterator[Problem]:
     if options.name not in ("none", "default"):
         hint = did_you_mean(options.name, ["none", "default"])
         yield Problem("eval.name", f"unknown name {options.name!r}", hint)
+    for name in config.objective.own_metrics:
+        yield from _own_metric(name, config)
     for name in metrics:
         yield from _metric(name, config)
     if metrics and config.data.validation is None and config.data.validation_share == 0:
@@ -43,9 +47,10 @@ def check(config: Config) -> Iterator[Problem]:
 
 
 def _metric(name: str, config: Config) -> Iterator[Problem]:
-    row = variants.METRICS.get(name)
+    rows = variants.metric_rows(config)
+    row = rows.get(name)
     if row is None:
-        hint = did_you_mean(name, variants.METRICS)
+        hint = did_you_mean(name, rows)
         yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
     elif row.records not in config.objective.records:
         others = [
@@ -53,7 +58,7 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
             for n, cls in variants.OPTIONS["objective"].items()
             if row.records in getattr(cls, "records", ())
         ]
-        fitting = [other for other in variants.METRICS if variants.METRICS[other].fits(config)]
+        fitting = [other for other in rows if rows[other].fits(config)]
         hint = f"it goes with objective={'|'.join(others)}; here eval=default takes the usual ones"
         hint += f" of {', '.join(fitting)}"
         found = f"{name} with objective={config.objective.name}"
@@ -64,6 +69,27 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
     elif found := row.problem(config):
         hint = f"for example {row.example}" if row.example else f"leave {name} out"
         yield Problem("eval.metrics", f"{name} {found}", hint)
+
+
+def _own_metric(name: str, config: Config) -> Iterator[Problem]:
+    """What is wrong with a metric that the objective brings, before anything is measured."""
+    objective, row = config.objective.name, config.objective.own_metrics[name]
+    where = f"the metric {name!r} of {objective}"
+    if name in variants.METRICS:
+        hint = "give it another name in own_metrics"
+        yield Problem("objective.name", f"{where} is named as one of the launcher's", hint)
+    elif not isinstance(row, variants.MetricRow) or row.records not in variants.RECORDS:
+        hint = f"write variants.MetricRow(f'{{__name__}}:CLASS', {'|'.join(variants.RECORDS)!r})"
+        yield Problem("objective.name", f"{where} has no row, or is made of nothing known", hint)
+    elif objective.endswith(".py") and getattr(_class(row.path), "name", None) != name:
+        hint = f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"
+        yield Problem("objective.name", f"{where} has no class at {row.path}", hint)
+
+
+def _class(path: str) -> Any:
+    """A class of a file that is loaded; None if there is none."""
+    module, _, attribute = path.partition(":")
+    return getattr(sys.modules.get(module), attribute, None)
 
 
 def of_judge(options: EvalConfig) -> Iterator[Problem]:

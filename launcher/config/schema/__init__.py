@@ -6,7 +6,7 @@ names, and no derived value in here (those live in `launcher.config.derive.plan.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any, ClassVar
@@ -311,6 +311,8 @@ class ObjectiveConfig:
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    #: Metrics that it brings along: name -> `variants.MetricRow`, the class in its own file.
+    own_metrics: ClassVar[Mapping[str, Any]] = {}
 
     name: str = "sft"
     """Objective: see the table in docs/config.md, or the path of a Python file with the classes

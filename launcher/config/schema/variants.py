@@ -69,6 +69,7 @@ class MetricRow:
     """A metric, and what must be known of it before its code is imported."""
 
     path: str
+    """`module:attribute` of its class."""
     records: str
     """Which of `RECORDS` it is made of: an objective has some of them."""
     wants: str = ""
@@ -98,12 +99,17 @@ def _option(config: Config, key: str) -> Any:
     return getattr(getattr(config, section), name, None)
 
 
+def metric_rows(config: Config) -> dict[str, MetricRow]:
+    """The metrics that there are: those of the table, and those that the objective brings."""
+    return {**config.objective.own_metrics, **METRICS}
+
+
 def metrics_of(config: Config) -> list[str]:
     """The metrics of `eval.metrics`; where that says none, those that the objective goes by."""
     if config.eval.metrics is not None:
         return config.eval.metrics
-    own = config.objective.metrics
-    return [name for name in own if name not in METRICS or METRICS[name].fits(config)]
+    own, rows = config.objective.metrics, metric_rows(config)
+    return [name for name in own if name not in rows or rows[name].fits(config)]
 
 
 FORMATS = Table(

@@ -17,11 +17,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from launcher.config.schema import ObjectiveConfig, Overlong
+from launcher.config.schema import ObjectiveConfig, Overlong, variants
 from launcher.data.cache import Column
 from launcher.data.encoding import Encoded, Encoder, Piece, shorten
 from launcher.data.formats.base import BadRecord, Chat, Preference
 from launcher.errors import Problem
+from launcher.evals.metric import Ratio
 from launcher.evals.records import LossRecord, ValueRecord
 from launcher.evals.runner import poll
 from launcher.objectives import base
@@ -33,8 +34,9 @@ class Options(ObjectiveConfig):
 
     learns_pairs: ClassVar[bool] = True
     groups_documents: ClassVar[bool] = True
-    records: ClassVar[tuple[str, ...]] = ("loss",)
-    metrics: ClassVar[tuple[str, ...]] = ("loss",)
+    records: ClassVar[tuple[str, ...]] = ("loss", "values")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "margin")
+    own_metrics: ClassVar = {"margin": variants.MetricRow(f"{__name__}:Margin", "values")}
 
     name: str = "pairs.py"
     beta: float = 0.1
@@ -42,6 +44,16 @@ class Options(ObjectiveConfig):
     def problems(self, config):
         if config.data.format != "preference":
             yield Problem("data.format", f"{config.data.format} with pairs", "data=preference")
+
+
+class Margin(Ratio):
+    """Mean margin of the held-out pairs."""
+
+    name = "margin"
+    higher_is_better = True
+
+    def values(self, records):
+        return np.array([record.values["margin"] for record in records]), np.ones(len(records))
 
 
 class Objective(base.Objective):
