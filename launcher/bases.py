@@ -254,7 +254,7 @@ def main(argv: list[str]) -> int:
     from launcher.config.compose import compose
 
     run = RunDir(argv[0])
-    model = compose.load(run.config).model
+    model = compose.load(run.config, runs_code=False).model
     try:
         if not recall(run, model) or is_missing(model):
             renew(run, model)  # what is made now is called by what it is made of now

@@ -122,7 +122,7 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError | No
     found = error.strerror or str(error)
     if error.errno in (errno.EACCES, errno.EPERM):
         denied = _denied(Path(named) if named else place)
-        found += f": {_ownership(denied)}" if denied else ""
+        found += f": {ownership(denied)}" if denied else ""
     return StorageError(found, where=str(place), hint=_HINTS[error.errno])
 
 
@@ -132,7 +132,7 @@ def require_readable(path: Path) -> None:
     denied = next(_closed(path), None)
     if denied is not None:
         raise StorageError(
-            f"{os.strerror(errno.EACCES)}: {_ownership(denied)}",
+            f"{os.strerror(errno.EACCES)}: {ownership(denied)}",
             where=str(denied),
             hint=f"its owner opens it with: chmod -R a+rX {shlex.quote(str(denied))}"
             " (LAUNCHER_CACHE=FOLDER keeps a cache of your own)",
@@ -163,7 +163,7 @@ def _denied(path: Path) -> Path | None:
     return next((place for place in there if not _may(place, os.R_OK | os.W_OK)), None)
 
 
-def _ownership(path: Path) -> str:
+def ownership(path: Path) -> str:
     """Whose `path` is, its mode, and who asks."""
     facts = path.stat()
     mode = stat.filemode(facts.st_mode)

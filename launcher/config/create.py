@@ -178,6 +178,8 @@ def replan(run: RunDir, world_size: int) -> None:
 def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:
     for path, text in contents(run, made, words, environment()).items():
         write_atomic(path, text)
+    for name, text in compose.keep_code(config, run.path).items():
+        write_atomic(run.path / name, text)
     run.set_status(State.preparing)
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)

@@ -137,7 +137,8 @@ def details(run: RunDir) -> dict[str, Any]:
 
     status = observed_run(run)
     attempt = status.attempt
-    found = {**Row(run.name, str(run), status).to_json(), "tags": compose.load(run.config).run.tags}
+    tags = compose.load(run.config, runs_code=False).run.tags
+    found = {**Row(run.name, str(run), status).to_json(), "tags": tags}
     found["saved_step"] = saved_step(run)
     record = last_record(run.metrics)
     if record:

@@ -138,7 +138,8 @@ def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.
 def _guard(run: RunDir, plan: LaunchPlan) -> Callable[[], None]:
     from launcher.config.compose import compose
 
-    return Guard(run, plan.attempt, compose.load(run.config).watchdog).look
+    config = compose.load(run.config, runs_code=False)
+    return Guard(run, plan.attempt, config.watchdog).look
 
 
 def _watch(

@@ -71,6 +71,7 @@ class Maker:
             typed = (*self.request.fixed, *words)
             for file, text in create.contents(trial.run, plan, typed, self._environment).items():
                 files[file.name] = text
+            files |= compose.keep_code(config, path)
             files[trial.run.config.name] = self._dumper.text(config)
             self.made[number] = config
         files[trial.run.status_file.name] = as_json(

@@ -141,7 +141,8 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
 
 def _join_timeout_s(run: RunDir | None) -> float:
     """Longest wait for the rendezvous; the default as long as there is no config."""
-    return (compose.load(run.config).launch if run else LaunchConfig()).join_timeout_s
+    launch = compose.load(run.config, runs_code=False).launch if run else LaunchConfig()
+    return launch.join_timeout_s
 
 
 def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:

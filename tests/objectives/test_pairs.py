@@ -6,14 +6,18 @@ Its loss is that of plain PyTorch however the work is cut.
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config
@@ -23,6 +27,7 @@ from launcher.errors import ConfigError, ExitCode
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results, ValueRecord
 from launcher.fingerprint import objective_identity
+from launcher.jobs import status
 from launcher.rundir import read_json
 from support import project
 from support.project import LAUNCHER, Project
@@ -151,7 +156,7 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
 
 
 @pytest.mark.slow
-def test_a_run_does_not_go_on_under_another_file(here, first):
+def test_a_run_goes_on_with_the_file_it_began_with(here, first):
     own = here.folder / "objective"
     own.mkdir()
     for file in (HERE / "objective").glob("pairs.*"):
@@ -159,7 +164,10 @@ def test_a_run_does_not_go_on_under_another_file(here, first):
     command = (*LAUNCHER, "train", "--config-dir", str(here.folder))
     words = (*WORDS, *CUTS["one rank"], "checkpoint.every_steps=1")
     assert here.run(command, *here.words("own", *words)).code == ExitCode.ok
-    with (own / "pairs.py").open("a") as file:
+    (own / "pairs.py").write_text("another objective\n")
+    done = here.run((*LAUNCHER, "resume"), "own", "train.steps=4")
+    assert done.code == ExitCode.ok, done.output
+    with (here.folder_of("own").path / "objective.py").open("a") as file:
         file.write("# another objective\n")
     done = here.run((*LAUNCHER, "resume"), "own", "train.steps=5")
     assert done.code == ExitCode.usage, done.output
@@ -190,6 +198,72 @@ def test_its_options_are_keys_like_any_others(tmp_path, monkeypatch):
     compose.save(config, tmp_path / "config.yaml")
     monkeypatch.chdir("/")
     assert compose.load(tmp_path / "config.yaml").objective == config.objective
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A new run, whose own file is gone since."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text((HERE / "objective" / "pairs.py").read_text())
+    (tmp_path / "mine.py").write_text("class Format:\n    def read(self, record): ...\n")
+    words = ("objective.name=own.py", "objective.beta=0.7", "data.train=x.jsonl", "model.name=m")
+    words += ("batch.sequences=1", "train.steps=1", "run.name=kept", "run.root=runs")
+    monkeypatch.setattr(checks, "check", lambda *_, **__: [])  # neither model nor data is there
+    run = create.create([*words, "data.format=mine.py"])
+    (tmp_path / "own.py").unlink()
+    (tmp_path / "mine.py").unlink()
+    return run
+
+
+def test_a_run_keeps_the_files_it_names_and_may_move(kept, tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    plain = yaml.safe_load(kept.config.read_text())
+    assert (plain["objective"]["name"], plain["data"]["format"]) == ("objective.py", "format.py")
+    config = compose.load(kept.config)
+    assert (config.objective.beta, config.objective.learns_pairs) == (0.7, True)
+    assert config.objective.name == str(kept.path / "objective.py")
+    assert (kept.path / "format.py").is_file()
+    moved = kept.path.rename(tmp_path / "moved")
+    config = compose.load(moved / "config.yaml")
+    assert config.objective.name == str(moved / "objective.py")
+    assert config.data.format == str(moved / "format.py")
+    # As a file of one's own it is the same run again.
+    again = compose.compose([str(moved / "config.yaml")])
+    assert again.objective == config.objective
+
+
+def test_bookkeeping_runs_no_file_and_needs_none(kept):
+    (kept.path / "objective.py").write_text("raise SystemExit('run')\n")
+    assert compose.load(kept.config, runs_code=False).objective.name.endswith("objective.py")
+    assert status.details(kept)["tags"] == []
+    (kept.path / "objective.py").unlink()
+    assert status.details(kept)["tags"] == []
+    with pytest.raises(ConfigError, match=r"objective\.py cannot be used"):
+        compose.load(kept.config)
+
+
+def test_code_that_others_can_have_written_is_not_run(kept, monkeypatch):
+    code = kept.path / "objective.py"
+    code.chmod(0o666)
+    with pytest.raises(ConfigError, match="another user can have written") as caught:
+        compose.load(kept.config)
+    command = caught.value.problems[0].hint.split("`")[1]
+    monkeypatch.setenv("LAUNCHER_TRUST_CODE", "1")
+    assert compose.load(kept.config).objective.beta == 0.7
+    monkeypatch.delenv("LAUNCHER_TRUST_CODE")
+    subprocess.run(command, shell=True, check=True)
+    assert compose.load(kept.config).objective.beta == 0.7
+    kept.path.chmod(0o777)
+    with pytest.raises(ConfigError, match="another user can have written"):
+        compose.load(kept.config)
+    kept.path.chmod(0o755)
+    owner, code = code.stat().st_uid, kept.path / "format.py"
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    if owner == 0:  # whose files may be run by all
+        os.chown(code, 4711, -1)
+    with pytest.raises(ConfigError, match=r"are uid|and you are") as caught:
+        compose.load(kept.config)
+    assert "LAUNCHER_TRUST_CODE=1" in caught.value.problems[0].hint
 
 
 def of_changed(folder: Path, *changes: tuple[str, str], more: tuple[str, ...] = ()) -> Config:

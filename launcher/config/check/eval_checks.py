@@ -82,7 +82,9 @@ def _own_metric(name: str, config: Config) -> Iterator[Problem]:
         hint = f"write variants.MetricRow(f'{{__name__}}:CLASS', {'|'.join(variants.RECORDS)!r})"
         yield Problem("objective.name", f"{where} has no row, or is made of nothing known", hint)
     elif objective.endswith(".py") and getattr(_class(row.path), "name", None) != name:
-        hint = f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"
+        hint = (
+            f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"
+        )
         yield Problem("objective.name", f"{where} has no class at {row.path}", hint)
 
 

@@ -7,16 +7,19 @@ go.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
+import shlex
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir
+from launcher import rundir, runtime
 from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
 from launcher.config.derive import adapter
@@ -74,7 +77,7 @@ def try_compose(
     overrides.apply(asked.values, data)
     data = _interpolated(data)
     own = data.get("objective", {}).get("name")
-    if isinstance(own, str) and own.endswith(".py"):  # ranks and later commands start elsewhere
+    if _is_code(own):  # ranks and later commands start elsewhere
         data["objective"] = {**data["objective"], "name": os.path.abspath(os.path.expanduser(own))}
     config, problems = typed.build(data)
     problems += adapter.settle(config, asked.given())
@@ -184,21 +187,61 @@ def _placed_one(problem: Problem, asked: Asked, files: list[layers.Layer]) -> Pr
     return problem
 
 
-def load(path: str | Path) -> Config:
-    """Read a resolved config file written by `save`; `ConfigError` if that fails."""
+def load(path: str | Path, *, runs_code: bool = True) -> Config:
+    """Read a resolved config file written by `save`; `ConfigError` if that fails, or if a Python
+    file that it names may be another user's doing.
+
+    Without `runs_code` no such file is run, or has to be there: bookkeeping needs none. A section
+    whose options are in one has nothing but its name then.
+    """
     import yaml
+
+    path = Path(path).absolute()
 
     try:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot be read: {error}", where=str(path), hint=_LOAD_HINT) from error
     if not isinstance(data, dict):
         raise ConfigError("is not a config", where=str(path), hint=_LOAD_HINT)
-    config, problems = typed.build(_renamed(_unescaped(data)))
+    data = layers.beside(path, _renamed(_unescaped(data)))
+    named = {key: name for key in variants.OWN_FILES if _is_code(name := typed.select(data, key))}
+    if runs_code:
+        for name in named.values():
+            _require_trusted(runtime.user_path(name), path)
+        config, problems = typed.build(data)
+    else:
+        sections = {key.partition(".")[0] for key in named} & variants.OWN_OPTIONS.keys()
+        config, problems = typed.build({key: data[key] for key in data if key not in sections})
+        for section in sections:
+            bare = typed.fields(Config)[section](name=named[typed.name_key(section)])
+            setattr(config, section, bare)
     if problems:
         raise ConfigError([Problem(f"{path}: {p.where}", p.found, p.hint) for p in problems])
     return config
+
+
+def _is_code(name: Any) -> bool:
+    return isinstance(name, str) and name.endswith(".py")
+
+
+def _require_trusted(code: Path, config: Path) -> None:
+    """Raise `ConfigError` if another user could have written a Python file that a run folder names:
+    whoever reads the run would run it."""
+    if runtime.trusts_code() or not code.exists():
+        return
+    facts, folder = code.stat(), code.resolve().parent.stat()
+    is_open = bool(facts.st_mode & stat.S_IWOTH)
+    is_open |= bool(folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX)
+    if facts.st_uid in (os.geteuid(), 0) and not is_open:
+        return
+    closing = shlex.quote(str(code.parent)), shlex.quote(str(code))
+    hint = f"read it; if it is right, its owner closes it with `chmod o-w {' '.join(closing)}`"
+    if facts.st_uid not in (os.geteuid(), 0):
+        hint = f"read it; to run it all the same, set {runtime.TRUST_VARIABLE}=1"
+    found = f"names code that another user can have written: {rundir.ownership(code)}"
+    raise ConfigError(found, where=str(config), hint=hint)
 
 
 def _renamed(data: dict[str, Any]) -> dict[str, Any]:
@@ -259,8 +302,33 @@ def _dumper(base: str) -> Any:
 
 
 def save(config: Config, path: str | Path) -> None:
-    """Write the resolved config, so that `load` returns an equal one."""
-    rundir.write_atomic(Path(path), dump(config))
+    """Write the resolved config, so that `load` returns an equal one. Python files of the user's
+    that lie beside it are named without their folder: a run may move."""
+    data = to_dict(config)
+    for key in variants.OWN_FILES:
+        section, _, name = key.partition(".")
+        value = Path(data[section][name])
+        if _is_code(value.name) and value.parent == Path(path).absolute().parent:
+            data[section][name] = value.name
+    rundir.write_atomic(Path(path), dump_plain(data))
+
+
+def keep_code(config: Config, folder: Path) -> dict[str, str]:
+    """Let `config` name copies in `folder` in the place of Python files of the user's, so that a
+    run goes on with the code that it began with. Returns name in the folder -> text.
+
+    A file that only the nodes of a cluster have, or that is no UTF-8, stays where it is.
+    """
+    texts = {}
+    for key, copy in variants.OWN_FILES.items():
+        section, _, name = key.partition(".")
+        value = getattr(getattr(config, section), name)
+        if not _is_code(value):
+            continue
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            texts[copy] = runtime.user_path(value).read_text(encoding="utf-8")
+            setattr(getattr(config, section), name, str(folder / copy))
+    return texts
 
 
 #: `${`, with the backslashes before it: an odd number of them says that it is text.

@@ -85,11 +85,11 @@ def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[La
         tree = yamlfile.read(file, str(file))
         tree.pop("defaults", None)
         data, lines = yamlfile.content(tree, package)
-        layers.append(Layer(file, _beside(file, _placed(data, package)), lines))
+        layers.append(Layer(file, beside(file, _placed(data, package)), lines))
     return layers
 
 
-def _beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
+def beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
     """`data`, with the Python files that it names and that lie beside its YAML by their paths."""
     for key in variants.OWN_FILES:
         section, name = key.split(".")

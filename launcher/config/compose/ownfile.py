@@ -147,10 +147,20 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
             alone = Lined()
             alone[key], alone.lines[key] = node, tree.lines[key]
             data, lines = yamlfile.content(alone, path)
-            own.values[here] = data[key]
+            own.values[here] = _found(here, data[key], own)
             own.lines |= lines
             if name := _option_named(here, data[key], options):
                 own.named[here.partition(".")[0]] = name
+
+
+def _found(key: str, value: Any, own: OwnFile) -> Any:
+    """A value; where it names a Python file that lies beside this one, and not in the current
+    folder, its path: so does the config of a run."""
+    if key not in variants.OWN_FILES or not isinstance(value, str) or not value.endswith(".py"):
+        return value
+    beside = runtime.user_path(own.shown).absolute().parent / value
+    is_beside = beside.is_file() and not runtime.user_path(value).is_file()
+    return str(beside) if is_beside else value
 
 
 def _is_own(section: str, tree: Lined) -> bool:

@@ -46,8 +46,8 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
 }
 
-#: Keys whose value may be the path of a user's own Python file.
-OWN_FILES = ("objective.name", "data.format")
+#: Keys whose value may be the path of a user's own Python file -> the name of a run's copy of it.
+OWN_FILES = {"objective.name": "objective.py", "data.format": "format.py"}
 #: section -> class of its options in a user's own file, where a variant's name may be a path.
 OWN_OPTIONS = {"objective": "Options"}
 

@@ -111,7 +111,7 @@ def watch(run: RunDir, attempt: int) -> int:
         except LauncherError as error:
             _say(f"the ranks could not be ended: {error.problems[0].found}")
 
-    guard = Guard(run, attempt, compose.load(run.config).watchdog, kill)
+    guard = Guard(run, attempt, compose.load(run.config, runs_code=False).watchdog, kill)
     while True:  # until the batch script ends it
         guard.look()
         time.sleep(TICK_S)
