@@ -13,7 +13,7 @@ import numpy as np
 from launcher.errors import DataError
 from launcher.evals import significance
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import ClassRecord, LossRecord, Results
+from launcher.evals.records import PASSES, ClassRecord, LossRecord, Results, ValueRecord
 from launcher.report.summary import table as table
 
 CONFIDENCE = 0.95
@@ -106,7 +106,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """The rows of `compare` without what depends on how many comparisons are made."""
     found: dict[str, dict[str, Any]] = {}
-    for needs in ("loss", "generation", "classes"):
+    for needs in PASSES:
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
@@ -152,7 +152,10 @@ def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[
 
 
 def _task(record: Any) -> object:
-    """What was asked: the number of target tokens, the classes, or the reference text."""
+    """What was asked: the number of target tokens, the classes, or the reference text; of values
+    that an objective made nobody knows."""
+    if isinstance(record, ValueRecord):
+        return None
     if isinstance(record, ClassRecord):
         return record.truth
     return record.targets if isinstance(record, LossRecord) else record.reference

@@ -19,11 +19,12 @@ import yaml
 
 from launcher.config import create
 from launcher.config.check import checks
-from launcher.config.compose import compose
+from launcher.config.compose import completion, compose, explain
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.errors import ConfigError, ExitCode
+from launcher.evals.compare import compare
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results, ValueRecord
 from launcher.fingerprint import objective_identity
@@ -200,6 +201,34 @@ def test_its_options_are_keys_like_any_others(tmp_path, monkeypatch):
     assert compose.load(tmp_path / "config.yaml").objective == config.objective
 
 
+def test_its_options_are_explained_and_completed(tmp_path, monkeypatch):
+    folder, file = f"--config-dir={HERE}", HERE / "objective" / "pairs.py"
+    words = ["objective=pairs", "objective.beta=0.3"]
+    places = [(one.place, one.value) for one in explain.explain(words, "objective.beta", [HERE])]
+    assert places == [
+        (f"schema default of objective={file}", 0.1),
+        (str(file.with_suffix(".yaml")), 0.5),
+        ("override objective.beta=0.3", 0.3),
+    ]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.yaml").write_text(f"objective: {{name: {file}, beta: 0.7}}\n")
+    assert explain.explain(["my.yaml"], "objective.beta")[-1].place == "my.yaml:1"
+    with pytest.raises(ConfigError, match=r"objective\.betta: unknown key") as caught:
+        explain.explain(["objective=pairs"], "objective.betta", [HERE])
+    assert "objective.beta" in caught.value.problems[0].hint
+    lines = (
+        [folder, "objective=pairs"],
+        ["--config-dir", str(HERE), "objective=pairs"],
+        [f"objective.name={file}"],
+        ["my.yaml"],
+    )
+    for line in lines:
+        assert completion.words(["train"], ["train", *line], "objective.be") == ["objective.beta="]
+    assert completion.words(["train"], ["train", folder], "objective=pai") == ["objective=pairs"]
+    for line in (["objective=sft"], ["objective.name=gone.py"], ["gone.yaml"], ["--config-dir=no"]):
+        assert completion.words(["train"], ["train", *line], "objective.be") == []
+
+
 @pytest.fixture
 def kept(tmp_path, monkeypatch):
     """A new run, whose own file is gone since."""
@@ -251,7 +280,7 @@ def test_code_that_others_can_have_written_is_not_run(kept, monkeypatch):
     monkeypatch.setenv("LAUNCHER_TRUST_CODE", "1")
     assert compose.load(kept.config).objective.beta == 0.7
     monkeypatch.delenv("LAUNCHER_TRUST_CODE")
-    subprocess.run(command, shell=True, check=True)
+    subprocess.run(command, shell=True, check=True)  # noqa: S602 - the hint works when typed
     assert compose.load(kept.config).objective.beta == 0.7
     kept.path.chmod(0o777)
     with pytest.raises(ConfigError, match="another user can have written"):
@@ -323,5 +352,8 @@ def test_its_metric_is_one_like_any_other(tmp_path):
     records = [ValueRecord(0, {"margin": 0.5}), ValueRecord(1, {"margin": 1.5})]
     results = Results({"values": records})
     assert score_all([metric], results) == {"margin": 1.0}
+    tuned = Results({"values": [ValueRecord(0, {"margin": 2.5}), ValueRecord(1, {"margin": 1.5})]})
+    row = compare(results, tuned, [metric])["metrics"]["margin"]
+    assert (row["base"], row["tuned"], row["improved"], row["records"]) == (1.0, 2.0, 1, 2)
     with pytest.raises(ConfigError, match="unknown name 'margin'"):
         make_metrics(config.eval)

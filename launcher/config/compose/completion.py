@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
-from launcher.config.compose import groups
+from launcher.config.compose import groups, layers, ownfile
 from launcher.config.schema import typed, variants
 from launcher.errors import ConfigError
 
@@ -36,27 +40,55 @@ def words(verbs: Sequence[str], line: Sequence[str], current: str) -> list[str]:
     if not any(list(line[: len(verb)]) == verb for verb in map(str.split, COMPOSING)):
         return []
     try:
-        options = groups.list_groups()
+        folders = groups.search_path(_config_dirs(line))
+        options = groups.options_in(folders)
     except ConfigError:
-        options = {}
+        folders, options = [], {}
+    known = {**typed.leaves(), **_own_keys(line, folders, options)}
     key, assign, value = current.partition("=")
     if assign:
-        return [f"{key}={name}" for name in _starting(_values(key, options), value)]
-    offered = [f"{group}=" for group in options if options[group]] + [f"{k}=" for k in _keys()]
+        return [f"{key}={name}" for name in _starting(_values(key, options, known), value)]
+    chosen_by_group = {typed.name_key(section) for section in variants.OPTIONS}
+    keys = [key for key in known if key not in chosen_by_group]
+    offered = [f"{group}=" for group in options if options[group]] + [f"{k}=" for k in keys]
     return _starting(offered, current)
 
 
-def _keys() -> list[str]:
-    chosen_by_group = {typed.name_key(section) for section in variants.OPTIONS}
-    return [key for key in typed.leaves() if key not in chosen_by_group]
+def _config_dirs(line: Sequence[str]) -> list[str]:
+    """The folders that the line adds to those of groups."""
+    option = "--config-dir"
+    apart = [next for word, next in itertools.pairwise(line) if word == option]
+    return apart + [w.removeprefix(f"{option}=") for w in line if w.startswith(f"{option}=")]
 
 
-def _values(key: str, options: dict[str, list[str]]) -> Sequence[str]:
+def _own_keys(
+    line: Sequence[str], folders: Sequence[Path], options: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Keys of the options in Python files of the user's that the line chooses; none if they cannot
+    be told."""
+    names = {}
+    # What such a file prints is no completion.
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(sys.stderr):
+        for section in variants.OWN_OPTIONS:
+            for word in line:
+                key, _, value = word.partition("=")
+                if key == typed.name_key(section):
+                    names[section] = value
+                elif key == section and (file := groups.option_file(folders, f"{key}/{value}")):
+                    names[section] = str(layers.alone(file, section).get(typed.name_key(section)))
+                elif ownfile.is_named(word):
+                    own = ownfile.read(word, options)
+                    names[section] = str(own.values.get(typed.name_key(section), ""))
+        return typed.own_leaves(names)
+    return {}
+
+
+def _values(key: str, options: dict[str, list[str]], known: Mapping[str, Any]) -> Sequence[str]:
     if key in options:
         return options[key]
     if key in _VALUES:
         return _VALUES[key]
-    return _of_type(typed.leaves().get(key))
+    return _of_type(known.get(key))
 
 
 def _of_type(hint: Any) -> Sequence[str]:

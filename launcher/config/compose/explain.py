@@ -32,8 +32,10 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
     sources = compose.Sources(config_dirs)
     asked = compose.ask(words, sources)
     config, problems = compose.try_compose(words, sources=sources)
-    if typed.written_type(key) is None:
-        problems.append(_unknown(key))
+    names = {section: getattr(config, section).name for section in variants.OWN_OPTIONS}
+    known = {**typed.leaves(), **typed.own_leaves(names)}
+    if typed.written_type(key, known) is None:
+        problems.append(_unknown(key, known))
     if problems:
         raise ConfigError(problems)
     found = _from_schema(typed.to_dict(config), key)
@@ -79,12 +81,12 @@ def _show(value: Any) -> str:
     return json.dumps(value, default=str)
 
 
-def _unknown(key: str) -> Problem:
+def _unknown(key: str, known: Iterable[str]) -> Problem:
     if key in typed.sections():
-        inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
+        inside = [name for name in known if name.startswith(f"{key}.")]
         hint = f"name one of its keys: {', '.join(inside)}"
         return Problem(key, "is a section", hint)
-    return suggest.unknown_key(key, None, typed.leaves())
+    return suggest.unknown_key(key, None, known)
 
 
 def _from_schema(data: Mapping[str, Any], key: str) -> list[Source]:

@@ -82,11 +82,16 @@ def _read(choices: Mapping[str, str | None], folders: Sequence[Path]) -> list[La
     for name, package in hydra.chosen_files(groups.ROOT, choices, folders):
         file = groups.option_file(folders, name)
         assert file is not None  # Hydra has raised for what is missing
-        tree = yamlfile.read(file, str(file))
-        tree.pop("defaults", None)
-        data, lines = yamlfile.content(tree, package)
-        layers.append(Layer(file, beside(file, _placed(data, package)), lines))
+        layers.append(alone(file, package))
     return layers
+
+
+def alone(file: Path, package: str) -> Layer:
+    """One file of a group, without what it takes from others."""
+    tree = yamlfile.read(file, str(file))
+    tree.pop("defaults", None)
+    data, lines = yamlfile.content(tree, package)
+    return Layer(file, beside(file, _placed(data, package)), lines)
 
 
 def beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:

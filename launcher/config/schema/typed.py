@@ -48,17 +48,32 @@ def limits(cls: type) -> dict[str, Range]:
 def leaves() -> dict[str, Any]:
     """Every dotted key of every variant -> its type (sections themselves are not in it)."""
     found: dict[str, Any] = {}
+    _walk(schema.Config, "", found)
+    return found
 
-    def walk(cls: type, path: str) -> None:
-        for name, hint in fields(cls).items():
-            here = f"{path}.{name}" if path else name
-            if dataclasses.is_dataclass(hint):
-                for variant in section_classes(here, typing.cast(type, hint)):
-                    walk(variant, here)
-            else:
-                found.setdefault(here, hint)
 
-    walk(schema.Config, "")
+def _walk(cls: type, path: str, found: dict[str, Any]) -> None:
+    for name, hint in fields(cls).items():
+        here = f"{path}.{name}" if path else name
+        if dataclasses.is_dataclass(hint):
+            for variant in section_classes(here, typing.cast(type, hint)):
+                _walk(variant, here, found)
+        else:
+            found.setdefault(here, hint)
+
+
+def own_leaves(names: Mapping[str, str]) -> dict[str, Any]:
+    """Dotted key -> type of the options in Python files of the user's; `names` is section -> name
+    of its variant, and those that are no files add none. `ConfigError` for a file that is none."""
+    found: dict[str, Any] = {}
+    for section, own in variants.OWN_OPTIONS.items():
+        name = names.get(section, "")
+        if name.endswith(".py"):
+            cls, problems = fields(schema.Config)[section], list[Problem]()
+            if found_cls := _own_variant(cls, name, own, name_key(section), problems):
+                _walk(found_cls, section, found)
+            if problems:
+                raise ConfigError(problems)
     return found
 
 
@@ -227,17 +242,19 @@ SOURCES = (
 )
 
 
-def written_type(key: str) -> Any:
-    """How values of a dotted key are to be read (see `values.plain`); None for an unknown key."""
-    hint = leaves().get(key)
+def written_type(key: str, known: Mapping[str, Any] | None = None) -> Any:
+    """How values of a dotted key are to be read (see `values.plain`); None for an unknown key.
+    `known` are other keys than `leaves`."""
+    known = leaves() if known is None else known
+    hint = known.get(key)
     if hint is not None:
         if key == "eval.new":
             return dict[str, values.Source]
         return values.Source if key in SOURCES else hint
-    for parent in leaves():
+    for parent in known:
         if not key.startswith(f"{parent}."):
             continue
-        inner = written_type(parent)
+        inner = written_type(parent, known)
         if typing.get_origin(inner) is not dict:
             continue
         item = typing.get_args(inner)[1]
