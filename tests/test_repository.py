@@ -93,9 +93,10 @@ def test_only_runtime_touches_the_environment() -> None:
     _none(place for path in others for place in _environment_reads(path))
 
 
-#: Words of a scheduler, and the files besides its package that may use them: rows and options.
+#: Words of a scheduler, and the files besides its package that may use them: rows and options, and
+#: a name that scripts in queues call.
 _SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr|info)\b", re.I)
-_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "ranks.py")
+_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "launch/slurm_job.py", "ranks.py")
 
 
 def _schedulers(path: Path) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from launcher.errors import ConfigError
 from launcher.launch.slurm import environment
 from launcher.launch.slurm.environment import SlurmJob, expand_hosts
+from support import ranks
 
 #: One of each kind that steers Slurm's commands, whoever set it.
 FOR_SLURM = (
@@ -91,3 +95,10 @@ def host_lists(draw):
 def test_every_host_of_a_list_comes_once_and_in_order(case):
     text, names = case
     assert expand_hosts(text) == names
+
+
+def test_scripts_of_earlier_versions_find_what_they_call():
+    called = [sys.executable, "-m", "launcher.launch.slurm_job", "endpoint"]
+    job = ranks.environment(SLURM_JOB_ID="41234", SLURM_JOB_NODELIST="n[1-2]")
+    done = subprocess.run(called, env=job, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("n1:11234\n", 0), done.stderr
