@@ -231,9 +231,17 @@ def keep_current_folder_off_the_path() -> None:
     """No module is taken from the current folder, neither here nor in processes that libraries
     start with `python -m` or `-c`; what PYTHONPATH names stays."""
     os.environ["PYTHONSAFEPATH"] = "1"
-    named = _python_path(os.environ.get("PYTHONPATH", "")).split(os.pathsep)
-    if sys.path and sys.path[0] == _STARTED_IN and sys.path[0] not in named:
-        del sys.path[0]
+    take_current_folder_off_the_path()
+
+
+def take_current_folder_off_the_path() -> None:
+    """The same for this process alone: those of the user's that it starts are as they were."""
+    named = filter(None, _python_path(os.environ.get("PYTHONPATH", "")).split(os.pathsep))
+    # Behind the standard library come installed packages, which may be worked on right here.
+    library = os.path.dirname(os.__file__)
+    end = sys.path.index(library) if library in sys.path else len(sys.path)
+    gone = {"", _STARTED_IN}.difference(named)
+    sys.path[:end] = [place for place in sys.path[:end] if place not in gone]
 
 
 def single_threaded_tokenizers() -> None:

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, entry, registry, streams
+from launcher import __version__, entry, registry, runtime, streams
 from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     if argv is None:
         streams.open_closed_streams()
+        runtime.take_current_folder_off_the_path()
         entry.become_utf8()
         entry.end_by_signals()
     words = list(sys.argv[1:] if argv is None else argv)

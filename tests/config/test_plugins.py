@@ -66,6 +66,23 @@ def test_a_process_that_finds_a_plugin_has_it(folder: Path) -> None:
     assert done.stdout == "nice\n", done.stderr
 
 
+@pytest.mark.parametrize(("given", "is_named"), [("{0}", False), ("{0}:", False), ("{0}:.", True)])
+def test_plugins_of_the_current_folder_are_those_of_a_path_that_names_it(
+    folder: Path, given: str, is_named: bool
+) -> None:
+    told = folder / "launcher_plugins" / "mine" / "__init__.py"
+    told.write_text(f"{ROWS}\nimport sys\nprint('loaded', file=sys.stderr)\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "config", "seed=1"],
+        env=environment(PYTHONPATH=given.format(Path(__file__).parents[2])),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert "seed: 1" in done.stdout, done.stderr
+    assert ("loaded" in done.stderr) is is_named
+
+
 def test_a_plugin_that_cannot_be_imported_is_told_and_no_command_dies_of_it(folder, capsys) -> None:
     package = folder / "launcher_plugins" / "mine"
     (package / "__init__.py").write_text("import nothing_of_this_name\n")
