@@ -50,6 +50,21 @@ def test_a_run_keeps_the_base_that_it_began_with(run: RunDir) -> None:
     assert read_json(run.base) == {"key": composed}
 
 
+def test_runs_of_one_process_keep_the_base_that_each_began_with(run: RunDir) -> None:
+    composed = base()
+    old, new = RunDir(run.path.parent / "old"), RunDir(run.path.parent / "new")
+    write_json(old.base, {"key": "of-another-release"})
+    for one, wanted in ((old, "of-another-release"), (run, composed), (new, composed)) * 2:
+        bases.freeze(one, MODEL)
+        assert base() == wanted
+        assert read_json(one.base) == {"key": wanted}
+    assert bases.recall(old, MODEL)
+    assert base() == "of-another-release"
+    new.base.unlink()  # a run of a version that kept none
+    assert not bases.recall(new, MODEL)
+    assert base() == composed
+
+
 def test_nothing_is_frozen_without_a_recipe(run: RunDir) -> None:
     for model in (TinyModelConfig(), ModelConfig(name="folder")):
         bases.freeze(run, model)

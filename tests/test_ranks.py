@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from launcher import ranks, runtime
 from launcher.errors import ConfigError
+from launcher.launch.slurm.environment import SlurmJob
 from launcher.ranks import Ranks, identify, planned_hosts, port_of, rendezvous
 
 TORCHRUN = {
@@ -189,6 +190,38 @@ class Elsewhere:
 
     def tasks(self):
         return [1, 2]
+
+
+class Further(Elsewhere):
+    """The same, in a job if its variables say so."""
+
+    def __init__(self, env):
+        self.env, self.host, self.job = env, "", env.get("ELSE_JOB", "")
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted", "job"),
+    [
+        ({"SLURM_CONF": "/etc/slurm.conf"}, SlurmJob, ""),
+        ({"SLURM_CONF": "/etc/slurm.conf", "ELSE_JOB": "abc"}, Further, "abc"),
+        ({"ELSE_SITE": "x", "SLURM_JOB_ID": "7"}, SlurmJob, "7"),
+        ({"ELSE_SITE": "x"}, Further, ""),
+    ],
+)
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_scheduler_of_the_job_counts_and_not_settings_of_another(
+    monkeypatch, env, wanted, job, is_first
+):
+    further = {"ELSE_": f"{__name__}:Further"}
+    rows = {**further, **ranks.SCHEDULERS} if is_first else {**ranks.SCHEDULERS, **further}
+    monkeypatch.setattr(ranks, "SCHEDULERS", rows)
+    found = ranks.surroundings(env)
+    assert type(found) is wanted
+    assert found.job == job
+    place = {"SLURM_PROCID": "1", "SLURM_NTASKS": "2", "SLURM_LOCALID": "0"}
+    if wanted is Further and job:  # what another scheduler has left is no place either
+        placed = {**env, **place, "ELSE_RANK": "2"}
+        assert identify(placed, "h") == Ranks(2, 3, 0, 1, "h", "start")
 
 
 def test_a_scheduler_is_a_class_and_a_row(monkeypatch):

@@ -53,7 +53,8 @@ class Head(Protocol):
     """How documents are kept apart, as `launcher.train.isolation` has found out."""
     inputs: ForwardInputs
     hits: Tensor | None
-    """Targets of the last loss that are the model's first choice, int64 scalar, if counted."""
+    """Targets of the last loss or log-probabilities that are the model's first choice:
+    int64 scalar, if counted."""
     keeps_logits: bool
     """Whether memory grows with what is computed of padded lines."""
     reads_whole: bool
@@ -97,8 +98,8 @@ class TargetHead:
     """Computes losses and log-probabilities of `model` at target positions; a `Head`.
 
     `model` is the bare transformers or peft model; `caller` is what to call for a forward (the
-    DeepSpeed engine while training). With `counts_hits`, `loss` also counts the targets that are
-    the model's first choice.
+    DeepSpeed engine while training). With `counts_hits`, `loss` and `log_probs` also count the
+    targets that are the model's first choice.
     """
 
     keeps_logits = True
@@ -142,8 +143,12 @@ class TargetHead:
         wish = _Request(row.targets, row.target_index, _Wish.log_probs)
         if (request := self._fused(caller, row, wish)) is not None:
             assert request.result is not None
+            self.hits = request.correct
             return request.result
-        found: Tensor = _LogitsLogProbs.apply(self._logits(caller, row), row.targets)
+        found: Tensor
+        found, self.hits = _LogitsLogProbs.apply(
+            self._logits(caller, row), row.targets, self._counts_hits
+        )
         return found
 
     def probe(self, caller: Any, row: Row) -> Tensor:
@@ -219,7 +224,9 @@ class TargetHead:
             return plain
         flat = _select(hidden, request.keep, len(request.targets))
         if request.wish is _Wish.log_probs:
-            request.result = _HeadLogProbs.apply(flat, head.weight, head.bias, request.targets)
+            request.result, request.correct = _HeadLogProbs.apply(
+                flat, head.weight, head.bias, request.targets, self._counts_hits
+            )
         elif request.wish is _Wish.score:
             request.losses, request.correct = _score_hidden(flat, head, request.targets)
             request.result = request.losses.sum()
@@ -423,18 +430,28 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> Tensor:
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        counts: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         norms = hidden.new_empty(len(hidden), dtype=torch.float32)
         found = torch.empty_like(norms)
+        hits = targets.new_zeros(()) if counts else None
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             norms[part] = logits.logsumexp(-1)
             found[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
+            if hits is not None:
+                hits += _hits(logits, targets[part])
         ctx.save_for_backward(hidden, weight, bias, targets, norms)
-        return found
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return found, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -460,6 +477,7 @@ class _HeadLogProbs(torch.autograd.Function):
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
             None,
+            None,
         )
 
 
@@ -468,7 +486,9 @@ class _LogitsLogProbs(torch.autograd.Function):
     time."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, targets: Tensor, counts: bool
+    ) -> tuple[Tensor, Tensor | None]:
         norms = logits.new_empty(len(targets), dtype=torch.float32)
         found = torch.empty_like(norms)
         size = _chunk(logits.shape[-1], logits.device)
@@ -478,7 +498,10 @@ class _LogitsLogProbs(torch.autograd.Function):
             norms[part] = own.logsumexp(-1)
             found[part] = own.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
         ctx.save_for_backward(logits, targets, norms)
-        return found
+        hits = _hits(logits, targets) if counts else None
+        if hits is not None:
+            ctx.mark_non_differentiable(hits)
+        return found, hits
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -490,7 +513,7 @@ class _LogitsLogProbs(torch.autograd.Function):
             gradient[part] = _log_prob_gradient(
                 logits[part].float(), targets[part], norms[part], grads[0][part]
             )
-        return gradient, None
+        return gradient, None, None
 
 
 def _log_prob_gradient(logits: Tensor, targets: Tensor, norms: Tensor, grads: Tensor) -> Tensor:

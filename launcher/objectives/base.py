@@ -191,11 +191,7 @@ class Objective:
 
     def loss(self, head: Any, caller: Any, row: Row) -> Loss:
         """Loss sum of one row, in nats. `caller` is what to call for a forward."""
-        return Loss(head.loss(caller, row), self.hits(head, row))
-
-    def hits(self, head: Any, row: Row) -> dict[str, tuple[Any, Any]]:
-        """Share of the row's targets that were the first choice, if `head` counts them."""
-        return {} if head.hits is None else {"token_accuracy": (head.hits, len(row.targets))}
+        return Loss(head.loss(caller, row))
 
     # ---- held-out records
 

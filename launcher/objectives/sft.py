@@ -19,5 +19,4 @@ class Sft(Objective):
 
     def loss(self, head: Any, caller: Any, row: Row) -> Loss:
         """Sum of the cross entropy over the row's targets, in nats."""
-        total = head.loss(caller, row, self.options.label_smoothing)
-        return Loss(total, self.hits(head, row))
+        return Loss(head.loss(caller, row, self.options.label_smoothing))

@@ -28,7 +28,7 @@ from launcher.evals.runner import EvaluationStopped
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
-from launcher.objectives.base import Objective
+from launcher.objectives.base import Loss, Objective
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.runtime import Ranks
@@ -46,6 +46,9 @@ from launcher.train.schedule import factor
 from launcher.train.selftest import require_trainable, silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
 from launcher.train.stragglers import OwnTime, Stragglers, report_slow
+
+#: Share of targets that are the model's first choice, as it is logged.
+HITS = "token_accuracy"
 
 
 @dataclass(slots=True)
@@ -306,6 +309,7 @@ def train(
         if progress.step and progress.evaluated < progress.step and evaluates():
             evaluate()
 
+        wants_hits = config.train.token_accuracy
         is_fresh = isinstance(config.peft, LoraConfig) and not config.peft.adapter and not start
         while not ends():
             step = progress.step
@@ -338,11 +342,14 @@ def train(
                 engine.backward(loss * (ranks.world_size / weight))
                 losses.append(loss.detach())
                 if not row.is_filler:
-                    counted.append({k: _detached(pair) for k, pair in found.sums.items()})
+                    counted.append(_counted(found, head, row))
                 if index < len(rows) - 1:
                     engine.micro_step()
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
             names, sums = _sums(counted)
+            if wants_hits and HITS not in names:
+                wants_hits = False
+                warn(f"train.{HITS}=true: the loss of {config.objective.name} tells of none")
             heart.beat("step", step, "agree on the loss")
             loss_sum, stops, *others = distributed.sum_over_ranks(
                 [*mine, *sums, *_one_of(own.read(), ranks)], device
@@ -552,7 +559,15 @@ def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.devi
         return rows
     parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
     count = distributed.max_over_ranks(len(parts), device)
-    return parts + [replace(parts[-1], is_filler=True)] * (count - len(parts))
+    smallest = min(parts, key=lambda part: len(part.input_ids))
+    return parts + [replace(smallest, is_filler=True)] * (count - len(parts))
+
+
+def _counted(found: Loss, head: Head, row: Row) -> dict[str, tuple[Any, Any]]:
+    """What is logged beside the loss: the objective's sums, and the share of targets that were the
+    first choice if `head` counts them."""
+    hits = {} if head.hits is None else {HITS: (head.hits, len(row.targets))}
+    return {name: _detached(pair) for name, pair in {**hits, **found.sums}.items()}
 
 
 def _detached(pair: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -174,6 +174,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_refused(
     ("package", "words"),
     [
         ("tensorboard", ["track=tensorboard"]),
+        ("wandb", ["track=wandb"]),
         ("sacrebleu", ["eval.metrics=[bleu]", "data.validation=train.jsonl"]),
         ("rouge_score", ["eval.metrics=[rougeL]", "data.validation=train.jsonl"]),
         ("pyarrow", ["data.train=x.parquet"]),

@@ -133,7 +133,12 @@ def test_models_that_change_their_logits_are_noticed(after):
 
 
 @pytest.mark.parametrize("after", [None, lambda x: x * 0.5])
-def test_hits_are_counted_beside_the_loss(after):
+@pytest.mark.parametrize(
+    "loss",
+    [TargetHead.loss, lambda *of: -TargetHead.log_probs(*of).sum()],
+    ids=["loss", "log_probs"],
+)
+def test_hits_are_counted_beside_the_loss(after, loss):
     torch.manual_seed(0)
     model = Tiny(5, 4, bias=True, after=after)
     row = row_of([3, 1, 4, 1, 0, 2, 2, 1], [0, 1, 1, 0, 1, 1, 0, 1])
@@ -141,7 +146,7 @@ def test_hits_are_counted_beside_the_loss(after):
     expected = gradients(model)
     _, correct = TargetHead(model).score(model, row)
     head = TargetHead(model, counts_hits=True)
-    head.loss(model, row).backward()
+    loss(head, model, row).backward()
     assert head.hits is not None
     assert int(head.hits) == int(correct.sum())
     for got, wanted in zip(gradients(model), expected, strict=True):

@@ -111,6 +111,7 @@ def plain_losses(run) -> list[float]:
 def first(here):
     """The run that is held out to, evaluated, exported and reported too."""
     more = ("eval=default", "data.validation=held_out.jsonl", "export.at_end=true")
+    more += ("train.token_accuracy=true",)
     done = here.run(TRAIN, *here.words("first", *WORDS, *CUTS["two ranks"], *more))
     assert done.code == ExitCode.ok, done.output
     return here.folder_of("first"), done.output
@@ -142,6 +143,7 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     shares = [line["pair_accuracy"] for line in lines if line["kind"] == "train"]
     assert len(shares) == STEPS
     assert all(0 <= share <= 1 and (share * PAIRS) % 1 == 0 for share in shares)
+    assert all(0 <= line["token_accuracy"] <= 1 for line in lines if line["kind"] == "train")
     comparison = read_json(run.eval / "comparison.json")
     assert comparison["metrics"].keys() == {"loss", "margin"}
     assert comparison["metrics"]["margin"]["tuned"] == pytest.approx(comparison["mean_margin"])

@@ -126,6 +126,10 @@ def _objective(config: Config) -> Iterator[Problem]:
     if config.objective.name == "sft" and config.data.format == "text":
         hint = "plain text has no answers to learn: use objective=text"
         yield Problem("objective.name", "sft with data.format=text", hint)
+    if config.objective.has_sequence_head and config.train.token_accuracy:
+        hint = "it has no target tokens: leave it out, eval.metrics=[accuracy] judges classes"
+        found = f"true with objective={config.objective.name}"
+        yield Problem("train.token_accuracy", found, hint)
 
 
 def _peft(config: Config) -> Iterator[Problem]:

@@ -16,9 +16,6 @@ def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
     if objective.out_of_scope is not None and config.eval.name == "none":
         hint = "its threshold is chosen on held-out records: eval=default"
         yield Problem("objective.out_of_scope", "given with eval=none", hint)
-    if config.train.token_accuracy:
-        hint = "a classifier has no target tokens: eval.metrics=[accuracy] judges its classes"
-        yield Problem("train.token_accuracy", "true with objective=classify", hint)
     if objective.multi_label and objective.out_of_scope is not None:
         hint = "a text of no class has an empty list of labels: leave objective.out_of_scope out"
         yield Problem("objective.out_of_scope", "given with objective.multi_label=true", hint)
