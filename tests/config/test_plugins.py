@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from launcher.config.compose import compose, groups
-from launcher.config.schema import plugins, typed, variants
+from launcher.config.schema import Config, TrackerConfig, plugins, typed, variants
 from launcher.errors import ConfigError
 from launcher.registry import Table
+from launcher.rundir import RunDir
+from launcher.track.tracker import Trackers
 from support.plugins import installed
 from support.ranks import environment
 
@@ -109,6 +113,51 @@ def test_an_objective_of_a_plugin_has_its_options_wherever_it_is_made(folder: Pa
     with installed(folder):
         made = typed.objective({"name": "mine", "beta": 0.25})
         assert (type(made).__name__, made.beta) == ("Mine", 0.25)
+
+
+def test_a_tracker_of_a_plugin_has_options_of_its_own(folder: Path, tmp_path: Path) -> None:
+    package = folder / "launcher_plugins" / "mine"
+    (package / "__init__.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from launcher.config.schema import TrackerConfig, variants\n"
+        "@dataclass(kw_only=True, slots=True)\n"
+        "class Mine(TrackerConfig):\n"
+        "    uri: str | None = None\n"
+        "    @property\n"
+        "    def is_on(self): return self.uri is not None\n"
+        "class Tracker:\n"
+        "    stays_on = False\n"
+        "    def __init__(self, run, config, resolved):\n"
+        "        self.file = run.path / config.track.mine.uri\n"
+        "    def start(self, resumed_step): self.file.write_text('begun')\n"
+        "row = f'{__name__}:Tracker'\n"
+        "variants.add(variants.TRACKERS, 'mine', row, options=Mine)\n"
+        "variants.add(variants.TRACKERS, 'other', row, options=Mine)\n"
+        "variants.add(variants.TRACKERS, 'other', row, options=Mine)\n"
+    )
+    (package / "conf" / "track").mkdir()
+    (package / "conf" / "track" / "mine.yaml").write_text("name: mine\nmine: {uri: all}\n")
+    with installed(folder):
+        assert {"track.mine.uri", "track.other.uri", "track.wandb.mode"} <= typed.leaves().keys()
+        assert Config().track.mine.uri is None
+        config = compose.compose(["track=mine", "track.wandb.project=p"])
+        assert (config.track.mine.uri, config.track.other.is_on) == ("all", False)
+        config = compose.compose(["track.mine.uri=told.txt"])
+        compose.save(config, tmp_path / "config.yaml")
+        assert compose.load(tmp_path / "config.yaml") == config
+        assert copy.deepcopy(config) == pickle.loads(pickle.dumps(config))  # noqa: S301
+        with pytest.raises(ConfigError, match=r"track\.mine\.url: unknown key"):
+            compose.compose(["track.mine.url=told.txt"])
+        Trackers.open(RunDir(tmp_path), config, {})
+        assert (tmp_path / "told.txt").read_text() == "begun"
+    assert "track.mine.uri" not in typed.leaves()
+
+
+def test_options_of_a_tracker_are_those_of_a_tracker() -> None:
+    for name, options in (("mine", object), ("my.own", TrackerConfig)):
+        with pytest.raises(ConfigError, match="no section of track"):
+            variants.add(variants.TRACKERS, name, "m:M", options=options)
+    assert {"mine", "my.own"}.isdisjoint(variants.TRACKERS)
 
 
 def test_options_go_with_a_section_that_has_variants() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config import schema
 from launcher.config.schema import plugins, typed, variants
 from launcher.registry import Table
 
@@ -19,6 +20,7 @@ def installed(folder: Path) -> Iterator[None]:
     tables = [table for table in vars(variants).values() if isinstance(table, Table)]
     before = [dict(table) for table in tables]
     options = {section: dict(classes) for section, classes in variants.OPTIONS.items()}
+    track = schema.TrackConfig
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
         try:
@@ -30,11 +32,12 @@ def installed(folder: Path) -> Iterator[None]:
                 table._rows.clear()
                 table._rows.update(rows)
             variants.OPTIONS.update(options)
+            schema.TrackConfig = track
             for name in [n for n in sys.modules if n.partition(".")[0] == plugins.NAMESPACE]:
                 del sys.modules[name]
             _forget()
 
 
 def _forget() -> None:
-    for cached in (typed.leaves, typed.sections):
+    for cached in (typed.leaves, typed.sections, typed.fields, typed.limits, typed._declared):
         cached.cache_clear()

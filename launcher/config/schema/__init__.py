@@ -7,7 +7,7 @@ names, and no derived value in here (those live in `launcher.config.derive.plan.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
@@ -741,6 +741,16 @@ class TrackConfig:
     """TensorBoard."""
 
 
+def add_tracker(name: str, options: type[TrackerConfig]) -> None:
+    """Give `TrackConfig` a further section of these options, before any config is made."""
+    global TrackConfig
+    kept = {"__module__": __name__, "__doc__": TrackConfig.__doc__}
+    section = (name, options, field(default_factory=options))
+    TrackConfig = make_dataclass(  # type: ignore[misc, assignment]
+        "TrackConfig", [section], bases=(TrackConfig,), namespace=kept, kw_only=True, slots=True
+    )
+
+
 @dataclass(kw_only=True, slots=True)
 class Config:
     """One run, complete."""
@@ -773,7 +783,8 @@ class Config:
     """Export at the end."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """Evaluation."""
-    track: TrackConfig = field(default_factory=TrackConfig)
+    # Not the class itself: `add_tracker` may put another in its place.
+    track: TrackConfig = field(default_factory=lambda: TrackConfig())
     """Trackers."""
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     """Watching for hung and slow ranks."""

@@ -35,11 +35,13 @@ def conf_dirs() -> list[Path]:
 
 
 def _packages() -> Iterator[tuple[str, Path]]:
-    """Name and folder of each."""
+    """Name and folder of each, once: what is imported by a name is the first on the path."""
+    known = set()
     spec = importlib.util.find_spec(NAMESPACE)
     if spec is None or spec.submodule_search_locations is None:
         return
     for place in spec.submodule_search_locations:
         for found in pkgutil.iter_modules([place]):
-            if found.ispkg:
+            if found.ispkg and found.name not in known:
+                known.add(found.name)
                 yield found.name, Path(place, found.name)

@@ -229,14 +229,26 @@ LAUNCHERS = Table(
 
 def add(table: Table[Any], name: str, row: Any, *, options: type | None = None) -> None:
     """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
-    of its options where its section of the config has several. `ConfigError` if it is there."""
+    of its options where its section of the config has several; those of a tracker are a section of
+    its name below `track`. `ConfigError` if it is there, or cannot have such options."""
     section = table.key.partition(".")[0]
-    if options is not None and section not in OPTIONS:
+    is_new = name not in table
+    if options is None:
+        table.add(name, row)
+    elif section in OPTIONS:
+        table.add(name, row)
+        OPTIONS[section][name] = options
+    elif table is not TRACKERS:
         found = f"{section} has no options by variant: {name!r} cannot bring any"
         raise ConfigError(found, where=table.key, hint="add the row without options")
-    table.add(name, row)
-    if options is not None:
-        OPTIONS[section][name] = options
+    elif not (issubclass(options, schema.TrackerConfig) and name.isidentifier()):
+        found = f"the options of the tracker {name!r} can be no section of track"
+        hint = "name it by a word, and derive its options from TrackerConfig"
+        raise ConfigError(found, where=table.key, hint=hint)
+    else:
+        table.add(name, row)
+        if is_new:
+            schema.add_tracker(name, options)
 
 
 plugins.load()
