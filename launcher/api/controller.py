@@ -126,6 +126,7 @@ class Controller:
             self._fault(job_id, error)
 
     def _advance(self, job: Job) -> None:
+        launching.require_installed(job)
         if job.wanted is not None:
             stopping.stop(self._place, job)
         elif job.state is JobState.validating_files:

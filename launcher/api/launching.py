@@ -19,7 +19,7 @@ from launcher.jobs.slots import Slots
 from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
-from launcher.launch.queue import has_queue, queue_job, queue_of
+from launcher.launch.queue import has_queue, is_installed, queue_job, queue_of
 from launcher.launch.spec import AttemptState, LaunchSpec, backend_name, job_file
 from launcher.rundir import RunDir, State, storage_errors
 
@@ -66,6 +66,16 @@ def launch(place: Workplace, job: Job) -> None:
         if row.state is JobState.queued and not has_queue(row.cursor["launch"]):
             row.state = JobState.running
             journal.write(session, row.id, [STARTED])
+
+
+def require_installed(job: Job) -> None:
+    """Raise `ConfigError` if the launch back end of a job is gone: it would be wrong to look for its
+    run on this host, or to start it again."""
+    name = job.cursor.get("launch")
+    if name is not None and not is_installed(name):
+        found = f"launch={name} is not installed here: the job stays as it is until it is again"
+        hint = "install its package, or put its folder back on PYTHONPATH, and restart the service"
+        raise ConfigError(found, where="launch.name", hint=hint)
 
 
 def look(run: RunDir) -> Attempt:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 from launcher.api.database import Database
 from launcher.api.tables import Job, JobState, Project
 from launcher.jobs.slots import free_slot
-from launcher.launch.queue import has_queue
+from launcher.launch.queue import has_queue, is_installed
 from launcher.processes import alive, space
 
 LEASE_S = 30.0
@@ -66,7 +66,7 @@ def line(session: Session, most: Callable[[str], int | None] = lambda _: None) -
     run come last."""
     lines: dict[str, deque[str]] = {}
     for row in _waiting(session):
-        if not has_queue(row.launch):
+        if _takes_place(row.launch):
             lines.setdefault(row.project_id, deque()).append(row.id)
     running = _running(session)
     named = select(Project).where(Project.id.in_(lines))
@@ -132,10 +132,10 @@ def claim(
             limit = most(projects[turn].name)
             is_full = limit is not None and running[turn] >= limit
             row = lines[turn].popleft()
-            needs_place = not has_queue(row.launch)
+            needs_place = _takes_place(row.launch)
             if needs_place and free_slot(taken, parallel) is None:
                 # There is none for its others either, but some may be for a queue.
-                lines[turn] = deque(one for one in lines[turn] if has_queue(one.launch))
+                lines[turn] = deque(one for one in lines[turn] if not _takes_place(one.launch))
             elif not is_full:
                 job = session.scalars(select(Job).where(Job.number == row.number)).one()
                 if _take(job, owner, taken, parallel):
@@ -186,10 +186,16 @@ def _take(job: Job, owner: Owner, taken: list[int], parallel: int) -> bool:
     return True
 
 
+def _takes_place(name: str | None) -> bool:
+    """Whether jobs of this launch back end, None as long as it is not known, run on a machine of
+    the service. Of one that is not installed any more nobody here knows where they run."""
+    return name is None or (is_installed(name) and not has_queue(name))
+
+
 def needs_slot(job: Job) -> bool:
     """Whether the job waits for a place on some machine."""
     waits = job.state is JobState.queued and job.wanted is None
-    return waits and "slot" not in job.cursor and not has_queue(job.cursor.get("launch"))
+    return waits and "slot" not in job.cursor and _takes_place(job.cursor.get("launch"))
 
 
 def give_up_place(job: Job) -> None:

@@ -138,6 +138,13 @@ def has_queue(name: str | None) -> bool:
     return issubclass(options, LaunchConfig) and options.has_queue
 
 
+def is_installed(name: str) -> bool:
+    """Whether there is a launch back end `name`: that of a plugin may be gone again."""
+    from launcher.config.schema import variants
+
+    return name in variants.LAUNCHERS
+
+
 def queues() -> list[str]:
     """Names of all launch back ends with a queue."""
     from launcher.config.schema import variants

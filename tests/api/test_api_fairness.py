@@ -14,11 +14,13 @@ from sqlalchemy import event, select
 
 from launcher.api import access, ownership
 from launcher.api.checking import overlap
+from launcher.api.controller import _LOG, Controller
 from launcher.api.ownership import Owner, claim, owned
 from launcher.api.protocol import _Strict
 from launcher.api.reports import DataReports
 from launcher.api.site import ProjectSettings, Quota
 from launcher.api.tables import Job, JobState, Project
+from launcher.api.workplace import Workplace
 
 LINE = b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 JOBS = "/v1/fine_tuning/jobs"
@@ -231,3 +233,27 @@ def test_a_body_that_may_end_elsewhere_is_refused(head) -> None:
 @pytest.mark.parametrize("path", ["/healthz", "/metrics"])
 def test_health_is_asked_with_head(client, path) -> None:
     assert client.head(path).status_code == 200
+
+
+def test_a_job_whose_launch_back_end_is_gone_waits_and_is_told(service, caplog) -> None:
+    queue(service, red=1)
+    with service.database.begin() as session:
+        gone = {"launch": "gone", "started": True, "attempts": 1}
+        session.scalars(select(Job)).one().cursor = gone
+        waiting = Job(id="later", project_id="red", model="tiny", training_file="f", seed=1)
+        waiting.state, waiting.cursor = JobState.queued, {"launch": "gone"}
+        session.add(waiting)
+    controller = Controller(Workplace(service, Owner.here()))
+    for _ in range(2):
+        controller.look()
+        for step in list(controller._busy.values()):
+            step.result(20)
+    controller.close()
+    told = [record.getMessage() for record in caplog.records if record.name == _LOG.name]
+    assert len(told) == 2  # once for each: it is not tried again at once
+    assert all("launch=gone is not installed here" in text for text in told)
+    with service.database.read() as session:
+        jobs = {job.id: job for job in session.scalars(select(Job))}
+    assert {job.state for job in jobs.values()} == {JobState.queued}
+    assert jobs["red0"].cursor == gone
+    assert "slot" not in jobs["later"].cursor
