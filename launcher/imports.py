@@ -5,8 +5,9 @@
 - The names of its models are read from the sources of all of them, 2,000 files, twice in a process
   that loads one. They are read once and kept in the launcher's cache, under the sizes and times of
   those files, as Python keeps bytecode.
-- Losses of object detection need scipy, whose import takes longer than DeepSpeed's. To them alone
-  it looks as if it were not installed, unless it is there already; others import it as ever.
+- Losses of object detection need scipy, whose import takes longer than DeepSpeed's. transformers
+  tells them that it is not installed, unless it is there already, and nobody else: only in the
+  thread that imports them, and for their import. Whoever else imports scipy has it.
 
 Where transformers is built in another way, it is imported as ever.
 """
@@ -14,11 +15,13 @@ Where transformers is built in another way, it is imported as ever.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.machinery
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,31 +58,41 @@ class _IndexLoader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         keep_index(module)
+        _spare_losses_scipy(module)
 
 
 class _LossLoader(importlib.machinery.SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
-        with _without_scipy():
+        _importing_losses.here = "scipy" not in sys.modules
+        try:
             super().exec_module(module)
+        finally:
+            _importing_losses.here = False
 
 
 _LOADERS = {_INDEX: _IndexLoader, _LOSSES: _LossLoader}
 
 
-@contextlib.contextmanager
-def _without_scipy() -> Iterator[None]:
-    is_available = getattr(sys.modules.get(_INDEX), "is_scipy_available", None)
-    forget: Callable[[], None] | None = getattr(is_available, "cache_clear", None)
-    if "scipy" in sys.modules or forget is None:
-        yield
+class _ImportOfLosses(threading.local):
+    """Whether this thread is in the import of the losses, which is to go without scipy."""
+
+    here = False
+
+
+_importing_losses = _ImportOfLosses()
+
+
+def _spare_losses_scipy(module: ModuleType) -> None:
+    """Let `module`, transformers' `import_utils`, say to losses alone that there is no scipy."""
+    known: Callable[[], bool] | None = getattr(module, "is_scipy_available", None)
+    if known is None:
         return
-    sys.modules["scipy"] = None  # type: ignore[assignment]  # Python's word for "not installed"
-    forget()
-    try:
-        yield
-    finally:
-        del sys.modules["scipy"]
-        forget()
+
+    @functools.wraps(known)
+    def is_scipy_available() -> bool:
+        return not _importing_losses.here and known()
+
+    module.is_scipy_available = is_scipy_available  # type: ignore[attr-defined]
 
 
 # ---- the index of models

@@ -384,6 +384,27 @@ import scipy.optimize
 from transformers.models.maskformer import modeling_maskformer
 assert modeling_maskformer.linear_sum_assignment is scipy.optimize.linear_sum_assignment
 """
+#: Whoever imports it meanwhile, here in that thread and in another one, has it.
+BESIDE = """
+import sys, threading
+from launcher import imports
+imports.lighten()
+import transformers.utils
+told = {}
+def ask(who):
+    import scipy.optimize
+    told[who] = transformers.utils.is_scipy_available()
+class Finder:
+    def find_spec(self, name, path, target=None):
+        if name == "transformers.loss.loss_d_fine":
+            other = threading.Thread(target=ask, args=("other",))
+            other.start()
+            other.join(60)
+            ask("same")
+sys.meta_path.insert(0, Finder())
+import transformers.loss.loss_utils
+assert told == {"other": True, "same": False}, told
+"""
 EARLIER = """
 import scipy.optimize
 from launcher import imports
@@ -394,7 +415,7 @@ assert loss_for_object_detection.linear_sum_assignment is scipy.optimize.linear_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", [LOSSES, EARLIER], ids=["not-yet", "already"])
+@pytest.mark.parametrize("script", [LOSSES, BESIDE, EARLIER], ids=["not-yet", "beside", "already"])
 def test_scipy_is_there_for_whoever_asks_for_it_but_for_losses_of_object_detection(
     script: str,
 ) -> None:

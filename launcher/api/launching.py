@@ -69,8 +69,8 @@ def launch(place: Workplace, job: Job) -> None:
 
 
 def require_installed(job: Job) -> None:
-    """Raise `ConfigError` if the launch back end of a job is gone: it would be wrong to look for its
-    run on this host, or to start it again."""
+    """Raise `ConfigError` if the launch back end of a job is gone: it would be wrong to look for
+    its run on this host, or to start it again."""
     name = job.cursor.get("launch")
     if name is not None and not is_installed(name):
         found = f"launch={name} is not installed here: the job stays as it is until it is again"
