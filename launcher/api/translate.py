@@ -96,12 +96,21 @@ def translate(
     is wrong or gone, or if it cannot run on this machine or cluster."""
     words = _site_words(site, offer_of(job), project)
     words += _choice_words(words, job, inputs)
-    config, problems = compose.try_compose(words, config_dirs)
+    sources = compose.Sources(config_dirs)
+    # The final ones follow from the config, which may be made of them.
+    first = numbers(job.asked, inputs.examples, 1)
+    before = [f"train.epochs={first.n_epochs}", f"batch.sequences={first.batch_size}"]
+    config, problems = compose.try_compose([*words, *before], (), sources)
     if problems:
         raise ConfigError(problems)
     world_size = ranks_of(config, site.queue.parallel)
     used = numbers(job.asked, inputs.examples, world_size)
+    made_of_others = compose.interpolates(words, sources)
     words += _set_numbers(config, used, inputs)
+    if made_of_others:  # of the job's numbers, and not of those that the site has in their place
+        config, problems = compose.try_compose(words, (), sources)
+        if problems:
+            raise ConfigError(problems)
     _set_names(config, job, inputs)
     if inputs.base is not None:
         config.model = _tuned(config.model, inputs.base)
@@ -132,6 +141,7 @@ def _site_words(site: Site, name: str, project: str) -> list[str]:
 def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[str]:
     """What a job settles whatever the site's config is."""
     words = [
+        f"run.name={job.id}",
         f"seed={job.seed}",
         "train.steps=null",
         "batch.tokens=null",
@@ -182,7 +192,7 @@ def _merges(peft: PeftConfig, model: ModelConfig) -> bool:
 
 def _set_names(config: Config, job: Job, inputs: Inputs) -> None:
     """All texts: paths of ours, and what the client calls things."""
-    config.run.root, config.run.name = str(inputs.runs), job.id
+    config.run.root = str(inputs.runs)
     config.data.train = str(inputs.training)
     config.data.validation = None if inputs.validation is None else str(inputs.validation)
     for integration in job.integrations or []:

@@ -79,6 +79,24 @@ def test_a_job_is_a_run(tmp_path):
     assert made.plan.global_sequences == 6
 
 
+def test_what_a_site_makes_of_keys_of_a_job_is_made_of_the_jobs(tmp_path):
+    (tmp_path / "schedule").mkdir()
+    (tmp_path / "schedule" / "ours.yaml").write_text("name: cosine\nwarmup: ${train.epochs}\n")
+    words = ["model=tiny", "optim.lr=5e-3", "schedule=ours", "launch=slurm"]
+    words += ["optim.weight_decay=${optim.lr}", "'cluster.sbatch=[--comment=${run.name}]'"[1:-1]]
+    site = Site(
+        models={"tiny": Offer(overrides=[*words, "checkpoint.keep_best=${batch.sequences}"])}
+    )
+    asked = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 2.0}
+    validation = tmp_path / "validation.jsonl"
+    made = translate(site, job(asked=asked), inputs(tmp_path, validation=validation), [tmp_path])
+    config = made.config
+    assert (config.optim.lr, config.optim.weight_decay) == (1e-2, 1e-2)
+    assert (config.schedule.warmup, config.checkpoint.keep_best) == (4, 6)
+    assert config.cluster.sbatch == ["--comment=ftjob-a"]
+    assert (config.run.name, config.data.train) == ("ftjob-a", str(tmp_path / "training.jsonl"))
+
+
 def test_a_job_is_composed_once_and_its_words_say_what_it_runs_with(tmp_path, monkeypatch):
     composed, real = [], compose.try_compose
     monkeypatch.setattr(compose, "try_compose", lambda *a: composed.append(a) or real(*a))

@@ -87,6 +87,14 @@ def try_compose(
     return config, [*asked.problems, *_placed(problems, asked, sources)]
 
 
+def interpolates(words: Sequence[str], sources: Sources) -> bool:
+    """Whether a value that the words or their files give is made of other keys', by `${key}`."""
+    asked = ask(words, sources)
+    given = [asked.values, *(own.values for own in asked.files)]
+    given += [layer.data for layer in sources.layers(asked.groups)]
+    return any(map(_has_interpolation, given))
+
+
 @dataclass(slots=True)
 class Asked:
     """What a command line asks for: its overrides, and the files of one's own below them."""
