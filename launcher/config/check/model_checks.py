@@ -23,6 +23,18 @@ def check(config: Config, has_gpu: bool) -> Iterator[Problem]:
     yield from _tiny(config)
     yield from _positions(config)
     yield from _attention(config, has_gpu)
+    if config.objective.has_sequence_head and architecture.is_encoder(config.model):
+        yield from _encoder(config)
+
+
+def _encoder(config: Config) -> Iterator[Problem]:
+    if config.data.packing:
+        hint = "its texts are padded, not packed: data.packing=false"
+        found = f"true with {config.model.name}, which is no decoder"
+        yield Problem("data.packing", found, hint)
+    if config.model.attention in (Attention.document, Attention.varlen):
+        hint = "model.attention=auto (sdpa) for a model that reads in both directions"
+        yield Problem("model.attention", config.model.attention.name, hint)
 
 
 def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:

@@ -26,7 +26,6 @@ from launcher.config.schema.ranges import (
 )
 from launcher.config.schema.sweep import SweepConfig
 from launcher.errors import Problem
-from launcher.registry import load
 
 
 class Dtype(Enum):
@@ -388,8 +387,9 @@ class ClassifyConfig(ObjectiveConfig):
 
     def problems(self, config: Config) -> Iterator[Problem]:
         """Data and options that no classifier is trained on."""
-        found: Iterator[Problem] = load("launcher.config.check.classify_checks:check")(config, self)
-        return found
+        from launcher.config.schema import classify  # it reads the config, which is below
+
+        return classify.problems(config, self)
 
     def encoding(self, split: str) -> dict[str, Any]:
         """How labels are read; those out of scope are left out of what is learned."""

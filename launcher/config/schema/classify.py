@@ -1,16 +1,15 @@
-"""What is wrong with a classifier's config."""
+"""What is wrong with the rest of a config for a classifier."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from launcher.config.derive import architecture
-from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong, SpecialTokens
+from launcher.config.schema import ClassifyConfig, Config, Overlong, SpecialTokens
 from launcher.errors import Problem
 
 
-def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
+def problems(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
     """Problems of `objective=classify` with the rest of the config."""
     yield from _data(config)
     if objective.out_of_scope is not None and config.eval.name == "none":
@@ -39,14 +38,6 @@ def _data(config: Config) -> Iterator[Problem]:
     if data.overlong is Overlong.split:
         hint = "a label is of the whole text: data.overlong=truncate or drop"
         yield Problem("data.overlong", "split with objective=classify", hint)
-    if architecture.is_encoder(config.model):
-        if data.packing:
-            hint = "its texts are padded, not packed: data.packing=false"
-            found = f"true with {config.model.name}, which is no decoder"
-            yield Problem("data.packing", found, hint)
-        if config.model.attention in (Attention.document, Attention.varlen):
-            hint = "model.attention=auto (sdpa) for a model that reads in both directions"
-            yield Problem("model.attention", config.model.attention.name, hint)
 
 
 def _are_weights(weights: object) -> bool:
