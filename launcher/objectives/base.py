@@ -12,7 +12,7 @@ Preparation imports it in many processes, so what only training needs is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -74,7 +74,7 @@ class Objective:
     columns: ClassVar[Sequence[Column]] = ()
     """What is kept in prepared data beside tokens and targets."""
     about_end: str = ""
-    """What `output_lines` takes from the run's end, whatever the checkpoint."""
+    """What `output_line` takes from the run's end, whatever the checkpoint."""
     expects_context: ClassVar[bool] = True
     """Whether data in which every token is a target is a mistake."""
 
@@ -154,29 +154,12 @@ class Objective:
     def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
         """Write into an exported folder what a user of it must know beside the model."""
 
-    def output_lines(
-        self,
-        model: Any,
-        tokenizer: Any,
-        texts: Sequence[str],
-        config: Config,
-        run: RunDir,
-        *,
-        base: bool = False,
-        warn: Callable[[str], None] = print,
-    ) -> Iterator[str]:
-        """What `launcher generate` prints of each text where the model makes none: the outputs of
-        its sequence head. `base`: of the model before training."""
-        import torch
-
-        for text in texts:
-            tokens = tokenizer(
-                text, return_tensors="pt", truncation=True, max_length=config.data.max_length
-            )
-            inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
-            with torch.inference_mode():
-                outputs = model(**inputs).logits[0].float()
-            yield "\t".join(f"{value:.4g}" for value in outputs.tolist())
+    def output_line(
+        self, run: RunDir, *, base: bool = False, warn: Callable[[str], None] = print
+    ) -> Callable[[Tensor], str]:
+        """What makes of the outputs for a text, fp32 [outputs], the line that `launcher generate`
+        prints where the model makes no text. `base`: those of the model before training."""
+        return lambda outputs: "\t".join(f"{value:.4g}" for value in outputs.tolist())
 
     # ---- learning
 

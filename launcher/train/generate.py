@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
@@ -16,6 +17,9 @@ from launcher.rundir import RunDir
 from launcher.train.command import exit_code_of, note
 from launcher.train.inference import Sampling, Speaker
 from launcher.train.open import open_speaker
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -105,11 +109,22 @@ def _show_outputs(
     speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
     if options.checkpoint is not None and objective.about_end:
         note(f"note: {objective.about_end} is that of the run's end")
-    lines = objective.output_lines(
-        speaker.model.eval(), speaker.tokenizer, texts, config, run, base=options.base, warn=note
-    )
-    for line in lines:
-        print(line, flush=True)
+    line = objective.output_line(run, base=options.base, warn=note)
+    for outputs in _outputs(speaker, texts, config.data.max_length):
+        print(line(outputs), flush=True)
+
+
+def _outputs(speaker: Speaker, texts: Sequence[str], longest: int) -> Iterator[Tensor]:
+    """Outputs of the sequence head for each text, cut to `longest` tokens: fp32 [outputs]."""
+    import torch
+
+    model = speaker.model.eval()
+    for text in texts:
+        tokens = speaker.tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
+        inputs = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            outputs = model(**inputs).logits[0].float()
+        yield outputs
 
 
 def require_texts(texts: Sequence[str], where: str) -> None:

@@ -16,7 +16,7 @@ from launcher.model.classifier import open_classifier
 from launcher.objectives.base import of_run
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, write_json
 from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config
@@ -189,3 +189,22 @@ def test_a_run_that_does_not_say_its_outputs_is_no_language_model(tmp_path) -> N
     classify(CLASSES).save(run)
     found = of_run(run, config)
     assert (found.state, found.spec) == (CLASSES.as_dict(), HEAD)
+
+
+@pytest.mark.parametrize(
+    ("classes", "outputs", "line"),
+    [
+        (CLASSES, [2.0, 0.0, 0.0], "a\t0.787"),
+        (CLASSES, [0.5, 0.0, 0.0], "oos\t0.452"),
+        (classes_of(["a", "b", "c"], multi_label=True), [2.0, -2.0, 1.0], "a, c\t0.881"),
+        (classes_of(["a", "b", "c"], multi_label=True), [-2.0, -2.0, -1.0], "(none)\t0.269"),
+    ],
+)
+def test_what_is_said_of_a_text_follows_from_its_outputs(classes, outputs, line, tmp_path) -> None:
+    run, told = RunDir(tmp_path), []
+    write_json(run.eval / "tuned.json", {"threshold": 0.6})
+    says = classify(classes).output_line(run, warn=told.append)
+    assert says(torch.tensor(outputs)) == line
+    assert told == []
+    classify(classes).output_line(run, base=True, warn=told.append)
+    assert ["base.json has no threshold" in text for text in told] == [True] * (classes is CLASSES)

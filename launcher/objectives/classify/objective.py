@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from launcher.errors import DataError
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
 from launcher.objectives.base import Loss, Objective
-from launcher.objectives.classify import confusion, exported, labels, naming, threshold
+from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
 from launcher.rundir import RunDir
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
     from launcher.data.loader import Row
     from launcher.model.sequence_head import SequenceHead
+
+#: Shown of a text out of scope, or without any class.
+_NO_CLASS = "(none)"
 
 
 class Classify(Objective):
@@ -123,18 +127,10 @@ class Classify(Objective):
         chosen = threshold.of_run(run) if run else None
         exported.describe(folder, config, self.classes, chosen)
 
-    def output_lines(
-        self,
-        model: Any,
-        tokenizer: Any,
-        texts: Sequence[str],
-        config: Config,
-        run: RunDir,
-        *,
-        base: bool = False,
-        warn: Callable[[str], None] = print,
-    ) -> Iterator[str]:
-        """Label and probability of each text, as the run's evaluation judges."""
+    def output_line(
+        self, run: RunDir, *, base: bool = False, warn: Callable[[str], None] = print
+    ) -> Callable[[Tensor], str]:
+        """Label and probability, as the run's evaluation judges."""
         limit = threshold.of_run(run, base) if self._is_open else 0.0
         if limit is None:
             file = "base" if base else "tuned"
@@ -142,11 +138,18 @@ class Classify(Objective):
                 f"warning: {run.eval / file}.json has no threshold: no text is named"
                 f" {self.classes.out_of_scope}"
             )
-        longest = config.data.max_length
-        for label, chance in naming.classify(
-            self.classes, limit or 0.0, model, tokenizer, texts, longest
-        ):
-            yield f"{label}\t{chance:.3f}"
+        return partial(self._named, limit or 0.0)
+
+    def _named(self, limit: float, outputs: Tensor) -> str:
+        """The likeliest class and its probability; of several that may apply, all above 1/2 and
+        the largest. A text whose probability is below `limit` is out of scope."""
+        chances = outputs.sigmoid() if self.classes.multi_label else outputs.softmax(-1)
+        highest = float(chances.max())
+        if self.classes.multi_label:
+            named = (chances > 0.5).nonzero().flatten().tolist()
+        else:
+            named = [int(chances.argmax()) if highest >= limit else OUT_OF_SCOPE]
+        return f"{self.classes.text(named) or _NO_CLASS}\t{highest:.3f}"
 
     # ---- learning
 
