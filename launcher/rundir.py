@@ -187,6 +187,15 @@ def give_usual_permissions(folder: Path) -> None:
                 file.chmod(mode)
 
 
+def close_code(folder: Path) -> None:
+    """Let only owner and group write the Python files in `folder`, and put others in their place,
+    whatever the umask leaves: who works with the folder runs them."""
+    files = [*folder.glob("*.py")]
+    with contextlib.suppress(OSError):  # a mount may know no modes
+        for path in (*files, folder) if files else ():
+            path.chmod(path.stat().st_mode & ~stat.S_IWOTH & 0o7777)
+
+
 def _umask() -> int:
     # Set and put back, as elsewhere, it would be another for a moment in all threads.
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():

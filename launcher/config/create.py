@@ -31,6 +31,7 @@ from launcher.rundir import (
     RunDir,
     State,
     as_json,
+    close_code,
     read_json,
     storage_errors,
     write_atomic,
@@ -180,6 +181,7 @@ def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) ->
         write_atomic(path, text)
     for name, text in compose.keep_code(config, run.path).items():
         write_atomic(run.path / name, text)
+    close_code(run.path)
     run.set_status(State.preparing)
     # Last, because a folder is a run from the moment it has a config.
     compose.save(config, run.config)

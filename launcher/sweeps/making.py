@@ -19,7 +19,7 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.schema.sweep import SweepConfig
 from launcher.errors import ConfigError
-from launcher.rundir import RunDir, State, Status, as_json, storage_errors
+from launcher.rundir import RunDir, State, Status, as_json, close_code, storage_errors
 from launcher.sweeps.folder import Request, SweepDir, Trial, content
 
 
@@ -115,6 +115,7 @@ def _write(path: Path, files: dict[str, str], frozen: str) -> None:
             (temporary / name).write_text(text, encoding="utf-8")
         if frozen in files:
             (temporary / frozen).chmod((temporary / frozen).stat().st_mode & 0o444)
+        close_code(temporary)
         _set_aside(path)
         temporary.rename(path)
 

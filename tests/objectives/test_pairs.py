@@ -240,7 +240,11 @@ def kept(tmp_path, monkeypatch):
     words = ("objective.name=own.py", "objective.beta=0.7", "data.train=x.jsonl", "model.name=m")
     words += ("batch.sequences=1", "train.steps=1", "run.name=kept", "run.root=runs")
     monkeypatch.setattr(checks, "check", lambda *_, **__: [])  # neither model nor data is there
-    run = create.create([*words, "data.format=mine.py"])
+    mask = os.umask(0)  # what all may write, but for code
+    try:
+        run = create.create([*words, "data.format=mine.py"])
+    finally:
+        os.umask(mask)
     (tmp_path / "own.py").unlink()
     (tmp_path / "mine.py").unlink()
     return run

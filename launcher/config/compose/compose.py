@@ -245,9 +245,9 @@ def _require_trusted(code: Path, config: Path) -> None:
     if facts.st_uid in (os.geteuid(), 0) and not is_open:
         return
     closing = shlex.quote(str(code.parent)), shlex.quote(str(code))
-    hint = f"read it; if it is right, its owner closes it with `chmod o-w {' '.join(closing)}`"
-    if facts.st_uid not in (os.geteuid(), 0):
-        hint = f"read it; to run it all the same, set {runtime.TRUST_VARIABLE}=1"
+    hint = f"read it; to run it all the same, set {runtime.TRUST_VARIABLE}=1"
+    if facts.st_uid in (os.geteuid(), 0):
+        hint += f"; or close it, as its owner: `chmod o-w {' '.join(closing)}`"
     found = f"names code that another user can have written: {rundir.ownership(code)}"
     raise ConfigError(found, where=str(config), hint=hint)
 
