@@ -292,6 +292,13 @@ def test_code_that_others_can_have_written_is_not_run(kept, monkeypatch):
     with pytest.raises(ConfigError, match="another user can have written"):
         compose.load(kept.config)
     kept.path.chmod(0o755)
+    other = kept.path.parent / "config.yaml"  # one that names the file elsewhere, as it was typed
+    code.chmod(0o666)
+    other.write_text(kept.config.read_text().replace("objective.py", str(code)))
+    with pytest.raises(ConfigError, match="another user can have written"):
+        compose.load(kept.config)
+    assert compose.load(other).objective.beta == 0.7
+    code.chmod(0o644)
     owner, code = code.stat().st_uid, kept.path / "format.py"
     monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
     if owner == 0:  # whose files may be run by all
@@ -323,6 +330,8 @@ def of_changed(folder: Path, *changes: tuple[str, str], more: tuple[str, ...] = 
         ([(":Margin", ":Margins")], NAME, "no class at launcher_own_pairs"),
         ([('name = "margin"', 'name = "gap"')], NAME, "no class at launcher_own_pairs"),
         ([('"values")}', '"value")}')], NAME, "made of nothing known"),
+        ([('variants.MetricRow(f"{__name__}:Margin", "values")', '"m:M"')], NAME, "has no row"),
+        ([('("loss", "values")', '("loss",)')], NAME, "of which it has none"),
     ],
 )
 def test_what_is_wrong_with_its_metrics_is_told_before_anything_starts(

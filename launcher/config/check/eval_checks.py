@@ -49,6 +49,8 @@ def check(config: Config) -> Iterator[Problem]:
 def _metric(name: str, config: Config) -> Iterator[Problem]:
     rows = variants.metric_rows(config)
     row = rows.get(name)
+    if row is None and name in config.objective.own_metrics:
+        return  # its row is no row, which `_own_metric` tells
     if row is None:
         hint = did_you_mean(name, rows)
         yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
@@ -79,8 +81,14 @@ def _own_metric(name: str, config: Config) -> Iterator[Problem]:
         hint = "give it another name in own_metrics"
         yield Problem("objective.name", f"{where} is named as one of the launcher's", hint)
     elif not isinstance(row, variants.MetricRow) or row.records not in variants.RECORDS:
-        hint = f"write variants.MetricRow(f'{{__name__}}:CLASS', {'|'.join(variants.RECORDS)!r})"
+        hint = "write variants.MetricRow(f'{__name__}:CLASS', RECORDS), with one of "
+        hint += ", ".join(variants.RECORDS)
         yield Problem("objective.name", f"{where} has no row, or is made of nothing known", hint)
+    elif row.records not in config.objective.records:
+        hint = f"let `records` of its options name {row.records!r} too, and `score` give them"
+        yield Problem(
+            "objective.name", f"{where} is made of {row.records}, of which it has none", hint
+        )
     elif objective.endswith(".py") and getattr(_class(row.path), "name", None) != name:
         hint = (
             f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"

@@ -205,7 +205,6 @@ def load(path: str | Path, *, runs_code: bool = True) -> Config:
     import yaml
 
     path = Path(path).absolute()
-
     try:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506
@@ -236,8 +235,11 @@ def _is_code(name: Any) -> bool:
 
 def _require_trusted(code: Path, config: Path) -> None:
     """Raise `ConfigError` if another user could have written a Python file that a run folder names:
-    whoever reads the run would run it."""
-    if runtime.trusts_code() or not code.exists():
+    whoever reads the run would run it. What lies elsewhere has been typed by the maker of the run.
+    """
+    is_mine = config.stat().st_uid == os.geteuid()
+    is_typed = is_mine and code.parent != config.parent
+    if is_typed or runtime.trusts_code() or not code.exists():
         return
     facts, folder = code.stat(), code.resolve().parent.stat()
     is_open = bool(facts.st_mode & stat.S_IWOTH)

@@ -101,7 +101,8 @@ def _option(config: Config, key: str) -> Any:
 
 def metric_rows(config: Config) -> dict[str, MetricRow]:
     """The metrics that there are: those of the table, and those that the objective brings."""
-    return {**config.objective.own_metrics, **METRICS}
+    own = config.objective.own_metrics.items()
+    return {**{name: row for name, row in own if isinstance(row, MetricRow)}, **METRICS}
 
 
 def metrics_of(config: Config) -> list[str]:
