@@ -6,6 +6,7 @@ names, and no derived value in here (those live in `launcher.config.derive.plan.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
@@ -387,9 +388,33 @@ class ClassifyConfig(ObjectiveConfig):
 
     def problems(self, config: Config) -> Iterator[Problem]:
         """Data and options that no classifier is trained on."""
-        from launcher.config.schema import classify  # it reads the config, which is below
+        yield from self._of_data(config.data)
+        if self.out_of_scope is not None and config.eval.name == "none":
+            hint = "its threshold is chosen on held-out records: eval=default"
+            yield Problem("objective.out_of_scope", "given with eval=none", hint)
+        if self.multi_label and self.out_of_scope is not None:
+            hint = (
+                "a text of no class has an empty list of labels: leave objective.out_of_scope out"
+            )
+            yield Problem("objective.out_of_scope", "given with objective.multi_label=true", hint)
+        weights = self.class_weights
+        if weights is not None and weights != "balanced" and not _are_weights(weights):
+            hint = "balanced, or a weight above 0 for each name: {spam: 2, other: 1}"
+            yield Problem("objective.class_weights", f"{weights!r} are no weights", hint)
 
-        return classify.problems(config, self)
+    def _of_data(self, data: DataConfig) -> Iterator[Problem]:
+        if data.format not in ("auto", "classification") and not data.format.endswith(".py"):
+            hint = "classes come from records {text, label}: data=classification, or objective=sft"
+            yield Problem("data.format", f"{data.format} with objective=classify", hint)
+        if data.system is not None:
+            hint = "a classifier reads the text alone: leave data.system out"
+            yield Problem("data.system", "a system message with objective=classify", hint)
+        if data.special_tokens is SpecialTokens.text:
+            hint = "it reads texts as its tokenizer does, so that others can: leave it at auto"
+            yield Problem("data.special_tokens", "text with objective=classify", hint)
+        if data.overlong is Overlong.split:
+            hint = "a label is of the whole text: data.overlong=truncate or drop"
+            yield Problem("data.overlong", "split with objective=classify", hint)
 
     def encoding(self, split: str) -> dict[str, Any]:
         """How labels are read; those out of scope are left out of what is learned."""
@@ -403,6 +428,17 @@ class ClassifyConfig(ObjectiveConfig):
     def num_outputs(self, labels: list[str]) -> int:
         """One for each class."""
         return len([name for name in labels if name != self.out_of_scope])
+
+
+def _are_weights(weights: object) -> bool:
+    return (
+        isinstance(weights, dict)
+        and bool(weights)
+        and all(
+            isinstance(weight, int | float) and math.isfinite(weight) and weight > 0
+            for weight in weights.values()
+        )
+    )
 
 
 @dataclass(kw_only=True, slots=True)
