@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,17 @@ class Sources:
     def layers(self, choices: Mapping[str, str | None]) -> list[layers.Layer]:
         """The files for these group choices, read once; the caller leaves them as they are."""
         key = tuple(choices.items())
+        if len(self.folders) == 1:
+            return _packaged(key, self.folders[0])
         if key not in self._read:
             self._read[key] = layers.read(choices, self.folders)
         return self._read[key]
+
+
+@lru_cache(maxsize=128)
+def _packaged(choices: tuple[tuple[str, str | None], ...], conf: Path) -> list[layers.Layer]:
+    """The files of the packaged `conf/` alone: they stay as they are while this process lives."""
+    return layers.read(dict(choices), [conf])
 
 
 def try_compose(
