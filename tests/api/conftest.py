@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,9 +23,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a service in which nothing has happened yet; to be copied."""
+    home = tmp_path_factory.mktemp("empty") / "home"
+    Service.open(home).database.engine.dispose()
+    return home
+
+
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(empty_home: Path, tmp_path: Path) -> Iterator[Service]:
     """A service without a server."""
+    shutil.copytree(empty_home, tmp_path / "home", dirs_exist_ok=True)
     found = Service.open(tmp_path / "home")
     yield found
     found.database.engine.dispose()
