@@ -202,6 +202,7 @@ def test_a_supervisor_that_nobody_waits_for_any_more_does_not_begin(monkeypatch,
     assert (status.state, status.reason) == (State.cancelled, "SIGTERM before its start")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_is_no_error(tmp_path):
     for number in range(3000):
         run = tmp_path / "runs" / f"a-rather-long-name-of-a-run-{number}"
@@ -240,6 +241,7 @@ def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
     assert main(words) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -250,11 +252,9 @@ def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
         ["completion", "bash"],
         ["submit", *WORDS, "--dry-run"],
         ["status", "--json"],
-        pytest.param(
-            ["data", "prepare", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow
-        ),
-        pytest.param(["data", "report", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
-        pytest.param(["data", "show", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
+        ["data", "prepare", "data.train=x.jsonl", *WORDS[::2]],
+        ["data", "report", "data.train=x.jsonl", *WORDS[::2]],
+        ["data", "show", "data.train=x.jsonl", *WORDS[::2]],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -273,6 +273,7 @@ def test_results_that_cannot_be_written_are_said_so(tmp_path, words, unbuffered)
     assert (done.returncode, said in done.stderr) == (ExitCode.storage, True), done.stderr
 
 
+@pytest.mark.slow
 def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -304,6 +305,7 @@ def _no_reader(*words, **options):
     raise BrokenPipeError
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_is_gone_before_its_start_is_cancelled(tmp_path):
     read_end, write_end = os.pipe()
     words = ["train", *WORDS, "train.steps=1", "run.name=r", "eval=none"]
