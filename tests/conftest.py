@@ -8,20 +8,15 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
-from support import leaks, queues, slurm, zygote
+from support import draws, leaks, queues, slurm, zygote
 from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
 pytest_plugins = ["pytester"]
 
-# No deadlines: how long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile("whole", deadline=None)
-hypothesis.settings.load_profile("whole")
-# For `make check`, which is run again and again; `make test` draws as many as each test says.
-hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+draws.register()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -101,6 +101,7 @@ def test_what_a_job_is_called(client: TestClient, service: Service, plain: str, 
     client.post(f"{JOBS}/{made['id']}/cancel")
 
 
+@pytest.mark.slow
 def test_what_a_file_is_called(client: TestClient, service: Service, plain: str) -> None:
     asked = {"bytes": 9, "mime_type": "a/b", "purpose": "fine-tune"}
     job = answered(client.post(JOBS, json={"model": "tiny", "training_file": plain}))["id"]

@@ -19,6 +19,7 @@ from launcher.config.compose import compose
 from launcher.config.derive import plan
 from launcher.config.schema import WandbMode
 from launcher.errors import ConfigError
+from support.draws import examples
 
 AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
 OFFERS = {
@@ -203,7 +204,9 @@ nasty = texts | st.sampled_from(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=examples(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(project=nasty, name=nasty, entity=nasty, tags=st.lists(nasty, max_size=3), suffix=nasty)
 def test_what_clients_write_is_only_data(tmp_path, project, name, entity, tags, suffix):

@@ -17,6 +17,7 @@ from launcher.api.unread import Unread
 from launcher.api.validate import FileFault, fault_of
 from launcher.data.formats import BadRecord, Reader
 from launcher.meanings import FIELDS, TURN_FIELDS, Field, Use
+from support.draws import examples
 
 USER = {"role": "user", "content": "Why?"}
 ANSWER = {"role": "assistant", "content": "Because."}
@@ -200,6 +201,7 @@ def test_what_is_not_leaves_nothing(tmp_path, content, code, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path):
     one = line(USER, {**ANSWER, "content": "a" * 2000}) + b"\n"
     path = tmp_path / "big.jsonl"
@@ -245,7 +247,7 @@ TURNS = st.fixed_dictionaries(
 BESIDE = sorted({name for field in FIELDS for name in field.names} | {"answer"})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=examples(500), deadline=None)
 @given(
     beside=st.dictionaries(
         st.sampled_from(BESIDE), VALUES | st.lists(CALLS, max_size=1), max_size=2

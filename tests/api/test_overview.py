@@ -226,6 +226,7 @@ def test_a_curve_that_is_not_there_yet_is_the_same_one_again(client, made) -> No
     assert again.status_code == 304
 
 
+@pytest.mark.slow
 def test_a_long_curve_keeps_its_spikes_and_shows_a_part_as_it_is(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     record(run.metrics, range(1, 50_000))

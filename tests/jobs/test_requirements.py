@@ -218,6 +218,7 @@ def test_a_sweep_of_which_no_trial_has_its_data_is_refused(
     assert said(capsys, *words, "data.train=no.jsonl,train.jsonl")[0] == 0
 
 
+@pytest.mark.slow
 def test_each_metric_is_known_with_the_package_that_its_code_asks_for() -> None:
     asked = {}
     for metric in variants.METRICS:

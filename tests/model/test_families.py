@@ -44,7 +44,9 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [*KINDS[:2], *(pytest.param(name, marks=pytest.mark.slow) for name in KINDS[2:])]
+)
 def test_a_packed_row_gets_what_each_document_gets_alone(tmp_path: Path, name: str) -> None:
     one = subject(make_family(name, tmp_path / "base"), tmp_path, "causal")
     check_sense(one)
@@ -97,6 +99,7 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
         check_gradients(one, began, ALL)
 
 
+@pytest.mark.slow
 def test_no_architecture_of_transformers_is_left_out() -> None:
     from transformers.models.auto import modeling_auto
 

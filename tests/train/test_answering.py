@@ -183,6 +183,7 @@ def test_a_withdrawn_request_is_not_answered(speaker: Speaker) -> None:
     assert set(ask_all(speaker, *asked, {"id": "b", "messages": HELLO, "max_tokens": 2})) == {"b/0"}
 
 
+@pytest.mark.slow
 def test_projects_take_turns(speaker: Speaker) -> None:
     red = [{"id": f"red{i}", "project": "red", "prompt": "a", "max_tokens": 1} for i in range(500)]
     green = [{"id": f"green{i}", "project": "green", "prompt": "a"} for i in range(3)]

@@ -39,6 +39,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"rank": 3, "modules_to_save": ["embed_tokens"]},
     {"rank": 3, "modules_to_save": ["embed_tokens", "lm_head"]},
 ]
+#: Of a second each, one of every kind of layer is enough to be quick.
+QUICK = ("llama", "qwen3_moe", "deepseek_v3")
 
 
 def planned(folder: Path, **peft: Any) -> int | None:
@@ -49,7 +51,10 @@ def planned(folder: Path, **peft: Any) -> int | None:
     return memory.trainable(config, shape)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+)
 def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_config(family(name))
     model.save_pretrained(tmp_path)
