@@ -100,7 +100,10 @@ _ROWS = ("config/schema/launch.py", "config/schema/variants.py", "ranks.py")
 
 def _schedulers(path: Path) -> Iterator[str]:
     """Names and texts of code, docstrings and comments left out, that belong to a scheduler."""
-    tree = _tree(path)
+    text = path.read_text(encoding="utf-8")
+    if not _SCHEDULERS.search(text):
+        return  # to walk through it takes seconds
+    tree = ast.parse(text)
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         words = [getattr(node, key, None) for key in ("id", "attr", "arg", "name", "module")]

@@ -18,6 +18,7 @@ from launcher.errors import ConfigError
 from launcher.peft.lora import apply, describe
 from support.adapted import FAMILIES, family
 from support.configs import make_config
+from support.draws import some
 
 OPTIONS: list[dict[str, Any]] = [
     {"rank": 3},
@@ -39,8 +40,6 @@ OPTIONS: list[dict[str, Any]] = [
     {"rank": 3, "modules_to_save": ["embed_tokens"]},
     {"rank": 3, "modules_to_save": ["embed_tokens", "lm_head"]},
 ]
-#: Of a second each, one of every kind of layer is enough to be quick.
-QUICK = ("llama", "qwen3_moe", "deepseek_v3")
 
 
 def planned(folder: Path, **peft: Any) -> int | None:
@@ -51,10 +50,7 @@ def planned(folder: Path, **peft: Any) -> int | None:
     return memory.trainable(config, shape)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
-)
+@pytest.mark.parametrize("name", some(FAMILIES, "llama", "qwen3_moe", "deepseek_v3"))
 def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_config(family(name))
     model.save_pretrained(tmp_path)

@@ -212,6 +212,7 @@ def test_a_job_says_itself_which_one_it_is(fake, make, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", [(AWAY, "taken"), (f"lost {TIMED_OUT}",), ("lost dies",)])
+@pytest.mark.slow
 def test_a_sweep_is_submitted_in_the_end(fake, lines, tmp_path):
     fake.says(*lines)
     assert main(["submit", "-m", *WORDS, "seed=1,2", "run.name=s"]) == ExitCode.ok
@@ -225,6 +226,7 @@ def test_a_sweep_is_submitted_in_the_end(fake, lines, tmp_path):
     ("trouble", "code"),
     [(AWAY, ExitCode.preempted), (LIMIT, 75), ("sbatch: error: Job array too large", 2)],
 )
+@pytest.mark.slow
 def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, tmp_path):
     fake.says(*[trouble] * 200)
     monkeypatch.setattr(patiently, "__defaults__", (0.1,))
@@ -242,6 +244,7 @@ def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, t
 ARRAY = "sbatch: error: Batch job submission failed: Invalid job array specification"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path):
     fake.says(ARRAY, ARRAY, "taken", "taken", "taken")
     command = ["submit", "-m", *WORDS, "seed=1,2,3,4,5", "run.name=s", "launch.max_parallel=2"]
@@ -255,6 +258,7 @@ def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path
     assert turns == [[], ["afterany:11"], ["afterany:11:12"]]
 
 
+@pytest.mark.slow
 def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, tmp_path):
     fake.says(LIMIT, "taken", LIMIT)
     sweep, request = begin.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
@@ -278,6 +282,7 @@ def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, t
     assert left[0].run.attempts() == [1]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_only_a_part_is_taken_says_so(fake, capsys, tmp_path):
     fake.says(LIMIT, "taken", LIMIT)
     command = ["submit", "-m", *WORDS, "seed=1,2,3", "run.name=s"]
@@ -298,6 +303,7 @@ def test_sbatch_that_waits_for_room_by_itself_is_told_from_one_that_hangs(fake, 
         commands.run("sbatch", "x")
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_answer_was_lost_is_cancelled_whole(fake, monkeypatch, tmp_path):
     fake.says(f"lost {TIMED_OUT}")
     fake.is_down(True)
