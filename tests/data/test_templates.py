@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +49,8 @@ MARKERS = (
 
 @pytest.fixture(scope="session")
 def make(tokenizer_folder: Path) -> Make:
-    """The tokenizer of a family."""
-    return lambda family: tokenizer_of(tokenizer_folder, family)
+    """The tokenizer of a family, one for all tests: who changes it copies it first."""
+    return functools.cache(lambda family: tokenizer_of(tokenizer_folder, family))
 
 
 def call(name: str, **arguments: Any) -> Message:
