@@ -144,6 +144,7 @@ def test_an_odd_text_arrives_as_typed(
     assert way(text, tmp_path) == text
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(text=TEXT)
 def test_any_text_arrives_as_typed(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
