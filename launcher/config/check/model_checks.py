@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 
@@ -75,10 +76,16 @@ def _tiny(config: Config) -> Iterator[Problem]:
         yield Problem("model.hidden_size", found, f"try model.hidden_size={model.heads * 32}")
     elif model.heads > 0 and model.hidden_size // model.heads % 2:
         found = f"{model.hidden_size} gives heads of odd size {model.hidden_size // model.heads}"
-        yield Problem("model.hidden_size", found, "rotary positions need an even head size")
+        even = 2 * model.heads * math.ceil(model.hidden_size / (2 * model.heads))
+        hint = f"rotary positions need an even head size: try model.hidden_size={even}"
+        yield Problem("model.hidden_size", found, hint)
     if model.kv_heads > 0 and model.heads % model.kv_heads:
         found = f"{model.kv_heads} does not divide model.heads={model.heads}"
-        yield Problem("model.kv_heads", found, "query heads share key heads in equal groups")
+        fewer = max(
+            n for n in range(1, model.heads + 1) if model.heads % n == 0 and n < model.kv_heads
+        )
+        hint = f"query heads share key heads in equal groups: try model.kv_heads={fewer}"
+        yield Problem("model.kv_heads", found, hint)
     if config.data.max_length > model.max_positions:
         found = f"{config.data.max_length} is beyond model.max_positions={model.max_positions}"
         hint = f"data.max_length={model.max_positions}, or a larger model.max_positions"

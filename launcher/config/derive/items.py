@@ -108,13 +108,16 @@ def problems(config: Config, split: str) -> Iterator[Problem]:
     given, where = value(config, split), place(split)
     entries = _entries(given)
     if (given is not None or split.startswith("new.")) and not entries:
-        yield Problem(where, f"{given!r} is not a source of data", f"give {_FORMS}")
+        hint = f"give {_FORMS}, e.g. {where}=records.jsonl"
+        yield Problem(where, f"{given!r} is not a source of data", hint)
     for number, entry in enumerate(entries, 1):
         here = f"{where}[{number}]" if isinstance(given, list) else where
         if isinstance(entry, dict):
             yield from _mapping(entry, here)
         elif not isinstance(entry, str) or not entry:
-            hint = f"give {_FORMS}, or mappings {{path: ..., weight: ...}}"
+            hint = (
+                f"give {_FORMS}, or mappings {{path: ..., weight: ...}}, e.g. {where}=records.jsonl"
+            )
             yield Problem(where, f"{entry!r} is not a source of data", hint)
     mapped = [entry for entry in entries if isinstance(entry, dict)]
     shares = {key for entry in mapped for key in _share_keys(entry)}
