@@ -176,9 +176,8 @@ class Worker:
         ]
 
     def _side(self, raw: Any) -> int:
-        if not self._options.share or isinstance(raw, BadRecord):
-            return TRAIN
-        return VALIDATION if unit_hash(raw, self._options.seed) < self._options.share else TRAIN
+        own = self._options
+        return VALIDATION if own.share and is_held_out(raw, own.share, own.seed) else TRAIN
 
     def _batch(
         self,
@@ -241,6 +240,11 @@ class Worker:
         if pieces and deeds and not kept:
             return pieces, Overlong.truncate
         return pieces, next(iter(kept or deeds), None)
+
+
+def is_held_out(raw: Any, share: float, seed: int) -> bool:
+    """Whether a record, as it was parsed, belongs to the held-out share."""
+    return not isinstance(raw, BadRecord) and unit_hash(raw, seed) < share
 
 
 def unit_hash(record: Any, seed: int) -> float:

@@ -20,7 +20,14 @@ from launcher.config.derive import items, memory
 from launcher.config.schema import Config, LoraConfig, TinyModelConfig, TrackerConfig, variants
 from launcher.config.schema.launch import ContainerRuntime
 from launcher.config.schema.variants import TRACKERS
-from launcher.errors import ConfigError, DataError, LauncherError, Problem, StorageError
+from launcher.errors import (
+    ConfigError,
+    DataError,
+    ExitCode,
+    LauncherError,
+    Problem,
+    StorageError,
+)
 from launcher.fingerprint import (
     SUFFIXES,
     HubData,
@@ -56,8 +63,9 @@ def require(config: Config) -> None:
         raise ConfigError([*problems, *data])
     if unfit := list(_adapters(config)):
         raise ConfigError(unfit)
-    if unlearnable := list(_records(config)):
-        raise DataError(unlearnable)
+    if refused := list(_records(config)):
+        are_wrong = any(code == ExitCode.usage for code, _ in refused)
+        raise (ConfigError if are_wrong else DataError)([problem for _, problem in refused])
     _require_root(Path(config.run.root))
     _require_root(located.cache_root(config))
 
@@ -179,18 +187,18 @@ def _adapters(config: Config) -> Iterator[Problem]:
     if isinstance(config.model, TinyModelConfig) or (
         config.model.name and memory.local_folder(config.model.name, config.model.revision)
     ):
-        yield from _previewed("launcher.model.preview", config)
+        yield from (problem for _, problem in _previewed("launcher.model.preview", config))
 
 
-def _records(config: Config) -> Iterator[Problem]:
-    """What preparation would say of the first records of files that are here."""
+def _records(config: Config) -> Iterator[tuple[int, Problem]]:
+    """What preparation would say of the records of files that are here, and its exit code."""
     named = [path for split in items.splits(config) for path in items.paths(config, split)]
     if not _is_contained(config) and not all(path.startswith("builtin:") for path in named):
         yield from _previewed("launcher.data.preview", config)
 
 
-def _previewed(module: str, config: Config) -> Iterator[Problem]:
-    """What `module`, of the run plane, finds wrong with `config`."""
+def _previewed(module: str, config: Config) -> Iterator[tuple[int, Problem]]:
+    """What `module`, of the run plane, finds wrong with `config`, and the exit code of that."""
     from launcher.config.compose import compose
 
     # A full or missing /tmp is no reason not to start.
@@ -202,8 +210,8 @@ def _previewed(module: str, config: Config) -> Iterator[Problem]:
         compose.save(config, run.config)
         # Its answer is a file: code of the user's own may print.
         entry.call(module, folder, stdout=subprocess.DEVNULL)
-        for where, found, hint in read_json(run.path / "preview.json", []):
-            yield Problem(where, found, hint)
+        for code, *problem in read_json(run.path / "preview.json", []):
+            yield code, Problem(*problem)
 
 
 def _unreadable(source: Source) -> Iterator[Problem]:

@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity_error()
     run = RunDir(arguments[0])
     found = problems(compose.load(run.config))
-    write_json(run.path / FILE, [astuple(problem) for problem in found])
+    write_json(run.path / FILE, [[int(ExitCode.usage), *astuple(problem)] for problem in found])
     return ExitCode.ok
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
 from launcher.errors import ConfigError
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
+
+
+#: Reads the records of a split: "file:line" and example of each.
+Records: TypeAlias = "Callable[[str], Iterable[tuple[str, Example]]]"
 
 
 class Loss(NamedTuple):
@@ -113,6 +117,13 @@ class Objective:
     ) -> None:
         """Learn from prepared data what the model has to be; `DataError` or `ConfigError` where it
         cannot be trained on. Called when data has been prepared, and by every rank."""
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """Raise what `settle` would raise, as far as records tell that are not tokenised yet.
+
+        `records` reads those of a split, train or validation, whole: an objective to which they
+        say nothing leaves them unread.
+        """
 
     def prepare(self, cache: TokenCache | JoinedCache) -> None:
         """Make a further cache of held-out records ready to give rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.schema import ClassifyConfig, Config
 from launcher.data.cache import Column, JoinedCache, TokenCache
 from launcher.data.formats import Example
-from launcher.data.formats.base import BadRecord
+from launcher.data.formats.base import BadRecord, Labelled
 from launcher.data.masking import ChatOptions
 from launcher.errors import DataError
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
-from launcher.objectives.base import Loss, Objective
+from launcher.objectives.base import Loss, Objective, Records
 from launcher.objectives.classify import confusion, exported, labels, naming, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
@@ -25,6 +26,13 @@ if TYPE_CHECKING:
 
     from launcher.data.loader import Row
     from launcher.model.sequence_head import SequenceHead
+
+
+def _labelled(records: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Places and labels of records that are no others, for those are refused."""
+    for place, example in records:
+        assert isinstance(example, Labelled)
+        yield place, example.labels
 
 
 class Classify(Objective):
@@ -83,7 +91,22 @@ class Classify(Objective):
         if held_out is not None:
             labels.number(held_out, self.classes)
         if self._is_open:
-            labels.require_out_of_scope(held_out, self.classes, config.eval.limit)
+            count = len(held_out) if held_out else 0
+            names = (held_out.value(labels.COLUMN, i) for i in range(count)) if held_out else ()
+            labels.require_out_of_scope(count, names, self.classes, config.eval.limit)
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """What the labels alone tell."""
+        outside = self.options.out_of_scope
+        train = [names for _, names in _labelled(records("train"))]
+        counts = Counter(names for names in train if outside not in names)
+        classes = labels.of_counts(config, counts)
+        held_out = list(_labelled(records("validation")))
+        for place, names in held_out:
+            labels.require_known(names, classes, place)
+        if outside is not None:
+            told = (names for _, names in held_out)
+            labels.require_out_of_scope(len(held_out), told, classes, config.eval.limit)
 
     def prepare(self, cache: TokenCache | JoinedCache) -> None:
         """Give its records the numbers of their classes; `DataError` for a label that is none."""
