@@ -401,6 +401,7 @@ def train(
                 evaluate()
             if _due(progress.step, config.checkpoint.every_steps) or ends():
                 save()
+                stops = stops or stopping()  # asked meanwhile: this checkpoint is the one
             if stops:
                 stop_now()
 
