@@ -79,8 +79,7 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
         print(start.rehearsed(run, config, made.world_size, ask=False).describe())
         return None
     start.rehearsed(run, config, made.world_size, ask=True)
-    if aside := start.release_name(run):
-        print(f"the run that had this name took no step; it lies in {aside} now", file=sys.stderr)
+    start.release_name(run)
     create.make(run, config, made, parsed.overrides)
     try:
         attempt = start.begin(run)

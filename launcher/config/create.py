@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import itertools
 import os
 import platform
 import re
@@ -137,6 +138,32 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
         shutil.rmtree(run.path, ignore_errors=True)
         raise
     return run
+
+
+def keeps_name(run: RunDir, state: State) -> bool:
+    """Whether a run in this state may go on: it has not ended, or has taken a step or saved
+    anything."""
+    if state not in (State.failed, State.cancelled):
+        return True
+    step = (read_json(run.heartbeat(0)) or {}).get("step") or 0
+    has_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+    return step > 0 or has_checkpoint or _has_records(run.metrics)
+
+
+def _has_records(metrics: Path) -> bool:
+    return metrics.is_file() and metrics.stat().st_size > 0
+
+
+def set_aside(run: RunDir) -> Path:
+    """Move a run whose name is wanted, and that does not keep it; returns where it lies now."""
+    aside = run.path.parent / ".failed"
+    places = (aside / f"{run.name}.{number}" for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    with storage_errors(aside):
+        aside.mkdir(exist_ok=True)
+        run.path.rename(place)
+    print(f"the run that had this name took no step; it lies in {place} now", file=sys.stderr)
+    return place
 
 
 def taken(run: RunDir) -> ConfigError:

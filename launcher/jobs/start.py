@@ -15,7 +15,7 @@ from launcher.config.derive import items
 from launcher.config.schema import Config, variants
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.jobs import length, scheduled
-from launcher.jobs.status import is_live, last_record, not_submitted, observed_run
+from launcher.jobs.status import is_live, not_submitted, observed_run
 from launcher.launch.outcome import settled
 from launcher.launch.patience import PATIENCE_S, BusyError, patiently
 from launcher.launch.queue import queue_of
@@ -104,15 +104,7 @@ def release_name(run: RunDir) -> Path | None:
     if not run.exists():
         return None
     with run.lock():
-        if _keeps_name(run):
-            return None
-        aside = run.path.parent / ".failed"
-        number = 1
-        while (aside / f"{run.name}.{number}").exists():
-            number += 1
-        with storage_errors(aside):
-            aside.mkdir(exist_ok=True)
-            return run.path.rename(aside / f"{run.name}.{number}")
+        return None if _keeps_name(run) else create.set_aside(run)
 
 
 def require_free(run: RunDir) -> None:
@@ -122,14 +114,7 @@ def require_free(run: RunDir) -> None:
 
 
 def _keeps_name(run: RunDir) -> bool:
-    return observed_run(run).state not in (State.failed, State.cancelled) or _has_begun(run)
-
-
-def _has_begun(run: RunDir) -> bool:
-    """Whether a run has taken a step or saved anything."""
-    step = (read_json(run.heartbeat(0)) or {}).get("step") or 0
-    has_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
-    return step > 0 or has_checkpoint or last_record(run.metrics) is not None
+    return create.keeps_name(run, observed_run(run).state)
 
 
 def rehearsed(

@@ -148,7 +148,7 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder and hold it alone."""
     is_new = job.run is None
     if job.run is None:
-        job.run = create.create(job.words, world_size=job.ranks.world_size)
+        job.run = _made(job)
     run = job.run
     resources.enter_context(run.lock())
     if job.is_direct and not is_new:
@@ -164,6 +164,19 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
         print(f"run folder: {run}", flush=True)
     run.set_status(State.preparing, attempt=job.attempt)
     return run
+
+
+def _made(job: _Job) -> RunDir:
+    """A new run, in the place of one of the same name that ranks started directly ended before its
+    first step."""
+    config, plan = create.checked(job.words, world_size=job.ranks.world_size)
+    run = create.named(config, job.words)
+    with contextlib.suppress(LauncherError):  # held, or unreadable: its name is taken
+        if run.exists() and not compose.load(run.config).launch.has_queue:
+            with run.lock():
+                if not create.keeps_name(run, run.status().state):
+                    create.set_aside(run)
+    return create.make(run, config, plan, job.words)
 
 
 def _refuse_finished(run: RunDir) -> None:

@@ -330,3 +330,11 @@ def test_bad_input_of_a_direct_launch_settles_the_run_too(here):
     assert "data.jsonl:3: broken JSON" in done.output
     status = here.folder_of("bad").status()
     assert (status.state, status.exit_code) == (State.failed, ExitCode.data)
+    # It took no step, so the name is free for one that is mended.
+    here.write_data(project.conversations(8))
+    done = here.run(DIRECT, *here.words("bad", "batch.sequences=2", "train.steps=1"))
+    assert done.code == ExitCode.ok, done.output
+    assert "took no step" in done.output
+    assert here.folder_of("bad.1", "runs/.failed").status().exit_code == ExitCode.data
+    done = here.run(DIRECT, *here.words("bad", "batch.sequences=2", "train.steps=1"))
+    assert "there is a run of this name already" in done.output
