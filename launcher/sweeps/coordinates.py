@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report.charts import plain, ticks
+from launcher.report.charts import labels, plain, ticks
 from launcher.sweeps.folder import Request
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.space import Dimension
@@ -115,7 +115,8 @@ def _continuous(values: Sequence[float], low: float, high: float, log: bool) -> 
         return [0.5] * len(values), [(0.5, plain(low))]
     places = [min(1.0, max(0.0, (warp(value) - warp(low)) / size)) for value in values]
     marks = round_numbers(low, high, log=log)
-    return places, [((warp(mark) - warp(low)) / size, plain(mark)) for mark in marks]
+    at = [(warp(mark) - warp(low)) / size for mark in marks]
+    return places, list(zip(at, labels(marks), strict=True))
 
 
 def round_numbers(low: float, high: float, *, log: bool = False) -> list[float]:
