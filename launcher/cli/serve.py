@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,7 +118,8 @@ def revoke(words: list[str]) -> int:
     from launcher.api import access
 
     if not access.revoke_key(service.database, parsed.id):
-        hint = "`launcher serve keys list` prints the ids"
+        words = ["launcher", "serve", "keys", "list", "--home", str(parsed.home)]
+        hint = f"`{shlex.join(words)}` prints the ids"
         raise ConfigError(f"there is no key {parsed.id!r}", where="command line", hint=hint)
     return ExitCode.ok
 

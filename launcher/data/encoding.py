@@ -311,8 +311,8 @@ def _checked(
     if not targets[1:].any():
         return BadRecord(
             f"no token of the record is a target: {item.text[:200]!r}",
-            hint="the assistant's turn is empty, or the template leaves it out; "
-            "`launcher data show` shows what is learned",
+            hint="the assistant's turn is empty, or the chat template leaves it out;"
+            " data.bad_records=skip leaves such records out",
         )
     return Piece(tokens, targets)
 

@@ -227,8 +227,8 @@ class SplitWriter:
                 "every token is a target (100 %), prompts included; for example "
                 + "; ".join(self._examples),
                 where=items.place(self.name),
-                hint="check the prompts and the chat template with `launcher data show`; "
-                "to learn every token choose objective=text",
+                hint="are the prompts empty, or does the chat template mark all as the answer?"
+                " To learn every token choose objective=text",
             )
 
 

@@ -46,6 +46,8 @@ class Probe:
     asked: int
     timeout_s: float
     say: Say
+    job: str
+    """What the back end calls it: a number of the queue's, or of a process."""
     reports: Reports = dataclasses.field(default_factory=dict)
     trouble: str = ""
 
@@ -99,7 +101,7 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
         say(f"job {job}")
     if config.launch.name == "torchrun" and config.launch.nodes > 1:
         say(f"on the other nodes: launcher join {shlex.quote(str(run))}")
-    started = Probe(run, backend, asked, timeout_s, say)
+    started = Probe(run, backend, asked, timeout_s, say, job)
     try:
         _wait(started)
     finally:
@@ -142,7 +144,8 @@ def _end(probe: Probe) -> None:
     end = time.monotonic() + _END_TIMEOUT_S
     while backend.status(run, 1) not in (AttemptState.gone, AttemptState.unknown):
         if time.monotonic() > end:
-            probe.say("the job does not end: see `launcher cancel`")
+            # Its folder goes now, so no verb of ours could name it.
+            probe.say(f"job {probe.job} does not end, though it was cancelled: end it by hand")
             break
         time.sleep(_POLL_S)
     probe.reports = _reports(run)

@@ -75,7 +75,7 @@ def _refuse_others(run: RunDir, plan: LaunchPlan) -> None:
         raise ConfigError(
             f"a run with launch={plan.backend} brings its nodes in itself",
             where=str(run),
-            hint="`launcher join` is for launch=torchrun with launch.nodes=N",
+            hint="hosts join by hand where a run has launch=torchrun and launch.nodes=N",
         )
     if len(plan.nodes) == 1:
         raise ConfigError(

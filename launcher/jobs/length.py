@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) ->
     checkpoint to go on from.
     """
     asked = overrides.read(words, groups.list_groups())
-    problems = [*asked.problems, *_others(run, [*asked.groups, *asked.values])]
+    problems = [*asked.problems, *_others(run, asked, words)]
     if problems:
         raise ConfigError(problems)
     before = compose.load(run.config)
@@ -58,7 +60,7 @@ def finished(run: RunDir) -> ConfigError:
     """That a run which has succeeded has nothing left to do, and how it may go on."""
     status = run.status()
     if newest(run) is None:
-        hint = "start a new run with `launcher train` to train on"
+        hint = f"no checkpoint is left: {_anew(run)} begins another one like it"
     elif _stopped(run) is not None:
         word = "train.early_stop.patience=null"
         hint = f"{run.command('resume', more=[word])} goes on to step {status.steps}"
@@ -95,12 +97,28 @@ def _stopped(run: RunDir) -> int | None:
     return stopped if run.status().state is State.succeeded else None
 
 
-def _others(run: RunDir, keys: Sequence[str]) -> list[Problem]:
+def _others(run: RunDir, asked: overrides.Overrides, words: Sequence[str]) -> list[Problem]:
     found = "a run goes on with the config that it began with"
-    hint = f"a resume takes {', '.join(KEYS)}; `launcher train` starts another run"
-    if (run.export / "config.json").is_file() or (run.export / "adapter_config.json").is_file():
-        hint += f", from these weights with model.name={run.export}"
+    other = _anew(run, [] if asked.problems else words)
+    hint = f"a resume takes {', '.join(KEYS)}; {other} begins another run{_from_export(run)}"
+    keys = [*asked.groups, *asked.values]
     return [Problem(key, found, hint) for key in keys if key not in KEYS]
+
+
+def _anew(run: RunDir, words: Sequence[str] = ()) -> str:
+    """`launcher train` of another run with the config of this one, and `words` on it."""
+    names = (f"{run.name}-{number}" for number in itertools.count(2))
+    name = next(name for name in names if not run.path.with_name(name).exists())
+    kept = [word for word in words if not word.startswith("run.name=")]
+    named = [f"run.name={name}"] if len(kept) == len(words) else []
+    return f"`{shlex.join(['launcher', 'train', str(run.config), *words, *named])}`"
+
+
+def _from_export(run: RunDir) -> str:
+    """How a run begins with the weights that this one has exported, if it has."""
+    if not any((run.export / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return ""
+    return f", with model=hf {shlex.quote(f'model.name={run.export}')} from the exported weights"
 
 
 def _end(run: RunDir, config: Config) -> list[Problem]:
@@ -108,9 +126,7 @@ def _end(run: RunDir, config: Config) -> list[Problem]:
     manifest = newest(run)
     if manifest is None:
         found = "no whole checkpoint is left to go on from"
-        hint = "`launcher train` under another run.name starts from the beginning"
-        if (run.export / "config.json").is_file() or (run.export / "adapter_config.json").is_file():
-            hint += f", with model.name={run.export} from the exported weights"
+        hint = f"{_anew(run)} starts from the beginning{_from_export(run)}"
         return [Problem(str(run.checkpoints), found, hint)]
     done = max(int(manifest["step"]), run.status().step)
     patience = config.train.early_stop.patience

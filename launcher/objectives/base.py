@@ -62,8 +62,8 @@ def of_run(run: RunDir, config: Config) -> Objective:
         raise ConfigError(
             f"nothing says which outputs the model has: {run.objective.name} is missing",
             where=str(run),
-            hint="the run was made by an earlier version, or has not begun to train: `launcher"
-            f" resume {run.name}`, or train it again",
+            hint="the run was made by an earlier version, or has not begun to train:"
+            f" {run.command('resume', anywhere=True)}, or train it again",
         )
     if kept.get("state") is not None:
         made.restore(kept["state"])

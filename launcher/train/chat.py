@@ -80,14 +80,14 @@ def main(argv: list[str]) -> int:
             raise ConfigError(
                 "the run has trained a classifier, which cannot speak",
                 where=str(run),
-                hint="`launcher generate` names the classes of texts",
+                hint=f"{run.command('generate', anywhere=True)} names the classes of texts",
             )
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         if not speaker.tokenizer.chat_template:
             raise ConfigError(
                 "the tokenizer has no chat template",
                 where="model.chat_template",
-                hint="use `launcher generate`, which continues plain text",
+                hint=f"{run.command('generate', anywhere=True)} continues plain text",
             )
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() line editing and a history

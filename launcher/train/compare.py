@@ -145,7 +145,7 @@ def shared_metrics(first: Side, other: Side) -> list[Metric[Any]]:
         if metric.name in theirs and (is_base or not metric.learns_from_base)
     ]
     if not metrics:
-        hint = "see eval.metrics of both with `launcher config`"
+        hint = f"see eval.metrics in {first.run.config} and {other.run.config}"
         raise DataError("the runs have no metric in common", where="eval.metrics", hint=hint)
     return metrics
 

@@ -69,7 +69,8 @@ def find_checkpoint(run: RunDir, step: int | None, say: Callable[[str], None]) -
         raise ConfigError(
             which,
             where=str(run.checkpoints),
-            hint="`launcher resume` the run, or name a step that is there",
+            hint=f"{run.command('resume', anywhere=True)} trains on to one, or name a step that is"
+            " there",
         )
     return found
 

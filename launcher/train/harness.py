@@ -33,7 +33,7 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
         raise ConfigError(
             "the run has trained a classifier, which lm-eval's tasks cannot score",
             where=str(run),
-            hint="`launcher eval` without --lm-eval scores it on its held-out records",
+            hint=f"{run.command('eval', anywhere=True)} scores it on its held-out records",
         )
     registry.need("lm_eval", "--lm-eval needs", where="launcher eval", extra="lm-eval")
     from lm_eval.tasks import TaskManager

@@ -82,7 +82,7 @@ def test_epochs_take_the_place_of_steps_and_ranks_may_change(run):
         ("train.stepz=200", "train.stepz", "unknown key", "train.steps"),
         ("train.steps=many", "train.steps", "many", "digits only"),
         ("optim.lr=1", "optim.lr", HELD, "train.steps, train.epochs"),
-        ("run.name=x", "run.name", HELD, "`launcher train` starts another run"),
+        ("run.name=x", "run.name", HELD, "run.name=x` begins another run"),
         ("engine=zero3", "engine", HELD, "train.steps, train.epochs"),
         ("train.early_stop.patience=null", "train.steps", "it has done 100", "train.steps=200"),
     ],

@@ -21,6 +21,11 @@ _WORD = re.compile(
 _PLACEHOLDER = re.compile(r"[A-Z]+|<.*|\.\.\.|")
 
 
+def commands(text: str) -> list[list[str]]:
+    """The words of each `launcher` command in a text, without `launcher`, as a shell reads them."""
+    return [shlex.split(typed)[1:] for typed in re.findall(r"`(launcher [^`]+)`", text)]
+
+
 def overrides(text: str) -> list[str]:
     """Overrides that a text writes out, each with its value, as a shell hands them over."""
     found = [shlex.split(word)[0].rstrip(":") for word in _WORD.findall(text)]

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.errors import ExitCode
 from launcher.rundir import State, read_json
-from support import project
+from support import hints, project
 from support.endpoint import longer, serve
 from support.project import LAUNCHER, Project
 
@@ -35,7 +35,9 @@ def test_a_run_outlives_its_judge_and_asks_another_one_later(tmp_path):
     assert run.status().state is State.succeeded
     assert list(read_json(run.eval / "comparison.json")["metrics"]) == ["loss"]
 
-    sides = ("compare", "run:base", "run", "--judge-url")
+    (asked_again,) = hints.commands(done.output.partition("asks the judge again")[0])[-1:]
+    assert asked_again == ["compare", f"{run}:base", str(run)]
+    sides = (*asked_again, "--judge-url")
     done = here.run(LAUNCHER, *sides, url, "--judge-model", "m")
     assert done.code == ExitCode.usage, done.output
     assert "does not answer" in done.output

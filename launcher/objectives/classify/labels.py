@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -100,7 +100,7 @@ def require_known(names: Iterable[str], classes: Classes, where: str) -> None:
 
 
 def require_out_of_scope(
-    count: int, labels: Iterable[Iterable[str]], classes: Classes, limit: int | None = None
+    count: int, labels: Iterable[Collection[str]], classes: Classes, limit: int | None = None
 ) -> None:
     """`DataError` unless the first `limit` of `count` held-out records, with these labels, can tell
     a threshold for texts out of scope."""
