@@ -151,6 +151,24 @@ def test_records_that_preparation_would_stop_at_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("word", "code", "expected"),
+    [
+        ("objective.out_of_scope=oos", 3, "0 of 2 held-out records are 'oos'"),
+        ("objective.class_weights={c: 2}", 2, "no class is called 'c'"),
+    ],
+)
+def test_what_all_labels_tell_ends_as_preparation_would(
+    word: str, code: int, expected: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = (json.dumps({"text": f"x {i}", "label": "ab"[i % 2]}) + "\n" for i in range(70))
+    Path("train.jsonl").write_text("".join(lines))
+    Path("held_out.jsonl").write_text("".join(Path("train.jsonl").read_text().splitlines(True)[:2]))
+    files = ("data.train=train.jsonl", "data.validation=held_out.jsonl")
+    assert main(["train", "--dry-run", *TINY, *CLASSES, *files, word]) == code
+    assert expected in capfd.readouterr().err
+
+
 def test_records_that_fit_or_are_to_be_skipped_are_planned_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -74,11 +74,12 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
 def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem]:
     """`found` (by compose) and those of `checked` that do not merely follow from them.
 
-    A section with a misspelt key lacks the value that was meant, so rules on that section would
-    blame what is not wrong.
+    A section with a misspelt key or name lacks the value that was meant, so rules on that section
+    would blame what is not wrong.
     """
     broken = {problem.where.partition(".")[0] for problem in found}
-    words = {part for problem in found for part in re.findall(r"'(\w+)\.", problem.hint)}
+    meant = r"'(\w+)\.|did you mean (\w+)="  # a key of the section, or an option of the group
+    words = {part for p in found for pair in re.findall(meant, p.hint) for part in pair if part}
     skip = broken | words
     kept = [problem for problem in checked if problem.where.partition(".")[0] not in skip]
     return [*found, *kept]

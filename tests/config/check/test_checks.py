@@ -767,6 +767,13 @@ def test_optional_packages_are_needed_by_what_uses_them(
     assert check(changes, has_gpu=True) == []
 
 
+@pytest.mark.parametrize("hint", ["did you mean 'model.name'?", "did you mean model=tiny?"])
+def test_what_follows_from_a_misspelt_word_is_not_blamed(hint: str) -> None:
+    found = [Problem("modle", "unknown", hint)]
+    checked = [Problem("model.name", "no base model", ""), Problem("optim.lr", "wrong", "")]
+    assert checks.beside(found, checked) == [*found, checked[1]]
+
+
 def test_all_problems_at_once_in_a_stable_order() -> None:
     changes: dict[str, Any] = {
         "model": {"attention": "varlen"},
