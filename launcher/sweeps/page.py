@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from datetime import datetime, timezone
 from pathlib import Path
 
-from launcher import __version__
-from launcher.report import page as run_page
+from launcher.report import page
 from launcher.rundir import write_atomic
 from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.importance import LEAST, importances
 from launcher.sweeps.table import Row
-
-FOLDER = Path(__file__).parent
 
 
 def build(sweep: SweepDir) -> Path:
@@ -23,32 +17,13 @@ def build(sweep: SweepDir) -> Path:
 
     Raises `StorageError` if the page cannot be written.
     """
-    import jinja2
-    from markupsafe import Markup
-
     request, rows = sweep.request(), table.rows(sweep)
     best = table.best(request, rows)
     method, bars = importances(request, rows)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = coordinates.short
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    style = (run_page.FOLDER / "page.css").read_text(encoding="utf-8") + (
-        FOLDER / "page.css"
-    ).read_text(encoding="utf-8")
-    # Only this script may run, so an override could not become code even if escaping failed.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template("page.html.j2").render(
-        style=Markup(style),  # noqa: S704 - our own files
-        script=Markup(script),  # noqa: S704 - our own file
-        script_hash=f"sha256-{digest}",
-        version=__version__,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    text = page.render(
+        Path(__file__).parent,
+        "page.html.j2",
+        short=coordinates.short,
         sweep=sweep,
         request=request,
         rows=rows,
