@@ -2,21 +2,17 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
 from launcher.curate import page
+from support.browser import CHROMIUM, SKIP, dom
 from support.reports import report
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install chromium to look at pages"),
+    pytest.mark.skipif(CHROMIUM is None, reason=SKIP),
 ]
 
 #: shown in a frame as wide as a phone or a screen, since a window has a least width.
@@ -47,37 +43,11 @@ FRAME = """<body style="margin:0">
 </script></body>"""
 
 
-def dom(path, tmp_path, dark=False) -> str:
-    """The DOM after loading; fails on any message on the console."""
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-breakpad",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-        "--window-size=1300,900",
-        "--enable-logging=stderr",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []
-    return done.stdout
-
-
 def look(tmp_path, width: int, dark: bool) -> dict:
     html = page.render(report()).replace("&", "&amp;").replace('"', "&quot;")
     path = tmp_path / "frame.html"
     path.write_text(FRAME.format(width=width, page=html))
-    found = re.search(r'data-found="([^"]*)"', dom(path, tmp_path, dark))
+    found = re.search(r'data-found="([^"]*)"', dom(path, tmp_path, width=1300, dark=dark))
     return json.loads(found[1].replace("&quot;", '"'))
 
 
