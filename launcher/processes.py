@@ -6,8 +6,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 #: Recorded times and start times come from two clocks, one of them in ticks of 10 ms.
@@ -121,6 +122,28 @@ def _parents() -> dict[int, int]:
             if fields is not None and fields[0] not in "ZX":
                 parents[int(name)] = int(fields[1])
     return parents
+
+
+def start(
+    command: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str],
+    *,
+    cwd: Path | None = None,
+    ends_with_parent: bool = True,
+) -> subprocess.Popen[bytes]:
+    """A process in a session of its own, deaf to the terminal; what it says is added to `log`."""
+    with open(log, "ab") as output:
+        return subprocess.Popen(  # noqa: S603 - commands of our own
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd=cwd,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=end_with_parent() if ends_with_parent else None,
+        )
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -132,19 +131,13 @@ def cancel(words: list[str]) -> int:
 
 def _in_background(sweep: SweepDir) -> int:
     """Leave the sweep to a controller that outlives the terminal."""
+    from launcher import processes
     from launcher.runtime import child_environment
 
     command = entry.command("launcher.cli", "sweep", "resume", str(sweep))
-    with open(sweep.controller_log, "ab") as log:
-        subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=child_environment(),
-            start_new_session=True,
-        )
-    print(f"log      {sweep.controller_log}", file=sys.stderr)
+    log = sweep.controller_log
+    processes.start(command, log, child_environment(), ends_with_parent=False)
+    print(f"log      {log}", file=sys.stderr)
     return ExitCode.ok
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -73,15 +72,9 @@ class LocalBackend:
         write_json(job_file(run, plan.attempt), plan.to_json())
         log = run.attempt(plan.attempt) / "supervisor.log"
         command = entry.command("launcher.launch.supervise", str(run), str(plan.attempt))
-        with storage_errors(log), open(log, "ab") as output:
-            supervisor = subprocess.Popen(  # noqa: S603 - our own module
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(),
-                start_new_session=True,
-                preexec_fn=processes.end_with_parent() if attached else None,
+        with storage_errors(log):
+            supervisor = processes.start(
+                command, log, child_environment(), ends_with_parent=attached
             )
         try:
             end = time.monotonic() + START_TIMEOUT_S

@@ -116,19 +116,10 @@ class Node:
         if self._port is not None:
             common["MASTER_PORT"] = str(self._port)
         for place in self._places(common):
-            with open(self._log, "ab") as output:
-                self._ranks.append(
-                    subprocess.Popen(  # noqa: S603 - the command of our own plan
-                        node.command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        cwd=self._plan.cwd,
-                        env={**common, **place},
-                        start_new_session=True,
-                        preexec_fn=processes.end_with_parent(),
-                    )
-                )
+            environment = {**common, **place}
+            self._ranks.append(
+                processes.start(node.command, self._log, environment, cwd=self._plan.cwd)
+            )
 
     @property
     def _has_agent(self) -> bool:

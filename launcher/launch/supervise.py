@@ -122,17 +122,8 @@ def _preparations(run: RunDir, plan: LaunchPlan) -> Iterator[tuple[str, ...]]:
 
 
 def _start(command: tuple[str, ...], plan: LaunchPlan, log: Path) -> subprocess.Popen[bytes]:
-    with open(log, "ab") as output:
-        return subprocess.Popen(  # noqa: S603 - the command of our own plan
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            cwd=plan.cwd,
-            env={**environment_without_ranks(), **plan.environment},
-            start_new_session=True,
-            preexec_fn=processes.end_with_parent(),
-        )
+    environment = {**environment_without_ranks(), **plan.environment}
+    return processes.start(command, log, environment, cwd=plan.cwd)
 
 
 def _guard(run: RunDir, plan: LaunchPlan) -> Callable[[], None]:

@@ -75,6 +75,10 @@ class Trained:
         """Rows that the embeddings have at least."""
         return len(self.tokenizer)
 
+    def model(self, base: Path) -> Any:
+        """Base and checkpoint as one model, ready for inference on the CPU."""
+        return rebuild(self.config, self.weights, base, self.dtype, self.num_tokens, self.head)
+
 
 def export(
     trained: Trained,
@@ -253,14 +257,7 @@ def _write_whole(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
     names = trained.weights.keys()
     for name in names:
         _checked(trained.weights, name)
-    model = rebuild(
-        trained.config,
-        trained.weights,
-        base,
-        trained.dtype,
-        trained.num_tokens,
-        trained.head,
-    )
+    model = trained.model(base)
     if not trained.config.peft.trains_base:
         model = model.merge_and_unload()
     model.save_pretrained(folder, max_shard_size=shard_bytes)

@@ -355,6 +355,36 @@ def _part(weights: Tensor | None, part: slice) -> Tensor | None:
     return None if weights is None else weights[part]
 
 
+class _Gradients:
+    """Gradients of a linear head, formed chunk by chunk of the positions; None for what needs none.
+
+    Those of weight and bias are summed in fp32.
+    """
+
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        self._of = hidden, weight
+        self.hidden = torch.empty_like(hidden) if need_hidden else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        self.bias = (
+            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
+        )
+
+    def add(self, part: slice, gradient: Tensor) -> None:
+        """Take in the gradient of the logits [T, V] in fp32 at the positions `part`."""
+        hidden, weight = self._of
+        if self.bias is not None:
+            self.bias += gradient.sum(0)
+        gradient = gradient.to(weight.dtype)
+        if self.hidden is not None:
+            torch.mm(gradient, weight, out=self.hidden[part])
+        if self.weight is not None:
+            if self.weight.dtype == gradient.dtype:
+                self.weight.addmm_(gradient.t(), hidden[part])
+            else:
+                self.weight += gradient.t() @ hidden[part]
+
+
 class _HeadLoss(torch.autograd.Function):
     """Linear head and cross entropy; both gradients are formed in forward, chunk by chunk."""
 
@@ -369,12 +399,7 @@ class _HeadLoss(torch.autograd.Function):
         weights: Tensor | None,
         counts: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = (
-            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
-        )
+        gradients = _Gradients(ctx, hidden, weight, bias)
         total = hidden.new_zeros((), dtype=torch.float32)
         hits = targets.new_zeros(()) if counts else None
         size = _chunk(weight.shape[0], hidden.device)
@@ -387,17 +412,8 @@ class _HeadLoss(torch.autograd.Function):
                 logits, targets[part], smoothing, _part(weights, part)
             )
             total += loss
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            gradient = gradient.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                if grad_weight.dtype == gradient.dtype:
-                    grad_weight.addmm_(gradient.t(), hidden[part])
-                else:
-                    grad_weight += gradient.t() @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            gradients.add(part, gradient)
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         if hits is not None:
             ctx.mark_non_differentiable(hits)
@@ -439,26 +455,17 @@ class _HeadLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, norms = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        gradients = _Gradients(ctx, hidden, weight, bias)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             gradient = _log_prob_gradient(logits, targets[part], norms[part], grads[0][part])
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            gradient = gradient.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += gradient.t() @ hidden[part]
+            gradients.add(part, gradient)
         return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            gradients.hidden,
+            None if gradients.weight is None else gradients.weight.to(weight.dtype),
+            None if gradients.bias is None else gradients.bias.to(bias.dtype),
             None,
         )
 

@@ -1,12 +1,15 @@
-"""What a hint says to type, read as a user reads it."""
+"""What is said of a wrong command line, and what its hint says to type, read as a user reads it."""
 
 from __future__ import annotations
 
 import re
 import shlex
 
-from launcher.config.compose import groups
+import pytest
+
+from launcher.config.compose import compose, groups
 from launcher.config.schema import typed
+from launcher.errors import ConfigError, ExitCode, Problem
 
 _WORD = re.compile(
     r"'[a-z_]+(?:\.\w+)*=[^']*'|\b[a-z_]+(?:\.\w+)*=(?:'[^']*'|\[[^\]]*\]|[^\s;,)']*)"
@@ -30,3 +33,11 @@ def ways(hint: str) -> list[list[str]]:
     """The ways out that a hint offers, each as the overrides to be typed together."""
     parts = re.split(r";|,? or (?=[a-z_.]+=)|,? or (?=')", hint)
     return [words for part in parts if (words := overrides(part))]
+
+
+def refused(*words: str) -> list[Problem]:
+    """What is wrong with a command line that cannot be composed."""
+    with pytest.raises(ConfigError) as caught:
+        compose.compose(words)
+    assert caught.value.exit_code == ExitCode.usage
+    return list(caught.value.problems)

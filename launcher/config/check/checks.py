@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import registry
 from launcher.config.check import batching, eval_checks, model_checks
 from launcher.config.derive import architecture, items, plan
 from launcher.config.schema import (
@@ -171,13 +170,7 @@ def _train(config: Config) -> Iterator[Problem]:
 def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
     name = config.optim.name
     if name == "adamw8bit":
-        if not has_gpu:
-            yield Problem(
-                "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
-            )
-        elif not registry.installed("bitsandbytes"):
-            hint = "pip install bitsandbytes, or optim=adamw"
-            yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
+        yield from model_checks.bitsandbytes("optim.name", name, "optim=adamw", has_gpu)
         if config.engine.offload_optimizer:
             hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
             yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)

@@ -135,6 +135,12 @@ def objective(options: schema.ObjectiveConfig) -> Any:
     return OBJECTIVES.load(options.name)(options)
 
 
+def _of_scope(path: str) -> MetricRow:
+    """A metric of texts that belong to no class."""
+    scope = "objective.out_of_scope"
+    return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
+
+
 PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = Table(
     "eval.metrics",
@@ -178,27 +184,12 @@ METRICS = Table(
         ),
         "judge": MetricRow("launcher.evals.judge:Judge", "generation"),
         "accuracy": MetricRow("launcher.evals.accuracy:Accuracy", "classes"),
-        "in_scope_accuracy": MetricRow(
-            "launcher.evals.accuracy:InScopeAccuracy",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
-        ),
-        "oos_recall": MetricRow(
-            "launcher.evals.accuracy:OosRecall",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
-        ),
+        "in_scope_accuracy": _of_scope("launcher.evals.accuracy:InScopeAccuracy"),
+        "oos_recall": _of_scope("launcher.evals.accuracy:OosRecall"),
         "f1_macro": MetricRow("launcher.evals.class_f1:F1Macro", "classes"),
         "f1_micro": MetricRow("launcher.evals.class_f1:F1Micro", "classes"),
         "ece": MetricRow("launcher.evals.ece:Ece", "classes", excludes="objective.multi_label"),
-        "auroc": MetricRow(
-            "launcher.evals.auroc:Auroc",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
-        ),
+        "auroc": _of_scope("launcher.evals.auroc:Auroc"),
     },
 )
 TRACKERS = Table(
