@@ -167,15 +167,7 @@ class Objective:
     ) -> Iterator[str]:
         """What `launcher generate` prints of each text where the model makes none: the outputs of
         its sequence head. `base`: of the model before training."""
-        import torch
-
-        for text in texts:
-            tokens = tokenizer(
-                text, return_tensors="pt", truncation=True, max_length=config.data.max_length
-            )
-            inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
-            with torch.inference_mode():
-                outputs = model(**inputs).logits[0].float()
+        for outputs in sequence_outputs(model, tokenizer, texts, config):
             yield "\t".join(f"{value:.4g}" for value in outputs.tolist())
 
     # ---- learning
@@ -243,3 +235,19 @@ class Objective:
         from launcher.evals import store
 
         return store.predictions(base, tuned, metrics)
+
+
+def sequence_outputs(
+    model: Any, tokenizer: Any, texts: Iterable[str], config: Config
+) -> Iterator[Tensor]:
+    """Outputs of the sequence head for each text, [outputs] in fp32."""
+    import torch
+
+    for text in texts:
+        tokens = tokenizer(
+            text, return_tensors="pt", truncation=True, max_length=config.data.max_length
+        )
+        inputs = {key: tokens[key].to(model.device) for key in ("input_ids", "attention_mask")}
+        with torch.inference_mode():
+            outputs: Tensor = model(**inputs).logits[0].float()
+        yield outputs

@@ -14,8 +14,8 @@ from launcher.data.masking import ChatOptions
 from launcher.errors import DataError
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
-from launcher.objectives.base import Loss, Objective
-from launcher.objectives.classify import confusion, exported, labels, naming, threshold
+from launcher.objectives.base import Loss, Objective, sequence_outputs
+from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
 from launcher.rundir import RunDir
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from launcher.data.loader import Row
     from launcher.model.sequence_head import SequenceHead
+
+
+#: A text out of scope, or without any class.
+_NONE = "(none)"
 
 
 class Classify(Objective):
@@ -142,11 +146,20 @@ class Classify(Objective):
                 f"warning: {run.eval / file}.json has no threshold: no text is named"
                 f" {self.classes.out_of_scope}"
             )
-        longest = config.data.max_length
-        for label, chance in naming.classify(
-            self.classes, limit or 0.0, model, tokenizer, texts, longest
-        ):
+        for logits in sequence_outputs(model, tokenizer, texts, config):
+            label, chance = self._named(logits, limit or 0.0)
             yield f"{label}\t{chance:.3f}"
+
+    def _named(self, logits: Tensor, limit: float) -> tuple[str, float]:
+        """Label of a text and its probability, by its logits [classes]; of several that may apply,
+        all above 1/2 and the largest probability. Below `limit` it is out of scope."""
+        chances = logits.sigmoid() if self.classes.multi_label else logits.softmax(-1)
+        highest = float(chances.max())
+        if self.classes.multi_label:
+            named = (chances > 0.5).nonzero().flatten().tolist()
+        else:
+            named = [int(chances.argmax()) if highest >= limit else OUT_OF_SCOPE]
+        return self.classes.text(named) or _NONE, highest
 
     # ---- learning
 
