@@ -26,7 +26,7 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
     parsed = arguments.overrides(verb, words, MULTIRUN, dry_run)
     from launcher.jobs.start import refuse_in_rank
     from launcher.sweeps import begin
-    from launcher.sweeps.control import Controller
+    from launcher.sweeps.control import SweepController
 
     refuse_in_rank("sweep")
     sweep, request = begin.request(parsed.overrides, parsed.config_dir)
@@ -38,8 +38,8 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
         return ExitCode.ok
     request = sweep.request() if sweep.exists() else begin.make(sweep, request)
     print(f"sweep    {sweep.name}\nfolder   {sweep}", file=sys.stderr)
-    if follow or Controller.submits_all(request):
-        code = Controller(sweep, request, follow=follow).run()
+    if follow or SweepController.submits_all(request):
+        code = SweepController(sweep, request, follow=follow).run()
     else:
         code = _in_background(sweep)
     if not follow:

@@ -37,7 +37,7 @@ class Stopped(Exception):
     """The user has asked the controller to stop."""
 
 
-class Controller:
+class SweepController:
     """One process's work on a sweep; holds the sweep folder's lock while it lives."""
 
     def __init__(self, sweep: SweepDir, request: Request, *, follow: bool = True) -> None:
@@ -262,4 +262,4 @@ def resume(sweep: SweepDir, *, follow: bool = True) -> int:
     if os.path.isdir(request.cwd):
         os.chdir(request.cwd)
     groups.search_path(request.config_dirs)
-    return Controller(sweep, request, follow=follow).run()
+    return SweepController(sweep, request, follow=follow).run()

@@ -57,7 +57,7 @@ def load(sweep: SweepDir, request: Request) -> optuna.Study:
 
 
 class Control(Protocol):
-    """Who makes, starts and watches the trials of a sweep: `launcher.sweeps.control.Controller`."""
+    """Who makes, starts and watches the trials: `launcher.sweeps.control.SweepController`."""
 
     sweep: SweepDir
     request: Request

@@ -36,7 +36,7 @@ from launcher.sweeps import (
     pool,
     table,
 )
-from launcher.sweeps.control import Controller
+from launcher.sweeps.control import SweepController
 from launcher.sweeps.folder import Request, SweepDir, Trial
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
@@ -139,7 +139,7 @@ def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
     config = sweep.trial_path(3) / "config.yaml"
     config.unlink()
     config.touch()
-    controller = Controller(sweep, request)
+    controller = SweepController(sweep, request)
     trials = [controller.claim(own) for own in words]
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
     assert [trial.words for trial in sweep.trials()] == [tuple(own) for own in words]
@@ -171,7 +171,7 @@ def test_a_folder_that_is_no_sweep_keeps_its_name(made: Made) -> None:
 def test_a_second_controller_is_told_how_to_end_the_first(made: Made) -> None:
     sweep, request = made("seed=1,2")
     with RunDir(sweep.path).lock(), pytest.raises(StorageError, match="this sweep: host") as caught:
-        Controller(sweep, request).run()
+        SweepController(sweep, request).run()
     assert "`launcher sweep cancel s`" in caught.value.problems[0].hint
 
 

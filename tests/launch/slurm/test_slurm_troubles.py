@@ -28,7 +28,7 @@ from launcher.launch.slurm.text import described
 from launcher.launch.spec import AttemptState
 from launcher.rundir import RunDir, State, read_json
 from launcher.sweeps import begin
-from launcher.sweeps.control import Controller
+from launcher.sweeps.control import SweepController
 from launcher.sweeps.folder import SweepDir
 
 WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "launch=slurm")
@@ -259,7 +259,7 @@ def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, t
     fake.says(LIMIT, "taken", LIMIT)
     sweep, request = begin.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
     begin.make(sweep, request)
-    controller = Controller(sweep, request)
+    controller = SweepController(sweep, request)
     trials = [controller.claim([f"seed={seed}"]) for seed in (1, 2, 3)]
     left = controller.launch(trials)
     assert [trial.number for trial in left] == [2]
