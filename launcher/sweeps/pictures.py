@@ -19,7 +19,7 @@ _TRAINING = "loss"
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class TrialTrace:
     """A trial in a picture: its path, a dot where that is one point, and how good it is, 0 to 1."""
 
     number: int
@@ -35,7 +35,7 @@ class Picture:
     up: str
     x_marks: list[Mark]
     y_marks: list[Mark]
-    traces: list[Trace]
+    traces: list[TrialTrace]
     room: int
     """Letters of a label below that have room."""
 
@@ -51,7 +51,7 @@ def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
     for dimension in request.swept:
         places, x_marks = of_dimension(dimension, [value_of(row, dimension) for row in shown])
         traces = [
-            Trace(row.trial.number, _path([(x, y)]), good[row.trial.number])
+            TrialTrace(row.trial.number, _path([(x, y)]), good[row.trial.number])
             for row, x, y in zip(shown, places, heights, strict=True)
         ]
         found.append(_picture(dimension.key, request.metric, x_marks, y_marks, traces))
@@ -74,7 +74,7 @@ def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
         up, traces = iter(heights), []
         for number, line in lines.items():
             path = _path([(step / last, next(up)) for step, _ in line])
-            traces.append(Trace(number, path, good[number]))
+            traces.append(TrialTrace(number, path, good[number]))
         steps = [step for step in round_numbers(0, last) if step == int(step)]
         x_marks = [(step / last, f"{step:,.0f}") for step in steps]
         found.append(_picture("step", name, x_marks, y_marks, traces))
@@ -92,7 +92,7 @@ def _qualities(request: Request, rows: Sequence[Row]) -> dict[int, float]:
 
 
 def _picture(
-    across: str, up: str, x_marks: list[Mark], y_marks: list[Mark], traces: list[Trace]
+    across: str, up: str, x_marks: list[Mark], y_marks: list[Mark], traces: list[TrialTrace]
 ) -> Picture:
     return Picture(
         across=across,
