@@ -27,7 +27,7 @@ from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
 from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
-from launcher.sweeps.study import Study
+from launcher.sweeps.study import OptunaSearch
 
 _POLL_S = 0.5
 _QUEUE_POLL_S = 2.0
@@ -86,7 +86,7 @@ class SweepController:
 
     def _by_kind(self) -> None:
         if self.request.kind == "optuna":
-            Study(self).run()
+            OptunaSearch(self).run()
         elif self.request.kind == "random":
             options = self.request.options
             self.batch(space.draws(self.space, options["trials"], options["seed"]))

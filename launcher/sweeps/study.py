@@ -76,7 +76,7 @@ class Control(Protocol):
         """Wait a moment; returns the trials that have ended. Raises `Stopped`."""
 
 
-class Study:
+class OptunaSearch:
     """Asks for trials, reports what they reach, ends those that fall behind."""
 
     def __init__(self, control: Control) -> None:
