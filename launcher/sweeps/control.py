@@ -217,7 +217,7 @@ class SweepController:
             self.say(f"again    {count} of the trials that were stopped or lost: {hint}")
         return table.exit_code(rows)
 
-    def _say_best(self, rows: Sequence[table.Row]) -> None:
+    def _say_best(self, rows: Sequence[table.TrialRow]) -> None:
         """What came of it: the best trial, how to have it again, and where all is shown."""
         from launcher.sweeps.page import build
 

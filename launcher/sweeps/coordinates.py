@@ -10,7 +10,7 @@ from launcher.report.charts import plain, ticks
 from launcher.sweeps.folder import Request
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.space import Dimension
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 WIDTH, HEIGHT = 1000.0, 320.0
 #: Room beside the first and the last axis for their labels, and above and below all.
@@ -48,7 +48,7 @@ class ParallelPlot:
     """Letters of a mark's label that have room before the next axis."""
 
 
-def plot(request: Request, rows: Sequence[Row]) -> ParallelPlot | None:
+def plot(request: Request, rows: Sequence[TrialRow]) -> ParallelPlot | None:
     """Axes and lines of all trials that have a value; None if there are none."""
     shown = [row for row in rows if row.value is not None]
     if not shown:

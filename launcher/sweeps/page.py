@@ -9,7 +9,7 @@ from launcher.rundir import write_atomic
 from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.importance import LEAST, importances
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 
 def build(sweep: SweepDir) -> Path:
@@ -46,7 +46,7 @@ def build(sweep: SweepDir) -> Path:
     return sweep.report
 
 
-def _link(row: Row) -> str:
+def _link(row: TrialRow) -> str:
     """The trial's own page, or its folder as long as it has none; seen from the sweep's page."""
     run = row.trial.run
     return f"{run.name}/report.html" if (run.path / "report.html").is_file() else f"{run.name}/"

@@ -9,7 +9,7 @@ from launcher.report.charts import thin
 from launcher.sweeps.coordinates import Mark, letters, of_dimension, of_metric, round_numbers
 from launcher.sweeps.folder import Request, values
 from launcher.sweeps.importance import value_of
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 #: The box that is drawn, and the room in it for the labels left, right, above and below.
 WIDTH, HEIGHT = 480.0, 280.0
@@ -40,7 +40,7 @@ class Picture:
     """Letters of a label below that have room."""
 
 
-def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
+def against(request: Request, rows: Sequence[TrialRow]) -> list[Picture]:
     """The metric of every trial that has a value, over each key that varies."""
     shown = [row for row in rows if row.value is not None]
     if not shown:
@@ -58,7 +58,7 @@ def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
     return found
 
 
-def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
+def curves(request: Request, rows: Sequence[TrialRow]) -> list[Picture]:
     """The metric, and the loss of training, of all trials over their steps.
 
     What was measured once in every trial is no curve and is left out.
@@ -81,7 +81,7 @@ def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
     return found
 
 
-def _qualities(request: Request, rows: Sequence[Row]) -> dict[int, float]:
+def _qualities(request: Request, rows: Sequence[TrialRow]) -> dict[int, float]:
     """Trial -> 1 for the best value of the metric, 0 for the worst or none."""
     known = [row for row in rows if row.value is not None]
     places = of_metric([row.value or 0.0 for row in known])[0] if known else []

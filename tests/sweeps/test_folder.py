@@ -213,7 +213,7 @@ def test_a_sweeps_exit_code_tells_that_trials_were_stopped(
     for number, (state, exit_code, reason) in enumerate(ends):
         status = Status(state, reason=reason, exit_code=exit_code, attempt=1)
         trial = Trial(number, RunDir(tmp_path / str(number)), ())
-        rows.append(table.Row(trial, status, trial.state(status), None, 0))
+        rows.append(table.TrialRow(trial, status, trial.state(status), None, 0))
     assert (table.exit_code(rows), table.again(rows)) == (code, again)
 
 

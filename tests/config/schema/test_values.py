@@ -254,7 +254,7 @@ def test_a_shell_hands_the_best_trial_back_as_typed(
     script, more = [], ("peft=lora", "optim.lr=1e-3")
     for number, word in enumerate(_swept()):
         trial = Trial(number, RunDir(sweep.trial_path(number)), (word, *more))
-        row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
+        row = table.TrialRow(trial, Status(State.succeeded), "succeeded", 1.0, 1)
         printed = tmp_path / f"printed-{number}"
         printed.write_text(table.substituted(sweep, row) + "\n", encoding="utf-8")
         best = tmp_path / "runs/s/best.yaml"
@@ -278,7 +278,7 @@ def test_the_best_trial_of_a_folder_with_blanks_is_handed_on_too(
     sweep, request = begin.request([*BASE, "run.name=s", "run.root=my runs", "seed=1,2"], [])
     begin.make(sweep, request)
     trial = Trial(0, RunDir(sweep.trial_path(0)), ("data.system=be kind",))
-    row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
+    row = table.TrialRow(trial, Status(State.succeeded), "succeeded", 1.0, 1)
     Path("printed").write_text(table.substituted(sweep, row), encoding="utf-8")
     shell = subprocess.run(
         ["bash", "-c", "printf '%s\\0' $(cat printed)"], capture_output=True, check=True
