@@ -38,7 +38,7 @@ from launcher.api.service import Service
 from launcher.api.tables import Job, JobState
 from launcher.api.workplace import Workplace
 from launcher.errors import LauncherError
-from launcher.jobs.status import Row, observed_rows
+from launcher.jobs.status import ListedRun, observed_rows
 from launcher.launch.outcome import settled
 from launcher.launch.queue import has_queue, queue_job
 from launcher.rundir import Status
@@ -154,7 +154,7 @@ class Controller:
             return
         runs = [self._place.run_of(job.id) for job in jobs if job.cursor.get("started")]
         rows = [
-            Row(run.name, str(run), status)
+            ListedRun(run.name, str(run), status)
             for run in runs
             if queue_job(run, (status := run.status()).attempt)
         ]
@@ -164,7 +164,7 @@ class Controller:
         self._ask_at = time.monotonic() + (_ENDING_S if ending_soon else _ASK_S)
         self._asked = self._pools["ask"].submit("", functools.partial(self._observe, rows))
 
-    def _observe(self, rows: list[Row]) -> None:
+    def _observe(self, rows: list[ListedRun]) -> None:
         try:
             self._seen.update({row.name: row.status for row in observed_rows(rows)})
         except LauncherError as error:

@@ -26,7 +26,7 @@ _SHOWN = (
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ListedRun:
     """One run in a listing."""
 
     name: str
@@ -63,7 +63,7 @@ def not_submitted(status: Status, why: str) -> Status:
     return replace(status, state=State.preempted, reason=reason, exit_code=code)
 
 
-def listing(root: str | os.PathLike[str]) -> list[Row]:
+def listing(root: str | os.PathLike[str]) -> list[ListedRun]:
     """All runs directly under `root`, oldest change first; no status.json means no run.
 
     Of running ones the heartbeat of rank 0 is read too, for the step.
@@ -84,12 +84,12 @@ def listing(root: str | os.PathLike[str]) -> list[Row]:
             continue
         except (OSError, ValueError):
             raw = {}
-        rows.append(Row(name, path, _status(raw)))
+        rows.append(ListedRun(name, path, _status(raw)))
     rows = observed_rows(rows)
     return sorted(rows, key=lambda row: (row.status.time, row.name))
 
 
-def observed_rows(rows: list[Row]) -> list[Row]:
+def observed_rows(rows: list[ListedRun]) -> list[ListedRun]:
     """Rows with the states as far as they can be true; one question for all jobs of a queue."""
     charged = {row.path: scheduled.in_charge(row.path, row.status) for row in rows}
     live = {r.path: r.status for r in rows if charged[r.path] or not settled(r.status)}
@@ -137,7 +137,10 @@ def details(run: RunDir) -> dict[str, Any]:
 
     status = observed_run(run)
     attempt = status.attempt
-    found = {**Row(run.name, str(run), status).to_json(), "tags": compose.load(run.config).run.tags}
+    found = {
+        **ListedRun(run.name, str(run), status).to_json(),
+        "tags": compose.load(run.config).run.tags,
+    }
     found["saved_step"] = saved_step(run)
     record = last_record(run.metrics)
     if record:
@@ -198,7 +201,7 @@ def last_record(metrics: Path) -> dict[str, Any] | None:
     return None
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[ListedRun]) -> str:
     """The listing as text: one line a run."""
     head = ("RUN", "STATE", "STEP", "ATTEMPT", "CHANGED", "REASON")
     cells = [head]
