@@ -57,7 +57,7 @@ def _module(path: Path, mtime_ns: int, size: int) -> Any:
     return module
 
 
-class Row(Protocol):
+class PluginRow(Protocol):
     """A row that holds facts besides the implementation."""
 
     @property
@@ -66,7 +66,7 @@ class Row(Protocol):
         ...
 
 
-R = TypeVar("R", bound="str | Row", covariant=True)
+R = TypeVar("R", bound="str | PluginRow", covariant=True)
 
 
 class Table(Mapping[str, R]):
