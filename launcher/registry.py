@@ -69,7 +69,7 @@ class PluginRow(Protocol):
 R = TypeVar("R", bound="str | PluginRow", covariant=True)
 
 
-class Table(Mapping[str, R]):
+class PluginTable(Mapping[str, R]):
     """A plug-in family: option name -> "module:attribute" of its implementation, or such a row with
     what must be known of it before it is imported.
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from launcher.config.schema import variants
-from launcher.registry import Table
+from launcher.registry import PluginTable
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "launcher").rglob("*.py"))
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROWS = [
     pytest.param(table, name, id=f"{table.key}={name}")
     for table in vars(variants).values()
-    if isinstance(table, Table)
+    if isinstance(table, PluginTable)
     for name in table
 ]
 
@@ -64,7 +64,7 @@ def test_public_names_have_docstrings() -> None:
 
 
 @pytest.mark.parametrize(("table", "name"), ROWS)
-def test_table_row_resolves(table: Table, name: str) -> None:
+def test_table_row_resolves(table: PluginTable, name: str) -> None:
     assert callable(table.load(name))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
 from launcher.errors import ConfigError
-from launcher.registry import Table
+from launcher.registry import PluginTable
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
@@ -106,7 +106,7 @@ def metrics_of(config: Config) -> list[str]:
     return [name for name in own if name not in METRICS or METRICS[name].fits(config)]
 
 
-FORMATS = Table(
+FORMATS = PluginTable(
     "data.format",
     {
         "preference": "launcher.data.formats.preference:PreferenceFormat",
@@ -119,7 +119,7 @@ FORMATS = Table(
     },
     own="Format",
 )
-OBJECTIVES = Table(
+OBJECTIVES = PluginTable(
     "objective.name",
     {
         "sft": "launcher.objectives.sft:Sft",
@@ -141,8 +141,8 @@ def _of_scope(path: str) -> MetricRow:
     return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
 
 
-PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
-METRICS = Table(
+PEFT_METHODS = PluginTable("peft.name", {"lora": "launcher.peft.lora:apply"})
+METRICS = PluginTable(
     "eval.metrics",
     {
         "loss": MetricRow("launcher.evals.loss:Loss", "loss"),
@@ -192,7 +192,7 @@ METRICS = Table(
         "auroc": _of_scope("launcher.evals.auroc:Auroc"),
     },
 )
-TRACKERS = Table(
+TRACKERS = PluginTable(
     "track",
     {
         # Lines first: the others may wait for a network.
@@ -201,7 +201,7 @@ TRACKERS = Table(
         "tensorboard": "launcher.track.tensorboard:TensorboardTracker",
     },
 )
-LAUNCHERS = Table(
+LAUNCHERS = PluginTable(
     "launch.name",
     {
         "local": "launcher.launch.local:LocalBackend",
@@ -212,7 +212,7 @@ LAUNCHERS = Table(
 )
 
 
-def add(table: Table[Any], name: str, row: Any, *, options: type | None = None) -> None:
+def add(table: PluginTable[Any], name: str, row: Any, *, options: type | None = None) -> None:
     """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
     of its options where its section of the config has several. `ConfigError` if it is there."""
     section = table.key.partition(".")[0]
