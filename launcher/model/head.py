@@ -30,7 +30,7 @@ from launcher.model.adapter import inner_model
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
-class Row(Protocol):
+class RowTensors(Protocol):
     """What the head reads of a row: `launcher.data.loader.Row`, on the model's device."""
 
     input_ids: Tensor
@@ -120,7 +120,7 @@ class TargetHead:
             self._plain_forward = self.head.forward
             self.head.forward = self._forward  # type: ignore[method-assign,assignment]
 
-    def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
+    def loss(self, caller: Any, row: RowTensors, smoothing: float = 0.0) -> Tensor:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
         wish = _Request(row.targets, row.target_index, _Wish.loss, smoothing, row.weights)
@@ -134,7 +134,7 @@ class TargetHead:
         )
         return total
 
-    def log_probs(self, caller: Any, row: Row) -> Tensor:
+    def log_probs(self, caller: Any, row: RowTensors) -> Tensor:
         """Log-probability of each of the row's targets: fp32 [targets], with gradients.
 
         The logits are worked out twice, chunk by chunk, and never kept.
@@ -146,7 +146,7 @@ class TargetHead:
         found: Tensor = _LogitsLogProbs.apply(self._logits(caller, row), row.targets)
         return found
 
-    def probe(self, caller: Any, row: Row) -> Tensor:
+    def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Losses of the targets."""
         return self.score(caller, row)[0]
 
@@ -156,7 +156,7 @@ class TargetHead:
         return documents
 
     @torch.no_grad()
-    def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
+    def score(self, caller: Any, row: RowTensors) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
         wish = _Request(row.targets, row.target_index, _Wish.score)
         if (request := self._fused(caller, row, wish)) is not None:
@@ -165,7 +165,7 @@ class TargetHead:
             return request.losses, request.correct
         return _score(self._logits(caller, row), row.targets)
 
-    def _fused(self, caller: Any, row: Row, request: _Request) -> _Request | None:
+    def _fused(self, caller: Any, row: RowTensors, request: _Request) -> _Request | None:
         """What the patched head made of a forward; None, from now on, for a model that changes its
         logits."""
         if self.head is None:
@@ -190,12 +190,12 @@ class TargetHead:
         self.head = None
         return None
 
-    def _logits(self, caller: Any, row: Row) -> Tensor:
+    def _logits(self, caller: Any, row: RowTensors) -> Tensor:
         """Logits [targets, vocabulary] of the model itself."""
         inputs, starts, keep = self._layout(row)
         return _select(self._call(caller, inputs, starts), keep, len(row.targets))
 
-    def _layout(self, row: Row) -> tuple[dict[str, Any], Tensor | None, Tensor]:
+    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], Tensor | None, Tensor]:
         """Inputs of the model, where their documents start if they lie in one row, and which of
         their positions are predicted from."""
         if self.isolates:
@@ -289,7 +289,7 @@ def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     )
 
 
-def packed_inputs(row: Row) -> dict[str, Any]:
+def packed_inputs(row: RowTensors) -> dict[str, Any]:
     """One line with all documents, for attention that is told where they begin."""
     starts = row.document_starts
     return {
@@ -302,7 +302,7 @@ def packed_inputs(row: Row) -> dict[str, Any]:
     }
 
 
-def padded_inputs(row: Row, padding: int = 0) -> dict[str, Any]:
+def padded_inputs(row: RowTensors, padding: int = 0) -> dict[str, Any]:
     """One line a document, padded on the right: for attention that cannot isolate documents."""
     starts = row.document_starts.tolist()
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
@@ -315,7 +315,7 @@ def padded_inputs(row: Row, padding: int = 0) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _kept(row: Row, mask: Tensor) -> Tensor:
+def _kept(row: RowTensors, mask: Tensor) -> Tensor:
     """Which positions of the padded documents are predicted from: bool, as `mask`."""
     keep = torch.zeros_like(mask, dtype=torch.bool)
     flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
