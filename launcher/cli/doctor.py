@@ -46,7 +46,7 @@ def doctor(words: list[str]) -> int:
         keep=parsed.keep,
         say=lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True),
     )
-    bad = any(found.verdict is finding.Verdict.fail for found in findings)
+    bad = any(found.verdict is finding.Severity.fail for found in findings)
     if parsed.json:
         print(arguments.as_json(finding.as_dict(findings)))
     else:

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.config.schema import Config
 
 
-class Verdict(Enum):
+class Severity(Enum):
     """How bad it is."""
 
     ok = "pass"
@@ -20,7 +20,7 @@ class Verdict(Enum):
     fail = "fail"
 
 
-_COLOR = {Verdict.ok: "32", Verdict.warn: "33", Verdict.fail: "31;1"}
+_COLOR = {Severity.ok: "32", Severity.warn: "33", Severity.fail: "31;1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Diagnostic:
     """One line of the table: what was looked at, the verdict, what was found, what to do."""
 
     check: str
-    verdict: Verdict
+    verdict: Severity
     found: str
     hint: str = ""
     hosts: tuple[str, ...] = ()
@@ -82,17 +82,17 @@ HostCheck = Callable[[Config, Mapping[str, Any]], Iterator[Diagnostic]]
 
 def passed(check: str, found: str, **numbers: float) -> Diagnostic:
     """A pass."""
-    return Diagnostic(check, Verdict.ok, found, numbers=numbers)
+    return Diagnostic(check, Severity.ok, found, numbers=numbers)
 
 
 def warned(check: str, found: str, hint: str, **numbers: float) -> Diagnostic:
     """A warning: it works, but not as it should."""
-    return Diagnostic(check, Verdict.warn, found, hint, numbers=numbers)
+    return Diagnostic(check, Severity.warn, found, hint, numbers=numbers)
 
 
 def failed(check: str, found: str, hint: str, **numbers: float) -> Diagnostic:
     """A failure: a run would break."""
-    return Diagnostic(check, Verdict.fail, found, hint, numbers=numbers)
+    return Diagnostic(check, Severity.fail, found, hint, numbers=numbers)
 
 
 # ---- the table of findings
@@ -122,11 +122,11 @@ def text(findings: Sequence[Diagnostic], *, color: bool) -> str:
 def as_dict(findings: Sequence[Diagnostic]) -> dict[str, Any]:
     """All findings and the worst verdict, for programs."""
     given = [finding.verdict for finding in findings]
-    worst = max(given, key=list(Verdict).index, default=Verdict.ok)
+    worst = max(given, key=list(Severity).index, default=Severity.ok)
     return {"verdict": worst.value, "findings": [finding.to_json() for finding in findings]}
 
 
 def summary(findings: Sequence[Diagnostic]) -> str:
     """`18 pass, 2 warn, 0 fail`."""
     count = Counter(finding.verdict for finding in findings)
-    return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Verdict)
+    return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Severity)
