@@ -66,7 +66,7 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class HangCause:
     """Why a run hangs: `odd` are the ranks that hold the others up, none if nothing tells them."""
 
     odd: tuple[int, ...]
@@ -105,7 +105,7 @@ def is_stalled(beats: Mapping[int, Beat], now: float) -> bool:
 
 def judge(
     beats: Mapping[int, Beat], now: float, describe: Callable[[Beat], str] | None = None
-) -> Verdict:
+) -> HangCause:
     """Name the ranks that hold up a stalled run, and what the others do.
 
     In this order: those that do not answer, those that have ended, those that are behind, those
@@ -130,7 +130,7 @@ def judge(
     sentences += [f"{_ranks(group)} {text}" for text, group in _grouped(rest).items()]
     if not odd:
         sentences.append("no rank differs from the others: look at the network between the hosts")
-    return Verdict(
+    return HangCause(
         odd=tuple(beat.rank for beat in odd),
         silent=tuple(beat.rank for beat in silent),
         reason=f"no rank makes progress: {'; '.join(sentences)}",
