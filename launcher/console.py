@@ -72,7 +72,7 @@ def _number(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-class View(Protocol):
+class Display(Protocol):
     """Where lines and records of a run are shown."""
 
     def line(self, text: str) -> None:
@@ -136,6 +136,6 @@ class LiveView:
         self._bar.stop()
 
 
-def view() -> View:
+def view() -> Display:
     """A bar if stderr is a person's terminal, else plain lines."""
     return LiveView() if runtime.is_terminal() else PlainView()

@@ -55,7 +55,7 @@ class _Interrupts:
 class _Shown:
     """A view that outlives its reader: once nobody reads it, the run is asked to stop."""
 
-    def __init__(self, view: console.View, interrupts: _Interrupts) -> None:
+    def __init__(self, view: console.Display, interrupts: _Interrupts) -> None:
         self._view, self._interrupts = view, interrupts
 
     def line(self, text: str) -> None:
@@ -104,7 +104,7 @@ def follow(run: RunDir, attempt: int, backend: Backend) -> int:
 
 
 def _watch(
-    run: RunDir, attempt: int, backend: Backend, view: console.View, interrupts: _Interrupts
+    run: RunDir, attempt: int, backend: Backend, view: console.Display, interrupts: _Interrupts
 ) -> None:
     logs = [Tail(path) for path in backend.logs(run, attempt)]
     # The log holds the numbers as plain lines, which a bar takes from metrics.jsonl instead.
@@ -153,7 +153,7 @@ def _waits(run: RunDir) -> str:
 
 
 def _pass_on(
-    run: RunDir, attempt: int, backend: Backend, view: console.View, by: str, *, now: bool
+    run: RunDir, attempt: int, backend: Backend, view: console.Display, by: str, *, now: bool
 ) -> None:
     if now:
         view.line("ending at once, without a checkpoint")
