@@ -33,7 +33,7 @@ class Input:
     file: int
     """Index among all inputs."""
     name: str
-    item: items.Item
+    item: items.DataEntry
     quota: str
     """What shares one `data.limit`: the source of a mixture, otherwise the split."""
     learns_all: bool = False

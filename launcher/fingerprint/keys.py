@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher import bases, rundir, runtime
 from launcher.config.derive import items
-from launcher.config.derive.items import Item
+from launcher.config.derive.items import DataEntry
 from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.config.schema.typed import to_dict
 from launcher.errors import ConfigError, DataError
@@ -48,7 +48,7 @@ class Part:
     """Sources that are prepared together: all of a split, or one source of a mixture."""
 
     split: str
-    item: Item
+    item: DataEntry
     sources: tuple[Source, ...]
     keys: dict[str, str]
     """Split -> name of the folder; two of them if a share of the records is held out."""
@@ -212,7 +212,7 @@ def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
     return {"objective": [identity, decides]}
 
 
-def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:
+def _groups(config: Config, split: str) -> list[tuple[DataEntry, list[Source]]]:
     """What of a split is prepared together: every entry of a mixture alone, otherwise all."""
     entries = items.items(config, split)
     found = [(item, list(find(config, item, split))) for item in entries]

@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher import runtime
 from launcher.config.derive import items
-from launcher.config.derive.items import Item
+from launcher.config.derive.items import DataEntry
 from launcher.config.schema import Config
 from launcher.errors import DataError
 from launcher.fingerprint.hashes import file_digest
@@ -108,7 +108,7 @@ def locate(config: Config, split: str) -> list[Source]:
     return [source for item in items.items(config, split) for source in find(config, item, split)]
 
 
-def find(config: Config, item: Item, split: str) -> Iterator[Source]:
+def find(config: Config, item: DataEntry, split: str) -> Iterator[Source]:
     """The sources of one entry of a split."""
     value, where = item.path, items.place(split)
     if value.startswith("builtin:"):
