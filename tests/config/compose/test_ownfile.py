@@ -189,7 +189,7 @@ def test_paths_with_equals_signs_are_files_and_values_are_not() -> None:
 
 def test_explain_names_the_line() -> None:
     file = _write("defaults: [experiment: lora]\npeft:\n  rank: 4\n")
-    assert explain.explain([file], "peft.rank")[-1] == explain.Source("my.yaml:3", 4)
+    assert explain.explain([file], "peft.rank")[-1] == explain.KeySource("my.yaml:3", 4)
 
 
 def test_a_sweep_keeps_what_the_file_said() -> None:
