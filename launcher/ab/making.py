@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher import entry
 from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
-from launcher.ab.study import Item, Study
+from launcher.ab.study import AnswerPair, Study
 from launcher.config.compose import compose
 from launcher.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.rundir import find_run, read_json
@@ -47,7 +47,8 @@ def make(
     for name in files:
         _require_all(prompts, answers[name], name)
     items = [
-        Item(prompt.text, *(answers[name][prompt.text] for name in names)) for prompt in prompts
+        AnswerPair(prompt.text, *(answers[name][prompt.text] for name in names))
+        for prompt in prompts
     ]
     differing = [item for item in items if item.a != item.b]
     if not differing:

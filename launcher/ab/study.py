@@ -40,7 +40,7 @@ class Rater:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class AnswerPair:
     """A prompt with the answers of both models."""
 
     prompt: str
@@ -56,7 +56,9 @@ class Study:
         self.path = folder / FILE
 
     @staticmethod
-    def create(folder: Path, names: tuple[str, str], items: Sequence[Item], question: str) -> Study:
+    def create(
+        folder: Path, names: tuple[str, str], items: Sequence[AnswerPair], question: str
+    ) -> Study:
         """Make the file with its items. Raises `ConfigError` if there is a study already."""
         study = Study(folder)
         made = {"a": names[0], "b": names[1], "question": question, "created": time.time()}
