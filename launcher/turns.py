@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 
 
-class Turns(Generic[Item]):
+class RoundRobin(Generic[Item]):
     """What waits, by who wants it: one of each in turn, and of each the oldest."""
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class TurnLock:
 
     def __init__(self) -> None:
         self._is_held = False
-        self._waiting: Turns[asyncio.Future[None]] = Turns()
+        self._waiting: RoundRobin[asyncio.Future[None]] = RoundRobin()
 
     @contextlib.asynccontextmanager
     async def held(self, who: str) -> AsyncIterator[None]:
@@ -74,7 +74,7 @@ class TurnThreads:
 
     def __init__(self, count: int, name: str) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix=name)
-        self._waiting: Turns[tuple[Future[None], Callable[[], None]]] = Turns()
+        self._waiting: RoundRobin[tuple[Future[None], Callable[[], None]]] = RoundRobin()
         self._lock = threading.Lock()
 
     def submit(self, who: str, work: Callable[[], None]) -> Future[None]:

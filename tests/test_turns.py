@@ -8,11 +8,11 @@ import threading
 
 import pytest
 
-from launcher.turns import TurnLock, Turns, TurnThreads
+from launcher.turns import RoundRobin, TurnLock, TurnThreads
 
 
 def test_one_of_each_in_turn_and_of_each_the_oldest() -> None:
-    turns: Turns[str] = Turns()
+    turns: RoundRobin[str] = RoundRobin()
     for number in range(3):
         turns.add("red", f"red{number}")
     turns.add("green", "green0")

@@ -28,7 +28,7 @@ from launcher.train.inference import Speaker
 from launcher.train.open import open_base, open_speaker
 from launcher.train.replies import Ask, reply
 from launcher.train.requests import Refused, Write, asks_of
-from launcher.turns import Turns
+from launcher.turns import RoundRobin
 
 #: What one batch may hold: answers, and tokens of prompts and answers with their padding.
 MAX_ROWS = 16
@@ -41,7 +41,7 @@ class Answering:
     def __init__(self, speaker: Speaker, longest: int, write: Write) -> None:
         """`longest`: most tokens of an answer. `write` gets what is to be said, from one thread."""
         self._speaker, self._longest, self._write = speaker, longest, write
-        self._waiting: Turns[dict[str, Any]] = Turns()
+        self._waiting: RoundRobin[dict[str, Any]] = RoundRobin()
         self._changed = threading.Condition()
         self._is_over = False
         self._open: set[str] = set()
