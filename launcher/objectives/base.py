@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from launcher.model.head import Head
 
 
-class Loss(NamedTuple):
+class LossSum(NamedTuple):
     """What an objective makes of a row."""
 
     total: Tensor
@@ -181,9 +181,9 @@ class Objective:
         tokens, each counted with the weight of its record."""
         return float(len(row.targets) if row.weights is None else row.weights.sum())
 
-    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Loss sum of one row, in nats. `caller` is what to call for a forward."""
-        return Loss(head.loss(caller, row), self.hits(head, row))
+        return LossSum(head.loss(caller, row), self.hits(head, row))
 
     def hits(self, head: Any, row: Row) -> dict[str, tuple[Any, Any]]:
         """Share of the row's targets that were the first choice, if `head` counts them."""

@@ -14,7 +14,7 @@ from launcher.data.masking import ChatOptions
 from launcher.errors import DataError
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
-from launcher.objectives.base import Loss, Objective, sequence_outputs
+from launcher.objectives.base import LossSum, Objective, sequence_outputs
 from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
@@ -168,12 +168,12 @@ class Classify(Objective):
         weights = self._weights_of(row)
         return float(len(row.records) if weights is None else weights.sum())
 
-    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's texts, in nats."""
         outputs = head.outputs(caller, row)
         weights = self._weights_of(row)
         losses = self._losses(outputs, row.columns[labels.COLUMN], self._class_weights(outputs))
-        return Loss(losses.sum() if weights is None else losses @ weights)
+        return LossSum(losses.sum() if weights is None else losses @ weights)
 
     def _losses(self, outputs: Tensor, targets: Tensor, positive: Tensor | None) -> Tensor:
         """Loss of each text, fp32 [documents]; `positive` [classes] weighs classes that apply."""

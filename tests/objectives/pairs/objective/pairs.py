@@ -66,7 +66,7 @@ class Objective(base.Objective):
         losses, margins = self._losses(head.log_probs(caller, row), row)
         total = losses.sum() if row.record_weights is None else losses @ row.record_weights
         right = (margins > 0).sum().detach()
-        return base.Loss(total, {"pair_accuracy": (right, len(margins))})
+        return base.LossSum(total, {"pair_accuracy": (right, len(margins))})
 
     def _losses(self, log_probs, row):
         """Of each pair the loss and the margin: fp32 [pairs]."""
