@@ -7,7 +7,7 @@ from typing import Any
 from launcher.objectives.base import Objective
 
 
-class Text(Objective):
+class TextObjective(Objective):
     """Cross entropy per token; all of them are targets."""
 
     expects_context = False

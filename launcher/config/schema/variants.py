@@ -123,7 +123,7 @@ OBJECTIVES = PluginTable(
     "objective.name",
     {
         "sft": "launcher.objectives.sft:Sft",
-        "text": "launcher.objectives.text:Text",
+        "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
     },
     own="Objective",
