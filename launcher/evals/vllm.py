@@ -11,7 +11,7 @@ import torch
 from launcher import registry
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, fit, read, until
-from launcher.evals.records import Generation, Prompt
+from launcher.evals.records import Generation, TokenizedPrompt
 
 
 def need() -> Any:
@@ -20,7 +20,7 @@ def need() -> Any:
 
 
 def generate_records(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TokenizedPrompt],
     model: Any,
     tokenizer: Any,
     decoding: Decoding,

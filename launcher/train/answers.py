@@ -17,7 +17,7 @@ from launcher.data.turn_ends import by_template
 from launcher.errors import DataError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import fit, generate_records
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import load_base
 from launcher.rundir import find_run, write_atomic
@@ -55,7 +55,7 @@ def answers(speaker: Speaker, asked: list[dict[str, Any]], max_new_tokens: int) 
     Says how many ended only at `max_new_tokens`, and to how many prompts the model saw an end only.
     """
     prompts = [
-        Prompt(number, _tokens(speaker, record), "", record["where"])
+        TokenizedPrompt(number, _tokens(speaker, record), "", record["where"])
         for number, record in enumerate(asked)
     ]
     model, tokenizer = speaker.model, speaker.tokenizer

@@ -23,7 +23,7 @@ from launcher.evals.decoding import Decoding
 from launcher.evals.further import TRAIN
 from launcher.evals.journal import Journal
 from launcher.evals.metric import Metric, make_metrics, score_all
-from launcher.evals.records import Generation, Prompt, Results
+from launcher.evals.records import Generation, Results, TokenizedPrompt
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
 from launcher.model.load import model_source
@@ -68,7 +68,7 @@ class Evaluator:
             range(count if config.eval.limit is None else min(config.eval.limit, count))
         )
         self._generates = any(metric.needs == "generation" for metric in self.metrics)
-        self._prompts: list[Prompt] | None = None
+        self._prompts: list[TokenizedPrompt] | None = None
         #: evaluators of records beyond the held-out ones, by split.
         self.further: dict[str, Evaluator] = {}
 
@@ -207,7 +207,7 @@ class Evaluator:
         """Evaluation keeps no activations, so twice a training row fits where training fits."""
         return max(self.plan.max_length, 2 * self.plan.micro_batch * self.plan.max_length)
 
-    def prompts(self, model: Any) -> list[Prompt]:
+    def prompts(self, model: Any) -> list[TokenizedPrompt]:
         """The validation records that ask for an answer, at most `eval.generate_limit`."""
         if self._prompts is None:
             self._prompts = []
@@ -218,7 +218,7 @@ class Evaluator:
                 if split is not None:
                     reference = self.tokenizer.decode(split[1], skip_special_tokens=True)
                     where = self.cache.where(record)
-                    self._prompts.append(Prompt(record, split[0], reference, where))
+                    self._prompts.append(TokenizedPrompt(record, split[0], reference, where))
         return self._prompts
 
     def _split(self, record: int) -> tuple[list[int], list[int]] | None:

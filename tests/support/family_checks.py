@@ -30,7 +30,7 @@ from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.load import load_model
@@ -372,7 +372,8 @@ def check_generation(one: Subject, words: list[str]) -> None:
     decoding = Decoding(max_new_tokens=8)
     stops = find_stop_tokens(began.model, tokenizer)
     prompts = [
-        Prompt(record, one.cache.record(record)[0].tolist(), "", str(record)) for record in (0, 2)
+        TokenizedPrompt(record, one.cache.record(record)[0].tolist(), "", str(record))
+        for record in (0, 2)
     ]
     wanted = {}
     try:

@@ -16,14 +16,14 @@ from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 from launcher.evals.runner import gather
 from launcher.model.load import load_model
 from launcher.train import distributed, gathered
 from launcher.train.engine import Engine, connect
 from support.configs import make_config
 
-PROMPTS = [Prompt(i, list(range(10 + i, 15 + 4 * i)), "", f"d:{i}") for i in range(7)]
+PROMPTS = [TokenizedPrompt(i, list(range(10 + i, 15 + 4 * i)), "", f"d:{i}") for i in range(7)]
 #: name -> stage, eval.gather_weights, eval.batch_tokens.
 CASES = {
     "zero0": (0, None, 150),
