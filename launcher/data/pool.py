@@ -16,7 +16,7 @@ from itertools import chain, islice
 from multiprocessing.connection import wait
 
 from launcher.data.sources import Chunk
-from launcher.data.worker import Batch, Worker
+from launcher.data.worker import EncodedChunk, Worker
 from launcher.errors import OutOfMemoryError
 
 #: With no more chunks than this, starting processes costs more than it gains.
@@ -27,7 +27,7 @@ AHEAD = 3
 
 def work(
     worker: Worker, chunks: Iterator[Chunk], processes: int
-) -> Generator[tuple[Chunk, list[Batch]], None, None]:
+) -> Generator[tuple[Chunk, list[EncodedChunk]], None, None]:
     """Each chunk with its batches, in the order of `chunks`.
 
     Memory is bounded by the chunks under way. Raises `OutOfMemoryError` when a process was killed.
@@ -42,7 +42,7 @@ def work(
     pool = ProcessPoolExecutor(
         processes, multiprocessing.get_context(method), initializer=_begin, initargs=(worker,)
     )
-    pending: deque[tuple[Chunk, Future[list[Batch]]]] = deque()
+    pending: deque[tuple[Chunk, Future[list[EncodedChunk]]]] = deque()
     try:
         for chunk in chain(first, chunks):
             pending.append((chunk, pool.submit(_run, chunk)))
@@ -81,5 +81,5 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _run(chunk: Chunk) -> list[Batch]:
+def _run(chunk: Chunk) -> list[EncodedChunk]:
     return _worker(chunk)

@@ -16,7 +16,7 @@ from launcher.data.cache import Column, Counts, Index, TokenCache
 from launcher.data.masking import told
 from launcher.data.mixture import MixedOrder, make_order
 from launcher.data.turn_ends import TurnEnds
-from launcher.data.worker import Batch, Fate
+from launcher.data.worker import EncodedChunk, Fate
 from launcher.data.writing import CacheWriter
 from launcher.errors import DataError
 
@@ -112,7 +112,7 @@ class SplitWriter:
         """Close the files; without `finish` before, what they hold is no cache."""
         self._cache.close()
 
-    def add(self, file: int, batch: Batch) -> None:
+    def add(self, file: int, batch: EncodedChunk) -> None:
         """Write a batch of records of one file.
 
         Raises `DataError` for a bad record, or when every token is learned where that is a mistake.
@@ -184,7 +184,7 @@ class SplitWriter:
             index.turn_ends = self._ends.counts
         return self._cache.finish(index)
 
-    def _report(self, file: int, batch: Batch) -> None:
+    def _report(self, file: int, batch: EncodedChunk) -> None:
         for number, (_, line, reason) in enumerate(batch.bad, self.counts.skipped):
             where = f"{self._files[file]}:{line}"
             if self._stop:
@@ -205,7 +205,7 @@ class SplitWriter:
             where = f"{self._files[file]}:{batch.spelled[0][1]}"
             say(f"prepare: warning: {where}: a text spells a special token, and is kept as text")
 
-    def _look_at(self, file: int, batch: Batch) -> None:
+    def _look_at(self, file: int, batch: EncodedChunk) -> None:
         """Keep the batch's first record as an example, and see that its end is learned."""
         where = f"{self._files[file]}:{batch.origins[0, 1]}"
         tokens, targets = batch.tokens[: batch.lengths[0]], batch.targets[: batch.lengths[0]]

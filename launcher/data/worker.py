@@ -81,7 +81,7 @@ class Options:
 
 
 @dataclass(slots=True)
-class Batch:
+class EncodedChunk:
     """One side of a chunk. `pieces` says how many sequences each of the records read has become."""
 
     tokens: NDArray[np.int32]
@@ -104,11 +104,11 @@ class Batch:
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """Of each of the objective's columns the values of every sequence."""
 
-    def first(self, records: int) -> Batch:
+    def first(self, records: int) -> EncodedChunk:
         """The batch as if only its first `records` records had been read."""
         kept = int(self.pieces[:records].sum())
         tokens = int(self.lengths[:kept].sum())
-        return Batch(
+        return EncodedChunk(
             self.tokens[:tokens],
             self.targets[:tokens],
             self.lengths[:kept],
@@ -142,7 +142,7 @@ class Worker:
     def __reduce__(self) -> Any:  # compiled templates cannot be sent to a process
         return Worker, (self._tokenizer, self._options)
 
-    def __call__(self, chunk: Chunk) -> list[Batch]:
+    def __call__(self, chunk: Chunk) -> list[EncodedChunk]:
         """All records of the chunk. With bad_records=stop, those behind the first bad one are
         left."""
         lines: list[int] = []
@@ -185,7 +185,7 @@ class Worker:
         file: int,
         side: int,
         records: Sequence[tuple[int, Encoded | BadRecord, float]],
-    ) -> Batch:
+    ) -> EncodedChunk:
         fates = np.zeros(len(records), np.uint8)
         counts = np.zeros(len(records), np.int32)
         done: list[Piece] = []
@@ -215,7 +215,7 @@ class Worker:
             bits += [kinds_as_bits(item.left_out)] * len(pieces)
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
-        return Batch(
+        return EncodedChunk(
             _joined([piece.tokens for piece in done], np.int32),
             _joined([piece.targets for piece in done], np.uint8),
             np.array([len(piece.tokens) for piece in done], np.int32),
