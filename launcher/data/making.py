@@ -22,7 +22,7 @@ from launcher.data.reading import Cursor, Reading, first_of
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
 from launcher.data.split import SplitWriter, say
-from launcher.data.worker import Options, Worker
+from launcher.data.worker import EncodingOptions, Worker
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import LAYOUT_VERSION, Part
 from launcher.rundir import fsync_folder, storage_errors
@@ -160,9 +160,9 @@ def _progress(
     say(f"prepare: {read:,} records, {tokens:,} tokens{done}, {rate:,.0f} tokens/s")
 
 
-def _options(config: Config, part: Part, format_name: str) -> Options:
+def _options(config: Config, part: Part, format_name: str) -> EncodingOptions:
     data, own = config.data, config.objective
-    return Options(
+    return EncodingOptions(
         format=format_name,
         columns=part.item.columns,
         labels=data.labels,

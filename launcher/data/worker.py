@@ -62,7 +62,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class EncodingOptions:
     """What decides how a record becomes tokens."""
 
     format: str
@@ -129,7 +129,7 @@ class Worker:
     """Calls with a `Chunk` give its batches: [train], or [train, validation] if a share is held
     out."""
 
-    def __init__(self, tokenizer: Any, options: Options) -> None:
+    def __init__(self, tokenizer: Any, options: EncodingOptions) -> None:
         self._tokenizer = tokenizer
         self._options = options
         own = typed.objective(options.objective)
