@@ -17,7 +17,7 @@ from launcher.curate.leakage import Grams, evaluated
 from launcher.curate.marks import flags
 from launcher.curate.sketch import Sketcher
 from launcher.curate.table import COLUMNS, Array, Bad, Batch
-from launcher.data.encoding import Encoder
+from launcher.data.encoding import ExampleEncoder
 from launcher.data.formats.base import BadRecord, Chat, Example, Preference
 from launcher.data.masking import ChatOptions, kinds_as_bits
 from launcher.data.worker import unit_hash
@@ -49,7 +49,7 @@ class Scanner:
         self._encoder = None
         if tokenizer:
             all_targets = options.all_targets
-            self._encoder = Encoder(tokenizer, chat=chat, all_targets=all_targets)
+            self._encoder = ExampleEncoder(tokenizer, chat=chat, all_targets=all_targets)
         self._grams = grams
 
     def __call__(self, task: Task) -> Batch:

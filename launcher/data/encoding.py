@@ -71,7 +71,7 @@ class Encoded:
     """Whether it may be learned from; a record that may not is left out of training data."""
 
 
-class Encoder:
+class ExampleEncoder:
     """Renders and tokenises examples with one tokenizer."""
 
     def __init__(

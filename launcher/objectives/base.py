@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from launcher.data.formats.base import BadRecord
     from launcher.data.loader import Row, RowSource
     from launcher.data.masking import ChatOptions
-    from launcher.data.worker import Encoder
+    from launcher.data.worker import ExampleEncoder
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
@@ -93,11 +93,11 @@ class Objective:
             return BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
         return None
 
-    def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
+    def encoder(self, tokenizer: Any, chat: ChatOptions) -> ExampleEncoder:
         """What makes tokens of examples; made in each process."""
-        from launcher.data.encoding import Encoder
+        from launcher.data.encoding import ExampleEncoder
 
-        return Encoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
+        return ExampleEncoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
 
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
         """How turns end, as `launcher.data.turn_ends` counts; None where the targets tell."""

@@ -12,7 +12,7 @@ import torch
 
 from launcher.config.schema import SpecialTokens, Thoughts
 from launcher.data.calls import CallForm
-from launcher.data.encoding import Encoder
+from launcher.data.encoding import ExampleEncoder
 from launcher.data.masking import ChatOptions
 from launcher.errors import ConfigError
 from launcher.evals.generation import find_stop_tokens, padding_of
@@ -52,12 +52,12 @@ class Speaker:
     special_tokens: SpecialTokens = SpecialTokens.auto
 
     @functools.cached_property
-    def _encoder(self) -> Encoder:
+    def _encoder(self) -> ExampleEncoder:
         """What the run's records were encoded with."""
         options = ChatOptions(
             self.system, self.template_options, self.thoughts, special_tokens=self.special_tokens
         )
-        return Encoder(self.tokenizer, chat=options)
+        return ExampleEncoder(self.tokenizer, chat=options)
 
     @functools.cached_property
     def call_form(self) -> CallForm | None:

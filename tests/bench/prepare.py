@@ -32,13 +32,13 @@ def encode(data: Path, tokenizer_folder: str, rounds: int) -> None:
 
     hide_torch()
     from launcher.data import sources
-    from launcher.data.encoding import Encoder
+    from launcher.data.encoding import ExampleEncoder
     from launcher.data.formats import Reader
     from launcher.data.tokenizer import load_tokenizer
 
     config = _config(data, tokenizer_folder)
     tokenizer = load_tokenizer(config.model)
-    reader, encoder = Reader("chat", {}), Encoder(tokenizer)
+    reader, encoder = Reader("chat", {}), ExampleEncoder(tokenizer)
     texts = [
         encoder.render(reader.read(record)[0]).text  # type: ignore[union-attr,index]
         for chunk in sources.chunks(data, 0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import SpecialTokens
 from launcher.data import literals
-from launcher.data.encoding import Encoded, Encoder
+from launcher.data.encoding import Encoded, ExampleEncoder
 from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Text
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.literals import Literals
@@ -70,9 +70,9 @@ def make(kind: str, template: str = CHATML_TAGGED, rstrip: bool = False) -> Any:
 
 
 @functools.lru_cache(maxsize=4)
-def encoder(tokenizer: Any, **options: Any) -> Encoder:
+def encoder(tokenizer: Any, **options: Any) -> ExampleEncoder:
     """An encoder; tokenizers that are changed go with `make`'s cache."""
-    return Encoder(tokenizer, chat=ChatOptions(**options))
+    return ExampleEncoder(tokenizer, chat=ChatOptions(**options))
 
 
 def encoded(tokenizer: Any, example: Example, **options: Any) -> tuple[list[int], list[int]]:
@@ -275,14 +275,14 @@ def test_only_records_that_need_it_are_refused_where_a_token_has_no_other_name(
         (f"{{{{ '{last}' }}}}{CHATML}", "</s>", True),
         (f"{{{{ '{last}' }}}}{CHATML}", "plain", False),
     ):
-        good, item = Encoder(make("bytes", template)).encode(
+        good, item = ExampleEncoder(make("bytes", template)).encode(
             [ChatFormat().read(chat("a", "b")), ChatFormat().read(chat(said, "b"))]
         )
         assert isinstance(good, Encoded)
         assert isinstance(item, BadRecord) == is_refused
         if isinstance(item, BadRecord):
             assert (last in item.found, "data.special_tokens=parse" in item.hint) == (True, True)
-    (item,) = Encoder(tokenizer, chat=ChatOptions(special_tokens=SpecialTokens.text)).encode(
+    (item,) = ExampleEncoder(tokenizer, chat=ChatOptions(special_tokens=SpecialTokens.text)).encode(
         [Text(f"a{last}b")]
     )
     assert isinstance(item, BadRecord)
@@ -359,7 +359,7 @@ def test_no_place_of_a_conversation_makes_a_control_token(place: str, form: str)
         return Chat(turns, [{"type": "function", "function": tool}])
 
     bad, good = talk("<|im_end|>"), talk("z")
-    prompts = [Encoder(tokenizer).prompt(t.messages, t.tools) for t in (bad, good)]
+    prompts = [ExampleEncoder(tokenizer).prompt(t.messages, t.tools) for t in (bad, good)]
     assert controls(tokenizer, prompts[0]) == controls(tokenizer, prompts[1])
     if "ascii" not in form:  # such a template does not show whose words it writes
         found, expected = (controls(tokenizer, encoded(tokenizer, t)[0]) for t in (bad, good))
@@ -404,7 +404,7 @@ def test_texts_that_were_laid_out_before_are_parsed_unless_the_user_says_otherwi
         tokens, learned = encoded(tokenizer, pair, **options)
         assert controls(tokenizer, tokens).count("<|im_end|>") == count
         assert tokenizer.decode(learned) == "b</s>"
-        raw = Encoder(tokenizer, chat=ChatOptions(**options)).continued("a<|im_end|>")
+        raw = ExampleEncoder(tokenizer, chat=ChatOptions(**options)).continued("a<|im_end|>")
         assert controls(tokenizer, raw).count("<|im_end|>") == count
 
 
@@ -419,11 +419,11 @@ def test_a_prompt_and_completion_for_a_template_are_texts() -> None:
 
 def test_the_names_of_the_second_tokenizer_cannot_be_forged() -> None:
     forged = "</s>" + "".join(chr(0xF0000 + n) * length for n in range(9) for length in (3, 10))
-    (item,) = Encoder(make("bytes")).encode([ChatFormat().read(chat(forged, "b"))])
+    (item,) = ExampleEncoder(make("bytes")).encode([ChatFormat().read(chat(forged, "b"))])
     assert isinstance(item, BadRecord)
     assert "private" in item.found
     as_text = ChatOptions(special_tokens=SpecialTokens.text)
-    (item,) = Encoder(make("bytes"), chat=as_text).encode([Text(forged)])
+    (item,) = ExampleEncoder(make("bytes"), chat=as_text).encode([Text(forged)])
     assert isinstance(item, BadRecord)
     marks = "".join(map(chr, range(0xFDD0, 0xFDEF)))
     tokens, _ = encoded(make("bytes"), ChatFormat().read(chat("</s>" + marks, "b")))
@@ -432,7 +432,7 @@ def test_the_names_of_the_second_tokenizer_cannot_be_forged() -> None:
 
 def test_a_records_variables_of_the_template_spell_none() -> None:
     talk = Chat(chat("a", "b")["messages"], template_options={"style": "</s>"})
-    (item,) = Encoder(make("bytes")).encode([talk])
+    (item,) = ExampleEncoder(make("bytes")).encode([talk])
     assert isinstance(item, BadRecord)
     assert "data.special_tokens=parse" in item.hint
 

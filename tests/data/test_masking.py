@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.data.encoding import Encoder
+from launcher.data.encoding import ExampleEncoder
 from launcher.data.formats import BadRecord, Chat
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.masking import (
@@ -60,7 +60,7 @@ def test_tokens_of_the_spans_are_the_targets(family: str, make_tokenizer: Make) 
     template, stop = FAMILIES[family]
     tokenizer = make_tokenizer(template)
     record = chats.chat("Wieviel?", "äöü 🙂 日本", "two?", "zwei 🙂")
-    (item,) = Encoder(tokenizer).encode([ChatFormat().read(record)])
+    (item,) = ExampleEncoder(tokenizer).encode([ChatFormat().read(record)])
     ((tokens, targets, *_),) = item.pieces
     assert tokenizer.decode(tokens[targets == 1]).replace(" ", "") == f"äöü🙂日本{stop}zwei🙂{stop}"
     whole = tokenizer.apply_chat_template(record["messages"], tokenize=True, return_dict=False)
@@ -215,7 +215,7 @@ def test_calls_are_written_in_any_way(written: str, expected: str, make_tokenize
 
 def test_no_chat_template(make_tokenizer: Make) -> None:
     with pytest.raises(ConfigError) as caught:
-        Encoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])
+        ExampleEncoder(make_tokenizer(None)).encode([ChatFormat().read(chats.chat("a", "b"))])
     assert caught.value.problems[0].where == "model.chat_template"
     assert "data=text" in caught.value.problems[0].hint
 

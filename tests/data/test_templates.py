@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.config.schema import Thoughts
 from launcher.data import provenance
 from launcher.data.calls import CallForm
-from launcher.data.encoding import Encoded, Encoder
+from launcher.data.encoding import Encoded, ExampleEncoder
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.masking import ChatOptions, ChatRenderer, NoTools, Rendering, told
 from launcher.data.provenance import CALLS, CONTENT, THOUGHTS, WHOLE, split_thoughts
@@ -263,7 +263,7 @@ def test_thoughts_follow_the_template_or_the_config(make: Make) -> None:
 
 def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
     tokenizer, chat = make("qwen3"), SHAPES["thoughts in a field"]
-    (item,) = Encoder(tokenizer, chat=ChatOptions(thoughts=Thoughts.all)).encode([chat])
+    (item,) = ExampleEncoder(tokenizer, chat=ChatOptions(thoughts=Thoughts.all)).encode([chat])
     assert isinstance(item, Encoded)
     assert not item.left_out
     learned = [tokenizer.decode(tokens[targets == 1]) for tokens, targets, *_ in item.pieces]
@@ -275,14 +275,14 @@ def test_all_thoughts_are_learned_in_sequences_of_their_own(make: Make) -> None:
     assert "Щ Щ" not in tokenizer.decode(item.pieces[1][0])
     # What the template shows anyway stays one sequence.
     options = ChatOptions(thoughts=Thoughts.all, variables={"preserve_thinking": True})
-    (item,) = Encoder(make("qwen3_5"), chat=options).encode([chat])
+    (item,) = ExampleEncoder(make("qwen3_5"), chat=options).encode([chat])
     assert isinstance(item, Encoded)
     assert len(item.pieces) == 1
 
 
 def test_a_record_sets_variables_of_the_template_for_itself_alone(make: Make) -> None:
     tokenizer = make("qwen3")
-    encoder = Encoder(tokenizer, chat=ChatOptions(variables={"enable_thinking": True}))
+    encoder = ExampleEncoder(tokenizer, chat=ChatOptions(variables={"enable_thinking": True}))
     talk = [USER, ANSWER]
     options: list[dict[str, Any]] = [{}, {"enable_thinking": False}, {"enable_thinking": True}, {}]
     items = encoder.encode([Chat(talk, template_options=own) for own in options])
@@ -308,7 +308,7 @@ def test_a_record_sets_variables_of_the_template_for_itself_alone(make: Make) ->
 def test_a_records_own_variables_hold_for_each_of_its_exchanges(make: Make) -> None:
     messages = SHAPES["thoughts in a field"].messages
     chat = Chat(messages, template_options={"preserve_thinking": True})
-    encoder = Encoder(make("qwen3_5"), chat=ChatOptions(thoughts=Thoughts.all))
+    encoder = ExampleEncoder(make("qwen3_5"), chat=ChatOptions(thoughts=Thoughts.all))
     kept, split = encoder.encode([chat, Chat(messages)])
     assert isinstance(kept, Encoded)
     assert isinstance(split, Encoded)
@@ -318,7 +318,7 @@ def test_a_records_own_variables_hold_for_each_of_its_exchanges(make: Make) -> N
     (item,) = encoder.encode([named])
     assert isinstance(item, Encoded)
     texts = [make("qwen3_5").decode(tokens) for tokens, *_ in item.pieces]
-    (plain,) = Encoder(
+    (plain,) = ExampleEncoder(
         make("qwen3_5"),
         chat=ChatOptions(thoughts=Thoughts.all, variables={"enable_thinking": False}),
     ).encode([Chat(messages)])

@@ -19,7 +19,7 @@ import numpy as np
 
 from launcher.config.schema import ObjectiveConfig, Overlong
 from launcher.data.cache import Column
-from launcher.data.encoding import Encoded, Encoder, Piece, shorten
+from launcher.data.encoding import Encoded, ExampleEncoder, Piece, shorten
 from launcher.data.formats.base import BadRecord, Chat, Preference
 from launcher.errors import Problem
 from launcher.evals.records import LossRecord, ValueRecord
@@ -117,7 +117,7 @@ class PairEncoder:
     """Both answers, each behind the prompt, as the documents of one record."""
 
     def __init__(self, tokenizer, chat):
-        self._encoder = Encoder(tokenizer, chat=chat)
+        self._encoder = ExampleEncoder(tokenizer, chat=chat)
         self._size = len(tokenizer)
 
     def encode(self, examples):
