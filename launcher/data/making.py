@@ -18,7 +18,7 @@ from launcher.config.schema.typed import to_dict
 from launcher.data.cache import Index
 from launcher.data.masking import ChatOptions
 from launcher.data.pool import work
-from launcher.data.reading import Cursor, Reading, first_of
+from launcher.data.reading import Cursor, PartReader, first_of
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
 from launcher.data.split import SplitWriter, say
@@ -39,7 +39,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
     Raises `DataError` for data that cannot be trained on; after any other error, and after a kill,
     a later call goes on from the last whole segment.
     """
-    reading = Reading(part, config)
+    reading = PartReader(part, config)
     objective = variants.objective(config.objective)
     index = Index(
         key="",
@@ -102,7 +102,7 @@ def _stamp(key: str) -> Any:
 
 
 def _read_all(
-    worker: Worker, reading: Reading, writers: list[SplitWriter | None], processes: int
+    worker: Worker, reading: PartReader, writers: list[SplitWriter | None], processes: int
 ) -> None:
     """Run all chunks through the workers into the writers, from where another process left off."""
     active = [writer for writer in writers if writer]
@@ -130,7 +130,9 @@ def _read_all(
                 return
 
 
-def _take_up(active: list[SplitWriter], reading: Reading) -> tuple[Cursor | None, Iterator[Chunk]]:
+def _take_up(
+    active: list[SplitWriter], reading: PartReader
+) -> tuple[Cursor | None, Iterator[Chunk]]:
     """Where to go on and the chunks from there: behind the last segment that all writers have."""
     common = 0
     for cursors in zip(*(writer.cursors for writer in active), strict=False):

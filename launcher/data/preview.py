@@ -17,7 +17,7 @@ from launcher.config.derive import items
 from launcher.config.schema import Config, OnBadRecord, variants
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord
-from launcher.data.reading import DETECT_RECORDS, Reading
+from launcher.data.reading import DETECT_RECORDS, PartReader
 from launcher.errors import ExitCode, LauncherError, Problem
 from launcher.fingerprint import Part, located
 from launcher.rundir import RunDir, write_json
@@ -46,7 +46,7 @@ def problems(config: Config) -> Iterator[Problem]:
 
 
 def _first(config: Config, part: Part) -> Iterator[Problem]:
-    reading = Reading(part, config)
+    reading = PartReader(part, config)
     if config.data.bad_records is OnBadRecord.skip:
         return
     objective = variants.objective(config.objective)

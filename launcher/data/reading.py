@@ -21,7 +21,7 @@ Cursor = list[int]
 """File, how many of its chunks are done, and the number of the first record of the last of them."""
 
 
-class Reading:
+class PartReader:
     """All chunks of a part, whose files must have one format."""
 
     def __init__(self, part: Part, config: Config) -> None:
