@@ -32,7 +32,7 @@ from launcher.errors import LauncherError, StorageError
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.rundir import RunDir, fsync_folder, read_json, storage_errors, write_json
 from launcher.train import distributed
-from launcher.train.engine import Engine, Piece
+from launcher.train.engine import Engine, ParameterShard
 
 VERSION = 1
 _TEMPORARY = ".writing-"
@@ -207,7 +207,7 @@ def _write_rank(
     return written
 
 
-def _weight_fragments(pieces: list[Piece]) -> Iterator[Fragment]:
+def _weight_fragments(pieces: list[ParameterShard]) -> Iterator[Fragment]:
     for piece in pieces:
         yield Fragment(
             piece.name,
@@ -218,7 +218,7 @@ def _weight_fragments(pieces: list[Piece]) -> Iterator[Fragment]:
         )
 
 
-def _state_fragments(pieces: list[Piece], state: Any) -> Iterator[Fragment]:
+def _state_fragments(pieces: list[ParameterShard], state: Any) -> Iterator[Fragment]:
     for piece in pieces:
         for key, value in state.get(piece.flat, {}).items():
             if _is_laid_out_like(value, piece.flat):

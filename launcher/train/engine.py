@@ -30,7 +30,7 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class ParameterShard:
     """This rank's part of a trained parameter: `numel` elements of it, flattened, from `offset`.
 
     They lie in the fp32 master `flat` from `flat_offset` on; optimizer state has the same layout.
@@ -200,7 +200,7 @@ class Engine:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return inner
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[ParameterShard]:
         """This rank's share of every trained parameter; under stage 0 each rank has everything."""
         wrapper = self._engine.optimizer
         if self.zero == 3:
@@ -210,7 +210,7 @@ class Engine:
         else:
             yield from self._pieces_flat(wrapper)
 
-    def _pieces_stage0(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_stage0(self, wrapper: Any) -> Iterator[ParameterShard]:
         if hasattr(wrapper, "fp32_groups"):  # 16 bit: fp32 masters beside the model's weights
             pairs = [
                 pair
@@ -220,9 +220,11 @@ class Engine:
         else:
             pairs = [(p, p) for group in wrapper.param_groups for p in group["params"]]
         for param, master in pairs:
-            yield Piece(self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0)
+            yield ParameterShard(
+                self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0
+            )
 
-    def _pieces_flat(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_flat(self, wrapper: Any) -> Iterator[ParameterShard]:
         flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
         groups = getattr(wrapper, "bit16_groups", None)
         if flats is None:
@@ -234,7 +236,7 @@ class Engine:
                 if mapping is None:  # lies wholly on other ranks
                     continue
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield Piece(
+                yield ParameterShard(
                     self._names[id(param)],
                     tuple(param.shape),
                     low.start,
@@ -243,7 +245,7 @@ class Engine:
                     high.start,
                 )
 
-    def _pieces_stage3(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_stage3(self, wrapper: Any) -> Iterator[ParameterShard]:
         param: Any  # DeepSpeed adds the shape and size of the whole to a sharded parameter
         for param in self.module.parameters():
             if not param.requires_grad:
@@ -253,7 +255,7 @@ class Engine:
             valid = min(numel, param.ds_numel - offset)  # the last ranks' parts are padded
             if valid > 0:
                 flat = wrapper.fp32_partitioned_groups_flat[group]
-                yield Piece(
+                yield ParameterShard(
                     self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start
                 )
 

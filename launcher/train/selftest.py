@@ -17,7 +17,7 @@ from launcher.model.adapter import inner_model
 from launcher.model.head import Head
 from launcher.objectives.base import Objective
 from launcher.train.distributed import gather_objects
-from launcher.train.engine import Piece
+from launcher.train.engine import ParameterShard
 from launcher.train.isolation import as_refusal
 
 #: Records that the one of the check is chosen from.
@@ -97,7 +97,7 @@ def _is_set_to_zero(model: nn.Module, module: nn.Module) -> bool:
     return not embedding.weight[0].any()
 
 
-def silent_adapters(pieces: Iterable[Piece]) -> list[str]:
+def silent_adapters(pieces: Iterable[ParameterShard]) -> list[str]:
     """Adapters that the first step has left as they began, so that no gradient reaches them.
 
     The outer matrix of an adapter begins at zero. `pieces` are this rank's; all ranks call it.

@@ -10,7 +10,7 @@ from launcher.errors import ConfigError
 from launcher.model.head import TargetHead
 from launcher.objectives.sft import Sft
 from launcher.peft.lora import apply
-from launcher.train.engine import Piece
+from launcher.train.engine import ParameterShard
 from launcher.train.selftest import require_trainable, silent_adapters
 from support import caches
 from support.families import small_config
@@ -60,7 +60,7 @@ def test_an_adapter_that_the_first_step_left_at_zero_is_named():
     flat = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.0, -1e-9])
 
     def piece(name, start, size):
-        return Piece(name, (size,), 0, size, flat, start)
+        return ParameterShard(name, (size,), 0, size, flat, start)
 
     pieces = [
         piece("layers.0.q_proj.lora_A.default.weight", 0, 2),
