@@ -20,7 +20,7 @@ SHORTEST_S, LONGEST_S = 3600, 2_592_000
 UNKNOWN = "unknown_parameter"
 
 
-class Said(BaseModel):
+class RequestBody(BaseModel):
     """Base of what clients send. Nothing is dropped unsaid: a member that nobody knows is refused,
     with the names that are near."""
 
@@ -42,7 +42,7 @@ def _place(model: type[BaseModel], name: str) -> str | None:
     """Where below a model a member of this name stands."""
     for own, field in model.model_fields.items():
         for inner in get_args(field.annotation) or (field.annotation,):
-            if not (isinstance(inner, type) and issubclass(inner, Said)):
+            if not (isinstance(inner, type) and issubclass(inner, RequestBody)):
                 continue
             below = name if name in inner.model_fields else _place(inner, name)
             if below:
@@ -102,7 +102,7 @@ class Deleted(BaseModel):
     deleted: bool = True
 
 
-class ExpiresAfter(Said):
+class ExpiresAfter(RequestBody):
     """When a file is to go."""
 
     anchor: Literal["created_at"]
@@ -132,7 +132,7 @@ class Part(BaseModel):
     upload_id: str
 
 
-class NewUpload(Said):
+class NewUpload(RequestBody):
     """Body of POST /v1/uploads."""
 
     bytes: Annotated[int, Field(ge=1, strict=True)]
@@ -142,7 +142,7 @@ class NewUpload(Said):
     expires_after: ExpiresAfter | None = None
 
 
-class Completion(Said):
+class Completion(RequestBody):
     """Body of POST /v1/uploads/{id}/complete."""
 
     part_ids: Annotated[list[str], Field(min_length=1, max_length=10_000)]

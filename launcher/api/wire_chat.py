@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field
 
 from launcher.api.failure import ApiError, unknown_member
 from launcher.api.talker import Line
-from launcher.api.wire import Said
+from launcher.api.wire import RequestBody
 from launcher.errors import did_you_mean
 
 #: Longest answer to a plain prompt unless the client says otherwise, as at OpenAI.
@@ -18,7 +18,7 @@ MAX_STOP = 4
 Tokens = Annotated[int, Field(ge=1, le=1 << 30)]
 
 
-class Spoken(Said):
+class Spoken(RequestBody):
     """What goes to a model: texts as long as a body may be."""
 
     model_config = ConfigDict(str_max_length=None)

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from launcher.api.tables import Event, Job, JobState, Model, now
-from launcher.api.wire import Said
+from launcher.api.wire import RequestBody
 
 
 def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -38,7 +38,7 @@ _AUTO: Any = "auto"
 Label = Annotated[str, Field(max_length=64)]
 
 
-class Hyperparameters(Said):
+class Hyperparameters(RequestBody):
     """How long and how fast to train; `auto` follows from the number of examples."""
 
     n_epochs: Annotated[
@@ -64,13 +64,13 @@ class Hyperparameters(Said):
     ] = _AUTO
 
 
-class Supervised(Said):
+class Supervised(RequestBody):
     """The method `supervised`."""
 
     hyperparameters: Hyperparameters | None = None
 
 
-class Method(Said):
+class Method(RequestBody):
     """How to fine-tune. Only `supervised` is offered; the others are refused by name."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
@@ -86,7 +86,7 @@ class Method(Said):
         return self
 
 
-class WandbIntegration(Said):
+class WandbIntegration(RequestBody):
     """Where the run is shown in Weights & Biases."""
 
     project: Annotated[str, Field(min_length=1, max_length=128)]
@@ -97,14 +97,14 @@ class WandbIntegration(Said):
     )
 
 
-class Integration(Said):
+class Integration(RequestBody):
     """A service that follows the job."""
 
     type: Literal["wandb"]
     wandb: WandbIntegration
 
 
-class NewJob(Said):
+class NewJob(RequestBody):
     """What a client asks for."""
 
     training_file: Annotated[str, Field(max_length=256)]
