@@ -65,7 +65,7 @@ class Bounded(Page[Item], Generic[Item]):
     last_id: str | None
 
 
-class Problem(BaseModel):
+class ErrorView(BaseModel):
     """What is wrong."""
 
     message: str
@@ -77,7 +77,7 @@ class Problem(BaseModel):
 class Envelope(BaseModel):
     """Every answer that is an error."""
 
-    error: Problem
+    error: ErrorView
 
 
 class File(BaseModel):
