@@ -166,6 +166,6 @@ def require_purpose(purpose: str | None) -> str:
     return purpose
 
 
-def shown(file: File) -> wire.File:
+def shown(file: File) -> wire.FileView:
     """The file as clients see it."""
-    return wire.File.model_validate(file, from_attributes=True)
+    return wire.FileView.model_validate(file, from_attributes=True)

@@ -80,7 +80,7 @@ class Envelope(BaseModel):
     error: ErrorView
 
 
-class File(BaseModel):
+class FileView(BaseModel):
     """A file of the project."""
 
     id: str
@@ -120,7 +120,7 @@ class Upload(BaseModel):
     filename: str
     purpose: str
     status: Literal["pending", "completed", "cancelled", "expired"]
-    file: File | None = None
+    file: FileView | None = None
 
 
 class Part(BaseModel):

@@ -60,7 +60,7 @@ async def create(
     caller: Asking,
     workers: Working,
     key: retries.IdempotencyKey = None,
-) -> wire.File:
+) -> wire.FileView:
     """Upload a file: it is streamed to the store, and looked at if it is for fine-tuning."""
     project = caller.project_id
     async with received(
@@ -79,7 +79,7 @@ def index(
     limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
     order: Literal["asc", "desc"] = "desc",
     purpose: str | None = None,
-) -> wire.Bounded[wire.File]:
+) -> wire.Bounded[wire.FileView]:
     """The project's files."""
     with service.database.read() as session:
         found, more = files.page(
@@ -92,11 +92,11 @@ def index(
         )
         data = [files.shown(file) for file in found]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
-    return wire.Bounded[wire.File](data=data, has_more=more, first_id=first, last_id=last)
+    return wire.Bounded[wire.FileView](data=data, has_more=more, first_id=first, last_id=last)
 
 
 @router.get("/{file_id}")
-async def retrieve(file_id: str, service: Served, caller: Asking) -> wire.File:
+async def retrieve(file_id: str, service: Served, caller: Asking) -> wire.FileView:
     """One file. Clients poll for it, so no thread is changed for it where none is needed."""
     found = await service.database.ask(lambda s: files.find(s, caller.project_id, file_id))
     return files.shown(found)
@@ -135,7 +135,7 @@ def _insert(
     key: str | None,
     form: Form,
     content: Incoming,
-) -> wire.File:
+) -> wire.FileView:
     form.require_known("purpose", *_EXPIRES_AFTER.values())
     purpose = files.require_purpose(form.fields.get("purpose"))
     expires_after_s = _expires_after_s(form)
