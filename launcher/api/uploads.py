@@ -24,7 +24,7 @@ _PIECE = 1 << 20
 
 def create(
     service: Service, project_id: str, wanted: wire.NewUpload, key: str | None = None
-) -> wire.Upload:
+) -> wire.UploadView:
     """A new upload. `ApiError` 400 for a wrong purpose or too large a file."""
     purpose = files.require_purpose(wanted.purpose)
     limit = service.site.limits.upload_bytes
@@ -107,7 +107,7 @@ def add_part(
 
 def complete(
     service: Service, lookers: Lookers, project_id: str, upload_id: str, asked: wire.Completion
-) -> wire.Upload:
+) -> wire.UploadView:
     """Make a file of the parts, in the order asked for.
 
     Asked again, because the answer was lost or is late, it says the same. `ApiError` 400 if the
@@ -126,7 +126,7 @@ def complete(
 
 def _complete(
     service: Service, lookers: Lookers, project_id: str, upload_id: str, asked: wire.Completion
-) -> wire.Upload:
+) -> wire.UploadView:
     with service.database.read() as session:
         upload = find(session, project_id, upload_id)
         if upload.status == "completed":
@@ -162,7 +162,7 @@ def _complete(
     return answer
 
 
-def cancel(service: Service, project_id: str, upload_id: str) -> wire.Upload:
+def cancel(service: Service, project_id: str, upload_id: str) -> wire.UploadView:
     """Nothing can be added to it any more, and its parts are gone; asked again, the same."""
     with service.database.begin() as session:
         upload = find(session, project_id, upload_id, alone=True)
@@ -175,10 +175,10 @@ def cancel(service: Service, project_id: str, upload_id: str) -> wire.Upload:
     return answer
 
 
-def shown(session: Session, upload: Upload) -> wire.Upload:
+def shown(session: Session, upload: Upload) -> wire.UploadView:
     """The upload as clients see it."""
     file = session.scalar(select(File).where(File.id == upload.file_id)) if upload.file_id else None
-    return wire.Upload(
+    return wire.UploadView(
         id=upload.id,
         bytes=upload.bytes,
         created_at=upload.created_at,

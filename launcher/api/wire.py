@@ -109,7 +109,7 @@ class ExpiresAfter(RequestBody):
     seconds: Annotated[int, Field(ge=SHORTEST_S, le=LONGEST_S)]
 
 
-class Upload(BaseModel):
+class UploadView(BaseModel):
     """A file that comes in parts."""
 
     id: str

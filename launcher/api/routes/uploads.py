@@ -30,7 +30,7 @@ _FORM = {
 @router.post("")
 def create(
     wanted: wire.NewUpload, service: Served, caller: Asking, key: retries.IdempotencyKey = None
-) -> wire.Upload:
+) -> wire.UploadView:
     """Begin a file that comes in parts, within the hour."""
     return uploads.create(service, caller.project_id, wanted, key)
 
@@ -66,7 +66,7 @@ async def add_part(
 @router.post("/{upload_id}/complete")
 async def complete(
     upload_id: str, asked: wire.Completion, service: Served, caller: Asking, workers: Working
-) -> wire.Upload:
+) -> wire.UploadView:
     """Make a file of the parts, in this order."""
     return await to_thread.run_sync(
         uploads.complete,
@@ -80,7 +80,7 @@ async def complete(
 
 
 @router.post("/{upload_id}/cancel")
-def cancel(upload_id: str, service: Served, caller: Asking) -> wire.Upload:
+def cancel(upload_id: str, service: Served, caller: Asking) -> wire.UploadView:
     """Give the upload up."""
     return uploads.cancel(service, caller.project_id, upload_id)
 
