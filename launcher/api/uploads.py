@@ -75,7 +75,7 @@ def pending(session: Session, project_id: str, upload_id: str, *, alone: bool = 
 
 def add_part(
     service: Service, project_id: str, upload_id: str, content: Incoming, key: str | None = None
-) -> wire.Part:
+) -> wire.PartView:
     """A new part of what has come in."""
     service.store.prepare(content)
     asked = "part", upload_id, content.sha256
@@ -83,7 +83,7 @@ def add_part(
         made = retries.known(session, project_id, key, *asked)
         known = session.get(Part, made) if made is not None else None
         if known is not None:
-            return wire.Part.model_validate(known, from_attributes=True)
+            return wire.PartView.model_validate(known, from_attributes=True)
         quota.require_room(session, service.site, project_id, content.bytes)
         upload = pending(session, project_id, upload_id, alone=True)
         had = select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == upload_id)
@@ -102,7 +102,7 @@ def add_part(
         session.add(part)
         session.flush()
         retries.note(session, project_id, key, part.id, *asked)
-        return wire.Part.model_validate(part, from_attributes=True)
+        return wire.PartView.model_validate(part, from_attributes=True)
 
 
 def complete(

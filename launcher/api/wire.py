@@ -123,7 +123,7 @@ class UploadView(BaseModel):
     file: FileView | None = None
 
 
-class Part(BaseModel):
+class PartView(BaseModel):
     """A part of an upload."""
 
     id: str

@@ -43,7 +43,7 @@ async def add_part(
     caller: Asking,
     workers: Working,
     key: retries.IdempotencyKey = None,
-) -> wire.Part:
+) -> wire.PartView:
     """Add a part; parts may come at the same time."""
     await run_in_threadpool(_require_pending, service, caller.project_id, upload_id)
     limit = service.site.limits.part_bytes
