@@ -13,7 +13,7 @@ from launcher.api.failure import ApiError, missing_file
 from launcher.api.looking import Lookers
 from launcher.api.service import Service
 from launcher.api.store import Incoming, Store
-from launcher.api.tables import File, Part, Upload, now
+from launcher.api.tables import File, Upload, UploadPart, now
 
 RESULTS = "fine-tune-results"
 TRAINING = "fine-tune"
@@ -110,7 +110,7 @@ def collect(database: Database, store: Store, hashes: Iterable[str]) -> None:
         with database.begin() as session:
             Database.lock(session, sha256)
             named = select(File.sha256).where(File.sha256 == sha256)
-            named_by_part = select(Part.sha256).where(Part.sha256 == sha256)
+            named_by_part = select(UploadPart.sha256).where(UploadPart.sha256 == sha256)
             if session.execute(union(named, named_by_part)).first() is None:
                 store.delete(sha256)
 
@@ -132,15 +132,17 @@ def sweep(database: Database, store: Store) -> None:
     store.sweep(_GRACE_S)
     with database.read() as session:
         named = set(session.scalars(select(File.sha256))) | set(
-            session.scalars(select(Part.sha256))
+            session.scalars(select(UploadPart.sha256))
         )
     collect(database, store, set(store.hashes(_GRACE_S)) - named)
 
 
 def drop_parts(session: Session, upload: Upload) -> list[str]:
     """Delete the rows of an upload's parts; returns hashes for `collect`."""
-    hashes = list(session.scalars(select(Part.sha256).where(Part.upload_id == upload.id)))
-    session.execute(delete(Part).where(Part.upload_id == upload.id))
+    hashes = list(
+        session.scalars(select(UploadPart.sha256).where(UploadPart.upload_id == upload.id))
+    )
+    session.execute(delete(UploadPart).where(UploadPart.upload_id == upload.id))
     return hashes
 
 

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from launcher.api.database import Database
 from launcher.api.failure import ApiError
 from launcher.api.site import Quota, Site
-from launcher.api.tables import File, Job, JobState, Part, Project, Upload
+from launcher.api.tables import File, Job, JobState, Project, Upload, UploadPart
 
 #: Seconds after which a client may ask again for a job: one may have begun by then.
 _RETRY_S = 30
@@ -55,8 +55,8 @@ def require_room(
         return
     Database.lock(session, f"quota {project_id}")
     own = select(func.coalesce(func.sum(File.bytes), 0)).where(File.project_id == project_id)
-    parts = select(func.coalesce(func.sum(Part.bytes), 0)).where(
-        Part.upload_id == Upload.id, Upload.project_id == project_id, Upload.id != beside
+    parts = select(func.coalesce(func.sum(UploadPart.bytes), 0)).where(
+        UploadPart.upload_id == Upload.id, Upload.project_id == project_id, Upload.id != beside
     )
     stored = int(session.scalar(own) or 0) + int(session.scalar(parts) or 0)
     if stored + more > most:

@@ -114,7 +114,7 @@ class Upload(Base):
     file_id: Mapped[str | None]
 
 
-class Part(Base):
+class UploadPart(Base):
     """A part of an upload; its bytes lie in the store under `sha256`."""
 
     __tablename__ = "parts"

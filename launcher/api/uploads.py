@@ -15,7 +15,7 @@ from launcher.api.looking import Lookers
 from launcher.api.multipart import base_name
 from launcher.api.service import Service
 from launcher.api.store import Incoming
-from launcher.api.tables import File, Part, Upload, now
+from launcher.api.tables import File, Upload, UploadPart, now
 from launcher.errors import StorageError
 
 _LIVES_S = 3600
@@ -81,18 +81,20 @@ def add_part(
     asked = "part", upload_id, content.sha256
     with service.database.begin() as session:
         made = retries.known(session, project_id, key, *asked)
-        known = session.get(Part, made) if made is not None else None
+        known = session.get(UploadPart, made) if made is not None else None
         if known is not None:
             return wire.PartView.model_validate(known, from_attributes=True)
         quota.require_room(session, service.site, project_id, content.bytes)
         upload = pending(session, project_id, upload_id, alone=True)
-        had = select(func.coalesce(func.sum(Part.bytes), 0)).where(Part.upload_id == upload_id)
+        had = select(func.coalesce(func.sum(UploadPart.bytes), 0)).where(
+            UploadPart.upload_id == upload_id
+        )
         # Twice the file: a client that has lost an answer sends the part again.
         room = 2 * upload.bytes + service.site.limits.part_bytes
         if int(session.scalar(had) or 0) + content.bytes > room:
             raise ApiError(400, f"Upload {upload_id} was to have {upload.bytes:,} bytes.")
         files.keep(session, service.store, content)
-        part = Part(
+        part = UploadPart(
             id=new_id("part_"),
             upload_id=upload_id,
             sha256=content.sha256,
@@ -193,7 +195,7 @@ def shown(session: Session, upload: Upload) -> wire.UploadView:
 def _hashes(session: Session, upload: Upload, part_ids: list[str]) -> list[str]:
     if len(set(part_ids)) < len(part_ids):
         raise ApiError(400, "A part is named twice.", param="part_ids")
-    rows = session.scalars(select(Part).where(Part.upload_id == upload.id))
+    rows = session.scalars(select(UploadPart).where(UploadPart.upload_id == upload.id))
     parts = {part.id: part for part in rows}
     for part_id in part_ids:
         if part_id not in parts:
