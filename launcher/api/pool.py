@@ -48,7 +48,7 @@ class _Place:
     timer: asyncio.TimerHandle | None = None
 
 
-class Pool:
+class ModelPool:
     """The models of a service, for `async with`; all end with the block."""
 
     def __init__(self, service: Service) -> None:
@@ -61,7 +61,7 @@ class Pool:
         self._asked: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
 
-    async def __aenter__(self) -> Pool:
+    async def __aenter__(self) -> ModelPool:
         return self
 
     async def __aexit__(

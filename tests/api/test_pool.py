@@ -15,7 +15,7 @@ import yaml
 
 from launcher.api import pool as pools
 from launcher.api.failure import ApiError
-from launcher.api.pool import Failed, Pool, Source
+from launcher.api.pool import Failed, ModelPool, Source
 from launcher.api.service import Service
 from launcher.processes import children
 
@@ -26,12 +26,14 @@ REQUEST = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, 
 LONG = {**REQUEST, "max_tokens": 900, "n": 4}
 
 
-def with_pool(home: Path, work: Callable[[Pool], Coroutine[Any, Any, None]], **chat: Any) -> None:
+def with_pool(
+    home: Path, work: Callable[[ModelPool], Coroutine[Any, Any, None]], **chat: Any
+) -> None:
     (home / "serve.yaml").write_text(yaml.safe_dump({"chat": {"gpus": False, **chat}}))
     service = Service.open(home)
 
     async def run() -> None:
-        async with Pool(service) as pool:
+        async with ModelPool(service) as pool:
             await work(pool)
         assert not children(os.getpid())
 
@@ -40,7 +42,7 @@ def with_pool(home: Path, work: Callable[[Pool], Coroutine[Any, Any, None]], **c
 
 
 async def last(
-    pool: Pool,
+    pool: ModelPool,
     source: Source,
     request: dict[str, Any] = REQUEST,
     project: str = "",
@@ -58,7 +60,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def test_one_process_serves_all_and_a_dead_one_is_replaced(tmp_path: Path) -> None:
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         ends = await asyncio.gather(*(last(pool, ONE) for _ in range(5)))
         assert {end["completion_tokens"] for end in ends} == {3}
         (pid,) = children(os.getpid())
@@ -79,7 +81,7 @@ def test_one_process_serves_all_and_a_dead_one_is_replaced(tmp_path: Path) -> No
 
 
 def test_the_model_used_longest_ago_makes_room_and_idle_ones_leave(tmp_path: Path) -> None:
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         answers = pool.ask(ONE, LONG)
         await anext(answers)
         (first,) = children(os.getpid())
@@ -97,7 +99,7 @@ def test_the_model_used_longest_ago_makes_room_and_idle_ones_leave(tmp_path: Pat
 def test_a_model_that_cannot_be_opened_is_an_error_and_leaves_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         for source in (Source("ftjob-none", 3), Source(overrides=("model=none",))):
             with pytest.raises(Failed, match="exit code 2"):
                 await last(pool, source)
@@ -108,7 +110,7 @@ def test_a_model_that_cannot_be_opened_is_an_error_and_leaves_nothing(
 
 
 def test_the_end_of_the_server_is_the_end_of_its_models(tmp_path: Path) -> None:
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         async with aclosing(pool.ask(ONE, LONG)) as answers:
             await anext(answers)
             opening = asyncio.create_task(last(pool, TWO))
@@ -127,7 +129,7 @@ def test_a_model_makes_room_before_all_that_wait_for_it_are_answered(
     monkeypatch.setattr(pools, "_LEAST_S", 0.0)
     many = {**REQUEST, "max_tokens": 20, "n": 16}  # a batch each
 
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         red = [asyncio.create_task(last(pool, ONE, many, "red")) for _ in range(12)]
         await asyncio.wait(red, return_when=asyncio.FIRST_COMPLETED)
         assert (await last(pool, TWO, project="green"))["completion_tokens"] == 3
@@ -139,7 +141,7 @@ def test_a_model_makes_room_before_all_that_wait_for_it_are_answered(
 
 
 def test_a_project_with_too_many_questions_is_told_so(tmp_path: Path) -> None:
-    async def work(pool: Pool) -> None:
+    async def work(pool: ModelPool) -> None:
         asked = asyncio.create_task(last(pool, ONE, project="red", most=1))
         await until(lambda: bool(pool._asked))
         with pytest.raises(ApiError) as refused:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launcher.api import pool as pools
-from launcher.api.pool import Pool, Source
+from launcher.api.pool import ModelPool, Source
 from launcher.api.service import Service
 from launcher.api.talker import HandedBack
 
@@ -53,16 +53,16 @@ def test_who_goes_away_while_he_waits_for_room_leaves_no_model_behind(
     service = Service.open(tmp_path)
     alive: list[Model] = []
 
-    async def opened(self: Pool, source: Source) -> Model:
+    async def opened(self: ModelPool, source: Source) -> Model:
         return Model(source, alive)
 
-    monkeypatch.setattr(Pool, "_open", opened)
+    monkeypatch.setattr(ModelPool, "_open", opened)
 
-    async def all_of(pool: Pool, source: Source) -> list[dict[str, Any]]:
+    async def all_of(pool: ModelPool, source: Source) -> list[dict[str, Any]]:
         return [line async for line in pool.ask(source, {}, source.overrides[0])]
 
     async def run() -> None:
-        async with Pool(service) as pool:
+        async with ModelPool(service) as pool:
             first = asyncio.create_task(all_of(pool, ONE))
             while not (alive and alive[0].has_begun.is_set()):
                 await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.answers import Answer, refuse, unavailable
 from launcher.api.failure import ApiError
-from launcher.api.pool import Failed, Pool, Source
+from launcher.api.pool import Failed, ModelPool, Source
 from launcher.api.service import Service
 from launcher.api.talker import Line
 from launcher.api.wire_chat import ChatRequest, CompletionRequest, Sampled
@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 
 @contextlib.asynccontextmanager
 async def _with_pool(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-    async with Pool(app.state.service) as pool:
+    async with ModelPool(app.state.service) as pool:
         yield {"pool": pool}
 
 
@@ -61,7 +61,7 @@ async def _answer(
         raise ApiError(400, found, param="model")
     source = await run_in_threadpool(_find, service, caller, asked.model)
     wanted = asked.request(service.site.chat.max_tokens)
-    pool: Pool = request.state.pool
+    pool: ModelPool = request.state.pool
     functions = isinstance(asked, ChatRequest) and bool(asked.functions)
     answer = Answer(asked.model, wanted["n"], is_chat=is_chat, functions=functions)
     most = service.site.quota_of(caller.project).questions

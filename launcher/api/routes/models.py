@@ -10,7 +10,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
-from launcher.api.pool import Pool, Source
+from launcher.api.pool import ModelPool, Source
 from launcher.api.service import Service
 from launcher.api.tables import now
 
@@ -50,7 +50,7 @@ async def delete_model(
     if model in service.site.models:
         raise ApiError(403, f"The model '{model}' is the site's and cannot be deleted.")
     source = await run_in_threadpool(_delete, service, caller, model)
-    pool: Pool = request.state.pool
+    pool: ModelPool = request.state.pool
     pool.forget(source)
     return {"id": model, "object": "model", "deleted": True}
 
