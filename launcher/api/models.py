@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from launcher.api import naming
 from launcher.api.failure import ApiError, missing_model
-from launcher.api.pool import Source
+from launcher.api.pool import ModelSource
 from launcher.api.site import Site
 from launcher.api.tables import Job, JobState, Model, Project
 
@@ -74,17 +74,17 @@ def in_use(session: Session, names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def source(session: Session, site: Site, project_id: str, name: str) -> Source:
+def source(session: Session, site: Site, project_id: str, name: str) -> ModelSource:
     """Where the model of this name is opened from; 404 in the envelope without one."""
     offered = site.resolve(name)
     if offered is not None:
-        return Source(overrides=(*site.overrides, *site.models[offered].overrides))
+        return ModelSource(overrides=(*site.overrides, *site.models[offered].overrides))
     return source_of(made_by_job(session, project_id, name))
 
 
-def source_of(model: Model) -> Source:
+def source_of(model: Model) -> ModelSource:
     """Where a job's model is opened from: the last one from the run's export."""
-    return Source(model.job_id, None if model.is_final else model.step)
+    return ModelSource(model.job_id, None if model.is_final else model.step)
 
 
 def _known_since(session: Session, project_id: str) -> int:

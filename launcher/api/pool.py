@@ -30,7 +30,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSource:
     """Where a model comes from: a job at a step (None: its export), or a base's overrides."""
 
     job: str | None = None
@@ -55,7 +55,7 @@ class ModelPool:
         self._service = service
         self._chat = service.site.chat
         # The one used longest ago stands first.
-        self._places: dict[Source, _Place] = {}
+        self._places: dict[ModelSource, _Place] = {}
         self._ending: dict[asyncio.Task[None], _Place] = {}
         self._making_room = TurnLock()
         self._asked: Counter[str] = Counter()
@@ -79,7 +79,7 @@ class ModelPool:
 
     async def ask(
         self,
-        source: Source,
+        source: ModelSource,
         request: Line,
         project: str = "",
         most: int | None = None,
@@ -109,7 +109,9 @@ class ModelPool:
             self._asked += Counter()  # nothing is kept of a project that asks no more
             self._bytes += Counter()
 
-    async def _ask(self, source: Source, request: Line, project: str) -> AsyncGenerator[Line, None]:
+    async def _ask(
+        self, source: ModelSource, request: Line, project: str
+    ) -> AsyncGenerator[Line, None]:
         known = self._known(source)
         # It may have died unnoticed since the last question: then another answers.
         may_be_dead = known is not None and known.start.done()
@@ -128,7 +130,9 @@ class ModelPool:
                     raise
                 may_be_dead = False
 
-    async def _try(self, source: Source, request: Line, project: str) -> AsyncGenerator[Line, None]:
+    async def _try(
+        self, source: ModelSource, request: Line, project: str
+    ) -> AsyncGenerator[Line, None]:
         place = await self._take(source, project)
         try:
             talker = await asyncio.shield(place.start)
@@ -143,12 +147,12 @@ class ModelPool:
         finally:
             self._leave(source, place)
 
-    def forget(self, source: Source) -> None:
+    def forget(self, source: ModelSource) -> None:
         """A model that is no more leaves memory."""
         if source in self._places:
             self._remove(source)
 
-    async def _take(self, source: Source, project: str) -> _Place:
+    async def _take(self, source: ModelSource, project: str) -> _Place:
         place = self._known(source)
         if place is None:
             async with self._making_room.held(project):
@@ -167,7 +171,7 @@ class ModelPool:
         self._places[source] = self._places.pop(source)
         return place
 
-    def _known(self, source: Source) -> _Place | None:
+    def _known(self, source: ModelSource) -> _Place | None:
         place = self._places.get(source)
         if place is None or not place.start.done():
             return place
@@ -176,7 +180,7 @@ class ModelPool:
             return None
         return place
 
-    def _leave(self, source: Source, place: _Place) -> None:
+    def _leave(self, source: ModelSource, place: _Place) -> None:
         place.users -= 1
         if not place.users:
             place.is_idle.set()
@@ -199,7 +203,7 @@ class ModelPool:
         """Whether there is no room for another model; one that ends is there until it has."""
         return len(self._places) + len(self._ending) >= self._chat.models
 
-    def _remove(self, source: Source, *, for_room: bool = False) -> asyncio.Task[None]:
+    def _remove(self, source: ModelSource, *, for_room: bool = False) -> asyncio.Task[None]:
         place = self._places.pop(source)
         if place.timer is not None:
             place.timer.cancel()
@@ -208,7 +212,7 @@ class ModelPool:
         ending.add_done_callback(self._ending.pop)
         return ending
 
-    async def _open(self, source: Source) -> Talker:
+    async def _open(self, source: ModelSource) -> Talker:
         words, cwd = ["--max-tokens", str(self._chat.max_tokens)], str(self._service.home)
         if source.job is None:
             own = self._service.home / "conf"

@@ -15,13 +15,13 @@ import yaml
 
 from launcher.api import pool as pools
 from launcher.api.failure import ApiError
-from launcher.api.pool import Failed, ModelPool, Source
+from launcher.api.pool import Failed, ModelPool, ModelSource
 from launcher.api.service import Service
 from launcher.processes import children
 
 pytestmark = pytest.mark.slow
 
-ONE, TWO = (Source(overrides=("model=tiny", f"seed={seed}")) for seed in (1, 2))
+ONE, TWO = (ModelSource(overrides=("model=tiny", f"seed={seed}")) for seed in (1, 2))
 REQUEST = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, "seed": 1}
 LONG = {**REQUEST, "max_tokens": 900, "n": 4}
 
@@ -43,7 +43,7 @@ def with_pool(
 
 async def last(
     pool: ModelPool,
-    source: Source,
+    source: ModelSource,
     request: dict[str, Any] = REQUEST,
     project: str = "",
     most: int | None = None,
@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_opened_is_an_error_and_leaves_nothing(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def work(pool: ModelPool) -> None:
-        for source in (Source("ftjob-none", 3), Source(overrides=("model=none",))):
+        for source in (ModelSource("ftjob-none", 3), ModelSource(overrides=("model=none",))):
             with pytest.raises(Failed, match="exit code 2"):
                 await last(pool, source)
         await until(lambda: not children(os.getpid()))

@@ -11,17 +11,17 @@ import pytest
 import yaml
 
 from launcher.api import pool as pools
-from launcher.api.pool import ModelPool, Source
+from launcher.api.pool import ModelPool, ModelSource
 from launcher.api.service import Service
 from launcher.api.talker import HandedBack
 
-ONE, TWO, THREE = (Source(overrides=(f"seed={seed}",)) for seed in (1, 2, 3))
+ONE, TWO, THREE = (ModelSource(overrides=(f"seed={seed}",)) for seed in (1, 2, 3))
 
 
 class Model:
     """In the place of a process with a model: it answers once it is let."""
 
-    def __init__(self, source: Source, alive: list[Model]) -> None:
+    def __init__(self, source: ModelSource, alive: list[Model]) -> None:
         self.source, self.since, self.is_alive = source, 0.0, True
         self.has_begun, self.may_end, self.waiting = asyncio.Event(), asyncio.Event(), 0
         self._back = asyncio.Event()
@@ -53,12 +53,12 @@ def test_who_goes_away_while_he_waits_for_room_leaves_no_model_behind(
     service = Service.open(tmp_path)
     alive: list[Model] = []
 
-    async def opened(self: ModelPool, source: Source) -> Model:
+    async def opened(self: ModelPool, source: ModelSource) -> Model:
         return Model(source, alive)
 
     monkeypatch.setattr(ModelPool, "_open", opened)
 
-    async def all_of(pool: ModelPool, source: Source) -> list[dict[str, Any]]:
+    async def all_of(pool: ModelPool, source: ModelSource) -> list[dict[str, Any]]:
         return [line async for line in pool.ask(source, {}, source.overrides[0])]
 
     async def run() -> None:

@@ -15,7 +15,7 @@ from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.answers import Answer, refuse, unavailable
 from launcher.api.failure import ApiError
-from launcher.api.pool import Failed, ModelPool, Source
+from launcher.api.pool import Failed, ModelPool, ModelSource
 from launcher.api.service import Service
 from launcher.api.talker import Line
 from launcher.api.wire_chat import ChatRequest, CompletionRequest, Sampled
@@ -86,7 +86,7 @@ async def _answer(
     )
 
 
-def _find(service: Service, caller: Caller, name: str) -> Source:
+def _find(service: Service, caller: Caller, name: str) -> ModelSource:
     with service.database.read() as session:
         return models.source(session, service.site, caller.project_id, name)
 

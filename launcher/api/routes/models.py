@@ -10,7 +10,7 @@ from starlette.convertors import PathConvertor, register_url_convertor
 from launcher.api import models
 from launcher.api.access import Asking, Caller, Served
 from launcher.api.failure import ApiError
-from launcher.api.pool import ModelPool, Source
+from launcher.api.pool import ModelPool, ModelSource
 from launcher.api.service import Service
 from launcher.api.tables import now
 
@@ -55,7 +55,7 @@ async def delete_model(
     return {"id": model, "object": "model", "deleted": True}
 
 
-def _delete(service: Service, caller: Caller, name: str) -> Source:
+def _delete(service: Service, caller: Caller, name: str) -> ModelSource:
     with service.database.begin() as session:
         model = models.made_by_job(session, caller.project_id, name)
         if users := models.in_use(session, [name]).get(name):
