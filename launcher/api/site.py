@@ -84,7 +84,7 @@ class ProjectSettings(Quota):
 
 
 @dataclass(kw_only=True, slots=True)
-class Chat:
+class ChatSettings:
     """Answering with models that jobs have made."""
 
     models: int = 2
@@ -117,7 +117,7 @@ class Site:
     """Of every project."""
     projects: dict[str, ProjectSettings] = field(default_factory=dict)
     """Name of a project -> what is settled for it alone."""
-    chat: Chat = field(default_factory=Chat)
+    chat: ChatSettings = field(default_factory=ChatSettings)
 
     def resolve(self, name: str) -> str | None:
         """The offer that `name` stands for, aliases followed; None if nothing is offered."""
