@@ -233,7 +233,7 @@ def _add_rows(page: Path, folder: Path) -> bool:
         variants = folder / "launcher" / "config" / "schema" / "variants.py"
         for block in rows:
             table = re.escape(block.info.removeprefix("row="))
-            pattern = rf"(^{table} = Table\(\s*\"[\w.]+\",\s*\{{\n)"
+            pattern = rf"(^{table} = PluginTable\(\s*\"[\w.]+\",\s*\{{\n)"
             text, count = re.subn(pattern, rf"\1{block.text}", variants.read_text(), flags=re.M)
             assert count == 1, f"{block.where}: no such table"
             variants.write_text(text)

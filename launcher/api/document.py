@@ -33,7 +33,7 @@ def document(app: FastAPI) -> dict[str, Any]:
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    schemas["Problem"] = wire.ErrorView.model_json_schema()
+    schemas["ErrorView"] = wire.ErrorView.model_json_schema()
     schemas["Envelope"] = wire.Envelope.model_json_schema(
         ref_template="#/components/schemas/{model}"
     )

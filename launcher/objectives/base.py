@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from launcher.data.formats.base import BadRecord
     from launcher.data.loader import Row, RowSource
     from launcher.data.masking import ChatOptions
-    from launcher.data.worker import ExampleEncoder
+    from launcher.data.worker import Encoder
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
@@ -93,7 +93,7 @@ class Objective:
             return BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
         return None
 
-    def encoder(self, tokenizer: Any, chat: ChatOptions) -> ExampleEncoder:
+    def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
         """What makes tokens of examples; made in each process."""
         from launcher.data.encoding import ExampleEncoder
 
