@@ -27,8 +27,6 @@ CREATE TABLE votes (
     comment TEXT NOT NULL, seconds REAL, time REAL NOT NULL,
     PRIMARY KEY (judge, item)) WITHOUT ROWID;
 """
-#: What a judge may say.
-CHOICES = ("left", "right", "tie", "bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +130,8 @@ class Study:
     def vote(
         self, judge: Rater, item: int, choice: str, comment: str, seconds: float | None
     ) -> bool:
-        """Keep a choice of `CHOICES`, on the disk when this returns; a later one replaces it.
+        """Keep a choice (left, right, tie or bad), on the disk when this returns; a later one
+        replaces it.
 
         `seconds` is how long the judge took. False if there is no such item.
         """

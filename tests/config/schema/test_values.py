@@ -33,12 +33,20 @@ EVERY = pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 
 def _word(text: str) -> str:
     """What a user types behind `key=` for this text: itself, unless the grammar has a say."""
-    return values.as_typed(_literal(text))
+    said = _literal(text)
+    is_taken = said == "null" or values.unquoted(said) is not None
+    return _in_quotes(said) if is_taken else said
 
 
 def _quoted(text: str) -> str:
     """What a user types for it in a list, a mapping or a sweep."""
-    return values.quoted(_literal(text))
+    return _in_quotes(_literal(text))
+
+
+def _in_quotes(text: str) -> str:
+    quote = "'" if '"' in text and "'" not in text else '"'
+    inner = re.sub(rf"(\\*)({quote}|\Z)", lambda m: m[1] * 2 + ("\\" * bool(m[2])) + m[2], text)
+    return f"{quote}{inner}{quote}"
 
 
 def _literal(text: str) -> str:
@@ -153,8 +161,8 @@ def test_any_text_arrives_as_typed(text: str, tmp_path_factory: pytest.TempPathF
 
 @given(text=TEXT)
 def test_quotes_are_undone(text: str) -> None:
-    assert values.unquoted(values.quoted(text)) == text
-    assert values.parts(f"{values.quoted(text)}, b") == [values.quoted(text), "b"]
+    assert values.unquoted(_in_quotes(text)) == text
+    assert values.parts(f"{_in_quotes(text)}, b") == [_in_quotes(text), "b"]
 
 
 # ---- all at once: what a sweep hands to others
