@@ -8,6 +8,16 @@ from typing import Any, Protocol
 
 from launcher import runtime
 
+#: Key of a logged step -> how people read it.
+_PARTS = {
+    "loss": "loss {:.4f}",
+    "token_accuracy": "accuracy {:.1%}",
+    "lr": "lr {:.1e}",
+    "grad_norm": "grad {:.2f}",
+    "tokens_per_s": "{:,.0f} tok/s",
+    "mfu": "MFU {:.1%}",
+}
+
 
 def duration(seconds: float) -> str:
     """3:21, or 1:02:03 from an hour on, or 2d 03:04:05."""
@@ -41,19 +51,9 @@ def metrics_parts(record: Mapping[str, Any], steps: int | None) -> list[str]:
     if record.get("kind") == "eval":
         values = {key.removeprefix("eval/"): v for key, v in record.items() if "/" in key}
         return [f"eval {key} {_number(value)}" for key, value in values.items()]
-    parts = []
-    if record.get("loss") is not None:
-        parts.append(f"loss {record['loss']:.4f}")
-    if record.get("token_accuracy") is not None:
-        parts.append(f"accuracy {record['token_accuracy']:.1%}")
-    if record.get("lr") is not None:
-        parts.append(f"lr {record['lr']:.1e}")
-    if record.get("grad_norm") is not None:
-        parts.append(f"grad {record['grad_norm']:.2f}")
-    if record.get("tokens_per_s") is not None:
-        parts.append(f"{record['tokens_per_s']:,.0f} tok/s")
-    if record.get("mfu") is not None:
-        parts.append(f"MFU {record['mfu']:.1%}")
+    parts = [
+        text.format(record[key]) for key, text in _PARTS.items() if record.get(key) is not None
+    ]
     if record.get("memory_bytes") is not None:
         parts.append(size(record["memory_bytes"]))
     eta = remaining_s(record, steps)
