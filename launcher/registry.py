@@ -125,6 +125,16 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def version(package: str) -> str | None:
+    """Version of an installed package; None without it."""
+    from importlib import metadata  # slow to import, and only a run that starts needs it
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def install(package: str, extra: str) -> str:
     """The command that installs a package, in the version that the extra `extra` asks for."""
     return f"pip install '{_requirement(package, extra)}'"

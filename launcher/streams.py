@@ -19,6 +19,14 @@ def discard(*streams: TextIO | None) -> None:
     os.close(nowhere)
 
 
+def append_to(log: os.PathLike[str]) -> None:
+    """Add all that this process says from now on to a file, native code's too."""
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
 def open_closed_streams() -> None:
     """Give stdin, stdout and stderr a place where they are closed; the next file that is opened
     would take it, and what is printed would go there.

@@ -9,11 +9,10 @@ import resource
 import shutil
 import socket
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
+from launcher import registry, runtime
 
 #: The shared memory in which ranks of a host exchange data.
 SHM = Path("/dev/shm")  # noqa: S108 - its size is asked for, nothing is written
@@ -28,7 +27,7 @@ def facts(packages: Iterable[str], programs: Iterable[str]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: registry.version(name) for name in packages},
         "programs": [name for name in programs if shutil.which(name)],
         "driver": _driver(),
         "gpus": runtime.gpu_count(),
@@ -42,13 +41,6 @@ def facts(packages: Iterable[str], programs: Iterable[str]) -> dict[str, Any]:
         "infiniband": _names(Path("/sys/class/infiniband")),
         "variables": runtime.library_variables(),
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _driver() -> str | None:

@@ -15,11 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import processes
+from launcher import processes, streams
 from launcher.errors import ExitCode
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
@@ -214,20 +213,13 @@ def main(argv: list[str]) -> int:
     # Before the output is redirected: what is wrong up to here goes back through ssh.
     plan = LaunchPlan.from_json(read_json(job_file(run, attempt)))
     os.chdir(plan.cwd)
-    _redirect(nodes.node_log(run, attempt, number))
+    streams.append_to(nodes.node_log(run, attempt, number))
     secrets = json.loads(sys.stdin.readline() or "{}") if has_lifeline else {}
     node = Node(run, plan, number, timeout_s=plan.join_timeout_s)
     code = node.serve(secrets, _stdin_is_closed if has_lifeline else lambda: False)
     if node.why:
         print(node.why, file=sys.stderr)
     return code if code >= 0 else 128 - code
-
-
-def _redirect(log: Path) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
 
 
 def _stdin_is_closed() -> bool:
