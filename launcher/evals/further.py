@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from launcher.evals import compare
-from launcher.evals.judge import Judge
+from launcher.evals.judge import WinRate
 from launcher.evals.loss import Loss
 from launcher.evals.metric import Floats, Metric
 from launcher.evals.records import LossRecord, Results
@@ -50,7 +50,7 @@ def compare_further(
     p-values are corrected within each set. And `gap`, as of `compare_gap`.
     """
     # A judge is asked about the held-out records alone.
-    metrics = [metric for metric in metrics if not isinstance(metric, Judge)]
+    metrics = [metric for metric in metrics if not isinstance(metric, WinRate)]
     shared = [name for name in base.further if name in tuned.further and name != TRAIN]
     return {
         "further": {

@@ -61,7 +61,7 @@ _GIVES_UP = 3
 _SIGN_OF_LIFE_S = 1.0
 
 
-class Judge(Mean):
+class WinRate(Mean):
     """Share of prompts whose answer the judge prefers to the other model's; a tie counts half.
 
     It has values once `settle` has asked the judge about two models.
@@ -222,7 +222,7 @@ def settle(
 ) -> None:
     """`Judge.settle`, if there is a judge among the metrics."""
     for metric in metrics:
-        if isinstance(metric, Judge):
+        if isinstance(metric, WinRate):
             metric.settle(base, tuned, alive)
 
 

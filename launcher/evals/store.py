@@ -16,7 +16,7 @@ from launcher import runtime
 from launcher.evals.compare import UNSEEDED, Resampling
 from launcher.evals.exact_match import ExactMatch
 from launcher.evals.further import compare_all
-from launcher.evals.judge import Judge
+from launcher.evals.judge import WinRate
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import PASSES, Results
 from launcher.evals.slices import Groups
@@ -156,7 +156,7 @@ def predictions(
     0.5 for a tie. Without a base, its answer, match and the change are null.
     """
     exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
-    judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
+    judge = next((metric for metric in metrics if isinstance(metric, WinRate)), None)
     answers = {record.id: record.answer for record in base.generations} if base else {}
     kinds = changes(base, tuned, metrics) if base else {}
 

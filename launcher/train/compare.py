@@ -121,7 +121,7 @@ def against(first: Side, other: Side) -> dict[str, Any]:
     objectives[0].require_same(objectives[1])
     metrics = shared_metrics(first, other)
     pair = first.results, _alike(other, first)
-    if any(isinstance(metric, judge.Judge) for metric in metrics):
+    if any(isinstance(metric, judge.WinRate) for metric in metrics):
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")
     judge.settle(metrics, *pair)
     cache = TokenCache.open(Path(first.folders["validation"]))

@@ -105,7 +105,7 @@ def _compare(
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
-        metrics = [metric for metric in metrics if not isinstance(metric, judge.Judge)]
+        metrics = [metric for metric in metrics if not isinstance(metric, judge.WinRate)]
         say(f"warning: compared without a judge: {error}")
         say(f"{_asked_again(run)} asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())

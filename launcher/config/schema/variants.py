@@ -182,7 +182,7 @@ METRICS = PluginTable(
         "style_classifier": MetricRow(
             "launcher.evals.style_classifier:StyleClassifier", "generation"
         ),
-        "judge": MetricRow("launcher.evals.judge:Judge", "generation"),
+        "judge": MetricRow("launcher.evals.judge:WinRate", "generation"),
         "accuracy": MetricRow("launcher.evals.accuracy:Accuracy", "classes"),
         "in_scope_accuracy": _of_scope("launcher.evals.accuracy:InScopeAccuracy"),
         "oos_recall": _of_scope("launcher.evals.accuracy:OosRecall"),
