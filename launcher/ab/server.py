@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher.ab.study import Rater, Study
+from launcher.ab.study import Judge, Study
 from launcher.errors import StorageError
 
 FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js", "icon.svg": "icon.svg"}
@@ -50,13 +50,13 @@ def create_app(study: Study) -> FastAPI:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(GZipMiddleware, minimum_size=600)
 
-    def judge(authorization: Annotated[str, Header()] = "") -> Rater:
+    def judge(authorization: Annotated[str, Header()] = "") -> Judge:
         found = study.judge_of(authorization.removeprefix("Bearer "))
         if found is None:
             raise HTTPException(404)  # as for a path that does not exist
         return found
 
-    Known = Annotated[Rater, Depends(judge)]
+    Known = Annotated[Judge, Depends(judge)]
 
     @app.get("/api/study")
     def show_study(judge: Known) -> dict[str, Any]:

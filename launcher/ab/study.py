@@ -30,7 +30,7 @@ CREATE TABLE votes (
 
 
 @dataclass(frozen=True, slots=True)
-class Rater:
+class Judge:
     """Someone who votes."""
 
     id: int
@@ -85,13 +85,13 @@ class Study:
             )
         return token
 
-    def judge_of(self, token: str) -> Rater | None:
+    def judge_of(self, token: str) -> Judge | None:
         """Whose token this is. Takes as long for one as for none."""
         given, found = _hashed(token), None
         with database.opened(self.path) as db:
             for row in db.execute("SELECT id, name, token_hash FROM judges"):
                 if hmac.compare_digest(row["token_hash"], given):
-                    found = Rater(row["id"], row["name"])
+                    found = Judge(row["id"], row["name"])
         return found
 
     def question(self) -> str:
@@ -99,14 +99,14 @@ class Study:
         with database.opened(self.path) as db:
             return str(database.meta(db)["question"])
 
-    def order(self, judge: Rater) -> list[int]:
+    def order(self, judge: Judge) -> list[int]:
         """All items in the order in which this judge sees them."""
         with database.opened(self.path) as db:
             seed = database.meta(db)["seed"]
             ids = [row["id"] for row in db.execute("SELECT id FROM items")]
         return sorted(ids, key=lambda item: _drawn(seed, "order", judge.id, item))
 
-    def votes_of(self, judge: Rater) -> list[dict[str, Any]]:
+    def votes_of(self, judge: Judge) -> list[dict[str, Any]]:
         """This judge's votes by time, in what was left and right of them."""
         query = "SELECT * FROM votes WHERE judge = ? ORDER BY time"
         with database.opened(self.path) as db:
@@ -118,7 +118,7 @@ class Study:
             votes.append({"item": row["item"], "choice": choice, "comment": row["comment"]})
         return votes
 
-    def shown(self, judge: Rater, item: int) -> dict[str, str] | None:
+    def shown(self, judge: Judge, item: int) -> dict[str, str] | None:
         """Prompt, left and right answer as this judge sees them; None if there is no such item."""
         with database.opened(self.path) as db:
             row = db.execute("SELECT * FROM items WHERE id = ?", (item,)).fetchone()
@@ -128,7 +128,7 @@ class Study:
         return {"prompt": row["prompt"], "left": row[left], "right": row[_other(left)]}
 
     def vote(
-        self, judge: Rater, item: int, choice: str, comment: str, seconds: float | None
+        self, judge: Judge, item: int, choice: str, comment: str, seconds: float | None
     ) -> bool:
         """Keep a choice (left, right, tie or bad), on the disk when this returns; a later one
         replaces it.
@@ -145,7 +145,7 @@ class Study:
                     db.execute("INSERT OR REPLACE INTO votes VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         return known is not None
 
-    def undo(self, judge: Rater, item: int) -> None:
+    def undo(self, judge: Judge, item: int) -> None:
         """Take a vote back, if there is one."""
         with database.opened(self.path) as db, database.transaction(db):
             db.execute("DELETE FROM votes WHERE judge = ? AND item = ?", (judge.id, item))
@@ -159,7 +159,7 @@ def _drawn(seed: str, *what: object) -> bytes:
     return hashlib.sha256(repr((seed, *what)).encode()).digest()
 
 
-def _left_side(seed: str, judge: Rater, item: int) -> str:
+def _left_side(seed: str, judge: Judge, item: int) -> str:
     return "ab"[_drawn(seed, "side", judge.id, item)[0] & 1]
 
 
