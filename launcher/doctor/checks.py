@@ -12,7 +12,7 @@ from launcher.config import create
 from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
 from launcher.doctor import job, machine, ranks, services, storage, versions
-from launcher.doctor.finding import Check, Diagnostic, HostCheck, Seen
+from launcher.doctor.finding import Check, CheckFinding, HostCheck, Seen
 from launcher.doctor.job import Reports, Say
 from launcher.host import machine as host_machine
 from launcher.host import storage as host_storage
@@ -24,9 +24,9 @@ _PLACE = "run.root"
 def each_host(check: HostCheck) -> Check:
     """A check of all hosts; findings that read the same become one, with all their hosts."""
 
-    def of_all(seen: Seen) -> Iterator[Diagnostic]:
+    def of_all(seen: Seen) -> Iterator[CheckFinding]:
         found: dict[tuple[str, str, str, str], list[str]] = {}
-        first: dict[tuple[str, str, str, str], Diagnostic] = {}
+        first: dict[tuple[str, str, str, str], CheckFinding] = {}
         for host in seen.hosts:
             for finding in check(seen.config, host):
                 key = (finding.check, finding.verdict.value, finding.found, finding.hint)
@@ -66,14 +66,14 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def judge(seen: Seen) -> list[Diagnostic]:
+def judge(seen: Seen) -> list[CheckFinding]:
     """Every finding of every check."""
     return [finding for check in CHECKS for finding in check(seen)]
 
 
 def diagnose(
     config: Config, *, whole_job: bool, timeout_s: float, keep: bool, say: Say
-) -> list[Diagnostic]:
+) -> list[CheckFinding]:
     """All findings; `whole_job` starts the ranks that `launch` and `cluster` ask for, else one.
 
     Raises `ConfigError` if ranks cannot be started so.

@@ -220,7 +220,7 @@ def settle(
     tuned: Results,
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """`Judge.settle`, if there is a judge among the metrics."""
+    """`WinRate.settle`, if there is a judge among the metrics."""
     for metric in metrics:
         if isinstance(metric, WinRate):
             metric.settle(base, tuned, alive)

@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from launcher.doctor import checks, finding, machine, ranks, services, storage, versions
-from launcher.doctor.finding import Diagnostic, Severity, failed, passed, warned
+from launcher.doctor.finding import CheckFinding, Severity, failed, passed, warned
 from launcher.launch.queue import QueueHealth
 from support.configs import make_config
 from support.doctor import GIB, folder, host, rank, seen
@@ -283,7 +283,7 @@ def test_colour_is_only_added():
 
 
 def test_hosts_are_shown_when_there_are_several():
-    findings = [Diagnostic("shm", Severity.ok, "8 GiB", hosts=("a", "b"))]
+    findings = [CheckFinding("shm", Severity.ok, "8 GiB", hosts=("a", "b"))]
     assert "8 GiB [a, b]" in finding.text(findings, color=False)
 
 
