@@ -130,6 +130,10 @@ def install(package: str, extra: str) -> str:
     return f"pip install '{_requirement(package, extra)}'"
 
 
+#: Packages that are installed under another name.
+_DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+
+
 def _requirement(package: str, extra: str) -> str:
     from importlib import metadata  # slow to import, and only a missing package needs it
 
@@ -137,7 +141,7 @@ def _requirement(package: str, extra: str) -> str:
         known = metadata.requires("launcher") or []
     except metadata.PackageNotFoundError:  # run from a folder on PYTHONPATH
         known = []
-    wanted = package.replace("_", "-").lower()
+    wanted = _DISTRIBUTIONS.get(package, package).replace("_", "-").lower()
     for line in known:
         requirement, _, marker = line.partition(";")
         name = re.split(r"[\[<>=!~ ]", requirement, maxsplit=1)[0]

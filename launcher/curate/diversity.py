@@ -1,14 +1,15 @@
 """How varied records are: effective numbers, topics found without a model, novelty.
 
 Topics are clusters of words: the texts' tf-idf vectors, reduced to their main directions, put into
-groups by k-means on the sphere. They are a rough map for a person, not a measurement.
+groups by k-means, all by scikit-learn. They are a rough map for a person, not a measurement.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -18,8 +19,10 @@ import numpy.typing as npt
 from launcher.curate import shingles
 from launcher.curate.redaction import shown, without
 from launcher.curate.sketch import EMPTY, Signatures
+from launcher.curate.texts import optional
+from launcher.data.tokenizer import torch_unhidden
 
-Floats = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 #: words that topics are made of: the most common ones that are not everywhere.
@@ -31,7 +34,6 @@ DIRECTIONS = 48
 MOST_TOPICS = 24
 #: texts a topic has on average, at least.
 TEXTS_OF_A_TOPIC = 25
-ROUNDS = 30
 #: words of a topic that are named, and characters of its example.
 NAMED, EXAMPLE = 6, 160
 #: characters of a text that are looked at.
@@ -77,26 +79,26 @@ def novelty(
 def topics(texts: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
     """Topics of a sample of texts, largest first, as in report.json; None where there are none.
 
-    Their number grows with that of the texts, to `MOST_TOPICS`.
+    Their number grows with that of the texts, to `MOST_TOPICS`. Equal texts and seeds give equal
+    topics. Raises `ConfigError` if scikit-learn is not installed.
     """
-    documents = [Counter(_terms(without(text[:READ]))) for text in texts]
-    words = _vocabulary(documents)
     count = min(MOST_TOPICS, len(texts) // TEXTS_OF_A_TOPIC)
-    if count < 2 or len(words) < count:
+    if count < 2:
         return None
-    weights = _tf_idf(documents, words)
-    told = np.flatnonzero(weights.any(axis=1))
-    weights = weights[told]
-    rng = np.random.RandomState(seed)
-    points = _reduced(weights, rng)
-    groups, centres = _k_means(points, count, rng)
-    mean = weights.mean(axis=0)
+    with torch_unhidden(), _one_thread():
+        weights, words = _weights(texts)
+        if len(words) < count:
+            return None
+        told = np.unique(weights.nonzero()[0])
+        weights = weights[told]
+        groups, likeness = _grouped(weights, count, seed)
+    mean = _mean(weights)
     items: list[dict[str, Any]] = []
-    for group in range(len(centres)):
+    for group in np.unique(groups):
         inside = np.flatnonzero(groups == group)
         # What a topic has more of than the whole.
-        best = np.argsort(-(weights[inside].mean(axis=0) - mean), kind="stable")[:NAMED]
-        typical = inside[np.argmax(points[inside] @ centres[group])]
+        best = np.argsort(mean - _mean(weights[inside]), kind="stable")[:NAMED]
+        typical = inside[np.argmax(likeness[inside])]
         items.append(
             {
                 "words": [words[i] for i in best],
@@ -112,6 +114,14 @@ def topics(texts: Sequence[str], seed: int = 0) -> dict[str, Any] | None:
     }
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Several threads would add the same numbers in another order each time."""
+    optional("sklearn.cluster")  # limited is what is loaded
+    with optional("threadpoolctl").threadpool_limits(limits=1):
+        yield
+
+
 def _terms(text: str) -> list[str]:
     """Words of two and more letters; of unspaced scripts every two letters in a row."""
     terms: list[str] = []
@@ -123,57 +133,37 @@ def _terms(text: str) -> list[str]:
     return terms
 
 
-def _vocabulary(documents: Sequence[Counter[str]]) -> list[str]:
-    found = Counter(word for document in documents for word in document)
-    most = max(RARE, EVERYWHERE * len(documents))
-    fitting = [(-n, word) for word, n in found.items() if RARE <= n <= most]
-    return [word for _, word in sorted(fitting)[:VOCABULARY]]
+def _weights(texts: Sequence[str]) -> tuple[Any, list[str]]:
+    """(tf-idf weights [texts, words], sparse and of length one, or zero where a text has none of
+    the words; the words, at most `VOCABULARY`)."""
+    most = max(RARE, int(EVERYWHERE * len(texts)))
+    vectorizer = optional("sklearn.feature_extraction.text").TfidfVectorizer(
+        analyzer=lambda text: _terms(without(text[:READ])),
+        min_df=RARE,
+        max_df=most,
+        max_features=VOCABULARY,
+        sublinear_tf=True,
+    )
+    try:
+        weights = vectorizer.fit_transform(texts)
+    except ValueError:  # no word is neither everywhere nor rare
+        return np.zeros((len(texts), 0)), []
+    return weights, vectorizer.get_feature_names_out().tolist()
 
 
-def _tf_idf(documents: Sequence[Counter[str]], words: Sequence[str]) -> Floats:
-    """Rows of length one, or of zeros where a text has none of the words."""
-    places = {word: i for i, word in enumerate(words)}
-    weights = np.zeros((len(documents), len(words)), np.float32)
-    for row, document in enumerate(documents):
-        for word in document.keys() & places.keys():
-            weights[row, places[word]] = 1 + math.log(document[word])
-    met = np.count_nonzero(weights, axis=0)
-    weights *= np.log(len(documents) / met).astype(np.float32)
-    return _unit(weights)
-
-
-def _reduced(weights: Floats, rng: np.random.RandomState) -> Floats:
-    """Rows along the main directions (randomised singular value decomposition), of length one."""
+def _grouped(weights: Any, count: int, seed: int) -> tuple[Integers, Floats]:
+    """(group of each of the texts, how like the middle of its group it is), by k-means among the
+    main directions of their weights."""
     size = min(DIRECTIONS, *weights.shape)
-    basis = weights @ rng.standard_normal((weights.shape[1], size)).astype(np.float32)
-    for _ in range(3):
-        basis, _ = np.linalg.qr(weights @ (weights.T @ basis))
-    _, _, directions = np.linalg.svd(basis.T @ weights, full_matrices=False)
-    return _unit(weights @ directions.T)
+    svd = optional("sklearn.decomposition").TruncatedSVD(size, random_state=seed)
+    points = optional("sklearn.preprocessing").normalize(svd.fit_transform(weights))
+    k_means = optional("sklearn.cluster").KMeans(min(count, len(points)), random_state=seed)
+    with warnings.catch_warnings():
+        # That texts are of fewer kinds than there are groups.
+        warnings.simplefilter("ignore", optional("sklearn.exceptions").ConvergenceWarning)
+        groups = k_means.fit_predict(points)
+    return groups, np.einsum("ij,ij->i", points, k_means.cluster_centers_[groups])
 
 
-def _k_means(points: Floats, count: int, rng: np.random.RandomState) -> tuple[Integers, Floats]:
-    """(group of each point, centres of the groups that have points), by cosine."""
-    centres = points[[rng.randint(len(points))]]
-    for _ in range(min(count, len(points)) - 1):
-        # k-means++: what lies far from all centres so far is likely to be the next.
-        far = np.clip(1 - (points @ centres.T).max(axis=1), 0, None).astype(np.float64)
-        if not far.sum():
-            break
-        centres = np.vstack([centres, points[rng.choice(len(points), p=far / far.sum())]])
-    groups = np.full(len(points), -1)
-    for _ in range(ROUNDS):
-        nearest = np.argmax(points @ centres.T, axis=1)
-        if (nearest == groups).all():
-            break
-        groups = nearest
-        present, groups = np.unique(groups, return_inverse=True)
-        sums = np.zeros((len(present), points.shape[1]), np.float32)
-        np.add.at(sums, groups, points)
-        centres = _unit(sums)
-    return groups, centres
-
-
-def _unit(rows: Floats) -> Floats:
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
+def _mean(weights: Any) -> Floats:
+    return np.asarray(weights.mean(axis=0)).ravel()

@@ -37,7 +37,7 @@ HUB_TIMEOUT_S = 3.0
 #: ending of a data file -> the package that reads it.
 FILE_PACKAGES = {".parquet": "pyarrow", ".arrow": "pyarrow", ".zst": "zstandard"}
 #: what a gate on the data looks with.
-GATE_PACKAGES = ("ftfy", "phonenumbers", "py3langid", "rensa")
+GATE_PACKAGES = ("ftfy", "phonenumbers", "py3langid", "rensa", "sklearn")
 _PATH_STARTS = (".", "/", "~")
 
 

@@ -1,13 +1,18 @@
 """Effective numbers, topics and novelty say what was put in."""
 
+import json
 import random
+import subprocess
+import sys
 
 import pytest
+import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.curate import diversity
 from launcher.curate.sketch import Sketcher
+from launcher.errors import ConfigError
 
 THEMES = {
     "cooking": "oven bake flour butter sugar recipe dough pan whisk simmer",
@@ -55,6 +60,51 @@ def test_topics_are_the_themes_that_texts_were_made_of():
         assert item["example"] in texts
     met = {of_theme[item["words"][0]] for item in found["items"]}
     assert met == set(THEMES)
+
+
+def test_topics_are_no_more_than_the_kinds_of_texts(recwarn):
+    texts = [THEMES[name] for name in ("cooking", "sailing", "banking")] * 40
+    texts += [f"alone{i}" for i in range(400)]
+    found = diversity.topics(texts)
+    of_theme = {word: name for name, words in THEMES.items() for word in words.split()}
+    assert {
+        tuple({of_theme[word] for word in item["words"]}): item["count"] for item in found["items"]
+    } == {("cooking",): 40, ("sailing",): 40, ("banking",): 40}
+    assert (found["sampled"], found["effective"]) == (520, 3)
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_topics_do_not_depend_on_the_number_of_threads():
+    texts = themed(300)
+    with threadpoolctl.threadpool_limits(limits=1):
+        alone = diversity.topics(texts)
+    with threadpoolctl.threadpool_limits(limits=4):
+        assert diversity.topics(texts) == alone
+
+
+@pytest.mark.slow
+def test_topics_are_found_where_torch_is_hidden():
+    code = (
+        "import json, sys; from launcher.data.tokenizer import hide_torch; hide_torch()\n"
+        "from launcher.curate import diversity\n"
+        "print(json.dumps(diversity.topics(json.load(sys.stdin))))\n"
+        "assert sys.modules['torch'] is None"
+    )
+    texts = themed(20)
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(texts), text=True, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == diversity.topics(texts)
+
+
+def test_topics_say_what_they_need(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    for name in [name for name in sys.modules if name.startswith("sklearn.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ConfigError, match="the report needs sklearn, which is not") as caught:
+        diversity.topics(themed(40))
+    assert "pip install 'scikit-learn" in str(caught.value)
 
 
 def test_topics_of_text_without_spaces():

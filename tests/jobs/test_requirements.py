@@ -181,6 +181,7 @@ def test_a_folder_in_which_nothing_can_be_made_is_refused(
         ("datasets", ["data.train=some/set"]),
         ("fsspec", ["data.train=memory://x.jsonl"]),
         ("rensa", ["data.gate=[default]"]),
+        ("sklearn", ["data.gate=[default]"]),
     ],
 )
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
@@ -195,7 +196,8 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(
     code, text = said(capsys, "plan", *TINY, "data.train=train.jsonl", *words)
     assert code in (2, 3)
     assert re.search(rf"needs (the package )?{package}, which is not installed", text), text
-    assert f"HINT: pip install '{package.replace('_', '-')}" in text
+    name = "scikit-learn" if package == "sklearn" else package.replace("_", "-")
+    assert f"HINT: pip install '{name}" in text
 
 
 def test_optuna_is_asked_for_before_a_sweep_is_made(
