@@ -159,7 +159,7 @@ def main(arguments: list[str]) -> int:
         fingerprint.require_same_data(run, config)
         report = None
         if config.data.gate:
-            report = registry.load("launcher.curate.gate:check")(config)
+            report = registry.load("launcher.curate.report.gate:check")(config)
         found: dict[str, Any] = dict(prepare(config))
         if config.eval.slices and found["validation"]:
             run.eval.mkdir(parents=True, exist_ok=True)
