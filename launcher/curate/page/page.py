@@ -9,13 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__
 from launcher.curate.page import plots
 from launcher.curate.records.texts import plural
-from launcher.report import charts, page
+from launcher.report import charts, renderer
 from launcher.report.view import duration
 
-FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 VERDICTS = ("fail", "warn", "pass", "skipped")
 #: records of a cluster side by side.
 SIDE_BY_SIDE = 4
@@ -27,29 +26,8 @@ _PLACES = ("where", "why", "train", "eval", "evalset", "name")
 
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report (see docs/curate.md for its fields). Nothing in it loads or runs."""
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda said: (
-            visible(said) if isinstance(said, str) and not isinstance(said, Markup) else said
-        ),
-    )
     report = shortened(report)
-    style = (page.FOLDER / "page.css").read_text(encoding="utf-8") + (
-        FOLDER / "page.css"
-    ).read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
-        style=Markup(style),  # noqa: S704 - our own files
-        version=__version__,
-        report=report,
-        **view(report),
-    )
+    return renderer.render(_TEMPLATE, {"report": report, **view(report)}, visible=visible)
 
 
 def visible(text: str) -> str:

@@ -25,6 +25,7 @@ from launcher.curate.rules.limits import RULES, gated, limits, require, require_
 from launcher.curate.rules.rules import Evidence, evaluate
 from launcher.curate.scan import inputs
 from launcher.curate.scan.scan import Scan, scan
+from launcher.report import renderer
 from launcher.rundir import write_atomic
 
 VERSION = 1
@@ -76,7 +77,7 @@ def write(report: dict[str, Any], folder: Path) -> None:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / JSON_NAME, json.dumps(report, indent=1))
-        write_atomic(folder / PAGE_NAME, page.render(report).encode("utf-8", "replace"))
+        renderer.write(folder / PAGE_NAME, page.render(report))
 
 
 def default_folder(config: Config, report: dict[str, Any]) -> Path:
