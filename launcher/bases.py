@@ -193,7 +193,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
             return
         if model.adapter is not None:
             print(f"merging {model.adapter} into its base (kept in {folder})", flush=True)
-            command = entry.command("launcher.train.fold", str(run), str(folder))
+            command = entry.command("launcher.inference.fold", str(run), str(folder))
             environment = {**runtime.environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""}
             merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
             if merged.returncode:

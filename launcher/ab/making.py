@@ -102,7 +102,7 @@ def _ask(models: list[str], prompts: Sequence[Prompt], max_new_tokens: int) -> l
         asked.write_text("\n".join(lines), encoding="utf-8")
         words = (str(asked), folder, *models, f"--max-new-tokens={max_new_tokens}")
         # What libraries say on stdout must not mix with ours: 2 is stderr.
-        code = entry.call("launcher.train.answers", *words, stdout=2)
+        code = entry.call("launcher.inference.offline", *words, stdout=2)
         if code:
             raise ModelsFailed(code)
         return [read_answers(Path(folder, f"{number}.jsonl")) for number in range(len(models))]

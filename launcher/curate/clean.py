@@ -37,7 +37,7 @@ from launcher.curate.rules import Facts, evaluate
 from launcher.curate.scan import Scan, order, read_again, scan
 from launcher.curate.texts import plural
 from launcher.data.formats.base import BadRecord
-from launcher.data.split import say
+from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch
 from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
 from launcher.rundir import RunDir, fsync_folder, write_json

@@ -22,7 +22,7 @@ from launcher.curate.report import (
     digest,
     write,
 )
-from launcher.data.split import say
+from launcher.data.prepare.split import say
 from launcher.errors import DataError, Problem
 from launcher.rundir import read_json, write_json
 

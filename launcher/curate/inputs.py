@@ -11,7 +11,7 @@ from launcher.config.derive import items
 from launcher.config.schema import Config, DataConfig
 from launcher.data import formats, sources
 from launcher.data.formats.base import BadRecord
-from launcher.data.prepare import fetch
+from launcher.data.prepare.preparation import fetch
 from launcher.data.sources import Chunk, source_name
 from launcher.errors import DataError
 from launcher.fingerprint import Source

@@ -16,7 +16,7 @@ from launcher.curate.plots import histogram
 from launcher.curate.rules import Facts, Result
 from launcher.curate.scan import Scan
 from launcher.curate.table import Array, Table
-from launcher.data.packing import PackedOrder
+from launcher.data.pack.packing import PackedOrder
 
 #: Lengths at which packing is tried, as multiples of data.max_length.
 PACK_AT = (0.5, 1, 2, 4)

@@ -25,7 +25,7 @@ from launcher.curate.output import require_writable, writing
 from launcher.curate.rules import Facts, evaluate
 from launcher.curate.scan import Scan, scan
 from launcher.curate.texts import plural
-from launcher.data.split import say
+from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch, load_tokenizer
 from launcher.errors import ExitCode, LauncherError
 from launcher.rundir import RunDir, write_atomic

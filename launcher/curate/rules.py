@@ -20,7 +20,7 @@ from launcher.curate.leakage import Leaks
 from launcher.curate.marks import BITS
 from launcher.curate.scan import Scan
 from launcher.curate.texts import plural
-from launcher.data.masking import kinds_of_bits
+from launcher.data.chat.masking import kinds_of_bits
 from launcher.data.sources import source_name
 
 #: An answer of fewer characters is tiny, where the usual one is this many times longer.

@@ -20,8 +20,8 @@ from launcher.curate.leakage import Grams, Held
 from launcher.curate.sketch import Sketcher
 from launcher.curate.table import COLUMNS, Array, Batch, Table
 from launcher.curate.worker import Options, Scanner, item_of
-from launcher.data.masking import ChatOptions
-from launcher.data.pool import work
+from launcher.data.chat.masking import ChatOptions
+from launcher.data.prepare.pool import work
 from launcher.data.sources.chunk import Chunk, Parsed, parse_line
 
 #: Seconds between lines of progress.

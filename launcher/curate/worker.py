@@ -17,10 +17,10 @@ from launcher.curate.leakage import Grams, evaluated
 from launcher.curate.marks import flags
 from launcher.curate.sketch import Sketcher
 from launcher.curate.table import COLUMNS, Array, Bad, Batch
-from launcher.data.encoding import Encoder
+from launcher.data.chat.masking import ChatOptions, kinds_as_bits
 from launcher.data.formats.base import BadRecord, Chat, Example, Preference
-from launcher.data.masking import ChatOptions, kinds_as_bits
-from launcher.data.worker import unit_hash
+from launcher.data.prepare.encoding import Encoder
+from launcher.data.prepare.worker import unit_hash
 
 
 @dataclass(frozen=True, slots=True)

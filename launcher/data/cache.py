@@ -135,7 +135,7 @@ class Index:
     columns: list[dict[str, Any]] = field(default_factory=list)
     """Fields of each `Column`, and under `values` the different ones of a `json` column."""
     turn_ends: dict[str, list[int]] | None = None
-    """How learned turns end, as `launcher.data.turn_ends` counts; None where nobody knows."""
+    """How learned turns end, as `launcher.data.chat.turn_ends` counts; None where nobody knows."""
 
 
 class TokenCache:

@@ -17,7 +17,7 @@ from launcher.config.derive import items
 from launcher.config.schema import Config, OnBadRecord, variants
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord
-from launcher.data.reading import DETECT_RECORDS, Reading
+from launcher.data.prepare.reading import DETECT_RECORDS, Reading
 from launcher.errors import ExitCode, LauncherError, Problem
 from launcher.fingerprint import Part, located
 from launcher.rundir import RunDir, write_json

@@ -13,9 +13,9 @@ from typing import Any
 from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
 from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
-from launcher.data.literals import Literals
-from launcher.data.masking import kinds_of_bits
-from launcher.data.split import say, summary
+from launcher.data.chat.literals import Literals
+from launcher.data.chat.masking import kinds_of_bits
+from launcher.data.prepare.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
 from launcher.errors import DataError, ExitCode, LauncherError
 

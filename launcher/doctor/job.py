@@ -63,7 +63,12 @@ def check(config: Config) -> None:
 
 
 def probe(
-    config: Config, *, timeout_s: float, keep: bool, say: Say, module: str = "launcher.train.probe"
+    config: Config,
+    *,
+    timeout_s: float,
+    keep: bool,
+    say: Say,
+    module: str = "launcher.distributed.probe",
 ) -> tuple[Reports, str]:
     """(rank -> its report, why the ranks did not end well or "").
 

@@ -1,7 +1,7 @@
 """The watch from outside over hanging ranks, for hangs in which no rank can act for itself.
 
 A single rank that is stopped, all ranks stopped, or native code that never gives up the
-interpreter: ranks that are only stuck end themselves before this acts (`launcher.train.watchdog`).
+interpreter: ranks that are only stuck end themselves before this acts (`launcher.health.watchdog`).
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ holds them for models that do not.
 - `launcher_varlen`: torch's `varlen_attn`, one kernel for all documents (CUDA, 16 bit).
 
 Both know causal attention, sliding windows, chunks, soft-capped scores, sinks and biases by
-position. Of anything else that a model says they raise `Unknown`: `launcher.train.isolation` then
+position. Of anything else that a model says they raise `Unknown`: `launcher.health.isolation` then
 has the documents padded, for the model's own attention.
 """
 

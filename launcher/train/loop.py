@@ -20,11 +20,17 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config, LoraConfig, OnNonFinite, variants
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.loader import Loader, Row, rectangles
-from launcher.data.mixture import open_data
+from launcher.data.pack.loader import Loader, Row, rectangles
+from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
+from launcher.distributed import collectives
 from launcher.errors import ConfigError, DataError, DivergedError, Preempted, Problem
 from launcher.evals.runner import EvaluationStopped
+from launcher.health.heartbeat import Heartbeat
+from launcher.health.isolation import isolate, require_recomputable
+from launcher.health.selftest import require_trainable, silent_adapters
+from launcher.health.stragglers import OwnTime, Stragglers, report_slow
+from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
@@ -32,20 +38,15 @@ from launcher.objectives.base import Objective
 from launcher.peft.lora import describe
 from launcher.rundir import RunDir, State, read_json, write_json
 from launcher.runtime import Ranks
+from launcher.scoring.evaluate import score_base
+from launcher.scoring.evaluators import make_evaluator
 from launcher.track import meters
 from launcher.track.tracker import Trackers
-from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed, restore, selection
+from launcher.train import checkpointing, selection
 from launcher.train.engine import Engine, connect
-from launcher.train.evaluate import score_base
 from launcher.train.finish import finish
-from launcher.train.further import make_evaluator
-from launcher.train.heartbeat import Heartbeat
-from launcher.train.isolation import isolate, require_recomputable
 from launcher.train.schedule import factor
-from launcher.train.selftest import require_trainable, silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
-from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ def train(
 
     def stopping() -> bool:
         heart.again()
-        return distributed.sum_over_ranks([float(bool(stop))], device)[0] > 0
+        return collectives.sum_over_ranks([float(bool(stop))], device)[0] > 0
 
     # Data: prepared already, only mapped here.
     folders = read_json(run.data)
@@ -158,11 +159,11 @@ def train(
     progress, start = Progress(), _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
     if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
-        restore.load_adapter(config.peft.adapter, model)
+        checkpointing.load_adapter(config.peft.adapter, model)
         say(f"going on from the adapter in {config.peft.adapter}")
     if start is not None:
         heart.beat("start", 0, "weights")
-        restore.load_weights(start, model)
+        checkpointing.load_weights(start, model)
         progress = _progress(start)
         say(f"resuming from step {progress.step}")
     head = objective.head(model, counts_hits=config.train.token_accuracy)
@@ -174,7 +175,7 @@ def train(
     engine = Engine(model, config, plan, settings)
     if start is not None:
         heart.beat("start", 0, "optimizer")
-        restore.load_optimizer(start, engine)
+        checkpointing.load_optimizer(start, engine)
     own = OwnTime(device)
     if engine.zero == 3 and not config.model.compile:
         own.watch(engine.layers)
@@ -226,13 +227,13 @@ def train(
             return
         heart.beat("save", progress.step)
         began = time.monotonic()
-        checkpoints.save(run, engine, progress.step, ranks.rank, state(), heart.again, origin)
+        checkpointing.save(run, engine, progress.step, ranks.rank, state(), heart.again, origin)
         saved_step = progress.step
         if slow := too_slow_for_grace(config.launch, time.monotonic() - began):
             warn(slow)
         if ranks.is_main:
             best = chosen.found.step if chosen and chosen.keeps_best else None
-            checkpoints.rotate(run, config.checkpoint, progress.step, best)
+            checkpointing.rotate(run, config.checkpoint, progress.step, best)
 
     def stop_now() -> None:
         save()
@@ -240,7 +241,7 @@ def train(
             run.set_status(State.running, step=progress.step)
         trackers.finish(int(Preempted.exit_code), preempted=True)
         # Together: the first rank to end has the others killed 30 s later.
-        distributed.barrier()
+        collectives.barrier()
         raise Preempted(f"stopped by {stop.by} at step {progress.step}")
 
     def evaluate() -> None:
@@ -257,7 +258,7 @@ def train(
         progress.evaluated = progress.step
         if chosen is not None:
             # One rank's number, so that all decide alike.
-            score = distributed.gather_objects(scores.get(chosen.options.metric))[0]
+            score = collectives.gather_objects(scores.get(chosen.options.metric))[0]
             is_best = chosen.add(progress.step, score)
             if ranks.is_main:
                 chosen.write(run)
@@ -279,7 +280,7 @@ def train(
         return progress.step == plan.steps or (chosen is not None and chosen.is_exhausted)
 
     def all_agree(mine: bool) -> bool:
-        return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
+        return collectives.sum_over_ranks([float(not mine)], device)[0] == 0
 
     engine.eval()
     for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
@@ -344,7 +345,7 @@ def train(
             mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
             names, sums = _sums(counted)
             heart.beat("step", step, "agree on the loss")
-            loss_sum, stops, *others = distributed.sum_over_ranks(
+            loss_sum, stops, *others = collectives.sum_over_ranks(
                 [*mine, *sums, *_one_of(own.read(), ranks)], device
             )
             seconds = others[len(sums) :]
@@ -434,15 +435,15 @@ def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:
         )
 
 
-def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> checkpoints.Checkpoint | None:
+def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> Checkpoint | None:
     """The checkpoint to go on from, chosen and verified by rank 0 for all ranks."""
     chosen = None
     if ranks.is_main:
-        checkpoints.clean_up(run)
-        found = checkpoints.newest_valid(run, warn)
+        checkpointing.clean_up(run)
+        found = newest_valid(run, warn)
         chosen = found.step if found else None
-    chosen = distributed.gather_objects(chosen)[0]
-    return next((c for c in checkpoints.checkpoints(run) if c.step == chosen), None)
+    chosen = collectives.gather_objects(chosen)[0]
+    return next((c for c in checkpoints(run) if c.step == chosen), None)
 
 
 def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: Any) -> int:
@@ -450,17 +451,17 @@ def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: 
     if best != step:
         found = None
         if ranks.is_main:
-            found = checkpoints.newest_valid(run, lambda text: say(f"warning: {text}"), best)
-        if distributed.gather_objects(found is not None)[0]:
-            chosen = next(c for c in checkpoints.checkpoints(run) if c.step == best)
-            restore.load_weights(chosen, model)
+            found = newest_valid(run, lambda text: say(f"warning: {text}"), best)
+        if collectives.gather_objects(found is not None)[0]:
+            chosen = next(c for c in checkpoints(run) if c.step == best)
+            checkpointing.load_weights(chosen, model)
             say(f"the weights of step {best} are the result: the best of all evaluations")
             return best
         say(f"warning: the best weights, of step {best}, are gone: the last ones are the result")
     return step
 
 
-def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> str:
+def _new_length(start: Checkpoint, config: Config, plan: Plan) -> str:
     """What the learning rate does where a run goes on to another end than it had; else empty."""
     before, warmup = start.state.get("steps"), start.state.get("warmup_steps")
     if before is None or warmup is None or before == plan.steps:
@@ -477,9 +478,7 @@ def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> st
     )
 
 
-def _origin(
-    config: Config, ranks: Ranks, start: checkpoints.Checkpoint | None, warn: Any
-) -> dict[str, str]:
+def _origin(config: Config, ranks: Ranks, start: Checkpoint | None, warn: Any) -> dict[str, str]:
     """What this run stands on; `ConfigError` on all ranks if its adapters come from elsewhere."""
     found: dict[str, str] = {}
     problems: tuple[Problem, ...] = ()
@@ -494,13 +493,13 @@ def _origin(
                 fingerprint.require_base(config.peft.adapter, base)
         except ConfigError as error:
             problems = error.problems
-    found, problems = distributed.gather_objects((found, problems))[0]
+    found, problems = collectives.gather_objects((found, problems))[0]
     if problems:
         raise ConfigError(problems)
     return found
 
 
-def _progress(start: checkpoints.Checkpoint) -> Progress:
+def _progress(start: Checkpoint) -> Progress:
     state = start.state
     return Progress(
         step=start.step,
@@ -551,7 +550,7 @@ def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.devi
     if head.isolates or (is_small and head.pads):
         return rows
     parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
-    count = distributed.max_over_ranks(len(parts), device)
+    count = collectives.max_over_ranks(len(parts), device)
     return parts + [replace(parts[-1], is_filler=True)] * (count - len(parts))
 
 
@@ -584,7 +583,7 @@ def _totals(
 ) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
     mine = meters.work_of(rows, windows)
-    weight, *work = distributed.sum_over_ranks(
+    weight, *work = collectives.sum_over_ranks(
         [
             sum(objective.weight(row) for row in rows),
             float(mine.tokens),
@@ -618,7 +617,7 @@ def _diverged(
     bad = [row for row, loss in zip(rows, losses, strict=True) if not torch.isfinite(loss)]
     suspects = bad if what == "loss" else rows
     mine = [cache.where(record) for row in suspects for record in row.records]
-    parts = distributed.gather_objects(mine)
+    parts = collectives.gather_objects(mine)
     named = [f"rank {rank}: {_some(found)}" for rank, found in enumerate(parts) if found]
     return DivergedError(
         f"{what} is not finite at step {step + 1}; records of the batch: {'; '.join(named)}",

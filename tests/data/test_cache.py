@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.cache import Counts, Index, TokenCache
-from launcher.data.writing import CacheWriter
+from launcher.data.prepare.writing import CacheWriter
 from launcher.errors import StorageError
 from support import caches
 

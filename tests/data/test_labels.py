@@ -15,8 +15,8 @@ from launcher import fingerprint
 from launcher.config.schema import Config, Overlong
 from launcher.data.cache import TokenCache
 from launcher.data.formats.base import Labelled
-from launcher.data.loader import make_row
-from launcher.data.prepare import prepare
+from launcher.data.pack.loader import make_row
+from launcher.data.prepare.preparation import prepare
 from launcher.errors import ConfigError, DataError, LauncherError
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder

@@ -16,8 +16,8 @@ from launcher.config.schema import Config
 from launcher.data import formats
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.formats import BadRecord, Chat, Labelled, Preference, Reader
-from launcher.data.loader import make_row
-from launcher.data.prepare import prepare
+from launcher.data.pack.loader import make_row
+from launcher.data.prepare.preparation import prepare
 from launcher.errors import ConfigError, LauncherError
 from support import caches
 from support.chats import chat

@@ -12,7 +12,7 @@ import pytest
 from launcher import fingerprint
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
-from launcher.data.prepare import fetch, prepare
+from launcher.data.prepare.preparation import fetch, prepare
 from launcher.data.sources import remote
 from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import RemoteData, RemoteFile

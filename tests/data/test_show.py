@@ -8,7 +8,7 @@ import pytest
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.data import show
-from launcher.data.prepare import prepare
+from launcher.data.prepare.preparation import prepare
 from launcher.rundir import write_json
 from support.chats import chat
 

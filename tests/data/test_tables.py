@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
-from launcher.data.prepare import prepare
+from launcher.data.prepare.preparation import prepare
 from launcher.data.sources import arrow, chunks, remote
 from launcher.errors import DataError
 from launcher.fingerprint import HubData, RemoteData, locate

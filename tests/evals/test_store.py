@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.evals.compare import compare
+from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import (

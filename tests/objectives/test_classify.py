@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.data.loader import Row, make_row
+from launcher.data.pack.loader import Row, make_row
 from launcher.errors import ConfigError
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier

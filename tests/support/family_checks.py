@@ -25,12 +25,14 @@ from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Row, make_row, rectangles
+from launcher.data.pack.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
 from launcher.evals.records import Prompt
+from launcher.health.isolation import isolate
+from launcher.health.selftest import require_trainable
 from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.load import load_model
@@ -39,8 +41,6 @@ from launcher.model.sequence_head import SequenceHead
 from launcher.model.verify import open_export, verify
 from launcher.objectives.base import Objective
 from launcher.track import meters
-from launcher.train.isolation import isolate
-from launcher.train.selftest import require_trainable
 from support import caches
 from support.ranks import ROOT, run_ranks
 

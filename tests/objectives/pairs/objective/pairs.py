@@ -19,8 +19,8 @@ import numpy as np
 
 from launcher.config.schema import ObjectiveConfig, Overlong
 from launcher.data.cache import Column
-from launcher.data.encoding import Encoded, Encoder, Piece, shorten
 from launcher.data.formats.base import BadRecord, Chat, Preference
+from launcher.data.prepare.encoding import Encoded, Encoder, Piece, shorten
 from launcher.errors import Problem
 from launcher.evals.records import LossRecord, ValueRecord
 from launcher.evals.runner import poll
