@@ -18,10 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, entry, runtime
+from launcher import __version__, entry
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, open_lock, read_json, storage_errors, write_json
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, ExitCode, LauncherError
+from launcher.core.rundir import RunDir, open_lock, read_json, storage_errors, write_json
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (

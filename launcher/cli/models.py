@@ -10,7 +10,7 @@ from typing import NoReturn
 from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 _BASE: Argument = (["--base"], {"action": "store_true", "help": "the model before training"})
 _CHECKPOINT: Argument = (
@@ -151,7 +151,7 @@ def report(words: list[str]) -> int:
 
 def _become(module: str, parsed: Namespace) -> int:
     """Replace this process by the run plane's, in the folder where the run was created."""
-    from launcher.jobs.start import working_folder
+    from launcher.runs.start import working_folder
 
     run = arguments.find(parsed)
     os.chdir(working_folder(run))
@@ -161,7 +161,7 @@ def _become(module: str, parsed: Namespace) -> int:
 
 
 def _replace(module: str, *words: str) -> NoReturn:
-    from launcher.jobs.start import refuse_in_rank
+    from launcher.runs.start import refuse_in_rank
 
     refuse_in_rank("process")
     entry.become(module, *words)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from launcher.serve.service import Service

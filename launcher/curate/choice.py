@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from launcher.core.errors import ConfigError, did_you_mean
 from launcher.curate.duplicates import Indices
 from launcher.curate.inputs import TRAIN
 from launcher.curate.limits import RULES
@@ -16,7 +17,6 @@ from launcher.curate.marks import BITS
 from launcher.curate.personal import PERSONAL, SECRET
 from launcher.curate.rules import Facts, Result
 from launcher.curate.table import Array
-from launcher.errors import ConfigError, did_you_mean
 
 #: What people call rules on the command line.
 ALIASES = {

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from launcher import runtime
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, ExitCode, LauncherError, StorageError
+from launcher.core.rundir import RunDir, fsync_folder, write_json
 from launcher.curate import choice
 from launcher.curate.choice import DROPS, REDACTS, Dropped
 from launcher.curate.inputs import TRAIN, Input, Reading, Task, tasks
@@ -39,8 +41,6 @@ from launcher.curate.texts import plural
 from launcher.data.formats.base import BadRecord
 from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch
-from launcher.errors import ConfigError, ExitCode, LauncherError, StorageError
-from launcher.rundir import RunDir, fsync_folder, write_json
 
 _TOO_DEEP = "lists or objects nested too deep to be written again"
 

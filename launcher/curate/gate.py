@@ -11,6 +11,8 @@ from typing import Any
 from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import DataError, Problem
+from launcher.core.rundir import read_json, write_json
 from launcher.curate.inputs import benchmark_data
 from launcher.curate.limits import gated, require
 from launcher.curate.report import (
@@ -23,8 +25,6 @@ from launcher.curate.report import (
     write,
 )
 from launcher.data.prepare.split import say
-from launcher.errors import DataError, Problem
-from launcher.rundir import read_json, write_json
 
 _UNCHECKED = "give it what it needs, or leave it out of data.gate"
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 
 _HINT = "free space there, or give another folder with -o"
 

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config, data_report
+from launcher.core import runtime
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import RunDir, write_atomic
 from launcher.curate import inputs, languages, numbers, page
 from launcher.curate.examples import Examples
 from launcher.curate.limits import RULES, gated, limits, require, require_profile
@@ -27,8 +30,6 @@ from launcher.curate.scan import Scan, scan
 from launcher.curate.texts import plural
 from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch, load_tokenizer
-from launcher.errors import ExitCode, LauncherError
-from launcher.rundir import RunDir, write_atomic
 
 VERSION = 1
 #: Rises with every change of what the rules find, so that no gate trusts an older report.

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from launcher import runtime
 from launcher.config.schema import Config
+from launcher.core import runtime
 from launcher.curate.inputs import TRAIN, VALIDATION, Input, Reading, Task, inputs, tasks
 from launcher.curate.item import Item
 from launcher.curate.leakage import Grams, Held

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.curate import shingles
 from launcher.curate.shingles import Hashes
 from launcher.curate.texts import optional

@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher import rundir
-from launcher.errors import StorageError
+from launcher.core import rundir
+from launcher.core.errors import StorageError
 from launcher.fingerprint import LAYOUT_VERSION
 
 INDEX = "index.json"

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from launcher import runtime
 from launcher.config.schema import Config
-from launcher.errors import Problem
-from launcher.runtime import Ranks
+from launcher.core import runtime
+from launcher.core.errors import Problem
+from launcher.core.runtime import Ranks
 
 
 def choose(ranks: Ranks) -> torch.device:

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from launcher import processes
 from launcher.config.derive import memory
 from launcher.config.schema import Config
+from launcher.core import processes
+from launcher.core.runtime import Ranks
 from launcher.distributed import collectives
-from launcher.runtime import Ranks
 
 #: What the weights may take of the free memory; activations and logits need some of the rest.
 SHARE = 0.7

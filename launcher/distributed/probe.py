@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from launcher import runtime
 from launcher.config.compose import compose
+from launcher.core import runtime
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.host import machine, storage
+from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_json
+from launcher.core.runtime import Ranks
 from launcher.distributed import bandwidth, collectives, rendezvous
-from launcher.errors import ExitCode, LauncherError
-from launcher.host import machine, storage
-from launcher.rundir import RunDir, State, read_json, storage_errors, write_json
-from launcher.runtime import Ranks
 
 #: How long a rank looks for what rank 0 has written.
 VISIBLE_TIMEOUT_S = 20.0

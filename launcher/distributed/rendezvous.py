@@ -19,9 +19,9 @@ from torch.distributed import (  # type: ignore[attr-defined]
     TCPStore,
 )
 
-from launcher import runtime
-from launcher.errors import ConfigError, HangError
-from launcher.runtime import Ranks
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, HangError
+from launcher.core.runtime import Ranks
 
 #: Longest wait of the other ranks for rank 0 to compose the config and prepare data.
 PREPARE_TIMEOUT = timedelta(hours=24)

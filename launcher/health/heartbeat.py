@@ -9,11 +9,11 @@ import os
 import threading
 import time
 
-from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.rundir import RunDir
-from launcher.runtime import Ranks
-from launcher.vitals import Beat
+from launcher.core import processes, vitals
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import Ranks
+from launcher.core.vitals import Beat
 
 #: Shortest time between two writes in the same phase, in seconds; more with many ranks, so that
 #: the run folder's file system sees at most 64 writes a second.

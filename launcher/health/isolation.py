@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from launcher.config.schema import ModelConfig
+from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row
-from launcher.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import make_row
 from launcher.distributed.collectives import gather_objects
-from launcher.errors import ConfigError
 from launcher.health.isolation import as_refusal
 from launcher.model.adapter import inner_model
 from launcher.model.fragments import Piece

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.rundir import RunDir, State, read_json
+from launcher.core.rundir import RunDir, State, read_json
 
 
 @dataclass(frozen=True, slots=True)

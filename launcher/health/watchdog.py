@@ -19,13 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 
-from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.errors import ExitCode
+from launcher.core import processes, vitals
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import Ranks
+from launcher.core.vitals import Beat
 from launcher.health.heartbeat import Heartbeat
-from launcher.rundir import RunDir
-from launcher.runtime import Ranks
-from launcher.vitals import Beat
 
 #: Time between two looks, in seconds.
 TICK_S = 1.0

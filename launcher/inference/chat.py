@@ -8,13 +8,13 @@ import sys
 from collections.abc import Callable
 
 from launcher.config.compose import compose
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import RunDir
 from launcher.data.formats.base import BadRecord
-from launcher.errors import ConfigError, DataError
 from launcher.inference.command import exit_code_of, note
 from launcher.inference.generate import add_sampling, sampling_of, show
 from launcher.inference.opening import open_speaker
 from launcher.inference.speaker import Message, Sampling, Speaker
-from launcher.rundir import RunDir
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."
 
@@ -68,7 +68,7 @@ def _turn(
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`."""
+    """Exit code of `launcher.core.errors.ExitCode`."""
     parser = argparse.ArgumentParser(prog="launcher chat", description=__doc__)
     parser.add_argument("run")
     add_sampling(parser, temperature=0.7)

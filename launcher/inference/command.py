@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from launcher import streams
-from launcher.errors import ExitCode, LauncherError
-from launcher.rundir import storage_error
+from launcher.core import streams
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import storage_error
 
 
 def note(text: str) -> None:

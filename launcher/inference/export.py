@@ -10,9 +10,10 @@ from pathlib import Path
 from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json
 from launcher.data.chat.turn_ends import taught
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError
 from launcher.fingerprint import MARKER, origin, require_same
 from launcher.inference import speaker
 from launcher.inference.command import exit_code_of, note
@@ -22,7 +23,6 @@ from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder
 from launcher.model.verify import verify
 from launcher.objectives.base import of_run
-from launcher.rundir import RunDir, read_json
 
 
 def export_run(
@@ -111,7 +111,7 @@ def _require_replaceable(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; prints the folder on stdout."""
+    """Exit code of `launcher.core.errors.ExitCode`; prints the folder on stdout."""
     parser = argparse.ArgumentParser(prog="launcher export", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--merge", action="store_true")

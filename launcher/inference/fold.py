@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config, LoraConfig, Quantization
+from launcher.core.rundir import RunDir, read_json
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import require_base
 from launcher.inference import speaker
@@ -17,7 +18,6 @@ from launcher.model.export import Kind, Trained, export
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import base_folder, meta_base, with_adapters
 from launcher.model.verify import verify
-from launcher.rundir import RunDir, read_json
 
 
 def fold(config: Config, out: Path) -> None:
@@ -42,7 +42,7 @@ def fold(config: Config, out: Path) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`."""
+    """Exit code of `launcher.core.errors.ExitCode`."""
     run, out = RunDir(argv[0]), Path(argv[1])
     return exit_code_of(lambda: fold(compose.load(run.config), out))
 

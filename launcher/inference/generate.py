@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import RunDir
 from launcher.data.formats.base import BadRecord
-from launcher.errors import ConfigError, DataError
 from launcher.inference.command import exit_code_of, note
 from launcher.inference.opening import open_speaker
 from launcher.inference.speaker import Sampling, Speaker
 from launcher.objectives.base import of_run
-from launcher.rundir import RunDir
 
 
 def add_sampling(parser: argparse.ArgumentParser, temperature: float) -> None:
@@ -55,7 +55,7 @@ def prompt_tokens(speaker: Speaker, prompt: str, system: str | None, raw: bool) 
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; answers on stdout, an empty line between them."""
+    """Exit code of `launcher.core.errors.ExitCode`; answers on stdout, apart by an empty line."""
     parser = argparse.ArgumentParser(prog="launcher generate", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("-p", "--prompt", action="append", help="may be repeated; else stdin")

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from launcher.config.schema import ModelConfig
+from launcher.core.errors import DataError
+from launcher.core.rundir import find_run, write_atomic
 from launcher.data.chat.turn_ends import by_template
 from launcher.data.formats.base import BadRecord
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import DataError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import fit, generate_records
 from launcher.evals.records import Prompt
@@ -23,7 +24,6 @@ from launcher.inference.opening import open_speaker
 from launcher.inference.speaker import Speaker, quiet
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import load_base
-from launcher.rundir import find_run, write_atomic
 
 
 def open_model(name: str) -> Speaker:
@@ -95,7 +95,7 @@ def _tokens(speaker: Speaker, record: dict[str, Any]) -> list[int]:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; FOLDER/0.jsonl holds the first model's answers.
+    """Exit code of `launcher.core.errors.ExitCode`; FOLDER/0.jsonl holds the first model's answers.
 
     PROMPTS has lines of messages, prompt (what people read), where and template_options.
     """

@@ -11,9 +11,10 @@ import torch
 from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import RunDir, read_json
 from launcher.data.chat.turn_ends import by_template, taught
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import origin, require_same
 from launcher.inference.command import note
 from launcher.inference.export import find_checkpoint, trained_model
@@ -24,7 +25,6 @@ from launcher.model.rebuild import base_folder, load_start, rebuild
 from launcher.model.sequence_head import OUTPUTS, SequenceHead
 from launcher.model.verify import open_export
 from launcher.objectives.base import of_run
-from launcher.rundir import RunDir, read_json
 
 
 def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = False) -> Speaker:

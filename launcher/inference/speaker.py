@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from launcher.config.schema import SpecialTokens, Thoughts
+from launcher.core.errors import ConfigError
 from launcher.data.chat.calls import CallForm
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.prepare.encoding import Encoder
-from launcher.errors import ConfigError
 from launcher.evals.generation import find_stop_tokens, padding_of
 from launcher.inference.detokenizer import Pieces
 

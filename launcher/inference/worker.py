@@ -21,14 +21,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from launcher.config.compose import compose
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.fairness import Turns
+from launcher.core.rundir import RunDir
 from launcher.inference.batching import Ask, reply
 from launcher.inference.command import exit_code_of
 from launcher.inference.opening import open_base, open_speaker
 from launcher.inference.requests import Refused, Write, asks_of
 from launcher.inference.speaker import Speaker
-from launcher.rundir import RunDir
-from launcher.turns import Turns
 
 #: What one batch may hold: answers, and tokens of prompts and answers with their padding.
 MAX_ROWS = 16
@@ -135,7 +135,7 @@ def _open_model(options: argparse.Namespace) -> Speaker:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; what went wrong is said on stderr."""
+    """Exit code of `launcher.core.errors.ExitCode`; what went wrong is said on stderr."""
     parser = argparse.ArgumentParser(
         prog="python -m launcher.inference.worker", description=__doc__
     )

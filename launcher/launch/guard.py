@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Callable
 
-from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.rundir import RunDir
-from launcher.vitals import Beat
+from launcher.core import processes, vitals
+from launcher.core.rundir import RunDir
+from launcher.core.vitals import Beat
 
 #: Time between two looks, in seconds; longer with many ranks.
 TICK_S = 1.0

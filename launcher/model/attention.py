@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 DOCUMENT = "launcher_document"
 VARLEN = "launcher_varlen"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.core.rundir import RunDir, read_json
 from launcher.model.fragments import FragmentReader
-from launcher.rundir import RunDir, read_json
 
 VERSION = 1
 

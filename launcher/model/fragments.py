@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from launcher.errors import StorageError
-from launcher.rundir import storage_errors
+from launcher.core.errors import StorageError
+from launcher.core.rundir import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 

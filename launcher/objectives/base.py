@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor

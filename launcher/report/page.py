@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__
+from launcher.core.rundir import RunDir, write_atomic
 from launcher.report import compared
 from launcher.report.collect import collect
 from launcher.report.view import view
-from launcher.rundir import RunDir, write_atomic
 
 FOLDER = Path(__file__).parent
 

@@ -13,8 +13,9 @@ from launcher import report
 from launcher.config.check import eval_checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
+from launcher.core.errors import ConfigError, DataError, ExitCode
+from launcher.core.rundir import RunDir, find_run, read_json
 from launcher.data.cache import TokenCache
-from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals import judge, store
 from launcher.evals.comparison.paired import Resampling
 from launcher.evals.comparison.record_sets import compare_all
@@ -23,7 +24,6 @@ from launcher.evals.records import Results
 from launcher.inference.command import exit_code_of, note
 from launcher.objectives.base import of_run
 from launcher.report import summary
-from launcher.rundir import RunDir, find_run, read_json
 from launcher.scoring.held_out import contamination, groups, held_out
 
 #: What may be asked of all others than the first -> verdicts that fail it.
@@ -186,7 +186,7 @@ def _ask_judge(config: Config, url: str | None, model: str | None) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; the comparison on stdout."""
+    """Exit code of `launcher.core.errors.ExitCode`; the comparison on stdout."""
     parser = argparse.ArgumentParser(prog="launcher compare", description=__doc__)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--require", choices=tuple(REQUIRED))

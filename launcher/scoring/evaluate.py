@@ -15,10 +15,12 @@ import torch
 
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config, LoraConfig
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, write_atomic
+from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row
 from launcher.distributed import collectives, gathered
-from launcher.errors import ConfigError
 from launcher.evals import generation, runner, store
 from launcher.evals.comparison.record_sets import TRAIN
 from launcher.evals.decoding import Decoding
@@ -29,8 +31,6 @@ from launcher.model.adapter import inner_model
 from launcher.model.head import Head
 from launcher.model.load import model_source
 from launcher.objectives.base import Objective
-from launcher.rundir import RunDir, write_atomic
-from launcher.runtime import Ranks
 
 #: Packages whose versions may change a score.
 _COMPUTE = ("launcher", "torch", "transformers", "peft", "tokenizers")

@@ -12,6 +12,7 @@ import torch
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.schema.variants import metrics_of
+from launcher.core.runtime import Ranks
 from launcher.data.cache import TokenCache
 from launcher.data.chat.turn_ends import taught
 from launcher.evals import generation
@@ -19,7 +20,6 @@ from launcher.evals.comparison.record_sets import TRAIN
 from launcher.evals.records import Generation
 from launcher.model.head import Head
 from launcher.objectives.base import Objective
-from launcher.runtime import Ranks
 from launcher.scoring.evaluate import Evaluator
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import registry
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, DataError, LauncherError, did_you_mean
+from launcher.core import registry
+from launcher.core.errors import ConfigError, DataError, LauncherError, did_you_mean
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.inference.command import note
 from launcher.inference.opening import open_speaker
 from launcher.report.summary import number
-from launcher.rundir import RunDir, read_json, write_json
 
 BATCH = 16
 #: task -> metric -> {"value", "stderr"}; no stderr (None) where lm-eval has none.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir, read_json
 from launcher.data.cache import JoinedCache, TokenCache, shown
-from launcher.errors import DataError
 from launcher.evals.comparison import slices
-from launcher.rundir import RunDir, read_json
 
 
 def held_out(run: RunDir) -> str:

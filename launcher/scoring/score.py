@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from launcher import runtime
 from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
+from launcher.core import runtime
+from launcher.core.rundir import RunDir, read_json
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
@@ -21,7 +22,6 @@ from launcher.inference.speaker import Speaker
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.objectives.base import of_run
-from launcher.rundir import RunDir, read_json
 from launcher.scoring import harness
 from launcher.scoring.evaluators import make_evaluator
 from launcher.scoring.held_out import held_out
@@ -65,7 +65,7 @@ def score(
 
 
 def main(argv: list[str]) -> int:
-    """Exit code of `launcher.errors.ExitCode`; scores on stdout."""
+    """Exit code of `launcher.core.errors.ExitCode`; scores on stdout."""
     parser = argparse.ArgumentParser(prog="launcher eval", description=__doc__)
     parser.add_argument("run")
     parser.add_argument("--checkpoint", type=int, metavar="STEP")

@@ -15,8 +15,9 @@ from sqlalchemy.exc import DataError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from launcher import __version__, registry
-from launcher.errors import LauncherError
+from launcher import __version__
+from launcher.core import registry
+from launcher.core.errors import LauncherError
 from launcher.serve.db.database import AWAY
 from launcher.serve.files.intake import Workers
 from launcher.serve.http.access import Keys

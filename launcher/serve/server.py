@@ -15,9 +15,10 @@ from pathlib import Path
 
 from fastapi.concurrency import run_in_threadpool
 
-from launcher import entry, listen
-from launcher.errors import ConfigError
-from launcher.processes import end_with_parent
+from launcher import entry
+from launcher.core import listen
+from launcher.core.errors import ConfigError
+from launcher.core.processes import end_with_parent
 from launcher.serve import private
 from launcher.serve.app import create_app
 from launcher.serve.files import files

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 from launcher.serve import private, site
 from launcher.serve.db import upgrade
 from launcher.serve.db.database import Database

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 FILE = "serve.yaml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")

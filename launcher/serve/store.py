@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from launcher.errors import ConfigError, StorageError
+from launcher.core.errors import ConfigError, StorageError
 
 _HINT = "see the disk or the bucket"
 

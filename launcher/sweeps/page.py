@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from launcher import __version__
+from launcher.core.rundir import write_atomic
 from launcher.report import page as run_page
-from launcher.rundir import write_atomic
 from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.importance import LEAST, importances

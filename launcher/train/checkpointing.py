@@ -27,12 +27,12 @@ import torch
 from torch import nn
 
 from launcher.config.schema import CheckpointConfig
+from launcher.core.errors import LauncherError, StorageError
+from launcher.core.rundir import RunDir, fsync_folder, storage_errors, write_json
 from launcher.distributed.collectives import gather_objects
-from launcher.errors import LauncherError, StorageError
 from launcher.model.adapter import AdapterReader
 from launcher.model.checkpoint import VERSION, Checkpoint, checkpoints, hash_file
 from launcher.model.fragments import Fragment, FragmentReader, Piece, write_fragments
-from launcher.rundir import RunDir, fsync_folder, storage_errors, write_json
 from launcher.train.engine import Engine, import_deepspeed
 
 _TEMPORARY = ".writing-"

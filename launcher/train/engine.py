@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher import runtime
 from launcher.config.derive.deepspeed import clips_itself
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
-from launcher.errors import ConfigError, DivergedError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DivergedError
 from launcher.model.fragments import Piece
 from launcher.model.lean import save_less
 

@@ -10,15 +10,15 @@ from typing import Any
 
 from launcher import report
 from launcher.config.schema import Config
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import RunDir, State
+from launcher.core.runtime import Ranks
 from launcher.distributed import collectives
-from launcher.errors import ExitCode, LauncherError
 from launcher.evals import judge, store
 from launcher.evals.comparison import paired
 from launcher.evals.metric import score_all
 from launcher.health.heartbeat import Heartbeat
 from launcher.report import summary
-from launcher.rundir import RunDir, State
-from launcher.runtime import Ranks
 from launcher.scoring.evaluate import Evaluator
 from launcher.scoring.held_out import contamination, groups, held_out
 from launcher.track.tracker import Trackers

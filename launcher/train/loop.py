@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 
-from launcher import console, fingerprint
+from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.derive import deepspeed
 from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config, LoraConfig, OnNonFinite, variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import console
+from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted, Problem
+from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Loader, Row, rectangles
 from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives
-from launcher.errors import ConfigError, DataError, DivergedError, Preempted, Problem
 from launcher.evals.runner import EvaluationStopped
 from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate, require_recomputable
@@ -36,8 +39,6 @@ from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
 from launcher.peft.lora import describe
-from launcher.rundir import RunDir, State, read_json, write_json
-from launcher.runtime import Ranks
 from launcher.scoring.evaluate import score_base
 from launcher.scoring.evaluators import make_evaluator
 from launcher.track import meters

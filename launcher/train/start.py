@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from launcher import bases, entry, fingerprint, runtime
+from launcher import bases, entry, fingerprint
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
-from launcher.distributed import devices, rendezvous
-from launcher.errors import (
+from launcher.core import runtime
+from launcher.core.errors import (
     ConfigError,
     ExitCode,
     HangError,
@@ -28,15 +28,16 @@ from launcher.errors import (
     OutOfMemoryError,
     Preempted,
 )
+from launcher.core.rundir import RunDir, State, read_json, storage_error, too_many_processes
+from launcher.core.runtime import Ranks
+from launcher.distributed import devices, rendezvous
 from launcher.health.watchdog import Watchdog, collective_timeout
-from launcher.rundir import RunDir, State, read_json, storage_error, too_many_processes
-from launcher.runtime import Ranks
 from launcher.train import logs
 from launcher.train.signals import StopFlag
 
 
 def main(argv: list[str]) -> int:
-    """Run one rank to its end; returns the exit code of `launcher.errors.ExitCode`."""
+    """Run one rank to its end; returns the exit code of `launcher.core.errors.ExitCode`."""
     ranks, stop = runtime.export_ranks(), StopFlag()
     stop.install()
     runtime.limit_heap_fragmentation()

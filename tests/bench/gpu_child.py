@@ -111,11 +111,11 @@ def skipped(steps: list[Any]) -> int:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
-    from launcher import runtime
     from launcher.config.compose import compose
     from launcher.config.derive import deepspeed, plan
     from launcher.config.schema import variants
     from launcher.config.schema.variants import PEFT_METHODS
+    from launcher.core import runtime
     from launcher.data.pack.loader import Loader
     from launcher.data.pack.packing import PackedOrder
     from launcher.distributed import rendezvous

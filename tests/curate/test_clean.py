@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from launcher.cli import data
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, StorageError
 from launcher.curate import choice, naming, report
 from launcher.curate.clean import Options, clean
-from launcher.errors import ConfigError, StorageError
 from support.curation import pairs
 
 Write = Callable[..., str]

@@ -11,8 +11,8 @@ from launcher.cli import data
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, data_report
+from launcher.core.errors import ConfigError
 from launcher.curate import limits, profiles, report
-from launcher.errors import ConfigError
 from support.curation import pairs
 
 Write = Callable[..., str]

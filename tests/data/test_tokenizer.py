@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import ModelConfig, TinyModelConfig
+from launcher.core.errors import ConfigError
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError
 
 
 def test_template_is_replaced_and_tokens_added(tokenizer_folder: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.distributed import devices
 from tests.support.configs import make_config
 

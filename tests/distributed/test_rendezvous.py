@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from torch.distributed import HashStore
 
+from launcher.core.errors import ConfigError, HangError
+from launcher.core.ranks import HOSTS_VARIABLE, Ranks
 from launcher.distributed import rendezvous
-from launcher.errors import ConfigError, HangError
-from launcher.ranks import HOSTS_VARIABLE, Ranks
 
 
 def rank(number, host="n1", local=None, world=3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.distributed import probe
 
 if runtime.ranks().rank == 1:

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from launcher.config.schema import EvalConfig, JudgeConfig
-from launcher.errors import ConfigError, DataError
+from launcher.core.errors import ConfigError, DataError
 from launcher.evals.comparison.paired import Resampling, compare
 from launcher.evals.judge import RUBRIC, Judge
 from launcher.evals.metric import make_metrics, score_all

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from launcher.config.schema import EvalConfig
+from launcher.core.rundir import RunDir
 from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
@@ -20,7 +21,6 @@ from launcher.evals.store import (
 )
 from launcher.report import build
 from launcher.report.summary import sentence, table
-from launcher.rundir import RunDir
 from support.results import results_of
 
 METRICS = make_metrics(

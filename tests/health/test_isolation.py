@@ -7,13 +7,13 @@ from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from launcher.config.derive import plan as plans
+from launcher.core.errors import ConfigError
+from launcher.core.runtime import Ranks
 from launcher.data.pack.loader import make_row, rectangles
-from launcher.errors import ConfigError
 from launcher.health.isolation import isolate, require_recomputable
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.objectives.classify.labels import number
-from launcher.runtime import Ranks
 from launcher.scoring.evaluate import Evaluator
 from support import caches
 from support.classifiers import classes_of, classify

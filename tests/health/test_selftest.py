@@ -6,7 +6,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launcher.config.schema import LoraConfig, SftConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.health.selftest import require_trainable, silent_adapters
 from launcher.model.head import TargetHead
 from launcher.objectives.sft import Sft

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import processes, vitals
-from launcher.errors import ExitCode
+from launcher.core import processes, vitals
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.vitals import Beat
 from launcher.health.watchdog import Patience
-from launcher.rundir import RunDir, State, read_json, write_json
-from launcher.vitals import Beat
 from support.ranks import environment
 
 WORKER = Path(__file__).with_name("watchdog_worker.py")

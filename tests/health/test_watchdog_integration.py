@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from launcher import vitals
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core import vitals
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from support import project
 from support.project import LAUNCHER, TORCHRUN, Project
 

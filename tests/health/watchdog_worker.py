@@ -13,10 +13,10 @@ import threading
 import time
 
 from launcher.config.schema.launch import WatchdogConfig
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import Ranks
 from launcher.health.heartbeat import Heartbeat
 from launcher.health.watchdog import Watchdog
-from launcher.rundir import RunDir
-from launcher.runtime import Ranks
 
 
 def main(argv: list[str]) -> int:

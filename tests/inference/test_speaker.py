@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, EvalConfig, LoraConfig, ModelConfig, SpecialTokens
+from launcher.core.errors import ConfigError, DataError, ExitCode
+from launcher.core.rundir import RunDir
 from launcher.data.prepare.preparation import prepare
-from launcher.errors import ConfigError, DataError, ExitCode
 from launcher.evals.decoding import Decoding
 from launcher.inference import chat, generate, offline, requests
 from launcher.inference import export as exporter
@@ -26,7 +27,6 @@ from launcher.inference.opening import open_speaker
 from launcher.inference.speaker import Message, Sampling, Speaker, _Streamer
 from launcher.model.fragments import Fragment, write_fragments
 from launcher.model.rebuild import load_base, with_adapters
-from launcher.rundir import RunDir
 from launcher.scoring.score import score
 from support.models import make_llama, make_tokenizer
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 import peft
 from launcher.config.derive import adapter
 from launcher.config.schema import Config, LoraConfig, ModelConfig, PeftConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.inference.fold import fold
 from launcher.model.adapter import AdapterReader
 from launcher.model.export import Kind, export

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
+from launcher.core import runtime
 from launcher.distributed import gathered, rendezvous
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from launcher.evals.journal import Journal
 from launcher.evals.records import Generation
 from launcher.evals.store import read_results

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from support import project
 from support.chats import chat
 from support.project import LAUNCHER, Project

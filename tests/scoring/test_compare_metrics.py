@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import Config, EvalConfig
-from launcher.errors import DataError
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir
 from launcher.evals.records import Results
-from launcher.rundir import RunDir
 from launcher.scoring.compare import Side, shared_metrics
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.cli import models
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import RunDir, read_json
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import RunDir, read_json
 from launcher.scoring import harness
 from support import project
 from support.configs import make_config

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from support import project
 from support.endpoint import longer, serve
 from support.project import LAUNCHER, Project

@@ -24,10 +24,10 @@ from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
-from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
 from launcher.evals.records import Prompt

@@ -16,9 +16,9 @@ import yaml
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from launcher import processes
+from launcher.core import processes
+from launcher.core.rundir import RunDir, read_json
 from launcher.launch.local import supervisor_file
-from launcher.rundir import RunDir, read_json
 from launcher.serve.app import create_app
 from launcher.serve.db.tables import Event, Job
 from launcher.serve.http import access

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema import variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import runtime
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder

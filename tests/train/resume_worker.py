@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import runtime
+from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
@@ -22,7 +23,6 @@ from launcher.health.isolation import isolate
 from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
-from launcher.rundir import RunDir
 from launcher.train import checkpointing
 from launcher.train.engine import Engine, connect
 from support.configs import make_config

@@ -6,9 +6,9 @@ import json
 import pytest
 
 from launcher.config.schema import CheckpointConfig
+from launcher.core.rundir import RunDir
 from launcher.inference.export import find_checkpoint
 from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
-from launcher.rundir import RunDir
 from launcher.train import checkpointing
 
 

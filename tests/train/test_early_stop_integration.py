@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from support import project
 from support.project import DIRECT, LAUNCHER, TORCHRUN, Project, checkpoint_files, losses
 

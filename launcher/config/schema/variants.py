@@ -10,8 +10,8 @@ from typing import Any
 
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
-from launcher.errors import ConfigError
-from launcher.registry import Table
+from launcher.core.errors import ConfigError
+from launcher.core.registry import Table
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {

@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.data.chat.provenance import TAGS
 from launcher.data.chat.template import TAGGED, Message, Span, is_plain
-from launcher.meanings import THOUGHT_FIELDS
+from launcher.record_fields import THOUGHT_FIELDS
 
 TEXT, NUMBER, ID = range(3)
 #: Stand-ins: characters of a plane that no text uses, and numbers that few do.

@@ -32,7 +32,7 @@ from launcher.data.chat.provenance import (
 from launcher.data.chat.template import SAMPLE, ChatTemplate, Message, Span
 from launcher.data.chat.turns import TurnFinder
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.meanings import THOUGHT_FIELDS
+from launcher.record_fields import THOUGHT_FIELDS
 
 #: The prompt may have opened it. Other white space behind it is the answer's.
 _EMPTY_THOUGHT = re.compile(r"\s*" + in_tags(r"(?:{begin}\s*)?{end}") + r"\n*")

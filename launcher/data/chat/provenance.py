@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from launcher.data.formats.base import BadRecord
-from launcher.meanings import THOUGHT_FIELDS
+from launcher.record_fields import THOUGHT_FIELDS
 
 Message = dict[str, Any]
 

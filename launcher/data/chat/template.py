@@ -9,10 +9,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from launcher.core.errors import ConfigError
 from launcher.data.chat.provenance import TAGS, in_tags
 from launcher.data.formats.base import BadRecord
-from launcher.errors import ConfigError
-from launcher.meanings import THOUGHT_FIELDS
+from launcher.record_fields import THOUGHT_FIELDS
 
 Message = dict[str, Any]
 Span = tuple[int, int]

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.core.rundir import read_json
 from launcher.data.cache import INDEX
 from launcher.data.chat.masking import ChatRenderer
 from launcher.data.formats.base import BadRecord, Chat
-from launcher.rundir import read_json
 
 #: A token that also stands inside what is learned, where the model must go on behind it, ends a
 #: turn only if that is rarer than so many times: a message may quote it, but the marks between a

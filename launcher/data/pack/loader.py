@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from launcher.core.errors import ConfigError
 from launcher.data.cache import Column, JoinedCache, Per, TokenCache
 from launcher.data.pack.mixture import Order
-from launcher.errors import ConfigError
 
 
 @dataclass(slots=True)

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Config
+from launcher.core.rundir import write_atomic
 from launcher.data.cache import INDEX, Counts, Index, JoinedCache, TokenCache, read_index
 from launcher.data.chat.turn_ends import joined
 from launcher.data.pack.packing import PackedOrder, Sizes, permute, round_keys
 from launcher.fingerprint import Part
-from launcher.rundir import write_atomic
 
 #: Packs that are shuffled among each other.
 BLOCK = 256

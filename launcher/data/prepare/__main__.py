@@ -6,13 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launcher import fingerprint, registry
+from launcher import fingerprint
+from launcher.core import registry
+from launcher.core.errors import ConfigError, ExitCode, LauncherError
+from launcher.core.rundir import RunDir, storage_error, write_json
 from launcher.data.prepare.fields import held_out_groups
 from launcher.data.prepare.preparation import fetch, prepare
 from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch
-from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, storage_error, write_json
 
 
 def main(arguments: list[str]) -> int:

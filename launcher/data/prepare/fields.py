@@ -8,10 +8,10 @@ from typing import Any
 
 from launcher import fingerprint
 from launcher.config.schema import Config
+from launcher.core.errors import DataError, did_you_mean
 from launcher.data import sources
 from launcher.data.cache import TokenCache
 from launcher.data.formats.base import BadRecord
-from launcher.errors import DataError, did_you_mean
 
 #: Name of the group of records without the field.
 ABSENT = "(none)"

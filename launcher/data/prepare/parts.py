@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.schema import Config, variants
 from launcher.config.schema.typed import to_dict
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import fsync_folder, storage_errors
 from launcher.data.cache import Index
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.prepare.pool import work
@@ -23,9 +25,7 @@ from launcher.data.prepare.split import SplitWriter, say
 from launcher.data.prepare.worker import Options, Worker
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import LAYOUT_VERSION, Part
-from launcher.rundir import fsync_folder, storage_errors
 
 #: Seconds between lines of progress.
 PROGRESS_S = 5.0

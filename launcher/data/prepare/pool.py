@@ -15,9 +15,9 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from multiprocessing.connection import wait
 
+from launcher.core.errors import OutOfMemoryError
 from launcher.data.prepare.worker import Batch, Worker
 from launcher.data.sources import Chunk
-from launcher.errors import OutOfMemoryError
 
 #: With no more chunks than this, starting processes costs more than it gains.
 INLINE_CHUNKS = 3

@@ -18,9 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint
 from launcher.config.derive import items
 from launcher.config.schema import Config, variants
+from launcher.core import runtime
+from launcher.core.rundir import (
+    open_lock,
+    read_json,
+    require_readable,
+    storage_errors,
+)
 from launcher.data.cache import INDEX, TokenCache, read_index
 from launcher.data.pack.mixture import join
 from launcher.data.prepare.parts import make
@@ -28,12 +35,6 @@ from launcher.data.prepare.split import say, summary
 from launcher.data.sources import remote
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import LAYOUT_VERSION, Hashes, RemoteData
-from launcher.rundir import (
-    open_lock,
-    read_json,
-    require_readable,
-    storage_errors,
-)
 
 #: Temporary folders that nobody has taken up for so long are removed.
 STALE_S = 14 * 24 * 3600

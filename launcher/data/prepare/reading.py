@@ -7,11 +7,11 @@ from itertools import chain, islice
 from typing import Any
 
 from launcher.config.schema import Config, OnBadRecord
+from launcher.core.errors import ConfigError, DataError
 from launcher.data import formats, sources
 from launcher.data.formats.base import BadRecord
 from launcher.data.formats.preference import how_to_learn_chosen
 from launcher.data.sources import Chunk
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import Part
 
 #: Records that vote on the format.

@@ -12,13 +12,13 @@ import numpy as np
 
 from launcher.config.derive import items
 from launcher.config.schema import OnBadRecord
+from launcher.core.errors import DataError
 from launcher.data.cache import Column, Counts, Index, TokenCache
 from launcher.data.chat.masking import told
 from launcher.data.chat.turn_ends import TurnEnds
 from launcher.data.pack.mixture import MixedOrder, make_order
 from launcher.data.prepare.worker import Batch, Fate
 from launcher.data.prepare.writing import CacheWriter
-from launcher.errors import DataError
 
 #: Bad records that are shown one by one when they are skipped; and records of which something is
 #: left out.

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher import rundir
+from launcher.core import rundir
 from launcher.data.cache import ARRAYS, COLUMN, INDEX, Column, Index, Per
 from launcher.data.pack.ordering import write_order
 

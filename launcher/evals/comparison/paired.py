@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.errors import DataError
+from launcher.core.errors import DataError
 from launcher.evals.comparison import significance
 from launcher.evals.metric import Floats, Metric
 from launcher.evals.records import ClassRecord, LossRecord, Results

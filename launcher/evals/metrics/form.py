@@ -6,9 +6,9 @@ import json
 import re
 from typing import Any
 
-from launcher import runtime
 from launcher.config.schema import EvalConfig
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
 from launcher.evals.metric import Mean
 from launcher.evals.metrics.libraries import need
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from launcher import entry
-from launcher.processes import end_with_parent
+from launcher.core.processes import end_with_parent
 
 _LONGEST_LINE = 16 << 20
 _TO_END_S = 5.0

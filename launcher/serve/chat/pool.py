@@ -11,14 +11,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from launcher.jobs.start import working_folder
-from launcher.rundir import RunDir
-from launcher.runtime import environment_without_ranks
+from launcher.core.fairness import TurnLock
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import environment_without_ranks
+from launcher.runs.start import working_folder
 from launcher.serve.chat.model_process import Failed as Failed
 from launcher.serve.chat.model_process import HandedBack, Line, Talker
 from launcher.serve.http.failure import ApiError
 from launcher.serve.service import Service
-from launcher.turns import TurnLock
 
 #: A model that others need the room of answers for so long at least, once it is open.
 _LEAST_S = 10.0

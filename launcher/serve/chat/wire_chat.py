@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from launcher.errors import did_you_mean
+from launcher.core.errors import did_you_mean
 from launcher.serve.chat.model_process import Line
 from launcher.serve.http.failure import ApiError, unknown_member
 from launcher.serve.http.wire import Said

@@ -24,7 +24,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.orm import Session
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 _ALPHABET = string.ascii_letters + string.digits
 #: How long SQLite waits for a lock: of ours nobody holds one for more than moments.

@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.serve.db.database import Database
 from launcher.serve.db.tables import Base
 

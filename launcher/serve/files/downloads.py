@@ -12,7 +12,7 @@ from typing import IO
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import File, Job, Model
 from launcher.serve.service import Service
 

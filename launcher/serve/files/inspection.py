@@ -12,7 +12,7 @@ import subprocess
 import sys
 from typing import IO
 
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from launcher.serve.files import jsonl
 
 #: To ask a process takes longer than to look at so much.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher import meanings
+from launcher import record_fields
 
 _SHOWN = 5
 #: Names and places that are counted, of a file that has a new one in every line.
@@ -60,7 +60,7 @@ class Unread:
         self, values: Mapping[str, Any], known: Collection[str], where: str, line: int
     ) -> None:
         for name, value in values.items():
-            if name in known or not meanings.is_given(value):
+            if name in known or not record_fields.is_given(value):
                 continue
             at = name[:_LONGEST], where
             if at in self._found or len(self._found) < _COUNTED:
@@ -75,8 +75,8 @@ def _told(name: str, where: str, found: _Found) -> str:
     return f"'{name}' of {where} ({times}, first in line {found.first}{near})"
 
 
-_RECORD = meanings.known("chat") | {*meanings.ANSWERS_BESIDE}
-_TURN = meanings.known_in_turns() | {*meanings.THOUGHT_FIELDS}
+_RECORD = record_fields.known("chat") | {*record_fields.ANSWERS_BESIDE}
+_TURN = record_fields.known_in_turns() | {*record_fields.THOUGHT_FIELDS}
 _KNOWN = {
     "the example": sorted(_RECORD),
     "a message": sorted(_TURN),

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 from launcher.serve import quota
 from launcher.serve.db.database import new_id
 from launcher.serve.db.tables import File, Part, Upload, now

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from launcher import meanings
-from launcher.jsontext import DECODER, Repeated, one_of_each
-from launcher.rundir import fsync_folder, storage_errors
+from launcher import record_fields
+from launcher.core.jsontext import DECODER, Repeated, one_of_each
+from launcher.core.rundir import fsync_folder, storage_errors
 from launcher.serve.files.unread_members import Unread
 
 LEAST_EXAMPLES = 10
@@ -135,35 +135,39 @@ def _fault_of_record(record: Mapping[str, Any]) -> str:
     answers = [message for message in messages if message["role"] == "assistant"]
     if not answers:
         return "has no message from the assistant."
-    if all(any(answer.get(name) == 0 for name in meanings.FLAGS) for answer in answers):
+    if all(any(answer.get(name) == 0 for name in record_fields.FLAGS) for answer in answers):
         return "has weight 0 on every message from the assistant: nothing can be learned."
     return _fault_beside(record, messages)
 
 
 def _fault_beside(record: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
     """What is wrong with what stands beside the messages."""
-    if known := meanings.refused(record, "chat"):
+    if known := record_fields.refused(record, "chat"):
         return f'has "{known[0]}", which is not read: {known[1].what}. {_REMOVE}'
     for name in ("tools", "functions"):
         tools = record.get(name)
         if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
             return f'has "{name}" that are no list of functions with a name each.'
-    if meanings.is_given(record.get("tools")) and meanings.is_given(record.get("functions")):
+    if record_fields.is_given(record.get("tools")) and record_fields.is_given(
+        record.get("functions")
+    ):
         return 'has "tools" and "functions".'
-    if meanings.is_given(record.get("conversations")):
+    if record_fields.is_given(record.get("conversations")):
         return 'has "messages" and "conversations".'
     if not isinstance(record.get("parallel_tool_calls"), bool | None):
         return 'has "parallel_tool_calls" that is neither true nor false.'
     options = record.get("chat_template_kwargs")
     if options is not None and not _is_object(options):
         return 'has "chat_template_kwargs" that is no object.'
-    if own := sorted(meanings.OF_THE_CALLER.intersection(options or {})):
+    if own := sorted(record_fields.OF_THE_CALLER.intersection(options or {})):
         return f'has "{own[0]}" in "chat_template_kwargs", which is no variable of a template.'
     weight = record.get("weight")
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if weight is not None and not (is_number and 0 <= weight <= meanings.MAX_WEIGHT):
+    if weight is not None and not (is_number and 0 <= weight <= record_fields.MAX_WEIGHT):
         return 'has a "weight" beside the messages that is no number from 0 to 1e6.'
-    beside = next((n for n in meanings.ANSWERS_BESIDE if meanings.is_given(record.get(n))), None)
+    beside = next(
+        (n for n in record_fields.ANSWERS_BESIDE if record_fields.is_given(record.get(n))), None
+    )
     if beside and messages[-1]["role"] != "assistant":
         return f'has its answer in "{beside}", not in the messages.'
     return _fault_of_system(record, messages[0])
@@ -187,32 +191,32 @@ def _joined(content: Any) -> str:
 def _fault_of_message(message: Any) -> str:
     if not _is_object(message):
         return "it is not an object."
-    if known := meanings.refused_in_turn(message):
+    if known := record_fields.refused_in_turn(message):
         return f'its "{known[0]}" is not read: {known[1].what}. {_REMOVE}'
     role, content, calls = message.get("role"), message.get("content"), message.get("tool_calls")
-    if meanings.is_given(call := message.get("function_call")):
-        if meanings.is_given(calls):
+    if record_fields.is_given(call := message.get("function_call")):
+        if record_fields.is_given(calls):
             return 'it has "tool_calls" and a "function_call".'
         calls = [{"function": call}]
     value = message.get("value")
-    content = content if meanings.is_given(content) or value is None else value
+    content = content if record_fields.is_given(content) or value is None else value
     if role not in _ROLES:
         return f'its "role" is not one of {", ".join(_ROLES)}.'
-    for name in ("name", "tool_call_id", *meanings.THOUGHT_FIELDS):
+    for name in ("name", "tool_call_id", *record_fields.THOUGHT_FIELDS):
         if not isinstance(message.get(name), str | None):
             return f'its "{name}" is not text.'
     if fault := _fault_of_flags(message, role):
         return fault
     is_calls = isinstance(calls, list) and all(map(_is_call, calls))
-    if meanings.is_given(calls) and not (role == "assistant" and is_calls):
+    if record_fields.is_given(calls) and not (role == "assistant" and is_calls):
         return 'its "tool_calls" are no list of calls of functions by the assistant.'
     refusal = message.get("refusal")
     if refusal is not None and not (role == "assistant" and _is_text(refusal)):
         return 'a "refusal" is text, and only for the assistant.'
-    refuses = meanings.is_given(refusal)
+    refuses = record_fields.is_given(refusal)
     if refuses and content:
         return 'it has a "content" and a "refusal".'
-    if meanings.is_given(value) and value != content:
+    if record_fields.is_given(value) and value != content:
         return 'its "content" and "value" say different things.'
     if content is None and role == "assistant" and (calls or refuses):
         return ""
@@ -224,7 +228,7 @@ def _fault_of_flags(message: Mapping[str, Any], role: str) -> str:
 
     In files that were made from tables, null stands for what is not there.
     """
-    for name in meanings.FLAGS:
+    for name in record_fields.FLAGS:
         flag = message.get(name)
         if flag is None:
             continue

@@ -13,7 +13,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from launcher.jsontext import Repeated, one_of_each
+from launcher.core.jsontext import Repeated, one_of_each
 from launcher.serve.http.failure import ApiError
 
 #: These read their body piece by piece, and have limits of their own.

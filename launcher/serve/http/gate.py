@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher import listen
+from launcher.core import listen
 from launcher.serve.db.database import AWAY
 from launcher.serve.http import azure
 from launcher.serve.http.access import DEMO, Caller, Keys, key_of, not_here, wrong_key

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from launcher.errors import did_you_mean
+from launcher.core.errors import did_you_mean
 from launcher.serve.http.failure import ApiError, unknown_member
 
 _FIELD_BYTES = 64 << 10

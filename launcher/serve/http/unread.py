@@ -10,7 +10,7 @@ from fastapi import Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from launcher.errors import did_you_mean
+from launcher.core.errors import did_you_mean
 from launcher.serve.http import azure
 from launcher.serve.http.failure import ApiError, unknown_member
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from launcher.errors import did_you_mean
+from launcher.core.errors import did_you_mean
 
 Item = TypeVar("Item")
 

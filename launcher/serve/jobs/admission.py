@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.serve.db.tables import File, Job, JobState
 from launcher.serve.files import validation
 from launcher.serve.files.validation import FileFault

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from launcher.errors import ConfigError
-from launcher.jobs.cancel import cancel
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import State
 from launcher.launch.outcome import settled
-from launcher.rundir import State
+from launcher.runs.cancel import cancel
 from launcher.serve.db.tables import Job, JobState
 from launcher.serve.jobs import launch, outcome, progress
 from launcher.serve.jobs.launch import Attempt

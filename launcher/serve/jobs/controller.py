@@ -22,11 +22,12 @@ from types import FrameType
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from launcher.errors import LauncherError
-from launcher.jobs.status import Row, observed_rows
+from launcher.core.errors import LauncherError
+from launcher.core.fairness import TurnThreads
+from launcher.core.rundir import Status
 from launcher.launch.outcome import settled
 from launcher.launch.queue import has_queue, queue_job
-from launcher.rundir import Status
+from launcher.runs.status import Row, observed_rows
 from launcher.serve import private
 from launcher.serve.db.tables import Job, JobState
 from launcher.serve.http import logs
@@ -42,7 +43,6 @@ from launcher.serve.jobs import (
 from launcher.serve.jobs.ownership import LostJobError, Owner
 from launcher.serve.jobs.workspace import Workplace
 from launcher.serve.service import Service
-from launcher.turns import TurnThreads
 
 _LOG = logging.getLogger("launcher.serve.jobs.controller")  # not __main__
 _EVERY_S = 1.0

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve.jobs.measurements import BEGIN, Place
 
 #: Kind of a record -> what is drawn of it.

@@ -8,16 +8,16 @@ from enum import Enum
 
 from launcher.config import create
 from launcher.config.schema import Config
-from launcher.errors import ConfigError
-from launcher.jobs import start
-from launcher.jobs.logs import backend_of
-from launcher.jobs.slots import Slots
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, State, storage_errors
 from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import has_queue, queue_job, queue_of
 from launcher.launch.spec import AttemptState, LaunchSpec, backend_name, job_file
-from launcher.rundir import RunDir, State, storage_errors
+from launcher.runs import start
+from launcher.runs.logs import backend_of
+from launcher.runs.slots import Slots
 from launcher.serve.db.tables import Job, JobState
 from launcher.serve.jobs import journal, outcome
 from launcher.serve.jobs.journal import Note

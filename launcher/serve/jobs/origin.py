@@ -8,11 +8,11 @@ import subprocess
 from pathlib import Path
 
 from launcher import entry
-from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.jobs.start import working_folder
-from launcher.processes import end_with_parent
-from launcher.rundir import RunDir
-from launcher.runtime import environment_without_ranks
+from launcher.core.errors import ConfigError, ExitCode, StorageError
+from launcher.core.processes import end_with_parent
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import environment_without_ranks
+from launcher.runs.start import working_folder
 from launcher.serve.db.tables import Job, Model
 from launcher.serve.naming import base_of
 from launcher.serve.service import Service

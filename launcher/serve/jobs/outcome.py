@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from launcher.errors import ExitCode
-from launcher.rundir import RunDir, Status, read_json
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, Status, read_json
 from launcher.serve import naming
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
 from launcher.serve.files import files

@@ -8,8 +8,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, func, select
 from sqlalchemy.orm import Session
 
-from launcher.jobs.status import last_record
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
+from launcher.runs.status import last_record
 from launcher.serve.chat import models
 from launcher.serve.db.tables import Event, File, Job, JobState, Model, Project
 from launcher.serve.files import files

@@ -16,9 +16,9 @@ from typing import Any
 from sqlalchemy import Row, and_, false, func, not_, or_, select
 from sqlalchemy.orm import Session
 
-from launcher.jobs.slots import free_slot
+from launcher.core.processes import alive, space
 from launcher.launch.queue import has_queue
-from launcher.processes import alive, space
+from launcher.runs.slots import free_slot
 from launcher.serve.db.database import Database
 from launcher.serve.db.tables import Job, JobState, Project
 

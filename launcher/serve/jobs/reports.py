@@ -13,10 +13,10 @@ from typing import Any
 from sqlalchemy import select
 
 from launcher import entry
-from launcher.jobs.start import working_folder
-from launcher.processes import end_with_parent
-from launcher.rundir import RunDir, read_json
-from launcher.runtime import environment_without_ranks
+from launcher.core.processes import end_with_parent
+from launcher.core.rundir import RunDir, read_json
+from launcher.core.runtime import environment_without_ranks
+from launcher.runs.start import working_folder
 from launcher.serve.db.tables import Job
 from launcher.serve.http import links
 from launcher.serve.service import Service

@@ -18,8 +18,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import adapter, plan
 from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
-from launcher.errors import ConfigError, Problem
-from launcher.jobs.slots import Slots
+from launcher.core.errors import ConfigError, Problem
+from launcher.runs.slots import Slots
 from launcher.serve.db.tables import Job
 from launcher.serve.naming import offer_of
 from launcher.serve.site import ProjectSettings, Site

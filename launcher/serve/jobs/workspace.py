@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve import quota
 from launcher.serve.db.tables import Job
 from launcher.serve.jobs import origin, ownership

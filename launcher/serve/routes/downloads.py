@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
-from launcher import listen
+from launcher.core import listen
 from launcher.serve.db.tables import Job, Key
 from launcher.serve.files import downloads
 from launcher.serve.http import links

@@ -10,7 +10,7 @@ from pydantic import AfterValidator
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.serve import quota
 from launcher.serve.chat import models
 from launcher.serve.db.database import new_id

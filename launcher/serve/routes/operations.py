@@ -7,7 +7,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 from launcher.serve.http.access import Served
 from launcher.serve.jobs import heartbeat
 from launcher.serve.service import Service

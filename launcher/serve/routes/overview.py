@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import Job, JobState, now
 from launcher.serve.files.intake import Working
 from launcher.serve.http.access import Asking, Caller, Served

@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 from sqlalchemy import select
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import Job
 from launcher.serve.http import links
 from launcher.serve.http.access import Asking, Served

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.core.errors import ConfigError
 from launcher.data.chat.masking import (
     ChatOptions,
     ChatRenderer,
@@ -21,7 +22,6 @@ from launcher.data.chat.provenance import CALLS, CONTENT, NAMES, THOUGHTS
 from launcher.data.formats import BadRecord, Chat
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.prepare.encoding import Encoder
-from launcher.errors import ConfigError
 from support import chats
 
 Make = Callable[..., Any]

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from launcher import fingerprint
 from launcher.config.check import checks
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.mixture import BLOCK, MixedOrder, open_data, pack_counts
 from launcher.data.pack.packing import PackedOrder
 from launcher.data.prepare.preparation import prepare
-from launcher.errors import ConfigError, DataError
 from support.chats import chat
 
 Configure = Callable[..., Config]

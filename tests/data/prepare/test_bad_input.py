@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config
+from launcher.core.errors import DataError, ExitCode
 from launcher.data import sources
 from launcher.data.cache import TokenCache
 from launcher.data.formats import BadRecord, Reader
 from launcher.data.prepare.preparation import prepare
-from launcher.errors import DataError, ExitCode
 from support.chats import chat
 
 Configure = Callable[..., Config]

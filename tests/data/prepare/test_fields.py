@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import Config
+from launcher.core.errors import DataError
 from launcher.data.cache import TokenCache
 from launcher.data.prepare.fields import ABSENT, held_out_groups
 from launcher.data.prepare.preparation import prepare
-from launcher.errors import DataError
 
 Configure = Callable[..., Config]
 MakeData = Callable[..., Path]

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Overlong
+from launcher.core.errors import ConfigError, StorageError
 from launcher.data.cache import Column, Index, Per, TokenCache
 from launcher.data.pack.loader import make_row, rectangles
 from launcher.data.prepare.encoding import Piece, cut, shorten
 from launcher.data.prepare.writing import CacheWriter
-from launcher.errors import ConfigError, StorageError
 
 COLUMNS = (
     Column("reference"),

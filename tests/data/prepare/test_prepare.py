@@ -11,10 +11,10 @@ import pytest
 
 from launcher import fingerprint
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError, LauncherError
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.prepare.preparation import prepare
 from launcher.data.prepare.worker import unit_hash
-from launcher.errors import ConfigError, DataError, LauncherError
 from support import caches
 from support.chats import chat
 

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import DataError, ExitCode, StorageError
 from launcher.data.cache import Index, TokenCache
 from launcher.data.pack.ordering import by_length
 from launcher.data.prepare import writing
 from launcher.data.prepare.preparation import prepare
 from launcher.data.prepare.writing import JOURNAL, CacheWriter
-from launcher.errors import DataError, ExitCode, StorageError
 from support.chats import chat
 
 Configure = Callable[..., Config]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import EvalConfig
-from launcher.errors import DataError
+from launcher.core.errors import DataError
 from launcher.evals.comparison.paired import CHUNK, Resampling, compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from launcher.config.schema import EvalConfig
+from launcher.core.rundir import RunDir
 from launcher.evals.comparison.paired import Resampling
 from launcher.evals.comparison.record_sets import compare_all, compare_further
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import read_results, write_comparison, write_results
 from launcher.report.summary import beyond, flags, outcome
-from launcher.rundir import RunDir
 from launcher.scoring.evaluators import evenly
 from support.results import results_of
 

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.config.schema import EvalConfig
 from launcher.config.schema.variants import METRICS
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.metrics.exact_match import ExactMatch, normalise
 from launcher.evals.records import Generation, LossRecord

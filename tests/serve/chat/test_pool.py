@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from launcher.processes import children
+from launcher.core.processes import children
 from launcher.serve.chat import pool as pools
 from launcher.serve.chat.pool import Failed, Pool, Source
 from launcher.serve.http.failure import ApiError

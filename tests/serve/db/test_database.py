@@ -15,7 +15,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import text
 from starlette.testclient import TestClient
 
-from launcher.errors import ConfigError, StorageError
+from launcher.core.errors import ConfigError, StorageError
 from launcher.serve import site
 from launcher.serve.app import create_app
 from launcher.serve.db import upgrade

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.serve.app import create_app
 from launcher.serve.db.tables import Job, JobState, Key, Model, Project
 from launcher.serve.files import downloads

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from launcher.serve.files.inspection import Lookers
 
 LINES = b'{"text": "a line"}\n' * 5000

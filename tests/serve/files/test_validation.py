@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.formats import BadRecord, Reader
-from launcher.meanings import FIELDS, TURN_FIELDS, Field, Use
+from launcher.record_fields import FIELDS, TURN_FIELDS, Field, Use
 from launcher.serve.files import validation
 from launcher.serve.files.unread_members import Unread
 from launcher.serve.files.validation import FileFault, fault_of

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import pytest
 from sqlalchemy import select
 
-from launcher import processes
-from launcher.rundir import State
+from launcher.core import processes
+from launcher.core.rundir import State
 from launcher.serve.db.tables import Model
 from support.postgres import SKIP, postgres
 from support.workshop import JOBS, Workshop, examples, workshop

@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from launcher import entry
-from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.core.errors import ConfigError, ExitCode, StorageError
 from launcher.serve.db.tables import Job, Model, now
 from launcher.serve.http import access
 from launcher.serve.jobs import origin

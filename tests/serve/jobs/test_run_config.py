@@ -14,7 +14,7 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import plan
 from launcher.config.schema import WandbMode
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.serve import naming
 from launcher.serve.db.tables import Job
 from launcher.serve.jobs.run_config import Inputs, numbers, translate
@@ -176,7 +176,7 @@ def test_a_model_that_is_no_longer_offered(tmp_path):
 
 
 def test_gpus_are_shared(tmp_path, monkeypatch):
-    monkeypatch.setattr("launcher.runtime.gpu_count", lambda: 4)
+    monkeypatch.setattr("launcher.core.runtime.gpu_count", lambda: 4)
     site = Site(models=OFFERS, queue=Queue(parallel=2))
     made = translate(site, job(), inputs(tmp_path), [])
     assert (made.plan.world_size, made.config.batch.sequences) == (2, 2)
