@@ -160,7 +160,7 @@ class Started:
 
 
 def start(one: Subject, words: list[str]) -> Started:
-    """What `launcher.train.loop.train` does up to its first step, without an engine."""
+    """What `launcher.train.setup` does, without an engine."""
     config = one.config(words)
     objective = one.objective(config)
     plan = plans.make(config, world_size=1, has_gpu=False, train_packs=2)
