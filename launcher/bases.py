@@ -37,7 +37,7 @@ TINY_OPTIONS = (
 )
 
 #: Source files that decide what a tiny model is.
-_TINY_SOURCES = ("stories.py", "model/tiny.py")
+_TINY_SOURCES = ("word_problems.py", "model/tiny.py")
 
 #: Options without influence on the weights that a recipe ends with.
 _IDLE = {

@@ -269,7 +269,7 @@ def _remote(config: Config, url: str) -> Iterator[Source]:
 @functools.cache
 def _builtin_version() -> str:
     package = Path(__file__).parents[1]
-    names = ("stories.py", "data/builtin.py", "data/docstrings.py")
+    names = ("word_problems.py", "data/builtin.py", "data/docstrings.py")
     digests = [file_digest(package / name) for name in names]
     # The docstrings are those of this Python.
     return hashlib.blake2b("".join([sys.version, *digests]).encode(), digest_size=8).hexdigest()
