@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 
 _HINT = "free space there, or give another folder with -o"
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from launcher import registry, runtime
 from launcher.config.schema import ModelConfig, TinyModelConfig
-from launcher.errors import ConfigError
-from launcher.rundir import require_readable
+from launcher.core import registry, runtime
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import require_readable
 
 
 def hide_torch() -> None:

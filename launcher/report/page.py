@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launcher.core.rundir import RunDir
 from launcher.report import compared, renderer
 from launcher.report.collect import collect
 from launcher.report.view import view
-from launcher.rundir import RunDir
 
 _RUN = Path(__file__).with_name("page.html.j2")
 _COMPARISON = Path(__file__).with_name("comparison.html.j2")

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.config.compose import compose, groups
 from launcher.config.schema import plugins, typed, variants
-from launcher.errors import ConfigError
-from launcher.registry import Table
+from launcher.core.errors import ConfigError
+from launcher.core.registry import Table
 from support.plugins import installed
 from support.ranks import environment
 

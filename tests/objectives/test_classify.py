@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.data.loader import Row, make_row
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir
+from launcher.data.pack.loader import Row, make_row
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
 from launcher.objectives.base import of_run
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
-from launcher.rundir import RunDir
 from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config

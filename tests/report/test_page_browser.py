@@ -7,8 +7,8 @@ import subprocess
 
 import pytest
 
+from launcher.core.rundir import RunDir, State
 from launcher.report import build
-from launcher.rundir import RunDir, State
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import plugins, typed, variants
-from launcher.registry import Table
+from launcher.core.registry import Table
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import registry
 from launcher.config.check import batching, eval_checks, model_checks
 from launcher.config.derive import architecture, items, plan
 from launcher.config.schema import (
@@ -25,8 +24,9 @@ from launcher.config.schema import (
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem, did_you_mean
-from launcher.meanings import OF_THE_CALLER
+from launcher.core import registry
+from launcher.core.errors import Problem, did_you_mean
+from launcher.record_fields import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (

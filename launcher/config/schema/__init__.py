@@ -25,8 +25,8 @@ from launcher.config.schema.ranges import (
     ShareBelowOne,
 )
 from launcher.config.schema.sweep import SweepConfig
-from launcher.errors import Problem
-from launcher.registry import load
+from launcher.core.errors import Problem
+from launcher.core.registry import load
 
 
 class Dtype(Enum):

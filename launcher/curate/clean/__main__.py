@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.compose import compose
+from launcher.core.errors import ConfigError, ExitCode, LauncherError
+from launcher.core.rundir import RunDir
 from launcher.curate.clean import choice
 from launcher.curate.clean.choice import DROPS, REDACTS
 from launcher.curate.clean.clean import CleanOptions, clean, printable
 from launcher.curate.clean.naming import override
 from launcher.curate.records.texts import plural
-from launcher.data.split import say
+from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch
-from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir
 
 
 def _caps(given: Sequence[str]) -> tuple[tuple[str, int], ...]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from launcher.core.errors import ConfigError, did_you_mean
 from launcher.curate.records.marks import BITS
 from launcher.curate.records.personal import PERSONAL, SECRET
 from launcher.curate.rules.duplicates import Indices
@@ -16,7 +17,6 @@ from launcher.curate.rules.limits import RULES
 from launcher.curate.rules.rules import Evidence, Result
 from launcher.curate.scan.inputs import TRAIN
 from launcher.curate.scan.table import Array
-from launcher.errors import ConfigError, did_you_mean
 
 #: What people call rules on the command line.
 ALIASES = {

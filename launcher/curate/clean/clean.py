@@ -17,8 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from launcher import runtime
 from launcher.config.schema import Config
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, StorageError
+from launcher.core.rundir import fsync_folder, write_json
 from launcher.curate.clean import choice
 from launcher.curate.clean.choice import Dropped
 from launcher.curate.clean.naming import names_of, train_value
@@ -33,8 +35,6 @@ from launcher.curate.scan.inputs import TRAIN, Input, Task, TaskReader, tasks, t
 from launcher.curate.scan.inputs import inputs as find_inputs
 from launcher.curate.scan.scan import Scan, order, read_again, scan
 from launcher.data.formats.base import BadRecord
-from launcher.errors import ConfigError, StorageError
-from launcher.rundir import fsync_folder, write_json
 
 _TOO_DEEP = "lists or objects nested too deep to be written again"
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.curate.records import shingles
 from launcher.curate.records.shingles import Hashes
 from launcher.curate.records.texts import optional

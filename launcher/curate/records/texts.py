@@ -14,7 +14,7 @@ from functools import cache
 from html.entities import html5
 from typing import Any
 
-from launcher import registry
+from launcher.core import registry
 
 
 @dataclass(frozen=True, slots=True)

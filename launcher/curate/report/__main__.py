@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.config.compose import compose
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import RunDir
 from launcher.curate.output import require_writable
 from launcher.curate.report.report import PAGE_NAME, build, default_folder, over, summary, write
-from launcher.data.split import say
+from launcher.data.prepare.split import say
 from launcher.data.tokenizer import hide_torch
-from launcher.errors import ExitCode, LauncherError
-from launcher.rundir import RunDir
 
 _ALLOW = "mend the data as said above, or allow more with data.report.fail and data.report.warn"
 

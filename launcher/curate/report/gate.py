@@ -11,6 +11,8 @@ from typing import Any
 from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import DataError, Problem
+from launcher.core.rundir import read_json, write_json
 from launcher.curate.report.report import (
     CODE_VERSION,
     JSON_NAME,
@@ -22,9 +24,7 @@ from launcher.curate.report.report import (
 )
 from launcher.curate.rules.limits import gated, require
 from launcher.curate.scan.inputs import benchmark_data
-from launcher.data.split import say
-from launcher.errors import DataError, Problem
-from launcher.rundir import read_json, write_json
+from launcher.data.prepare.split import say
 
 _UNCHECKED = "give it what it needs, or leave it out of data.gate"
 

@@ -16,7 +16,7 @@ from launcher.curate.rules.rules import Evidence, Result
 from launcher.curate.scan.inputs import TRAIN, VALIDATION
 from launcher.curate.scan.scan import Scan
 from launcher.curate.scan.table import Array, RecordTable
-from launcher.data.packing import PackedOrder
+from launcher.data.pack.packing import PackedOrder
 
 #: Lengths at which packing is tried, as multiples of data.max_length.
 PACK_AT = (0.5, 1, 2, 4)

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config, data_report
+from launcher.core import runtime
+from launcher.core.rundir import write_atomic
 from launcher.curate.output import writing
 from launcher.curate.page import page
 from launcher.curate.records.texts import plural
@@ -26,7 +28,6 @@ from launcher.curate.rules.rules import Evidence, evaluate
 from launcher.curate.scan import inputs
 from launcher.curate.scan.scan import Scan, scan
 from launcher.report import renderer
-from launcher.rundir import write_atomic
 
 VERSION = 1
 #: Rises with every change of what the rules find, so that no gate trusts an older report.

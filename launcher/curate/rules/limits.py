@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from launcher.config.check import checks
 from launcher.config.schema import Config, data_report
 from launcher.config.schema.data_report import ReportConfig
+from launcher.core.errors import ConfigError, did_you_mean
 from launcher.curate.records.profiles import FIXES, PROFILES
-from launcher.errors import ConfigError, did_you_mean
 
 NEVER = 1.0
 

@@ -21,7 +21,7 @@ from launcher.curate.rules.languages import Languages
 from launcher.curate.rules.leakage import Leaks
 from launcher.curate.scan.inputs import TRAIN, VALIDATION
 from launcher.curate.scan.scan import Scan
-from launcher.data.masking import kinds_of_bits
+from launcher.data.chat.masking import kinds_of_bits
 from launcher.data.sources import source_name
 
 #: An answer of fewer characters is tiny, where the usual one is this many times longer.

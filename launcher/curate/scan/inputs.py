@@ -9,12 +9,12 @@ from typing import Any
 
 from launcher.config.derive import items
 from launcher.config.schema import Config, DataConfig
+from launcher.core.errors import DataError
 from launcher.data import formats, sources
 from launcher.data.formats.base import BadRecord
-from launcher.data.prepare import fetch
+from launcher.data.prepare.preparation import fetch
 from launcher.data.sources import Chunk, source_name
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import DataError
 from launcher.fingerprint import Source
 from launcher.fingerprint.located import find
 

@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import numpy as np
 
-from launcher import runtime
 from launcher.config.schema import Config
+from launcher.core import runtime
 from launcher.curate.records.record import Record
 from launcher.curate.records.sketch import Sketcher
 from launcher.curate.scan.grams import Grams, Held
 from launcher.curate.scan.inputs import TRAIN, VALIDATION, Input, Task, TaskReader, inputs, tasks
 from launcher.curate.scan.scanner import Scanner, ScanOptions, record_of
 from launcher.curate.scan.table import COLUMNS, Array, RecordBatch, RecordTable
-from launcher.data.masking import ChatOptions
-from launcher.data.pool import work
+from launcher.data.chat.masking import ChatOptions
+from launcher.data.prepare.pool import work
 from launcher.data.sources.chunk import Chunk, Parsed, parse_line
 
 #: Seconds between lines of progress.

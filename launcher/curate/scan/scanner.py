@@ -17,10 +17,10 @@ from launcher.curate.records.sketch import Sketcher
 from launcher.curate.scan.grams import Grams, evaluated
 from launcher.curate.scan.inputs import TRAIN, Task, TaskReader
 from launcher.curate.scan.table import COLUMNS, Array, Bad, RecordBatch
-from launcher.data.encoding import Encoder
+from launcher.data.chat.masking import ChatOptions, kinds_as_bits
 from launcher.data.formats.base import BadRecord, Chat, Example, Preference
-from launcher.data.masking import ChatOptions, kinds_as_bits
-from launcher.data.worker import unit_hash
+from launcher.data.prepare.encoding import Encoder
+from launcher.data.prepare.worker import unit_hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher import entry
 from launcher.config.schema.launch import ClusterConfig, SlurmAgent, SlurmConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.launch.slurm import container
 from launcher.launch.spec import LaunchSpec
 

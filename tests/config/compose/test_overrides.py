@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launcher.config.compose import compose, groups, overrides
 from launcher.config.schema import typed
-from launcher.errors import ConfigError, ExitCode, Problem
+from launcher.core.errors import ConfigError, ExitCode, Problem
 
 
 def problems(*words: str) -> list[Problem]:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from launcher.cli import data
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, StorageError
 from launcher.curate.clean import choice, naming
 from launcher.curate.clean.clean import CleanOptions, clean
 from launcher.curate.report import report
-from launcher.errors import ConfigError, StorageError
 from support.curation import pairs
 
 Write = Callable[..., str]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
 from launcher.curate.report import gate, report
-from launcher.errors import ConfigError, DataError
 from support.curation import pairs
 
 Write = Callable[..., str]

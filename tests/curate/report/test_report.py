@@ -11,10 +11,10 @@ from launcher.cli import data
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, data_report
+from launcher.core.errors import ConfigError
 from launcher.curate.records import profiles
 from launcher.curate.report import report
 from launcher.curate.rules import limits
-from launcher.errors import ConfigError
 from support.curation import pairs
 
 Write = Callable[..., str]

@@ -10,9 +10,9 @@ import threadpoolctl
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.core.errors import ConfigError
 from launcher.curate.records.sketch import Sketcher
 from launcher.curate.rules import diversity
-from launcher.errors import ConfigError
 
 THEMES = {
     "cooking": "oven bake flour butter sugar recipe dough pan whisk simmer",

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
 from launcher.curate.report import report
-from launcher.errors import ConfigError, DataError
 from support.curation import pairs
 from support.models import make_tokenizer
 
