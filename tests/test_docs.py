@@ -26,9 +26,9 @@ from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.derive import plan
 from launcher.config.schema import typed
+from launcher.core.errors import ExitCode
 from launcher.data.sources.limits import MAX_RECORD_BYTES
-from launcher.errors import ExitCode
-from launcher.evals.compare import MIN_DIFFERING, Resampling
+from launcher.evals.comparison.paired import MIN_DIFFERING, Resampling
 from launcher.sweeps import space
 from support import plugins
 from support.ranks import environment

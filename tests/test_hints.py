@@ -15,10 +15,10 @@ import pytest
 
 from launcher.cli import VERBS, main, runs
 from launcher.config import create
-from launcher.errors import LauncherError
-from launcher.jobs import start
-from launcher.jobs.cancel import set_cancelled
-from launcher.rundir import RunDir, State, command, listed, read_json, write_json
+from launcher.core.errors import LauncherError
+from launcher.core.rundir import RunDir, State, command, listed, read_json, write_json
+from launcher.runs import start
+from launcher.runs.cancel import set_cancelled
 
 SOURCES = sorted((Path(__file__).parents[1] / "launcher").rglob("*.py"))
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from launcher.config.schema import variants
-from launcher.registry import PluginTable
+from launcher.core.registry import PluginTable
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "launcher").rglob("*.py"))
@@ -106,7 +106,7 @@ def _environment_reads(path: Path) -> Iterator[str]:
 
 
 def test_only_runtime_touches_the_environment() -> None:
-    runtime = ROOT / "launcher" / "runtime.py"
+    runtime = ROOT / "launcher" / "core" / "runtime.py"
     assert list(_environment_reads(runtime)), "the search finds nothing where something is"
     others = [path for path in MODULES if path != runtime]
     _none(place for path in others for place in _environment_reads(path))
@@ -114,7 +114,7 @@ def test_only_runtime_touches_the_environment() -> None:
 
 #: Words of a scheduler, and the files besides its package that may use them: rows and options.
 _SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr|info)\b", re.I)
-_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "ranks.py")
+_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "core/ranks.py")
 
 
 def _schedulers(path: Path) -> Iterator[str]:

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from launcher.ab.traffic import Traffic
-from launcher.errors import ConfigError, StorageError
+from launcher.core.errors import ConfigError, StorageError
 
 #: Seconds to reach an endpoint; and between two pieces of an answer, since models are slow.
 CONNECT_S, READ_S = 10.0, 600.0

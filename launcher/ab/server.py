@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launcher.ab.study import Judge, Study
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 
 FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js", "icon.svg": "icon.svg"}
 #: Longest comment in characters, and longest body of a request in bytes.

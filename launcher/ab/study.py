@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.ab import database
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 FILE = "study.db"
 TABLES = """

@@ -18,15 +18,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, registry, runtime
+from launcher import __version__
 from launcher.config.check import checks
 from launcher.config.compose import compose, ownfile
 from launcher.config.derive import hostfile, plan
 from launcher.config.schema import Config
 from launcher.config.schema.launch import DeepspeedConfig
 from launcher.config.schema.sweep import SweepConfig
-from launcher.errors import ConfigError, Problem
-from launcher.rundir import (
+from launcher.core import registry, runtime
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.rundir import (
     SWEEP_FILE,
     RunDir,
     State,

@@ -15,12 +15,12 @@ from pathlib import Path
 from launcher.config.compose import compose
 from launcher.config.derive import items
 from launcher.config.schema import Config, OnBadRecord, variants
+from launcher.core.errors import ExitCode, LauncherError, Problem
+from launcher.core.rundir import RunDir, write_json
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord
-from launcher.data.reading import DETECT_RECORDS, PartReader
-from launcher.errors import ExitCode, LauncherError, Problem
+from launcher.data.prepare.reading import DETECT_RECORDS, PartReader
 from launcher.fingerprint import Part, located
-from launcher.rundir import RunDir, write_json
 
 #: Where the answer is, in the folder of the run.
 FILE = "preview.json"

@@ -11,11 +11,11 @@ from typing import Any
 from launcher.config import create
 from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
+from launcher.core.host import machine as host_machine
+from launcher.core.host import storage as host_storage
 from launcher.doctor import job, machine, ranks, services, storage, versions
 from launcher.doctor.finding import Check, CheckFinding, HostCheck, Seen
 from launcher.doctor.job import Reports, Say
-from launcher.host import machine as host_machine
-from launcher.host import storage as host_storage
 
 #: Checks of run.root that must pass before ranks are started: their reports go there.
 _PLACE = "run.root"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher import console
 from launcher.config import create
 from launcher.config.schema import AdamwConfig, Config
+from launcher.core import console
+from launcher.core.host.machine import SHM
 from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
-from launcher.host.machine import SHM
 
 #: Below this a data loader or a store of many ranks runs out of files.
 OPEN_FILES = 4096

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher import console
+from launcher.core import console
 from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: Bus bandwidth in bytes/s under which GPUs must be connected in some wrong way.

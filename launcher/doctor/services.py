@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from launcher import runtime
 from launcher.config.schema import Config, WandbMode
+from launcher.core import runtime
 from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 from launcher.launch.queue import queue_of, queues
 

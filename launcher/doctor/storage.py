@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher import console
 from launcher.config.schema import Config
+from launcher.core import console
 from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: Less than this cannot hold a checkpoint of anything but a toy.

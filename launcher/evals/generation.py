@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
 from launcher.evals.records import Generation, TokenizedPrompt
 from launcher.evals.runner import all_agree, plan_batches, poll

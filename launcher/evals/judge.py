@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from launcher import runtime
 from launcher.config.schema import EvalConfig
-from launcher.errors import ConfigError, DataError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import read_json, write_json
 from launcher.evals.endpoint import Declined, Endpoint, Unanswered
 from launcher.evals.metric import Floats, Mean, Metric
 from launcher.evals.records import Generation, Results
-from launcher.rundir import read_json, write_json
 
 RUBRIC = """\
 Two assistants answered the same prompt. Decide which answer is better: first by whether it is \

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from launcher import registry
+from launcher.core import registry
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, fit, read, until
 from launcher.evals.records import Generation, TokenizedPrompt

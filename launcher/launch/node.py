@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from launcher import processes, streams
-from launcher.errors import ExitCode
+from launcher.core import processes, streams
+from launcher.core.errors import ExitCode
+from launcher.core.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
+from launcher.core.rundir import RunDir, read_json
+from launcher.core.runtime import environment_without_ranks
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.outcome import Death
 from launcher.launch.spec import LaunchPlan, job_file
 from launcher.launch.torchrun import is_taken, open_port
-from launcher.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
-from launcher.rundir import RunDir, read_json
-from launcher.runtime import environment_without_ranks
 
 _POLL_S = 0.1
 #: Time for the other ranks of a node to end by themselves after one has failed, and for helpers

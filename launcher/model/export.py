@@ -18,9 +18,17 @@ from typing import Any
 
 import torch
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint
 from launcher.config.schema import Config
-from launcher.errors import LauncherError
+from launcher.core import runtime
+from launcher.core.errors import LauncherError
+from launcher.core.rundir import (
+    fsync_folder,
+    give_usual_permissions,
+    read_json,
+    storage_errors,
+    write_json,
+)
 from launcher.model import shards
 from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
@@ -34,13 +42,6 @@ from launcher.model.rebuild import (
     with_adapters,
 )
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import (
-    fsync_folder,
-    give_usual_permissions,
-    read_json,
-    storage_errors,
-    write_json,
-)
 
 SHARD_BYTES = 2 * 1024**3
 

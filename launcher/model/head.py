@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 
@@ -31,7 +31,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
 class RowTensors(Protocol):
-    """What the head reads of a row: `launcher.data.loader.Row`, on the model's device."""
+    """What the head reads of a row: `launcher.data.pack.loader.Row`, on the model's device."""
 
     input_ids: Tensor
     position_ids: Tensor
@@ -50,7 +50,7 @@ class Head(Protocol):
     pads: bool
     """Whether documents of several lengths may be lines of one batch, where each is a line."""
     layout: str
-    """How documents are kept apart, as `launcher.train.isolation` has found out."""
+    """How documents are kept apart, as `launcher.health.isolation` has found out."""
     inputs: ForwardInputs
     hits: Tensor | None
     """Targets of the last loss that are the model's first choice, int64 scalar, if counted."""

@@ -13,17 +13,18 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
-from launcher import bases, runtime
+from launcher import bases
 from launcher.config.check import model_checks
 from launcher.config.derive import architecture
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import require_readable
 from launcher.model import attention
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import require_readable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: Tables of positions, and words of tables that are of something else than tokens.

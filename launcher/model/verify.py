@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from launcher.fingerprint import require_base
 from launcher.model.classifier import auto_class
 from launcher.model.export import Trained

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from launcher.data.cache import Column, JoinedCache, TokenCache
+    from launcher.data.chat.masking import ChatOptions
     from launcher.data.formats import Example
     from launcher.data.formats.base import BadRecord
-    from launcher.data.loader import Row, RowSource
-    from launcher.data.masking import ChatOptions
-    from launcher.data.worker import Encoder
+    from launcher.data.pack.loader import Row, RowSource
+    from launcher.data.prepare.worker import Encoder
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
@@ -95,12 +95,12 @@ class Objective:
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
         """What makes tokens of examples; made in each process."""
-        from launcher.data.encoding import ExampleEncoder
+        from launcher.data.prepare.encoding import ExampleEncoder
 
         return ExampleEncoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
 
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
-        """How turns end, as `launcher.data.turn_ends` counts; None where the targets tell."""
+        """How turns end, as `launcher.data.chat.turn_ends` counts; None where the targets tell."""
         return None
 
     # ---- what is known once the data is

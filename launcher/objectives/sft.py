@@ -8,7 +8,7 @@ from launcher.config.schema import SftConfig
 from launcher.objectives.base import LossSum, Objective
 
 if TYPE_CHECKING:
-    from launcher.data.loader import Row
+    from launcher.data.pack.loader import Row
 
 
 class Sft(Objective):

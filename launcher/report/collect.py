@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.rundir import RunDir, Status, read_json
+from launcher.core.rundir import RunDir, Status, read_json
 
 Point = tuple[float, float]
 

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, ExitCode, did_you_mean
-from launcher.jobs.scheduled import NEVER_BEGAN
-from launcher.jobs.status import ListedRun, observed_rows, observed_run
+from launcher.core.errors import ConfigError, ExitCode, did_you_mean
+from launcher.core.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
 from launcher.launch.outcome import settled
-from launcher.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
+from launcher.runs.scheduled import NEVER_BEGAN
+from launcher.runs.status import ListedRun, observed_rows, observed_run
 from launcher.sweeps.space import Dimension
 
 VERSION = 1

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
 from launcher.sweeps.table import TrialRow

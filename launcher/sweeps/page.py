@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.report import page
-from launcher.rundir import write_atomic
+from launcher.report import renderer
 from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.importance import LEAST, importances
 from launcher.sweeps.table import TrialRow
+
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def build(sweep: SweepDir) -> Path:
@@ -20,29 +21,27 @@ def build(sweep: SweepDir) -> Path:
     request, rows = sweep.request(), table.rows(sweep)
     best = table.best(request, rows)
     method, bars = importances(request, rows)
-    text = page.render(
-        Path(__file__).parent,
-        "page.html.j2",
-        short=coordinates.short,
-        sweep=sweep,
-        request=request,
-        rows=rows,
-        best=best,
-        best_words=table.pasted(best.trial.words) if best else "",
-        summary=table.summary(request, rows),
-        plot=coordinates.plot(request, rows),
-        size=(coordinates.WIDTH, coordinates.HEIGHT),
-        pictures=pictures,
-        against=pictures.against(request, rows),
-        curves=pictures.curves(request, rows),
-        links={row.trial.number: _link(row) for row in rows},
-        done=sum(row.is_done for row in rows),
-        least=LEAST,
-        method=method,
-        bars=bars,
-        largest=max((value for _, value in bars), default=0.0) or 1.0,
-    )
-    write_atomic(sweep.report, text)
+    values = {
+        "sweep": sweep,
+        "request": request,
+        "rows": rows,
+        "best": best,
+        "best_words": table.pasted(best.trial.words) if best else "",
+        "summary": table.summary(request, rows),
+        "plot": coordinates.plot(request, rows),
+        "size": (coordinates.WIDTH, coordinates.HEIGHT),
+        "pictures": pictures,
+        "against": pictures.against(request, rows),
+        "curves": pictures.curves(request, rows),
+        "links": {row.trial.number: _link(row) for row in rows},
+        "done": sum(row.is_done for row in rows),
+        "least": LEAST,
+        "method": method,
+        "bars": bars,
+        "largest": max((value for _, value in bars), default=0.0) or 1.0,
+    }
+    page = renderer.render(_TEMPLATE, values, filters={"short": coordinates.short})
+    renderer.write(sweep.report, page)
     return sweep.report
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import compose, overrides
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
 from launcher.launch.outcome import settled
-from launcher.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
 from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, may_pass, values
 
 #: Ends that were not a trial's own, and what a sweep that has them ends with.

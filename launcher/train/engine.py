@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: with `launcher.train.gathered` all that drives DeepSpeed."""
+"""The DeepSpeed engine: with `launcher.distributed.gathered` all that drives DeepSpeed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher import runtime
 from launcher.config.derive.deepspeed import clips_itself
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
-from launcher.errors import ConfigError, DivergedError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DivergedError
+from launcher.model.fragments import ParameterShard
 from launcher.model.lean import save_less
 
 
@@ -27,25 +28,6 @@ class StepResult:
 
     grad_norm: float
     applied: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterShard:
-    """This rank's part of a trained parameter: `numel` elements of it, flattened, from `offset`.
-
-    They lie in the fp32 master `flat` from `flat_offset` on; optimizer state has the same layout.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    numel: int
-    flat: Tensor
-    flat_offset: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This piece of `flat`, or of a state tensor laid out like it: a 1-D view."""
-        return tensor.detach().view(-1).narrow(0, self.flat_offset, self.numel)
 
 
 def import_deepspeed(device: str) -> Any:

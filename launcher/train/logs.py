@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from launcher import streams
+from launcher.core import streams
 
 
 def redirect(log: Path) -> None:

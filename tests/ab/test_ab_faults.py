@@ -9,14 +9,14 @@ import sqlite3
 import pytest
 
 from launcher.ab import database
-from launcher.ab.making import make
+from launcher.ab.preparation import make
 from launcher.ab.prompts import read_answers, read_prompts
 from launcher.ab.result import result
 from launcher.ab.study import AnswerPair, Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import main
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, DataError, ExitCode, StorageError
+from launcher.core.errors import ConfigError, DataError, ExitCode, StorageError
 from support.configs import make_config
 from support.studies import write_lines
 

@@ -10,8 +10,8 @@ import pytest
 
 from launcher.config.compose import compose, groups
 from launcher.config.schema import plugins, typed, variants
-from launcher.errors import ConfigError
-from launcher.registry import PluginTable
+from launcher.core.errors import ConfigError
+from launcher.core.registry import PluginTable
 from support.plugins import installed
 from support.ranks import environment
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import ModelConfig, TinyModelConfig
+from launcher.core.errors import ConfigError
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError
 
 
 def test_template_is_replaced_and_tokens_added(tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -108,8 +108,8 @@ def framed(single: str | None, eos: str | None = "</s>") -> Any:
 @pytest.mark.parametrize("single", [None, "<s> $A", "<s> $A </s>", "$A </s>", "<s> $A [SEP]"])
 @pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s>\n", "\n<s>ab"])
 def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> None:
-    from launcher.data.encoding import Encoded, ExampleEncoder
     from launcher.data.formats.base import Pair, Text
+    from launcher.data.prepare.encoding import Encoded, ExampleEncoder
 
     tokenizer = framed(single)
     pair = Pair(text[: text.index("b")], text[text.index("b") :])
@@ -129,8 +129,8 @@ def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> No
 
 
 def test_a_template_that_begins_texts_is_not_begun_again() -> None:
-    from launcher.data.encoding import Encoded, ExampleEncoder
     from launcher.data.formats.base import Chat
+    from launcher.data.prepare.encoding import Encoded, ExampleEncoder
 
     tokenizer = framed("<s> $A </s>")
     tokenizer.chat_template = (

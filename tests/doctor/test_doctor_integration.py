@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
+from launcher.core.errors import ConfigError
 from launcher.doctor import job
-from launcher.errors import ConfigError
 from support.configs import make_config
 from support.project import LAUNCHER, Project
 from support.ranks import ROOT

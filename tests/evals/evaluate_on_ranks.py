@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
 from launcher.evals.records import TokenizedPrompt

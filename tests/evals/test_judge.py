@@ -8,8 +8,8 @@ import threading
 import pytest
 
 from launcher.config.schema import EvalConfig, JudgeConfig
-from launcher.errors import ConfigError, DataError
-from launcher.evals.compare import Resampling, compare
+from launcher.core.errors import ConfigError, DataError
+from launcher.evals.comparison.paired import Resampling, compare
 from launcher.evals.judge import RUBRIC, WinRate
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results

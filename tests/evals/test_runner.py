@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
 from launcher.evals.records import LossRecord, TokenizedPrompt

@@ -32,7 +32,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from launcher.config.derive import architecture
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.load import _position_tables, position_rows, require_positions
 from support.families import small_config
 

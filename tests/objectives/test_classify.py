@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from launcher.data.loader import Row, make_row
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, write_json
+from launcher.data.pack.loader import Row, make_row
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
 from launcher.objectives.base import of_run
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
-from launcher.rundir import RunDir, write_json
 from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config

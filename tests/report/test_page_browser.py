@@ -5,8 +5,8 @@ import re
 
 import pytest
 
+from launcher.core.rundir import RunDir, State
 from launcher.report import build
-from launcher.rundir import RunDir, State
 from support.browser import CHROMIUM, SKIP, dom
 
 pytestmark = [

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config.compose import compose, groups
 from launcher.config.schema import typed
-from launcher.errors import ConfigError, ExitCode, Problem
+from launcher.core.errors import ConfigError, ExitCode, Problem
 
 _WORD = re.compile(
     r"'[a-z_]+(?:\.\w+)*=[^']*'|\b[a-z_]+(?:\.\w+)*=(?:'[^']*'|\[[^\]]*\]|[^\s;,)']*)"

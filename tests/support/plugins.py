@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.schema import plugins, typed, variants
-from launcher.registry import PluginTable
+from launcher.core.registry import PluginTable
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from launcher.errors import DataError, ExitCode
+from launcher.core.errors import DataError, ExitCode
+from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.inference import generate
 from launcher.objectives.classify import threshold
-from launcher.rundir import RunDir, read_json, write_json
-from launcher.train import generate
-from launcher.train.compare import against, sides
+from launcher.scoring.compare import against, sides
 from support import project
 from support.models import make_encoder
 from support.project import LAUNCHER, Project

@@ -9,8 +9,8 @@ import subprocess
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State
 from support import project
 from support.chats import GEMMA, chat
 from support.models import make_llama, make_tokenizer

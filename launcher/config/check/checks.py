@@ -24,8 +24,8 @@ from launcher.config.schema import (
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem, did_you_mean
-from launcher.meanings import OF_THE_CALLER
+from launcher.core.errors import Problem, did_you_mean
+from launcher.record_fields import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (

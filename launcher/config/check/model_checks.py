@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 
-from launcher import registry
 from launcher.config.derive import architecture, stored
 from launcher.config.derive.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
-from launcher.errors import Problem
+from launcher.core import registry
+from launcher.core.errors import Problem
 
 #: attention kernels that exist on CUDA only, and for 16-bit numbers only.
 CUDA_ONLY = (Attention.varlen, Attention.flash)

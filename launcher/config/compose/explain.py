@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config.compose import compose, overrides
 from launcher.config.schema import suggest, typed, variants
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 _NOTHING = object()
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.config.schema import Config, DataConfig
 from launcher.config.schema.variants import FORMATS, metrics_of
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 #: Types that the values of a mapping may have.
 _KEYS: dict[str, tuple[type, ...]] = {

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.derive import tensors
 from launcher.config.schema import AdapterConfig, Config, LoraConfig, Quantization, TinyModelConfig
+from launcher.core import runtime
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: bytes a parameter of nf4: half a byte, and the scales of its blocks.

@@ -50,8 +50,8 @@ from launcher.config.schema.train import (
     TrainConfig,
     Weights,
 )
-from launcher.errors import Problem
-from launcher.registry import load
+from launcher.core.errors import Problem
+from launcher.core.registry import load
 
 __all__ = [
     "Adamw8bitConfig",

@@ -15,7 +15,7 @@ from launcher.config.schema.launch import (
     SlurmAgent,
     SlurmConfig,
 )
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.launch.spec import LaunchSpec
 
 #: Names that the templates may use are the keys of `context`.

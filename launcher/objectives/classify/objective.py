@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import ClassifyConfig, Config
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir
 from launcher.data.cache import Column, JoinedCache, TokenCache
+from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Example
 from launcher.data.formats.base import BadRecord
-from launcher.data.masking import ChatOptions
-from launcher.errors import DataError
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
 from launcher.objectives.base import LossSum, Objective, sequence_outputs
 from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
-from launcher.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from launcher.data.loader import Row
+    from launcher.data.pack.loader import Row
     from launcher.model.sequence_head import SequenceHead
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from launcher.config.compose import compose, groups, overrides
 from launcher.config.schema import typed
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.hints import refused
 
 

@@ -10,9 +10,9 @@ from launcher.cli import main
 from launcher.config import create
 from launcher.config.compose import compose, explain, groups, ownfile
 from launcher.config.schema import LoraConfig
-from launcher.errors import ConfigError, ExitCode
-from launcher.sweeps import begin
-from launcher.sweeps.making import Maker
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.sweeps import preparation
+from launcher.sweeps.trials import Maker
 from support.hints import refused
 
 BASE = "model: tiny\ndata: {train: x.jsonl, max_length: 256}\nbatch: {sequences: 4}\n"
@@ -194,8 +194,8 @@ def test_explain_names_the_line() -> None:
 
 def test_a_sweep_keeps_what_the_file_said() -> None:
     file = _write(f"{BASE}optim: {{lr: 0.25}}\n")
-    sweep, request = begin.request([file, "run.name=s", "seed=1,2"], [])
-    request = begin.make(sweep, request)
+    sweep, request = preparation.request([file, "run.name=s", "seed=1,2"], [])
+    request = preparation.make(sweep, request)
     _write("optim: {lr: 0.5}\n")
     for known in (request, sweep.request()):
         config, _ = Maker(sweep, known).composed(["seed=2"])

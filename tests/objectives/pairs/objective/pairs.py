@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 
 from launcher.config.schema import ObjectiveConfig, Overlong
+from launcher.core.errors import Problem
 from launcher.data.cache import Column
-from launcher.data.encoding import Encoded, ExampleEncoder, Piece, shorten
 from launcher.data.formats.base import BadRecord, Chat, Preference
-from launcher.errors import Problem
+from launcher.data.prepare.encoding import Encoded, ExampleEncoder, Piece, shorten
 from launcher.evals.records import LossRecord, ValueRecord
 from launcher.evals.runner import poll
 from launcher.objectives import base
