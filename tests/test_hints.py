@@ -20,31 +20,32 @@ from typing import TypeVar
 
 import pytest
 
-from launcher import bases, console, vitals
+from launcher import bases
 from launcher.ab import database
 from launcher.ab.study import Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import VERBS, main, runs
 from launcher.config import create
 from launcher.config.compose import compose
+from launcher.core import console, vitals
+from launcher.core.errors import LauncherError, Preempted
+from launcher.core.rundir import RunDir, State, command, listed, read_json, write_json
 from launcher.data import show
 from launcher.data.cache import TokenCache
-from launcher.errors import LauncherError, Preempted
-from launcher.jobs import follow, length, start
-from launcher.jobs.cancel import cancel, set_cancelled
+from launcher.inference.export import find_checkpoint
 from launcher.launch import outcome
-from launcher.launch.coordinate import Coordinator
+from launcher.launch.coordinator import Coordinator
 from launcher.launch.local import supervisor_file
 from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.spec import AttemptState, job_file
 from launcher.model.load import model_source
 from launcher.objectives import base as objectives
-from launcher.rundir import RunDir, State, command, listed, read_json, write_json
-from launcher.sweeps import begin
+from launcher.runs import follow, length, start
+from launcher.runs.cancel import cancel, set_cancelled
+from launcher.scoring.compare import sides
+from launcher.sweeps import preparation
 from launcher.sweeps.folder import find as find_sweep
 from launcher.train import start as train_start
-from launcher.train.compare import sides
-from launcher.train.export import find_checkpoint
 from support import hints
 from support.configs import make_config
 from support.plans import launch_plan
@@ -129,15 +130,15 @@ LATER = ("sweep=random", "sweep.trials=1", "optim.lr=interval(1e-4,1e-3)")
 #: (file, command) -> the test that gives the hint and types it.
 SHOWN: dict[tuple[str, str], str] = {
     # Where models have to be trained for it.
-    ("making.py", "launcher compare"): "test_classify_integration.py",
+    ("preparation.py", "launcher compare"): "test_classify_integration.py",
     ("adapter.py", "launcher export RUN --merge"): "test_classify_integration.py",
     ("judge.py", "launcher compare"): "test_judge_integration.py",
     ("finish.py", "launcher compare"): "test_judge_integration.py",
     ("chat.py", "launcher generate"): "test_classify_integration.py",
     ("harness.py", "launcher eval"): "test_classify_integration.py",
     # Over stubs in the place of ranks.
-    ("begin.py", "launcher sweep resume"): "test_controller.py",
-    ("control.py", "launcher sweep resume"): "test_controller.py",
+    ("preparation.py", "launcher sweep resume"): "test_controller.py",
+    ("controller.py", "launcher sweep resume"): "test_controller.py",
     ("ranks.py", "launcher doctor --keep"): "test_doctor_integration.py",
 }
 #: What is said of a command, but is no way out of anything.
@@ -145,7 +146,7 @@ ABOUT = {
     *(("__init__.py", f"launcher {verb}") for verb in ("VERB --help", "train --help", "resume")),
     ("__init__.py", "launcher train experiment=quickstart"),
     ("arguments.py", "launcher config"),
-    ("document.py", "launcher serve keys create"),
+    ("openapi.py", "launcher serve keys create"),
     ("serve.py", "launcher serve keys list"),
     ("ownfile.py", "launcher config my.yaml > my.yaml"),
     *(("reference.py", f"launcher config{option}") for option in ("", " --explain KEY")),
@@ -310,7 +311,7 @@ def test_a_stopped_run_and_one_that_was_not_started_go_on(run, begun):
         run.set_status(State.cancelled, exit_code=130)
 
 
-@shows("resume", "vitals.py", "outcome.py", "coordinate.py", "export.py")
+@shows("resume", "vitals.py", "outcome.py", "coordinator.py", "export.py")
 @shows("resume", "base.py")
 def test_what_ranks_say_is_typed_in_any_folder(plain, tmp_path, monkeypatch, begun):
     run, plan = plain, launch_plan(plain, backend="torchrun")
@@ -412,8 +413,8 @@ def test_what_only_a_sweep_can_do_is_a_sweep(tmp_path, monkeypatch, capsys):
 @shows("sweep status", "rundir.py", "sweeps.py")
 def test_a_sweep_without_results_is_looked_at(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    sweep, asked = begin.request([*WORDS, "optim.lr=1e-3,1e-4", "run.name=s"], [])
-    begin.make(sweep, asked)
+    sweep, asked = preparation.request([*WORDS, "optim.lr=1e-3,1e-4", "run.name=s"], [])
+    preparation.make(sweep, asked)
     for verb in ("sweep best", "status"):
         assert main([*verb.split(), "s"]) == 2
         assert main(*hints.commands(capsys.readouterr().err)) == 0

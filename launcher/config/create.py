@@ -19,15 +19,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, runtime
+from launcher import __version__
 from launcher.config.check import checks
 from launcher.config.compose import compose, ownfile
 from launcher.config.derive import hostfile, plan
 from launcher.config.schema import Config
 from launcher.config.schema.launch import DeepspeedConfig
 from launcher.config.schema.sweep import SweepConfig
-from launcher.errors import ConfigError, Problem
-from launcher.rundir import (
+from launcher.core import registry, runtime
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.rundir import (
     SWEEP_FILE,
     RunDir,
     State,
@@ -259,21 +260,12 @@ def environment() -> dict[str, Any]:
         "git": _git_revision(),
         "python": platform.python_version(),
         "executable": sys.executable,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := registry.version(name))},
         "host": platform.node(),
         "platform": platform.platform(),
         "cpus": runtime.cpu_count(),
         "gpus": _gpu_names(),
     }
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata  # slow to import, and only a run that starts needs it
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_revision() -> str | None:

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from launcher.config.compose import compose
 from launcher.config.derive import items
-from launcher.config.derive.items import Item
+from launcher.config.derive.items import DataEntry
 from launcher.config.schema import Config, OnBadRecord, Overlong, variants
+from launcher.core.errors import DataError, ExitCode, LauncherError, Problem
+from launcher.core.rundir import RunDir, write_json
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord, Example
-from launcher.data.reading import DETECT_RECORDS, Reading
-from launcher.data.worker import is_held_out
-from launcher.errors import DataError, ExitCode, LauncherError, Problem
+from launcher.data.prepare.reading import DETECT_RECORDS, PartReader
+from launcher.data.prepare.worker import is_held_out
 from launcher.fingerprint import Part, located
-from launcher.rundir import RunDir, write_json
 
 #: Where the answer is, in the folder of the run.
 FILE = "preview.json"
@@ -57,7 +57,7 @@ def problems(config: Config) -> Iterator[tuple[Problem, ExitCode]]:
             yield from ((problem, error.exit_code) for problem in error.problems)
 
 
-def _files(config: Config, item: Item, split: str) -> list[Path]:
+def _files(config: Config, item: DataEntry, split: str) -> list[Path]:
     """The files of an entry; [] if some are elsewhere, or not there, as whoever asks knows."""
     try:
         sources = list(located.find(config, item, split))
@@ -96,7 +96,7 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
     objective = variants.objective(config.objective)
     for item in items.items(config, named):
         files = tuple(_files(config, item, named))
-        reading = Reading(Part(named, item, files, {}, share, mixed=False), config)
+        reading = PartReader(Part(named, item, files, {}, share, mixed=False), config)
         names = config.objective.label_names(list(data.labels))
         reader = formats.Reader(reading.format, item.columns, names)
         lines = (
@@ -116,7 +116,7 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
 
 
 def _first(config: Config, part: Part) -> Iterator[Problem]:
-    reading = Reading(part, config)
+    reading = PartReader(part, config)
     if config.data.bad_records is OnBadRecord.skip:
         return
     objective = variants.objective(config.objective)

@@ -11,14 +11,14 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
+from launcher.core import rundir, runtime
+from launcher.core.errors import DataError, ExitCode, LauncherError
 from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
-from launcher.data.literals import Literals
-from launcher.data.masking import kinds_of_bits
-from launcher.data.split import say, summary
+from launcher.data.chat.literals import Literals
+from launcher.data.chat.masking import kinds_of_bits
+from launcher.data.prepare.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
-from launcher.errors import DataError, ExitCode, LauncherError
 
 #: Control characters but tab and newline: data must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")

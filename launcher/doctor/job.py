@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher import runtime
 from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
 from launcher.doctor import machine, versions
-from launcher.errors import ConfigError, LauncherError
-from launcher.jobs import start
 from launcher.launch.outcome import settled
 from launcher.launch.spec import AttemptState, Backend
-from launcher.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.runs import start
 
 _POLL_S = 0.2
 #: Asking a scheduler is dear.
@@ -65,7 +65,12 @@ def check(config: Config) -> None:
 
 
 def probe(
-    config: Config, *, timeout_s: float, keep: bool, say: Say, module: str = "launcher.train.probe"
+    config: Config,
+    *,
+    timeout_s: float,
+    keep: bool,
+    say: Say,
+    module: str = "launcher.distributed.probe",
 ) -> tuple[Reports, str]:
     """(rank -> its report, why the ranks did not end well or "").
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.runtime import child_environment
+from launcher.core.errors import ExitCode
+from launcher.core.runtime import child_environment
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config, OnBadRecord, Overlong
+from launcher.core.errors import ExitCode, LauncherError
 from launcher.data import preview
-from launcher.data.prepare import prepare
-from launcher.errors import ExitCode, LauncherError
+from launcher.data.prepare.preparation import prepare
 
 OUTSIDE = {"out_of_scope": "oos"}
 TRAIN = ["shop", "drive", "oos"] * 25

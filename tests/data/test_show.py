@@ -7,9 +7,9 @@ import pytest
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.rundir import write_json
 from launcher.data import show
-from launcher.data.prepare import prepare
-from launcher.rundir import write_json
+from launcher.data.prepare.preparation import prepare
 from support.chats import chat
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
+from launcher.core.errors import ConfigError
 from launcher.doctor import job, ranks
-from launcher.errors import ConfigError
 from support import hints
 from support.configs import make_config
 from support.doctor import seen

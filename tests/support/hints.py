@@ -1,4 +1,4 @@
-"""What a hint says to type, read as a user reads it."""
+"""What is said of a wrong command line, and what its hint says to type, read as a user reads it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.schema import Config, typed
-from launcher.errors import Problem
+from launcher.core.errors import ConfigError, ExitCode, Problem
 
 _WORD = re.compile(
     r"'[a-z_]+(?:\.\w+)*=[^']*'|\b[a-z_]+(?:\.\w+)*=(?:'[^']*'|\[[^\]]*\]|[^\s;,)']*)"
@@ -96,3 +98,11 @@ def require_mended(config: Config, file: Path, **machine: Any) -> None:
             same = [p for p in left if (p.where, p.found) == (problem.where, problem.found)]
             assert not same, f"{problem.hint}: {words} leaves it"
             assert not wrong
+
+
+def refused(*words: str) -> list[Problem]:
+    """What is wrong with a command line that cannot be composed."""
+    with pytest.raises(ConfigError) as caught:
+        compose.compose(words)
+    assert caught.value.exit_code == ExitCode.usage
+    return list(caught.value.problems)

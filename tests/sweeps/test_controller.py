@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State
 from launcher.sweeps import folder, study
 from launcher.sweeps.folder import SweepDir
 from support import hints

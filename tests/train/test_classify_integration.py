@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.ab import making
-from launcher.errors import ConfigError, DataError, ExitCode
+from launcher.ab import preparation
+from launcher.core.errors import ConfigError, DataError, ExitCode
+from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.inference import generate
 from launcher.objectives.classify import threshold
-from launcher.rundir import RunDir, read_json, write_json
-from launcher.train import generate
-from launcher.train.compare import against, sides
+from launcher.scoring.compare import against, sides
 from support import hints, project
 from support.models import make_encoder
 from support.project import LAUNCHER, Project
@@ -177,7 +177,7 @@ def test_eval_compare_and_generate_know_the_classes(here, full):
     scores = json.loads(done.output[done.output.index("{") :])
     assert scores == pytest.approx(tuned["metrics"], abs=1e-5)
     with pytest.raises(ConfigError) as caught:
-        making._require_model(str(run))
+        preparation._require_model(str(run))
     (words,) = hints.commands(caught.value.problems[0].hint)
     done = here.run(LAUNCHER, *words, "full:base", "full", "--json")
     (made,) = json.loads(done.output[done.output.index("[") :])

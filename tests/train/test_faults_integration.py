@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State
-from launcher.train.checkpoint import newest_valid
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State
+from launcher.model.checkpoint import newest_valid
 from support import hints, project
 from support.chats import GEMMA, chat
 from support.models import make_llama, make_tokenizer

@@ -12,7 +12,6 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import registry
 from launcher.config.check import batching, eval_checks, model_checks
 from launcher.config.derive import architecture, items, plan
 from launcher.config.schema import (
@@ -26,8 +25,8 @@ from launcher.config.schema import (
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem, did_you_mean
-from launcher.meanings import OF_THE_CALLER
+from launcher.core.errors import Problem, did_you_mean
+from launcher.record_fields import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (
@@ -173,13 +172,7 @@ def _train(config: Config) -> Iterator[Problem]:
 def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
     name = config.optim.name
     if name == "adamw8bit":
-        if not has_gpu:
-            yield Problem(
-                "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
-            )
-        elif not registry.installed("bitsandbytes"):
-            hint = "pip install bitsandbytes, or optim=adamw"
-            yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
+        yield from model_checks.bitsandbytes("optim.name", name, "optim=adamw", has_gpu)
         if config.engine.offload_optimizer:
             hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
             yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from launcher.config.derive import architecture
 from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong, SpecialTokens
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 
 
 def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from launcher.config.schema import Config, EvalConfig, variants
-from launcher.errors import Problem, did_you_mean
+from launcher.core.errors import Problem, did_you_mean
 
 
 def check(config: Config) -> Iterator[Problem]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config.derive import architecture, memory
 from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 #: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
 #: units, few enough that activations stay small beside the weights.

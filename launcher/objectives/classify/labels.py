@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from launcher.config.derive.architecture import head_names
 from launcher.config.schema import ClassifyConfig, Config
+from launcher.core.errors import ConfigError, DataError, did_you_mean
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.errors import ConfigError, DataError, did_you_mean
 from launcher.objectives.classify.classes import Classes
 
 #: Column of prepared data with the names of a text's classes.

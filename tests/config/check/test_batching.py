@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.config.check import batching
 from launcher.config.derive import plan
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 from support import hints
 from support.configs import make_config
 

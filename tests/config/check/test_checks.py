@@ -10,13 +10,13 @@ from typing import Annotated, Any
 
 import pytest
 
-from launcher import registry
 from launcher.config import schema
 from launcher.config.check import checks
 from launcher.config.derive import stored
 from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights, typed
 from launcher.config.schema.ranges import Range
-from launcher.errors import Problem
+from launcher.core import registry
+from launcher.core.errors import Problem
 from support import hints
 from support.configs import config_classes, make_config
 

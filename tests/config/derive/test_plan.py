@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.config.derive import plan
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import EarlyStopConfig, Weights
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.configs import make_config
 
 
