@@ -27,9 +27,9 @@ from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.derive import plan
 from launcher.config.schema import typed
+from launcher.core.errors import ExitCode
 from launcher.data.sources.limits import MAX_RECORD_BYTES
-from launcher.errors import ExitCode
-from launcher.evals.compare import MIN_DIFFERING, Resampling
+from launcher.evals.comparison.paired import MIN_DIFFERING, Resampling
 from launcher.sweeps import space
 from support import plugins, zygote
 from support.ranks import environment
@@ -234,7 +234,7 @@ def _add_rows(page: Path, folder: Path) -> bool:
         variants = folder / "launcher" / "config" / "schema" / "variants.py"
         for block in rows:
             table = re.escape(block.info.removeprefix("row="))
-            pattern = rf"(^{table} = Table\(\s*\"[\w.]+\",\s*\{{\n)"
+            pattern = rf"(^{table} = PluginTable\(\s*\"[\w.]+\",\s*\{{\n)"
             text, count = re.subn(pattern, rf"\1{block.text}", variants.read_text(), flags=re.M)
             assert count == 1, f"{block.where}: no such table"
             variants.write_text(text)

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import processes, registry
 from launcher.cli import VERBS, arguments, main
 from launcher.config.compose import groups
 from launcher.config.schema import typed
-from launcher.errors import ExitCode
-from launcher.rundir import RunDir, State
-from launcher.runtime import child_environment, cpu_count
+from launcher.core import processes, registry
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State
+from launcher.core.runtime import child_environment, cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -180,7 +180,7 @@ def test_interrupt_before_a_run_is_handed_over_is_said_and_written(
     monkeypatch, capsys, tmp_path, moment
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"launcher.jobs.start.{moment}", _interrupt)
+    monkeypatch.setattr(f"launcher.runs.start.{moment}", _interrupt)
     assert main(["train", *WORDS, "run.name=r"]) == ExitCode.interrupted
     said = "Ctrl-C: r was not started; `launcher resume r` starts it\n"
     assert capsys.readouterr().err.endswith(said)
@@ -293,10 +293,10 @@ def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path):
 def test_a_run_is_submitted_whoever_reads_its_name(tmp_path, monkeypatch, capsys):
     run = RunDir(tmp_path / "runs" / "r")
     monkeypatch.setattr("launcher.cli.runs._new_run", lambda *_: (run, 1))
-    monkeypatch.setattr("launcher.jobs.start.submit", lambda *_, **__: None)
+    monkeypatch.setattr("launcher.runs.start.submit", lambda *_, **__: None)
     assert main(["submit", *WORDS]) == ExitCode.ok
     assert capsys.readouterr().out == "r\n"
-    monkeypatch.setattr("launcher.streams.discard", lambda *streams: None)
+    monkeypatch.setattr("launcher.core.streams.discard", lambda *streams: None)
     monkeypatch.setattr("builtins.print", _no_reader)
     assert main(["submit", *WORDS]) == ExitCode.ok
 

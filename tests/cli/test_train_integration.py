@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from support.ranks import environment
 
 pytestmark = pytest.mark.slow

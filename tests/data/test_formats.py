@@ -13,7 +13,7 @@ from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.formats.prompt import PromptFormat
 from launcher.data.formats.text import TextFormat
-from launcher.meanings import FIELDS, TURN_FIELDS
+from launcher.record_fields import FIELDS, TURN_FIELDS
 from support.draws import examples
 
 USER = {"role": "user", "content": "hi"}

@@ -24,7 +24,7 @@ from tokenizers import (
 from tokenizers import pre_tokenizers as pre
 
 from launcher.data import words
-from launcher.data.targets import ByteMap, mark, mark_by_offsets
+from launcher.data.chat.targets import ByteMap, mark, mark_by_offsets
 from support.draws import examples
 
 QWEN = (

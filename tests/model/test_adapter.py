@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM
 import peft
 from launcher.config.derive import adapter
 from launcher.config.schema import Config, LoraConfig, ModelConfig, PeftConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.inference.fold import fold
 from launcher.model.adapter import AdapterReader
 from launcher.model.export import Kind, export
 from launcher.model.rebuild import load_start, with_adapters
 from launcher.model.verify import open_export, verify
-from launcher.train.fold import fold
 from model.test_export import logits, make_tokenizer, train
 from support.adapted import family
 from support.draws import some

@@ -22,7 +22,7 @@ from launcher.config.schema import (
     PeftConfig,
     TrainConfig,
 )
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.export import Kind
 from launcher.model.load import load_model
 from launcher.model.pretrained import freeze_as_built, from_structure, open_pretrained

@@ -16,10 +16,10 @@ import torch
 
 from launcher.config.check import checks
 from launcher.config.compose import compose
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import read_json
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import read_json
 from support import project
 from support.project import LAUNCHER, Project
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import peft
 from launcher.config.schema import Config, LoraConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.adapter import AdapterReader
 from launcher.model.export import Kind, Trained, export
 from launcher.model.merge import Merger

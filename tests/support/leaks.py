@@ -38,8 +38,8 @@ SET_BY_LIBRARIES = (
 HELPERS = (
     b"multiprocessing.resource_tracker",
     b"multiprocessing.forkserver",
-    b"launcher/api/jsonl.py",
-    b"launcher.train.answering",
+    b"launcher/serve/files/jsonl.py",
+    b"launcher.inference.worker",
 )
 
 #: What has been told to end may take so long on a busy machine.

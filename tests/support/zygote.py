@@ -201,7 +201,7 @@ def serve(listener: socket.socket) -> None:
 
 def _import_packages() -> None:
     """As a rank does, but that nothing of the launcher's own stays: a fork imports that anew."""
-    from launcher import imports
+    from launcher.core import imports
 
     imports.lighten()
     for name in PACKAGES:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from launcher.config.derive import architecture
 from launcher.config.schema import Attention, ClassifyConfig, Config, Overlong, SpecialTokens
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 
 
 def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
@@ -17,14 +17,16 @@ def check(config: Config, objective: ClassifyConfig) -> Iterator[Problem]:
         hint = "its threshold is chosen on held-out records: eval=default"
         yield Problem("objective.out_of_scope", "given with eval=none", hint)
     if config.train.token_accuracy:
-        hint = "a classifier has no target tokens: eval.metrics=[accuracy] judges its classes"
+        hint = "it has no target tokens, but eval.metrics=[accuracy]: train.token_accuracy=false"
         yield Problem("train.token_accuracy", "true with objective=classify", hint)
     if objective.multi_label and objective.out_of_scope is not None:
         hint = "a text of no class has an empty list of labels: leave objective.out_of_scope out"
         yield Problem("objective.out_of_scope", "given with objective.multi_label=true", hint)
     weights = objective.class_weights
     if weights is not None and weights != "balanced" and not _are_weights(weights):
-        hint = "balanced, or a weight above 0 for each name: {spam: 2, other: 1}"
+        hint = (
+            "objective.class_weights=balanced, or a weight above 0 of each name: {spam: 2, ham: 1}"
+        )
         yield Problem("objective.class_weights", f"{weights!r} are no weights", hint)
 
 
@@ -37,7 +39,7 @@ def _data(config: Config) -> Iterator[Problem]:
         hint = "a classifier reads the text alone: leave data.system out"
         yield Problem("data.system", "a system message with objective=classify", hint)
     if data.special_tokens is SpecialTokens.text:
-        hint = "it reads texts as its tokenizer does, so that others can: leave it at auto"
+        hint = "it reads texts as its tokenizer does, so that others can: data.special_tokens=auto"
         yield Problem("data.special_tokens", "text with objective=classify", hint)
     if data.overlong is Overlong.split:
         hint = "a label is of the whole text: data.overlong=truncate or drop"

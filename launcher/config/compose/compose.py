@@ -16,12 +16,12 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir
 from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
 from launcher.config.derive import adapter
 from launcher.config.schema import Config, typed, values, variants
-from launcher.errors import ConfigError, Problem
+from launcher.core import rundir
+from launcher.core.errors import ConfigError, Problem
 
 to_dict = typed.to_dict
 

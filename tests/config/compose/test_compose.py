@@ -19,7 +19,7 @@ from launcher.config import create, schema
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.schema import typed
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.ranks import environment
 
 OPTIONS = [(group, option) for group, options in groups.list_groups().items() for option in options]
@@ -340,7 +340,7 @@ import resource, sys
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.derive import plan
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 try:
     config = compose.compose(sys.argv[1:])
     checks.check(config, world_size=2, has_gpu=False)

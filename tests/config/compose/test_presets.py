@@ -8,8 +8,8 @@ from pathlib import Path
 import yaml
 from transformers.models.auto import modeling_auto
 
-from launcher import runtime
 from launcher.config.compose import groups
+from launcher.core import runtime
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "models.md"
 

@@ -14,7 +14,7 @@ import peft
 from launcher.config.derive import memory
 from launcher.config.derive.tensors import COUNTED
 from launcher.config.schema import AdapterConfig, LoraConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.peft.lora import apply, describe
 from support.adapted import FAMILIES, family
 from support.configs import make_config

@@ -17,8 +17,8 @@ import pytest
 
 from launcher.cli import main
 from launcher.config import create
-from launcher.errors import ConfigError, ExitCode
-from launcher.jobs import scheduled, start, status
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import RunDir, State, read_json
 from launcher.launch import patience
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import FullError, queue_job
@@ -26,9 +26,9 @@ from launcher.launch.slurm import backend as slurm
 from launcher.launch.slurm import batch, commands
 from launcher.launch.slurm.text import described
 from launcher.launch.spec import AttemptState
-from launcher.rundir import RunDir, State, read_json
-from launcher.sweeps import begin
-from launcher.sweeps.control import Controller
+from launcher.runs import scheduled, start, status
+from launcher.sweeps import preparation
+from launcher.sweeps.controller import SweepController
 from launcher.sweeps.folder import SweepDir
 
 WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "launch=slurm")
@@ -261,9 +261,9 @@ def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path
 @pytest.mark.slow
 def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, tmp_path):
     fake.says(LIMIT, "taken", LIMIT)
-    sweep, request = begin.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
-    begin.make(sweep, request)
-    controller = Controller(sweep, request)
+    sweep, request = preparation.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
+    preparation.make(sweep, request)
+    controller = SweepController(sweep, request)
     trials = [controller.claim([f"seed={seed}"]) for seed in (1, 2, 3)]
     left = controller.launch(trials)
     assert [trial.number for trial in left] == [2]
