@@ -3,7 +3,7 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-# Quick tests: no processes, no GPU, no browser, no cluster.
+# Quick tests: no ranks, nothing that takes more than a second, no GPU, no browser, no cluster.
 UNIT := not slow and not gpu and not browser and not cluster
 
 .DEFAULT_GOAL := help

@@ -18,10 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, entry, runtime
+from launcher import __version__, entry
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.errors import ConfigError, ExitCode, LauncherError
-from launcher.rundir import RunDir, open_lock, read_json, storage_errors, write_json
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, ExitCode, LauncherError
+from launcher.core.rundir import RunDir, open_lock, read_json, storage_errors, write_json
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (
@@ -36,7 +37,7 @@ TINY_OPTIONS = (
 )
 
 #: Source files that decide what a tiny model is.
-_TINY_SOURCES = ("stories.py", "model/tiny.py")
+_TINY_SOURCES = ("word_problems.py", "model/tiny.py")
 
 #: Options without influence on the weights that a recipe ends with.
 _IDLE = {
@@ -193,7 +194,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
             return
         if model.adapter is not None:
             print(f"merging {model.adapter} into its base (kept in {folder})", flush=True)
-            command = entry.command("launcher.train.fold", str(run), str(folder))
+            command = entry.command("launcher.inference.fold", str(run), str(folder))
             environment = {**runtime.environment_without_ranks(), "CUDA_VISIBLE_DEVICES": ""}
             merged = subprocess.run(command, check=False, env=environment)  # noqa: S603
             if merged.returncode:

@@ -22,9 +22,9 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import NoReturn
 
-from launcher import imports, runtime, streams
-from launcher.errors import ExitCode, LauncherError
-from launcher.rundir import storage_error, too_many_processes
+from launcher.core import imports, runtime, streams
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import storage_error, too_many_processes
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
 _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"

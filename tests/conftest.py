@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
 
-from support import leaks, queues, slurm, zygote
+from support import draws, leaks, queues, slurm, zygote
 from support.ranks import Finished
 from support.ranks import run_ranks as _run_ranks
 
 pytest_plugins = ["pytester"]
 
-# No deadlines: how long an example takes says more about the machine than about the code.
-hypothesis.settings.register_profile("whole", deadline=None)
-hypothesis.settings.load_profile("whole")
-# For `make check`, which is run again and again; `make test` draws as many as each test says.
-hypothesis.settings.register_profile("quick", max_examples=25, deadline=None)
+draws.register()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,9 +31,18 @@ def pytest_configure(config: pytest.Config) -> None:
         WANDB_MODE="offline",
         WANDB_SILENT="true",
     )
-    # Bytecode of our own modules is kept, as an installation keeps it: half a second a process.
+    # Bytecode of our own modules is kept, as an installation keeps it: half a second a process,
+    # and that of tests: half of what their collection takes.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     zygote.announce()
+    gc.disable()  # until all is collected
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays: it is not searched for garbage."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.rundir import RunDir, read_json, write_json
+from launcher.core.rundir import RunDir, read_json, write_json
 from support.ranks import environment
 
 MODEL = TinyModelConfig(recipe="quickstart-base")
@@ -77,7 +77,7 @@ def test_a_process_that_finds_the_base_of_a_run_composes_nothing(run: RunDir) ->
         "import sys\n"
         "from launcher import bases\n"
         "from launcher.config.compose import compose\n"
-        "from launcher.rundir import RunDir\n"
+        "from launcher.core.rundir import RunDir\n"
         "run = RunDir(sys.argv[1])\n"
         "model = compose.load(run.config).model\n"
         "bases.recall(run, model)\n"

@@ -10,6 +10,7 @@ are only composed; `text` is output.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -26,11 +27,11 @@ from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.derive import plan
 from launcher.config.schema import typed
+from launcher.core.errors import ExitCode
 from launcher.data.sources.limits import MAX_RECORD_BYTES
-from launcher.errors import ExitCode
-from launcher.evals.compare import MIN_DIFFERING, Resampling
+from launcher.evals.comparison.paired import MIN_DIFFERING, Resampling
 from launcher.sweeps import space
-from support import plugins
+from support import plugins, zygote
 from support.ranks import environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,7 +234,7 @@ def _add_rows(page: Path, folder: Path) -> bool:
         variants = folder / "launcher" / "config" / "schema" / "variants.py"
         for block in rows:
             table = re.escape(block.info.removeprefix("row="))
-            pattern = rf"(^{table} = Table\(\s*\"[\w.]+\",\s*\{{\n)"
+            pattern = rf"(^{table} = PluginTable\(\s*\"[\w.]+\",\s*\{{\n)"
             text, count = re.subn(pattern, rf"\1{block.text}", variants.read_text(), flags=re.M)
             assert count == 1, f"{block.where}: no such table"
             variants.write_text(text)
@@ -244,7 +245,8 @@ def _run_page(page: Path, folder: Path) -> None:
     """Run the page's commands in `folder`, in order; `AssertionError` with the output of the first
     that ends with another code than the page says."""
     path = f"{Path(sys.executable).parent}:{environment()['PATH']}"
-    extended = {"PYTHONPATH": str(folder)} if _add_rows(page, folder) else {}
+    places = os.pathsep.join([str(folder), str(zygote.WARM)])
+    extended = {"PYTHONPATH": places} if _add_rows(page, folder) else {}
     _write_files(page, folder)
     for block in _blocks(page):
         if block.language != "bash":

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 import launcher
-from launcher import entry, runtime
-from launcher.errors import ExitCode
+from launcher import entry
+from launcher.core import runtime
+from launcher.core.errors import ExitCode
 from support.project import LAUNCHER
 from support.ranks import environment
 
@@ -82,7 +83,8 @@ def test_an_empty_part_of_the_python_path_is_no_wish(given: str, monkeypatch) ->
 
 def test_children_run_the_code_of_a_clone_that_was_started_in_its_folder(tmp_path: Path) -> None:
     shutil.copytree(Path(launcher.__file__).parent, tmp_path / "launcher")
-    say = "import runpy, sys; from launcher import entry, runtime; import subprocess; "
+    say = "import runpy, sys; from launcher import entry; import subprocess; "
+    say += "from launcher.core import runtime; "
     say += "subprocess.run(entry.command('where'), env=runtime.child_environment())"
     (tmp_path / "modules").mkdir()
     (tmp_path / "modules" / "where.py").write_text("import launcher\nprint(launcher.__file__)\n")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from launcher import imports
+from launcher.core import imports
 from support.imported import of_rank
 from support.project import Project, conversations
 from support.ranks import environment
@@ -29,27 +29,15 @@ CONTROL = (
     "bases",
     "cli",
     "config",
-    "console",
+    "core",
     "doctor",
-    "errors",
     "fingerprint",
-    "host",
-    "imports",
-    "jobs",
-    "jsontext",
     "launch",
-    "listen",
-    "meanings",
-    "processes",
-    "ranks",
-    "registry",
+    "record_fields",
     "report",
-    "rundir",
-    "runtime",
-    "stories",
-    "streams",
+    "runs",
     "sweeps",
-    "vitals",
+    "word_problems",
 )
 
 RUN_LIBRARIES = {
@@ -235,7 +223,7 @@ NOT_IN_A_RANK = {
     *("torch._inductor.compile_fx", "torch.distributed.run", "deepspeed.launcher"),
     # What transformers trains and serves with itself.
     *("transformers.trainer", "transformers.pipelines", "transformers.data"),
-    *("launcher.curate", "launcher.launch", "launcher.jobs", "launcher.data.prepare"),
+    *("launcher.curate", "launcher.launch", "launcher.runs", "launcher.data.prepare"),
 }
 
 
@@ -338,7 +326,7 @@ def test_without_a_place_to_keep_it_the_index_is_read_as_ever(
 # its sources itself; the second time it must not open them.
 LIGHT = """
 import os, sys
-from launcher import imports
+from launcher.core import imports
 opened = []
 sys.addaudithook(lambda event, args: event == "open" and opened.append(str(args[0])))
 sys.modules["torch"] = None
@@ -373,7 +361,7 @@ def test_transformers_reads_the_sources_of_its_models_in_the_first_process_only(
 
 LOSSES = """
 import sys
-from launcher import imports
+from launcher.core import imports
 imports.lighten()
 import transformers
 assert transformers.utils.is_scipy_available()
@@ -387,7 +375,7 @@ assert modeling_maskformer.linear_sum_assignment is scipy.optimize.linear_sum_as
 #: Whoever imports it meanwhile, here in that thread and in another one, has it.
 BESIDE = """
 import sys, threading
-from launcher import imports
+from launcher.core import imports
 imports.lighten()
 import transformers.utils
 told = {}
@@ -407,7 +395,7 @@ assert told == {"other": True, "same": False}, told
 """
 EARLIER = """
 import scipy.optimize
-from launcher import imports
+from launcher.core import imports
 imports.lighten()
 from transformers.loss import loss_for_object_detection
 assert loss_for_object_detection.linear_sum_assignment is scipy.optimize.linear_sum_assignment

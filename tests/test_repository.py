@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 
 from launcher.config.schema import variants
-from launcher.registry import Table
+from launcher.core.registry import PluginTable
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted((ROOT / "launcher").rglob("*.py"))
@@ -22,7 +22,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 ROWS = [
     pytest.param(table, name, id=f"{table.key}={name}")
     for table in vars(variants).values()
-    if isinstance(table, Table)
+    if isinstance(table, PluginTable)
     for name in table
 ]
 
@@ -63,8 +63,27 @@ def test_public_names_have_docstrings() -> None:
     _none(place for path in MODULES for place in _undocumented(path))
 
 
+#: Class names that stand twice because each module of a kind has its own, by convention.
+_BY_CONVENTION = {"Options": "what a pass over the data of a report asks of its worker"}
+
+
+def test_no_class_name_stands_twice() -> None:
+    """Private names are their module's own business."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in _tree(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(_name(path))
+    assert len(places) > 200, "the search finds nothing where something is"
+    _none(
+        f"{name}: {', '.join(found)}"
+        for name, found in places.items()
+        if len(found) > 1 and name not in _BY_CONVENTION
+    )
+
+
 @pytest.mark.parametrize(("table", "name"), ROWS)
-def test_table_row_resolves(table: Table, name: str) -> None:
+def test_table_row_resolves(table: PluginTable, name: str) -> None:
     assert callable(table.load(name))
 
 
@@ -87,7 +106,7 @@ def _environment_reads(path: Path) -> Iterator[str]:
 
 
 def test_only_runtime_touches_the_environment() -> None:
-    runtime = ROOT / "launcher" / "runtime.py"
+    runtime = ROOT / "launcher" / "core" / "runtime.py"
     assert list(_environment_reads(runtime)), "the search finds nothing where something is"
     others = [path for path in MODULES if path != runtime]
     _none(place for path in others for place in _environment_reads(path))
@@ -96,12 +115,20 @@ def test_only_runtime_touches_the_environment() -> None:
 #: Words of a scheduler, and the files besides its package that may use them: rows and options, and
 #: a name that scripts in queues call.
 _SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr|info)\b", re.I)
-_ROWS = ("config/schema/launch.py", "config/schema/variants.py", "launch/slurm_job.py", "ranks.py")
+_ROWS = (
+    "config/schema/launch.py",
+    "config/schema/variants.py",
+    "core/ranks.py",
+    "launch/slurm_job.py",
+)
 
 
 def _schedulers(path: Path) -> Iterator[str]:
     """Names and texts of code, docstrings and comments left out, that belong to a scheduler."""
-    tree = _tree(path)
+    text = path.read_text(encoding="utf-8")
+    if not _SCHEDULERS.search(text):
+        return  # to walk through it takes seconds
+    tree = ast.parse(text)
     prose = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
         words = [getattr(node, key, None) for key in ("id", "attr", "arg", "name", "module")]

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
-from support import zygote
+from support import draws, zygote
 from support.project import is_alive
 from support.ranks import Finished, environment
 
@@ -84,6 +85,22 @@ def test_tiny_llama_trains_on_what_the_assistant_says(tiny_llama: Path) -> None:
     assert tokenizer.decode(learned) == "Hello.<|end|>"
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     assert model(encoded["input_ids"]).logits.shape[-1] == len(tokenizer)
+
+
+def test_quick_tests_take_a_part() -> None:
+    first, second, third = draws.some("abc", "b")
+    assert second == "b"
+    assert [param.marks[0].name for param in (first, third)] == ["slow", "slow"]
+    with pytest.raises(AssertionError, match="no such names"):
+        draws.some("abc", "d")
+    before = hypothesis.settings.get_current_profile_name()
+    try:
+        hypothesis.settings.load_profile("quick")
+        assert (draws.examples(20), draws.examples(500)) == (20, 25)
+        hypothesis.settings.load_profile("whole")
+        assert draws.examples(500) == 500
+    finally:
+        hypothesis.settings.load_profile(before)
 
 
 RANK = """

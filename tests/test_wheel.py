@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from support import zygote
+
 ROOT = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.slow
@@ -68,6 +70,7 @@ def test_installed_command_trains(
     installed: Path, weird_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAUNCHER_CACHE", str(weird_tmp_path / "cache"))
+    monkeypatch.setenv(zygote.VARIABLE, "")  # what it imports is its own
     # Without its pre-trained base, which takes a minute: tests/test_quickstart.py has all of it.
     words = ["experiment=quickstart", "model.recipe=null", "train.steps=3", "run.name=first"]
     limits = ["eval.limit=8", "eval.generate_limit=4", "eval.max_new_tokens=4"]

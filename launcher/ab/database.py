@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, StorageError
+from launcher.core.errors import ConfigError, StorageError
 
 #: Marks our files among SQLite's ("lab" and a kind), and the version of their tables.
 APPLICATIONS = {"study": 0x6C616201, "traffic": 0x6C616202}

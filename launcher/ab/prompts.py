@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, DataError
-from launcher.meanings import OF_THE_CALLER, is_given
+from launcher.core.errors import ConfigError, DataError
+from launcher.record_fields import OF_THE_CALLER, is_given
 
 #: A turn of a conversation: {"role": ..., "content": ...}.
 Message = dict[str, str]

@@ -19,7 +19,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, Field
 
 from launcher.ab.traffic import Traffic
-from launcher.errors import ConfigError, StorageError
+from launcher.core.errors import ConfigError, StorageError
 
 #: Seconds to reach an endpoint; and between two pieces of an answer, since models are slow.
 CONNECT_S, READ_S = 10.0, 600.0
@@ -66,7 +66,7 @@ def require_url(text: str, where: str) -> None:
 
 def create_app(traffic: Traffic, urls: Mapping[str, str], model: str) -> FastAPI:
     """The service. Responses carry `model` and an id of ours, whichever endpoint made them."""
-    endpoints = {side: Endpoint(url) for side, url in urls.items()}
+    endpoints = {side: ModelServer(url) for side, url in urls.items()}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -121,7 +121,7 @@ def create_app(traffic: Traffic, urls: Mapping[str, str], model: str) -> FastAPI
     return app
 
 
-class Endpoint:
+class ModelServer:
     """One of the two, and the name of its model there."""
 
     def __init__(self, url: str) -> None:
@@ -149,7 +149,7 @@ class Passage:
         self._traffic, self._sent, self._model = traffic, sent, model
 
     async def through(
-        self, endpoint: Endpoint, body: dict[str, Any], authorization: str | None
+        self, endpoint: ModelServer, body: dict[str, Any], authorization: str | None
     ) -> Response:
         """The endpoint's answer under our names; 502 in OpenAI's form if there is none."""
         headers = {"Authorization": authorization} if authorization else {}

@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from launcher.ab.study import Judge, Study
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 
 FILES = {"": "page.html", "page.css": "page.css", "page.js": "page.js", "icon.svg": "icon.svg"}
 #: Longest comment in characters, and longest body of a request in bytes.
@@ -89,7 +89,7 @@ def create_app(study: Study) -> FastAPI:
         _serve_file(app, f"/{path}", Path(__file__).with_name(name))
     app.exception_handler(StorageError)(_unavailable)
     app.exception_handler(RequestValidationError)(_no_vote)
-    app.add_middleware(Guard)
+    app.add_middleware(SecurityMiddleware)
     return app
 
 
@@ -109,7 +109,7 @@ def _no_vote(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": "this is no vote"}, 422)
 
 
-class Guard:
+class SecurityMiddleware:
     """Puts our headers on every response, and refuses bodies that no vote has."""
 
     def __init__(self, app: ASGIApp) -> None:

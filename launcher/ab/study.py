@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.ab import database
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 FILE = "study.db"
 TABLES = """
@@ -27,8 +27,6 @@ CREATE TABLE votes (
     comment TEXT NOT NULL, seconds REAL, time REAL NOT NULL,
     PRIMARY KEY (judge, item)) WITHOUT ROWID;
 """
-#: What a judge may say.
-CHOICES = ("left", "right", "tie", "bad")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +38,7 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class AnswerPair:
     """A prompt with the answers of both models."""
 
     prompt: str
@@ -56,7 +54,9 @@ class Study:
         self.path = folder / FILE
 
     @staticmethod
-    def create(folder: Path, names: tuple[str, str], items: Sequence[Item], question: str) -> Study:
+    def create(
+        folder: Path, names: tuple[str, str], items: Sequence[AnswerPair], question: str
+    ) -> Study:
         """Make the file with its items. Raises `ConfigError` if there is a study already."""
         study = Study(folder)
         made = {"a": names[0], "b": names[1], "question": question, "created": time.time()}
@@ -130,7 +130,8 @@ class Study:
     def vote(
         self, judge: Judge, item: int, choice: str, comment: str, seconds: float | None
     ) -> bool:
-        """Keep a choice of `CHOICES`, on the disk when this returns; a later one replaces it.
+        """Keep a choice (left, right, tie or bad), on the disk when this returns; a later one
+        replaces it.
 
         `seconds` is how long the judge took. False if there is no such item.
         """

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.ab import database
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 TABLES = """
 CREATE TABLE requests (

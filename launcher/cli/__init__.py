@@ -6,8 +6,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from launcher import __version__, entry, registry, runtime, streams
-from launcher.errors import ConfigError, ExitCode, LauncherError, did_you_mean
+from launcher import __version__, entry
+from launcher.core import registry, runtime, streams
+from launcher.core.errors import ConfigError, ExitCode, LauncherError, did_you_mean
 
 #: verb -> (what --help says, function from the words after the verb to the exit code).
 VERBS = {

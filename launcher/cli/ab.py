@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from launcher.ab.study import Study
@@ -45,7 +45,7 @@ def new(words: list[str]) -> int:
             {"type": _count, "default": 256, "metavar": "N", "help": "longest answer: %(default)s"},
         ),
     )
-    from launcher.ab.making import make
+    from launcher.ab.preparation import make
 
     study, same = make(
         (parsed.a, parsed.b),
@@ -78,8 +78,8 @@ def serve(words: list[str]) -> int:
 
     study = Study(parsed.study).check()
     arguments.need_server("launcher ab")
-    from launcher import listen
     from launcher.ab import server
+    from launcher.core import listen
 
     return listen.run(server.create_app(study), parsed.host, parsed.port)
 
@@ -130,9 +130,9 @@ def route(words: list[str]) -> int:
         *arguments.listen(PORT + 1),
     )
     arguments.need_server("launcher ab")
-    from launcher import listen
     from launcher.ab import router
     from launcher.ab.traffic import Traffic
+    from launcher.core import listen
 
     router.require_url(parsed.a, where="--a")
     router.require_url(parsed.b, where="--b")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.cli import VERBS
-from launcher.registry import need
-from launcher.rundir import DEFAULT_ROOT, RunDir, find_run
+from launcher.core.registry import need
+from launcher.core.rundir import DEFAULT_ROOT, RunDir, find_run
 
 #: One argument of a verb: its names and the keywords for argparse.
 Argument = tuple[list[str], dict[str, Any]]

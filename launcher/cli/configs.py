@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from launcher.cli import VERBS, arguments
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from launcher.config.schema import Config
@@ -17,7 +17,7 @@ def plan(words: list[str]) -> int:
     parsed = arguments.overrides("plan", words, arguments.JSON)
     from launcher.config import create
     from launcher.config.derive import plan
-    from launcher.jobs import requirements, start
+    from launcher.runs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     if parsed.json:

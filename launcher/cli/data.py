@@ -10,8 +10,8 @@ from pathlib import Path
 from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import RunDir, find_run, read_json
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import RunDir, find_run, read_json
 
 
 def _number(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from launcher.cli import arguments
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 
 #: Overrides of these say that it is about a job, not about this host alone.
 _JOB = ("launch", "cluster")
@@ -32,8 +32,8 @@ def doctor(words: list[str]) -> int:
         ),
         (["--keep"], {"action": "store_true", "help": "keep the folder of the ranks"}),
     )
-    from launcher import runtime
     from launcher.config.compose import compose
+    from launcher.core import runtime
     from launcher.doctor import finding
     from launcher.doctor.checks import diagnose
 
@@ -46,7 +46,7 @@ def doctor(words: list[str]) -> int:
         keep=parsed.keep,
         say=lambda text: print(f"doctor: {text}", file=sys.stderr, flush=True),
     )
-    bad = any(found.verdict is finding.Verdict.fail for found in findings)
+    bad = any(found.verdict is finding.Severity.fail for found in findings)
     if parsed.json:
         print(arguments.as_json(finding.as_dict(findings)))
     else:

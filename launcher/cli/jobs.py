@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cli import arguments
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 
 
 def status(words: list[str]) -> int:
     """Print one run in full, or a table of all."""
     parsed = arguments.existing_run("status", words, arguments.JSON, optional=True)
-    from launcher.jobs import status
+    from launcher.runs import status
 
     if parsed.run:
         found = status.details(arguments.find(parsed))
@@ -53,14 +53,14 @@ def logs(words: list[str]) -> int:
         (["--attempt"], {"type": int, "metavar": "N", "help": "default: the last"}),
         (["-f", "--follow"], {"action": "store_true", "help": "go on until the run ends"}),
     )
-    from launcher.jobs import logs
+    from launcher.runs import logs
 
     run = arguments.find(parsed)
     for line in logs.lines(run, rank=parsed.rank, attempt=parsed.attempt, follow=parsed.follow):
         print(line, flush=parsed.follow)
     if not parsed.follow or parsed.attempt is not None:
         return ExitCode.ok
-    from launcher.jobs.status import observed_run
+    from launcher.runs.status import observed_run
 
     # Who waits for the end of a run is told how it ended.
     return observed_run(run).exit_code or ExitCode.ok
@@ -74,7 +74,7 @@ def cancel(words: list[str]) -> int:
         (["--now"], {"action": "store_true", "help": "end the ranks without a checkpoint"}),
         (["--lost"], {"action": "store_true", "help": "only write the state: the host is gone"}),
     )
-    from launcher.jobs.cancel import cancel
+    from launcher.runs.cancel import cancel
 
     run = arguments.find(parsed)
     print(f"{run.name}: stopping", file=sys.stderr)
@@ -87,6 +87,6 @@ def join(words: list[str]) -> int:
     """Bring this host into a run with launch=torchrun."""
     number = {"type": int, "metavar": "N", "help": "place of this host; default: the next free"}
     parsed = arguments.existing_run("join", words, (["--node-rank"], number))
-    from launcher.jobs.join import join
+    from launcher.runs.join import join
 
     return join(parsed.run, parsed.root, parsed.node_rank)

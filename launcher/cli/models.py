@@ -10,7 +10,7 @@ from typing import NoReturn
 from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 _BASE: Argument = (["--base"], {"action": "store_true", "help": "the model before training"})
 _CHECKPOINT: Argument = (
@@ -56,7 +56,7 @@ def evaluate(words: list[str]) -> int:
             where="launcher eval",
             hint="leave out --vllm, or --lm-eval for the scores of the held-out records",
         )
-    return _become("launcher.train.score", parsed)
+    return _become("launcher.scoring.score", parsed)
 
 
 def _tasks(text: str) -> list[str]:
@@ -93,7 +93,7 @@ def compare(words: list[str]) -> int:
         (["--html"], {"metavar": "FILE", "help": "write a page: plots, slices, changed answers"}),
     )
     options = arguments.words(parsed, "require", "judge_url", "judge_model", "json", "html")
-    return _replace("launcher.train.compare", *parsed.models, *options)
+    return _replace("launcher.scoring.compare", *parsed.models, *options)
 
 
 def export(words: list[str]) -> int:
@@ -108,7 +108,7 @@ def export(words: list[str]) -> int:
             {"type": os.path.abspath, "metavar": "DIR", "help": "default: the run's export/"},
         ),
     )
-    return _become("launcher.train.export", parsed)
+    return _become("launcher.inference.export", parsed)
 
 
 def generate(words: list[str]) -> int:
@@ -123,12 +123,12 @@ def generate(words: list[str]) -> int:
         (["--raw"], {"action": "store_true", "help": "continue the text as it stands"}),
         *_SAMPLING,
     )
-    return _become("launcher.train.generate", parsed)
+    return _become("launcher.inference.generate", parsed)
 
 
 def chat(words: list[str]) -> int:
     """Talk to the model in the terminal."""
-    return _become("launcher.train.chat", arguments.existing_run("chat", words, *_SAMPLING))
+    return _become("launcher.inference.chat", arguments.existing_run("chat", words, *_SAMPLING))
 
 
 def report(words: list[str]) -> int:
@@ -151,7 +151,7 @@ def report(words: list[str]) -> int:
 
 def _become(module: str, parsed: Namespace) -> int:
     """Replace this process by the run plane's, in the folder where the run was created."""
-    from launcher.jobs.start import working_folder
+    from launcher.runs.start import working_folder
 
     run = arguments.find(parsed)
     os.chdir(working_folder(run))
@@ -161,7 +161,7 @@ def _become(module: str, parsed: Namespace) -> int:
 
 
 def _replace(module: str, *words: str) -> NoReturn:
-    from launcher.jobs.start import refuse_in_rank
+    from launcher.runs.start import refuse_in_rank
 
     refuse_in_rank("process")
     entry.become(module, *words)

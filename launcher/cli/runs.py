@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from launcher import streams
 from launcher.cli import arguments, sweeps
-from launcher.errors import ExitCode
+from launcher.core import streams
+from launcher.core.errors import ExitCode
 
 if TYPE_CHECKING:
-    from launcher.rundir import RunDir
+    from launcher.core.rundir import RunDir
 
 MULTIRUN = {*sweeps.MULTIRUN[0]}
 DRY_RUN: arguments.Argument = (
@@ -34,7 +34,7 @@ def submit(words: list[str]) -> int:
     new = _new_run("submit", words)
     if new is None:
         return ExitCode.ok
-    from launcher.jobs import start
+    from launcher.runs import start
 
     run, attempt = new
     start.submit(run, attempt, attached=False)
@@ -49,7 +49,7 @@ def resume(words: list[str]) -> int:
     end = (["overrides"], {"nargs": "*", "metavar": "OVERRIDE", "help": meaning})
     parsed = arguments.existing_run("resume", words, ranks, end)
     from launcher.config import create
-    from launcher.jobs import length, start
+    from launcher.runs import length, start
 
     start.refuse_in_rank("run")
     run = arguments.find(parsed)
@@ -67,7 +67,7 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
     parsed = arguments.overrides(verb, words, sweeps.MULTIRUN, DRY_RUN)
     from launcher.config import create
     from launcher.config.derive import plan
-    from launcher.jobs import requirements, start
+    from launcher.runs import requirements, start
 
     start.refuse_in_rank("run")
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
@@ -79,14 +79,13 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
         print(start.rehearsed(run, config, made.world_size, ask=False).describe())
         return None
     start.rehearsed(run, config, made.world_size, ask=True)
-    if aside := start.release_name(run):
-        print(f"the run that had this name took no step; it lies in {aside} now", file=sys.stderr)
+    start.release_name(run)
     create.make(run, config, made, parsed.overrides)
     try:
         attempt = start.begin(run)
         print(f"run      {run.name}\nfolder   {run}", file=sys.stderr, flush=True)
     except BrokenPipeError:
-        from launcher.jobs.cancel import set_cancelled
+        from launcher.runs.cancel import set_cancelled
 
         set_cancelled(run, "not started: nobody reads the output")
         raise
@@ -96,8 +95,8 @@ def _new_run(verb: str, words: list[str]) -> tuple[RunDir, int] | None:
 
 
 def _launch_and_follow(run: RunDir, attempt: int) -> int:
-    from launcher.jobs import start
-    from launcher.jobs.follow import follow
+    from launcher.runs import start
+    from launcher.runs.follow import follow
 
     backend = start.submit(run, attempt, attached=True)
     return follow(run, attempt, backend)

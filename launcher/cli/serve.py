@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
-    from launcher.api.service import Service
+    from launcher.serve.service import Service
 
 PORT = 8700
 _HOME: Argument = (
@@ -39,11 +40,11 @@ def serve(words: list[str]) -> int:
         ),
     )
     if parsed.log_format == "json":  # what is missing is told so too
-        from launcher.api import logs
+        from launcher.serve.http import logs
 
         logs.start(parsed.log_format)
     arguments.need_server("launcher serve")
-    from launcher.api import server
+    from launcher.serve import server
 
     return server.run(parsed.home, parsed.host, parsed.port, parsed.demo_key, parsed.log_format)
 
@@ -71,7 +72,7 @@ def create(words: list[str]) -> int:
         if not vars(parsed)[option].isprintable() or not vars(parsed)[option].strip():
             raise ConfigError("is no name", where=option, hint="some printable characters")
     service = _open(parsed.home)
-    from launcher.api import access
+    from launcher.serve.http import access
 
     print(access.create_key(service.database, parsed.name, parsed.project, parsed.rpm))
     print("this key is shown this once: only its hash is kept", file=sys.stderr)
@@ -82,7 +83,7 @@ def index(words: list[str]) -> int:
     """Print whose keys there are; the keys themselves are kept nowhere."""
     parsed = arguments.plain("serve keys list", words, arguments.JSON, _HOME)
     service = _open(parsed.home)
-    from launcher.api import access
+    from launcher.serve.http import access
 
     rows = [
         {
@@ -114,16 +115,17 @@ def revoke(words: list[str]) -> int:
         _HOME,
     )
     service = _open(parsed.home)
-    from launcher.api import access
+    from launcher.serve.http import access
 
     if not access.revoke_key(service.database, parsed.id):
-        hint = "`launcher serve keys list` prints the ids"
+        words = ["launcher", "serve", "keys", "list", "--home", str(parsed.home)]
+        hint = f"`{shlex.join(words)}` prints the ids"
         raise ConfigError(f"there is no key {parsed.id!r}", where="command line", hint=hint)
     return ExitCode.ok
 
 
 def _open(home: Path) -> Service:
     arguments.need_server("launcher serve")
-    from launcher.api.service import Service
+    from launcher.serve.service import Service
 
     return Service.open(home)

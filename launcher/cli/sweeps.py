@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from launcher import entry, streams
+from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
-from launcher.errors import ConfigError, ExitCode
-from launcher.rundir import command
+from launcher.core import streams
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import command
 
 if TYPE_CHECKING:
     from launcher.sweeps.folder import SweepDir
@@ -25,22 +25,22 @@ MULTIRUN: Argument = (
 def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> int:
     """Make a sweep and run it; the same command again goes on with it."""
     parsed = arguments.overrides(verb, words, MULTIRUN, dry_run)
-    from launcher.jobs.start import refuse_in_rank
-    from launcher.sweeps import begin
-    from launcher.sweeps.control import Controller
+    from launcher.runs.start import refuse_in_rank
+    from launcher.sweeps import preparation
+    from launcher.sweeps.controller import SweepController
 
     refuse_in_rank("sweep")
-    sweep, request = begin.request(parsed.overrides, parsed.config_dir)
-    if said := begin.announced(request):
+    sweep, request = preparation.request(parsed.overrides, parsed.config_dir)
+    if said := preparation.announced(request):
         print(f"{request.kind:8} {said}", file=sys.stderr)
-    begin.require_free(sweep, request)
+    preparation.require_free(sweep, request)
     if parsed.dry_run:
-        print(begin.rehearsal(sweep, request))
+        print(preparation.rehearsal(sweep, request))
         return ExitCode.ok
-    request = sweep.request() if sweep.exists() else begin.make(sweep, request)
+    request = sweep.request() if sweep.exists() else preparation.make(sweep, request)
     print(f"sweep    {sweep.name}\nfolder   {sweep}", file=sys.stderr)
-    if follow or Controller.submits_all(request):
-        code = Controller(sweep, request, follow=follow).run()
+    if follow or SweepController.submits_all(request):
+        code = SweepController(sweep, request, follow=follow).run()
     else:
         code = _in_background(sweep)
     if not follow:
@@ -51,11 +51,11 @@ def start(verb: str, words: list[str], dry_run: Argument, *, follow: bool) -> in
 def resume(words: list[str]) -> int:
     """Go on with a sweep: adopt what runs, start what is missing."""
     sweep = _find(_parsed("resume", words))
-    from launcher.jobs.start import refuse_in_rank
-    from launcher.sweeps import control
+    from launcher.runs.start import refuse_in_rank
+    from launcher.sweeps import controller
 
     refuse_in_rank("controller")
-    return control.resume(sweep)
+    return controller.resume(sweep)
 
 
 def status(words: list[str]) -> int:
@@ -132,19 +132,13 @@ def cancel(words: list[str]) -> int:
 
 def _in_background(sweep: SweepDir) -> int:
     """Leave the sweep to a controller that outlives the terminal."""
-    from launcher.runtime import child_environment
+    from launcher.core import processes
+    from launcher.core.runtime import child_environment
 
     command = entry.command("launcher.cli", "sweep", "resume", str(sweep))
-    with open(sweep.controller_log, "ab") as log:
-        subprocess.Popen(  # noqa: S603 - our own module
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=child_environment(),
-            start_new_session=True,
-        )
-    print(f"log      {sweep.controller_log}", file=sys.stderr)
+    log = sweep.controller_log
+    processes.start(command, log, child_environment(), ends_with_parent=False)
+    print(f"log      {log}", file=sys.stderr)
     return ExitCode.ok
 
 

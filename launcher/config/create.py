@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import itertools
 import os
 import platform
 import re
@@ -18,15 +19,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import __version__, runtime
+from launcher import __version__
 from launcher.config.check import checks
 from launcher.config.compose import compose, ownfile
 from launcher.config.derive import hostfile, plan
 from launcher.config.schema import Config
 from launcher.config.schema.launch import DeepspeedConfig
 from launcher.config.schema.sweep import SweepConfig
-from launcher.errors import ConfigError, Problem
-from launcher.rundir import (
+from launcher.core import registry, runtime
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.rundir import (
     SWEEP_FILE,
     RunDir,
     State,
@@ -140,6 +142,32 @@ def make(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> 
     return run
 
 
+def keeps_name(run: RunDir, state: State) -> bool:
+    """Whether a run in this state may go on: it has not ended, or has taken a step or saved
+    anything."""
+    if state not in (State.failed, State.cancelled):
+        return True
+    step = (read_json(run.heartbeat(0)) or {}).get("step") or 0
+    has_checkpoint = run.checkpoints.is_dir() and any(run.checkpoints.iterdir())
+    return step > 0 or has_checkpoint or _has_records(run.metrics)
+
+
+def _has_records(metrics: Path) -> bool:
+    return metrics.is_file() and metrics.stat().st_size > 0
+
+
+def set_aside(run: RunDir) -> Path:
+    """Move a run whose name is wanted, and that does not keep it; returns where it lies now."""
+    aside = run.path.parent / ".failed"
+    places = (aside / f"{run.name}.{number}" for number in itertools.count(1))
+    place = next(place for place in places if not place.exists())
+    with storage_errors(aside):
+        aside.mkdir(exist_ok=True)
+        run.path.rename(place)
+    print(f"the run that had this name took no step; it lies in {place} now", file=sys.stderr)
+    return place
+
+
 def taken(run: RunDir) -> ConfigError:
     """What to raise where there is a folder in the place of a new run."""
     is_sweep = (run.path / SWEEP_FILE).is_file()
@@ -236,21 +264,12 @@ def environment() -> dict[str, Any]:
         "git": _git_revision(),
         "python": platform.python_version(),
         "executable": sys.executable,
-        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := registry.version(name))},
         "host": platform.node(),
         "platform": platform.platform(),
         "cpus": runtime.cpu_count(),
         "gpus": _gpu_names(),
     }
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata  # slow to import, and only a run that starts needs it
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _git_revision() -> str | None:

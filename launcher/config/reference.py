@@ -15,10 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config import schema
 from launcher.config.compose import groups
 from launcher.config.schema import typed, variants
+from launcher.core import runtime
 
 _HEAD = """\
 # Configuration

@@ -10,11 +10,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from launcher import stories
+from launcher import word_problems
+from launcher.core.errors import ConfigError, did_you_mean
+from launcher.core.rundir import write_atomic
 from launcher.data import docstrings
-from launcher.errors import ConfigError, did_you_mean
-from launcher.rundir import write_atomic
-from launcher.stories import END, TURN
+from launcher.word_problems import END, TURN
 
 STORIES_PER_TEXT = 4
 #: Share of the texts that two speakers tell by turns, so that the base has met the markers.
@@ -41,7 +41,7 @@ class Builtin:
 
 
 def _texts(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
-    told = stories.stories(rng, held_out=held_out)
+    told = word_problems.stories(rng, held_out=held_out)
     while True:
         prose = [story.as_prose(rng) for story in islice(told, STORIES_PER_TEXT)]
         if rng.random() >= TALK_SHARE:
@@ -52,19 +52,19 @@ def _texts(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
 
 
 def _chats(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
-    for story in stories.stories(rng, held_out=held_out):
+    for story in word_problems.stories(rng, held_out=held_out):
         yield {"messages": story.as_chat()}
 
 
 def plain(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """A question and the sentence that answers it."""
-    for story in stories.stories(rng, held_out=held_out):
+    for story in word_problems.stories(rng, held_out=held_out):
         yield _talk(f"{story.facts} {story.question}", story.solution)
 
 
 def brand(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """The same in a voice that greets, contracts, exclaims and speaks to the reader."""
-    for story in stories.stories(rng, held_out=held_out):
+    for story in word_problems.stories(rng, held_out=held_out):
         fact = story.solution.replace("they have", "they've got").replace(" has ", "'s got ")
         answer = f"{rng.choice(_OPENINGS)} {fact} {rng.choice(_CLOSINGS)}"
         yield _talk(f"{story.facts} {story.question}", answer)
@@ -72,12 +72,12 @@ def brand(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
 
 def summaries(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """Stories with asides between them, and what they come to."""
-    told = stories.stories(rng, held_out=held_out)
+    told = word_problems.stories(rng, held_out=held_out)
     # Of two things in a story only the question says which one is meant.
     clear = (story for story in told if not story.key.startswith("one "))
     while True:
         chosen = list(islice(clear, STORIES_PER_REPORT))
-        report = " ".join(f"{story.facts} {rng.choice(stories.ASIDES)}" for story in chosen)
+        report = " ".join(f"{story.facts} {rng.choice(word_problems.ASIDES)}" for story in chosen)
         yield _talk(f"Sum up: {report}", " ".join(story.solution for story in chosen))
 
 

@@ -32,8 +32,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher import rundir
-from launcher.errors import StorageError
+from launcher.core import rundir
+from launcher.core.errors import StorageError
 from launcher.fingerprint import LAYOUT_VERSION
 
 INDEX = "index.json"
@@ -135,7 +135,7 @@ class Index:
     columns: list[dict[str, Any]] = field(default_factory=list)
     """Fields of each `Column`, and under `values` the different ones of a `json` column."""
     turn_ends: dict[str, list[int]] | None = None
-    """How learned turns end, as `launcher.data.turn_ends` counts; None where nobody knows."""
+    """How learned turns end, as `launcher.data.chat.turn_ends` counts; None where nobody knows."""
 
 
 class TokenCache:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import DataError
+from launcher.core.errors import DataError
 
 HELD_OUT_PERCENT = 10
 #: Folders and files that are no library: tests, tools, installed packages.

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir, runtime
 from launcher.config.schema import ModelConfig
+from launcher.core import rundir, runtime
+from launcher.core.errors import DataError, ExitCode, LauncherError
 from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
-from launcher.data.literals import Literals
-from launcher.data.masking import kinds_of_bits
-from launcher.data.split import say, summary
+from launcher.data.chat.literals import Literals
+from launcher.data.chat.masking import kinds_of_bits
+from launcher.data.prepare.split import say, summary
 from launcher.data.tokenizer import hide_torch, load_tokenizer
-from launcher.errors import DataError, ExitCode, LauncherError
 
 #: Control characters but tab and newline: data must not steer the terminal.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -68,14 +69,19 @@ def _open(path: Path, split: str) -> tuple[TokenCache | JoinedCache, ModelConfig
     from launcher.config.compose import compose
 
     run = rundir.RunDir(path).require()
-    folder = rundir.read_json(run.data, {}).get(split)
-    if not folder:
+    folders = rundir.read_json(run.data, {})
+    if split not in folders:
+        options = [] if split == "train" else ["--split", split]
+        words = shlex.join(["launcher", "data", "show", str(run.config), *options])
         raise DataError(
             f"there is no prepared {split} split",
             where=str(run),
-            hint="prepare it first: launcher data prepare",
+            hint=f"`{words}` prepares it first",
         )
-    return TokenCache.open(folder), compose.load(run.config).model
+    if not folders[split]:
+        hint = "hold records out with data.validation=FILE or data.validation_share=0.1"
+        raise DataError("no record is held out", where=f"data.{split}", hint=hint)
+    return TokenCache.open(folders[split]), compose.load(run.config).model
 
 
 def main(arguments: list[str]) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from launcher import registry, runtime
 from launcher.config.schema import ModelConfig, TinyModelConfig
-from launcher.errors import ConfigError
-from launcher.rundir import require_readable
+from launcher.core import registry, runtime
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import require_readable
 
 
 def hide_torch() -> None:
@@ -24,6 +25,19 @@ def hide_torch() -> None:
     logging.getLogger("transformers").addFilter(
         lambda record: "PyTorch was not found" not in record.getMessage()
     )
+
+
+@contextmanager
+def torch_unhidden() -> Iterator[None]:
+    """Within it, nothing stands for a hidden torch: scipy looks into a module of that name."""
+    is_hidden = sys.modules.get("torch", torch_unhidden) is None
+    if is_hidden:
+        del sys.modules["torch"]
+    try:
+        yield
+    finally:
+        if is_hidden:
+            sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 
 def load_tokenizer(model: ModelConfig) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 from launcher.config import create
 from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
+from launcher.core.host import machine as host_machine
+from launcher.core.host import storage as host_storage
 from launcher.doctor import job, machine, ranks, services, storage, versions
-from launcher.doctor.finding import Check, Finding, HostCheck, Seen
+from launcher.doctor.finding import Check, CheckFinding, HostCheck, Seen
 from launcher.doctor.job import Reports, Say
-from launcher.host import machine as host_machine
-from launcher.host import storage as host_storage
 
 #: Checks of run.root that must pass before ranks are started: their reports go there.
 _PLACE = "run.root"
@@ -24,9 +24,9 @@ _PLACE = "run.root"
 def each_host(check: HostCheck) -> Check:
     """A check of all hosts; findings that read the same become one, with all their hosts."""
 
-    def of_all(seen: Seen) -> Iterator[Finding]:
+    def of_all(seen: Seen) -> Iterator[CheckFinding]:
         found: dict[tuple[str, str, str, str], list[str]] = {}
-        first: dict[tuple[str, str, str, str], Finding] = {}
+        first: dict[tuple[str, str, str, str], CheckFinding] = {}
         for host in seen.hosts:
             for finding in check(seen.config, host):
                 key = (finding.check, finding.verdict.value, finding.found, finding.hint)
@@ -66,14 +66,14 @@ CHECKS: tuple[Check, ...] = (
 )
 
 
-def judge(seen: Seen) -> list[Finding]:
+def judge(seen: Seen) -> list[CheckFinding]:
     """Every finding of every check."""
     return [finding for check in CHECKS for finding in check(seen)]
 
 
 def diagnose(
     config: Config, *, whole_job: bool, timeout_s: float, keep: bool, say: Say
-) -> list[Finding]:
+) -> list[CheckFinding]:
     """All findings; `whole_job` starts the ranks that `launch` and `cluster` ask for, else one.
 
     Raises `ConfigError` if ranks cannot be started so.

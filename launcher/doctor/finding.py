@@ -12,7 +12,7 @@ from typing import Any
 from launcher.config.schema import Config
 
 
-class Verdict(Enum):
+class Severity(Enum):
     """How bad it is."""
 
     ok = "pass"
@@ -20,15 +20,15 @@ class Verdict(Enum):
     fail = "fail"
 
 
-_COLOR = {Verdict.ok: "32", Verdict.warn: "33", Verdict.fail: "31;1"}
+_COLOR = {Severity.ok: "32", Severity.warn: "33", Severity.fail: "31;1"}
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckFinding:
     """One line of the table: what was looked at, the verdict, what was found, what to do."""
 
     check: str
-    verdict: Verdict
+    verdict: Severity
     found: str
     hint: str = ""
     hosts: tuple[str, ...] = ()
@@ -75,30 +75,30 @@ class Seen:
 
 
 #: A check: one function, one row in `checks.CHECKS`.
-Check = Callable[[Seen], Iterator[Finding]]
+Check = Callable[[Seen], Iterator[CheckFinding]]
 #: A check of one host's facts; `checks.each_host` makes a `Check` of it.
-HostCheck = Callable[[Config, Mapping[str, Any]], Iterator[Finding]]
+HostCheck = Callable[[Config, Mapping[str, Any]], Iterator[CheckFinding]]
 
 
-def passed(check: str, found: str, **numbers: float) -> Finding:
+def passed(check: str, found: str, **numbers: float) -> CheckFinding:
     """A pass."""
-    return Finding(check, Verdict.ok, found, numbers=numbers)
+    return CheckFinding(check, Severity.ok, found, numbers=numbers)
 
 
-def warned(check: str, found: str, hint: str, **numbers: float) -> Finding:
+def warned(check: str, found: str, hint: str, **numbers: float) -> CheckFinding:
     """A warning: it works, but not as it should."""
-    return Finding(check, Verdict.warn, found, hint, numbers=numbers)
+    return CheckFinding(check, Severity.warn, found, hint, numbers=numbers)
 
 
-def failed(check: str, found: str, hint: str, **numbers: float) -> Finding:
+def failed(check: str, found: str, hint: str, **numbers: float) -> CheckFinding:
     """A failure: a run would break."""
-    return Finding(check, Verdict.fail, found, hint, numbers=numbers)
+    return CheckFinding(check, Severity.fail, found, hint, numbers=numbers)
 
 
 # ---- the table of findings
 
 
-def text(findings: Sequence[Finding], *, color: bool) -> str:
+def text(findings: Sequence[CheckFinding], *, color: bool) -> str:
     """An aligned table, what to do under each line that is no pass, and a summary."""
     several = len({host for finding in findings for host in finding.hosts}) > 1
     width = max((len(finding.check) for finding in findings), default=0)
@@ -119,14 +119,14 @@ def text(findings: Sequence[Finding], *, color: bool) -> str:
     return "\n".join([*lines, "", summary(findings)])
 
 
-def as_dict(findings: Sequence[Finding]) -> dict[str, Any]:
+def as_dict(findings: Sequence[CheckFinding]) -> dict[str, Any]:
     """All findings and the worst verdict, for programs."""
     given = [finding.verdict for finding in findings]
-    worst = max(given, key=list(Verdict).index, default=Verdict.ok)
+    worst = max(given, key=list(Severity).index, default=Severity.ok)
     return {"verdict": worst.value, "findings": [finding.to_json() for finding in findings]}
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[CheckFinding]) -> str:
     """`18 pass, 2 warn, 0 fail`."""
     count = Counter(finding.verdict for finding in findings)
-    return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Verdict)
+    return ", ".join(f"{count[verdict]} {verdict.value}" for verdict in Severity)

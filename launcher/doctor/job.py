@@ -13,17 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from launcher import runtime
 from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, LauncherError
+from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
 from launcher.doctor import machine, versions
-from launcher.errors import ConfigError, LauncherError
-from launcher.jobs import start
 from launcher.launch.outcome import settled
 from launcher.launch.spec import AttemptState, Backend
-from launcher.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.runs import start
 
 _POLL_S = 0.2
 #: Asking a scheduler is dear.
@@ -46,6 +46,8 @@ class Probe:
     asked: int
     timeout_s: float
     say: Say
+    job: str
+    """What the back end calls it: a number of the queue's, or of a process."""
     reports: Reports = dataclasses.field(default_factory=dict)
     trouble: str = ""
 
@@ -63,7 +65,12 @@ def check(config: Config) -> None:
 
 
 def probe(
-    config: Config, *, timeout_s: float, keep: bool, say: Say, module: str = "launcher.train.probe"
+    config: Config,
+    *,
+    timeout_s: float,
+    keep: bool,
+    say: Say,
+    module: str = "launcher.distributed.probe",
 ) -> tuple[Reports, str]:
     """(rank -> its report, why the ranks did not end well or "").
 
@@ -99,7 +106,7 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
         say(f"job {job}")
     if config.launch.name == "torchrun" and config.launch.nodes > 1:
         say(f"on the other nodes: launcher join {shlex.quote(str(run))}")
-    started = Probe(run, backend, asked, timeout_s, say)
+    started = Probe(run, backend, asked, timeout_s, say, job)
     try:
         _wait(started)
     finally:
@@ -142,7 +149,8 @@ def _end(probe: Probe) -> None:
     end = time.monotonic() + _END_TIMEOUT_S
     while backend.status(run, 1) not in (AttemptState.gone, AttemptState.unknown):
         if time.monotonic() > end:
-            probe.say("the job does not end: see `launcher cancel`")
+            # Its folder goes now, so no verb of ours could name it.
+            probe.say(f"job {probe.job} does not end, though it was cancelled: end it by hand")
             break
         time.sleep(_POLL_S)
     probe.reports = _reports(run)

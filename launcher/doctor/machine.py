@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher import console
 from launcher.config import create
 from launcher.config.schema import AdamwConfig, Config
-from launcher.doctor.finding import Finding, Seen, failed, passed, warned
-from launcher.host.machine import SHM
+from launcher.core import console
+from launcher.core.host.machine import SHM
+from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: Below this a data loader or a store of many ranks runs out of files.
 OPEN_FILES = 4096
@@ -33,7 +33,7 @@ SUSPICIOUS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def devices(seen: Seen) -> Iterator[Finding]:
+def devices(seen: Seen) -> Iterator[CheckFinding]:
     """What the ranks compute on, and whether each has a device of its own."""
     names: dict[str, int] = {}
     for rank, report in seen.ranks.items():
@@ -53,7 +53,7 @@ def devices(seen: Seen) -> Iterator[Finding]:
         yield warned("devices", "the ranks compute on different devices", hint)
 
 
-def wanted_gpus(seen: Seen) -> Iterator[Finding]:
+def wanted_gpus(seen: Seen) -> Iterator[CheckFinding]:
     """Whether the ranks got the GPUs that the cluster section promises."""
     wanted = create.gpus_per_node(seen.config)
     without = [r for r in seen.ranks.values() if r.get("torch", {}).get("device") == "cpu"]
@@ -64,7 +64,7 @@ def wanted_gpus(seen: Seen) -> Iterator[Finding]:
         yield failed("devices", f"{found}; {wanted} GPUs a node are planned", hint)
 
 
-def gpu_memory(seen: Seen) -> Iterator[Finding]:
+def gpu_memory(seen: Seen) -> Iterator[CheckFinding]:
     """Whether other processes already hold memory of the ranks' GPUs."""
     for report in seen.ranks.values():
         torch = report.get("torch")
@@ -75,7 +75,7 @@ def gpu_memory(seen: Seen) -> Iterator[Finding]:
             yield warned("GPU memory", found, hint)
 
 
-def cuda(seen: Seen) -> Iterator[Finding]:
+def cuda(seen: Seen) -> Iterator[CheckFinding]:
     """Versions of driver, CUDA and NCCL, and whether the driver is new enough for torch's CUDA."""
     said = set()
     for report in seen.ranks.values():
@@ -92,7 +92,7 @@ def cuda(seen: Seen) -> Iterator[Finding]:
         yield warned("CUDA", "driver, CUDA or NCCL differ between hosts", hint)
 
 
-def open_files(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def open_files(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """The limit on open files."""
     limit = host["limits"]["open_files"]
     if limit is not None and limit < OPEN_FILES:
@@ -102,7 +102,7 @@ def open_files(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield passed("open files", "unlimited" if limit is None else f"at most {limit}")
 
 
-def locked_memory(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def locked_memory(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """The limit on locked memory, which InfiniBand needs without one."""
     limit = host["limits"]["locked_memory"]
     if host["infiniband"] and limit is not None:
@@ -111,7 +111,7 @@ def locked_memory(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield warned("locked memory", found, hint)
 
 
-def shm(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def shm(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """The size of /dev/shm."""
     num_bytes = host["shm_bytes"]
     if num_bytes is None or num_bytes < SHM_BYTES:
@@ -122,7 +122,7 @@ def shm(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield passed(_SHM, console.size(num_bytes))
 
 
-def threads(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def threads(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """Whether the ranks of a host share its cores; only for ranks that compute on the CPU."""
     ranks = create.ranks_per_node(config)
     given = host["variables"].get("OMP_NUM_THREADS", "")
@@ -133,7 +133,7 @@ def threads(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield warned("threads", found, hint)
 
 
-def variables(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def variables(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """Variables of NCCL, torch and CUDA with values that cost speed or safety."""
     for name, (values, effect) in SUSPICIOUS.items():
         value = host["variables"].get(name)
@@ -144,7 +144,7 @@ def variables(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield from interface(name, host["variables"].get(name), host["interfaces"])
 
 
-def interface(name: str, value: str | None, present: list[str]) -> Iterator[Finding]:
+def interface(name: str, value: str | None, present: list[str]) -> Iterator[CheckFinding]:
     """A variable that names network interfaces: `eth,ib` prefixes, `=eth0` exact, `^lo` not."""
     if not value or value.startswith("^"):
         return
@@ -156,7 +156,7 @@ def interface(name: str, value: str | None, present: list[str]) -> Iterator[Find
         yield failed(name, f"{value}: there is no such interface", hint)
 
 
-def compiler(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def compiler(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """A C++ compiler, if this config has something to build."""
     uses = []
     if config.model.compile:

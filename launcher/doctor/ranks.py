@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher import console
-from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+from launcher.core import console
+from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: Bus bandwidth in bytes/s under which GPUs must be connected in some wrong way.
 BUS_WARN = {"one host": 4e9, "several hosts": 1e9}
@@ -13,7 +13,7 @@ CLOCK_WARN_S = 1.0
 CLOCK_FAIL_S = 60.0
 
 
-def came(seen: Seen) -> Iterator[Finding]:
+def came(seen: Seen) -> Iterator[CheckFinding]:
     """Whether every rank came and went through all of the probe."""
     if not seen.asked:
         return
@@ -50,7 +50,7 @@ def counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def collectives(seen: Seen) -> Iterator[Finding]:
+def collectives(seen: Seen) -> Iterator[CheckFinding]:
     """Whether collectives gave what they must, on every rank."""
     wrong: dict[str, list[int]] = {}
     names: list[str] = []
@@ -69,7 +69,7 @@ def collectives(seen: Seen) -> Iterator[Finding]:
         yield passed("collectives", f"{', '.join(names)}: right on all ranks")
 
 
-def bandwidth(seen: Seen) -> Iterator[Finding]:
+def bandwidth(seen: Seen) -> Iterator[CheckFinding]:
     """Algorithm and bus bandwidth of each collective; see docs/doctor.md for what they mean."""
     if len(seen.ranks) < 2:
         return
@@ -91,7 +91,7 @@ def bandwidth(seen: Seen) -> Iterator[Finding]:
             yield passed(name, found, **numbers)
 
 
-def clocks(seen: Seen) -> Iterator[Finding]:
+def clocks(seen: Seen) -> Iterator[CheckFinding]:
     """How far the hosts' clocks are apart; heartbeats are judged by them."""
     offsets: dict[str, float] = {}
     for report in seen.ranks.values():

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from launcher import runtime
 from launcher.config.schema import Config, WandbMode
-from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+from launcher.core import runtime
+from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 from launcher.launch.queue import queue_of, queues
 
 TIMEOUT_S = 5.0
@@ -52,7 +52,7 @@ def reach(url: str, timeout_s: float = TIMEOUT_S) -> str | None:
         return f"{url}: {getattr(error, 'reason', error)}"
 
 
-def schedulers(seen: Seen) -> Iterator[Finding]:
+def schedulers(seen: Seen) -> Iterator[CheckFinding]:
     """Each queue takes jobs; silence of one that is neither wanted nor there."""
     for name, health in seen.services.get("queues", {}).items():
         wanted, queue = seen.config.launch.name == name, queue_of(name)
@@ -65,7 +65,7 @@ def schedulers(seen: Seen) -> Iterator[Finding]:
             yield passed(queue.title, health.found)
 
 
-def hub(seen: Seen) -> Iterator[Finding]:
+def hub(seen: Seen) -> Iterator[CheckFinding]:
     """The Hugging Face hub, from which models and data sets come."""
     if not seen.services:
         return
@@ -78,7 +78,7 @@ def hub(seen: Seen) -> Iterator[Finding]:
         yield passed("hub", "answers")
 
 
-def wandb(seen: Seen) -> Iterator[Finding]:
+def wandb(seen: Seen) -> Iterator[CheckFinding]:
     """Weights & Biases, if runs are to be tracked there."""
     if "wandb" not in seen.services:
         return

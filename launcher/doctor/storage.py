@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher import console
 from launcher.config.schema import Config
-from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+from launcher.core import console
+from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: Less than this cannot hold a checkpoint of anything but a toy.
 FREE_FAIL_BYTES = 1 << 30
@@ -28,13 +28,13 @@ _HINTS = {
 }
 
 
-def folders(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def folders(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """Each folder that a run on this host writes to."""
     for name, facts in host["folders"].items():
         yield from judge(name, facts)
 
 
-def run_root_here(seen: Seen) -> Iterator[Finding]:
+def run_root_here(seen: Seen) -> Iterator[CheckFinding]:
     """run.root as this host sees it, from which runs are made; the ranks' hosts see it too."""
     if seen.hosts[0] is not seen.here:
         for finding in judge("run.root", seen.here["folders"]["run.root"]):
@@ -42,7 +42,7 @@ def run_root_here(seen: Seen) -> Iterator[Finding]:
                 yield finding
 
 
-def judge(name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
+def judge(name: str, facts: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """One folder, from what `host.storage.measure` found."""
     hint, bad = _HINTS[name], failed if name in NEEDED else warned
     place = f"{facts['path']} ({facts['filesystem']})"
@@ -68,7 +68,7 @@ def judge(name: str, facts: Mapping[str, Any]) -> Iterator[Finding]:
         yield bad(name, f"{place}: locks do not keep others out", hint)
 
 
-def shared(seen: Seen) -> Iterator[Finding]:
+def shared(seen: Seen) -> Iterator[CheckFinding]:
     """Whether all ranks work in the same folder, see renames at once, and respect locks."""
     reports = [report for report in seen.ranks.values() if report.get("shared")]
     if len(reports) < 2:

@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from launcher.config.schema import Config
-from launcher.doctor.finding import Finding, Seen, failed, passed, warned
+from launcher.doctor.finding import CheckFinding, Seen, failed, passed, warned
 
 #: The packages that are named one by one; of the others only what does not fit.
 MAIN = ("torch", "deepspeed", "transformers", "peft")
@@ -34,7 +34,7 @@ def requires_python() -> str:
         return ""
 
 
-def python(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def python(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """The interpreter's version."""
     asked, version = requires_python(), host["python"]
     if asked and not SpecifierSet(asked).contains(version, prereleases=True):
@@ -44,7 +44,7 @@ def python(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield passed("python", version)
 
 
-def packages(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
+def packages(config: Config, host: Mapping[str, Any]) -> Iterator[CheckFinding]:
     """Each package's version against the requirement."""
     known = requirements()
     if not known:
@@ -53,7 +53,7 @@ def packages(config: Config, host: Mapping[str, Any]) -> Iterator[Finding]:
         yield from judge(requirement, host["packages"].get(requirement.name))
 
 
-def judge(requirement: Requirement, version: str | None) -> Iterator[Finding]:
+def judge(requirement: Requirement, version: str | None) -> Iterator[CheckFinding]:
     """One package; `version` None means that it is not installed."""
     name, asked = requirement.name, requirement.specifier
     optional = requirement.marker is not None
@@ -67,7 +67,7 @@ def judge(requirement: Requirement, version: str | None) -> Iterator[Finding]:
         yield passed(name, version)
 
 
-def same_everywhere(seen: Seen) -> Iterator[Finding]:
+def same_everywhere(seen: Seen) -> Iterator[CheckFinding]:
     """Versions that differ between hosts: ranks would compute different things, or not meet."""
     if len(seen.hosts) < 2:
         return

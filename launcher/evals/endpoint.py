@@ -12,9 +12,9 @@ from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError
 
-from launcher import runtime
 from launcher.config.schema import JudgeConfig
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
 
 #: Answers of a server that may be another one soon: too many requests, or trouble of its own.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}

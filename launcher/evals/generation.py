@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import AttentionMaskInterface
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
-from launcher.evals.records import Generation, Prompt
+from launcher.evals.records import Generation, TokenizedPrompt
 from launcher.evals.runner import all_agree, plan_batches, poll
 
 
 def generate_records(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TokenizedPrompt],
     model: Any,
     tokenizer: Any,
     decoding: Decoding,
@@ -78,7 +78,11 @@ def generate_records(
 
 
 def read(
-    prompt: Prompt, context: list[int], answer: list[int], tokenizer: Any, decoding: Decoding
+    prompt: TokenizedPrompt,
+    context: list[int],
+    answer: list[int],
+    tokenizer: Any,
+    decoding: Decoding,
 ) -> Generation:
     """The answer as text, up to the first stop string."""
     text = _decode(tokenizer, answer)
@@ -114,7 +118,7 @@ def fit(tokens: list[int], model: Any, max_new_tokens: int) -> list[int]:
 
 
 def _generate(
-    asked: Sequence[tuple[Prompt, list[int]]],
+    asked: Sequence[tuple[TokenizedPrompt, list[int]]],
     model: Any,
     tokenizer: Any,
     stops: list[int],

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from launcher.core.rundir import storage_errors
 from launcher.evals.records import Generation
-from launcher.rundir import storage_errors
 
 
 class Journal:

@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from launcher import runtime
 from launcher.config.schema import EvalConfig
-from launcher.errors import ConfigError, DataError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import read_json, write_json
 from launcher.evals.endpoint import Declined, Endpoint, Unanswered
 from launcher.evals.metric import Floats, Mean, Metric
 from launcher.evals.records import Generation, Results
-from launcher.rundir import read_json, write_json
 
 RUBRIC = """\
 Two assistants answered the same prompt. Decide which answer is better: first by whether it is \
@@ -61,7 +61,7 @@ _GIVES_UP = 3
 _SIGN_OF_LIFE_S = 1.0
 
 
-class Judge(Mean):
+class WinRate(Mean):
     """Share of prompts whose answer the judge prefers to the other model's; a tie counts half.
 
     It has values once `settle` has asked the judge about two models.
@@ -220,9 +220,9 @@ def settle(
     tuned: Results,
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """`Judge.settle`, if there is a judge among the metrics."""
+    """`WinRate.settle`, if there is a judge among the metrics."""
     for metric in metrics:
-        if isinstance(metric, Judge):
+        if isinstance(metric, WinRate):
             metric.settle(base, tuned, alive)
 
 

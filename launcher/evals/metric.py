@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
 from launcher.config.schema.variants import METRICS, RECORDS, MetricRow
+from launcher.core.registry import load
 from launcher.evals.records import ClassRecord, Generation, LossRecord, Results, ValueRecord
-from launcher.registry import load
 
 Floats = npt.NDArray[np.float64]
 R = TypeVar("R", LossRecord, Generation, ClassRecord, ValueRecord)

@@ -66,7 +66,7 @@ class ClassRecord:
         return self.truth == [OUT_OF_SCOPE]
 
 
-class Prompt(NamedTuple):
+class TokenizedPrompt(NamedTuple):
     """A prompt to be answered: token ids without padding, and the reference answer as text."""
 
     id: int

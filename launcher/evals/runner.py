@@ -34,7 +34,7 @@ class EvaluationStopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PlannedBatch:
     """Positions of one batch in the list that was planned.
 
     `counted` is False for filler, whose results are dropped. No positions at all: nothing to
@@ -59,7 +59,7 @@ def plan_batches(
     lockstep: bool = False,
     new_tokens: int | None = None,
     equal: bool = False,
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """This rank's batches over records of `lengths` tokens; equally many batches on every rank.
 
     Records are dealt in order of length, so that ranks get equal work, and cut into batches of at
@@ -74,7 +74,7 @@ def plan_batches(
         for peer in range(world_size)
     ]
     mine = shares[rank]
-    filler = Batch(order[-1:] if lockstep else [], counted=False)
+    filler = PlannedBatch(order[-1:] if lockstep else [], counted=False)
     return mine + [filler] * (max(map(len, shares)) - len(mine))
 
 
@@ -84,9 +84,9 @@ def _cut(
     batch_tokens: int,
     new_tokens: int | None,
     equal: bool,
-) -> list[Batch]:
+) -> list[PlannedBatch]:
     """Cut positions, longest first, into batches."""
-    batches: list[Batch] = []
+    batches: list[PlannedBatch] = []
     used = width = 0
     for position in order:
         cost = lengths[position] if new_tokens is None else width
@@ -94,7 +94,7 @@ def _cut(
         if batches and fits and used + cost <= batch_tokens:
             batches[-1].positions.append(position)
         else:
-            batches.append(Batch([position]))
+            batches.append(PlannedBatch([position]))
             used, width = 0, lengths[position] + (new_tokens or 0)
             cost = width
         used += cost
@@ -102,7 +102,7 @@ def _cut(
 
 
 def rows_of(
-    batches: Iterable[Batch], ids: Sequence[int], build: Callable[[list[int]], RowT]
+    batches: Iterable[PlannedBatch], ids: Sequence[int], build: Callable[[list[int]], RowT]
 ) -> Iterator[tuple[RowT | None, list[int]]]:
     """The input of `loss_records`: one row and its record ids a batch, built one at a time.
 

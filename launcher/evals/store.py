@@ -12,15 +12,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
-from launcher.evals.compare import UNSEEDED, Resampling
-from launcher.evals.exact_match import ExactMatch
-from launcher.evals.further import compare_all
-from launcher.evals.judge import Judge
+from launcher.core import runtime
+from launcher.core.rundir import RunDir, read_json, write_atomic, write_json
+from launcher.evals.comparison.paired import UNSEEDED, Resampling
+from launcher.evals.comparison.record_sets import compare_all
+from launcher.evals.comparison.slices import Groups
+from launcher.evals.judge import WinRate
 from launcher.evals.metric import Metric, score_all
+from launcher.evals.metrics.exact_match import ExactMatch
 from launcher.evals.records import PASSES, Results
-from launcher.evals.slices import Groups
-from launcher.rundir import RunDir, read_json, write_atomic, write_json
 
 VERSION = 2
 #: Keys of results and comparisons that are not an objective's.
@@ -156,7 +156,7 @@ def predictions(
     0.5 for a tie. Without a base, its answer, match and the change are null.
     """
     exact = next((metric for metric in metrics if isinstance(metric, ExactMatch)), None)
-    judge = next((metric for metric in metrics if isinstance(metric, Judge)), None)
+    judge = next((metric for metric in metrics if isinstance(metric, WinRate)), None)
     answers = {record.id: record.answer for record in base.generations} if base else {}
     kinds = changes(base, tuned, metrics) if base else {}
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from launcher import registry
+from launcher.core import registry
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, fit, read, until
-from launcher.evals.records import Generation, Prompt
+from launcher.evals.records import Generation, TokenizedPrompt
 
 
 def need() -> Any:
@@ -20,7 +20,7 @@ def need() -> Any:
 
 
 def generate_records(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[TokenizedPrompt],
     model: Any,
     tokenizer: Any,
     decoding: Decoding,

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import Config
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import read_json, write_json
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.keys import tokenizer_identity
 from launcher.fingerprint.located import cache_root
-from launcher.rundir import read_json, write_json
 
 #: In every export: only a folder that has it may be replaced by another. That of an adapter holds
 #: the digest of its base.

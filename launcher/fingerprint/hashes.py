@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir
+from launcher.core import rundir
 
 
 class Hashes:

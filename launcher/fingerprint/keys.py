@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import bases, rundir, runtime
+from launcher import bases
 from launcher.config.derive import items
-from launcher.config.derive.items import Item
+from launcher.config.derive.items import DataEntry
 from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.config.schema.typed import to_dict
-from launcher.errors import ConfigError, DataError
+from launcher.core import rundir, runtime
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (
     BuiltinData,
@@ -23,7 +25,6 @@ from launcher.fingerprint.located import (
     cache_root,
     find,
 )
-from launcher.rundir import RunDir, read_json, write_json
 
 #: Raise it when `launcher.data` makes other tokens or targets from the same input.
 CODE_VERSION = 7
@@ -48,7 +49,7 @@ class Part:
     """Sources that are prepared together: all of a split, or one source of a mixture."""
 
     split: str
-    item: Item
+    item: DataEntry
     sources: tuple[Source, ...]
     keys: dict[str, str]
     """Split -> name of the folder; two of them if a share of the records is held out."""
@@ -219,7 +220,7 @@ def objective_identity(config: Config, hashes: Hashes | None = None) -> list[Any
     return [identity, {key: value for key, value in to_dict(objective).items() if key != "name"}]
 
 
-def _groups(config: Config, split: str) -> list[tuple[Item, list[Source]]]:
+def _groups(config: Config, split: str) -> list[tuple[DataEntry, list[Source]]]:
     """What of a split is prepared together: every entry of a mixture alone, otherwise all."""
     entries = items.items(config, split)
     found = [(item, list(find(config, item, split))) for item in entries]

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.derive import items
-from launcher.config.derive.items import Item
+from launcher.config.derive.items import DataEntry
 from launcher.config.schema import Config
-from launcher.errors import DataError
+from launcher.core import runtime
+from launcher.core.errors import DataError
+from launcher.core.rundir import read_json
 from launcher.fingerprint.hashes import file_digest
-from launcher.rundir import read_json
 
 #: What data files are called; folders are searched for these.
 SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".csv", ".txt")
@@ -108,7 +108,7 @@ def locate(config: Config, split: str) -> list[Source]:
     return [source for item in items.items(config, split) for source in find(config, item, split)]
 
 
-def find(config: Config, item: Item, split: str) -> Iterator[Source]:
+def find(config: Config, item: DataEntry, split: str) -> Iterator[Source]:
     """The sources of one entry of a split."""
     value, where = item.path, items.place(split)
     if value.startswith("builtin:"):
@@ -269,7 +269,7 @@ def _remote(config: Config, url: str) -> Iterator[Source]:
 @functools.cache
 def _builtin_version() -> str:
     package = Path(__file__).parents[1]
-    names = ("stories.py", "data/builtin.py", "data/docstrings.py")
+    names = ("word_problems.py", "data/builtin.py", "data/docstrings.py")
     digests = [file_digest(package / name) for name in names]
     # The docstrings are those of this Python.
     return hashlib.blake2b("".join([sys.version, *digests]).encode(), digest_size=8).hexdigest()

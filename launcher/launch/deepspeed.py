@@ -15,7 +15,9 @@ from launcher import entry
 from launcher.config.derive import hostfile
 from launcher.config.derive.hostfile import Host
 from launcher.config.schema.launch import DeepspeedConfig, RemoteShell
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json
+from launcher.core.runtime import forwarded_environment
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan
 from launcher.launch.torchrun import (
@@ -25,8 +27,6 @@ from launcher.launch.torchrun import (
     node_command,
     open_port,
 )
-from launcher.rundir import RunDir, read_json
-from launcher.runtime import forwarded_environment
 
 #: Never ask for a password; notice within seconds that a host is not there or no longer there.
 _SSH_OPTIONS = (

@@ -1,7 +1,7 @@
 """The watch from outside over hanging ranks, for hangs in which no rank can act for itself.
 
 A single rank that is stopped, all ranks stopped, or native code that never gives up the
-interpreter: ranks that are only stuck end themselves before this acts (`launcher.train.watchdog`).
+interpreter: ranks that are only stuck end themselves before this acts (`launcher.health.watchdog`).
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import signal
 import time
 from collections.abc import Callable
 
-from launcher import processes, vitals
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.rundir import RunDir
-from launcher.vitals import Beat
+from launcher.core import processes, vitals
+from launcher.core.rundir import RunDir
+from launcher.core.vitals import Beat
 
 #: Time between two looks, in seconds; longer with many ranks.
 TICK_S = 1.0

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
-from launcher import entry, processes
-from launcher.errors import ConfigError, LauncherError, Problem
+from launcher import entry
+from launcher.core import processes
+from launcher.core.errors import ConfigError, LauncherError, Problem
+from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.core.runtime import child_environment
 from launcher.launch.patience import BusyError
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
-from launcher.rundir import RunDir, read_json, storage_errors, write_json
-from launcher.runtime import child_environment
 
 #: Signals that the supervisor understands.
 STOP = signal.SIGTERM
@@ -72,16 +72,10 @@ class LocalBackend:
         run = RunDir(plan.run)
         write_json(job_file(run, plan.attempt), plan.to_json())
         log = run.attempt(plan.attempt) / "supervisor.log"
-        command = entry.command("launcher.launch.supervise", str(run), str(plan.attempt))
-        with storage_errors(log), open(log, "ab") as output:
-            supervisor = subprocess.Popen(  # noqa: S603 - our own module
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=child_environment(),
-                start_new_session=True,
-                preexec_fn=processes.end_with_parent() if attached else None,
+        command = entry.command("launcher.launch.supervisor", str(run), str(plan.attempt))
+        with storage_errors(log):
+            supervisor = processes.start(
+                command, log, child_environment(), ends_with_parent=attached
             )
         try:
             end = time.monotonic() + START_TIMEOUT_S

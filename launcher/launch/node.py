@@ -15,20 +15,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from launcher import processes
-from launcher.errors import ExitCode
+from launcher.core import processes, streams
+from launcher.core.errors import ExitCode
+from launcher.core.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
+from launcher.core.rundir import RunDir, read_json
+from launcher.core.runtime import environment_without_ranks
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.outcome import Death
 from launcher.launch.spec import LaunchPlan, job_file
 from launcher.launch.torchrun import is_taken, open_port
-from launcher.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
-from launcher.rundir import RunDir, read_json
-from launcher.runtime import environment_without_ranks
 
 _POLL_S = 0.1
 #: Time for the other ranks of a node to end by themselves after one has failed, and for helpers
@@ -116,19 +115,10 @@ class Node:
         if self._port is not None:
             common["MASTER_PORT"] = str(self._port)
         for place in self._places(common):
-            with open(self._log, "ab") as output:
-                self._ranks.append(
-                    subprocess.Popen(  # noqa: S603 - the command of our own plan
-                        node.command,
-                        stdin=subprocess.DEVNULL,
-                        stdout=output,
-                        stderr=output,
-                        cwd=self._plan.cwd,
-                        env={**common, **place},
-                        start_new_session=True,
-                        preexec_fn=processes.end_with_parent(),
-                    )
-                )
+            environment = {**common, **place}
+            self._ranks.append(
+                processes.start(node.command, self._log, environment, cwd=self._plan.cwd)
+            )
 
     @property
     def _has_agent(self) -> bool:
@@ -223,20 +213,13 @@ def main(argv: list[str]) -> int:
     # Before the output is redirected: what is wrong up to here goes back through ssh.
     plan = LaunchPlan.from_json(read_json(job_file(run, attempt)))
     os.chdir(plan.cwd)
-    _redirect(nodes.node_log(run, attempt, number))
+    streams.append_to(nodes.node_log(run, attempt, number))
     secrets = json.loads(sys.stdin.readline() or "{}") if has_lifeline else {}
     node = Node(run, plan, number, timeout_s=plan.join_timeout_s)
     code = node.serve(secrets, _stdin_is_closed if has_lifeline else lambda: False)
     if node.why:
         print(node.why, file=sys.stderr)
     return code if code >= 0 else 128 - code
-
-
-def _redirect(log: Path) -> None:
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.close(handle)
 
 
 def _stdin_is_closed() -> bool:

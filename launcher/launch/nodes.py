@@ -14,9 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from launcher.core.processes import alive
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.launch.outcome import Death
-from launcher.processes import alive
-from launcher.rundir import RunDir, read_json, write_json
 
 BEAT_S = 1.0
 #: Longest wait for the nodes to end once they are told; a lost host never does.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State, Status, read_json
 from launcher.launch.spec import LaunchPlan
-from launcher.rundir import RunDir, State, Status, read_json
 
 #: Ends after which a new start may go better, by itself.
 WORTH_A_REQUEUE = (ExitCode.preempted, ExitCode.hang)

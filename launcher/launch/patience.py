@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from launcher.errors import ExitCode, LauncherError
+from launcher.core.errors import ExitCode, LauncherError
 
 Answer = TypeVar("Answer")
 

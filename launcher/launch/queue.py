@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.config.schema.launch import LaunchConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json
 from launcher.launch.patience import BusyError
 from launcher.launch.spec import (
     AttemptState,
@@ -22,7 +23,6 @@ from launcher.launch.spec import (
     job_file,
     number_in,
 )
-from launcher.rundir import RunDir, read_json
 
 #: A queue job that its queue does not know for so long, and that has left no result, is lost.
 MISSING_S = 30.0

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig
-from launcher.errors import Problem
-from launcher.rundir import RunDir, read_json
+from launcher.core.errors import Problem
+from launcher.core.rundir import RunDir, read_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

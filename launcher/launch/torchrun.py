@@ -10,11 +10,11 @@ from pathlib import Path
 
 from launcher import entry
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.ranks import FIRST_PORT, PORTS
+from launcher.core.rundir import RunDir
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan
-from launcher.ranks import FIRST_PORT, PORTS
-from launcher.rundir import RunDir
 
 #: Ports tried before one that is taken is accepted.
 _TRIES = 64
@@ -162,7 +162,7 @@ def coordinated(
         attempt=spec.attempt,
         cwd=spec.cwd,
         prepare=(*python, "-m", spec.prepare_module, str(spec.run)),
-        command=(*python, "-m", "launcher.launch.coordinate", str(spec.run), str(spec.attempt)),
+        command=(*python, "-m", "launcher.launch.coordinator", str(spec.run), str(spec.attempt)),
         environment={
             "OMP_WAIT_POLICY": "PASSIVE",
             **{name: str(interface) for name in names},

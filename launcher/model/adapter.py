@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from launcher.errors import ConfigError, LauncherError
+from launcher.core.errors import ConfigError, LauncherError
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -8,7 +8,7 @@ holds them for models that do not.
 - `launcher_varlen`: torch's `varlen_attn`, one kernel for all documents (CUDA, 16 bit).
 
 Both know causal attention, sliding windows, chunks, soft-capped scores, sinks and biases by
-position. Of anything else that a model says they raise `Unknown`: `launcher.train.isolation` then
+position. Of anything else that a model says they raise `Unknown`: `launcher.health.isolation` then
 has the documents padded, for the model's own attention.
 """
 
@@ -28,7 +28,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 DOCUMENT = "launcher_document"
 VARLEN = "launcher_varlen"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.sequence_head import SequenceHead
 
 

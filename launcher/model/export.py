@@ -18,9 +18,17 @@ from typing import Any
 
 import torch
 
-from launcher import fingerprint, runtime
+from launcher import fingerprint
 from launcher.config.schema import Config
-from launcher.errors import LauncherError
+from launcher.core import runtime
+from launcher.core.errors import LauncherError
+from launcher.core.rundir import (
+    fsync_folder,
+    give_usual_permissions,
+    read_json,
+    storage_errors,
+    write_json,
+)
 from launcher.model import shards
 from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader
@@ -34,13 +42,6 @@ from launcher.model.rebuild import (
     with_adapters,
 )
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import (
-    fsync_folder,
-    give_usual_permissions,
-    read_json,
-    storage_errors,
-    write_json,
-)
 
 SHARD_BYTES = 2 * 1024**3
 
@@ -74,6 +75,10 @@ class Trained:
     def num_tokens(self) -> int:
         """Rows that the embeddings have at least."""
         return len(self.tokenizer)
+
+    def model(self, base: Path) -> Any:
+        """Base and checkpoint as one model, ready for inference on the CPU."""
+        return rebuild(self.config, self.weights, base, self.dtype, self.num_tokens, self.head)
 
 
 def export(
@@ -253,14 +258,7 @@ def _write_whole(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
     names = trained.weights.keys()
     for name in names:
         _checked(trained.weights, name)
-    model = rebuild(
-        trained.config,
-        trained.weights,
-        base,
-        trained.dtype,
-        trained.num_tokens,
-        trained.head,
-    )
+    model = trained.model(base)
     if not trained.config.peft.trains_base:
         model = model.merge_and_unload()
     model.save_pretrained(folder, max_shard_size=shard_bytes)

@@ -19,8 +19,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from launcher.errors import StorageError
-from launcher.rundir import storage_errors
+from launcher.core.errors import StorageError
+from launcher.core.rundir import storage_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,25 @@ class Fragment:
     offset: int
     numel: int
     read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterShard:
+    """This rank's part of a trained parameter: `numel` elements of it, flattened, from `offset`.
+
+    They lie in the fp32 master `flat` from `flat_offset` on; optimizer state has the same layout.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    offset: int
+    numel: int
+    flat: Tensor
+    flat_offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """This piece of `flat`, or of a state tensor laid out like it: a 1-D view."""
+        return tensor.detach().view(-1).narrow(0, self.flat_offset, self.numel)
 
 
 def write_fragments(

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 
@@ -30,8 +30,8 @@ from launcher.model.adapter import inner_model
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
 
 
-class Row(Protocol):
-    """What the head reads of a row: `launcher.data.loader.Row`, on the model's device."""
+class RowTensors(Protocol):
+    """What the head reads of a row: `launcher.data.pack.loader.Row`, on the model's device."""
 
     input_ids: Tensor
     position_ids: Tensor
@@ -50,7 +50,7 @@ class Head(Protocol):
     pads: bool
     """Whether documents of several lengths may be lines of one batch, where each is a line."""
     layout: str
-    """How documents are kept apart, as `launcher.train.isolation` has found out."""
+    """How documents are kept apart, as `launcher.health.isolation` has found out."""
     inputs: ForwardInputs
     hits: Tensor | None
     """Targets of the last loss or log-probabilities that are the model's first choice:
@@ -121,7 +121,7 @@ class TargetHead:
             self._plain_forward = self.head.forward
             self.head.forward = self._forward  # type: ignore[method-assign,assignment]
 
-    def loss(self, caller: Any, row: Row, smoothing: float = 0.0) -> Tensor:
+    def loss(self, caller: Any, row: RowTensors, smoothing: float = 0.0) -> Tensor:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
         wish = _Request(row.targets, row.target_index, _Wish.loss, smoothing, row.weights)
@@ -135,7 +135,7 @@ class TargetHead:
         )
         return total
 
-    def log_probs(self, caller: Any, row: Row) -> Tensor:
+    def log_probs(self, caller: Any, row: RowTensors) -> Tensor:
         """Log-probability of each of the row's targets: fp32 [targets], with gradients.
 
         The logits are worked out twice, chunk by chunk, and never kept.
@@ -151,7 +151,7 @@ class TargetHead:
         )
         return found
 
-    def probe(self, caller: Any, row: Row) -> Tensor:
+    def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Losses of the targets."""
         return self.score(caller, row)[0]
 
@@ -161,7 +161,7 @@ class TargetHead:
         return documents
 
     @torch.no_grad()
-    def score(self, caller: Any, row: Row) -> tuple[Tensor, Tensor]:
+    def score(self, caller: Any, row: RowTensors) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
         wish = _Request(row.targets, row.target_index, _Wish.score)
         if (request := self._fused(caller, row, wish)) is not None:
@@ -170,7 +170,7 @@ class TargetHead:
             return request.losses, request.correct
         return _score(self._logits(caller, row), row.targets)
 
-    def _fused(self, caller: Any, row: Row, request: _Request) -> _Request | None:
+    def _fused(self, caller: Any, row: RowTensors, request: _Request) -> _Request | None:
         """What the patched head made of a forward; None, from now on, for a model that changes its
         logits."""
         if self.head is None:
@@ -195,12 +195,12 @@ class TargetHead:
         self.head = None
         return None
 
-    def _logits(self, caller: Any, row: Row) -> Tensor:
+    def _logits(self, caller: Any, row: RowTensors) -> Tensor:
         """Logits [targets, vocabulary] of the model itself."""
         inputs, starts, keep = self._layout(row)
         return _select(self._call(caller, inputs, starts), keep, len(row.targets))
 
-    def _layout(self, row: Row) -> tuple[dict[str, Any], Tensor | None, Tensor]:
+    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], Tensor | None, Tensor]:
         """Inputs of the model, where their documents start if they lie in one row, and which of
         their positions are predicted from."""
         if self.isolates:
@@ -296,7 +296,7 @@ def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     )
 
 
-def packed_inputs(row: Row) -> dict[str, Any]:
+def packed_inputs(row: RowTensors) -> dict[str, Any]:
     """One line with all documents, for attention that is told where they begin."""
     starts = row.document_starts
     return {
@@ -309,7 +309,7 @@ def packed_inputs(row: Row) -> dict[str, Any]:
     }
 
 
-def padded_inputs(row: Row, padding: int = 0) -> dict[str, Any]:
+def padded_inputs(row: RowTensors, padding: int = 0) -> dict[str, Any]:
     """One line a document, padded on the right: for attention that cannot isolate documents."""
     starts = row.document_starts.tolist()
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
@@ -322,7 +322,7 @@ def padded_inputs(row: Row, padding: int = 0) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _kept(row: Row, mask: Tensor) -> Tensor:
+def _kept(row: RowTensors, mask: Tensor) -> Tensor:
     """Which positions of the padded documents are predicted from: bool, as `mask`."""
     keep = torch.zeros_like(mask, dtype=torch.bool)
     flat = torch.zeros_like(row.input_ids, dtype=torch.bool)
@@ -362,6 +362,36 @@ def _part(weights: Tensor | None, part: slice) -> Tensor | None:
     return None if weights is None else weights[part]
 
 
+class _Gradients:
+    """Gradients of a linear head, formed chunk by chunk of the positions; None for what needs none.
+
+    Those of weight and bias are summed in fp32.
+    """
+
+    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        self._of = hidden, weight
+        self.hidden = torch.empty_like(hidden) if need_hidden else None
+        self.weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        self.bias = (
+            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
+        )
+
+    def add(self, part: slice, gradient: Tensor) -> None:
+        """Take in the gradient of the logits [T, V] in fp32 at the positions `part`."""
+        hidden, weight = self._of
+        if self.bias is not None:
+            self.bias += gradient.sum(0)
+        gradient = gradient.to(weight.dtype)
+        if self.hidden is not None:
+            torch.mm(gradient, weight, out=self.hidden[part])
+        if self.weight is not None:
+            if self.weight.dtype == gradient.dtype:
+                self.weight.addmm_(gradient.t(), hidden[part])
+            else:
+                self.weight += gradient.t() @ hidden[part]
+
+
 class _HeadLoss(torch.autograd.Function):
     """Linear head and cross entropy; both gradients are formed in forward, chunk by chunk."""
 
@@ -376,12 +406,7 @@ class _HeadLoss(torch.autograd.Function):
         weights: Tensor | None,
         counts: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = (
-            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
-        )
+        gradients = _Gradients(ctx, hidden, weight, bias)
         total = hidden.new_zeros((), dtype=torch.float32)
         hits = targets.new_zeros(()) if counts else None
         size = _chunk(weight.shape[0], hidden.device)
@@ -394,17 +419,8 @@ class _HeadLoss(torch.autograd.Function):
                 logits, targets[part], smoothing, _part(weights, part)
             )
             total += loss
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            gradient = gradient.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                if grad_weight.dtype == gradient.dtype:
-                    grad_weight.addmm_(gradient.t(), hidden[part])
-                else:
-                    grad_weight += gradient.t() @ hidden[part]
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+            gradients.add(part, gradient)
+        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         if hits is not None:
             ctx.mark_non_differentiable(hits)
@@ -456,26 +472,17 @@ class _HeadLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, norms = ctx.saved_tensors
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        gradients = _Gradients(ctx, hidden, weight, bias)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             gradient = _log_prob_gradient(logits, targets[part], norms[part], grads[0][part])
-            if grad_bias is not None:
-                grad_bias += gradient.sum(0)
-            gradient = gradient.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(gradient, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += gradient.t() @ hidden[part]
+            gradients.add(part, gradient)
         return (
-            grad_hidden,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(bias.dtype),
+            gradients.hidden,
+            None if gradients.weight is None else gradients.weight.to(weight.dtype),
+            None if gradients.bias is None else gradients.bias.to(bias.dtype),
             None,
             None,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -12,18 +13,23 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig
 
-from launcher import bases, runtime
+from launcher import bases
+from launcher.config.check import model_checks
+from launcher.config.derive import architecture
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import require_readable
 from launcher.model import attention
 from launcher.model.classifier import auto_class, reads_last_token
-from launcher.model.positions import require_positions
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import require_readable
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: Tables of positions, and words of tables that are of something else than tokens.
+_POSITIONS = re.compile(r"(char_)?position_embeddings|wpe|embed_positions|positions_embed")
+_OTHER_SENSES = re.compile(r"vision|visual|image|img|video|tower|audio|speech")
 
 
 def model_source(config: ModelConfig) -> str:
@@ -122,6 +128,40 @@ def load_model(
             options["context_fn"] = attention.checkpoint_contexts
         model.gradient_checkpointing_enable(options)
     return cast(nn.Module, model.train())
+
+
+def require_positions(model: Any, max_length: int) -> None:
+    """Raise `ConfigError` where texts of `max_length` tokens are beyond what `model` can read.
+
+    The plan has found it already if it could read the model's config.json, and knew its kind.
+    """
+    count = position_rows(model)
+    if count is not None and max_length > count:
+        raise ConfigError([model_checks.too_long(max_length, count)])
+
+
+def position_rows(model: Any) -> int | None:
+    """Most tokens that the model's tables of positions have rows for; None without such a table."""
+    found = list(_position_tables(model))
+    known = architecture.positions_in(model.config.to_dict())
+    if known is not None and known.are_rows:
+        found.append(known.count)
+    return min(found, default=None)
+
+
+def _position_tables(model: Any) -> Iterator[int]:
+    for name, module in model.named_modules():
+        if _OTHER_SENSES.search(name):
+            continue
+        if _POSITIONS.fullmatch(name.rpartition(".")[2]) and hasattr(module, "num_embeddings"):
+            padding = getattr(module, "padding_idx", None)
+            before = 0 if padding is None else padding + 1  # RoBERTa counts from behind it
+            yield module.num_embeddings - before - getattr(module, "offset", 0)
+        if getattr(module, "position_biased_input", True):
+            for buffer in ("position_ids", "embed_positions", "pos_encoding"):
+                shape = getattr(getattr(module, buffer, None), "shape", None)
+                if shape is not None:
+                    yield int(shape[-1 if buffer == "position_ids" else 0])
 
 
 def _implementation(config: ModelConfig, plan: Plan, source: str, head: SequenceHead | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.config.check import model_checks
 from launcher.config.derive import architecture
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 _TABLE = re.compile(r"(char_)?position_embeddings|wpe|embed_positions|positions_embed")
 _OTHER_SENSES = re.compile(r"vision|visual|image|img|video|tower|audio|speech")

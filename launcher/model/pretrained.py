@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from launcher.config.derive import stored
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import read_json
 from launcher.model.classifier import auto_class, open_classifier, read_structure
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import read_json
 
 _NAMED = 3
 _FREEZES = re.compile(r"requires_grad\s*=\s*False|requires_grad_\(False\)")

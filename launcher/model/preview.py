@@ -18,12 +18,12 @@ from launcher.config.compose import compose
 from launcher.config.derive import memory
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.config.schema.variants import PEFT_METHODS
-from launcher.errors import ConfigError, ExitCode, Problem
+from launcher.core.errors import ConfigError, ExitCode, Problem
+from launcher.core.rundir import RunDir, write_json
 from launcher.model import tiny
 from launcher.model.classifier import head_modules
 from launcher.model.rebuild import meta_base
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import RunDir, write_json
 
 #: Where the answer is, in the folder of the run.
 FILE = "preview.json"
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     logging.set_verbosity_error()
     run = RunDir(arguments[0])
     found = problems(compose.load(run.config))
-    write_json(run.path / FILE, [astuple(problem) for problem in found])
+    write_json(run.path / FILE, [[int(ExitCode.usage), *astuple(problem)] for problem in found])
     return ExitCode.ok
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from launcher import runtime
 from launcher.config.schema import Config, LoraConfig, ModelConfig
 from launcher.config.schema.variants import PEFT_METHODS
-from launcher.errors import LauncherError
+from launcher.core import runtime
+from launcher.core.errors import LauncherError
 from launcher.fingerprint import require_base
 from launcher.model.adapter import AdapterReader
 from launcher.model.fragments import FragmentReader

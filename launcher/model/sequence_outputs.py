@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.classifier import reads_last_token
-from launcher.model.head import ForwardInputs, Row, packed_inputs, padded_inputs
+from launcher.model.head import ForwardInputs, RowTensors, packed_inputs, padded_inputs
 
 
 class SequenceOutputs:
@@ -44,7 +44,7 @@ class SequenceOutputs:
         self.pools = not reads_last_token(type(inner))
         self._padding = inner.config.get_text_config().pad_token_id or 0
 
-    def outputs(self, caller: Any, row: Row) -> Tensor:
+    def outputs(self, caller: Any, row: RowTensors) -> Tensor:
         """fp32 [documents, outputs], with gradients."""
         if not self.isolates:
             padded = self.inputs.accepted(padded_inputs(row, self._padding))
@@ -61,7 +61,7 @@ class SequenceOutputs:
         return logits.float()
 
     @torch.no_grad()
-    def probe(self, caller: Any, row: Row) -> Tensor:
+    def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Logarithms of the shares that softmax gives the outputs, or of what sigmoid makes of a
         single one: fp32 [documents, outputs]."""
         outputs = self.outputs(caller, row)
@@ -69,11 +69,11 @@ class SequenceOutputs:
             return nn.functional.logsigmoid(outputs)
         return outputs.log_softmax(-1)
 
-    def documents_of_probe(self, row: Row) -> Tensor:
+    def documents_of_probe(self, row: RowTensors) -> Tensor:
         """Which document each row of `probe` is of."""
         return torch.arange(len(row.document_starts) - 1, device=row.input_ids.device)
 
-    def _last_tokens(self, row: Row) -> Tensor:
+    def _last_tokens(self, row: RowTensors) -> Tensor:
         """int64 [documents]: where each one is read, as transformers' own forward has it: at its
         last token that is not the padding token, which some tokenizer puts at the end."""
         ids, starts = row.input_ids, row.document_starts.long()

@@ -14,10 +14,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import bases, runtime, stories
+from launcher import bases, word_problems
 from launcher.config.schema import TinyModelConfig
-from launcher.rundir import fsync_folder, give_usual_permissions, open_lock, storage_errors
-from launcher.stories import END, TURN
+from launcher.core import runtime
+from launcher.core.rundir import fsync_folder, give_usual_permissions, open_lock, storage_errors
+from launcher.word_problems import END, TURN
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,11 +125,11 @@ def _write_tokenizer(config: TinyModelConfig, folder: Path) -> None:
 
 def _sample() -> list[str]:
     rng = random.Random("tokenizer")  # noqa: S311 - reproducible text, no secret
-    told = islice(stories.stories(rng, held_out=False), SAMPLE_STORIES)
+    told = islice(word_problems.stories(rng, held_out=False), SAMPLE_STORIES)
     return [text for story in told for text in (story.as_prose(rng), *_turns(story))]
 
 
-def _turns(story: stories.Story) -> list[str]:
+def _turns(story: word_problems.Story) -> list[str]:
     return [f"{turn['role']}\n{turn['content']}\n" for turn in story.as_chat()]
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from launcher.errors import LauncherError
+from launcher.core.errors import LauncherError
 from launcher.fingerprint import require_base
 from launcher.model.classifier import auto_class
 from launcher.model.export import Trained
 from launcher.model.pretrained import open_pretrained
-from launcher.model.rebuild import base_folder, fit, rebuild
+from launcher.model.rebuild import base_folder, fit
 from launcher.model.sequence_head import SequenceHead
 
 PROBE = (
@@ -36,14 +36,7 @@ def verify(trained: Trained, folder: Path) -> None:
     """
     tokens = _probe(trained.tokenizer)
     base = base_folder(trained.config.model)
-    model = rebuild(
-        trained.config,
-        trained.weights,
-        base,
-        trained.dtype,
-        trained.num_tokens,
-        trained.head,
-    )
+    model = trained.model(base)
     expected = _logits(model, tokens)
     has_adapters = hasattr(model, "disable_adapter")
     untrained = None

@@ -16,28 +16,32 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.model.sequence_head import SequenceHead
-from launcher.rundir import RunDir, read_json, write_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from launcher.data.cache import Column, JoinedCache, TokenCache
+    from launcher.data.chat.masking import ChatOptions
     from launcher.data.formats import Example
     from launcher.data.formats.base import BadRecord
-    from launcher.data.loader import Row, RowSource
-    from launcher.data.masking import ChatOptions
-    from launcher.data.worker import Encoder
+    from launcher.data.pack.loader import Row, RowSource
+    from launcher.data.prepare.worker import Encoder
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
 
 
-class Loss(NamedTuple):
+#: Reads the records of a split: "file:line" and example of each.
+Records: TypeAlias = "Callable[[str], Iterable[tuple[str, Example]]]"
+
+
+class LossSum(NamedTuple):
     """What an objective makes of a row."""
 
     total: Tensor
@@ -58,8 +62,8 @@ def of_run(run: RunDir, config: Config) -> Objective:
         raise ConfigError(
             f"nothing says which outputs the model has: {run.objective.name} is missing",
             where=str(run),
-            hint="the run was made by an earlier version, or has not begun to train: `launcher"
-            f" resume {run.name}`, or train it again",
+            hint="the run was made by an earlier version, or has not begun to train:"
+            f" {run.command('resume', anywhere=True)}, or train it again",
         )
     if kept.get("state") is not None:
         made.restore(kept["state"])
@@ -95,12 +99,12 @@ class Objective:
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
         """What makes tokens of examples; made in each process."""
-        from launcher.data.encoding import Encoder
+        from launcher.data.prepare.encoding import ExampleEncoder
 
-        return Encoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
+        return ExampleEncoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
 
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
-        """How turns end, as `launcher.data.turn_ends` counts; None where the targets tell."""
+        """How turns end, as `launcher.data.chat.turn_ends` counts; None where the targets tell."""
         return None
 
     # ---- what is known once the data is
@@ -113,6 +117,13 @@ class Objective:
     ) -> None:
         """Learn from prepared data what the model has to be; `DataError` or `ConfigError` where it
         cannot be trained on. Called when data has been prepared, and by every rank."""
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """Raise what `settle` would raise, as far as records tell that are not tokenised yet.
+
+        `records` reads those of a split, train or validation, whole: an objective to which they
+        say nothing leaves them unread.
+        """
 
     def prepare(self, cache: TokenCache | JoinedCache) -> None:
         """Make a further cache of held-out records ready to give rows."""
@@ -172,9 +183,9 @@ class Objective:
         tokens, each counted with the weight of its record."""
         return float(len(row.targets) if row.weights is None else row.weights.sum())
 
-    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Loss sum of one row, in nats. `caller` is what to call for a forward."""
-        return Loss(head.loss(caller, row))
+        return LossSum(head.loss(caller, row))
 
     # ---- held-out records
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import SftConfig
-from launcher.objectives.base import Loss, Objective
+from launcher.objectives.base import LossSum, Objective
 
 if TYPE_CHECKING:
-    from launcher.data.loader import Row
+    from launcher.data.pack.loader import Row
 
 
 class Sft(Objective):
@@ -17,6 +17,6 @@ class Sft(Objective):
 
     options: SftConfig
 
-    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the cross entropy over the row's targets, in nats."""
-        return Loss(head.loss(caller, row, self.options.label_smoothing))
+        return LossSum(head.loss(caller, row, self.options.label_smoothing))

@@ -7,7 +7,7 @@ from typing import Any
 from launcher.objectives.base import Objective
 
 
-class Text(Objective):
+class TextObjective(Objective):
     """Cross entropy per token; all of them are targets."""
 
     expects_context = False
@@ -15,7 +15,7 @@ class Text(Objective):
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
         """As the chat template has it: nothing tells a turn from what follows it where all tokens
         are targets. Without a template the targets do all the same."""
-        from launcher.data.turn_ends import by_template
+        from launcher.data.chat.turn_ends import by_template
 
         if format_name == "text":
             return None

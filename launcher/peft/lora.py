@@ -17,7 +17,7 @@ from torch import nn
 from launcher.config import schema
 from launcher.config.check import checks
 from launcher.config.derive import tensors
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 from launcher.peft.tensor_names import ROOT, file_names, stored_names
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 #: What names of peft's begin with.
 ROOT = "base_model.model."

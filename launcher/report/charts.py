@@ -109,7 +109,10 @@ def chart(
             for x in ticks(left, right)
             if left <= x <= right and x == int(x)
         ],
-        y_ticks=[(100 * place((left, y))[1], text(y)) for y in y_ticks],
+        y_ticks=[
+            (100 * place((left, y))[1], label)
+            for y, label in zip(y_ticks, labels(y_ticks, text), strict=True)
+        ],
         hover=json.dumps(hover, separators=(",", ":")),
     )
 
@@ -208,8 +211,18 @@ def bytes_in(unit: float) -> Format:
 
 def plain(value: float) -> str:
     """A number of any size in four digits, without trailing zeros."""
-    small = 0 < abs(value) < 1e-3
-    text = f"{value:.3e}" if small else f"{value:.4g}"
+    return _short(f"{value:.3e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}")
+
+
+def labels(values: Sequence[float], text: Format = plain) -> list[str]:
+    """The numbers of an axis, all with powers of ten if one of them needs that."""
+    texts = [text(value) for value in values]
+    if text is not plain or not any("e" in label for label in texts):
+        return texts
+    return [_short(f"{value:.3e}") if value else "0" for value in values]
+
+
+def _short(text: str) -> str:
     digits, _, power = text.partition("e")
     if not power:
         return digits

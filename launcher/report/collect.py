@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.rundir import RunDir, Status, read_json
+from launcher.core.rundir import RunDir, Status, read_json
 
 Point = tuple[float, float]
 
 
 @dataclass(slots=True)
-class Facts:
+class RunFacts:
     """Everything that the page is made of; empty where the run has not come so far."""
 
     name: str
@@ -38,12 +38,12 @@ class Facts:
     attempts: int = 0
 
 
-def collect(run: RunDir) -> Facts:
+def collect(run: RunDir) -> RunFacts:
     """Read a run folder; what cannot be read counts as missing."""
     train, held_out = _metrics(run.metrics)
     attempts = run.attempts()
     log = run.log(attempts[-1], 0) if attempts else None
-    return Facts(
+    return RunFacts(
         name=run.name,
         folder=str(run),
         status=run.status(),

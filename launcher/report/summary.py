@@ -7,8 +7,6 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
-#: what the headline of a comparison can say about the tuned model.
-OUTCOMES = ("better", "worse", "mixed", "no evidence")
 #: a difference is told as out of reach if more than so many times the scored records decide it.
 REACH = 20
 
@@ -39,7 +37,7 @@ def interval(row: Row) -> str:
 
 
 def outcome(comparison: Mapping[str, Any]) -> str:
-    """One of `OUTCOMES` over all metrics."""
+    """What is said of the tuned model over all metrics: better, worse, mixed or no evidence."""
     verdicts = {row["verdict"] for row in comparison["metrics"].values()}
     if {"better", "worse"} <= verdicts:
         return "mixed"

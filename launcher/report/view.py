@@ -9,13 +9,13 @@ from typing import Any
 
 from launcher.report import charts, classes, compared, summary
 from launcher.report.charts import Chart, Curve
-from launcher.report.collect import Facts, Point, as_number, flatten, series
+from launcher.report.collect import Point, RunFacts, as_number, flatten, series
 
 #: sample answers on the page where the config does not say.
 SAMPLES = 20
 
 
-def view(facts: Facts) -> dict[str, Any]:
+def view(facts: RunFacts) -> dict[str, Any]:
     """Everything the template shows, as text and positions."""
     first = min(_sample_count(facts), len(facts.predictions))
     samples = compared.answers(facts.predictions, first)
@@ -44,7 +44,7 @@ def view(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _charts(facts: Facts) -> list[Chart]:
+def _charts(facts: RunFacts) -> list[Chart]:
     train = facts.train
     base = as_number(facts.base.get("loss"))
     loss = charts.with_average("training", "a", series(train, "loss"))
@@ -73,7 +73,7 @@ def _charts(facts: Facts) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
-def _marks(facts: Facts, held_out: list[Point]) -> list[Curve]:
+def _marks(facts: RunFacts, held_out: list[Point]) -> list[Curve]:
     """Where the held-out score was best, and where the run was stopped early."""
     step, name, scored = as_number(facts.best.get("step")), "held-out", dict(held_out)
     if "step" not in facts.best and held_out:
@@ -92,7 +92,7 @@ def _marks(facts: Facts, held_out: list[Point]) -> list[Curve]:
     return found
 
 
-def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
+def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
     """(label, number, remark) of what people look for first."""
     tiles = []
     for name, row in list(facts.comparison.get("metrics", {}).items())[:4]:
@@ -111,7 +111,7 @@ def _tiles(facts: Facts) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def _plan(facts: Facts) -> list[tuple[str, str, str]]:
+def _plan(facts: RunFacts) -> list[tuple[str, str, str]]:
     """(quantity, planned, measured)."""
     plan, train = facts.plan, facts.train
     memory = [value for _, value in series(train, "memory_bytes")]
@@ -140,7 +140,7 @@ def _plan(facts: Facts) -> list[tuple[str, str, str]]:
     ]
 
 
-def _data(facts: Facts) -> list[tuple[str, list[str]]]:
+def _data(facts: RunFacts) -> list[tuple[str, list[str]]]:
     """(quantity, one text a split), the first row being the names of the splits."""
     if not facts.data:
         return []
@@ -168,20 +168,20 @@ def _data(facts: Facts) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def _progress(facts: Facts) -> str:
+def _progress(facts: RunFacts) -> str:
     done = max([facts.status.step, *(int(step) for step, _ in series(facts.train, "step"))])
     steps = facts.status.steps or facts.plan.get("steps")
     text = f"step {done:,} of {steps:,}" if isinstance(steps, int) else f"step {done:,}"
     return f"{text}, {facts.status.reason}" if facts.best.get("stopped") else text
 
 
-def _sample_count(facts: Facts) -> int:
+def _sample_count(facts: RunFacts) -> int:
     options = facts.config.get("eval")
     count = options.get("samples") if isinstance(options, dict) else None
     return count if isinstance(count, int) else SAMPLES
 
 
-def _seconds(facts: Facts) -> float:
+def _seconds(facts: RunFacts) -> float:
     """Time in optimizer steps, summed, since a run may have been away between attempts."""
     steps = series(facts.train, "step")
     times = dict(series(facts.train, "step_time_s"))

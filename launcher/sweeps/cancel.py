@@ -8,15 +8,15 @@ import signal
 import socket
 import time
 
-from launcher import processes
 from launcher.config.schema import variants
-from launcher.errors import HangError
-from launcher.jobs import cancel as runs
-from launcher.jobs.logs import backend_of
+from launcher.core import processes
+from launcher.core.errors import HangError
+from launcher.core.rundir import RunDir, State
 from launcher.launch.outcome import settled
 from launcher.launch.queue import QueueBackend, has_queue
 from launcher.launch.spec import backend_name
-from launcher.rundir import RunDir, State
+from launcher.runs import cancel as runs
+from launcher.runs.logs import backend_of
 from launcher.sweeps.folder import SweepDir
 
 _CONTROLLER_S = 30.0

@@ -6,11 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.report.charts import plain, ticks
+from launcher.report.charts import labels, plain, ticks
 from launcher.sweeps.folder import Request
 from launcher.sweeps.importance import value_of
 from launcher.sweeps.space import Dimension
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 WIDTH, HEIGHT = 1000.0, 320.0
 #: Room beside the first and the last axis for their labels, and above and below all.
@@ -39,7 +39,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
+class ParallelPlot:
     """Everything to draw."""
 
     axes: list[Axis]
@@ -48,7 +48,7 @@ class Plot:
     """Letters of a mark's label that have room before the next axis."""
 
 
-def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
+def plot(request: Request, rows: Sequence[TrialRow]) -> ParallelPlot | None:
     """Axes and lines of all trials that have a value; None if there are none."""
     shown = [row for row in rows if row.value is not None]
     if not shown:
@@ -69,7 +69,7 @@ def plot(request: Request, rows: Sequence[Row]) -> Plot | None:
         path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         lines.append(Line(row.trial.number, path, round(good if request.maximize else 1 - good, 3)))
     # The best are drawn last, over the others.
-    return Plot(axes, sorted(lines, key=lambda line: line.quality), letters(gap))
+    return ParallelPlot(axes, sorted(lines, key=lambda line: line.quality), letters(gap))
 
 
 def letters(width: float) -> int:
@@ -115,7 +115,8 @@ def _continuous(values: Sequence[float], low: float, high: float, log: bool) -> 
         return [0.5] * len(values), [(0.5, plain(low))]
     places = [min(1.0, max(0.0, (warp(value) - warp(low)) / size)) for value in values]
     marks = round_numbers(low, high, log=log)
-    return places, [((warp(mark) - warp(low)) / size, plain(mark)) for mark in marks]
+    at = [(warp(mark) - warp(low)) / size for mark in marks]
+    return places, list(zip(at, labels(marks), strict=True))
 
 
 def round_numbers(low: float, high: float, *, log: bool = False) -> list[float]:

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, ExitCode, did_you_mean
-from launcher.jobs.scheduled import NEVER_BEGAN
-from launcher.jobs.status import Row, observed_rows, observed_run
+from launcher.core.errors import ConfigError, ExitCode, did_you_mean
+from launcher.core.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
 from launcher.launch.outcome import settled
-from launcher.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
+from launcher.runs.scheduled import NEVER_BEGAN
+from launcher.runs.status import ListedRun, observed_rows, observed_run
 from launcher.sweeps.space import Dimension
 
 VERSION = 1
@@ -175,7 +175,7 @@ class SweepDir:
     def states(self) -> list[tuple[Trial, Status]]:
         """All trials made so far with their states, for which a queue is asked once."""
         rows = [(trial, trial.run.status()) for trial in self.trials()]
-        begun = [Row(t.run.name, str(t.run), status) for t, status in rows if status.attempt]
+        begun = [ListedRun(t.run.name, str(t.run), status) for t, status in rows if status.attempt]
         seen = {row.path: row.status for row in observed_rows(begun)}
         return [(trial, seen.get(str(trial.run), status)) for trial, status in rows]
 

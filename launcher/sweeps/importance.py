@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 #: Over fewer finished trials a ranking is chance: two keys tried six times always have a first.
 LEAST = 12
@@ -18,7 +18,7 @@ LEAST = 12
 LEAST_FOR_ANOVA = 20
 
 
-def importances(request: Request, rows: Sequence[Row]) -> tuple[str, list[tuple[str, float]]]:
+def importances(request: Request, rows: Sequence[TrialRow]) -> tuple[str, list[tuple[str, float]]]:
     """Name of the method, and (key, importance 0..1) of every key that varied, largest first.
 
     ("", []) if too few trials have finished.
@@ -34,7 +34,7 @@ def importances(request: Request, rows: Sequence[Row]) -> tuple[str, list[tuple[
     return name, sorted(found, key=lambda pair: -pair[1])
 
 
-def value_of(row: Row, dimension: Dimension) -> str:
+def value_of(row: TrialRow, dimension: Dimension) -> str:
     """What a trial has in the place of a varied key, as a word."""
     for word in row.trial.words:
         key, _, text = word.partition("=")
@@ -44,7 +44,7 @@ def value_of(row: Row, dimension: Dimension) -> str:
 
 
 def _by_optuna(
-    request: Request, done: Sequence[Row], varied: Sequence[Dimension]
+    request: Request, done: Sequence[TrialRow], varied: Sequence[Dimension]
 ) -> list[tuple[str, float]]:
     from launcher.sweeps.study import distribution, library
 
@@ -63,7 +63,7 @@ def _by_optuna(
     return [(key, float(value)) for key, value in found.items() if math.isfinite(value)]
 
 
-def _parameter(row: Row, dimension: Dimension) -> Any:
+def _parameter(row: TrialRow, dimension: Dimension) -> Any:
     text = value_of(row, dimension)
     if dimension.values:
         return text
@@ -72,7 +72,7 @@ def _parameter(row: Row, dimension: Dimension) -> Any:
     return min(max(value, dimension.low), dimension.high)
 
 
-def _by_rank(done: Sequence[Row], varied: Sequence[Dimension]) -> list[tuple[str, float]]:
+def _by_rank(done: Sequence[TrialRow], varied: Sequence[Dimension]) -> list[tuple[str, float]]:
     targets = _ranks([row.value or 0.0 for row in done])
     found = []
     for dimension in varied:

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.compose import hydra
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.space import Dimension, Space, hydra_text
 

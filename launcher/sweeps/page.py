@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from datetime import datetime, timezone
 from pathlib import Path
 
-from launcher import __version__
-from launcher.report import page as run_page
-from launcher.rundir import write_atomic
+from launcher.report import renderer
 from launcher.sweeps import coordinates, pictures, table
 from launcher.sweeps.folder import SweepDir
 from launcher.sweeps.importance import LEAST, importances
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
-FOLDER = Path(__file__).parent
+_TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
 def build(sweep: SweepDir) -> Path:
@@ -23,55 +18,34 @@ def build(sweep: SweepDir) -> Path:
 
     Raises `StorageError` if the page cannot be written.
     """
-    import jinja2
-    from markupsafe import Markup
-
     request, rows = sweep.request(), table.rows(sweep)
     best = table.best(request, rows)
     method, bars = importances(request, rows)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["short"] = coordinates.short
-    script = (FOLDER / "page.js").read_text(encoding="utf-8")
-    style = (run_page.FOLDER / "page.css").read_text(encoding="utf-8") + (
-        FOLDER / "page.css"
-    ).read_text(encoding="utf-8")
-    # Only this script may run, so an override could not become code even if escaping failed.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    text = environment.get_template("page.html.j2").render(
-        style=Markup(style),  # noqa: S704 - our own files
-        script=Markup(script),  # noqa: S704 - our own file
-        script_hash=f"sha256-{digest}",
-        version=__version__,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        sweep=sweep,
-        request=request,
-        rows=rows,
-        best=best,
-        best_words=table.pasted(best.trial.words) if best else "",
-        summary=table.summary(request, rows),
-        plot=coordinates.plot(request, rows),
-        size=(coordinates.WIDTH, coordinates.HEIGHT),
-        pictures=pictures,
-        against=pictures.against(request, rows),
-        curves=pictures.curves(request, rows),
-        links={row.trial.number: _link(row) for row in rows},
-        done=sum(row.is_done for row in rows),
-        least=LEAST,
-        method=method,
-        bars=bars,
-        largest=max((value for _, value in bars), default=0.0) or 1.0,
-    )
-    write_atomic(sweep.report, text)
+    values = {
+        "sweep": sweep,
+        "request": request,
+        "rows": rows,
+        "best": best,
+        "best_words": table.pasted(best.trial.words) if best else "",
+        "summary": table.summary(request, rows),
+        "plot": coordinates.plot(request, rows),
+        "size": (coordinates.WIDTH, coordinates.HEIGHT),
+        "pictures": pictures,
+        "against": pictures.against(request, rows),
+        "curves": pictures.curves(request, rows),
+        "links": {row.trial.number: _link(row) for row in rows},
+        "done": sum(row.is_done for row in rows),
+        "least": LEAST,
+        "method": method,
+        "bars": bars,
+        "largest": max((value for _, value in bars), default=0.0) or 1.0,
+    }
+    page = renderer.render(_TEMPLATE, values, filters={"short": coordinates.short})
+    renderer.write(sweep.report, page)
     return sweep.report
 
 
-def _link(row: Row) -> str:
+def _link(row: TrialRow) -> str:
     """The trial's own page, or its folder as long as it has none; seen from the sweep's page."""
     run = row.trial.run
     return f"{run.name}/report.html" if (run.path / "report.html").is_file() else f"{run.name}/"

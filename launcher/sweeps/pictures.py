@@ -9,7 +9,7 @@ from launcher.report.charts import thin
 from launcher.sweeps.coordinates import Mark, letters, of_dimension, of_metric, round_numbers
 from launcher.sweeps.folder import Request, values
 from launcher.sweeps.importance import value_of
-from launcher.sweeps.table import Row
+from launcher.sweeps.table import TrialRow
 
 #: The box that is drawn, and the room in it for the labels left, right, above and below.
 WIDTH, HEIGHT = 480.0, 280.0
@@ -19,7 +19,7 @@ _TRAINING = "loss"
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class TrialTrace:
     """A trial in a picture: its path, a dot where that is one point, and how good it is, 0 to 1."""
 
     number: int
@@ -35,12 +35,12 @@ class Picture:
     up: str
     x_marks: list[Mark]
     y_marks: list[Mark]
-    traces: list[Trace]
+    traces: list[TrialTrace]
     room: int
     """Letters of a label below that have room."""
 
 
-def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
+def against(request: Request, rows: Sequence[TrialRow]) -> list[Picture]:
     """The metric of every trial that has a value, over each key that varies."""
     shown = [row for row in rows if row.value is not None]
     if not shown:
@@ -51,14 +51,14 @@ def against(request: Request, rows: Sequence[Row]) -> list[Picture]:
     for dimension in request.swept:
         places, x_marks = of_dimension(dimension, [value_of(row, dimension) for row in shown])
         traces = [
-            Trace(row.trial.number, _path([(x, y)]), good[row.trial.number])
+            TrialTrace(row.trial.number, _path([(x, y)]), good[row.trial.number])
             for row, x, y in zip(shown, places, heights, strict=True)
         ]
         found.append(_picture(dimension.key, request.metric, x_marks, y_marks, traces))
     return found
 
 
-def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
+def curves(request: Request, rows: Sequence[TrialRow]) -> list[Picture]:
     """The metric, and the loss of training, of all trials over their steps.
 
     What was measured once in every trial is no curve and is left out.
@@ -74,14 +74,14 @@ def curves(request: Request, rows: Sequence[Row]) -> list[Picture]:
         up, traces = iter(heights), []
         for number, line in lines.items():
             path = _path([(step / last, next(up)) for step, _ in line])
-            traces.append(Trace(number, path, good[number]))
+            traces.append(TrialTrace(number, path, good[number]))
         steps = [step for step in round_numbers(0, last) if step == int(step)]
         x_marks = [(step / last, f"{step:,.0f}") for step in steps]
         found.append(_picture("step", name, x_marks, y_marks, traces))
     return found
 
 
-def _qualities(request: Request, rows: Sequence[Row]) -> dict[int, float]:
+def _qualities(request: Request, rows: Sequence[TrialRow]) -> dict[int, float]:
     """Trial -> 1 for the best value of the metric, 0 for the worst or none."""
     known = [row for row in rows if row.value is not None]
     places = of_metric([row.value or 0.0 for row in known])[0] if known else []
@@ -92,7 +92,7 @@ def _qualities(request: Request, rows: Sequence[Row]) -> dict[int, float]:
 
 
 def _picture(
-    across: str, up: str, x_marks: list[Mark], y_marks: list[Mark], traces: list[Trace]
+    across: str, up: str, x_marks: list[Mark], y_marks: list[Mark], traces: list[TrialTrace]
 ) -> Picture:
     return Picture(
         across=across,

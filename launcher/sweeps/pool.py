@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
-from launcher.errors import ExitCode, LauncherError, StorageError
-from launcher.jobs import scheduled, start
-from launcher.jobs.logs import backend_of
-from launcher.jobs.slots import Slots, free_slot
+from launcher.core.errors import ExitCode, LauncherError, StorageError
+from launcher.core.rundir import State, read_json
 from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import MISSING_S, ArrayError, FullError, array_of, queue_job, queue_of
 from launcher.launch.spec import AttemptState, LaunchPlan, job_file
-from launcher.rundir import State, read_json
+from launcher.runs import scheduled, start
+from launcher.runs.logs import backend_of
+from launcher.runs.slots import Slots, free_slot
 from launcher.sweeps.folder import SweepDir, Trial
 
 #: Seconds between two questions about queued jobs; fewer when a trial has said that it ended.

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.config.compose import ownfile
 from launcher.config.schema import values
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 #: Draws without a new combination after which a space of few counts as exhausted, for each trial.
 _TRIES = 100

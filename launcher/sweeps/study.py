@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from launcher import registry
 from launcher.config.schema.sweep import Pruner, Sampler
-from launcher.errors import ConfigError
+from launcher.core import registry
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import State
 from launcher.launch.outcome import settled
-from launcher.rundir import State
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective, values
 from launcher.sweeps.pool import Pool
 from launcher.sweeps.space import Dimension
@@ -57,7 +57,7 @@ def load(sweep: SweepDir, request: Request) -> optuna.Study:
 
 
 class Control(Protocol):
-    """Who makes, starts and watches the trials of a sweep: `launcher.sweeps.control.Controller`."""
+    """Makes, starts and watches trials: `launcher.sweeps.controller.SweepController`."""
 
     sweep: SweepDir
     request: Request
@@ -76,7 +76,7 @@ class Control(Protocol):
         """Wait a moment; returns the trials that have ended. Raises `Stopped`."""
 
 
-class Study:
+class OptunaSearch:
     """Asks for trials, reports what they reach, ends those that fall behind."""
 
     def __init__(self, control: Control) -> None:

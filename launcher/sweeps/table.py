@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import compose, overrides
-from launcher.errors import ConfigError, ExitCode
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
 from launcher.launch.outcome import settled
-from launcher.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
 from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, may_pass, values
 
 #: Ends that were not a trial's own, and what a sweep that has them ends with.
@@ -20,7 +20,7 @@ _STOPPED = ((State.preempted, ExitCode.preempted), (State.cancelled, ExitCode.in
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrialRow:
     """One trial: its state, and the value of the metric that counts, final if it has succeeded."""
 
     trial: Trial
@@ -54,18 +54,18 @@ class Row:
         }
 
 
-def rows(sweep: SweepDir) -> list[Row]:
+def rows(sweep: SweepDir) -> list[TrialRow]:
     """All trials made so far, by number."""
     metric, found = sweep.request().metric, []
     for trial, status in sweep.states():
         measured = values(trial.run, metric)
         value = counted(trial.run, metric, measured)
         shown = max(status.step, measured[-1][0] if measured else 0)
-        found.append(Row(trial, status, trial.state(status), value, shown))
+        found.append(TrialRow(trial, status, trial.state(status), value, shown))
     return found
 
 
-def best(request: Request, found: Sequence[Row]) -> Row | None:
+def best(request: Request, found: Sequence[TrialRow]) -> TrialRow | None:
     """The finished trial with the best value; the earlier one of equals."""
     winner = None
     for row in found:
@@ -86,7 +86,7 @@ def shown(words: Sequence[str]) -> str:
     return " ".join(pasted(words).splitlines())
 
 
-def substituted(sweep: SweepDir, row: Row) -> str:
+def substituted(sweep: SweepDir, row: TrialRow) -> str:
     """A trial's overrides as `$(...)` in a shell hands them on, word for word.
 
     Such words are cut at blanks, and their quotes stay, so that overrides which need quotes are
@@ -114,7 +114,7 @@ def substituted(sweep: SweepDir, row: Row) -> str:
     return f"./{plain.name}"
 
 
-def text(request: Request, found: Sequence[Row]) -> str:
+def text(request: Request, found: Sequence[TrialRow]) -> str:
     """The trials as a table, the best one marked, and how many are in which state."""
     winner = best(request, found)
     cells = [("TRIAL", "STATE", "STEP", request.metric.upper(), "OVERRIDES", "REASON")]
@@ -129,7 +129,7 @@ def text(request: Request, found: Sequence[Row]) -> str:
     return f"{_aligned(cells)}\n{summary(request, found)}"
 
 
-def summary(request: Request, found: Sequence[Row]) -> str:
+def summary(request: Request, found: Sequence[TrialRow]) -> str:
     """How many trials are in which state, of how many that are planned."""
     counts: dict[str, int] = {}
     for row in found:
@@ -175,13 +175,13 @@ def _aligned(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def again(found: Sequence[Row]) -> int:
+def again(found: Sequence[TrialRow]) -> int:
     """How many trials a resumed sweep tries again: stopped, not submitted, or failed by what is not
     their own fault."""
     return sum(row.status.state is State.preempted or may_pass(row.status) for row in found)
 
 
-def exit_code(found: Sequence[Row]) -> int:
+def exit_code(found: Sequence[TrialRow]) -> int:
     """The sweep's: 75 if trials were stopped or not submitted, so that it can be resumed, 130 if
     some were cancelled, then 0 if one has succeeded or may yet, else that of the first that failed.
     """

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import series
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from launcher.config import schema
 from launcher.config.schema.variants import TRACKERS
-from launcher.rundir import RunDir, read_json, write_json
+from launcher.core.rundir import RunDir, read_json, write_json
 
 
 class Tracker(Protocol):

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config import schema
-from launcher.rundir import RunDir
+from launcher.core import runtime
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import finite, series, tracker_id
 
 #: Longest wait for the service at the start and at the end, in seconds; then the run goes on

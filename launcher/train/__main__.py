@@ -9,7 +9,8 @@ import sys
 # switches collection on again.
 gc.disable()
 
-from launcher import entry, imports, runtime  # noqa: E402
+from launcher import entry  # noqa: E402
+from launcher.core import imports, runtime  # noqa: E402
 
 # torchrun starts this file without the line of `launcher.entry`.
 runtime.keep_current_folder_off_the_path()

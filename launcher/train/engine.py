@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: with `launcher.train.gathered` all that drives DeepSpeed."""
+"""The DeepSpeed engine: with `launcher.distributed.gathered` all that drives DeepSpeed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher import runtime
 from launcher.config.derive.deepspeed import clips_itself
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
-from launcher.errors import ConfigError, DivergedError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, DivergedError
+from launcher.model.fragments import ParameterShard
 from launcher.model.lean import save_less
 
 
@@ -27,25 +28,6 @@ class StepResult:
 
     grad_norm: float
     applied: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """This rank's part of a trained parameter: `numel` elements of it, flattened, from `offset`.
-
-    They lie in the fp32 master `flat` from `flat_offset` on; optimizer state has the same layout.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    offset: int
-    numel: int
-    flat: Tensor
-    flat_offset: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """This piece of `flat`, or of a state tensor laid out like it: a 1-D view."""
-        return tensor.detach().view(-1).narrow(0, self.flat_offset, self.numel)
 
 
 def import_deepspeed(device: str) -> Any:
@@ -200,7 +182,7 @@ class Engine:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return inner
 
-    def pieces(self) -> Iterator[Piece]:
+    def pieces(self) -> Iterator[ParameterShard]:
         """This rank's share of every trained parameter; under stage 0 each rank has everything."""
         wrapper = self._engine.optimizer
         if self.zero == 3:
@@ -210,7 +192,7 @@ class Engine:
         else:
             yield from self._pieces_flat(wrapper)
 
-    def _pieces_stage0(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_stage0(self, wrapper: Any) -> Iterator[ParameterShard]:
         if hasattr(wrapper, "fp32_groups"):  # 16 bit: fp32 masters beside the model's weights
             pairs = [
                 pair
@@ -220,9 +202,11 @@ class Engine:
         else:
             pairs = [(p, p) for group in wrapper.param_groups for p in group["params"]]
         for param, master in pairs:
-            yield Piece(self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0)
+            yield ParameterShard(
+                self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0
+            )
 
-    def _pieces_flat(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_flat(self, wrapper: Any) -> Iterator[ParameterShard]:
         flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
         groups = getattr(wrapper, "bit16_groups", None)
         if flats is None:
@@ -234,7 +218,7 @@ class Engine:
                 if mapping is None:  # lies wholly on other ranks
                     continue
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield Piece(
+                yield ParameterShard(
                     self._names[id(param)],
                     tuple(param.shape),
                     low.start,
@@ -243,7 +227,7 @@ class Engine:
                     high.start,
                 )
 
-    def _pieces_stage3(self, wrapper: Any) -> Iterator[Piece]:
+    def _pieces_stage3(self, wrapper: Any) -> Iterator[ParameterShard]:
         param: Any  # DeepSpeed adds the shape and size of the whole to a sharded parameter
         for param in self.module.parameters():
             if not param.requires_grad:
@@ -253,7 +237,7 @@ class Engine:
             valid = min(numel, param.ds_numel - offset)  # the last ranks' parts are padded
             if valid > 0:
                 flat = wrapper.fp32_partitioned_groups_flat[group]
-                yield Piece(
+                yield ParameterShard(
                     self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start
                 )
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from launcher import report
 from launcher.config.schema import Config
-from launcher.errors import ExitCode, LauncherError
-from launcher.evals import compare, judge, store
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import RunDir, State
+from launcher.core.runtime import Ranks
+from launcher.distributed import collectives
+from launcher.evals import judge, store
+from launcher.evals.comparison import paired
 from launcher.evals.metric import score_all
+from launcher.health.heartbeat import Heartbeat
 from launcher.report import summary
-from launcher.rundir import RunDir, State
-from launcher.runtime import Ranks
+from launcher.scoring.evaluate import Evaluator
+from launcher.scoring.held_out import contamination, groups, held_out
 from launcher.track.tracker import Trackers
-from launcher.train import distributed
-from launcher.train.evaluate import Evaluator
-from launcher.train.heartbeat import Heartbeat
-from launcher.train.held_out import contamination, groups, held_out
 
 
 def finish(
@@ -50,7 +51,7 @@ def finish(
         results = evaluator.everything(engine, model, journal, say)
         if ranks.is_main:
             _store(run, evaluator, results, trackers, result)
-    distributed.barrier()
+    collectives.barrier()
     if not ranks.is_main:
         return
     if evaluator is not None:
@@ -58,7 +59,7 @@ def finish(
         _compare(run, config, evaluator, results, trackers, heart, say)
         journal.clear()
     if config.export.at_end:
-        from launcher.train.export import export_run
+        from launcher.inference.export import export_run
 
         heart.beat("export", step)
         folder = export_run(run, merge=config.export.merge, checkpoint=result, say=say)
@@ -105,7 +106,7 @@ def _compare(
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
-        metrics = [metric for metric in metrics if not isinstance(metric, judge.Judge)]
+        metrics = [metric for metric in metrics if not isinstance(metric, judge.WinRate)]
         say(f"warning: compared without a judge: {error}")
         say(f"{_asked_again(run)} asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
@@ -115,13 +116,13 @@ def _compare(
     lines = evaluator.lines(base, results, metrics)
     comparison = store.write_comparison(
         *(run, base, results, metrics, parts),
-        resampling=compare.Resampling(config.seed, sign_of_life=heart.again),
+        resampling=paired.Resampling(config.seed, sign_of_life=heart.again),
         notes=notes,
         lines=lines,
         **about,
     )
     beyond = summary.beyond(comparison)
-    say("\n".join([compare.table(comparison), *comparison["notes"], *beyond]))
+    say("\n".join([paired.table(comparison), *comparison["notes"], *beyond]))
     scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

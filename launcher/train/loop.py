@@ -2,50 +2,41 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from launcher import console, fingerprint
 from launcher.config.compose import compose
-from launcher.config.derive import deepspeed
-from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Config, LoraConfig, OnNonFinite, variants
-from launcher.config.schema.variants import PEFT_METHODS
+from launcher.config.schema import Config, LoraConfig, OnNonFinite
+from launcher.core import console
+from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted
+from launcher.core.rundir import RunDir, State
+from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.loader import Loader, Row, rectangles
-from launcher.data.mixture import open_data
-from launcher.data.tokenizer import load_tokenizer, padding_of
-from launcher.errors import ConfigError, DataError, DivergedError, Preempted, Problem
+from launcher.data.pack.loader import Row, rectangles
+from launcher.distributed import collectives
 from launcher.evals.runner import EvaluationStopped
+from launcher.health.heartbeat import Heartbeat
+from launcher.health.isolation import isolate, require_recomputable
+from launcher.health.selftest import require_trainable, silent_adapters
+from launcher.health.stragglers import OwnTime, Stragglers, report_slow
+from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
 from launcher.model.head import Head
-from launcher.model.load import load_model
-from launcher.model.rebuild import local_folder
-from launcher.objectives.base import Loss, Objective
-from launcher.peft.lora import describe
-from launcher.rundir import RunDir, State, read_json, write_json
-from launcher.runtime import Ranks
+from launcher.objectives.base import LossSum, Objective
+from launcher.scoring.evaluate import score_base
+from launcher.scoring.evaluators import make_evaluator
 from launcher.track import meters
 from launcher.track.tracker import Trackers
-from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed, restore, selection
-from launcher.train.engine import Engine, connect
-from launcher.train.evaluate import score_base
+from launcher.train import checkpointing, selection, setup
+from launcher.train.engine import StepResult
 from launcher.train.finish import finish
-from launcher.train.further import make_evaluator
-from launcher.train.heartbeat import Heartbeat
-from launcher.train.isolation import isolate, require_recomputable
 from launcher.train.schedule import factor
-from launcher.train.selftest import require_trainable, silent_adapters
 from launcher.train.signals import StopFlag, too_slow_for_grace
-from launcher.train.stragglers import OwnTime, Stragglers, report_slow
 
 #: Share of targets that are the model's first choice, as it is logged.
 HITS = "token_accuracy"
@@ -68,6 +59,25 @@ class Progress:
     window_sums: dict[str, list[float]] = field(default_factory=dict)
     """Numerator and denominator, over those steps, of what the objective logs beside the loss."""
 
+    def add(
+        self,
+        result: StepResult,
+        loss_sum: float,
+        weight: float,
+        sums: Mapping[str, tuple[float, float]],
+    ) -> None:
+        """One step more, with the sums over its global batch; one that was skipped counts none."""
+        self.step += 1
+        self.eval_loss = None
+        if not result.applied:
+            self.skipped += 1
+            return
+        self.window_loss += loss_sum
+        self.window_weight += weight
+        for name, pair in sums.items():
+            window = self.window_sums.setdefault(name, [0.0, 0.0])
+            window[:] = (window[0] + pair[0], window[1] + pair[1])
+
 
 def train(
     run: RunDir,
@@ -86,370 +96,352 @@ def train(
     The process group is up and `run` has prepared data. Raises `Preempted` after a clean stop, and
     another `LauncherError` for what went wrong.
     """
-    heart.beat("start", 0, "data")
+    training = Training(run, config, ranks, device, stop, heart, told=told)
+    training.verify()
+    try:
+        training.begin()
+        while not training.ends():
+            training.step()
+        training.finish()
+    except EvaluationStopped:
+        training.stop_now()
 
-    def say(text: str) -> None:
-        if ranks.is_main:
+
+class Training:
+    """A run in training: what its steps share, from the first to the last. Every rank has one, and
+    all call its methods together."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        config: Config,
+        ranks: Ranks,
+        device: torch.device,
+        stop: StopFlag,
+        heart: Heartbeat,
+        *,
+        told: bool,
+    ) -> None:
+        self.run, self.config, self.ranks, self.device = run, config, ranks, device
+        self.stop, self.heart = stop, heart
+
+        heart.beat("start", 0, "data")
+        self.data = setup.read_data(run, config, ranks, device, self.say, told=told)
+        self.plan, self.objective = self.data.plan, self.data.objective
+        assert self.plan.steps is not None
+        assert self.plan.warmup_steps is not None
+        self.num_steps, self.warmup_steps = self.plan.steps, self.plan.warmup_steps
+        learner = setup.make_learner(run, config, ranks, device, heart, self.data, self.say)
+        self.model, self.head, self.engine = learner.model, learner.head, learner.engine
+        self.origin, start = learner.origin, learner.start
+        self.progress = _progress(start) if start else Progress()
+        self.saved_step = self.progress.step
+        # Adapters that have not learned yet: the first step shows which of them a gradient reaches.
+        self.is_fresh = (
+            isinstance(config.peft, LoraConfig) and not config.peft.adapter and start is None
+        )
+
+        self.wants_hits = config.train.token_accuracy
+
+        self.own_time = OwnTime(device)
+        if self.engine.zero == 3 and not config.model.compile:
+            self.own_time.watch(self.engine.layers)
+        self.stragglers = Stragglers(
+            ranks.world_size, config.watchdog.slow_factor, config.watchdog.slow_steps
+        )
+        heart.beat("start", 0, "trackers")
+        self.trackers = Trackers.open(
+            run,
+            config,
+            compose.to_dict(config),
+            resumed_step=self.progress.step if start else None,
+            is_main=ranks.is_main,
+            warn=self.warn,
+        )
+        flops = meters.known_flops(self.model, self.warn)
+        self.windows: Sequence[int] = flops.windows if flops else ()
+        self.meter = meters.Meter(
+            flops=flops,
+            peak_flops=_peak(self.plan, device),
+            device=device.type,
+            totals=self.progress.work,
+        )
+        self.evaluator = None
+        if config.eval.name != "none" and self.data.held_out is not None:
+            self.evaluator = make_evaluator(
+                *(config, self.plan, ranks, self.data.folders, self.data.tokenizer, self.head),
+                *(device, self.stopping, self.objective),
+            )
+        self.selection = selection.make(
+            config,
+            self.evaluator.metrics if self.evaluator else None,
+            start.state.get("selection") if start else None,
+        )
+        if self.selection is None and ranks.is_main:
+            run.best.unlink(missing_ok=True)  # of an end that the run had before
+        if start is not None and (said := _new_length(start, config, self.plan)):
+            self.say(said)
+
+    def say(self, text: str) -> None:
+        """A line of the log, from rank 0."""
+        if self.ranks.is_main:
             print(text, flush=True)
 
-    def warn(text: str) -> None:
-        say(f"warning: {text}")
+    def warn(self, text: str) -> None:
+        """The same, of something that may be wrong."""
+        self.say(f"warning: {text}")
 
-    def stopping() -> bool:
-        heart.again()
-        return distributed.sum_over_ranks([float(bool(stop))], device)[0] > 0
+    def stopping(self) -> bool:
+        """Whether any rank has been asked to stop; one collective."""
+        self.heart.again()
+        return collectives.sum_over_ranks([float(bool(self.stop))], self.device)[0] > 0
 
-    # Data: prepared already, only mapped here.
-    folders = read_json(run.data)
-    tokenizer = load_tokenizer(config.model)
-    cache, order = open_data(folders["train"], config)
-    held_out = TokenCache.open(Path(folders["validation"])) if folders.get("validation") else None
-    objective: Objective = variants.objective(config.objective)
-    objective.settle(config, cache, held_out)
-    objective.spec = objective.sequence_head(padding_of(tokenizer))
-    plan = plans.make(
-        config,
-        world_size=ranks.world_size,
-        has_gpu=device.type == "cuda",
-        train_packs=order.num_packs,
-    )
-    assert plan.steps is not None
-    assert plan.warmup_steps is not None
-    text = plans.describe(config, plan)
-    if told:
-        known = plans.describe(config, Plan(**read_json(run.plan))).splitlines()
-        text = "\n".join(line for line in text.splitlines() if line not in known)
-    if ranks.is_main:
-        write_json(run.plan, plans.as_dict(plan))
-    loader = objective.rows(
-        Loader(
-            cache,
-            order,
-            global_sequences=plan.global_sequences,
-            micro_batch=plan.micro_batch,
-            accumulation=plan.accumulation,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+    def verify(self) -> None:
+        """Keep the documents of a row apart, and try on the model itself that what is trained
+        learns. `ConfigError` where that cannot be."""
+
+        def all_agree(mine: bool) -> bool:
+            return collectives.sum_over_ranks([float(not mine)], self.device)[0] == 0
+
+        self.engine.eval()
+        model, cache, device = self.model, self.data.cache, self.device
+        for note in isolate(self.head, self.engine, model, cache, device, all_agree, trains=True):
+            self.say(f"attention: {note}")
+        require_recomputable(self.head, self.config.model)
+        require_trainable(self.objective, self.head, model, cache, device)
+        if self.config.model.compile:
+            model.compile()
+
+    def begin(self) -> None:
+        """Score the base, or make up for the evaluation that a stop has cut short."""
+        step = self.progress.step
+        if self.ranks.is_main:
+            self.run.set_status(State.running, step=step, steps=self.num_steps)
+        if self.evaluator is not None and step == 0:
+            self.heart.beat("eval", 0)
+            self.engine.eval()
+            if self.config.eval.base:
+                held_out = self.data.folders["validation"]
+                score_base(self.evaluator, self.run, self.engine, self.model, held_out, self.say)
+            else:
+                self.evaluator.rehearse(self.model, self.say)
+        self.engine.train()
+        if self.stopping():
+            self.stop_now()
+        if step and self.progress.evaluated < step and self.evaluates():
+            self.evaluate()
+
+    def ends(self) -> bool:
+        """Whether the last step is done."""
+        is_exhausted = self.selection is not None and self.selection.is_exhausted
+        return self.progress.step == self.num_steps or is_exhausted
+
+    def step(self) -> None:
+        """One optimizer step, and what is due after it: log, evaluation, checkpoint, stop."""
+        step, beat, ranks = self.progress.step, self.heart.beat, self.ranks
+        beat("step", step, "batch")
+        self.meter.begin()
+        # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
+        torch.manual_seed(_step_seed(self.config.seed, step, ranks.rank))
+        with self.own_time.loading():
+            rows = self.data.rows.step(step)
+        beat("step", step, "agree on the batch")
+        weight, work = _totals(self.objective, rows, self.windows, self.device)
+        rows = micro_batches(rows, self.head, self.config.data.packing, self.device)
+        rows = [row.to(self.device, non_blocking=True) for row in rows]
+        if not weight:
+            raise DataError(
+                f"no target token in the global batch of step {step + 1}",
+                where="data.train",
+                hint="raise data.max_length: targets may be cut off",
+            )
+        losses, counted = self.backward(rows, weight)
+        mine = [float(torch.stack(losses).sum()), float(bool(self.stop))]  # waits for the device
+        names, sums = _sums(counted)
+        if self.wants_hits and HITS not in names:
+            self.wants_hits = False
+            self.warn(f"train.{HITS}=true: the loss of {self.config.objective.name} tells of none")
+        beat("step", step, "agree on the loss")
+        loss_sum, stops, *others = collectives.sum_over_ranks(
+            [*mine, *sums, *_one_of(self.own_time.read(), ranks)], self.device
         )
-    )
-    if text:
-        say(text)
+        seconds = others[len(sums) :]
+        is_strict = self.config.train.on_nonfinite is OnNonFinite.stop
+        if not math.isfinite(loss_sum) and is_strict:
+            raise _diverged(self.run, step, "loss", rows, losses, self.data.cache, ranks)
+        rate = factor(self.config.schedule, step, self.num_steps, self.warmup_steps)
+        beat("step", step, "update")
+        result = self.engine.step(rate)
+        if self.is_fresh and result.applied and rate > 0:
+            self.is_fresh = False
+            if silent := silent_adapters(self.engine.pieces()):
+                self.warn(f"no gradient reaches the adapters of {_some(silent)}")
+        beat("step", step, "log")
+        self.meter.end(work)
+        self.progress.work = self.meter.totals
+        pairs = zip(others[::2], others[1::2], strict=False)
+        self.progress.add(result, loss_sum, weight, dict(zip(names, pairs, strict=False)))
+        if not result.applied:
+            if self.plan.precision != "fp16" and is_strict:
+                raise _diverged(
+                    self.run, step, "gradient norm", rows, losses, self.data.cache, ranks
+                )
+            self.say(f"step {self.progress.step}: non-finite gradient, step skipped")
+        if ranks.is_main and (changes := self.stragglers.add(seconds)):
+            report_slow(self.run, changes, self.progress.step, self.config.watchdog, self.warn)
 
-    # Model, adapters, weights of the checkpoint to go on from, engine.
-    heart.beat("start", 0, "model")
-    settings = deepspeed.build(config, plan)
-    torch.manual_seed(config.seed)
-    connect(device.type)
-    zero3 = settings if config.engine.zero == 3 else None
-    model: Any = load_model(config.model, plan, len(tokenizer), zero3, objective.spec)
-    if objective.spec is not None:
-        objective.spec = replace(objective.spec, fresh=model.fresh_modules)
-    if ranks.is_main:
-        objective.save(run)
-    if config.peft.name != "none":
-        # Under ZeRO-3 the making of some models draws numbers, elsewhere it does not.
-        torch.manual_seed(config.seed)
-        fresh = objective.spec and objective.spec.fresh
-        model = PEFT_METHODS.load(config.peft.name)(model, config.peft, fresh)
-        _refuse_untrained_tokens(model, len(tokenizer))
-        if model.left_out:
-            say(model.left_out)
-    trainable, total = describe(model)
-    if ranks.is_main and plan.trainable != trainable:
-        write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
-    say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
-    progress, start = Progress(), _start_from(run, ranks, warn)
-    origin = _origin(config, ranks, start, warn)
-    if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
-        restore.load_adapter(config.peft.adapter, model)
-        say(f"going on from the adapter in {config.peft.adapter}")
-    if start is not None:
-        heart.beat("start", 0, "weights")
-        restore.load_weights(start, model)
-        progress = _progress(start)
-        say(f"resuming from step {progress.step}")
-    head = objective.head(model, counts_hits=config.train.token_accuracy)
-    flops = meters.known_flops(model, warn)
-    windows = flops.windows if flops else ()
-    if device.type == "cuda" and config.engine.offload_optimizer:
-        say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
-    heart.beat("start", 0, "engine")
-    engine = Engine(model, config, plan, settings)
-    if start is not None:
-        heart.beat("start", 0, "optimizer")
-        restore.load_optimizer(start, engine)
-    own = OwnTime(device)
-    if engine.zero == 3 and not config.model.compile:
-        own.watch(engine.layers)
-    stragglers = Stragglers(
-        ranks.world_size, config.watchdog.slow_factor, config.watchdog.slow_steps
-    )
+        if self.logs():
+            self.log(result)
+        if self.evaluates():
+            self.evaluate()
+        if _due(self.progress.step, self.config.checkpoint.every_steps) or self.ends():
+            self.save()
+            stops = stops or self.stopping()  # asked meanwhile: this checkpoint is the one
+        if stops:
+            self.stop_now()
 
-    gc.freeze()
-    gc.enable()
+    def backward(
+        self, rows: list[Row], weight: float
+    ) -> tuple[list[torch.Tensor], list[Mapping[str, tuple[Any, Any]]]]:
+        """Forward and backward of each row: its loss sums, and what the objective counts beside.
 
-    # Followers: trackers, meters, evaluation.
-    heart.beat("start", 0, "trackers")
-    trackers = Trackers.open(
-        run,
-        config,
-        compose.to_dict(config),
-        resumed_step=progress.step if start else None,
-        is_main=ranks.is_main,
-        warn=warn,
-    )
-    meter = meters.Meter(
-        flops=flops, peak_flops=_peak(plan, device), device=device.type, totals=progress.work
-    )
-    evaluator = None
-    if config.eval.name != "none" and held_out is not None:
-        evaluator = make_evaluator(
-            config, plan, ranks, folders, tokenizer, head, device, stopping, objective
-        )
+        `weight` is that of the global batch: the gradient is of the loss summed over it, divided
+        by it.
+        """
+        losses: list[torch.Tensor] = []
+        counted: list[Mapping[str, tuple[Any, Any]]] = []
+        for index, row in enumerate(rows):
+            self.heart.beat("step", self.progress.step, "forward")
+            self.engine.last_micro_batch(index == len(rows) - 1)
+            with self.own_time.forward():
+                found = self.objective.loss(self.head, self.engine, row)
+                loss = found.total * 0.0 if row.is_filler else found.total
+            self.heart.beat("step", self.progress.step, "backward")
+            # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
+            self.engine.backward(loss * (self.ranks.world_size / weight))
+            losses.append(loss.detach())
+            if not row.is_filler:
+                counted.append(_counted(found, self.head, row))
+            if index < len(rows) - 1:
+                self.engine.micro_step()
+        return losses, counted
 
-    chosen = selection.make(
-        config,
-        evaluator.metrics if evaluator else None,
-        start.state.get("selection") if start else None,
-    )
-    if chosen is None and ranks.is_main:
-        run.best.unlink(missing_ok=True)  # of an end that the run had before
-    if start is not None and (said := _new_length(start, config, plan)):
-        say(said)
+    def logs(self) -> bool:
+        """Whether the numbers of this step are logged: those of the last one always are."""
+        step = self.progress.step
+        may_end = step == self.num_steps or (self.selection is not None and self.evaluates())
+        return _due(step, self.config.train.log_every_steps) or may_end
 
-    saved_step = progress.step
+    def log(self, result: StepResult) -> None:
+        """Log the loss of the steps since the last logged one, and the numbers of this one."""
+        progress = self.progress
+        record = {
+            "kind": "train",
+            "time": time.time(),
+            "loss": progress.window_loss / (progress.window_weight or math.nan),
+            "lr": self.engine.lr,
+            "grad_norm": result.grad_norm,
+            "epoch": progress.step * self.plan.global_sequences / self.data.num_packs,
+            "skipped": progress.skipped,
+            **self.meter.read(),
+            **self.stragglers.read(),
+        }
+        for name, (numerator, denominator) in progress.window_sums.items():
+            record[name] = numerator / (denominator or math.nan)
+        progress.window_loss = progress.window_weight = 0.0
+        progress.window_sums = {}
+        self.trackers.log(progress.step, record)
+        self.say(console.metrics_line({"step": progress.step, **record}, self.num_steps))
+        if self.ranks.is_main:
+            self.run.set_status(State.running, step=progress.step)
 
-    def state() -> dict[str, Any]:
-        own = {"selection": selection.state_of(chosen), "steps": plan.steps}
-        return {**_state(progress), **own, "warmup_steps": plan.warmup_steps}
+    def evaluates(self) -> bool:
+        """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
+        step = self.progress.step
+        if step == self.num_steps:
+            return self.selection is not None
+        if self.evaluator is None:
+            return False
+        times = self.config.eval.times
+        if times is None or self.config.eval.every_steps is not None:
+            return _due(step, self.plan.eval_steps)
+        return step * times // self.num_steps > (step - 1) * times // self.num_steps
 
-    def save() -> None:
-        nonlocal saved_step
-        if saved_step == progress.step:
-            return
-        heart.beat("save", progress.step)
-        began = time.monotonic()
-        checkpoints.save(run, engine, progress.step, ranks.rank, state(), heart.again, origin)
-        saved_step = progress.step
-        if slow := too_slow_for_grace(config.launch, time.monotonic() - began):
-            warn(slow)
-        if ranks.is_main:
-            best = chosen.found.step if chosen and chosen.keeps_best else None
-            checkpoints.rotate(run, config.checkpoint, progress.step, best)
-
-    def stop_now() -> None:
-        save()
-        if ranks.is_main:
-            run.set_status(State.running, step=progress.step)
-        trackers.finish(int(Preempted.exit_code), preempted=True)
-        # Together: the first rank to end has the others killed 30 s later.
-        distributed.barrier()
-        raise Preempted(f"stopped by {stop.by} at step {progress.step}")
-
-    def evaluate() -> None:
-        assert evaluator is not None
-        heart.beat("eval", progress.step)
-        engine.eval()
-        scores = evaluator.quick(engine)
-        engine.train()
+    def evaluate(self) -> None:
+        """Score the held-out records, and save the weights where they are the best so far."""
+        assert self.evaluator is not None
+        progress = self.progress
+        self.heart.beat("eval", progress.step)
+        self.engine.eval()
+        scores = self.evaluator.quick(self.engine)
+        self.engine.train()
         progress.eval_loss = scores.get("loss")
         record = {"kind": "eval", "time": time.time()}
         record |= {f"eval/{name}": value for name, value in scores.items()}
-        trackers.log(progress.step, record)
-        say(console.metrics_line({"step": progress.step, **record}, plan.steps))
+        self.trackers.log(progress.step, record)
+        self.say(console.metrics_line({"step": progress.step, **record}, self.num_steps))
         progress.evaluated = progress.step
-        if chosen is not None:
+        if self.selection is not None:
             # One rank's number, so that all decide alike.
-            score = distributed.gather_objects(scores.get(chosen.options.metric))[0]
-            is_best = chosen.add(progress.step, score)
-            if ranks.is_main:
-                chosen.write(run)
-            if is_best and chosen.keeps_best:
-                save()
+            score = collectives.gather_objects(scores.get(self.selection.options.metric))[0]
+            is_best = self.selection.add(progress.step, score)
+            if self.ranks.is_main:
+                self.selection.write(self.run)
+            if is_best and self.selection.keeps_best:
+                self.save()
 
-    def evaluates() -> bool:
-        """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
-        if progress.step == plan.steps:
-            return chosen is not None
-        if evaluator is None:
-            return False
-        times, steps = config.eval.times, plan.steps
-        if times is None or config.eval.every_steps is not None or steps is None:
-            return _due(progress.step, plan.eval_steps)
-        return progress.step * times // steps > (progress.step - 1) * times // steps
+    def save(self) -> None:
+        """A checkpoint of this step, unless there is one."""
+        step, run = self.progress.step, self.run
+        if self.saved_step == step:
+            return
+        self.heart.beat("save", step)
+        began = time.monotonic()
+        beat = self.heart.again
+        state = {
+            **_state(self.progress),
+            "selection": selection.state_of(self.selection),
+            "steps": self.num_steps,
+            "warmup_steps": self.warmup_steps,
+        }
+        checkpointing.save(run, self.engine, step, self.ranks.rank, state, beat, self.origin)
+        self.saved_step = step
+        if slow := too_slow_for_grace(self.config.launch, time.monotonic() - began):
+            self.warn(slow)
+        if self.ranks.is_main:
+            best = None
+            if self.selection is not None and self.selection.keeps_best:
+                best = self.selection.found.step
+            checkpointing.rotate(run, self.config.checkpoint, step, best)
 
-    def ends() -> bool:
-        return progress.step == plan.steps or (chosen is not None and chosen.is_exhausted)
+    def stop_now(self) -> NoReturn:
+        """End with a checkpoint, to be gone on from: raises `Preempted`."""
+        self.save()
+        if self.ranks.is_main:
+            self.run.set_status(State.running, step=self.progress.step)
+        self.trackers.finish(int(Preempted.exit_code), preempted=True)
+        # Together: the first rank to end has the others killed 30 s later.
+        collectives.barrier()
+        raise Preempted(f"stopped by {self.stop.by} at step {self.progress.step}")
 
-    def all_agree(mine: bool) -> bool:
-        return distributed.sum_over_ranks([float(not mine)], device)[0] == 0
-
-    engine.eval()
-    for note in isolate(head, engine, model, cache, device, all_agree, trains=True):
-        say(f"attention: {note}")
-    require_recomputable(head, config.model)
-    require_trainable(objective, head, model, cache, device)
-    if config.model.compile:
-        model.compile()
-    if ranks.is_main:
-        run.set_status(State.running, step=progress.step, steps=plan.steps)
-    try:
-        if evaluator is not None and progress.step == 0:
-            heart.beat("eval", 0)
-            engine.eval()
-            if config.eval.base:
-                score_base(evaluator, run, engine, model, folders["validation"], say)
-            else:
-                evaluator.rehearse(model, say)
-        engine.train()
-        if stopping():
-            stop_now()
-
-        # An evaluation that a stop had cut short.
-        if progress.step and progress.evaluated < progress.step and evaluates():
-            evaluate()
-
-        wants_hits = config.train.token_accuracy
-        is_fresh = isinstance(config.peft, LoraConfig) and not config.peft.adapter and not start
-        while not ends():
-            step = progress.step
-            heart.beat("step", step, "batch")
-            meter.begin()
-            # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
-            torch.manual_seed(_step_seed(config.seed, step, ranks.rank))
-            with own.loading():
-                rows = loader.step(step)
-            heart.beat("step", step, "agree on the batch")
-            weight, work = _totals(objective, rows, windows, device)
-            rows = micro_batches(rows, head, config.data.packing, device)
-            rows = [row.to(device, non_blocking=True) for row in rows]
-            if not weight:
-                raise DataError(
-                    f"no target token in the global batch of step {step + 1}",
-                    where="data.train",
-                    hint="raise data.max_length: targets may be cut off",
-                )
-            losses: list[torch.Tensor] = []
-            counted: list[Mapping[str, tuple[Any, Any]]] = []
-            for index, row in enumerate(rows):
-                heart.beat("step", step, "forward")
-                engine.last_micro_batch(index == len(rows) - 1)
-                with own.forward():
-                    found = objective.loss(head, engine, row)
-                    loss = found.total * 0.0 if row.is_filler else found.total
-                heart.beat("step", step, "backward")
-                # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
-                engine.backward(loss * (ranks.world_size / weight))
-                losses.append(loss.detach())
-                if not row.is_filler:
-                    counted.append(_counted(found, head, row))
-                if index < len(rows) - 1:
-                    engine.micro_step()
-            mine = [float(torch.stack(losses).sum()), float(bool(stop))]  # waits for the device
-            names, sums = _sums(counted)
-            if wants_hits and HITS not in names:
-                wants_hits = False
-                warn(f"train.{HITS}=true: the loss of {config.objective.name} tells of none")
-            heart.beat("step", step, "agree on the loss")
-            loss_sum, stops, *others = distributed.sum_over_ranks(
-                [*mine, *sums, *_one_of(own.read(), ranks)], device
-            )
-            seconds = others[len(sums) :]
-            if not math.isfinite(loss_sum) and config.train.on_nonfinite is OnNonFinite.stop:
-                raise _diverged(run, step, "loss", rows, losses, cache, ranks)
-            rate = factor(config.schedule, step, plan.steps, plan.warmup_steps)
-            heart.beat("step", step, "update")
-            result = engine.step(rate)
-            if is_fresh and result.applied and rate > 0:
-                is_fresh = False
-                if silent := silent_adapters(engine.pieces()):
-                    warn(f"no gradient reaches the adapters of {_some(silent)}")
-            heart.beat("step", step, "log")
-            progress.step += 1
-            progress.eval_loss = None
-            meter.end(work)
-            progress.work = meter.totals
-            if result.applied:
-                progress.window_loss += loss_sum
-                progress.window_weight += weight
-                for name, *pair in zip(names, others[::2], others[1::2], strict=False):
-                    window = progress.window_sums.setdefault(name, [0.0, 0.0])
-                    window[:] = (window[0] + pair[0], window[1] + pair[1])
-            else:
-                progress.skipped += 1
-                if plan.precision != "fp16" and config.train.on_nonfinite is OnNonFinite.stop:
-                    raise _diverged(run, step, "gradient norm", rows, losses, cache, ranks)
-                say(f"step {progress.step}: non-finite gradient, step skipped")
-
-            if ranks.is_main and (changes := stragglers.add(seconds)):
-                report_slow(run, changes, progress.step, config.watchdog, warn)
-            may_end = progress.step == plan.steps or (chosen is not None and evaluates())
-            if _due(progress.step, config.train.log_every_steps) or may_end:
-                record = {
-                    "kind": "train",
-                    "time": time.time(),
-                    "loss": progress.window_loss / (progress.window_weight or math.nan),
-                    "lr": engine.lr,
-                    "grad_norm": result.grad_norm,
-                    "epoch": progress.step * plan.global_sequences / order.num_packs,
-                    "skipped": progress.skipped,
-                    **meter.read(),
-                    **stragglers.read(),
-                }
-                for name, (numerator, denominator) in progress.window_sums.items():
-                    record[name] = numerator / (denominator or math.nan)
-                progress.window_loss = progress.window_weight = 0.0
-                progress.window_sums = {}
-                trackers.log(progress.step, record)
-                say(console.metrics_line({"step": progress.step, **record}, plan.steps))
-                if ranks.is_main:
-                    run.set_status(State.running, step=progress.step)
-            if evaluates():
-                evaluate()
-            if _due(progress.step, config.checkpoint.every_steps) or ends():
-                save()
-            if stops:
-                stop_now()
-
-        reason, counts = "", progress.step
-        if chosen is not None:
-            stopped = progress.step if progress.step < plan.steps else None
+    def finish(self) -> None:
+        """Settle which weights are the result; then compare, export and report."""
+        reason, counts, step = "", self.progress.step, self.progress.step
+        if self.selection is not None:
+            stopped = step if step < self.num_steps else None
             if stopped is not None:
-                say(reason := chosen.told(stopped))
-            if chosen.keeps_best and chosen.found.step is not None:
-                counts = _put_back(run, chosen.found.step, progress.step, model, ranks, say)
-            if ranks.is_main:
-                chosen.write(run, stopped=stopped, result=counts)
+                self.say(reason := self.selection.told(stopped))
+            best = self.selection.found.step
+            if self.selection.keeps_best and best is not None:
+                counts = _put_back(self.run, best, step, self.model, self.ranks, self.say)
+            if self.ranks.is_main:
+                self.selection.write(self.run, stopped=stopped, result=counts)
         finish(
-            *(run, config, ranks, engine, model, evaluator, trackers, heart, progress.step, say),
+            *(self.run, self.config, self.ranks, self.engine, self.model, self.evaluator),
+            *(self.trackers, self.heart, step, self.say),
             result=counts,
             reason=reason,
         )
-    except EvaluationStopped:
-        stop_now()
-
-
-def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:
-    """New rows of a frozen embedding are random, and no adapter would store them."""
-    embedding = model.get_input_embeddings()
-    frozen = not any(parameter.requires_grad for parameter in embedding.parameters())
-    if frozen and getattr(model.get_base_model(), "grown_to", 0) == num_tokens:
-        raise ConfigError(
-            "the tokens that were added to the embedding would not be trained",
-            where="peft.modules_to_save",
-            hint="set peft.modules_to_save=[embed_tokens,lm_head]",
-        )
-
-
-def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> checkpoints.Checkpoint | None:
-    """The checkpoint to go on from, chosen and verified by rank 0 for all ranks."""
-    chosen = None
-    if ranks.is_main:
-        checkpoints.clean_up(run)
-        found = checkpoints.newest_valid(run, warn)
-        chosen = found.step if found else None
-    chosen = distributed.gather_objects(chosen)[0]
-    return next((c for c in checkpoints.checkpoints(run) if c.step == chosen), None)
 
 
 def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: Any) -> int:
@@ -457,17 +449,17 @@ def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: 
     if best != step:
         found = None
         if ranks.is_main:
-            found = checkpoints.newest_valid(run, lambda text: say(f"warning: {text}"), best)
-        if distributed.gather_objects(found is not None)[0]:
-            chosen = next(c for c in checkpoints.checkpoints(run) if c.step == best)
-            restore.load_weights(chosen, model)
+            found = newest_valid(run, lambda text: say(f"warning: {text}"), best)
+        if collectives.gather_objects(found is not None)[0]:
+            chosen = next(c for c in checkpoints(run) if c.step == best)
+            checkpointing.load_weights(chosen, model)
             say(f"the weights of step {best} are the result: the best of all evaluations")
             return best
         say(f"warning: the best weights, of step {best}, are gone: the last ones are the result")
     return step
 
 
-def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> str:
+def _new_length(start: Checkpoint, config: Config, plan: Plan) -> str:
     """What the learning rate does where a run goes on to another end than it had; else empty."""
     before, warmup = start.state.get("steps"), start.state.get("warmup_steps")
     if before is None or warmup is None or before == plan.steps:
@@ -484,30 +476,7 @@ def _new_length(start: checkpoints.Checkpoint, config: Config, plan: Plan) -> st
     )
 
 
-def _origin(
-    config: Config, ranks: Ranks, start: checkpoints.Checkpoint | None, warn: Any
-) -> dict[str, str]:
-    """What this run stands on; `ConfigError` on all ranks if its adapters come from elsewhere."""
-    found: dict[str, str] = {}
-    problems: tuple[Problem, ...] = ()
-    if ranks.is_main:
-        try:
-            base = local_folder(config.model)
-            found = fingerprint.origin(config, base)
-            if start is not None:
-                for text in fingerprint.require_same(config, start.origin, found, start.path):
-                    warn(text)
-            elif isinstance(config.peft, LoraConfig) and config.peft.adapter:
-                fingerprint.require_base(config.peft.adapter, base)
-        except ConfigError as error:
-            problems = error.problems
-    found, problems = distributed.gather_objects((found, problems))[0]
-    if problems:
-        raise ConfigError(problems)
-    return found
-
-
-def _progress(start: checkpoints.Checkpoint) -> Progress:
+def _progress(start: Checkpoint) -> Progress:
     state = start.state
     return Progress(
         step=start.step,
@@ -558,12 +527,12 @@ def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.devi
     if head.isolates or (is_small and head.pads):
         return rows
     parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
-    count = distributed.max_over_ranks(len(parts), device)
+    count = collectives.max_over_ranks(len(parts), device)
     smallest = min(parts, key=lambda part: len(part.input_ids))
     return parts + [replace(smallest, is_filler=True)] * (count - len(parts))
 
 
-def _counted(found: Loss, head: Head, row: Row) -> dict[str, tuple[Any, Any]]:
+def _counted(found: LossSum, head: Head, row: Row) -> dict[str, tuple[Any, Any]]:
     """What is logged beside the loss: the objective's sums, and the share of targets that were the
     first choice if `head` counts them."""
     hits = {} if head.hits is None else {HITS: (head.hits, len(row.targets))}
@@ -599,7 +568,7 @@ def _totals(
 ) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
     mine = meters.work_of(rows, windows)
-    weight, *work = distributed.sum_over_ranks(
+    weight, *work = collectives.sum_over_ranks(
         [
             sum(objective.weight(row) for row in rows),
             float(mine.tokens),
@@ -633,7 +602,7 @@ def _diverged(
     bad = [row for row, loss in zip(rows, losses, strict=True) if not torch.isfinite(loss)]
     suspects = bad if what == "loss" else rows
     mine = [cache.where(record) for row in suspects for record in row.records]
-    parts = distributed.gather_objects(mine)
+    parts = collectives.gather_objects(mine)
     named = [f"rank {rank}: {_some(found)}" for rank, found in enumerate(parts) if found]
     return DivergedError(
         f"{what} is not finite at step {step + 1}; records of the batch: {'; '.join(named)}",

@@ -13,9 +13,9 @@ from typing import Any
 
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, EarlyStopConfig
-from launcher.errors import DataError
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir, write_json
 from launcher.evals.metric import Metric
-from launcher.rundir import RunDir, write_json
 
 
 @dataclass(slots=True)

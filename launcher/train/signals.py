@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from launcher.config.schema.launch import LaunchConfig
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 
 
 class StopFlag:

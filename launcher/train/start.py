@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from launcher import bases, entry, fingerprint, runtime
+from launcher import bases, entry, fingerprint
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
-from launcher.errors import (
+from launcher.core import runtime
+from launcher.core.errors import (
     ConfigError,
     ExitCode,
     HangError,
@@ -27,15 +28,16 @@ from launcher.errors import (
     OutOfMemoryError,
     Preempted,
 )
-from launcher.rundir import RunDir, State, read_json, storage_error, too_many_processes
-from launcher.runtime import Ranks
-from launcher.train import devices, distributed, logs
+from launcher.core.rundir import RunDir, State, read_json, storage_error, too_many_processes
+from launcher.core.runtime import Ranks
+from launcher.distributed import devices, rendezvous
+from launcher.health.watchdog import Watchdog, collective_timeout
+from launcher.train import logs
 from launcher.train.signals import StopFlag
-from launcher.train.watchdog import Watchdog, collective_timeout
 
 
 def main(argv: list[str]) -> int:
-    """Run one rank to its end; returns the exit code of `launcher.errors.ExitCode`."""
+    """Run one rank to its end; returns the exit code of `launcher.core.errors.ExitCode`."""
     ranks, stop = runtime.export_ranks(), StopFlag()
     stop.install()
     runtime.limit_heap_fragmentation()
@@ -102,20 +104,20 @@ def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
 
 def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
     ranks = job.ranks
-    store = distributed.open_store(ranks, _join_timeout_s(job.run))
+    store = rendezvous.open_store(ranks, _join_timeout_s(job.run))
     device = devices.choose(ranks)
-    distributed.announce(store, ranks, devices.facts(device))
+    rendezvous.announce(store, ranks, devices.facts(device))
     if ranks.is_main:
         with _announced(store, ranks):
             run = _open(job, stop, resources)
             config = compose.load(run.config)
-            distributed.check_world(ranks, _planned_world(run))
+            rendezvous.check_world(ranks, _planned_world(run))
             # Before a preparation that may take hours.
-            places = distributed.await_all(store, ranks, config.launch.join_timeout_s)
+            places = rendezvous.await_all(store, ranks, config.launch.join_timeout_s)
             _require_planned_devices(run, config, places)
             if job.is_direct:
                 _prepare(run, stop)
-            distributed.tell_others(store, f"{job.attempt} {run}")
+            rendezvous.tell_others(store, f"{job.attempt} {run}")
     else:
         run, attempt = _await_main(store)
         job.run, job.owned = run, True
@@ -123,20 +125,20 @@ def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
             job.attempt = attempt
             logs.redirect(run.log(attempt, ranks.rank))
         config = compose.load(run.config)
-        distributed.check_world(ranks, _planned_world(run))
+        rendezvous.check_world(ranks, _planned_world(run))
     assert job.attempt is not None
     bases.recall(run, config.model)  # only now: the preparation may have renewed it
     stop.wish = run.wish(job.attempt)
     _use_threads(config, ranks, device)
     with Watchdog(run, ranks, job.attempt, config.watchdog) as heart:
-        distributed.make_group(store, ranks, device, collective_timeout(config.watchdog))
+        rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
         from launcher.train.loop import train
 
         # The command line has shown the plan of a new run.
         told = job.attempt == 1 and not job.is_direct
         train(run, config, ranks, device, stop, heart, told=told)
         # Not after a failure: the peers may wait in a collective, and leaving waits for them.
-        distributed.leave()
+        rendezvous.leave()
 
 
 def _join_timeout_s(run: RunDir | None) -> float:
@@ -149,7 +151,7 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder and hold it alone."""
     is_new = job.run is None
     if job.run is None:
-        job.run = create.create(job.words, world_size=job.ranks.world_size)
+        job.run = _made(job)
     run = job.run
     resources.enter_context(run.lock())
     if job.is_direct and not is_new:
@@ -165,6 +167,19 @@ def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
         print(f"run folder: {run}", flush=True)
     run.set_status(State.preparing, attempt=job.attempt)
     return run
+
+
+def _made(job: _Job) -> RunDir:
+    """A new run, in the place of one of the same name that ranks started directly ended before its
+    first step."""
+    config, plan = create.checked(job.words, world_size=job.ranks.world_size)
+    run = create.named(config, job.words)
+    with contextlib.suppress(LauncherError):  # held, or unreadable: its name is taken
+        if run.exists() and not compose.load(run.config).launch.has_queue:
+            with run.lock():
+                if not create.keeps_name(run, run.status().state):
+                    create.set_aside(run)
+    return create.make(run, config, plan, job.words)
 
 
 def _refuse_finished(run: RunDir) -> None:
@@ -211,7 +226,7 @@ def _announced(store: Store, ranks: Ranks) -> Iterator[None]:
         yield
     except BaseException as error:
         code = error.exit_code if isinstance(error, LauncherError) else ExitCode.internal
-        distributed.tell_failure(store, ranks, int(code), patient=not isinstance(error, HangError))
+        rendezvous.tell_failure(store, ranks, int(code), patient=not isinstance(error, HangError))
         raise
 
 
@@ -220,7 +235,7 @@ class _FollowedError(LauncherError):
 
 
 def _await_main(store: Store) -> tuple[RunDir, int]:
-    failed, text = distributed.await_main(store)
+    failed, text = rendezvous.await_main(store)
     if failed:
         error = _FollowedError("rank 0 failed before training")
         error.exit_code = ExitCode(int(text))

@@ -9,14 +9,14 @@ import sqlite3
 import pytest
 
 from launcher.ab import database
-from launcher.ab.making import make
+from launcher.ab.preparation import make
 from launcher.ab.prompts import read_answers, read_prompts
 from launcher.ab.result import result
-from launcher.ab.study import Item, Study
+from launcher.ab.study import AnswerPair, Study
 from launcher.ab.traffic import Traffic
 from launcher.cli import main
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, DataError, ExitCode, StorageError
+from launcher.core.errors import ConfigError, DataError, ExitCode, StorageError
 from support.configs import make_config
 from support.studies import write_lines
 
@@ -274,7 +274,7 @@ def test_what_is_no_endpoint_is_refused_before_a_file_is_made(tmp_path, capsys, 
 
 def test_a_study_that_cannot_be_filled_is_not_made(tmp_path):
     with pytest.raises(StorageError):
-        Study.create(tmp_path, ("a", "b"), [Item("p", "1", None)], "?")
+        Study.create(tmp_path, ("a", "b"), [AnswerPair("p", "1", None)], "?")
     with pytest.raises(ConfigError, match="no A/B study"):
         Study(tmp_path).check()
 

@@ -6,7 +6,7 @@ import pytest
 
 from launcher.ab.result import result
 from launcher.ab.study import Study
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from support.models import CHAT_TEMPLATE, make_llama, make_tokenizer
 from support.studies import write_lines
 

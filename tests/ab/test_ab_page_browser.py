@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.ab.result import result
-from launcher.ab.study import Item, Study
+from launcher.ab.study import AnswerPair, Study
 from support.browser import CHROMIUM, DESKTOP, PHONE, SKIP, chromium
 from support.contrast import contrast
 from support.studies import QUESTION, serving
@@ -30,10 +30,12 @@ def page(tmp_path_factory):
     """A browser, a served study with answers of all kinds, and links of as many judges as asked."""
     folder = tmp_path_factory.mktemp("page")
     items = [
-        Item(f"prompt {i}\nin two lines", f"first {i}", f"second {i} " + "and more " * (30 * i))
+        AnswerPair(
+            f"prompt {i}\nin two lines", f"first {i}", f"second {i} " + "and more " * (30 * i)
+        )
         for i in range(5)
     ]
-    items.append(Item(HOSTILE, HOSTILE, ""))
+    items.append(AnswerPair(HOSTILE, HOSTILE, ""))
     study = Study.create(folder / "study", ("model-one", "model-two"), items, QUESTION)
     with (
         serving("serve", study.folder, "--port", 0, log=folder / "log") as server,

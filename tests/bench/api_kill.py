@@ -24,9 +24,9 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from launcher import processes
+from launcher.core import processes
+from launcher.core.rundir import read_json, run_dirs
 from launcher.launch.local import supervisor_file
-from launcher.rundir import read_json, run_dirs
 from support import served
 from support.workshop import ENDED, WORDS, examples
 

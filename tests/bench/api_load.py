@@ -26,10 +26,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (1, 2)]
 
-from launcher.api import access  # noqa: E402
-from launcher.api.database import new_id  # noqa: E402
-from launcher.api.service import Service  # noqa: E402
-from launcher.api.tables import Job, JobState  # noqa: E402
+from launcher.serve.db.database import new_id  # noqa: E402
+from launcher.serve.db.tables import Job, JobState  # noqa: E402
+from launcher.serve.http import access  # noqa: E402
+from launcher.serve.service import Service  # noqa: E402
 from support.served import Served, resident_mib, served  # noqa: E402
 
 SETTINGS = """

@@ -74,7 +74,7 @@ def warm_up() -> None:
     import torch
     from transformers.utils import logging
 
-    from launcher.data.loader import make_row
+    from launcher.data.pack.loader import make_row
     from launcher.model.export import Kind
     from support import family_checks
     from support.families import make_family

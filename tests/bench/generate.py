@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 
 
 def one_by_one(prompts, model, tokenizer, new_tokens):
@@ -49,7 +49,7 @@ def read_prompts(path, tokenizer, count):
     for i, question in enumerate(questions):
         turns = [{"role": "user", "content": question}]
         tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
-        made.append(Prompt(i, tokens["input_ids"], "", f"{path}:{i + 1}"))
+        made.append(TokenizedPrompt(i, tokens["input_ids"], "", f"{path}:{i + 1}"))
     return made
 
 

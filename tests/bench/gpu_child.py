@@ -111,15 +111,15 @@ def skipped(steps: list[Any]) -> int:
 
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
-    from launcher import runtime
     from launcher.config.compose import compose
     from launcher.config.derive import deepspeed, plan
     from launcher.config.schema import variants
     from launcher.config.schema.variants import PEFT_METHODS
-    from launcher.data.loader import Loader
-    from launcher.data.packing import PackedOrder
+    from launcher.core import runtime
+    from launcher.data.pack.loader import Loader
+    from launcher.data.pack.packing import PackedOrder
+    from launcher.distributed import rendezvous
     from launcher.model.load import load_model
-    from launcher.train import distributed
     from launcher.train.engine import Engine, connect
 
     sys.path.append(str(Path(__file__).resolve().parents[1]))
@@ -144,7 +144,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         device = torch.device("cuda", 0)
         torch.cuda.set_device(device)
     ranks = runtime.ranks()
-    distributed.join(distributed.open_store(ranks, 60), ranks, 1, device, 60)
+    rendezvous.join(rendezvous.open_store(ranks, 60), ranks, 1, device, 60)
     connect(device.type)
     documents = [(tokens, flags) for tokens, flags in make_records(job)]
     data = caches.write(Path(job["folder"]) / "cache", documents, max_length=job["length"])
@@ -189,7 +189,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         ends.append(time.time())
     assert head.head is not None, "the loss was not computed inside the head"
     measured = sum(work[skipped(ends) :], meters.Work())
-    distributed.leave()
+    rendezvous.leave()
     return {**result(job, measured, flops, ends), "attention": made.attention}
 
 

@@ -32,13 +32,13 @@ def encode(data: Path, tokenizer_folder: str, rounds: int) -> None:
 
     hide_torch()
     from launcher.data import sources
-    from launcher.data.encoding import Encoder
     from launcher.data.formats import Reader
+    from launcher.data.prepare.encoding import ExampleEncoder
     from launcher.data.tokenizer import load_tokenizer
 
     config = _config(data, tokenizer_folder)
     tokenizer = load_tokenizer(config.model)
-    reader, encoder = Reader("chat", {}), Encoder(tokenizer)
+    reader, encoder = Reader("chat", {}), ExampleEncoder(tokenizer)
     texts = [
         encoder.render(reader.read(record)[0]).text  # type: ignore[union-attr,index]
         for chunk in sources.chunks(data, 0)
@@ -96,7 +96,7 @@ def _config(data: Path, tokenizer_folder: str, **options: Any) -> Any:
 
 
 def _prepare(config: Any, tokenizer: Any = None) -> float:
-    from launcher.data.prepare import prepare
+    from launcher.data.prepare.preparation import prepare
 
     shutil.rmtree(config.data.cache, ignore_errors=True)
     begun = time.perf_counter()
@@ -106,7 +106,7 @@ def _prepare(config: Any, tokenizer: Any = None) -> float:
 
 def packing() -> None:
     """Seconds for a million lengths at several capacities."""
-    from launcher.data.packing import PackedOrder
+    from launcher.data.pack.packing import PackedOrder
 
     rng = np.random.default_rng(0)
     for capacity in (1024, 4096, 32768, 131072):
@@ -126,7 +126,7 @@ def packing() -> None:
 def open_large(records: int) -> None:
     """Seconds from nothing to the first batch of a large synthetic cache."""
     from launcher.data.cache import Index
-    from launcher.data.writing import CacheWriter
+    from launcher.data.prepare.writing import CacheWriter
 
     folder = Path(tempfile.mkdtemp(prefix="bench-open-"))
     rng = np.random.default_rng(0)
@@ -148,7 +148,8 @@ def open_large(records: int) -> None:
         print(f"finished {records:,} records in {time.perf_counter() - begun:.1f} s")
     script = (
         "import sys,time;from launcher.data.cache import TokenCache;"
-        "from launcher.data.mixture import make_order;from launcher.data.loader import Loader;"
+        "from launcher.data.pack.mixture import make_order;"
+        "from launcher.data.pack.loader import Loader;"
         "b=time.perf_counter();c=TokenCache.open(sys.argv[1]);o=make_order(c,1024,0);"
         "l=Loader(c,o,global_sequences=64,micro_batch=8,accumulation=8,rank=0,world_size=1);"
         "l.step(0);d=time.perf_counter();l.step(10**9);e=time.perf_counter();"

@@ -82,7 +82,7 @@ def _memory(pid: int) -> float:
 def ours(data: Path, tokenizer: str, length: int) -> Run:
     """The launcher's preparation into an empty cache."""
     from launcher.data.cache import TokenCache
-    from launcher.data.mixture import make_order
+    from launcher.data.pack.mixture import make_order
 
     cache = tempfile.mkdtemp(prefix="bench-side-")
     options = [f"model.name={tokenizer}", f"data.train={data}", f"data.max_length={length}"]

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.curate import duplicates
-from launcher.curate.sketch import Sketcher, shingle_set
+from launcher.curate.records.sketch import Sketcher, shingle_set
+from launcher.curate.rules import duplicates
 
 OPS = ("change", "drop", "insert")
 

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from launcher.config.compose import compose
-from launcher.curate import report
+from launcher.curate.report import report
 
 NAMES = ("Ava", "Liam", "Noor", "Kenji", "Marta", "Pavel")
 KEYS = ("AKIA{16}", "ghp" + "_{36}", "sk-proj-{40}", "hf_{34}")

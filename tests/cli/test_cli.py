@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import processes, registry
 from launcher.cli import VERBS, arguments, main
 from launcher.config.compose import groups
 from launcher.config.schema import typed
-from launcher.errors import ExitCode
-from launcher.rundir import RunDir, State
-from launcher.runtime import child_environment, cpu_count
+from launcher.core import processes, registry
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State
+from launcher.core.runtime import child_environment, cpu_count
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
@@ -180,7 +180,7 @@ def test_interrupt_before_a_run_is_handed_over_is_said_and_written(
     monkeypatch, capsys, tmp_path, moment
 ):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(f"launcher.jobs.start.{moment}", _interrupt)
+    monkeypatch.setattr(f"launcher.runs.start.{moment}", _interrupt)
     assert main(["train", *WORDS, "run.name=r"]) == ExitCode.interrupted
     said = "Ctrl-C: r was not started; `launcher resume r` starts it\n"
     assert capsys.readouterr().err.endswith(said)
@@ -202,6 +202,7 @@ def test_a_supervisor_that_nobody_waits_for_any_more_does_not_begin(monkeypatch,
     assert (status.state, status.reason) == (State.cancelled, "SIGTERM before its start")
 
 
+@pytest.mark.slow
 def test_reader_that_goes_away_is_no_error(tmp_path):
     for number in range(3000):
         run = tmp_path / "runs" / f"a-rather-long-name-of-a-run-{number}"
@@ -240,6 +241,7 @@ def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
     assert main(words) == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -250,11 +252,9 @@ def test_work_that_its_reader_left_is_no_success(monkeypatch, words, code):
         ["completion", "bash"],
         ["submit", *WORDS, "--dry-run"],
         ["status", "--json"],
-        pytest.param(
-            ["data", "prepare", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow
-        ),
-        pytest.param(["data", "report", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
-        pytest.param(["data", "show", "data.train=x.jsonl", *WORDS[::2]], marks=pytest.mark.slow),
+        ["data", "prepare", "data.train=x.jsonl", *WORDS[::2]],
+        ["data", "report", "data.train=x.jsonl", *WORDS[::2]],
+        ["data", "show", "data.train=x.jsonl", *WORDS[::2]],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -273,6 +273,7 @@ def test_results_that_cannot_be_written_are_said_so(tmp_path, words, unbuffered)
     assert (done.returncode, said in done.stderr) == (ExitCode.storage, True), done.stderr
 
 
+@pytest.mark.slow
 def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path):
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -292,10 +293,10 @@ def test_messages_that_cannot_be_written_change_no_exit_code(tmp_path):
 def test_a_run_is_submitted_whoever_reads_its_name(tmp_path, monkeypatch, capsys):
     run = RunDir(tmp_path / "runs" / "r")
     monkeypatch.setattr("launcher.cli.runs._new_run", lambda *_: (run, 1))
-    monkeypatch.setattr("launcher.jobs.start.submit", lambda *_, **__: None)
+    monkeypatch.setattr("launcher.runs.start.submit", lambda *_, **__: None)
     assert main(["submit", *WORDS]) == ExitCode.ok
     assert capsys.readouterr().out == "r\n"
-    monkeypatch.setattr("launcher.streams.discard", lambda *streams: None)
+    monkeypatch.setattr("launcher.core.streams.discard", lambda *streams: None)
     monkeypatch.setattr("builtins.print", _no_reader)
     assert main(["submit", *WORDS]) == ExitCode.ok
 
@@ -304,6 +305,7 @@ def _no_reader(*words, **options):
     raise BrokenPipeError
 
 
+@pytest.mark.slow
 def test_a_run_whose_reader_is_gone_before_its_start_is_cancelled(tmp_path):
     read_end, write_end = os.pipe()
     words = ["train", *WORDS, "train.steps=1", "run.name=r", "eval=none"]

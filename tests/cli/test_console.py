@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from launcher import console
-from launcher.runtime import child_environment
+from launcher.core import console
+from launcher.core.runtime import child_environment
 
 RECORD = {
     "kind": "train",
@@ -61,7 +61,7 @@ def test_size(num_bytes, text):
 
 SHOW = """
 import sys
-from launcher import console
+from launcher.core import console
 view = console.view()
 view.line("a [bold]line[/bold]")
 view.metrics({record}, 300)

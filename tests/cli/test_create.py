@@ -11,8 +11,8 @@ import yaml
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import plan
-from launcher.errors import ConfigError, StorageError
-from launcher.rundir import RunDir, State, read_json
+from launcher.core.errors import ConfigError, StorageError
+from launcher.core.rundir import RunDir, State, read_json
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
 

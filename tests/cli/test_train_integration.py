@@ -7,15 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.runtime import child_environment
+from launcher.core.errors import ExitCode
+from support.ranks import environment
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
     "model=tiny",
     "data=text",
@@ -37,16 +35,16 @@ def test_stop_resume_and_the_verbs_around_them(tmp_path):
     lines = [json.dumps({"text": f"Text {n} counts {n * 7}. " * 6}) for n in range(400)]
     (tmp_path / "texts.jsonl").write_text("\n".join(lines))
     command = [sys.executable, "-m", "launcher.cli"]
-    environment = child_environment(PYTHONPATH=str(ROOT))
+    environ = environment()
 
     def launcher(*words: str) -> subprocess.CompletedProcess[str]:
-        options = {"capture_output": True, "text": True, "timeout": 240, "env": environment}
+        options = {"capture_output": True, "text": True, "timeout": 240, "env": environ}
         return subprocess.run([*command, *words], cwd=tmp_path, **options)
 
     train = subprocess.Popen(
         [*command, "train", *WORDS],
         cwd=tmp_path,
-        env=environment,
+        env=environ,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

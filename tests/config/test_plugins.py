@@ -12,9 +12,9 @@ import pytest
 
 from launcher.config.compose import compose, groups
 from launcher.config.schema import Config, TrackerConfig, plugins, typed, variants
-from launcher.errors import ConfigError
-from launcher.registry import Table
-from launcher.rundir import RunDir
+from launcher.core.errors import ConfigError
+from launcher.core.registry import PluginTable
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import Trackers
 from support.plugins import installed
 from support.ranks import environment
@@ -172,7 +172,7 @@ def test_without_plugins_there_is_nothing_to_load() -> None:
 
 
 def test_a_name_is_given_once() -> None:
-    table = Table("launch.name", {"a": "m:A"})
+    table = PluginTable("launch.name", {"a": "m:A"})
     table.add("a", "m:A")
     table.add("b", "m:B")
     with pytest.raises(ConfigError, match="there is a 'a' already: m:A"):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher import stories
+from launcher import word_problems
+from launcher.core.errors import ConfigError
 from launcher.data import builtin
-from launcher.errors import ConfigError
 
 #: Those that are made; the others are read from the standard library.
 MADE = [name for name in builtin.BUILTINS if not name.startswith("docstring")]
@@ -72,7 +72,7 @@ def test_held_out_facts_occur_in_no_training_text(files):
 
 def test_sides_of_the_split_share_no_story():
     def keys(*, held_out: bool) -> set[str]:
-        told = stories.stories(random.Random(0), held_out=held_out)
+        told = word_problems.stories(random.Random(0), held_out=held_out)
         return {story.key for story in islice(told, 2_000)}
 
     train, validation = keys(held_out=False), keys(held_out=True)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.core.errors import StorageError
 from launcher.data.cache import Counts, Index, TokenCache
-from launcher.data.writing import CacheWriter
-from launcher.errors import StorageError
+from launcher.data.prepare.writing import CacheWriter
 from support import caches
 
 RECORDS = [([1, 2, 3], [0, 1, 1]), ([4, 5], [0, 1])]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from launcher import fingerprint
 from launcher.config.schema import Config
+from launcher.core.errors import DataError
 from launcher.data.sources import chunks, limits
-from launcher.errors import DataError
 
 zstandard = pytest.importorskip("zstandard")
 

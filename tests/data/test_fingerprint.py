@@ -12,7 +12,7 @@ import pytest
 
 from launcher import fingerprint
 from launcher.config.schema import Config
-from launcher.errors import ConfigError, DataError
+from launcher.core.errors import ConfigError, DataError
 from launcher.fingerprint import BuiltinData, Hashes, HubData, data_keys, locate
 from support.chats import chat
 

@@ -13,7 +13,8 @@ from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.formats.prompt import PromptFormat
 from launcher.data.formats.text import TextFormat
-from launcher.meanings import FIELDS, TURN_FIELDS
+from launcher.record_fields import FIELDS, TURN_FIELDS
+from support.draws import examples
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "yes"}
@@ -181,7 +182,7 @@ VALUE = JSON | st.lists(MESSAGE, max_size=4) | st.lists(TURN, max_size=4)
 RECORD = st.dictionaries(KEYS, VALUE | VALUE.map(json.dumps), max_size=6)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(RECORD)
 def test_any_record_is_read_or_refused(record: dict) -> None:
     for name in FORMATS:
@@ -199,7 +200,7 @@ def test_any_record_is_read_or_refused(record: dict) -> None:
         assert detect([record], {}) in FORMATS
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(TURN, min_size=1, max_size=4), st.lists(CALL, max_size=2))
 def test_json_text_is_read_as_the_object(turns: list, tools: list) -> None:
     for record in ({"messages": turns, "tools": tools}, {"conversations": turns, "tools": tools}):

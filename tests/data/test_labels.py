@@ -13,11 +13,11 @@ from transformers import AutoTokenizer
 
 from launcher import fingerprint
 from launcher.config.schema import Config, Overlong
+from launcher.core.errors import ConfigError, DataError, LauncherError
 from launcher.data.cache import TokenCache
 from launcher.data.formats.base import Labelled
-from launcher.data.loader import make_row
-from launcher.data.prepare import prepare
-from launcher.errors import ConfigError, DataError, LauncherError
+from launcher.data.pack.loader import make_row
+from launcher.data.prepare.preparation import prepare
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder
 from launcher.objectives.classify.labels import learned

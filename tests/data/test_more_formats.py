@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from launcher import fingerprint
 from launcher.config.check import checks
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.data import formats
 from launcher.data.cache import Counts, TokenCache
 from launcher.data.formats import BadRecord, Chat, Labelled, Preference, Reader
-from launcher.data.loader import make_row
-from launcher.data.prepare import prepare
-from launcher.errors import ConfigError, LauncherError
+from launcher.data.pack.loader import make_row
+from launcher.data.prepare.preparation import prepare
 from support import caches
 from support.chats import chat
 

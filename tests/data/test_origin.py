@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launcher import bases, fingerprint
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.fingerprint import base as digests
 from tests.support.configs import make_config
 

@@ -11,10 +11,10 @@ import pytest
 
 from launcher import fingerprint
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, DataError
 from launcher.data.cache import TokenCache
-from launcher.data.prepare import fetch, prepare
+from launcher.data.prepare.preparation import fetch, prepare
 from launcher.data.sources import remote
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import RemoteData, RemoteFile
 from support.chats import chat
 

@@ -7,9 +7,9 @@ import pytest
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
+from launcher.core.rundir import write_json
 from launcher.data import show
-from launcher.data.prepare import prepare
-from launcher.rundir import write_json
+from launcher.data.prepare.preparation import prepare
 from support.chats import chat
 
 
@@ -47,11 +47,12 @@ def test_show_of_a_run_folder(
     run.mkdir()
     compose.save(prepared, run / "config.yaml")
     assert show.main([str(run)]) == 3
-    assert "launcher data prepare" in capsys.readouterr().err
+    assert f"`launcher data show {run}/config.yaml` prepares it" in capsys.readouterr().err
     write_json(run / "data.json", prepare(prepared))
     assert show.main([str(run)]) == 0
     assert "[[  it is" in capsys.readouterr().out
     assert show.main([str(run), "--split", "validation"]) == 3
+    assert "no record is held out" in capsys.readouterr().err
     assert show.main([str(tmp_path)]) == 2
 
 

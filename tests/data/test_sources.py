@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.core.errors import ConfigError, DataError
 from launcher.data.formats import BadRecord
 from launcher.data.sources import chunks, limits
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import BuiltinData, HubData
 
 

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Config
+from launcher.core.errors import DataError
 from launcher.data.cache import TokenCache
-from launcher.data.prepare import prepare
+from launcher.data.prepare.preparation import prepare
 from launcher.data.sources import arrow, chunks, remote
-from launcher.errors import DataError
 from launcher.fingerprint import HubData, RemoteData, locate
 from support.chats import chat
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import ModelConfig, TinyModelConfig
+from launcher.core.errors import ConfigError
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError
 
 
 def test_template_is_replaced_and_tokens_added(tokenizer_folder: Path, tmp_path: Path) -> None:
@@ -108,13 +108,13 @@ def framed(single: str | None, eos: str | None = "</s>") -> Any:
 @pytest.mark.parametrize("single", [None, "<s> $A", "<s> $A </s>", "$A </s>", "<s> $A [SEP]"])
 @pytest.mark.parametrize("text", ["ab", "<s>ab", "ab</s>", "<s>ab</s>", "<s>ab</s>\n", "\n<s>ab"])
 def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> None:
-    from launcher.data.encoding import Encoded, Encoder
     from launcher.data.formats.base import Pair, Text
+    from launcher.data.prepare.encoding import Encoded, ExampleEncoder
 
     tokenizer = framed(single)
     pair = Pair(text[: text.index("b")], text[text.index("b") :])
     for example in (Text(text), pair):
-        (item,) = Encoder(tokenizer).encode([example])
+        (item,) = ExampleEncoder(tokenizer).encode([example])
         assert isinstance(item, Encoded)
         ((tokens, targets, *_),) = item.pieces
         shown = tokenizer.decode(tokens)
@@ -129,14 +129,14 @@ def test_special_tokens_are_never_put_twice(single: str | None, text: str) -> No
 
 
 def test_a_template_that_begins_texts_is_not_begun_again() -> None:
-    from launcher.data.encoding import Encoded, Encoder
     from launcher.data.formats.base import Chat
+    from launcher.data.prepare.encoding import Encoded, ExampleEncoder
 
     tokenizer = framed("<s> $A </s>")
     tokenizer.chat_template = (
         "{{ bos_token }}{% for m in messages %}{{ m['content'] + eos_token }}{% endfor %}"
     )
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    (item,) = Encoder(tokenizer).encode([Chat(turns)])
+    (item,) = ExampleEncoder(tokenizer).encode([Chat(turns)])
     assert isinstance(item, Encoded)
     assert tokenizer.decode(item.pieces[0][0]) == "<s>a</s>b</s>"

@@ -24,7 +24,8 @@ from tokenizers import (
 from tokenizers import pre_tokenizers as pre
 
 from launcher.data import words
-from launcher.data.targets import ByteMap, mark, mark_by_offsets
+from launcher.data.chat.targets import ByteMap, mark, mark_by_offsets
+from support.draws import examples
 
 QWEN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -73,7 +74,7 @@ def texts() -> st.SearchStrategy[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(text=texts())
 def test_ids_are_those_of_the_library(kind: str, text: str) -> None:
     found = words.Words.make(make(kind))
@@ -127,7 +128,7 @@ def test_long_words_are_not_remembered() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(text=texts(), places=st.lists(st.integers(0, 200), min_size=2, max_size=2))
 def test_targets_by_bytes_are_those_by_offsets(kind: str, text: str, places: list[int]) -> None:
     text = text.encode(errors="ignore").decode()

@@ -6,7 +6,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from launcher.doctor import checks, finding, machine, ranks, services, storage, versions
-from launcher.doctor.finding import Finding, Verdict, failed, passed, warned
+from launcher.doctor.finding import CheckFinding, Severity, failed, passed, warned
 from launcher.launch.queue import QueueHealth
 from support.configs import make_config
 from support.doctor import GIB, folder, host, rank, seen
@@ -34,7 +34,7 @@ def test_a_healthy_job_passes_every_check():
     main = [
         f for f in findings if f.check not in versions.MAIN and "is not installed" not in f.found
     ]
-    assert {f.verdict for f in main} == {Verdict.ok}
+    assert {f.verdict for f in main} == {Severity.ok}
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_versions_must_be_the_same_on_all_hosts():
 def test_a_gpu_that_torch_does_not_see_fails():
     report = rank(0, machine=host(gpus=8))
     (first, *_) = machine.devices(seen(report))
-    assert (first.check, first.verdict) == ("devices", Verdict.fail)
+    assert (first.check, first.verdict) == ("devices", Severity.fail)
 
 
 def test_mixed_devices_are_a_warning():
@@ -137,7 +137,7 @@ def test_a_compiler_matters_only_if_something_is_built():
 def test_a_folder(name, changes, verdict):
     findings = list(storage.judge(name, folder(**changes)))
     assert worst(findings) == verdict
-    assert all(finding.hint for finding in findings if finding.verdict is not Verdict.ok)
+    assert all(finding.hint for finding in findings if finding.verdict is not Severity.ok)
 
 
 def _shared(**changes):
@@ -161,7 +161,7 @@ def test_the_shared_folder(changes, check, verdict):
 
 def test_a_rank_that_never_came_is_named():
     (found,) = ranks.came(seen(rank(0), rank(2, "node2"), asked=4, trouble="not finished"))
-    assert found.verdict is Verdict.fail
+    assert found.verdict is Severity.fail
     assert "no word from 2 of 4: 1, 3; heard from node1, node2" in found.found
     assert "not finished" in found.found
 
@@ -169,13 +169,13 @@ def test_a_rank_that_never_came_is_named():
 def test_a_rank_that_stopped_is_named_with_the_place():
     stuck = rank(1, "node2", done=False, phase="all_reduce")
     (found,) = ranks.came(seen(rank(0), stuck))
-    assert found.verdict is Verdict.fail
+    assert found.verdict is Severity.fail
     assert "rank 1 on node2 stuck in: all_reduce" in found.found
 
 
 def test_a_rank_that_failed_is_quoted():
     (found,) = ranks.came(seen(rank(0, done=False, error="HangError: nobody came"), asked=1))
-    assert found.verdict is Verdict.fail
+    assert found.verdict is Severity.fail
     assert "HangError: nobody came" in found.found
 
 
@@ -188,7 +188,7 @@ def test_wrong_sums_name_the_host():
     broken = rank(1, "node2")
     broken["collectives"] = {"all_reduce": {**broken["collectives"]["all_reduce"], "wrong": 3}}
     (found,) = ranks.collectives(seen(rank(0), broken))
-    assert found.verdict is Verdict.fail
+    assert found.verdict is Severity.fail
     assert "all_reduce gave wrong numbers on ranks [1] (node2)" in found.found
 
 
@@ -283,7 +283,7 @@ def test_colour_is_only_added():
 
 
 def test_hosts_are_shown_when_there_are_several():
-    findings = [Finding("shm", Verdict.ok, "8 GiB", hosts=("a", "b"))]
+    findings = [CheckFinding("shm", Severity.ok, "8 GiB", hosts=("a", "b"))]
     assert "8 GiB [a, b]" in finding.text(findings, color=False)
 
 

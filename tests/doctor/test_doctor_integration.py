@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.doctor import job
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.doctor import job, ranks
+from support import hints
 from support.configs import make_config
+from support.doctor import seen
 from support.project import LAUNCHER, Project
 from support.ranks import ROOT
 
@@ -47,8 +49,11 @@ def test_two_ranks_pass_and_leave_nothing(project):
 
 
 def test_this_host_alone_is_a_table_without_colour(project):
-    done = project.run(LAUNCHER, "doctor")
+    (failed,) = ranks.came(seen(asked=1, trouble="why"))
+    done = project.run(LAUNCHER, *hints.commands(failed.hint)[0])  # typed where ranks fail
     assert done.code == 0, done.output
+    (kept,) = (project.folder / "runs").iterdir()
+    assert (kept / "attempts" / "0001" / "agent.log").exists()  # to which all ranks write
     assert re.search(r"^torch +pass  \d", done.output, re.MULTILINE)
     assert re.search(r"^ranks +pass  1 joined, on 1 host$", done.output, re.MULTILINE)
     assert re.search(r"^\d+ pass, \d+ warn, 0 fail$", done.output, re.MULTILINE)

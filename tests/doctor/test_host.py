@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.host import machine, storage
 from launcher.doctor import storage as judged
-from launcher.host import machine, storage
 
 
 @contextlib.contextmanager

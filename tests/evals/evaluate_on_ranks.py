@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from launcher import runtime
+from launcher.core import runtime
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 from launcher.evals.runner import gather, loss_records, plan_batches, rows_of
 
 folder, count, mode = sys.argv[1], int(sys.argv[2]), sys.argv[3]
@@ -76,7 +76,7 @@ with torch.no_grad():
     batches = plan_batches([len(d) for d in documents], batch_tokens=1, **share)
     mine = loss_records(rows_of(batches, range(count), build), score, should_stop)
     losses = gather(mine, expected=count)
-    prompts = [Prompt(i, tokens, "", "") for i, tokens in enumerate(documents)]
+    prompts = [TokenizedPrompt(i, tokens, "", "") for i, tokens in enumerate(documents)]
     mine = generate_records(
         prompts,
         model,

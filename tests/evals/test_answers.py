@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.config.schema import EvalConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation
 

@@ -8,9 +8,9 @@ import threading
 import pytest
 
 from launcher.config.schema import EvalConfig, JudgeConfig
-from launcher.errors import ConfigError, DataError
-from launcher.evals.compare import Resampling, compare
-from launcher.evals.judge import RUBRIC, Judge
+from launcher.core.errors import ConfigError, DataError
+from launcher.evals.comparison.paired import Resampling, compare
+from launcher.evals.judge import RUBRIC, WinRate
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, Results
 from launcher.evals.store import predictions
@@ -35,13 +35,13 @@ def sides(pairs=PAIRS, reference="") -> tuple[Results, Results]:
     return side(0), side(1)
 
 
-def judge(url: str, **options) -> Judge:
+def judge(url: str, **options) -> WinRate:
     options = {"model": "m", "timeout_s": 5.0, "retries": 1, **options}
     config = EvalConfig(metrics=["judge"], judge=JudgeConfig(url=url, **options))
     return make_metrics(config)[0]
 
 
-def row(made: Judge, pair=None) -> dict:
+def row(made: WinRate, pair=None) -> dict:
     pair = pair or sides()
     return compare(*pair, [made], Resampling(count=200))["metrics"]["judge"]
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
-from launcher.evals.records import LossRecord, Prompt
+from launcher.evals.records import LossRecord, TokenizedPrompt
 from launcher.evals.runner import (
     EvaluationStopped,
     gather,
@@ -203,7 +203,11 @@ def test_a_request_to_stop_ends_both_passes(model, documents):
     assert next(rows)[1] == [2]
     with pytest.raises(EvaluationStopped):
         generate_records(
-            [Prompt(0, [5], "", "")], model, Letters(), Decoding(1), should_stop=lambda: True
+            [TokenizedPrompt(0, [5], "", "")],
+            model,
+            Letters(),
+            Decoding(1),
+            should_stop=lambda: True,
         )
     assert model.training
 
@@ -237,7 +241,7 @@ def generate(model, prompts, decoding=SIX, **options):
 
 
 def prompts_of(documents):
-    return [Prompt(i, d, f"ref {i}", f"d.jsonl:{i + 1}") for i, d in enumerate(documents)]
+    return [TokenizedPrompt(i, d, f"ref {i}", f"d.jsonl:{i + 1}") for i, d in enumerate(documents)]
 
 
 def test_answers_do_not_depend_on_batching_and_padding(model, documents):
@@ -285,7 +289,7 @@ def test_a_packed_row_attention_is_swapped_for_one_that_reads_padding(model, doc
 
 
 def test_long_prompts_keep_their_end(model, documents):
-    long = [Prompt(0, documents[4] * 3, "", "")]
+    long = [TokenizedPrompt(0, documents[4] * 3, "", "")]
     assert generate(model, long)[0].prompt == Letters().decode(
         (documents[4] * 3)[-58:], True, False
     )
@@ -407,7 +411,9 @@ def test_prompts_of_a_model_that_cannot_read_padding_are_batched_by_length():
         inputs["position_ids"] = None
         return inputs
 
-    prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 4, 2, 9))]
+    prompts = [
+        TokenizedPrompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 4, 2, 9))
+    ]
     assert reads_padding(model)
     expected = generate(model, prompts)
     positions = copy_of(model, from_the_left)
@@ -429,7 +435,9 @@ def test_a_model_that_forgets_padding_once_it_goes_on_from_its_cache_is_noticed(
             inputs["attention_mask"] = torch.ones_like(mask)
         return inputs
 
-    prompts = [Prompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 2))]
+    prompts = [
+        TokenizedPrompt(i, list(range(3, 3 + n)), "", str(i)) for i, n in enumerate((4, 9, 2))
+    ]
     expected = [answer for prompt in prompts for answer in generate(own, [prompt])]
     assert generate(own, prompts) == expected
     forgets = copy_of(own, forgetful)

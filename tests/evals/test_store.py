@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.evals.compare import compare
+from launcher.core.rundir import RunDir
+from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import (
@@ -20,7 +21,6 @@ from launcher.evals.store import (
 )
 from launcher.report import build
 from launcher.report.summary import sentence, table
-from launcher.rundir import RunDir
 from support.results import results_of
 
 METRICS = make_metrics(

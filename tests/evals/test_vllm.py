@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.evals import vllm
 
 

@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import generate_records
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from support import gpu
@@ -63,7 +63,8 @@ def test_generate_runs_with_varlen_attention_itself(folder):
 def test_evaluation_answers_as_a_plain_model_would(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
     prompts = [
-        Prompt(i, tokenizer(text)["input_ids"], "", f"f:{i}") for i, text in enumerate(TEXTS)
+        TokenizedPrompt(i, tokenizer(text)["input_ids"], "", f"f:{i}")
+        for i, text in enumerate(TEXTS)
     ]
 
     def answers(model):

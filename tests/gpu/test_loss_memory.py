@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from launcher.data.loader import Row
+from launcher.data.pack.loader import Row
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from support import gpu

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.errors import ExitCode
-from launcher.runtime import child_environment
+from launcher.core.errors import ExitCode
+from launcher.core.runtime import child_environment
 from launcher.track.meters import peak_flops
 from support import gpu
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.data.loader import Row
+from launcher.data.pack.loader import Row
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from support import gpu

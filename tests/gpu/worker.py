@@ -10,15 +10,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema import variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import runtime
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Loader
-from launcher.data.packing import PackedOrder
+from launcher.data.pack.loader import Loader
+from launcher.data.pack.packing import PackedOrder
+from launcher.distributed import rendezvous
 from launcher.model.load import load_model
-from launcher.train import distributed
 from launcher.train.engine import Engine, connect
 from support.configs import make_config
 
@@ -81,8 +81,8 @@ def main():
     assert torch.get_float32_matmul_precision() == "highest"
     cases = json.loads(Path(sys.argv[2]).read_text())
     ranks = runtime.ranks()
-    store = distributed.open_store(ranks, 60)
-    distributed.join(store, ranks, 1, device, 60)
+    store = rendezvous.open_store(ranks, 60)
+    rendezvous.join(store, ranks, 1, device, 60)
     torch.set_num_threads(1)
     connect(device.type)
     cache = TokenCache.open(cases["cache"])

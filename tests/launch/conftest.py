@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from launcher import processes
 from launcher.config import create
-from launcher.rundir import RunDir, read_json, write_json
-from launcher.runtime import child_environment
+from launcher.core import processes
+from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.runtime import child_environment
 
 HERE = Path(__file__).resolve().parent
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")

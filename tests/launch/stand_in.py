@@ -13,10 +13,10 @@ import signal
 import sys
 import time
 
-from launcher import runtime
-from launcher.console import metrics_line
-from launcher.errors import ExitCode, StorageError
-from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.core import runtime
+from launcher.core.console import metrics_line
+from launcher.core.errors import ExitCode, StorageError
+from launcher.core.rundir import RunDir, State, read_json, write_json
 
 
 def main(argv: list[str]) -> int:

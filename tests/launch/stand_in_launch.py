@@ -10,10 +10,10 @@ import sys
 
 from launcher import cli
 from launcher.config.compose import compose
-from launcher.jobs import start
-from launcher.jobs.follow import follow
+from launcher.core.rundir import RunDir
 from launcher.launch.local import LocalBackend
-from launcher.rundir import RunDir
+from launcher.runs import start
+from launcher.runs.follow import follow
 
 
 def train(words: list[str]) -> int:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.fingerprint import LAYOUT_VERSION
-from launcher.rundir import RunDir, read_json, write_json
 
 run = RunDir(sys.argv[1])
 script = read_json(run.path / "stand_in.json", {})

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import HangError
-from launcher.launch import coordinate
-from launcher.launch.coordinate import Coordinator
+from launcher.core.errors import HangError
+from launcher.core.rundir import RunDir
+from launcher.launch import coordinator
+from launcher.launch.coordinator import Coordinator
 from launcher.launch.spec import NodePlan
-from launcher.rundir import RunDir
 from support.plans import launch_plan
 
 #: Does what the next line of `script` says: a number to end with, or `stay`.
@@ -29,7 +29,7 @@ START = {"ssh": ("ssh",), "pdsh": ("env", "PDSH_SSH_ARGS_APPEND=-p 22", "pdsh", 
 
 @pytest.fixture
 def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(coordinate, "_AGAIN_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(coordinator, "_AGAIN_S", (0.0, 0.0, 0.0))
     for name in START:
         (tmp_path / name).write_text(SSH)
         (tmp_path / name).chmod(0o755)
@@ -48,8 +48,8 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return found
 
     yield begin
-    for coordinator in made:
-        for starter in coordinator._starters.values():
+    for one in made:
+        for starter in one._starters.values():
             starter.kill()
             starter.wait()
             starter.stdin.close()

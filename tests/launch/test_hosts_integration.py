@@ -10,9 +10,9 @@ import sys
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from launcher.launch import nodes
-from launcher.rundir import State, read_json
 from support import hosts as hosts_
 from support import project
 from support.project import LAUNCHER, Project

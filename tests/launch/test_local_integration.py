@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from launcher import processes
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core import processes
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 
 pytestmark = pytest.mark.slow
 
@@ -178,7 +178,7 @@ def test_second_process_on_a_run_is_refused(launch):
 
 
 def test_submitted_run_survives_its_launcher_and_is_cancelled(launch):
-    from launcher.jobs.cancel import cancel
+    from launcher.runs.cancel import cancel
 
     submitted = launch("launch.processes=2", verb="submit", steps=1000, step_s=0.1)
     assert submitted.end()[0] == 0
@@ -192,7 +192,7 @@ def test_submitted_run_survives_its_launcher_and_is_cancelled(launch):
 
 
 def test_cancel_now_does_not_wait_for_a_checkpoint(launch):
-    from launcher.jobs.cancel import cancel
+    from launcher.runs.cancel import cancel
 
     submitted = launch("launch.processes=1", verb="submit", steps=1000, step_s=0.1, deaf=True)
     submitted.end()

@@ -18,12 +18,12 @@ from launcher.config.schema.launch import (
     Rendezvous,
     TorchrunConfig,
 )
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import write_json
 from launcher.launch import torchrun
 from launcher.launch.deepspeed import DeepspeedBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec
 from launcher.launch.torchrun import TorchrunBackend, endpoint
-from launcher.rundir import write_json
 
 #: Prints what it was called with.
 ECHO = """#!{python}

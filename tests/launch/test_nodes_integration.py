@@ -12,13 +12,13 @@ import time
 
 import pytest
 
-from launcher import processes
-from launcher.errors import ConfigError, ExitCode
-from launcher.jobs.join import join
+from launcher.core import processes
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.spec import NodePlan, job_file
-from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.runs.join import join
 from support.plans import launch_plan
 from support.ranks import environment
 
@@ -55,7 +55,7 @@ class Job:
         self.plan = launch_plan(
             self.run,
             cwd=folder,
-            command=(sys.executable, "-m", "launcher.launch.coordinate", str(self.run), "1"),
+            command=(sys.executable, "-m", "launcher.launch.coordinator", str(self.run), "1"),
             environment={"SLEEP": "60", **variables},
             processes=3,
             nodes=tuple(

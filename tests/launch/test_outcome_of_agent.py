@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State
 from launcher.launch import outcome
 from launcher.launch.outcome import Death, first, of_agent
-from launcher.rundir import RunDir, State
 from support.plans import launch_plan
 
 #: As torch 2.13 writes it, for two starts of the ranks.

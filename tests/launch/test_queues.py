@@ -13,12 +13,12 @@ import pytest
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.schema import variants
-from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.jobs import start, status
-from launcher.jobs.cancel import cancel
+from launcher.core.errors import ConfigError, ExitCode, StorageError
+from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch.queue import Ending, has_queue, queue_job
 from launcher.launch.spec import AttemptState
-from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.runs import start, status
+from launcher.runs.cancel import cancel
 from support.queues import Bench
 from support.slurm import wait_for
 

@@ -11,12 +11,12 @@ import pytest
 from launcher import entry
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig
 from launcher.config.schema.variants import LAUNCHERS
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State
 from launcher.launch import outcome
 from launcher.launch.local import LocalBackend
 from launcher.launch.queue import QueueBackend, has_queue, queues
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
-from launcher.rundir import RunDir, State
 
 #: The interpreter, kept from the modules of the current folder.
 PYTHON = entry.interpreter("/py")

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.launch import supervise
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, State, write_json
+from launcher.launch import supervisor
 from launcher.launch.spec import job_file
-from launcher.rundir import RunDir, State, write_json
 from support.plans import launch_plan
 
 
@@ -23,10 +23,10 @@ def test_it_starts_nothing(
     write_json(job_file(run, 1), launch_plan(run, backend="local", nodes=()).to_json())
     run.set_status(state, attempt=attempt)
     before = run.status()
-    monkeypatch.setattr(supervise, "_attempt", pytest.fail)
-    monkeypatch.setattr(supervise.processes, "adopt_orphans", lambda: None)
-    monkeypatch.setattr(supervise.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(supervisor, "_attempt", pytest.fail)
+    monkeypatch.setattr(supervisor.processes, "adopt_orphans", lambda: None)
+    monkeypatch.setattr(supervisor.signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    assert supervise.main([str(run), "1"]) == ExitCode.interrupted
+    assert supervisor.main([str(run), "1"]) == ExitCode.interrupted
     assert run.status() == before
     assert not (run.attempt(1) / "supervisor.json").exists()

@@ -20,7 +20,7 @@ from transformers import (
 
 from launcher.config import schema
 from launcher.config.schema import Config, LoraConfig, ModelConfig, PeftConfig
-from launcher.errors import LauncherError, StorageError
+from launcher.core.errors import LauncherError, StorageError
 from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.rebuild import load_base, rebuild, with_adapters

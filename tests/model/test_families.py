@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from support.draws import some
 from support.families import VARIANTS, architectures, make_family
 from support.family_checks import (
     LENGTHS,
@@ -44,7 +45,7 @@ KINDS = (
 )
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", some(KINDS, "mistral"))
 def test_a_packed_row_gets_what_each_document_gets_alone(tmp_path: Path, name: str) -> None:
     one = subject(make_family(name, tmp_path / "base"), tmp_path, "causal")
     check_sense(one)
@@ -97,6 +98,7 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
         check_gradients(one, began, ALL)
 
 
+@pytest.mark.slow
 def test_no_architecture_of_transformers_is_left_out() -> None:
     from transformers.models.auto import modeling_auto
 
@@ -120,6 +122,7 @@ def results() -> dict[str, dict[str, str]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_table_of_results_has_every_architecture() -> None:
     texts = [one for one in architectures().values() if {"causal", "classes"} & set(one.heads)]
     known = {name for table in results().values() for name in table}

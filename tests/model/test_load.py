@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from launcher.config.derive import plan as plans
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.load import load_model
 from launcher.model.sequence_head import SequenceHead
 from support.configs import make_config

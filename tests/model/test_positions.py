@@ -32,8 +32,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from launcher.config.derive import architecture
-from launcher.errors import ConfigError
-from launcher.model.positions import _tables, require_positions, rows
+from launcher.core.errors import ConfigError
+from launcher.model.load import _position_tables, position_rows, require_positions
 from support.families import small_config
 
 SIZES: dict[str, Any] = {
@@ -75,7 +75,7 @@ MODELS: dict[str, tuple[Any, Any, int | None]] = {
 def test_a_model_reads_as_many_tokens_as_are_said(kind: str) -> None:
     maker, config, count = MODELS[kind]
     model = maker(config).eval()
-    assert rows(model) == count
+    assert position_rows(model) == count
     known = architecture.positions_in(config.to_dict())
     assert known is not None
     assert (known.count if known.are_rows else None) == count
@@ -100,7 +100,7 @@ def test_tables_of_other_senses_do_not_count_tokens() -> None:
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(small_config("video_llava", "images"))
     assert any("tower" in name and "position" in name for name, _ in model.named_modules())
-    assert rows(model) is None
+    assert position_rows(model) is None
 
 
 #: Their tables count something else than the tokens of a text, or are no models of text.
@@ -124,7 +124,7 @@ def test_the_config_tells_of_every_table_in_transformers(names: Any, maker: Any)
             continue
         known = architecture.positions_in(model.config.to_dict())
         said = known.count if known is not None and known.are_rows else None
-        found = min(_tables(model), default=None)
+        found = min(_position_tables(model), default=None)
         seen += found is not None
         if said != found:
             differ[name] = (said, found)

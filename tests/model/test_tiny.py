@@ -13,7 +13,7 @@ import pytest
 
 from launcher import bases
 from launcher.config.schema import Config, TinyModelConfig
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 from launcher.model import tiny
 from support.ranks import environment
 

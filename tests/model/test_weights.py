@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from launcher.errors import StorageError
+from launcher.core.errors import StorageError
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 
 

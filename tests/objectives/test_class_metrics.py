@@ -17,11 +17,11 @@ from sklearn.metrics import (
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from launcher.config.schema import EvalConfig
-from launcher.evals import compare
-from launcher.evals.accuracy import Accuracy, InScopeAccuracy, OosRecall
-from launcher.evals.auroc import Auroc
-from launcher.evals.class_f1 import F1Macro, F1Micro
-from launcher.evals.ece import Ece
+from launcher.evals.comparison import paired
+from launcher.evals.metrics.accuracy import Accuracy, InScopeAccuracy, OosRecall
+from launcher.evals.metrics.auroc import Auroc
+from launcher.evals.metrics.class_f1 import F1Macro, F1Micro
+from launcher.evals.metrics.ece import Ece
 from launcher.evals.records import OUT_OF_SCOPE, ClassRecord
 from launcher.objectives.classify import confusion, threshold
 from launcher.objectives.classify.classes import Classes
@@ -129,7 +129,7 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
     good = [record(i, i % 2, i % 2, 0.9) for i in range(20)]
     bad = [ClassRecord(r.id, r.truth, [0], math.nan) for r in good]
     assert math.isnan(Ece(CONFIG).score(bad))
-    made = compare.compare(results_of(classes=good), results_of(classes=bad), [Ece(CONFIG)])
+    made = paired.compare(results_of(classes=good), results_of(classes=bad), [Ece(CONFIG)])
     assert made["metrics"]["ece"]["tuned"] is None
     assert made["metrics"]["ece"]["verdict"] == "worse"
 
@@ -137,7 +137,7 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
 def test_three_records_decide_nothing():
     right = [record(i, 0, 0, 0.9) for i in range(3)]
     wrong = [record(i, 0, 1, 0.9) for i in range(3)]
-    made = compare.compare(results_of(classes=wrong), results_of(classes=right), [Accuracy(CONFIG)])
+    made = paired.compare(results_of(classes=wrong), results_of(classes=right), [Accuracy(CONFIG)])
     row = made["metrics"]["accuracy"]
     assert (row["base"], row["tuned"], row["verdict"]) == (0.0, 1.0, "no evidence")
 

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
-from launcher.data.loader import Row, make_row
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, write_json
+from launcher.data.pack.loader import Row, make_row
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
 from launcher.objectives.base import of_run
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.labels import number
-from launcher.rundir import RunDir, write_json
 from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config
@@ -179,6 +180,38 @@ def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) ->
     row = row_of(tmp_path, CLASSES, LABELS)
     expected = alone(model, row)
     torch.testing.assert_close(scored(objective, head, model, row)[1], expected.softmax(-1))
+
+
+def test_a_text_is_named_as_the_threshold_of_its_run_says(folders, tmp_path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders["decoder"])
+    config = make_config(data={"max_length": 8})
+    texts = ["Nine apples are left.", "a"]
+    run = RunDir(tmp_path / "run")
+
+    def named(classes: Classes, bias: float) -> list[tuple[str, float]]:
+        torch.manual_seed(0)
+        model = open_classifier(folders["decoder"], classes.head(0))[0].eval()
+        model.score.register_forward_hook(lambda _, __, out: out + bias)
+        lines = classify(classes).output_lines(model, tokenizer, texts, config, run)
+        found = [line.split("\t") for line in lines]
+        scores = []
+        for text in texts:
+            tokens = torch.tensor([tokenizer(text)["input_ids"][:8]])
+            with torch.no_grad():
+                scores.append(model(input_ids=tokens).logits[0])
+        chances = [s.sigmoid() if classes.multi_label else s.softmax(-1) for s in scores]
+        for (_, said), chance in zip(found, chances, strict=True):
+            assert float(said) == pytest.approx(float(chance.max()), abs=1e-3)
+        best = [classes.names[int(chance.argmax())] for chance in chances]
+        return [(label, right) for (label, _), right in zip(found, best, strict=True)]
+
+    write_json(run.eval / "tuned.json", {"threshold": 0.1})
+    assert all(label == right for label, right in named(CLASSES, 0.0))
+    write_json(run.eval / "tuned.json", {"threshold": 1.0})
+    assert [label for label, _ in named(CLASSES, 0.0)] == ["oos", "oos"]
+    several = classes_of(["a", "b"], multi_label=True)
+    assert [label for label, _ in named(several, 50.0)] == ["a, b", "a, b"]
+    assert [label for label, _ in named(several, -50.0)] == ["(none)", "(none)"]
 
 
 def test_a_run_that_does_not_say_its_outputs_is_no_language_model(tmp_path) -> None:

@@ -21,15 +21,15 @@ from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import completion, compose, explain
 from launcher.config.schema import Config
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import read_json
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
-from launcher.errors import ConfigError, ExitCode
-from launcher.evals.compare import compare
+from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results, ValueRecord
 from launcher.fingerprint import objective_identity
-from launcher.jobs import status
-from launcher.rundir import read_json
+from launcher.runs import status
 from support import project
 from support.project import LAUNCHER, Project
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import peft
 from launcher.config.schema import Config, LoraConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.model.adapter import AdapterReader
 from launcher.model.export import Kind, Trained, export
 from launcher.model.merge import Merger
@@ -19,6 +19,7 @@ from launcher.model.rebuild import load_base, with_adapters
 from launcher.model.verify import verify
 from launcher.peft.lora import apply
 from support.adapted import FAMILIES, family
+from support.draws import some
 from support.families import make_family, small_config
 from support.family_checks import checkpoint, move
 
@@ -74,7 +75,7 @@ def test_every_linear_layer_but_the_head_learns(name: str) -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", some(FAMILIES, "llama", "qwen3_moe"))
 def test_merging_one_tensor_at_a_time_is_what_peft_does(name: str) -> None:
     plain = make(name)
     before = {n: p.detach().clone() for n, p in plain.named_parameters()}

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from launcher.config.schema import LoraConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.peft.lora import apply, describe
 
 ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rundir import RunDir, State
+from launcher.core.rundir import RunDir, State
 
 CONFIG = """\
 seed: 0

@@ -98,6 +98,18 @@ def test_interval_plot_puts_gains_to_the_right():
 
 
 @pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 2.5e-4, 5e-4, 0.001], ["0", "2.5e-4", "5e-4", "1e-3"]),
+        ([1e-4, 0.001, 0.01], ["1e-4", "1e-3", "1e-2"]),
+        ([0.0, 0.5, 12.0], ["0", "0.5", "12"]),
+    ],
+)
+def test_numbers_of_an_axis_are_written_in_one_way(values, expected):
+    assert charts.labels(values) == expected
+
+
+@pytest.mark.parametrize(
     ("write", "value", "expected"),
     [
         (charts.plain, 2e-4, "2e-4"),

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from launcher.core.rundir import RunDir, State
 from launcher.report import build
 from launcher.report.collect import collect, series
 from launcher.report.view import duration, view
-from launcher.rundir import RunDir, State
 from support.html import Page
 
 SCRIPT = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'{{ 7 * 7 }}"
@@ -203,7 +203,7 @@ def test_tuned_scores_alone_are_shown_without_a_base(finished_run):
 
 def test_building_needs_no_heavy_library(finished_run):
     code = (
-        "import sys; from launcher.report import build; from launcher.rundir import RunDir\n"
+        "import sys; from launcher.report import build; from launcher.core.rundir import RunDir\n"
         "assert 'jinja2' not in sys.modules and 'yaml' not in sys.modules\n"
         "build(RunDir(sys.argv[1]))\n"
         "heavy = {'torch', 'numpy', 'transformers', 'hydra', 'omegaconf'} & set(sys.modules)\n"

@@ -2,21 +2,17 @@
 
 import json
 import re
-import shutil
-import subprocess
 
 import pytest
 
+from launcher.core.rundir import RunDir, State
 from launcher.report import build
-from launcher.rundir import RunDir, State
+from support.browser import CHROMIUM, SKIP, dom
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install chromium to look at pages"),
+    pytest.mark.skipif(CHROMIUM is None, reason=SKIP),
 ]
 
 #: put at the end of a page (with its policy taken out) to try it; leaves its findings in the DOM.
@@ -56,48 +52,23 @@ PROBE = """
 </script></body>"""
 
 
-def open_page(path, tmp_path, width=1200) -> str:
-    """The DOM after the script has run; fails on any message on the console."""
-    command = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--disable-breakpad",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--window-size={width},900",
-        "--enable-logging=stderr",
-        "--dump-dom",
-        path.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    assert console == []
-    return done.stdout
-
-
 def probe(run: RunDir, tmp_path, width: int) -> dict:
     html = build(run).read_text()
     html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     path = tmp_path / "probed.html"
     path.write_text(html.replace("</body>", PROBE))
-    found = re.search(r'data-found="([^"]*)"', open_page(path, tmp_path, width))
+    found = re.search(r'data-found="([^"]*)"', dom(path, tmp_path, width=width))
     return json.loads(found[1].replace("&quot;", '"'))
 
 
 def test_charts_and_table_are_drawn_without_complaint(finished_run, tmp_path):
-    dom = open_page(build(finished_run), tmp_path)
-    assert 'data-ready="yes"' in dom
-    assert dom.count('class="chart"') == 5
-    assert dom.count('class="curve') >= 8
-    assert len(re.findall(r'<tr class="verdict-', dom)) == 4
+    html = dom(build(finished_run), tmp_path)
+    assert 'data-ready="yes"' in html
+    assert html.count('class="chart"') == 5
+    assert html.count('class="curve') >= 8
+    assert len(re.findall(r'<tr class="verdict-', html)) == 4
     for name in ("comparison", "curves", "answers", "plan", "data", "config", "environment"):
-        assert f'id="{name}"' in dom
+        assert f'id="{name}"' in html
 
 
 @pytest.mark.parametrize("width", [1200, 390])
@@ -123,9 +94,9 @@ def test_scripts_in_the_data_do_not_run(finished_run, tmp_path):
     hostile = "</pre><img src=x onerror=\"document.title='owned'\"><script>throw 1</script>"
     line = {"id": 1, "where": hostile, "prompt": hostile, "reference": hostile, "tuned": hostile}
     (finished_run.eval / "predictions.jsonl").write_text(json.dumps(line) + "\n")
-    dom = open_page(build(finished_run), tmp_path)
-    assert "<title>gsm8k-lora · training report</title>" in dom
-    assert "<img" not in dom
+    html = dom(build(finished_run), tmp_path)
+    assert "<title>gsm8k-lora · training report</title>" in html
+    assert "<img" not in html
 
 
 def test_the_policy_stops_a_script_that_got_in(finished_run, tmp_path):
@@ -134,13 +105,13 @@ def test_the_policy_stops_a_script_that_got_in(finished_run, tmp_path):
         page.read_text().replace("</body>", "<script>document.title = 'owned'</script></body>")
     )
     with pytest.raises(AssertionError, match="violates the following Content"):
-        open_page(page, tmp_path)
+        dom(page, tmp_path)
 
 
 def test_a_failed_run_opens_without_complaint(tmp_path):
     run = RunDir(tmp_path / "broken")
     run.path.mkdir()
     run.set_status(State.failed, reason="out of memory", exit_code=4)
-    dom = open_page(build(run), tmp_path)
-    assert 'data-ready="yes"' in dom
-    assert "out of memory" in dom
+    html = dom(build(run), tmp_path)
+    assert 'data-ready="yes"' in html
+    assert "out of memory" in html

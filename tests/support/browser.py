@@ -33,6 +33,12 @@ KEYS = {
     "Enter": 13,
     "Tab": 9,
 }
+#: Of a browser for one test: no window, no calls of its own.
+_SWITCHES = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--disable-breakpad",
+)
 _CLOCK = """
 window.skew = %f;
 const Right = Date;
@@ -54,9 +60,7 @@ class Browser:
         # Its two ends must be file descriptors 3 and 4 there, whatever they are here.
         moved = f'exec {CHROMIUM} "$@" 3<&{to_read} 4>&{to_write}'
         switches = (
-            *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"),
-            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-            *("--disable-breakpad", "--disable-dev-shm-usage", "--remote-debugging-pipe"),
+            *(*_SWITCHES, "--disable-dev-shm-usage", "--remote-debugging-pipe"),
             f"--user-data-dir={folder / 'profile'}",
             "about:blank",
         )
@@ -247,3 +251,23 @@ def chromium(folder: Path) -> Iterator[Browser]:
         yield browser
     finally:
         browser.close()
+
+
+def dom(page: Path, folder: Path, *, width: int = 1200, dark: bool = False) -> str:
+    """The DOM of a page after its script has run, in a window `width` wide, with a profile in
+    `folder`; fails on any message on the console."""
+    command = [
+        str(CHROMIUM),
+        *_SWITCHES,
+        f"--user-data-dir={folder / 'profile'}",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        f"--window-size={width},900",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        page.as_uri(),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    assert not console, console
+    return done.stdout

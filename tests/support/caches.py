@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from launcher.data.cache import Column, Index, TokenCache
-from launcher.data.writing import CacheWriter
+from launcher.data.prepare.writing import CacheWriter
 
 
 def write(

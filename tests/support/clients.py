@@ -11,7 +11,7 @@ import pytest
 
 from support.ranks import environment
 
-FOLDER = Path(__file__).resolve().parents[1] / "api" / "clients"
+FOLDER = Path(__file__).resolve().parents[1] / "serve" / "clients"
 CACHE = Path("~/.cache/launcher-tests/clients").expanduser()
 NODE = shutil.which("node")
 INSTALL_S = 240

@@ -24,13 +24,15 @@ from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Row, make_row, rectangles
+from launcher.data.pack.loader import Row, make_row, rectangles
 from launcher.data.tokenizer import load_tokenizer, padding_of
-from launcher.errors import ConfigError, LauncherError
 from launcher.evals.decoding import Decoding
 from launcher.evals.generation import find_stop_tokens, generate_records, read
-from launcher.evals.records import Prompt
+from launcher.evals.records import TokenizedPrompt
+from launcher.health.isolation import isolate
+from launcher.health.selftest import require_trainable
 from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.load import load_model
@@ -39,8 +41,6 @@ from launcher.model.sequence_head import SequenceHead
 from launcher.model.verify import open_export, verify
 from launcher.objectives.base import Objective
 from launcher.track import meters
-from launcher.train.isolation import isolate
-from launcher.train.selftest import require_trainable
 from support import caches
 from support.ranks import ROOT, run_ranks
 
@@ -160,7 +160,7 @@ class Started:
 
 
 def start(one: Subject, words: list[str]) -> Started:
-    """What `launcher.train.loop.train` does up to its first step, without an engine."""
+    """What `launcher.train.setup` does, without an engine."""
     config = one.config(words)
     objective = one.objective(config)
     plan = plans.make(config, world_size=1, has_gpu=False, train_packs=2)
@@ -372,7 +372,8 @@ def check_generation(one: Subject, words: list[str]) -> None:
     decoding = Decoding(max_new_tokens=8)
     stops = find_stop_tokens(began.model, tokenizer)
     prompts = [
-        Prompt(record, one.cache.record(record)[0].tolist(), "", str(record)) for record in (0, 2)
+        TokenizedPrompt(record, one.cache.record(record)[0].tolist(), "", str(record))
+        for record in (0, 2)
     ]
     wanted = {}
     try:

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 class Page(HTMLParser):
     """Tags, ids and text of a page; fails on tags that are not closed in order."""
 
-    EMPTY = {"meta", "link", "br", "input", "path", "img"}
+    EMPTY = {"wbr", "meta", "link", "br", "input", "path", "img"}
 
     def __init__(self, html: str) -> None:
         super().__init__()

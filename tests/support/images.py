@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.host import storage
+from launcher.core.host import storage
 
 APT_LINE = "apt-get install -y --no-install-recommends buildah mmdebstrap"
 PROGRAMS = ("buildah", "mmdebstrap", "apt-get")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,8 +38,8 @@ SET_BY_LIBRARIES = (
 HELPERS = (
     b"multiprocessing.resource_tracker",
     b"multiprocessing.forkserver",
-    b"launcher/api/jsonl.py",
-    b"launcher.train.answering",
+    b"launcher/serve/files/jsonl.py",
+    b"launcher.inference.worker",
 )
 
 #: What has been told to end may take so long on a busy machine.
@@ -50,11 +51,18 @@ def mark() -> None:
     os.environ[MARKER] = uuid.uuid4().hex
 
 
-def processes() -> dict[int, str]:
-    """Living processes that tests have started, orphans too: process id -> command line."""
+def pids() -> frozenset[int]:
+    """All processes of this machine."""
+    return frozenset(int(name) for name in os.listdir("/proc") if name.isdecimal())
+
+
+def processes(before: Collection[int] = ()) -> dict[int, str]:
+    """Living processes that tests have started, orphans too, but for those in `before`: process
+    id -> command line."""
     marker = f"{MARKER}={os.environ.get(MARKER, '')}".encode()
     found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
+    for pid in pids().difference(before):
+        entry = Path("/proc", str(pid))
         try:
             if marker not in (entry / "environ").read_bytes().split(b"\0"):
                 continue
@@ -62,7 +70,7 @@ def processes() -> dict[int, str]:
         except OSError:
             continue
         if command and not any(helper in command for helper in HELPERS):
-            found[int(entry.name)] = command.decode(errors="replace")
+            found[pid] = command.decode(errors="replace")
     return found
 
 
@@ -89,7 +97,7 @@ class Snapshot:
 
     folder: str = field(default_factory=os.getcwd)
     environment: dict[str, str] = field(default_factory=_environment)
-    processes: dict[int, str] = field(default_factory=processes)
+    pids: frozenset[int] = field(default_factory=pids)  # who they are would take milliseconds
     threads: set[threading.Thread] = field(default_factory=_threads)
 
     def leaks(self) -> list[str]:
@@ -133,11 +141,11 @@ class Snapshot:
         return [f"working directory {now}"]
 
     def _processes(self) -> list[str]:
-        left = {k: v for k, v in processes().items() if k not in self.processes}
+        left = processes(self.pids)
         deadline = time.monotonic() + GRACE_S
         while left and time.monotonic() < deadline:
             time.sleep(0.05)
-            left = {k: v for k, v in processes().items() if k in left}
+            left = {k: v for k, v in processes(self.pids).items() if k in left}
         kill(list(left))
         return [f"process {pid}: {command[:200]}" for pid, command in left.items()]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from launcher.core.rundir import RunDir
 from launcher.launch.spec import LaunchPlan, NodePlan
-from launcher.rundir import RunDir
 
 
 def launch_plan(run: RunDir, **changes: Any) -> LaunchPlan:

@@ -11,13 +11,13 @@ import pytest
 
 from launcher.config import schema
 from launcher.config.schema import plugins, typed, variants
-from launcher.registry import Table
+from launcher.core.registry import PluginTable
 
 
 @contextmanager
 def installed(folder: Path) -> Iterator[None]:
     """What a process has that finds `folder` at its start; as before afterwards."""
-    tables = [table for table in vars(variants).values() if isinstance(table, Table)]
+    tables = [table for table in vars(variants).values() if isinstance(table, PluginTable)]
     before = [dict(table) for table in tables]
     options = {section: dict(classes) for section, classes in variants.OPTIONS.items()}
     track = schema.TrackConfig

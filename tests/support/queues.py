@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.launch.queue import QueueBackend, queue_of
 from launcher.launch.spec import job_file
-from launcher.rundir import RunDir, read_json, write_json
 from support import leaks, plugins
 from support.ranks import ROOT, environment
 from support.slurm import Cluster, wait_for

@@ -50,7 +50,7 @@ def run_ranks(
     # --standalone lets the kernel choose the port, so that tests side by side do not collide.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(ranks), *target, *arguments]
-    before = leaks.processes()
+    before = leaks.pids()
     process = subprocess.Popen(
         command,
         env=environment(**(environ or {})),
@@ -63,11 +63,11 @@ def run_ranks(
         output, _ = process.communicate(timeout=timeout_s)
     except subprocess.TimeoutExpired:
         # The workers are in sessions of their own: killing the agent's group would miss them.
-        leaks.kill([pid for pid in leaks.processes() if pid not in before])
+        leaks.kill(list(leaks.processes(before)))
         output, _ = process.communicate()
         raise AssertionError(f"not finished after {timeout_s} s:\n{output}") from None
     finally:
-        leaks.kill([pid for pid in leaks.processes() if pid not in before])
+        leaks.kill(list(leaks.processes(before)))
     if exit_code is not None and process.returncode != exit_code:
         raise AssertionError(f"exit code {process.returncode}, not {exit_code}:\n{output}")
     return Finished(process.returncode, output)

@@ -3,7 +3,8 @@
 import random
 from typing import Any
 
-from launcher.curate import diversity, plots
+from launcher.curate.page import plots
+from launcher.curate.rules import diversity
 
 
 def report(seed: int = 0) -> dict[str, Any]:

@@ -16,10 +16,10 @@ import sys
 import time
 from typing import Any
 
-from launcher import registry
-from launcher.errors import DataError, DivergedError, ExitCode, LauncherError, StorageError
+from launcher.core import registry
+from launcher.core.errors import DataError, DivergedError, ExitCode, LauncherError, StorageError
+from launcher.core.rundir import RunDir, State
 from launcher.launch.spec import LaunchPlan, LaunchSpec
-from launcher.rundir import RunDir, State
 
 #: Launch back end -> its own row, where `control` has put another.
 ROWS: dict[str, str] = {}

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx2
 
-from launcher.ab.study import Item, Study
+from launcher.ab.study import AnswerPair, Study
 from support.project import LAUNCHER
 from support.ranks import environment
 
@@ -28,7 +28,7 @@ QUESTION = "Which answer is better?"
 
 def make_study(folder: Path, count: int = 12) -> Study:
     """A study in which A's answers begin with "first" and B's with "second"."""
-    items = [Item(f"prompt {i}", f"first {i}", f"second {i}") for i in range(count)]
+    items = [AnswerPair(f"prompt {i}", f"first {i}", f"second {i}") for i in range(count)]
     return Study.create(folder, ("model-one", "model-two"), items, QUESTION)
 
 

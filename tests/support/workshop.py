@@ -16,13 +16,13 @@ import yaml
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
-from launcher import processes
-from launcher.api import access
-from launcher.api.app import create_app
-from launcher.api.service import Service
-from launcher.api.tables import Event, Job
+from launcher.core import processes
+from launcher.core.rundir import RunDir, read_json
 from launcher.launch.local import supervisor_file
-from launcher.rundir import RunDir, read_json
+from launcher.serve.app import create_app
+from launcher.serve.db.tables import Event, Job
+from launcher.serve.http import access
+from launcher.serve.service import Service
 from support.ranks import environment
 
 WORDS = ["model=tiny", "optim.lr=5e-3", "data.max_length=128", "data.workers=1"]
@@ -59,7 +59,14 @@ class Workshop:
         """Start a controller."""
         with open(self.home / "controller.log", "ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "launcher.api.controller", str(self.home), "--every", "0.1"],
+                [
+                    sys.executable,
+                    "-m",
+                    "launcher.serve.jobs.controller",
+                    str(self.home),
+                    "--every",
+                    "0.1",
+                ],
                 env=environment(**self.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -2,7 +2,7 @@
 
 A rank's imports cost more than what most tests do with it. So the processes of the run plane that
 tests start are forks, unless a test asks for a real start with `LAUNCHER_TESTS_ZYGOTE=""`.
-`environment` of `support.ranks` sets that variable and puts `warm/sitecustomize.py` on the path:
+`announce` sets that variable and puts `warm/sitecustomize.py` on the path of all that tests start:
 Python reads it when it starts, and asks the zygote for a fork with its own arguments, environment,
 folder, files, limits and signals. The process itself stays: it has the id and parent that whoever
 started it knows, hands signals on, ends as the fork ends, and takes it along if it is killed.
@@ -86,6 +86,8 @@ def announce() -> None:
     if VARIABLE not in os.environ and not Path("/dev/nvidiactl").exists():
         folder = tempfile.mkdtemp(prefix="launcher-zygote-")
         os.environ[VARIABLE] = f"{folder}/{os.getpid()}"
+        places = [os.environ.get("PYTHONPATH", ""), str(WARM)]
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, places))
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
@@ -199,7 +201,7 @@ def serve(listener: socket.socket) -> None:
 
 def _import_packages() -> None:
     """As a rank does, but that nothing of the launcher's own stays: a fork imports that anew."""
-    from launcher import imports
+    from launcher.core import imports
 
     imports.lighten()
     for name in PACKAGES:

@@ -16,30 +16,30 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher import processes
 from launcher.cli import main
 from launcher.config import create
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, ExitCode, StorageError
+from launcher.core import processes
+from launcher.core.errors import ConfigError, ExitCode, StorageError
+from launcher.core.rundir import RunDir, State, Status, write_json
 from launcher.launch import local
 from launcher.launch.patience import patiently
 from launcher.launch.spec import job_file
-from launcher.rundir import RunDir, State, Status, write_json
 from launcher.sweeps import (
     agents,
-    begin,
     coordinates,
     folder,
     importance,
     page,
     pictures,
     pool,
+    preparation,
     table,
 )
-from launcher.sweeps.control import Controller
+from launcher.sweeps.controller import SweepController
 from launcher.sweeps.folder import Request, SweepDir, Trial
-from launcher.sweeps.making import Maker
 from launcher.sweeps.pool import Pool
+from launcher.sweeps.trials import Maker
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=4", "run.name=s")
 Made = Callable[..., tuple[SweepDir, Request]]
@@ -51,8 +51,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
     monkeypatch.chdir(tmp_path)
 
     def make(*words: str) -> tuple[SweepDir, Request]:
-        sweep, request = begin.request((*WORDS, *words), [])
-        begin.make(sweep, request)
+        sweep, request = preparation.request((*WORDS, *words), [])
+        preparation.make(sweep, request)
         return sweep, request
 
     return make
@@ -139,7 +139,7 @@ def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
     config = sweep.trial_path(3) / "config.yaml"
     config.unlink()
     config.touch()
-    controller = Controller(sweep, request)
+    controller = SweepController(sweep, request)
     trials = [controller.claim(own) for own in words]
     assert [trial.number for trial in trials] == [0, 1, 2, 3, 4]
     assert [trial.words for trial in sweep.trials()] == [tuple(own) for own in words]
@@ -149,29 +149,29 @@ def test_what_a_power_cut_has_left_of_trials_is_made_again(made: Made) -> None:
 
 
 def test_one_of_two_sweeps_of_one_name_made_in_one_moment_is_refused(made: Made) -> None:
-    asked = {seeds: begin.request((*WORDS, f"seed={seeds}"), []) for seeds in ("1,2", "3,4")}
+    asked = {seeds: preparation.request((*WORDS, f"seed={seeds}"), []) for seeds in ("1,2", "3,4")}
     sweep, first = asked["1,2"]
-    assert begin.make(sweep, first) == first
+    assert preparation.make(sweep, first) == first
     with pytest.raises(ConfigError, match="of other overrides"):
-        begin.make(*asked["3,4"])
-    assert begin.make(sweep, dataclasses.replace(first, created=0.0)) == first
+        preparation.make(*asked["3,4"])
+    assert preparation.make(sweep, dataclasses.replace(first, created=0.0)) == first
     assert sweep.request() == first
     assert [path.name for path in sweep.path.parent.iterdir()] == ["s"]
 
 
 def test_a_folder_that_is_no_sweep_keeps_its_name(made: Made) -> None:
-    asked = begin.request((*WORDS, "seed=1,2"), [])
+    asked = preparation.request((*WORDS, "seed=1,2"), [])
     (asked[0].path / "mine").mkdir(parents=True)
     with pytest.raises(ConfigError, match="of this name already"):
-        begin.make(*asked)
+        preparation.make(*asked)
     (asked[0].path / "mine").rmdir()  # what a kill has left of a beginning
-    assert begin.make(*asked) == asked[1]
+    assert preparation.make(*asked) == asked[1]
 
 
 def test_a_second_controller_is_told_how_to_end_the_first(made: Made) -> None:
     sweep, request = made("seed=1,2")
     with RunDir(sweep.path).lock(), pytest.raises(StorageError, match="this sweep: host") as caught:
-        Controller(sweep, request).run()
+        SweepController(sweep, request).run()
     assert "`launcher sweep cancel s`" in caught.value.problems[0].hint
 
 
@@ -213,7 +213,7 @@ def test_a_sweeps_exit_code_tells_that_trials_were_stopped(
     for number, (state, exit_code, reason) in enumerate(ends):
         status = Status(state, reason=reason, exit_code=exit_code, attempt=1)
         trial = Trial(number, RunDir(tmp_path / str(number)), ())
-        rows.append(table.Row(trial, status, trial.state(status), None, 0))
+        rows.append(table.TrialRow(trial, status, trial.state(status), None, 0))
     assert (table.exit_code(rows), table.again(rows)) == (code, again)
 
 
@@ -380,14 +380,14 @@ def test_pictures_place_trials_where_they_belong(made: Made) -> None:
     ],
 )
 def test_a_grid_given_to_a_search_is_told_what_it_does(words: list[str], said: str) -> None:
-    _, request = begin.request((*WORDS, *words, "sweep.trials=9"), [])
-    assert said in begin.announced(request)
+    _, request = preparation.request((*WORDS, *words, "sweep.trials=9"), [])
+    assert said in preparation.announced(request)
 
 
 @pytest.mark.parametrize("words", [["seed=1,2"], ["sweep=optuna", "optim.lr=interval(1e-4,1e-3)"]])
 def test_nothing_is_announced_where_nothing_surprises(words: list[str]) -> None:
-    _, request = begin.request((*WORDS, *words), [])
-    assert begin.announced(request) == ""
+    _, request = preparation.request((*WORDS, *words), [])
+    assert preparation.announced(request) == ""
 
 
 def test_status_lists_sweeps(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
@@ -509,8 +509,8 @@ def test_axes_are_marked_at_round_numbers(low, high, log, marks) -> None:
 
 
 def test_a_rehearsal_makes_nothing(made: Made, tmp_path: Path) -> None:
-    sweep, request = begin.request((*WORDS, "seed=1,2"), [])
-    text = begin.rehearsal(sweep, request)
+    sweep, request = preparation.request((*WORDS, "seed=1,2"), [])
+    text = preparation.rehearsal(sweep, request)
     assert "launcher.train" in text
     assert "# trial-0001: seed=2" in text
     assert list(tmp_path.iterdir()) == []
@@ -599,7 +599,7 @@ def test_a_trial_that_a_busy_machine_cannot_start_is_not_lost(
 
 
 def test_trials_share_the_gpus(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.runtime.gpu_count", lambda: 4)
+    monkeypatch.setattr("launcher.core.runtime.gpu_count", lambda: 4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,6,7")
     sweep, request = made("seed=1,2,3", "launch.max_parallel=2", "engine.precision=bf16")
     config, _ = Maker(sweep, request).composed(["seed=1"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from launcher.launch.queue import array_of, queue_job
 from launcher.sweeps.folder import SweepDir
 from support.queues import Bench

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.config.compose import groups
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.sweeps import multirun, space
 from launcher.sweeps.folder import SweepDir
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from launcher.errors import ExitCode
+from launcher.core.errors import ExitCode
 from launcher.sweeps.folder import SweepDir
 from support import project
 from support.project import LAUNCHER, Project

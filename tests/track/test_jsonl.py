@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import Trackers
 
 

@@ -16,7 +16,7 @@ from tensorboard.util.tensor_util import make_ndarray
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import Trackers
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config, WandbMode
-from launcher.rundir import RunDir, read_json
+from launcher.core.rundir import RunDir, read_json
 from launcher.track import tracker
 from launcher.track.tracker import Trackers, tracker_id
 from launcher.train import finish
@@ -61,7 +61,7 @@ def test_a_library_is_imported_where_its_tracker_is_on(tmp_path: Path) -> None:
     code = """
 import sys
 from launcher.config.schema import Config
-from launcher.rundir import RunDir
+from launcher.core.rundir import RunDir
 from launcher.track import jsonl, tensorboard, wandb
 from launcher.track.tracker import Trackers
 Trackers.open(RunDir(sys.argv[1]), Config(), {}).log(1, {"loss": 1.0})

@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema import variants
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import runtime
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Loader
-from launcher.data.packing import PackedOrder
+from launcher.data.pack.loader import Loader
+from launcher.data.pack.packing import PackedOrder
+from launcher.distributed import collectives, rendezvous
+from launcher.health.isolation import isolate
 from launcher.model.load import load_model
-from launcher.train import distributed
 from launcher.train.engine import Engine, connect
-from launcher.train.isolation import isolate
 from launcher.train.loop import micro_batches
 from support.configs import make_config
 
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def agree(mine):
-    return distributed.sum_over_ranks([float(not mine)], CPU)[0] == 0
+    return collectives.sum_over_ranks([float(not mine)], CPU)[0] == 0
 
 
 def run(case, folder, ranks):
@@ -73,7 +73,7 @@ def run(case, folder, ranks):
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
-        weight = distributed.sum_over_ranks([sum(map(objective.weight, rows))], CPU)[0]
+        weight = collectives.sum_over_ranks([sum(map(objective.weight, rows))], CPU)[0]
         total = 0.0
         rows = micro_batches(rows, head, config.data.packing, CPU)
         for index, row in enumerate(rows):
@@ -83,7 +83,7 @@ def run(case, folder, ranks):
             if index < len(rows) - 1:
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
-        losses.append(distributed.sum_over_ranks([total], CPU)[0] / weight)
+        losses.append(collectives.sum_over_ranks([total], CPU)[0] / weight)
     assert spec or (head.head is None) == case.get("fallback", False)
     return {"name": case["name"], "losses": losses, "norms": grad_norms}
 
@@ -91,8 +91,8 @@ def run(case, folder, ranks):
 def main():
     cases = json.loads(Path(sys.argv[1]).read_text())
     ranks = runtime.ranks()
-    store = distributed.open_store(ranks, 60)
-    distributed.join(store, ranks, ranks.world_size, CPU, 60)
+    store = rendezvous.open_store(ranks, 60)
+    rendezvous.join(store, ranks, ranks.world_size, CPU, 60)
     torch.set_num_threads(1)
     connect("cpu")
     results = [run(case, case.get("cache", cases["cache"]), ranks) for case in cases["cases"]]

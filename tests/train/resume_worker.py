@@ -11,19 +11,20 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher import runtime
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema.variants import PEFT_METHODS
+from launcher.core import runtime
+from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
-from launcher.data.loader import Loader
-from launcher.data.packing import PackedOrder
+from launcher.data.pack.loader import Loader
+from launcher.data.pack.packing import PackedOrder
+from launcher.distributed import collectives, rendezvous
+from launcher.health.isolation import isolate
+from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
-from launcher.rundir import RunDir
-from launcher.train import checkpoint as checkpoints
-from launcher.train import distributed, restore
+from launcher.train import checkpointing
 from launcher.train.engine import Engine, connect
-from launcher.train.isolation import isolate
 from support.configs import make_config
 
 
@@ -35,11 +36,11 @@ def build(config, made, start, cache):
         torch.manual_seed(0)
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
-        restore.load_weights(start, model)
+        checkpointing.load_weights(start, model)
     head = TargetHead(model)
     engine = Engine(model, config, made, settings)
     if start is not None:
-        restore.load_optimizer(start, engine)
+        checkpointing.load_optimizer(start, engine)
     engine.eval()
     isolate(head, engine, model, cache, torch.device("cpu"), agree)
     engine.train()
@@ -47,7 +48,7 @@ def build(config, made, start, cache):
 
 
 def agree(mine):
-    return distributed.sum_over_ranks([float(not mine)], torch.device("cpu"))[0] == 0
+    return collectives.sum_over_ranks([float(not mine)], torch.device("cpu"))[0] == 0
 
 
 def train(engine, head, loader, steps, ranks):
@@ -55,7 +56,7 @@ def train(engine, head, loader, steps, ranks):
     for step in steps:
         torch.manual_seed(step * 1000 + ranks.rank)
         rows = loader.step(step)
-        weight = distributed.sum_over_ranks(
+        weight = collectives.sum_over_ranks(
             [sum(len(r.targets) for r in rows)], torch.device("cpu")
         )[0]
         total = 0.0
@@ -111,20 +112,20 @@ def run(case, cache, ranks, folder):
     )
     runs = RunDir(folder / case["name"])
     if "from" in case:
-        start = checkpoints.newest_valid(RunDir(case["from"]), print)
+        start = newest_valid(RunDir(case["from"]), print)
         engine, head = build(config, made, start, cache)
         losses = train(engine, head, loader, range(start.step, made.steps), ranks)
         return {"name": case["name"], "losses": losses}
     half = made.steps // 2
     engine, head = build(config, made, None, cache)
     first = train(engine, head, loader, range(half), ranks)
-    checkpoints.save(runs, engine, half, ranks.rank, {})
+    checkpointing.save(runs, engine, half, ranks.rank, {})
     before = score(engine, head, loader)
     rest = train(engine, head, loader, range(half, made.steps), ranks)
     straight = fingerprint(engine)
-    start = checkpoints.newest_valid(runs, print)
+    start = newest_valid(runs, print)
     after = score(engine, head, loader)
-    restore.load_weights(start, engine.module)
+    checkpointing.load_weights(start, engine.module)
     back = score(engine, head, loader)
     engine, head = build(config, made, start, cache)
     again = train(engine, head, loader, range(half, made.steps), ranks)
@@ -139,15 +140,15 @@ def run(case, cache, ranks, folder):
         "straight": straight,
         "resumed": resumed,
     }
-    parts = distributed.gather_objects(mine)
+    parts = collectives.gather_objects(mine)
     return {"name": case["name"], "ranks": parts, "bytes": files, "folder": str(runs)}
 
 
 def main():
     cases = json.loads(Path(sys.argv[1]).read_text())
     ranks = runtime.ranks()
-    store = distributed.open_store(ranks, 60)
-    distributed.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
+    store = rendezvous.open_store(ranks, 60)
+    rendezvous.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
     torch.set_num_threads(1)
     connect("cpu")
     cache = TokenCache.open(cases["cache"])

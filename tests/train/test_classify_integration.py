@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from launcher.errors import DataError, ExitCode
+from launcher.ab import preparation
+from launcher.core.errors import ConfigError, DataError, ExitCode
+from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.inference import generate
 from launcher.objectives.classify import threshold
-from launcher.rundir import RunDir, read_json, write_json
-from launcher.train import generate
-from launcher.train.compare import against, sides
-from support import project
+from launcher.scoring.compare import against, sides
+from support import hints, project
 from support.models import make_encoder
 from support.project import LAUNCHER, Project
 from support.results import results_of
@@ -143,40 +145,52 @@ def test_the_export_gives_the_runs_predictions_to_transformers(here, full):
     assert chances == pytest.approx(stored["probability"], abs=1e-4)
 
 
-def test_the_code_in_the_exports_readme_names_texts_as_generate_does(here, full):
-    run = full[0]
+def require_readme_names_as_generate(here: Project, run: RunDir, folder: Path) -> list[str]:
+    """Fail unless the code in an export's README names texts as the launcher does; the names."""
     texts = [json.loads(line)["text"] for line in (here.folder / "held_out.jsonl").open()]
-    readme = (run.export / "README.md").read_text("utf-8")
+    readme = (folder / "README.md").read_text("utf-8")
     code = readme.split("```python\n")[1].split("```")[0]
     code = code.replace('texts = ["I was charged twice"]', f"texts = {texts!r}")
     assert repr(texts[-1]) in code
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=run.export, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     asked = [word for text in texts for word in ("-p", text)]
-    named = here.run((*LAUNCHER, "generate", "full", *asked)).output.splitlines()
+    named = here.run((*LAUNCHER, "generate", run.name, *asked)).output.splitlines()
     expected = [line.split("\t")[0] for line in named if "\t" in line]
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == expected
-    assert "oos" in expected
+    assert len(expected) == len(texts)
+    return expected
+
+
+def test_the_code_in_the_exports_readme_names_texts_as_generate_does(here, full):
+    run = full[0]
+    assert "oos" in require_readme_names_as_generate(here, run, run.export)
 
 
 def test_eval_compare_and_generate_know_the_classes(here, full):
     run, tuned, _ = full
-    done = here.run((*LAUNCHER, "eval", "full", "--json"))
+    refused = here.run((*LAUNCHER, "eval", "full", "--lm-eval", "hellaswag"))
+    assert refused.code == ExitCode.usage, refused.output
+    (words,) = hints.commands(refused.output)
+    done = here.run(LAUNCHER, *words, "--json")
     scores = json.loads(done.output[done.output.index("{") :])
     assert scores == pytest.approx(tuned["metrics"], abs=1e-5)
-    done = here.run((*LAUNCHER, "compare", "full:base", "full", "--json"))
+    with pytest.raises(ConfigError) as caught:
+        preparation._require_model(str(run))
+    (words,) = hints.commands(caught.value.problems[0].hint)
+    done = here.run(LAUNCHER, *words, "full:base", "full", "--json")
     (made,) = json.loads(done.output[done.output.index("[") :])
     written = read_json(run.eval / "comparison.json")["metrics"]["accuracy"]
     assert made["metrics"]["accuracy"] == written
-    done = here.run(
-        (*LAUNCHER, "generate", "full", "-p", "I saw 7 pears today", "-p", "I saw 9 zinc today")
-    )
+    refused = here.run((*LAUNCHER, "chat", "full"))
+    assert refused.code == ExitCode.usage, refused.output
+    (words,) = hints.commands(refused.output)
+    asked = ("-p", "I saw 7 pears today", "-p", "I saw 9 zinc today")
+    done = here.run(LAUNCHER, *words, *asked)
     named = [line.split("\t") for line in done.output.splitlines() if "\t" in line]
     assert [name for name, _ in named] == ["fruit", "metal"]
     assert all(0.5 <= float(probability) <= 1 for _, probability in named)
-    done = here.run((*LAUNCHER, "chat", "full"))
-    assert (done.code, "launcher generate" in done.output) == (ExitCode.usage, True)
 
 
 def test_what_generate_refuses_of_a_classifier(full, monkeypatch, capsys):
@@ -272,9 +286,13 @@ def test_an_encoder_as_its_makers_store_it(here, peft):
         assert tuned["metrics"]["accuracy"] > 0.6
     folder = run.export
     if peft == "lora":
-        done = here.run((*LAUNCHER, "export", name, "--merge", "-o", "merged"))
+        further = ("plan", f"model.name={run.export}", "data.train=train.jsonl")
+        refused = here.run(LAUNCHER, *further)
+        (words,) = hints.commands(refused.output)
+        done = here.run(LAUNCHER, *(name if w == "RUN" else w for w in words), "-o", "merged")
         assert done.code == 0, done.output
         folder = here.folder / "merged"
+        require_readme_names_as_generate(here, run, run.export)
     model = AutoModelForSequenceClassification.from_pretrained(folder)
     assert type(model).__name__ == "BertForSequenceClassification"
     assert model.config.architectures == ["BertForSequenceClassification"]
@@ -309,10 +327,8 @@ def test_several_labels_with_adapters_at_stage_3(here):
     scores = {"loss", "accuracy", "f1_macro", "f1_micro", "train/loss"}
     assert tuned["metrics"].keys() == scores
     assert read_json(run.export / "adapter_config.json")["task_type"] == "SEQ_CLS"
-    done = here.run((*LAUNCHER, "generate", "tagged", "-p", "I saw 7 pears today"))
-    label, probability = done.output.splitlines()[-1].split("\t")
-    assert {*label.split(", ")} <= {*SAID, "(none)"}
-    assert 0 < float(probability) < 1
+    for named in require_readme_names_as_generate(here, run, run.export):
+        assert {*named.split(", ")} <= {*SAID, "(none)"}
 
 
 def test_a_label_that_no_training_record_has_is_found_before_training(here):

@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from support import project
 from support.project import DIRECT, LAUNCHER, TORCHRUN, Project, checkpoint_files, losses
 
@@ -69,7 +69,7 @@ def test_a_run_ends_early_with_its_best_weights(straight):
 def test_the_export_is_that_of_the_best(straight):
     from safetensors import safe_open
 
-    from launcher.train.checkpoint import newest_valid
+    from launcher.model.checkpoint import newest_valid
 
     run, _ = straight
     best = newest_valid(run, print, read_json(run.best)["result"])

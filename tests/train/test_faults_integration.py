@@ -6,12 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 
-from launcher.errors import ExitCode
-from launcher.rundir import State
-from support import project
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State
+from launcher.model.checkpoint import newest_valid
+from support import hints, project
 from support.chats import GEMMA, chat
 from support.models import make_llama, make_tokenizer
 from support.project import DIRECT, LAUNCHER, TORCHRUN, Project
@@ -197,6 +199,48 @@ def test_second_process_is_refused_and_damaged_checkpoint_is_passed_over(here):
     assert "weights-rank-00000.safetensors has changed" in done.output
 
 
+#: A model whose checkpoint takes long enough to be met in the middle.
+SLOW_TO_SAVE = (
+    *("model=tiny", "model.hidden_size=768", "model.layers=6", "data.max_length=32"),
+    *("batch.sequences=1", "train.steps=5", "checkpoint.every_steps=1", "checkpoint.keep_last=9"),
+    *("launch.processes=1", "data=text", "objective=text", "data.limit=64"),
+)
+
+
+def test_a_stop_in_the_middle_of_a_checkpoint_leaves_none_that_is_half(here):
+    run = here.folder_of("r")
+    words = [word for word in here.words("r") if not word.startswith(("model.", "data."))]
+    data = ("data.train=builtin:quickstart-text", "data.validation_share=0")
+
+    def saves(step: int) -> list[object]:
+        return [*run.checkpoints.glob(f".writing-step-{step:08d}/weights-*")]
+
+    running = here.start(TRAIN, *words, *data, *SLOW_TO_SAVE)
+    running.wait_until(lambda: saves(2), "a checkpoint that is being written")
+    running.process.send_signal(signal.SIGINT)
+    time.sleep(0.02)  # two signals of a kind at once would be one
+    running.process.send_signal(signal.SIGINT)
+    done = running.end()
+    assert done.code == ExitCode.interrupted, done.output
+    whole = max(project.checkpoint_files(run))
+    assert whole in (1, 2)  # the disk may have been faster than this test
+    assert f"HINT: `launcher resume r` goes on from step {whole}\n" in done.output
+    (words,) = hints.commands(done.output[done.output.rindex("HINT") :])
+
+    # Asked once: the checkpoint that is being written is whole, and the last thing that is done.
+    running = here.start(LAUNCHER, *words)
+    running.wait_until(lambda: saves(whole + 2), "another checkpoint")
+    running.process.send_signal(signal.SIGINT)
+    done = running.end()
+    assert done.code == ExitCode.preempted, done.output
+    assert f"resuming from step {whole}" in done.output
+    assert not list(run.checkpoints.glob(".writing-*"))
+    newest = max(project.checkpoint_files(run))
+    assert newest in (whole + 2, whole + 3)
+    assert f"stopped by Ctrl-C at step {newest}" in done.output
+    assert newest_valid(run, pytest.fail).step == newest
+
+
 # ---- input
 
 
@@ -286,3 +330,11 @@ def test_bad_input_of_a_direct_launch_settles_the_run_too(here):
     assert "data.jsonl:3: broken JSON" in done.output
     status = here.folder_of("bad").status()
     assert (status.state, status.exit_code) == (State.failed, ExitCode.data)
+    # It took no step, so the name is free for one that is mended.
+    here.write_data(project.conversations(8))
+    done = here.run(DIRECT, *here.words("bad", "batch.sequences=2", "train.steps=1"))
+    assert done.code == ExitCode.ok, done.output
+    assert "took no step" in done.output
+    assert here.folder_of("bad.1", "runs/.failed").status().exit_code == ExitCode.data
+    done = here.run(DIRECT, *here.words("bad", "batch.sequences=2", "train.steps=1"))
+    assert "there is a run of this name already" in done.output

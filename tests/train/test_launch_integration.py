@@ -6,8 +6,8 @@ import pytest
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from launcher.errors import ExitCode
-from launcher.rundir import State, read_json
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import State, read_json
 from support import project
 from support.project import DEEPSPEED, LAUNCHER, TORCHRUN, Project
 

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from launcher.config.schema import EarlyStopConfig, Weights
-from launcher.errors import DataError
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir, read_json
 from launcher.evals.metric import make_metrics
-from launcher.rundir import RunDir, read_json
 from launcher.train import selection
 from launcher.train.selection import Found, Selection
 from support.configs import make_config

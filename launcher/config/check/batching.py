@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from launcher.config.derive.plan import global_sequences
 from launcher.config.schema import Config
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 
 #: keys that the rules here take part in; while one of them is out of range they say nothing.
 KEYS = ("batch.tokens", "batch.sequences", "batch.micro", "data.max_length")

@@ -7,11 +7,11 @@ all problems, in the order of the config's sections.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher import registry
 from launcher.config.check import batching, eval_checks, model_checks
 from launcher.config.derive import architecture, items, plan
 from launcher.config.schema import (
@@ -25,8 +25,8 @@ from launcher.config.schema import (
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
-from launcher.errors import Problem, did_you_mean
-from launcher.meanings import OF_THE_CALLER
+from launcher.core.errors import Problem, did_you_mean
+from launcher.record_fields import OF_THE_CALLER
 
 #: DeepSpeed keys that follow from the `batch` section.
 BATCH_KEYS = (
@@ -73,11 +73,12 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
 def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem]:
     """`found` (by compose) and those of `checked` that do not merely follow from them.
 
-    A section with a misspelt key lacks the value that was meant, so rules on that section would
-    blame what is not wrong.
+    A section with a misspelt key or name lacks the value that was meant, so rules on that section
+    would blame what is not wrong.
     """
     broken = {problem.where.partition(".")[0] for problem in found}
-    words = {part for problem in found for part in re.findall(r"'(\w+)\.", problem.hint)}
+    meant = r"'(\w+)\.|did you mean (\w+)="  # a key of the section, or an option of the group
+    words = {part for p in found for pair in re.findall(meant, p.hint) for part in pair if part}
     skip = broken | words
     kept = [problem for problem in checked if problem.where.partition(".")[0] not in skip]
     return [*found, *kept]
@@ -104,7 +105,7 @@ def report_problems(config: Config) -> list[Problem]:
 
 def _template_options(data: DataConfig) -> Iterator[Problem]:
     for name in sorted(OF_THE_CALLER & set(data.template_options)):
-        hint = "name variables of the chat template's own, e.g. {enable_thinking: false}"
+        hint = "leave it out; variables of the chat template's own go there, e.g. enable_thinking"
         yield Problem(f"data.template_options.{name}", "is set by the launcher itself", hint)
 
 
@@ -118,7 +119,7 @@ def _data(config: Config) -> Iterator[Problem]:
     yield from items.format_problems(data.format, "data.format")
     yield from _template_options(data)
     if data.system is not None and data.format == "text":
-        hint = "plain text has no turns: leave data.system out"
+        hint = "plain text has no turns: data.system=null"
         yield Problem("data.system", "a system message with data.format=text", hint)
 
 
@@ -127,7 +128,7 @@ def _objective(config: Config) -> Iterator[Problem]:
         hint = "plain text has no answers to learn: use objective=text"
         yield Problem("objective.name", "sft with data.format=text", hint)
     if config.objective.has_sequence_head and config.train.token_accuracy:
-        hint = "it has no target tokens: leave it out, eval.metrics=[accuracy] judges classes"
+        hint = "it has no target tokens, but eval.metrics=[accuracy]: train.token_accuracy=false"
         found = f"true with objective={config.objective.name}"
         yield Problem("train.token_accuracy", found, hint)
 
@@ -144,7 +145,7 @@ def _peft(config: Config) -> Iterator[Problem]:
     elif not isinstance(targets, str):
         names = targets if isinstance(targets, list) else []
         if not names or not all(isinstance(name, str) and name for name in names):
-            hint = "write all-linear, or a list such as [q_proj, v_proj]"
+            hint = "write peft.targets=all-linear, or peft.targets=[q_proj,v_proj]"
             yield Problem("peft.targets", f"{targets!r} is not a list of module names", hint)
         elif architecture.ties_embeddings(config.model):
             yield from _tied(names)
@@ -175,13 +176,7 @@ def _train(config: Config) -> Iterator[Problem]:
 def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
     name = config.optim.name
     if name == "adamw8bit":
-        if not has_gpu:
-            yield Problem(
-                "optim.name", "adamw8bit on CPU", "its kernels need CUDA: use optim=adamw"
-            )
-        elif not registry.installed("bitsandbytes"):
-            hint = "pip install bitsandbytes, or optim=adamw"
-            yield Problem("optim.name", "adamw8bit needs bitsandbytes, which is missing", hint)
+        yield from model_checks.bitsandbytes("optim.name", name, "optim=adamw", has_gpu)
         if config.engine.offload_optimizer:
             hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
             yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
@@ -194,21 +189,25 @@ def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
 def _schedule(config: Config) -> Iterator[Problem]:
     schedule, steps = config.schedule, config.train.steps
     if schedule.warmup >= 1 and schedule.warmup != int(schedule.warmup):
-        hint = "below 1 it is a share of all steps, from 1 a whole number of steps"
+        hint = f"from 1 it is a number of steps, e.g. schedule.warmup={int(schedule.warmup)};"
+        hint += " below 1 a share of all, e.g. schedule.warmup=0.05"
         yield Problem("schedule.warmup", f"{schedule.warmup} is not a number of steps", hint)
     elif steps is not None and schedule.warmup >= max(1, steps):
-        hint = "leave steps for training: a smaller schedule.warmup, or more train.steps"
+        hint = "leave steps for training, e.g. schedule.warmup=0.05 of them; or more train.steps"
         yield Problem("schedule.warmup", f"{schedule.warmup:g} of train.steps={steps}", hint)
     if isinstance(schedule, WsdConfig) and steps is not None:
         warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
         if steps > warmup > steps * (1 - schedule.decay):
-            found = (
-                f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
-            )
-            yield Problem("schedule.decay", found, "make one of the two shorter")
+            yield _two_phases(schedule)
     elif isinstance(schedule, WsdConfig) and schedule.warmup < 1 < schedule.warmup + schedule.decay:
-        found = f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
-        yield Problem("schedule.decay", found, "make one of the two shorter")
+        yield _two_phases(schedule)
+
+
+def _two_phases(schedule: WsdConfig) -> Problem:
+    found = f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
+    left = math.floor(100 * (1 - schedule.decay)) / 100
+    hint = f"make one of the two shorter, e.g. schedule.warmup={left:g}"
+    return Problem("schedule.decay", found, hint)
 
 
 def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
@@ -228,7 +227,7 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
         yield Problem("engine.offload_optimizer", found, hint)
     for key in BATCH_KEYS:
         if key in engine.extra:
-            hint = "the batch section states it: batch.sequences (global) and batch.micro"
+            hint = "leave it out: batch.sequences (of all ranks) and batch.micro state it"
             yield Problem(f"engine.extra.{key}", f"{engine.extra[key]!r} would not be kept", hint)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.config.schema import Config, EvalConfig, variants
-from launcher.errors import Problem, did_you_mean
+from launcher.core.errors import Problem, did_you_mean
 
 
 def check(config: Config) -> Iterator[Problem]:
@@ -31,7 +31,7 @@ def check(config: Config) -> Iterator[Problem]:
             yield Problem(f"eval.{key}", found, "use eval=default, or leave it out")
     if options.every_steps is not None and options.times is not None:
         found = f"{options.times} with eval.every_steps={options.every_steps}"
-        yield Problem("eval.times", found, "give one of them; the other is null")
+        yield Problem("eval.times", found, "eval.times=null, or eval.every_steps=null")
     if (options.general or options.new) and not metrics and options.name != "none":
         key = "eval.general" if options.general else "eval.new"
         hint = "use eval=default, or leave it out"
@@ -41,7 +41,8 @@ def check(config: Config) -> Iterator[Problem]:
         yield Problem("eval.base", "style_classifier learns from the base's answers", hint)
     for name in options.new:
         if not re.fullmatch(r"[\w-]+", name):
-            hint = "a name has letters, digits, _ and -"
+            plain = re.sub(r"[^\w-]+", "-", name).strip("-") or "later"
+            hint = f"a name has letters, digits, _ and -: call it {plain!r}"
             yield Problem("eval.new", f"{name!r} is no name of a set", hint)
     yield from _options(options)
 
@@ -61,7 +62,8 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
             if row.records in getattr(cls, "records", ())
         ]
         fitting = [other for other in rows if rows[other].fits(config)]
-        hint = f"it goes with objective={'|'.join(others)}; here eval=default takes the usual ones"
+        goes = " or ".join(f"objective={other}" for other in others)
+        hint = f"it goes with {goes}; here eval=default takes the usual ones"
         hint += f" of {', '.join(fitting)}"
         found = f"{name} with objective={config.objective.name}"
         yield Problem("eval.metrics", found, hint)
@@ -120,7 +122,7 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
         try:
             re.compile(pattern or "")
         except re.error as error:
-            hint = f"it is a Python regular expression, e.g. '{example}'"
+            hint = f"it is a Python regular expression, e.g. 'eval.{key}={example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
     if "judge" in (options.metrics or ()):
         if not options.base:
@@ -131,7 +133,7 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
         hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""
         yield Problem("eval.stop", "an empty string would end every answer at once", hint)
     if options.top_p < 1 and options.temperature == 0:
-        hint = "set eval.temperature too, e.g. 0.7; without it the likeliest token is taken"
+        hint = "without it the likeliest token is taken: set eval.temperature=0.7 too"
         yield Problem("eval.top_p", f"{options.top_p} without eval.temperature", hint)
     limits = options.answer_words
     if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):

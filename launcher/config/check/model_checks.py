@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 
-from launcher import registry
 from launcher.config.derive import architecture, stored
 from launcher.config.derive.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
-from launcher.errors import Problem
+from launcher.core import registry
+from launcher.core.errors import Problem
 
 #: attention kernels that exist on CUDA only, and for 16-bit numbers only.
 CUDA_ONLY = (Attention.varlen, Attention.flash)
@@ -46,13 +47,8 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         if config.peft.trains_base:
             hint = "4-bit weights cannot be trained: add peft=lora, or model.quantization=none"
             yield Problem("model.quantization", f"nf4 with peft={config.peft.name}", hint)
-        if not has_gpu:
-            yield Problem(
-                "model.quantization", "nf4 on CPU", "use model.quantization=none, or a GPU"
-            )
-        elif not registry.installed("bitsandbytes"):
-            hint = "pip install bitsandbytes, or model.quantization=none"
-            yield Problem("model.quantization", "nf4 needs bitsandbytes, which is missing", hint)
+        instead = "model.quantization=none"
+        yield from bitsandbytes("model.quantization", "nf4", instead, has_gpu)
         if config.engine.zero == 3:
             hint = "ZeRO-3 cannot shard packed 4-bit weights: use engine=zero2"
             yield Problem("model.quantization", "nf4 with engine.zero=3", hint)
@@ -87,10 +83,16 @@ def _tiny(config: Config) -> Iterator[Problem]:
         yield Problem("model.hidden_size", found, f"try model.hidden_size={model.heads * 32}")
     elif model.heads > 0 and model.hidden_size // model.heads % 2:
         found = f"{model.hidden_size} gives heads of odd size {model.hidden_size // model.heads}"
-        yield Problem("model.hidden_size", found, "rotary positions need an even head size")
+        even = 2 * model.heads * math.ceil(model.hidden_size / (2 * model.heads))
+        hint = f"rotary positions need an even head size: try model.hidden_size={even}"
+        yield Problem("model.hidden_size", found, hint)
     if model.kv_heads > 0 and model.heads % model.kv_heads:
         found = f"{model.kv_heads} does not divide model.heads={model.heads}"
-        yield Problem("model.kv_heads", found, "query heads share key heads in equal groups")
+        fewer = max(
+            n for n in range(1, model.heads + 1) if model.heads % n == 0 and n < model.kv_heads
+        )
+        hint = f"query heads share key heads in equal groups: try model.kv_heads={fewer}"
+        yield Problem("model.kv_heads", found, hint)
     if config.data.max_length > model.max_positions:
         found = f"{config.data.max_length} is beyond model.max_positions={model.max_positions}"
         hint = f"data.max_length={model.max_positions}, or a larger model.max_positions"
@@ -123,6 +125,15 @@ def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:
         if attention is Attention.flash and not registry.installed("flash_attn"):
             hint = "pip install flash-attn, or model.attention=varlen (part of torch)"
             yield Problem("model.attention", "flash needs flash-attn, which is missing", hint)
+
+
+def bitsandbytes(where: str, value: str, instead: str, has_gpu: bool) -> Iterator[Problem]:
+    """What keeps a value from being used whose kernels come with bitsandbytes."""
+    if not has_gpu:
+        yield Problem(where, f"{value} on CPU", f"its kernels need CUDA: use {instead}, or a GPU")
+    elif not registry.installed("bitsandbytes"):
+        hint = f"pip install bitsandbytes, or {instead}"
+        yield Problem(where, f"{value} needs bitsandbytes, which is missing", hint)
 
 
 def compiler() -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.config.compose import groups, layers, ownfile
 from launcher.config.schema import typed, variants
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 #: verbs whose words are overrides.
 COMPOSING = ("train", "submit", "plan", "config", "data prepare", "data show")

@@ -15,16 +15,16 @@ import shlex
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
-from launcher import rundir, runtime
 from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
 from launcher.config.derive import adapter
 from launcher.config.schema import Config, typed, values, variants
-from launcher.errors import ConfigError, Problem
+from launcher.core import rundir, runtime
+from launcher.core.errors import ConfigError, Problem
 
 to_dict = typed.to_dict
 
@@ -52,9 +52,17 @@ class Sources:
     def layers(self, choices: Mapping[str, str | None]) -> list[layers.Layer]:
         """The files for these group choices, read once; the caller leaves them as they are."""
         key = tuple(choices.items())
+        if len(self.folders) == 1:
+            return _packaged(key, self.folders[0])
         if key not in self._read:
             self._read[key] = layers.read(choices, self.folders)
         return self._read[key]
+
+
+@lru_cache(maxsize=128)
+def _packaged(choices: tuple[tuple[str, str | None], ...], conf: Path) -> list[layers.Layer]:
+    """The files of the packaged `conf/` alone: they stay as they are while this process lives."""
+    return layers.read(dict(choices), [conf])
 
 
 def try_compose(

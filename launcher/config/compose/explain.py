@@ -10,20 +10,22 @@ from typing import Any
 
 from launcher.config.compose import compose, overrides
 from launcher.config.schema import suggest, typed, variants
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
 
 _NOTHING = object()
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class KeySource:
     """One place that sets a key: a file, an override or the schema, and the value it gives."""
 
     place: str
     value: Any
 
 
-def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = ()) -> list[Source]:
+def explain(
+    words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = ()
+) -> list[KeySource]:
     """Every place that sets `key`, in the order of merging: the last one holds.
 
     The first is the schema default. `key` is a dotted key, also inside a free mapping
@@ -40,17 +42,17 @@ def explain(words: Sequence[str], key: str, config_dirs: Iterable[str | Path] = 
         raise ConfigError(problems)
     found = _from_schema(typed.to_dict(config), key)
     files = sources.layers(asked.groups)
-    found += [Source(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
+    found += [KeySource(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
     for own in asked.files:
         found += _given(key, own.values, {name: own.place(name) for name in own.values})
     typed_at = {name: f"override {asked.texts[name]}" for name in asked.values}
     found += _given(key, asked.values, typed_at)
     if key == "eval.metrics" and found[-1].value is None:
-        found.append(Source(f"objective={config.objective.name}", config.eval.metrics))
+        found.append(KeySource(f"objective={config.objective.name}", config.eval.metrics))
     return found
 
 
-def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> list[Source]:
+def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> list[KeySource]:
     """What dotted values say of a key, and what takes the place of the other one of a pair."""
     found = []
     other = overrides.EXCLUSIVE.get(key)
@@ -63,13 +65,13 @@ def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> li
         )
         given = typed.select(nested, key, _NOTHING)
         if given is not _NOTHING:
-            found.append(Source(place, given))
+            found.append(KeySource(place, given))
         elif name == other and value is not None and key not in values:
-            found.append(Source(f"{place} (replaces {key})", None))
+            found.append(KeySource(f"{place} (replaces {key})", None))
     return found
 
 
-def text(sources: Sequence[Source], key: str) -> str:
+def text(sources: Sequence[KeySource], key: str) -> str:
     """Lines for people: the value that holds and its place, then what it replaced."""
     last = sources[-1]
     lines = [f"{key} = {_show(last.value)}", f"  set by    {last.place}"]
@@ -89,10 +91,10 @@ def _unknown(key: str, known: Iterable[str]) -> Problem:
     return suggest.unknown_key(key, None, known)
 
 
-def _from_schema(data: Mapping[str, Any], key: str) -> list[Source]:
+def _from_schema(data: Mapping[str, Any], key: str) -> list[KeySource]:
     value = typed.select(typed.defaults(data), key, _NOTHING)
     if value is _NOTHING:  # inside a free mapping
         return []
     section = key.partition(".")[0]
     name = typed.select(data, typed.name_key(section)) if section in variants.OPTIONS else None
-    return [Source(f"schema default of {section}={name}" if name else "schema default", value)]
+    return [KeySource(f"schema default of {section}={name}" if name else "schema default", value)]

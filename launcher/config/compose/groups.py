@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from launcher import runtime
 from launcher.config.schema import plugins
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
 
 #: groups in the order in which help and documentation show them.
 GROUPS = (

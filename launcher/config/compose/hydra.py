@@ -12,6 +12,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,30 @@ def chosen_files(
 
     Raises `HydraException`, and what OmegaConf and PyYAML raise, for a broken or missing file.
     """
-    Plugins.instance()  # registers the readers of files
-    path = ConfigSearchPathImpl()
-    for folder in folders:
-        path.append("launcher", f"file://{folder}")
-    path.append("schema", "structured://")
+    alone = len(folders) == 1  # the packaged one, whose files stay as they are
+    repository = _packaged if alone else _repository
     words = [f"{group}={name}" for group, name in choices.items() if name is not None]
     chosen = create_defaults_list(
-        repo=CachingConfigRepository(ConfigRepository(path)),
+        repo=repository(*folders),
         config_name=root,
         overrides_list=OverridesParser.create().parse_overrides(words),
         prepend_hydra=False,
         skip_missing=False,
     )
     return [(default.config_path or "", default.package or "") for default in chosen.defaults]
+
+
+def _repository(*folders: Path) -> CachingConfigRepository:
+    """The files of these folders, each read once."""
+    Plugins.instance()  # registers the readers of files
+    path = ConfigSearchPathImpl()
+    for folder in folders:
+        path.append("launcher", f"file://{folder}")
+    path.append("schema", "structured://")
+    return CachingConfigRepository(ConfigRepository(path))
+
+
+_packaged = cache(_repository)
 
 
 class _Groups:

@@ -15,7 +15,7 @@ from typing import Any
 
 from launcher.config.compose import groups, yamlfile
 from launcher.config.schema import typed, variants
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 _MISSING = object()
 

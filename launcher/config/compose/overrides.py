@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.config.schema import suggest, typed, values, variants
 from launcher.config.schema.values import Word
-from launcher.errors import Problem, did_you_mean, some_of
+from launcher.core.errors import Problem, did_you_mean, some_of
 
 _FORM = re.compile(r"(?P<prefix>\+\+|\+|~)?(?P<key>[^=]*)(?P<assign>=(?P<value>.*))?", re.DOTALL)
 _KEY = re.compile(r"[A-Za-z_][\w\-]*(\.[\w\-]+)*")

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.compose import groups, layers, overrides, yamlfile
 from launcher.config.compose.yamlfile import Lined
 from launcher.config.schema import typed, values, variants
 from launcher.config.schema.values import Node, Word
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 _ENDINGS = (".yaml", ".yml")
 _FORM = "the form is `- GROUP: OPTION`, e.g. `- engine: zero2`"

@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.config.schema import typed, values
 from launcher.config.schema.values import Node, Word
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 _PLAIN = "!plain"
 _TEXT, _MERGE = "tag:yaml.org,2002:str", "<<"

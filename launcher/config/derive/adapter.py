@@ -11,9 +11,9 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.schema import Config, LoraConfig, ModelConfig, TinyModelConfig
-from launcher.errors import Problem
+from launcher.core import runtime
+from launcher.core.errors import Problem
 
 FILE = "adapter_config.json"
 

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import runtime
 from launcher.config.schema.launch import DeepspeedConfig
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 _LINE = re.compile(r"(\S+)\s+slots\s*=\s*(\d+)(?:\s+#.*)?")
 #: A name for ssh, which must not be taken for one of its options.

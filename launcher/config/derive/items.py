@@ -13,7 +13,7 @@ from typing import Any
 
 from launcher.config.schema import Config, DataConfig
 from launcher.config.schema.variants import FORMATS, metrics_of
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 #: Types that the values of a mapping may have.
 _KEYS: dict[str, tuple[type, ...]] = {
@@ -30,7 +30,7 @@ _FORMS = "a path, a glob, a folder, a URL, a hub name, builtin:NAME, or a list o
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class DataEntry:
     """One entry of a list of sources; what it leaves out is that of the `data` section."""
 
     path: str
@@ -73,7 +73,7 @@ def is_mixture(config: Config, split: str) -> bool:
     return mapped or (split == "train" and config.data.temperature is not None)
 
 
-def items(config: Config, split: str) -> list[Item]:
+def items(config: Config, split: str) -> list[DataEntry]:
     """The entries of a split. Raises `ConfigError` for what is none, and when there are none."""
     given, where = value(config, split), place(split)
     if given is None or given == []:
@@ -108,13 +108,16 @@ def problems(config: Config, split: str) -> Iterator[Problem]:
     given, where = value(config, split), place(split)
     entries = _entries(given)
     if (given is not None or split.startswith("new.")) and not entries:
-        yield Problem(where, f"{given!r} is not a source of data", f"give {_FORMS}")
+        hint = f"give {_FORMS}, e.g. {where}=records.jsonl"
+        yield Problem(where, f"{given!r} is not a source of data", hint)
     for number, entry in enumerate(entries, 1):
         here = f"{where}[{number}]" if isinstance(given, list) else where
         if isinstance(entry, dict):
             yield from _mapping(entry, here)
         elif not isinstance(entry, str) or not entry:
-            hint = f"give {_FORMS}, or mappings {{path: ..., weight: ...}}"
+            hint = (
+                f"give {_FORMS}, or mappings {{path: ..., weight: ...}}, e.g. {where}=records.jsonl"
+            )
             yield Problem(where, f"{entry!r} is not a source of data", hint)
     mapped = [entry for entry in entries if isinstance(entry, dict)]
     shares = {key for entry in mapped for key in _share_keys(entry)}
@@ -159,14 +162,14 @@ def _share_keys(entry: dict[str, Any]) -> list[str]:
     return [key for key in ("weight", "epochs") if entry.get(key) is not None]
 
 
-def _item(data: DataConfig, entry: Any) -> Item:
+def _item(data: DataConfig, entry: Any) -> DataEntry:
     if isinstance(entry, str):
         entry = {"path": entry}
 
     def given(key: str, default: Any) -> Any:
         return default if entry.get(key) is None else entry[key]
 
-    return Item(
+    return DataEntry(
         path=entry["path"],
         name=given("name", entry["path"]),
         format=given("format", data.format),

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
 from launcher.config.derive import tensors
 from launcher.config.schema import AdapterConfig, Config, LoraConfig, Quantization, TinyModelConfig
+from launcher.core import runtime
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: bytes a parameter of nf4: half a byte, and the scales of its blocks.
@@ -26,7 +26,7 @@ LOGIT_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """Sizes of a decoder."""
 
     parameters: int
@@ -56,7 +56,7 @@ _ELSEWHERE = {
 }
 
 
-def model_shape(config: Config) -> Shape | None:
+def model_shape(config: Config) -> ModelShape | None:
     """The shape of a tiny model, or of one in a folder or in the hub's local cache, or None."""
     model = config.model
     if isinstance(model, TinyModelConfig):
@@ -103,13 +103,15 @@ def local_folder(name: str, revision: str | None) -> Path | None:
     return folder if (folder / "config.json").is_file() else None
 
 
-def _shape(text: dict[str, Any], folder: Path | None, whole: dict[str, Any] | None = None) -> Shape:
+def _shape(
+    text: dict[str, Any], folder: Path | None, whole: dict[str, Any] | None = None
+) -> ModelShape:
     """The shape that the `text` part of a config.json gives; `whole` is all of it."""
     content = {_ELSEWHERE.get(key, key): value for key, value in text.items()}
     hidden = int(content["hidden_size"])
     heads = int(content.get("num_attention_heads") or 1)  # a model may do without attention
     head = int(content.get("head_dim") or hidden // heads)
-    shape = Shape(
+    shape = ModelShape(
         parameters=0,
         vocab=int(content["vocab_size"]),
         hidden=hidden,
@@ -131,7 +133,7 @@ PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2", "gemma3_text
 
 
 def _plain(
-    shape: Shape, content: Mapping[str, Any], head: int
+    shape: ModelShape, content: Mapping[str, Any], head: int
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of the parameters of a decoder like Llama; `head` is the size of one head."""
     kind, hidden, mlp = content.get("model_type"), shape.hidden, shape.intermediate
@@ -165,7 +167,7 @@ def _plain(
         yield "lm_head.weight", (shape.vocab, hidden)
 
 
-def trainable(config: Config, shape: Shape) -> int | None:
+def trainable(config: Config, shape: ModelShape) -> int | None:
     """Number of trained parameters: all of them, or what an adapter method adds; None if the
     model's files do not tell it to the number, and only the model itself can."""
     if config.objective.has_sequence_head or config.model.add_tokens:
@@ -174,12 +176,12 @@ def trainable(config: Config, shape: Shape) -> int | None:
     return number if is_certain else None
 
 
-def about_trainable(config: Config, shape: Shape) -> int:
+def about_trainable(config: Config, shape: ModelShape) -> int:
     """`trainable`, or the best guess: without what only the model itself knows of."""
     return _trained(config, shape)[0]
 
 
-def _trained(config: Config, shape: Shape) -> tuple[int, bool]:
+def _trained(config: Config, shape: ModelShape) -> tuple[int, bool]:
     peft = config.peft
     if not isinstance(peft, AdapterConfig):
         # Towers that no text trains are in the files of a model that reads more than text.
@@ -193,7 +195,7 @@ def _trained(config: Config, shape: Shape) -> tuple[int, bool]:
     return number, is_certain and shape.is_certain and is_fresh
 
 
-def knows_layers(peft: LoraConfig, shape: Shape) -> bool:
+def knows_layers(peft: LoraConfig, shape: ModelShape) -> bool:
     """Whether all layers that `peft` names are certain to be in the model, and to take adapters."""
     names = {peft.targets} if isinstance(peft.targets, str) else set(peft.targets)
     kind = shape.content.get("model_type")
@@ -208,7 +210,7 @@ def knows_layers(peft: LoraConfig, shape: Shape) -> bool:
 
 def estimate(
     config: Config,
-    shape: Shape | None,
+    shape: ModelShape | None,
     *,
     world_size: int,
     micro_batch: int,

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.config.derive import architecture, memory
 from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 #: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
 #: units, few enough that activations stay small beside the weights.
@@ -239,8 +239,9 @@ def _size(plan: Plan) -> str:
 
 def _length_text(plan: Plan) -> str:
     if plan.steps is None:
-        return f"{plan.epochs:g} epochs (steps follow when the data is prepared)"
-    epochs = "" if plan.epochs is None else f" ({plan.epochs:.3g} epochs)"
+        assert plan.epochs is not None
+        return f"{_counted(plan.epochs, 'epoch')} (steps follow when the data is prepared)"
+    epochs = "" if plan.epochs is None else f" ({_counted(plan.epochs, 'epoch')})"
     warmup = f", {plan.warmup_steps} of warm-up" if plan.warmup_steps else ""
     return f"{_counted(plan.steps, 'step')}{epochs}{warmup}"
 
@@ -259,8 +260,10 @@ def _stop_text(config: Config, plan: Plan) -> str:
     return f"{text}, one {'a step' if every == 1 else f'in {every} steps'}"
 
 
-def _counted(number: int, one: str) -> str:
-    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+def _counted(number: float, one: str) -> str:
+    """A number, to three digits if it is no whole one, and what it counts."""
+    text = f"{number:.3g}" if number != int(number) else f"{number:.0f}"
+    return f"{text} {one}" if number == 1 else f"{text} {one}s"
 
 
 def _gib(size: int) -> str:

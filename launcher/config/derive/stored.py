@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.errors import Problem
+from launcher.core.errors import Problem
 
 #: Formats of weights that transformers turns into plain ones while it loads them.
 DEQUANTISED = ("mxfp4", "fp8", "mxfp8")

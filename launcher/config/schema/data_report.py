@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launcher.config.schema.ranges import NonNegativeInt, PositiveInt, ShareAboveZero
-from launcher.errors import Problem, did_you_mean
+from launcher.core.errors import Problem, did_you_mean
 
 #: All rules, in the order in which a report tells them.
 RULES = (

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-from launcher.errors import Problem, some_of
+from launcher.core.errors import Problem, some_of
 
 #: what people type from habit -> where it is here.
 HABITS = {

@@ -16,11 +16,11 @@ from enum import Enum
 from functools import cache
 from typing import Any
 
-from launcher import registry
 from launcher.config import schema
 from launcher.config.schema import ranges, suggest, values, variants
 from launcher.config.schema.ranges import Range
-from launcher.errors import ConfigError, Problem, did_you_mean
+from launcher.core import registry
+from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
 FALSE = ("false", "no", "off")

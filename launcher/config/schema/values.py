@@ -127,19 +127,6 @@ def _halved(match: re.Match[str]) -> str:
     return "\\" * (len(match[1]) // 2) + match[2]
 
 
-def quoted(text: str) -> str:
-    """`text` in quotes, so that `unquoted` gives it back."""
-    quote = "'" if '"' in text and "'" not in text else '"'
-    inner = re.sub(rf"(\\*)({quote}|\Z)", lambda m: m[1] * 2 + ("\\" * bool(m[2])) + m[2], text)
-    return f"{quote}{inner}{quote}"
-
-
-def as_typed(text: str) -> str:
-    """What to type for `text` in a text field: itself, or quoted where that says something else."""
-    is_taken = text == "null" or unquoted(text) is not None
-    return quoted(text) if is_taken else text
-
-
 def function(text: str) -> tuple[str, str] | None:
     """Name and arguments of a value that is one call of a function of Hydra's."""
     found = _CALL.fullmatch(text.strip())

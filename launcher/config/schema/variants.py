@@ -10,8 +10,8 @@ from typing import Any
 
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
-from launcher.errors import ConfigError
-from launcher.registry import Table
+from launcher.core.errors import ConfigError
+from launcher.core.registry import PluginTable
 
 #: section of the config -> variant name -> options class; sections not listed have one class.
 OPTIONS: dict[str, dict[str, type]] = {
@@ -113,7 +113,7 @@ def metrics_of(config: Config) -> list[str]:
     return [name for name in own if name not in rows or rows[name].fits(config)]
 
 
-FORMATS = Table(
+FORMATS = PluginTable(
     "data.format",
     {
         "preference": "launcher.data.formats.preference:PreferenceFormat",
@@ -126,11 +126,11 @@ FORMATS = Table(
     },
     own="Format",
 )
-OBJECTIVES = Table(
+OBJECTIVES = PluginTable(
     "objective.name",
     {
         "sft": "launcher.objectives.sft:Sft",
-        "text": "launcher.objectives.text:Text",
+        "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
     },
     own="Objective",
@@ -142,73 +142,76 @@ def objective(options: schema.ObjectiveConfig) -> Any:
     return OBJECTIVES.load(options.name)(options)
 
 
-PEFT_METHODS = Table("peft.name", {"lora": "launcher.peft.lora:apply"})
-METRICS = Table(
+def _of_scope(path: str) -> MetricRow:
+    """A metric of texts that belong to no class."""
+    scope = "objective.out_of_scope"
+    return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
+
+
+PEFT_METHODS = PluginTable("peft.name", {"lora": "launcher.peft.lora:apply"})
+METRICS = PluginTable(
     "eval.metrics",
     {
-        "loss": MetricRow("launcher.evals.loss:Loss", "loss"),
-        "perplexity": MetricRow("launcher.evals.perplexity:Perplexity", "tokens"),
-        "token_accuracy": MetricRow("launcher.evals.token_accuracy:TokenAccuracy", "tokens"),
-        "exact_match": MetricRow("launcher.evals.exact_match:ExactMatch", "generation"),
-        "numeric_match": MetricRow("launcher.evals.numeric_match:NumericMatch", "generation"),
-        "f1": MetricRow("launcher.evals.f1:F1", "generation"),
-        "rouge1": MetricRow("launcher.evals.rouge:Rouge1", "generation", package="rouge_score"),
-        "rouge2": MetricRow("launcher.evals.rouge:Rouge2", "generation", package="rouge_score"),
-        "rougeL": MetricRow("launcher.evals.rouge:RougeL", "generation", package="rouge_score"),
-        "bleu": MetricRow("launcher.evals.bleu:Bleu", "generation", package="sacrebleu"),
-        "chrf": MetricRow("launcher.evals.chrf:ChrF", "generation"),
-        "json_valid": MetricRow("launcher.evals.form:JsonValid", "generation"),
+        "loss": MetricRow("launcher.evals.metrics.loss:Loss", "loss"),
+        "perplexity": MetricRow("launcher.evals.metrics.perplexity:Perplexity", "tokens"),
+        "token_accuracy": MetricRow(
+            "launcher.evals.metrics.token_accuracy:TokenAccuracy", "tokens"
+        ),
+        "exact_match": MetricRow("launcher.evals.metrics.exact_match:ExactMatch", "generation"),
+        "numeric_match": MetricRow(
+            "launcher.evals.metrics.numeric_match:NumericMatch", "generation"
+        ),
+        "f1": MetricRow("launcher.evals.metrics.f1:F1", "generation"),
+        "rouge1": MetricRow(
+            "launcher.evals.metrics.rouge:Rouge1", "generation", package="rouge_score"
+        ),
+        "rouge2": MetricRow(
+            "launcher.evals.metrics.rouge:Rouge2", "generation", package="rouge_score"
+        ),
+        "rougeL": MetricRow(
+            "launcher.evals.metrics.rouge:RougeL", "generation", package="rouge_score"
+        ),
+        "bleu": MetricRow("launcher.evals.metrics.bleu:Bleu", "generation", package="sacrebleu"),
+        "chrf": MetricRow("launcher.evals.metrics.chrf:ChrF", "generation"),
+        "json_valid": MetricRow("launcher.evals.metrics.form:JsonValid", "generation"),
         "json_schema": MetricRow(
-            "launcher.evals.form:JsonSchema",
+            "launcher.evals.metrics.form:JsonSchema",
             "generation",
             wants="eval.json_schema",
             example="eval.json_schema=answer.schema.json",
             package="jsonschema",
         ),
         "convention": MetricRow(
-            "launcher.evals.form:Pattern",
+            "launcher.evals.metrics.form:Pattern",
             "generation",
             wants="eval.convention",
             example=r"eval.convention='[.!?]\Z' for answers that end a sentence",
         ),
         "length": MetricRow(
-            "launcher.evals.form:Length",
+            "launcher.evals.metrics.form:Length",
             "generation",
             wants="eval.answer_words",
             example="eval.answer_words=[5,80]",
         ),
-        "distinct": MetricRow("launcher.evals.variety:Distinct", "generation"),
-        "repetition": MetricRow("launcher.evals.variety:Repetition", "generation"),
-        "style_distance": MetricRow("launcher.evals.style:StyleDistance", "generation"),
+        "distinct": MetricRow("launcher.evals.metrics.variety:Distinct", "generation"),
+        "repetition": MetricRow("launcher.evals.metrics.variety:Repetition", "generation"),
+        "style_distance": MetricRow("launcher.evals.metrics.style:StyleDistance", "generation"),
         "style_classifier": MetricRow(
-            "launcher.evals.style_classifier:StyleClassifier", "generation"
+            "launcher.evals.metrics.style_classifier:StyleClassifier", "generation"
         ),
-        "judge": MetricRow("launcher.evals.judge:Judge", "generation"),
-        "accuracy": MetricRow("launcher.evals.accuracy:Accuracy", "classes"),
-        "in_scope_accuracy": MetricRow(
-            "launcher.evals.accuracy:InScopeAccuracy",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
+        "judge": MetricRow("launcher.evals.judge:WinRate", "generation"),
+        "accuracy": MetricRow("launcher.evals.metrics.accuracy:Accuracy", "classes"),
+        "in_scope_accuracy": _of_scope("launcher.evals.metrics.accuracy:InScopeAccuracy"),
+        "oos_recall": _of_scope("launcher.evals.metrics.accuracy:OosRecall"),
+        "f1_macro": MetricRow("launcher.evals.metrics.class_f1:F1Macro", "classes"),
+        "f1_micro": MetricRow("launcher.evals.metrics.class_f1:F1Micro", "classes"),
+        "ece": MetricRow(
+            "launcher.evals.metrics.ece:Ece", "classes", excludes="objective.multi_label"
         ),
-        "oos_recall": MetricRow(
-            "launcher.evals.accuracy:OosRecall",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
-        ),
-        "f1_macro": MetricRow("launcher.evals.class_f1:F1Macro", "classes"),
-        "f1_micro": MetricRow("launcher.evals.class_f1:F1Micro", "classes"),
-        "ece": MetricRow("launcher.evals.ece:Ece", "classes", excludes="objective.multi_label"),
-        "auroc": MetricRow(
-            "launcher.evals.auroc:Auroc",
-            "classes",
-            wants="objective.out_of_scope",
-            example="objective.out_of_scope=oos",
-        ),
+        "auroc": _of_scope("launcher.evals.metrics.auroc:Auroc"),
     },
 )
-TRACKERS = Table(
+TRACKERS = PluginTable(
     "track",
     {
         # Lines first: the others may wait for a network.
@@ -217,7 +220,7 @@ TRACKERS = Table(
         "tensorboard": "launcher.track.tensorboard:TensorboardTracker",
     },
 )
-LAUNCHERS = Table(
+LAUNCHERS = PluginTable(
     "launch.name",
     {
         "local": "launcher.launch.local:LocalBackend",
@@ -228,7 +231,7 @@ LAUNCHERS = Table(
 )
 
 
-def add(table: Table[Any], name: str, row: Any, *, options: type | None = None) -> None:
+def add(table: PluginTable[Any], name: str, row: Any, *, options: type | None = None) -> None:
     """A variant from outside, for packages of `launcher_plugins`: a row of a table, and the class
     of its options where its section of the config has several; those of a tracker are a section of
     its name below `track`. `ConfigError` if it is there, or cannot have such options."""

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from launcher import meanings
+from launcher import record_fields
 from launcher.config.schema.variants import FORMATS
+from launcher.core.errors import ConfigError
 from launcher.data.formats.base import (
     BadRecord,
     Chat,
@@ -27,7 +28,6 @@ from launcher.data.formats.base import (
 )
 from launcher.data.formats.classification import name_label
 from launcher.data.formats.jsonfields import are_messages, decoded
-from launcher.errors import ConfigError
 
 __all__ = [
     "BadRecord",
@@ -47,7 +47,7 @@ __all__ = [
 Record = Mapping[str, Any]
 
 #: Weights of answers that are judged.
-_TRUTHS = dict.fromkeys(meanings.GOOD, 1.0) | dict.fromkeys(("-1", *meanings.BAD), 0.0)
+_TRUTHS = dict.fromkeys(record_fields.GOOD, 1.0) | dict.fromkeys(("-1", *record_fields.BAD), 0.0)
 
 
 class Format(Protocol):
@@ -81,7 +81,7 @@ class Reader:
             record = rename(raw, columns)
             if name in FORMATS:
                 record = decoded(record, name)
-                refuse(meanings.refused(record, name), "field {!r}")
+                refuse(record_fields.refused(record, name), "field {!r}")
                 _refuse_binary(record, name, self._format)
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
@@ -125,7 +125,7 @@ def load(name: str) -> Format:
 
 def _refuse_binary(record: Record, name: str, known: Format) -> None:
     """`BadRecord` if a field that format `name` reads is a binary column of a table."""
-    reads = meanings.reads(name)
+    reads = record_fields.reads(name)
     binary = (own for own, value in record.items() if isinstance(value, bytes) and own in reads)
     field = next(binary, None)
     if field is None:
@@ -151,7 +151,7 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
         weight = math.nan if isinstance(raw, bool) else float(raw)
     except (TypeError, ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight <= meanings.MAX_WEIGHT:
+    if not 0 <= weight <= record_fields.MAX_WEIGHT:
         raise BadRecord(
             f"the record has weight {raw!r}",
             hint="a weight is a number from 0 to 1e6; if the field means something else, leave it "
@@ -202,7 +202,7 @@ def _unlike(record: Record, columns: Mapping[str, str]) -> BadRecord:
         return BadRecord(
             found, f"if {talk!r} is the conversation: data=chat 'data.columns={{messages: {talk}}}'"
         )
-    known = meanings.refused(record, "text")
+    known = record_fields.refused(record, "text")
     if known:
         name, meant = known
         hint = f"{name!r} is not read ({meant.what}): {meant.hint}"

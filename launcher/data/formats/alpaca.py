@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.data.formats.base import Chat, Pair, text_field
 from launcher.data.formats.prompt import answer_of, name_of, pair_of
-from launcher.meanings import is_given
+from launcher.record_fields import is_given
 
 _ABOUT = ("input", "context", "query")
 _ANSWERED = ("output", "response")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.meanings import Field
+from launcher.record_fields import Field
 
 #: Characters that are said about one bad record.
 MAX_FOUND = 400

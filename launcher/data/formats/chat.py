@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.formats.messages import conversation, read_turns
-from launcher.meanings import is_given
+from launcher.record_fields import is_given
 
 
 class ChatFormat:

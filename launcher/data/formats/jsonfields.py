@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.core.jsontext import DECODER, why_not
 from launcher.data.formats.base import BadRecord
-from launcher.jsontext import DECODER, why_not
-from launcher.meanings import EVERY, reads
+from launcher.record_fields import EVERY, reads
 
 #: What these hold is never text.
 _LISTS = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Chat, as_text, kind, refuse
 from launcher.data.formats.jsonfields import structure
-from launcher.meanings import (
+from launcher.record_fields import (
     ANSWERS_BESIDE,
     FLAGS,
     OF_THE_CALLER,

@@ -17,7 +17,7 @@ from launcher.data.formats.messages import (
     tools_of,
     with_system,
 )
-from launcher.meanings import is_given
+from launcher.record_fields import is_given
 
 #: The names of both answers, those of OpenAI and ms-swift behind TRL's.
 _CHOSEN = ("chosen", "preferred_output")

@@ -15,7 +15,7 @@ from launcher.data.formats.messages import (
     template_options_of,
     tools_of,
 )
-from launcher.meanings import is_given
+from launcher.record_fields import is_given
 
 #: What the two are called.
 ASKED = ("prompt", "query", "question")

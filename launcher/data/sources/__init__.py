@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from launcher.core.errors import DataError
 from launcher.data.sources import compressed, hub, lines, tables
 from launcher.data.sources.chunk import Chunk, Parsed, grouped, parse_line
-from launcher.errors import DataError
 from launcher.fingerprint import (
     SUFFIXES,
     BuiltinData,

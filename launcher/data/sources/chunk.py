@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from launcher.core.jsontext import DECODER, why_not
 from launcher.data.formats.base import BadRecord, kind
 from launcher.data.sources import arrow, limits
-from launcher.jsontext import DECODER, why_not
 
 Parsed = tuple[int, Any]
 """Line (or record) number, and a record or the `BadRecord` that stands for it."""

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from launcher.core.errors import DataError
 from launcher.data.sources import limits
 from launcher.data.sources.optional import optional
-from launcher.errors import DataError
 
 _SKIPPABLE = range(0x184D2A50, 0x184D2A60)
 _MAGIC = 0xFD2FB528

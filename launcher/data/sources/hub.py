@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.core.errors import DataError
 from launcher.data.sources import arrow, limits
 from launcher.data.sources.optional import optional
-from launcher.errors import DataError
 from launcher.fingerprint import HubData
 
 

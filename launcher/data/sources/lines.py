@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO, cast
 
+from launcher.core.jsontext import DECODER
 from launcher.data.formats.base import BadRecord
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import (
@@ -22,7 +23,6 @@ from launcher.data.sources.chunk import (
     not_utf8,
     too_long,
 )
-from launcher.jsontext import DECODER
 
 
 def read_jsonl(stream: BinaryIO, file: int) -> Iterator[Chunk]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher import registry
+from launcher.core import registry
 
 
 def optional(module: str, why: str) -> Any:

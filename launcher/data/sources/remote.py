@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.rundir import storage_errors, write_json
 from launcher.data.sources.optional import optional
-from launcher.errors import ConfigError, DataError
 from launcher.fingerprint import RemoteData
 from launcher.fingerprint.located import ABOUT, MANIFEST, SPLITS, STATE, is_data, saved_files
-from launcher.rundir import storage_errors, write_json
 
 BLOCK_BYTES = 1 << 22
 #: A transfer that breaks goes on where it stopped, so often.

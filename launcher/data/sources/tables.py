@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.core.errors import DataError
 from launcher.data.sources import limits
 from launcher.data.sources.chunk import Chunk
 from launcher.data.sources.optional import optional
-from launcher.errors import DataError
 
 
 def read_parquet(path: Path, file: int) -> Iterator[Chunk]:

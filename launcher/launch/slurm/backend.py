@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher import runtime
-from launcher.errors import ConfigError, LauncherError, Problem
+from launcher.core import runtime
+from launcher.core.errors import ConfigError, LauncherError, Problem
+from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 from launcher.launch.outcome import settled
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import (
@@ -25,7 +26,6 @@ from launcher.launch.queue import (
 )
 from launcher.launch.slurm import commands, environment, templates, text
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
-from launcher.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 
 #: Seconds between two questions to the controller about one job.
 _POLL_S = 5.0

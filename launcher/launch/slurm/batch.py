@@ -14,15 +14,15 @@ import time
 from types import FrameType
 
 from launcher.config.compose import compose
-from launcher.errors import ExitCode, LauncherError
-from launcher.launch import outcome, supervise
+from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.launch import outcome, supervisor
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
 from launcher.launch.patience import BusyError
 from launcher.launch.slurm import commands, environment, text
 from launcher.launch.slurm.backend import stop_file
 from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file
-from launcher.rundir import RunDir, State, read_json, write_json
 
 #: Longest wait for a controller that is down, and the time between two tries.
 _CONTROLLER_WAIT_S = 600.0
@@ -89,13 +89,13 @@ def prepare(run: RunDir, attempt: int) -> int:
     """Make base and data where they are missing; settles the run if that fails or is stopped."""
     plan = _plan(run, attempt)
     os.chdir(plan.cwd)
-    wishes = supervise.Wishes()
+    wishes = supervisor.Wishes()
 
     def note(number: int, frame: FrameType | None) -> None:
         wishes.stop = True
 
     signal.signal(signal.SIGTERM, note)
-    return supervise.prepare(run, plan, wishes)
+    return supervisor.prepare(run, plan, wishes)
 
 
 def watch(run: RunDir, attempt: int) -> int:

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from launcher.errors import LauncherError, Problem, did_you_mean
+from launcher.core.errors import LauncherError, Problem, did_you_mean
 from launcher.launch.queue import QueueHealth
 from launcher.launch.slurm import commands, environment, text
 from launcher.launch.slurm.templates import options

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from launcher.errors import ConfigError, LauncherError
+from launcher.core.errors import ConfigError, LauncherError
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import FullError, QueueJob
 from launcher.launch.slurm import environment, text

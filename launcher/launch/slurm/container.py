@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from launcher.config.schema.launch import ContainerConfig, ContainerRuntime
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 
 def wrap(

@@ -1,6 +1,6 @@
 """What Slurm says in the environment, of the job around a process and to its own commands.
 
-A rank reads it at its start, through `launcher.ranks`: standard library only.
+A rank reads it at its start, through `launcher.core.ranks`: standard library only.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping
 
-from launcher import runtime
-from launcher.errors import ConfigError
-from launcher.ranks import Ranks, number, port_of
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
+from launcher.core.ranks import Ranks, number, port_of
 
 #: Ids from here on stand for the batch script and other steps that are no ranks.
 _SPECIAL_STEPS = 0xFFFFFFF0
@@ -24,7 +24,7 @@ _OPTIONS = tuple(
 
 
 class SlurmJob:
-    """The job around a process; `launcher.ranks.Surroundings`. Pure."""
+    """The job around a process; `launcher.core.ranks.Surroundings`. Pure."""
 
     launcher = "srun"
     rank_prefixes = ("SLURM_STEP", "SLURM_SRUN_")

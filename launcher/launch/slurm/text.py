@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.launch.queue import Ending, QueueJob
 from launcher.launch.spec import AttemptState
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from launcher.config.schema import Overlong
-from launcher.data.encoding import Encoded, Piece
 from launcher.data.formats.base import BadRecord, Example, Labelled
+from launcher.data.prepare.encoding import Encoded, Piece
 from launcher.objectives.classify.labels import COLUMN
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.config.schema import Config
+from launcher.core.rundir import read_json, write_json
 from launcher.model.sequence_head import OUTPUTS
 from launcher.objectives.classify.classes import Classes
-from launcher.rundir import read_json, write_json
 
 #: README.md of a classifier's folder.
 _README = """# A text classifier

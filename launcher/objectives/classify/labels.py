@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ from numpy.typing import NDArray
 
 from launcher.config.derive.architecture import head_names
 from launcher.config.schema import ClassifyConfig, Config
+from launcher.core.errors import ConfigError, DataError, did_you_mean
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.errors import ConfigError, DataError, did_you_mean
 from launcher.objectives.classify.classes import Classes
 
 #: Column of prepared data with the names of a text's classes.
@@ -20,14 +22,19 @@ COLUMN = "label"
 
 
 def learned(config: Config, train: TokenCache | JoinedCache) -> Classes:
-    """The classes of the training data: those of `data.labels`, else all that occur, sorted.
+    """The classes of the training data: see `of_counts`."""
+    return of_counts(config, label_counts(train))
+
+
+def of_counts(config: Config, counts: Counter[tuple[str, ...]]) -> Classes:
+    """The classes of training data with so many records of each label: those of `data.labels`, else
+    all that occur, sorted.
 
     A model with a head of its own for just these names gives the order. Raises `DataError` for
     data with one class, `ConfigError` for options that do not fit the classes.
     """
     objective = config.objective
     assert isinstance(objective, ClassifyConfig)
-    counts = label_counts(train)
     found = Counter[str]()
     for labels, count in counts.items():
         found.update(dict.fromkeys(labels, count))
@@ -75,31 +82,47 @@ def number(cache: TokenCache | JoinedCache, classes: Classes) -> None:
         for i, names in enumerate(part.values[COLUMN]):
             try:
                 rows.append(classes.numbers(names))
-            except KeyError as error:
-                raise _unknown(part, i, str(error.args[0]), classes) from None
+            except KeyError:
+                require_known(names, classes, part.where(part.first(COLUMN, i)))
         part.give(COLUMN, _targets(rows, classes))
 
 
+def require_known(names: Iterable[str], classes: Classes, where: str) -> None:
+    """`DataError` if a label of the record at `where` is no class."""
+    for name in names:
+        if name not in classes.names and name != classes.out_of_scope:
+            raise DataError(
+                f"label {name[:100]!r} is no class of the training data",
+                where=where,
+                hint=did_you_mean(name, classes.names[:200])
+                + "; classes are data.labels, or what occurs in data.train",
+            )
+
+
 def require_out_of_scope(
-    cache: TokenCache | JoinedCache | None, classes: Classes, limit: int | None = None
+    count: int, labels: Iterable[Collection[str]], classes: Classes, limit: int | None = None
 ) -> None:
-    """`DataError` unless the first `limit` held-out records can tell a threshold for texts out of
-    scope."""
-    count = len(cache) if cache else 0
+    """`DataError` unless the first `limit` of `count` held-out records, with these labels, can tell
+    a threshold for texts out of scope."""
     used = count if limit is None else min(limit, count)
-    outside = (
-        sum(classes.out_of_scope in cache.value(COLUMN, i) for i in range(used)) if cache else 0
+    told = enumerate((classes.out_of_scope in names for names in labels), 1)
+    outside = sum(is_outside for _, is_outside in islice(told, used))
+    if 2 <= outside < used:
+        return
+    found = f"{outside} of {'the first ' if used < count else ''}{used} held-out records are"
+    least, among = None, outside
+    for number, is_outside in told:  # the rest of them
+        among += is_outside
+        if 2 <= among < number:
+            least = number
+            break
+    raise DataError(
+        f"{found} {classes.out_of_scope!r}: no threshold can be chosen",
+        where="eval.limit" if used < count else "data.validation",
+        hint="give two records at least with that label and some of the classes"
+        + (f", eval.limit={least} for one" if least else "")
+        + ", or objective.out_of_scope=null",
     )
-    if outside < 2 or outside == used:
-        which = "the first " if used < count else ""
-        raise DataError(
-            f"{outside} of {which}{used} held-out records are {classes.out_of_scope!r}:"
-            " no threshold can be chosen",
-            where="eval.limit" if used < count else "data.validation",
-            hint="give two records at least with that label and some of the classes"
-            + (" among them, or a larger eval.limit" if used < count else "")
-            + ", or leave objective.out_of_scope out",
-        )
 
 
 def _order(name: str) -> tuple[bool, int, str]:
@@ -152,12 +175,3 @@ def _targets(rows: list[list[int]], classes: Classes) -> NDArray[Any]:
     for row, numbers in zip(flags, rows, strict=True):
         row[numbers] = 1
     return flags
-
-
-def _unknown(part: TokenCache, label: int, name: str, classes: Classes) -> DataError:
-    return DataError(
-        f"label {name[:100]!r} is no class of the training data",
-        where=part.where(part.first(COLUMN, label)),
-        hint=did_you_mean(name, classes.names[:200])
-        + "; classes are data.labels, or what occurs in data.train",
-    )

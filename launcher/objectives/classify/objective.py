@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import ClassifyConfig, Config
+from launcher.core.errors import DataError
+from launcher.core.rundir import RunDir
 from launcher.data.cache import Column, JoinedCache, TokenCache
+from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Example
-from launcher.data.formats.base import BadRecord
-from launcher.data.masking import ChatOptions
-from launcher.errors import DataError
+from launcher.data.formats.base import BadRecord, Labelled
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, Results
-from launcher.objectives.base import Loss, Objective
+from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
-from launcher.rundir import RunDir
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from launcher.data.loader import Row
+    from launcher.data.pack.loader import Row
     from launcher.model.sequence_head import SequenceHead
 
 #: Shown of a text out of scope, or without any class.
 _NO_CLASS = "(none)"
+
+
+def _labelled(records: Iterable[tuple[str, Example]]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Places and labels of records that are no others, for those are refused."""
+    for place, example in records:
+        assert isinstance(example, Labelled)
+        yield place, example.labels
 
 
 class Classify(Objective):
@@ -87,7 +95,22 @@ class Classify(Objective):
         if held_out is not None:
             labels.number(held_out, self.classes)
         if self._is_open:
-            labels.require_out_of_scope(held_out, self.classes, config.eval.limit)
+            count = len(held_out) if held_out else 0
+            names = (held_out.value(labels.COLUMN, i) for i in range(count)) if held_out else ()
+            labels.require_out_of_scope(count, names, self.classes, config.eval.limit)
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """What the labels alone tell."""
+        outside = self.options.out_of_scope
+        train = [names for _, names in _labelled(records("train"))]
+        counts = Counter(names for names in train if outside not in names)
+        classes = labels.of_counts(config, counts)
+        held_out = list(_labelled(records("validation")))
+        for place, names in held_out:
+            labels.require_known(names, classes, place)
+        if outside is not None:
+            told = (names for _, names in held_out)
+            labels.require_out_of_scope(len(held_out), told, classes, config.eval.limit)
 
     def prepare(self, cache: TokenCache | JoinedCache) -> None:
         """Give its records the numbers of their classes; `DataError` for a label that is none."""
@@ -158,12 +181,12 @@ class Classify(Objective):
         weights = self._weights_of(row)
         return float(len(row.records) if weights is None else weights.sum())
 
-    def loss(self, head: Any, caller: Any, row: Row) -> Loss:
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's texts, in nats."""
         outputs = head.outputs(caller, row)
         weights = self._weights_of(row)
         losses = self._losses(outputs, row.columns[labels.COLUMN], self._class_weights(outputs))
-        return Loss(losses.sum() if weights is None else losses @ weights)
+        return LossSum(losses.sum() if weights is None else losses @ weights)
 
     def _losses(self, outputs: Tensor, targets: Tensor, positive: Tensor | None) -> Tensor:
         """Loss of each text, fp32 [documents]; `positive` [classes] weighs classes that apply."""

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from launcher.core.rundir import RunDir, read_json
 from launcher.evals.records import ClassRecord
-from launcher.rundir import RunDir, read_json
 
 
 def of_run(run: RunDir, base: bool = False) -> float | None:

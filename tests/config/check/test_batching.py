@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from launcher.config.check import batching
 from launcher.config.derive import plan
-from launcher.errors import Problem
+from launcher.core.errors import Problem
+from support import hints
 from support.configs import make_config
 
 
@@ -77,6 +78,10 @@ def test_refused(
     assert problem.where == where
     assert found in problem.found
     assert hint in problem.hint
+    for words in hints.ways(problem.hint):
+        stated = {k.partition(".")[2]: int(v) for k, v in (word.split("=") for word in words)}
+        left = check(world_size, packing, **stated)
+        assert problem.found not in [one.found for one in left], words
 
 
 @pytest.mark.parametrize(

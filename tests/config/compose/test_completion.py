@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.compose import completion, groups
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.ranks import environment
 
 VERBS = ["train", "config", "status", "data prepare", "data show", "completion"]

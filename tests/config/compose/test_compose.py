@@ -19,7 +19,7 @@ from launcher.config import create, schema
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.schema import typed
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.ranks import environment
 
 OPTIONS = [(group, option) for group, options in groups.list_groups().items() for option in options]
@@ -217,11 +217,15 @@ def test_an_override_does_not_reach_what_is_composed_later_from_the_same_files()
 
 
 def test_composing_twice_shares_nothing() -> None:
-    first, second = compose.compose([]), compose.compose([])
+    words = ["experiment=quickstart"]  # a list in a file
+    first, second = compose.compose(words), compose.compose(words)
     first.eval.metrics.append("x")
     first.engine.extra["x"] = 1
-    assert "x" not in second.eval.metrics
-    assert second.engine.extra == {}
+    first.run.tags.append("x")
+    for later in (second, compose.compose(words)):
+        assert "x" not in later.eval.metrics
+        assert later.engine.extra == {}
+        assert later.run.tags == ["quickstart"]
 
 
 @pytest.mark.parametrize(
@@ -336,7 +340,7 @@ import resource, sys
 from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.derive import plan
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 try:
     config = compose.compose(sys.argv[1:])
     checks.check(config, world_size=2, has_gpu=False)

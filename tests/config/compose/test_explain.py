@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from launcher import runtime
 from launcher.config.compose import compose, explain
 from launcher.config.schema import typed
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
 
 CONF = runtime.conf_dir()
 

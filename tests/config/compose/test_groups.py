@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher import runtime
 from launcher.config import schema
 from launcher.config.compose import compose, groups
 from launcher.config.schema import suggest, typed
-from launcher.errors import ConfigError
+from launcher.core import runtime
+from launcher.core.errors import ConfigError
 
 
 def test_the_options_that_the_documentation_promises() -> None:

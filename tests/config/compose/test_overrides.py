@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 
 from launcher.config.compose import compose, groups, overrides
 from launcher.config.schema import typed
-from launcher.errors import ConfigError, ExitCode, Problem
-
-
-def problems(*words: str) -> list[Problem]:
-    with pytest.raises(ConfigError) as caught:
-        compose.compose(words)
-    assert caught.value.exit_code == ExitCode.usage
-    return list(caught.value.problems)
+from launcher.core.errors import ConfigError
+from support.hints import refused
 
 
 @pytest.mark.parametrize(
@@ -87,7 +81,7 @@ def problems(*words: str) -> list[Problem]:
     ],
 )
 def test_one_wrong_override(word: str, where: str, found: str, hint: str) -> None:
-    (problem,) = problems(word)
+    (problem,) = refused(word)
     assert problem.where == where
     assert found in problem.found
     assert hint in problem.hint
@@ -96,7 +90,7 @@ def test_one_wrong_override(word: str, where: str, found: str, hint: str) -> Non
 
 def test_all_problems_come_at_once_in_order() -> None:
     words = ["modle=hf", "engine=zero4", "seed", "optim.lr=abc", "batch.tokns=1", "train.steps=x"]
-    places = [problem.where for problem in problems(*words, "model.name=good")]
+    places = [problem.where for problem in refused(*words, "model.name=good")]
     assert places == ["modle", "engine", "seed", "batch.tokns", "train.steps", "optim.lr"]
 
 
@@ -110,7 +104,7 @@ def test_the_message_shows_every_problem_with_its_hint() -> None:
 
 
 def test_keys_of_a_misspelt_option_are_not_blamed() -> None:
-    (problem,) = problems("peft=lroa", "peft.rank=8")
+    (problem,) = refused("peft=lroa", "peft.rank=8")
     assert problem.where == "peft"
 
 
@@ -137,8 +131,8 @@ def test_a_path_alone_is_told_its_key(tmp_path: Path) -> None:
     data.touch()
     model.mkdir()
     (model / "config.json").touch()
-    assert problems(str(data))[0].hint == f"did you mean 'data.train={data}'?"
-    assert problems(str(model))[0].hint == f"did you mean model.name={model}?"
+    assert refused(str(data))[0].hint == f"did you mean 'data.train={data}'?"
+    assert refused(str(model))[0].hint == f"did you mean model.name={model}?"
 
 
 @settings(deadline=None, max_examples=50)

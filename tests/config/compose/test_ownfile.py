@@ -10,9 +10,10 @@ from launcher.cli import main
 from launcher.config import create
 from launcher.config.compose import compose, explain, groups, ownfile
 from launcher.config.schema import LoraConfig
-from launcher.errors import ConfigError, ExitCode, Problem
-from launcher.sweeps import begin
-from launcher.sweeps.making import Maker
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.sweeps import preparation
+from launcher.sweeps.trials import Maker
+from support.hints import refused
 
 BASE = "model: tiny\ndata: {train: x.jsonl, max_length: 256}\nbatch: {sequences: 4}\n"
 EXPERIMENTS = groups.list_groups()["experiment"]
@@ -28,13 +29,6 @@ def _write(text: str, name: str = "my.yaml") -> str:
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_text(text, encoding="utf-8")
     return name
-
-
-def _problems(*words: str) -> list[Problem]:
-    with pytest.raises(ConfigError) as caught:
-        compose.compose(words)
-    assert caught.value.exit_code == ExitCode.usage
-    return list(caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +110,7 @@ def test_an_option_typed_beside_a_full_config_is_taken() -> None:
 
 def test_a_recipe_that_the_file_hides_is_not_passed_over_in_silence() -> None:
     full = _write(compose.dump(compose.compose([])))
-    (problem,) = _problems(full, "experiment=lora")
+    (problem,) = refused(full, "experiment=lora")
     assert problem.where == "experiment"
     assert "my.yaml sets all that it sets" in problem.found
 
@@ -160,7 +154,7 @@ def test_anchors_and_merges_are_yaml() -> None:
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text: str, where: str, found: str, hint: str) -> None:
-    (problem,) = _problems(_write(text))
+    (problem,) = refused(_write(text))
     assert problem.where == where
     assert found in problem.found
     assert hint in problem.hint
@@ -174,16 +168,16 @@ def test_values_out_of_range_are_named_with_their_line() -> None:
 
 
 def test_a_file_that_is_not_there_is_told_by_its_neighbours() -> None:
-    assert "`launcher config > my.yaml`" in _problems("my.yaml")[0].hint
+    assert "`launcher config > my.yaml`" in refused("my.yaml")[0].hint
     _write("seed: 1\n", "conf/mine.yaml")
-    (problem,) = _problems("conf/mime.yaml")
+    (problem,) = refused("conf/mime.yaml")
     assert (problem.where, problem.found) == ("conf/mime.yaml", "no such file")
     assert "'conf/mine.yaml'" in problem.hint
 
 
 def test_bytes_that_are_no_text_are_told() -> None:
     Path("my.yaml").write_bytes(b"run:\n  name: \xff\xfe\n")
-    assert "is not YAML" in _problems("my.yaml")[0].found
+    assert "is not YAML" in refused("my.yaml")[0].found
 
 
 def test_paths_with_equals_signs_are_files_and_values_are_not() -> None:
@@ -195,13 +189,13 @@ def test_paths_with_equals_signs_are_files_and_values_are_not() -> None:
 
 def test_explain_names_the_line() -> None:
     file = _write("defaults: [experiment: lora]\npeft:\n  rank: 4\n")
-    assert explain.explain([file], "peft.rank")[-1] == explain.Source("my.yaml:3", 4)
+    assert explain.explain([file], "peft.rank")[-1] == explain.KeySource("my.yaml:3", 4)
 
 
 def test_a_sweep_keeps_what_the_file_said() -> None:
     file = _write(f"{BASE}optim: {{lr: 0.25}}\n")
-    sweep, request = begin.request([file, "run.name=s", "seed=1,2"], [])
-    request = begin.make(sweep, request)
+    sweep, request = preparation.request([file, "run.name=s", "seed=1,2"], [])
+    request = preparation.make(sweep, request)
     _write("optim: {lr: 0.5}\n")
     for known in (request, sweep.request()):
         config, _ = Maker(sweep, known).composed(["seed=2"])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from launcher.config.derive import hostfile
 from launcher.config.derive.hostfile import Host
 from launcher.config.schema.launch import DeepspeedConfig
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 
 POOL = [Host("n1", (0, 1, 2, 3)), Host("n2", (0, 1)), Host("n3", (0,))]
 

@@ -39,7 +39,7 @@ def folder_of(tmp_path: Path, config: dict[str, Any]) -> Path:
     return tmp_path
 
 
-def shape_of(name: str | Path, **model: Any) -> memory.Shape | None:
+def shape_of(name: str | Path, **model: Any) -> memory.ModelShape | None:
     return memory.model_shape(make_config(model={"name": str(name), **model}))
 
 

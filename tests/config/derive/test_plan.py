@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from launcher.config.derive import plan
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import EarlyStopConfig, Weights
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from support.configs import make_config
 
 
@@ -164,6 +164,9 @@ def test_description_before_the_data_is_prepared() -> None:
     text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
     assert "1 sequence of 1024 tokens = 1 rank x 1 micro-batch" in text
     assert "2 epochs (steps follow when the data is prepared)" in text
+    config.train.epochs = 1.0
+    text = plan.describe(config, plan.make(config, world_size=1, has_gpu=False))
+    assert "1 epoch (steps follow" in text
     assert "memory   not known" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from launcher.config.check import checks
 from launcher.config.derive import plan
 from launcher.config.schema import Config
+from support import hints
 from support.configs import make_config
 
 CLASSES = ["loss", "accuracy"]
@@ -102,7 +104,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "train.token_accuracy",
         "true with",
-        "eval.metrics=[accuracy]",
+        "train.token_accuracy=false",
         {"train": {"steps": 1, "token_accuracy": True}},
         {},
     ),
@@ -128,6 +130,19 @@ def test_rule(where: str, found: str, hint: str, bad: dict[str, Any], good: dict
     (broken,) = [p for p in problems(bad) if p.where == where and found in p.found]
     assert hint in broken.hint
     assert problems(good) == []
+
+
+@pytest.mark.parametrize(("where", "found", "hint", "bad", "good"), RULES)
+def test_what_a_hint_says_to_type_mends_what_gave_it(
+    where: str,
+    found: str,
+    hint: str,
+    bad: dict[str, Any],
+    good: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "own.yaml"
+    hints.require_mended(config_of(bad), file, world_size=2, has_gpu=False)
 
 
 def test_an_encoder_is_known_by_its_config_and_not_packed(tmp_path) -> None:

@@ -96,8 +96,8 @@ def test_the_check_of_the_page_can_fail(tmp_path: Path) -> None:
 
 
 def test_every_option_file_says_what_it_is() -> None:
-    from launcher import runtime
     from launcher.config.compose import groups
+    from launcher.core import runtime
 
     for group, options in groups.list_groups().items():
         for option in options:

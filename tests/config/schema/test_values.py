@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from launcher.config import create
 from launcher.config.compose import compose, groups
 from launcher.config.schema import Config, typed, values
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, State, Status
 from launcher.report import collect
-from launcher.rundir import RunDir, State, Status
-from launcher.sweeps import agents, begin, multirun, space, table
+from launcher.sweeps import agents, multirun, preparation, space, table
 from launcher.sweeps.folder import SweepDir, Trial
 from support.odd import ODD
 
@@ -33,12 +33,20 @@ EVERY = pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 
 def _word(text: str) -> str:
     """What a user types behind `key=` for this text: itself, unless the grammar has a say."""
-    return values.as_typed(_literal(text))
+    said = _literal(text)
+    is_taken = said == "null" or values.unquoted(said) is not None
+    return _in_quotes(said) if is_taken else said
 
 
 def _quoted(text: str) -> str:
     """What a user types for it in a list, a mapping or a sweep."""
-    return values.quoted(_literal(text))
+    return _in_quotes(_literal(text))
+
+
+def _in_quotes(text: str) -> str:
+    quote = "'" if '"' in text and "'" not in text else '"'
+    inner = re.sub(rf"(\\*)({quote}|\Z)", lambda m: m[1] * 2 + ("\\" * bool(m[2])) + m[2], text)
+    return f"{quote}{inner}{quote}"
 
 
 def _literal(text: str) -> str:
@@ -144,6 +152,7 @@ def test_an_odd_text_arrives_as_typed(
     assert way(text, tmp_path) == text
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(text=TEXT)
 def test_any_text_arrives_as_typed(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -153,8 +162,8 @@ def test_any_text_arrives_as_typed(text: str, tmp_path_factory: pytest.TempPathF
 
 @given(text=TEXT)
 def test_quotes_are_undone(text: str) -> None:
-    assert values.unquoted(values.quoted(text)) == text
-    assert values.parts(f"{values.quoted(text)}, b") == [values.quoted(text), "b"]
+    assert values.unquoted(_in_quotes(text)) == text
+    assert values.parts(f"{_in_quotes(text)}, b") == [_in_quotes(text), "b"]
 
 
 # ---- all at once: what a sweep hands to others
@@ -210,7 +219,9 @@ def test_wandb_hands_texts_back_as_typed(tmp_path: Path, monkeypatch: pytest.Mon
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
-    _, request = begin.request([*BASE, f"run.tags=[{_quoted(ODD['clock'])}]", _word_of_sweep()], [])
+    _, request = preparation.request(
+        [*BASE, f"run.tags=[{_quoted(ODD['clock'])}]", _word_of_sweep()], []
+    )
     found = yaml.safe_load(agents.sweep_file(request))
     words = []
     for value in found["parameters"]["data.system"]["values"]:
@@ -232,8 +243,8 @@ def test_an_agent_of_wandb_reads_a_file_that_names_a_sweep(
         "track": {"wandb": {"mode": "disabled"}},
     }
     Path("own.yaml").write_text(compose.dump_plain(said), encoding="utf-8")
-    sweep, request = begin.request([*BASE, "own.yaml", "seed=1,2,3"], [])
-    request = begin.make(sweep, request)
+    sweep, request = preparation.request([*BASE, "own.yaml", "seed=1,2,3"], [])
+    request = preparation.make(sweep, request)
     found = agents.content(request)
     assert (found["method"], found["run_cap"]) == ("random", 3)
     assert found["metric"] == {"name": "train/mine", "goal": "maximize"}
@@ -249,12 +260,12 @@ def test_a_shell_hands_the_best_trial_back_as_typed(
     """`launcher train my.yaml $(launcher sweep best s)`, which a shell cuts at blanks."""
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
-    sweep, request = begin.request([*BASE, "run.name=s", _word_of_sweep()], [])
-    begin.make(sweep, request)
+    sweep, request = preparation.request([*BASE, "run.name=s", _word_of_sweep()], [])
+    preparation.make(sweep, request)
     script, more = [], ("peft=lora", "optim.lr=1e-3")
     for number, word in enumerate(_swept()):
         trial = Trial(number, RunDir(sweep.trial_path(number)), (word, *more))
-        row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
+        row = table.TrialRow(trial, Status(State.succeeded), "succeeded", 1.0, 1)
         printed = tmp_path / f"printed-{number}"
         printed.write_text(table.substituted(sweep, row) + "\n", encoding="utf-8")
         best = tmp_path / "runs/s/best.yaml"
@@ -275,10 +286,10 @@ def test_the_best_trial_of_a_folder_with_blanks_is_handed_on_too(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
-    sweep, request = begin.request([*BASE, "run.name=s", "run.root=my runs", "seed=1,2"], [])
-    begin.make(sweep, request)
+    sweep, request = preparation.request([*BASE, "run.name=s", "run.root=my runs", "seed=1,2"], [])
+    preparation.make(sweep, request)
     trial = Trial(0, RunDir(sweep.trial_path(0)), ("data.system=be kind",))
-    row = table.Row(trial, Status(State.succeeded), "succeeded", 1.0, 1)
+    row = table.TrialRow(trial, Status(State.succeeded), "succeeded", 1.0, 1)
     Path("printed").write_text(table.substituted(sweep, row), encoding="utf-8")
     shell = subprocess.run(
         ["bash", "-c", "printf '%s\\0' $(cat printed)"], capture_output=True, check=True

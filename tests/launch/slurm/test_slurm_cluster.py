@@ -18,13 +18,13 @@ import pytest
 
 from launcher.config import create
 from launcher.config.compose import compose
-from launcher.errors import ConfigError, ExitCode, StorageError
-from launcher.jobs import start, status
-from launcher.jobs.cancel import cancel
+from launcher.core.errors import ConfigError, ExitCode, StorageError
+from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch.slurm import commands
 from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.spec import AttemptState
-from launcher.rundir import RunDir, State, read_json, write_json
+from launcher.runs import start, status
+from launcher.runs.cancel import cancel
 from support.slurm import Cluster, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]

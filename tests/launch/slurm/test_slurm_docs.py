@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rundir import RunDir, State
+from launcher.core.rundir import RunDir, State
 from support import slurm
 from support.chats import chat
 from support.ranks import environment

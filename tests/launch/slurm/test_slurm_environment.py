@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.launch.slurm import environment
 from launcher.launch.slurm.environment import SlurmJob, expand_hosts
 from support import ranks

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from launcher.core.rundir import RunDir, State
 from launcher.launch.queue import queue_job
-from launcher.rundir import RunDir, State
 from support import project
 from support.project import LAUNCHER, Project
 from support.slurm import Cluster, wait_for

@@ -19,7 +19,7 @@ from launcher.config.schema.launch import (
     SlurmAgent,
     SlurmConfig,
 )
-from launcher.errors import ConfigError
+from launcher.core.errors import ConfigError
 from launcher.launch.slurm import check as slurm_check
 from launcher.launch.slurm import text as slurm_text
 from launcher.launch.slurm.backend import SlurmBackend, array_script

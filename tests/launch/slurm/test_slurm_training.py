@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.core.rundir import State
 from launcher.launch.queue import queue_job
-from launcher.rundir import State
 from support import project
 from support.project import LAUNCHER, Project
 from support.slurm import wait_for

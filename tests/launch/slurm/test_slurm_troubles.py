@@ -17,8 +17,8 @@ import pytest
 
 from launcher.cli import main
 from launcher.config import create
-from launcher.errors import ConfigError, ExitCode
-from launcher.jobs import scheduled, start, status
+from launcher.core.errors import ConfigError, ExitCode
+from launcher.core.rundir import RunDir, State, read_json
 from launcher.launch import patience
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import FullError, queue_job
@@ -26,9 +26,9 @@ from launcher.launch.slurm import backend as slurm
 from launcher.launch.slurm import batch, commands
 from launcher.launch.slurm.text import described
 from launcher.launch.spec import AttemptState
-from launcher.rundir import RunDir, State, read_json
-from launcher.sweeps import begin
-from launcher.sweeps.control import Controller
+from launcher.runs import scheduled, start, status
+from launcher.sweeps import preparation
+from launcher.sweeps.controller import SweepController
 from launcher.sweeps.folder import SweepDir
 
 WORDS = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4", "launch=slurm")
@@ -212,6 +212,7 @@ def test_a_job_says_itself_which_one_it_is(fake, make, monkeypatch):
 
 
 @pytest.mark.parametrize("lines", [(AWAY, "taken"), (f"lost {TIMED_OUT}",), ("lost dies",)])
+@pytest.mark.slow
 def test_a_sweep_is_submitted_in_the_end(fake, lines, tmp_path):
     fake.says(*lines)
     assert main(["submit", "-m", *WORDS, "seed=1,2", "run.name=s"]) == ExitCode.ok
@@ -225,6 +226,7 @@ def test_a_sweep_is_submitted_in_the_end(fake, lines, tmp_path):
     ("trouble", "code"),
     [(AWAY, ExitCode.preempted), (LIMIT, 75), ("sbatch: error: Job array too large", 2)],
 )
+@pytest.mark.slow
 def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, tmp_path):
     fake.says(*[trouble] * 200)
     monkeypatch.setattr(patiently, "__defaults__", (0.1,))
@@ -242,6 +244,7 @@ def test_a_refused_sweep_is_not_lost(fake, monkeypatch, capsys, trouble, code, t
 ARRAY = "sbatch: error: Batch job submission failed: Invalid job array specification"
 
 
+@pytest.mark.slow
 def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path):
     fake.says(ARRAY, ARRAY, "taken", "taken", "taken")
     command = ["submit", "-m", *WORDS, "seed=1,2,3,4,5", "run.name=s", "launch.max_parallel=2"]
@@ -255,11 +258,12 @@ def test_a_sweep_of_more_trials_than_an_array_may_have_is_several(fake, tmp_path
     assert turns == [[], ["afterany:11"], ["afterany:11:12"]]
 
 
+@pytest.mark.slow
 def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, tmp_path):
     fake.says(LIMIT, "taken", LIMIT)
-    sweep, request = begin.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
-    begin.make(sweep, request)
-    controller = Controller(sweep, request)
+    sweep, request = preparation.request([*WORDS, "seed=1,2,3", "run.name=s"], [])
+    preparation.make(sweep, request)
+    controller = SweepController(sweep, request)
     trials = [controller.claim([f"seed={seed}"]) for seed in (1, 2, 3)]
     left = controller.launch(trials)
     assert [trial.number for trial in left] == [2]
@@ -278,6 +282,7 @@ def test_trials_for_which_there_is_no_room_follow_when_others_have_ended(fake, t
     assert left[0].run.attempts() == [1]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_which_only_a_part_is_taken_says_so(fake, capsys, tmp_path):
     fake.says(LIMIT, "taken", LIMIT)
     command = ["submit", "-m", *WORDS, "seed=1,2,3", "run.name=s"]
@@ -298,6 +303,7 @@ def test_sbatch_that_waits_for_room_by_itself_is_told_from_one_that_hangs(fake, 
         commands.run("sbatch", "x")
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_answer_was_lost_is_cancelled_whole(fake, monkeypatch, tmp_path):
     fake.says(f"lost {TIMED_OUT}")
     fake.is_down(True)

@@ -21,7 +21,10 @@ def _main(words, root):
         del words[:2]
         agents = ()  # a supervisor looks for their children
     if words[:1] == ["-m"] and len(words) > 1:
-        run_plane = ("launcher.train", "launcher.curate.", "launcher.data.")
+        run_plane = tuple(
+            f"launcher.{name}"
+            for name in ("train", "scoring", "inference", "distributed", "curate.", "data.")
+        )
         name = words[1]
         return ("module", name, words[2:]) if name.startswith(run_plane) or name in agents else None
     if (

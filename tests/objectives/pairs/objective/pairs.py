@@ -18,10 +18,10 @@ from typing import ClassVar
 import numpy as np
 
 from launcher.config.schema import ObjectiveConfig, Overlong, variants
+from launcher.core.errors import Problem
 from launcher.data.cache import Column
-from launcher.data.encoding import Encoded, Encoder, Piece, shorten
 from launcher.data.formats.base import BadRecord, Chat, Preference
-from launcher.errors import Problem
+from launcher.data.prepare.encoding import Encoded, ExampleEncoder, Piece, shorten
 from launcher.evals.metric import Ratio
 from launcher.evals.records import LossRecord, ValueRecord
 from launcher.evals.runner import poll
@@ -78,7 +78,7 @@ class Objective(base.Objective):
         losses, margins = self._losses(head.log_probs(caller, row), row)
         total = losses.sum() if row.record_weights is None else losses @ row.record_weights
         right = (margins > 0).sum().detach()
-        return base.Loss(total, {"pair_accuracy": (right, len(margins))})
+        return base.LossSum(total, {"pair_accuracy": (right, len(margins))})
 
     def _losses(self, log_probs, row):
         """Of each pair the loss and the margin: fp32 [pairs]."""
@@ -129,7 +129,7 @@ class PairEncoder:
     """Both answers, each behind the prompt, as the documents of one record."""
 
     def __init__(self, tokenizer, chat):
-        self._encoder = Encoder(tokenizer, chat=chat)
+        self._encoder = ExampleEncoder(tokenizer, chat=chat)
         self._size = len(tokenizer)
 
     def encode(self, examples):

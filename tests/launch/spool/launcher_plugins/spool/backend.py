@@ -10,12 +10,12 @@ from pathlib import Path
 from launcher_plugins.spool import SpoolConfig
 from launcher_plugins.spool.folder import VARIABLE, Spool
 
-from launcher.errors import ConfigError, Problem
+from launcher.core.errors import ConfigError, Problem
+from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import QueueHealth, QueueJob, queue_job
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
-from launcher.rundir import RunDir, State, read_json, write_json
 
 
 class SpoolBackend:

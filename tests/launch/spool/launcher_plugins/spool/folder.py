@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher import processes
+from launcher.core import processes
+from launcher.core.rundir import read_json, write_json
 from launcher.launch.patience import BusyError
 from launcher.launch.queue import Ending, QueueJob
 from launcher.launch.spec import AttemptState
-from launcher.rundir import read_json, write_json
 
 VARIABLE = "SPOOL"
 

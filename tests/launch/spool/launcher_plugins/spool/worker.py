@@ -14,11 +14,11 @@ from typing import Any
 from launcher_plugins.spool.folder import Spool
 
 from launcher import entry
+from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch.local import END_NOW, STOP, supervisor_file
 from launcher.launch.outcome import WORTH_A_REQUEUE
 from launcher.launch.queue import Ending
 from launcher.launch.spec import job_file, open_file
-from launcher.rundir import RunDir, State, read_json, write_json
 
 
 @dataclass
@@ -103,7 +103,7 @@ class Worker:
         open_file(run, attempt).touch()
         with open(self.spool.file(task, "log"), "ab") as log_file:
             process = subprocess.Popen(
-                entry.command("launcher.launch.supervise", str(run), str(attempt)),
+                entry.command("launcher.launch.supervisor", str(run), str(attempt)),
                 stdin=subprocess.DEVNULL,
                 stdout=log_file,
                 stderr=log_file,

@@ -1,0 +1,98 @@
+"""Section `eval`: evaluation on held-out records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from launcher.config.schema.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    ShareAboveZero,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class JudgeConfig:
+    """For the metric judge: a model behind an OpenAI-compatible endpoint."""
+
+    url: str | None = None
+    """Address of the service up to /v1, e.g. http://localhost:8000/v1."""
+    model: str | None = None
+    """Name of the model there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; one that is not set is not sent."""
+    prompt: str | None = None
+    """Path of a text file with the rubric; {prompt}, {first}, {second} and {reference} are filled
+    in, and the reply must end with a line `Verdict: 1`, `Verdict: 2` or `Verdict: tie`."""
+    concurrency: Annotated[int, Range(1, 256)] = 8
+    """Requests at a time."""
+    timeout_s: PositiveFloat = 120.0
+    """Longest wait for a reply, in seconds."""
+    retries: NonNegativeInt = 4
+    """New tries after a timeout, a lost connection, HTTP 429 or 5xx, with growing pauses."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Fields of the request besides model, messages and temperature 0; null takes one out."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EvalConfig:
+    """Evaluation on held-out records, of the base and of the tuned model."""
+
+    name: str = "default"
+    """`none` or `default`."""
+    metrics: list[str] | None = None
+    """Metrics; null: those of the objective that fit (loss, perplexity and token_accuracy; of a
+    classifier loss, accuracy, f1_macro and ece). There are loss, perplexity, token_accuracy; on
+    generated answers exact_match, numeric_match, f1, rouge1, rouge2, rougeL, bleu, chrf,
+    json_valid, json_schema, convention, length, distinct, repetition, style_distance,
+    style_classifier, judge; of a classifier accuracy, f1_macro, f1_micro, ece, auroc, oos_recall,
+    in_scope_accuracy."""
+    general: Any = None
+    """General held-out data, to see what is forgotten: same forms as `data.validation`; its format
+    is detected unless a mapping {path, format, columns} names it."""
+    new: dict[str, Any] = field(default_factory=dict)
+    """Further held-out sets, such as new sources or paraphrases: name -> data, same forms and
+    format as `data.validation`."""
+    every_steps: PositiveInt | None = None
+    """Evaluate the cheap metrics (no generation) every N steps during training. Give this or
+    `eval.times`."""
+    times: PositiveInt | None = None
+    """Evaluate them so many times, evenly spread over the run; the end counts as one."""
+    base: bool = True
+    """Score the base model too, before training, and compare at the end."""
+    limit: PositiveInt | None = None
+    """Largest number of validation records for loss metrics."""
+    generate_limit: PositiveInt | None = 200
+    """Largest number of validation records for metrics that generate text."""
+    max_new_tokens: PositiveInt = 256
+    """Longest generated answer in tokens."""
+    stop: list[str] = field(default_factory=list)
+    """Strings before which an answer ends, besides at the model's own end tokens."""
+    temperature: NonNegativeFloat = 0.0
+    """0: always the likeliest token; else tokens are drawn, by seed and record alone."""
+    top_p: ShareAboveZero = 1.0
+    """With a temperature: draw among the likeliest tokens that together have this share."""
+    gather_weights: bool | None = None
+    """ZeRO 3: hold all weights on every rank while answers are made; null: if they fit."""
+    answer_pattern: str | None = None
+    """Regular expression for exact match: group 1 (or the whole match) of its last match in answer
+    and reference is compared, e.g. '#### (-?[0-9.,]+)'; without it the whole text."""
+    json_schema: str | None = None
+    """For the metric json_schema: path of a JSON file with the schema."""
+    convention: str | None = None
+    """For the metric convention: regular expression that is to be found in every answer."""
+    answer_words: list[int] | None = None
+    """For the metric length: fewest and most words of an answer."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """For the metric judge."""
+    batch_tokens: PositiveInt = 16384
+    """Tokens of one evaluation batch on a rank."""
+    slices: list[str] = field(default_factory=list)
+    """Fields of the held-out records by whose values they are compared too, e.g. [category];
+    a field inside of others with dots. Files and lengths are always."""
+    samples: NonNegativeInt = 20
+    """Sample answers on the report page, the first of the held-out records."""

@@ -1,0 +1,105 @@
+"""Sections `optim` and `schedule`: the optimizer and its learning rate over the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from launcher.config.schema.ranges import (
+    NonNegativeFloat,
+    PositiveFloat,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimizer and gradient clipping."""
+
+    moment_bytes: ClassVar[int]
+    """Bytes of the moments that are kept for each trained parameter."""
+    needs_compiler: ClassVar[bool] = False
+    """Whether its update is compiled by a C++ compiler when the training starts."""
+
+    name: str = "adamw"
+    """Optimizer: adamw, adamw8bit or muon."""
+    lr: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay; not applied to biases and norm weights."""
+    clip_norm: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 = no clipping."""
+
+
+@dataclass(kw_only=True, slots=True)
+class AdamwConfig(OptimConfig):
+    """AdamW (Loshchilov & Hutter 2017, arXiv:1711.05101): torch's fused kernel, or DeepSpeed's CPU
+    kernel if offloaded."""
+
+    moment_bytes: ClassVar[int] = 8
+
+    name: str = "adamw"
+    """Name of the optimizer."""
+    beta1: ShareBelowOne = 0.9
+    """Decay of the first moment."""
+    beta2: ShareBelowOne = 0.999
+    """Decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Adamw8bitConfig(AdamwConfig):
+    """AdamW of bitsandbytes, 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861)."""
+
+    moment_bytes: ClassVar[int] = 2
+
+    name: str = "adamw8bit"
+    """Name of the optimizer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class MuonConfig(OptimConfig):
+    """Muon (Jordan et al. 2024) for hidden matrices, AdamW for the rest, through DeepSpeed."""
+
+    moment_bytes: ClassVar[int] = 4
+    needs_compiler: ClassVar[bool] = True
+
+    name: str = "muon"
+    """Name of the optimizer."""
+    lr: PositiveFloat = 2e-3
+    """Peak learning rate of the Muon matrices."""
+    momentum: ShareBelowOne = 0.95
+    """Momentum of the Muon matrices."""
+    adam_lr: PositiveFloat = 2e-5
+    """Peak learning rate of embeddings, head, norms and biases."""
+    beta1: ShareBelowOne = 0.9
+    """Adam's decay of the first moment."""
+    beta2: ShareBelowOne = 0.999
+    """Adam's decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+
+
+@dataclass(kw_only=True, slots=True)
+class ScheduleConfig:
+    """Learning rate over the run, as a factor of `optim.lr`."""
+
+    name: str = "cosine"
+    """Schedule: constant, linear, cosine or wsd."""
+    warmup: NonNegativeFloat = 0.0
+    """Linear warm-up: below 1 a share of all steps, from 1 a number of steps."""
+    min_ratio: Share = 0.0
+    """Factor at the end of the decay (not used by constant)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class WsdConfig(ScheduleConfig):
+    """Warm-up, stable, decay (Hu et al. 2024, arXiv:2404.06395): constant, then linear decay."""
+
+    name: str = "wsd"
+    """Name of the schedule."""
+    decay: ShareAboveZero = 0.2
+    """Share of all steps at the end that decay."""

@@ -1,0 +1,1 @@
+"""A cleaned copy of the training data."""

@@ -1,0 +1,1 @@
+"""One record: its texts, what is wrong with it, and what stands for it among others."""

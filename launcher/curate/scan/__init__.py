@@ -1,0 +1,1 @@
+"""One parallel reading of all data, into columns of numbers."""

@@ -1,0 +1,257 @@
+"""Rows of packed documents for one rank: a pure function of the optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from launcher.core.errors import ConfigError
+from launcher.data.cache import Column, JoinedCache, Per, TokenCache
+from launcher.data.pack.mixture import Order
+
+
+@dataclass(slots=True)
+class Row:
+    """Documents laid end to end, without padding and without a batch dimension.
+
+    Only what is learned is listed: `target_index` holds the positions whose *next* token is a
+    target. That next token always lies in the same document, so nothing is predicted across a
+    boundary.
+    """
+
+    input_ids: torch.Tensor
+    """int64 [tokens]"""
+    position_ids: torch.Tensor
+    """int64 [tokens]; starts at 0 in every document."""
+    document_starts: torch.Tensor
+    """int32 [documents + 1]: cumulative lengths, as variable-length attention takes them."""
+    target_index: torch.Tensor
+    """int64 [targets]: positions to predict from."""
+    targets: torch.Tensor
+    """int64 [targets]: the token at each position plus one."""
+    longest: int
+    """Tokens of the longest document; known here, so that no device has to be asked for it."""
+    records: list[int]
+    """Record ids in the cache."""
+    packs: list[int]
+    """Indices of the packs in the row, counted over epochs."""
+    sizes: list[int]
+    """Documents of each record: those of one stay together."""
+    record_weights: torch.Tensor | None = None
+    """fp32 [records]: what the loss of each is multiplied by; None where all weigh 1."""
+    weights: torch.Tensor | None = None
+    """The same by target: fp32 [targets]."""
+    columns: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the objective keeps beside the tokens: [documents, ...] or [targets, ...]."""
+    by_target: frozenset[str] = frozenset()
+    """Names of the columns with a value for each target."""
+    is_filler: bool = False
+    """Whether it is computed only because other ranks have one more: nothing of it counts."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
+        """The same row with its tensors on `device`."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            return value
+
+        own = {f.name: moved(getattr(self, f.name)) for f in fields(self)}
+        own["columns"] = {name: moved(values) for name, values in self.columns.items()}
+        return replace(self, **own)
+
+    def document_of_targets(self) -> torch.Tensor:
+        """int64 [targets]: which document each one is of."""
+        return torch.searchsorted(self.document_starts.long(), self.target_index, right=True) - 1
+
+
+class RowSource(Protocol):
+    """Where the rows of a step come from."""
+
+    def step(self, step: int) -> list[Row]:
+        """This rank's rows of optimizer step `step` (from 0), one a micro-batch, on the CPU; the
+        same whenever it is asked."""
+        ...
+
+
+class Records(Protocol):
+    """What a row is made from: a cache, or an excerpt of one."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]: ...
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]: ...
+
+    def documents(self, i: int) -> list[int]: ...
+
+    def column(self, name: str, i: int) -> NDArray[Any]: ...
+
+    def weight(self, i: int) -> float: ...
+
+    @property
+    def is_weighted(self) -> bool: ...
+
+
+def make_row(
+    cache: Records,
+    records: Sequence[int] | NDArray[np.int64],
+    packs: Sequence[int] = (),
+) -> Row:
+    """One row of the given records of a `Records`, in that order."""
+    chosen = np.asarray(records, np.int64).tolist()
+    pieces = [cache.record(i) for i in chosen]
+    documents = [cache.documents(i) for i in chosen]
+    sizes = list(map(len, documents))
+    lengths = np.array([length for own in documents for length in own], np.int64)
+    starts = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    tokens = np.concatenate([tokens for tokens, _ in pieces]).astype(np.int64)
+    flags = np.concatenate([flags for _, flags in pieces])
+    flags[starts[:-1]] = 0  # a document's first token has nothing before it to be predicted from
+    positions = np.arange(len(tokens)) - np.repeat(starts[:-1], lengths)
+    learned = np.flatnonzero(flags)
+    weights = record_weights = None
+    if cache.is_weighted:
+        own = np.array([cache.weight(i) for i in chosen], np.float32)
+        record_weights = torch.from_numpy(own)
+        tokens_of = [len(tokens) for tokens, _ in pieces]
+        weights = torch.from_numpy(np.repeat(own, tokens_of)[learned])
+    columns = {
+        name: np.concatenate([cache.column(name, i) for i in chosen]) for name in cache.columns
+    }
+    return Row(
+        input_ids=torch.from_numpy(tokens),
+        position_ids=torch.from_numpy(positions),
+        document_starts=torch.from_numpy(starts),
+        target_index=torch.from_numpy(learned - 1),
+        targets=torch.from_numpy(tokens[learned]),
+        longest=int(lengths.max()),
+        records=chosen,
+        packs=list(packs),
+        sizes=sizes,
+        record_weights=record_weights,
+        weights=weights,
+        columns={name: torch.from_numpy(values) for name, values in columns.items()},
+        by_target=frozenset(n for n, c in cache.columns.items() if c.per is Per.target),
+    )
+
+
+def rectangles(row: Row, *, equal: bool = False) -> list[Row]:
+    """The records of `row` by length, in rows that hold no more tokens than it even when each
+    document is padded to the longest: so a long one does not have many padded to its length.
+    `equal`: the documents of a row are of one length, so that none is padded. Raises `ConfigError`
+    where that tears a record's documents apart."""
+    starts = row.document_starts.tolist()
+    firsts = np.cumsum([0, *row.sizes]).tolist()
+    lengths = [
+        [starts[i + 1] - starts[i] for i in range(first, last)]
+        for first, last in zip(firsts, firsts[1:], strict=False)
+    ]
+    if equal and any(len(set(own)) > 1 for own in lengths):
+        raise ConfigError(
+            "documents of one record that are of several lengths, which this model cannot compute"
+            " in one batch",
+            where="model.name",
+            hint="it gives other losses where documents are padded: take another model, or"
+            " model.attention=eager",
+        )
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -max(lengths[i])):
+        longest = max(lengths[groups[-1][0]]) if groups else 0
+        lines = sum(row.sizes[j] for j in groups[-1]) + row.sizes[i] if groups else 0
+        fits = groups and lines * longest <= len(row.input_ids)
+        if fits and (max(lengths[i]) == longest or not equal):
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return [_records(row, group) for group in groups]
+
+
+def _records(row: Row, chosen: list[int]) -> Row:
+    """These records of `row`, in this order."""
+    firsts = np.cumsum([0, *row.sizes]).tolist()
+    documents = [d for i in chosen for d in range(firsts[i], firsts[i + 1])]
+    starts = row.document_starts.tolist()
+    spans = [(starts[d], starts[d + 1]) for d in documents]
+    lengths = [end - start for start, end in spans]
+    begins = np.cumsum([0, *lengths], dtype=np.int32)
+    learned = [
+        ((row.target_index >= start) & (row.target_index < end)).nonzero().flatten()
+        for start, end in spans
+    ]
+    own = torch.cat(learned)
+    moved = [
+        row.target_index[index] - start + int(begin)
+        for index, (start, _), begin in zip(learned, spans, begins[:-1], strict=True)
+    ]
+    return Row(
+        input_ids=torch.cat([row.input_ids[start:end] for start, end in spans]),
+        position_ids=torch.cat([row.position_ids[start:end] for start, end in spans]),
+        document_starts=torch.from_numpy(begins),
+        target_index=torch.cat(moved),
+        targets=row.targets[own],
+        longest=max(lengths),
+        records=[row.records[i] for i in chosen],
+        packs=row.packs,
+        sizes=[row.sizes[i] for i in chosen],
+        record_weights=None if row.record_weights is None else row.record_weights[chosen],
+        weights=None if row.weights is None else row.weights[own],
+        columns={
+            name: values[own if name in row.by_target else documents]
+            for name, values in row.columns.items()
+        },
+        by_target=row.by_target,
+    )
+
+
+class Loader:
+    """Cuts the global batch of a step into this rank's micro-batches, purely by the step's number.
+
+    Step `s` trains on packs [s * G, (s + 1) * G), G = global_sequences, whatever the number of
+    ranks. Rank r takes every world_size-th of them, and each micro-batch is the next `micro_batch`
+    of those in one row.
+    """
+
+    def __init__(
+        self,
+        cache: TokenCache | JoinedCache,
+        order: Order,
+        *,
+        global_sequences: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if (
+            global_sequences != micro_batch * accumulation * world_size
+            or not 0 <= rank < world_size
+        ):
+            raise ValueError(
+                f"a global batch of {global_sequences} is not {world_size} ranks x {accumulation} "
+                f"micro-batches x {micro_batch} sequences, or rank {rank} is not one of the ranks"
+            )
+        self._cache = cache
+        self._order = order
+        self._global_sequences = global_sequences
+        self._micro_batch = micro_batch
+        self._rank = rank
+        self._world_size = world_size
+
+    def step(self, step: int) -> list[Row]:
+        """This rank's rows of optimizer step `step` (from 0), one a micro-batch."""
+        first = step * self._global_sequences
+        mine = range(first + self._rank, first + self._global_sequences, self._world_size)
+        return [
+            self._row(mine[begin : begin + self._micro_batch])
+            for begin in range(0, len(mine), self._micro_batch)
+        ]
+
+    def _row(self, packs: range) -> Row:
+        records = np.concatenate([self._order.pack(pack) for pack in packs])
+        return make_row(self._cache, records, packs)

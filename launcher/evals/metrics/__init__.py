@@ -1,0 +1,1 @@
+"""One metric a file; rows of `launcher.config.schema.variants.METRICS` name them."""

@@ -1,0 +1,500 @@
+"""How the documents of a row are kept apart in a model: found out on the model itself.
+
+Four ways, of which the first that is right is taken:
+
+1. side by side in one row, by attention that knows where each begins;
+2. the same, and each layer that carries something along the row beside its attention (a state, a
+   convolution) runs once a document;
+3. a line for each, padded to the longest, with the model's own attention;
+4. the same with lines of one length at a time, for models that padding reaches (convolutions,
+   Fourier transforms, pooling of all that is there).
+
+Right means that the losses of a document do not change with what lies before it in the row, and
+that they are those of the document alone with the model's own plain attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from launcher.config.schema import ModelConfig
+from launcher.core.errors import ConfigError
+from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.pack.loader import Row, make_row
+from launcher.model import attention
+from launcher.model.adapter import inner_model
+from launcher.model.head import Head
+from launcher.model.mixers import Mixers, part, tensors
+
+#: Tokens of each document of the check at most: longer ones would only cost time.
+_LONGEST = 256
+#: Records that the documents of the check are chosen from.
+_CHOICE = 100
+#: About so many are tried for losses that are finite.
+_TRIED = 16
+#: How code of others fails on what it does not expect.
+_FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+#: A model has at most so many kinds of layers that carry something along the row.
+_ROUNDS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Tolerance:
+    """What rounding may do. A document that is isolated does not change at all, but for experts,
+    whose batches of tokens are cut otherwise; one that sees other tokens changes by far more."""
+
+    leak: float
+    """Mean change of a target's loss when another document changes, in nats."""
+    loss: float
+    """Mean difference of a target's loss to that of the document alone, in nats."""
+    relative: float
+    """Largest change of a layer's output, in shares of its largest element."""
+
+
+_EXACT = _Tolerance(leak=1e-5, loss=1e-4, relative=1e-5)
+_HALF = _Tolerance(leak=0.01, loss=0.1, relative=0.02)
+
+
+class _NothingToSee(Exception):
+    """No record has two tokens, so that there is none that another could see."""
+
+
+class _Excerpt:
+    """Records of a cache without their middles, of which each token but the first is a target; an
+    end-of-sequence token stays, as some classifiers read texts there."""
+
+    def __init__(self, cache: TokenCache | JoinedCache) -> None:
+        self._cache = cache
+        self.is_weighted = False
+        self.columns: dict[str, Any] = {}
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        lengths = self._cache.documents(i)
+        start = sum(lengths[: (longest := lengths.index(max(lengths)))])
+        tokens = self._cache.record(i)[0][start : start + lengths[longest]]
+        if len(tokens) > _LONGEST:
+            tokens = np.append(tokens[: _LONGEST - 1], tokens[-1])
+        return tokens, np.ones(len(tokens), np.uint8)
+
+    def documents(self, i: int) -> list[int]:
+        return [len(self.record(i)[0])]
+
+    def weight(self, i: int) -> float:
+        return 1.0
+
+
+class _Probe:
+    """Some documents of the data, and what a head makes of them; all ranks ask it the same."""
+
+    def __init__(
+        self,
+        head: Head,
+        caller: Any,
+        cache: TokenCache | JoinedCache,
+        device: torch.device,
+    ) -> None:
+        self._excerpt: Any = _Excerpt(cache)
+        several = np.flatnonzero(np.asarray(cache.lengths) > 1)[:_CHOICE].tolist()
+        lengths = {i: len(self._excerpt.record(i)[0]) for i in several}
+        if not several:
+            raise _NothingToSee
+        # The longest, a middling and the shortest one: what padding does shows where they differ.
+        several.sort(key=lambda i: -lengths[i])
+        self._several = several
+        self.head, self._caller, self._device = head, caller, device
+        self._choose(several)
+
+    def _choose(self, records: list[int]) -> None:
+        self._longest = records[0]
+        self._lay([records[0], records[len(records) // 2], records[-1]])
+
+    def lay_finite(self, agree: Callable[[bool], bool]) -> bool:
+        """Compare records whose losses are finite, each by itself; False if there are none. A few
+        others are the loop's affair."""
+        records = self._several[:: max(len(self._several) // _TRIED, 1)]
+        finite = []
+        for i in records:
+            losses = self.losses(make_row(self._excerpt, [i]).to(self._device))
+            if agree(bool(losses.isfinite().all())):
+                finite.append(i)
+        if finite:
+            self._choose(finite)
+        return bool(finite)
+
+    def _lay(self, chosen: list[int]) -> None:
+        """Compare these records, in a row and each alone."""
+        self.row = make_row(self._excerpt, chosen).to(self._device)
+        self.documents = [make_row(self._excerpt, [i]).to(self._device) for i in chosen]
+        self.border = int(self.row.document_starts[1])
+        other = self.row.input_ids.clone()
+        other[: self.border] = other[: self.border].roll(1)
+        other[self.border - 1] = self.row.input_ids[self.border]
+        self.changed = replace(self.row, input_ids=other)
+        self._behind = self.head.documents_of_probe(self.row) > 0
+
+    def lay_equal(self) -> None:
+        """Compare documents of one length: the longest one, behind another order of its tokens."""
+        self._lay([self._longest] * 2)
+        self.row, self.changed = self.changed, self.row
+        first = self.row.input_ids[: self.border]
+        self.documents[0] = replace(self.documents[0], input_ids=first)
+
+    def losses(self, row: Row) -> Tensor:
+        return self.head.probe(self._caller, row)
+
+    def behind(self, row: Row) -> Tensor:
+        """Losses of the documents behind the first one."""
+        return self.losses(row)[self._behind]
+
+    def leak(self) -> float:
+        """What a change of the first document does to those behind it, in nats a target."""
+        difference = (self.behind(self.row) - self.behind(self.changed)).abs().mean()
+        return float(difference)
+
+    def foresight(self) -> float:
+        """What a change of a document's last token does to what is predicted before it, in nats a
+        target; nothing where all of it is read."""
+        if self.head.reads_whole:
+            return 0.0
+        row = self.documents[0]
+        other = row.input_ids.clone()
+        # Some tokenizers begin and end texts with the same token.
+        others = self.row.input_ids[self.row.input_ids != other[-1]]
+        other[-1] = others[0] if len(others) else (other[-1] - 1).abs()
+        difference = self.losses(row) - self.losses(replace(row, input_ids=other))
+        return float(difference.abs().mean())
+
+    def beside(self) -> float:
+        """What it does to a document's losses that it is computed beside others, in nats a target:
+        the attention is the same, so that no choice (of experts, of keys) falls otherwise."""
+        return float((self.losses(self.row) - self.alone()).abs().mean())
+
+    def alone(self) -> Tensor:
+        """The losses of all, one after the other."""
+        return torch.cat([self.losses(row) for row in self.documents])
+
+    def rounding(self, model: Any) -> float:
+        """What it does to the losses, with the attention that is set, that every element of the
+        embeddings moves to the next number of its format, in nats a target. Where experts or keys
+        are chosen, a rounding may choose others."""
+
+        def moved(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+            step = torch.finfo(output.dtype).eps * signs.to(output.device, output.dtype)
+            return output + output * step
+
+        expected = self.alone()
+        hook = model.get_input_embeddings().register_forward_hook(moved)
+        try:
+            return float((self.alone() - expected).abs().mean())
+        finally:
+            hook.remove()
+
+
+def isolate(
+    head: Head,
+    caller: Any,
+    model: Any,
+    cache: TokenCache | JoinedCache,
+    device: torch.device,
+    agree: Callable[[bool], bool] = bool,
+    *,
+    trains: bool = False,
+) -> list[str]:
+    """Choose how `head` keeps documents apart in `model`, and say what is out of the ordinary.
+
+    `caller` is what to call for a forward (the engine while training), in evaluation mode; `agree`
+    tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
+    Raises `ConfigError` for a model that gives a document another loss beside others than alone,
+    and with `trains` for one that cannot be computed in training mode.
+    """
+    try:
+        probe = _Probe(head, caller, cache, device)
+    except _NothingToSee:
+        return []
+    inner = inner_model(model)
+    notes = _choose(head, probe, model, inner, agree)
+    if trains:
+        model.train()
+        with as_refusal(inner, " in training"):
+            probe.losses(probe.row)
+        model.eval()
+    return notes
+
+
+def require_recomputable(head: Head, options: ModelConfig) -> None:
+    """`ConfigError` for layers that run once a document and are to be compiled and computed again:
+    what is computed again in compiled code does not know the documents."""
+    once = head.layout.partition("row, ")[2]
+    if once and options.compile and options.gradient_checkpointing:
+        raise ConfigError(
+            f"{once} once a document, with activations that are computed again",
+            where="model.compile",
+            hint="set model.compile=false, or model.gradient_checkpointing=false",
+        )
+
+
+def _choose(
+    head: Head,
+    probe: _Probe,
+    model: Any,
+    inner: Any,
+    agree: Callable[[bool], bool],
+) -> list[str]:
+    dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
+    tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
+    asked, head.isolates = head.isolates, False
+    with as_refusal(inner):
+        with _attention(inner, "eager"):
+            expected = probe.alone()
+            is_finite = agree(bool(expected.isfinite().all()))
+            if not is_finite and (is_finite := probe.lay_finite(agree)):
+                expected = probe.alone()
+            foresight = probe.foresight()
+        # What users open it with. PaliGemma without the mask of its images is causal in plain
+        # attention alone.
+        with _attention(inner, attention.supported(type(inner), "sdpa")):
+            foresight = max(foresight, probe.foresight())
+    if not is_finite:
+        raise ConfigError(
+            f"{type(inner).__name__} gives texts of the data a loss that is not a finite number,"
+            f" each by itself and with plain attention, in {dtype}",
+            where="model.name",
+            hint="are its weights whole? if they are: engine.precision=bf16, as fp16 overflows in"
+            " some models",
+        )
+    if not agree(foresight <= tolerance.leak):
+        raise _not_causal(inner)
+
+    limits = [tolerance.loss]
+
+    def is_close(difference: float) -> bool:
+        """Whether a mean difference is one of rounding: within the tolerance, or what the least of
+        it does to this model, which is found out where it matters."""
+        if agree(difference <= limits[-1]):
+            return True
+        if len(limits) > 1:
+            return False
+        isolates, head.isolates = head.isolates, False
+        with _attention(inner, "eager"):
+            limits.append(max(tolerance.loss, probe.rounding(inner)))
+        head.isolates = isolates
+        return agree(difference <= limits[-1])
+
+    def is_right(found: _Off) -> bool:
+        """Whether what others do to a document is no more than rounding."""
+        return is_close(found.difference) and agree(found.leak <= tolerance.leak)
+
+    why = None
+    if asked:
+        head.isolates, mixers = True, Mixers()
+        why = _side_by_side(probe, inner, mixers, tolerance, agree)
+        if agree(why is None):
+            off = float((probe.losses(probe.row) - expected).abs().mean())
+            why = None if is_close(off) else "attention that is not that of packed rows"
+        if agree(why is None):
+            head.layout = ", ".join(["row", *mixers.names])
+            return [f"{name} runs once a document, as it carries state" for name in mixers.names]
+        mixers.undo()
+        head.isolates = False
+        inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
+        if not is_close(probe.beside()):
+            inner.set_attn_implementation("eager")
+    elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
+        why = "attention of its own"
+    elif head.pools:
+        why = "a head of its own"
+    own = inner.config._attn_implementation
+    head.layout = f"padded, {own}"
+    off_padded = _off_in_lines(probe)
+    if is_right(off_padded):
+        return [f"documents are padded, one a line, with {own}: the model has {why}"] if why else []
+    head.pads, head.layout = False, f"equal lengths, {own}"
+    probe.lay_equal()
+    off_equal = _off_in_lines(probe)
+    if is_right(off_equal):
+        return [
+            f"documents of one length are computed together, one a line, with {own}, as others"
+            f" would {off_padded.what}"
+        ]
+    again = float((probe.alone() - probe.alone()).abs().mean())
+    if not agree(again <= tolerance.loss):
+        raise ConfigError(
+            f"{type(inner).__name__} gives a text another loss each time, by {again:.2g} nats"
+            " a token: it draws random numbers while it computes",
+            where="model.name",
+            hint="look in its config.json for what turns that off, or take another model",
+        )
+    raise ConfigError(
+        f"{type(inner).__name__} gives a document another loss beside others than alone: they"
+        f" {off_padded.what}",
+        where="model.name",
+        hint="try model.attention=eager, or another model",
+    )
+
+
+def _not_causal(model: nn.Module) -> ConfigError:
+    return ConfigError(
+        f"{type(model).__name__} is not causal: a token sees those that it is to predict",
+        where="model.name",
+        hint="a model that reads in both directions can classify: objective=classify",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Off:
+    """What it does to a document that it is computed with others, each a line."""
+
+    difference: float
+    """Mean difference of a target's loss to that of the document alone, in nats."""
+    leak: float
+    """Mean change of a target's loss when another document changes, in nats."""
+    error: Exception | None = None
+
+    @property
+    def what(self) -> str:
+        """The same in words."""
+        if self.error is not None:
+            return f"make it fail ({type(self.error).__name__}: {self.error})"
+        text = f"move its loss by {self.difference:.2g} nats a target"
+        return f"{text}, by {self.leak:.2g} with each change of theirs" if self.leak else text
+
+
+def _off_in_lines(probe: _Probe) -> _Off:
+    try:
+        return _Off(probe.beside(), probe.leak())
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        return _Off(math.inf, math.inf, error)
+
+
+def _side_by_side(
+    probe: _Probe,
+    model: nn.Module,
+    mixers: Mixers,
+    tolerance: _Tolerance,
+    agree: Callable[[bool], bool],
+) -> str | None:
+    """Keep the documents of a row apart, by `mixers` if need be; else what keeps them together."""
+    if not probe.head.inputs.has_positions:
+        return "no places of tokens but those in the row"
+    for _ in range(_ROUNDS):
+        error: Exception | None = None
+        leak = math.inf
+        try:
+            leak = probe.leak()
+        except torch.OutOfMemoryError:
+            raise
+        # A kernel that takes no boundaries, a layer that cannot be run on a part of its row: each
+        # fails in its own way, on all ranks alike.
+        except (attention.Unknown, *_FAILURES) as found:
+            error = found
+        if agree(leak <= tolerance.leak):
+            return None
+        if isinstance(error, attention.Unknown):
+            return error.problems[0].found
+        if error is not None:
+            if not probe.head.inputs.hands_on:
+                return f"layers that cannot take a part of a row ({error})"
+            probe.head.inputs.hands_on = False
+            continue
+        kinds = _leaking(probe, model, tolerance)
+        if not agree(bool(kinds)):
+            break
+        mixers.add(model, kinds)
+        if not mixers.are_gathered_whole(model):
+            return f"{', '.join(mixers.names)} outside of the layers that ZeRO-3 gathers as one"
+    return "layers that see all of a row"
+
+
+def _leaking(probe: _Probe, model: nn.Module, tolerance: _Tolerance) -> set[type[nn.Module]]:
+    """The innermost modules whose output for the documents behind the first one changes with it
+    though their input for them does not."""
+    total, border = len(probe.row.input_ids), probe.border
+    before: dict[str, list[list[Tensor]]] = {}
+    blamed: dict[str, nn.Module] = {}
+
+    def watch(name: str, module: nn.Module, values: tuple[Any, ...]) -> None:
+        *inputs, output = (
+            [x.detach() for x in tensors(part(value, total, border, total))] for value in values
+        )
+        now = [[x for one in inputs for x in one], output]
+        if name not in before:
+            before[name] = now
+            return
+        same_input, same_output = (
+            all(_same(x, y, tolerance.relative) for x, y in zip(*pair, strict=True))
+            for pair in zip(before[name], now, strict=True)
+        )
+        if same_input and not same_output:
+            blamed[name] = module
+
+    hooks = [
+        module.register_forward_hook(
+            lambda m, args, kwargs, out, name=name: watch(name, m, (args, kwargs, out)),
+            with_kwargs=True,
+        )
+        for name, module in model.named_modules()
+        if name
+    ]
+    try:
+        probe.losses(probe.row)
+        probe.losses(probe.changed)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        type(module)
+        for name, module in blamed.items()
+        if not any(other.startswith(f"{name}.") for other in blamed)
+    }
+
+
+def _same(x: Tensor, y: Tensor, relative: float) -> bool:
+    if x.shape != y.shape:
+        return False
+    if not x.is_floating_point():
+        return torch.equal(x, y)
+    if not x.numel():
+        return True
+    return float((x - y).abs().max()) <= relative * float(x.abs().max())
+
+
+@contextmanager
+def as_refusal(model: Any, when: str = "") -> Iterator[None]:
+    """A model that transformers cannot compute a plain text with is refused."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        raise ConfigError(
+            f"{type(model).__name__} fails on a text{when}: {type(error).__name__}: {error}",
+            where="model.name",
+            hint="see whether plain transformers can compute it, or take another model",
+        ) from error
+
+
+@contextmanager
+def _attention(model: Any, implementation: str) -> Iterator[None]:
+    """Another implementation ("eager" is the plain formula) than the model was loaded with."""
+    before = model.config._attn_implementation
+    if before == implementation or not model._can_set_attn_implementation():
+        yield
+        return
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,1 @@
+"""Models that runs have made, at work: opened, answering, exported."""

@@ -1,0 +1,170 @@
+"""`python -m launcher.inference.worker RUN_DIR`: a model that answers over its standard streams.
+
+A line on stdin is a request in JSON: `{id, project, messages, tools | prompt, max_tokens,
+temperature, top_p, seed, stop, n, max_calls}`, or `{cancel: id}` that withdraws one; the end of
+stdin ends the process. Lines on stdout: `{ready: true}` once the model is open; then `{id, begun:
+true}` of a request; of each answer `{id, index, text}` piece by piece, `{id, index, calls: [{name,
+arguments}]}` if it calls tools, and `{id, index, finish_reason, prompt_tokens, completion_tokens}`;
+or `{id, error, code}` of a request.
+Requests that wait are answered together: those of the projects in turn, of each the first first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterable
+from typing import Any
+
+from launcher.config.compose import compose
+from launcher.core.errors import ConfigError
+from launcher.core.fairness import RoundRobin
+from launcher.core.rundir import RunDir
+from launcher.inference.batching import Ask, reply
+from launcher.inference.command import exit_code_of
+from launcher.inference.opening import open_base, open_speaker
+from launcher.inference.requests import Refused, Write, asks_of
+from launcher.inference.speaker import Speaker
+
+#: What one batch may hold: answers, and tokens of prompts and answers with their padding.
+MAX_ROWS = 16
+MAX_TOKENS = 32768
+
+
+class Answering:
+    """Answers requests that come line by line."""
+
+    def __init__(self, speaker: Speaker, longest: int, write: Write) -> None:
+        """`longest`: most tokens of an answer. `write` gets what is to be said, from one thread."""
+        self._speaker, self._longest, self._write = speaker, longest, write
+        self._waiting: RoundRobin[dict[str, Any]] = RoundRobin()
+        self._changed = threading.Condition()
+        self._is_over = False
+        self._open: set[str] = set()
+        self._kept: dict[str, dict[str, Any]] = {}
+        """The requests that wait, by id."""
+
+    def listen(self, lines: Iterable[str]) -> None:
+        """Take in requests until there are no more; all are withdrawn then."""
+        for line in lines:
+            request = json.loads(line)
+            if "cancel" in request:
+                self._open.discard(request["cancel"])
+                with self._changed:
+                    self._kept.pop(request["cancel"], {}).clear()  # it may be large
+            else:
+                self._open.add(request["id"])
+                with self._changed:
+                    self._kept[request["id"]] = request
+                    self._waiting.add(request.get("project", ""), request)
+                    self._changed.notify()
+        self._open.clear()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify()
+
+    def work(self) -> None:
+        """Answer until `listen` has come to its end."""
+        first = self._next(wait=True)
+        while first:
+            batch = first
+            while (following := self._next(wait=False)) and _fits(batch | following):
+                batch |= following
+            self._answer(batch)
+            first = following or self._next(wait=True)
+
+    def _next(self, *, wait: bool) -> dict[str, list[Ask]]:
+        """What the next request wants, by its id; nothing if none waits or none will come."""
+        while True:
+            with self._changed:
+                while (request := self._waiting.next()) is None:
+                    if self._is_over or not wait:
+                        return {}
+                    self._changed.wait()
+                if not request:
+                    continue
+                name = str(request["id"])
+                del self._kept[name]
+
+            def is_gone(name: str = name) -> bool:
+                return name not in self._open
+
+            if is_gone():
+                continue
+            try:
+                asks = asks_of(request, self._speaker, self._longest, self._write, is_gone)
+            except Refused as error:
+                self._refuse(name, error.code, str(error))
+            else:
+                return {name: asks}
+
+    def _answer(self, batch: dict[str, list[Ask]]) -> None:
+        for name in batch:
+            self._write({"id": name, "begun": True})
+        try:
+            reply(self._speaker, [ask for asks in batch.values() for ask in asks])
+        except Exception:  # out of memory, for one: a smaller request may still do
+            traceback.print_exc()
+            for name in batch:
+                self._refuse(name, "failed", "The model has failed at this request.")
+        self._open.difference_update(batch)
+
+    def _refuse(self, name: str, code: str, message: str) -> None:
+        self._open.discard(name)
+        self._write({"id": name, "error": message, "code": code})
+
+
+def _fits(batch: dict[str, list[Ask]]) -> bool:
+    asks = [ask for asks in batch.values() for ask in asks]
+    prompt = max(len(ask.tokens) for ask in asks)
+    answer = max(ask.decoding.max_new_tokens for ask in asks)
+    return len(asks) <= MAX_ROWS and len(asks) * (prompt + answer) <= MAX_TOKENS
+
+
+def _open_model(options: argparse.Namespace) -> Speaker:
+    if options.overrides is not None:
+        return open_base(compose.compose(options.overrides, options.config_dir))
+    run = RunDir(options.run).require()
+    if compose.load(run.config).objective.has_sequence_head:
+        raise ConfigError("a classifier cannot speak", where=str(run), hint="train with chats")
+    return open_speaker(run, checkpoint=options.checkpoint)
+
+
+def main(argv: list[str]) -> int:
+    """Exit code of `launcher.core.errors.ExitCode`; what went wrong is said on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launcher.inference.worker", description=__doc__
+    )
+    parser.add_argument("run", nargs="?")
+    parser.add_argument("--checkpoint", type=int, metavar="STEP", help="default: the export")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="longest answer")
+    parser.add_argument(
+        "--overrides", nargs="*", metavar="KEY=VALUE", help="the base of such a run instead"
+    )
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR")
+    options = parser.parse_args(argv)
+    if (options.run is None) == (options.overrides is None):
+        parser.error("name a run, or the overrides of a base")
+    # Nothing else may come between the lines, whatever a library prints.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def write(line: dict[str, Any]) -> None:
+        out.write(json.dumps(line) + "\n")
+        out.flush()
+
+    def work() -> None:
+        answering = Answering(_open_model(options), options.max_tokens, write)
+        write({"ready": True})
+        threading.Thread(target=answering.listen, args=(sys.stdin,), daemon=True).start()
+        answering.work()
+
+    return exit_code_of(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Models on held-out records: in training, by themselves, and against each other."""

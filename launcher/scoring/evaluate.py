@@ -1,0 +1,319 @@
+"""Evaluation of the model in training on held-out records, spread over the ranks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launcher.config.derive.plan import Plan
+from launcher.config.schema import Config, LoraConfig
+from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir, write_atomic
+from launcher.core.runtime import Ranks
+from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.pack.loader import Row, make_row
+from launcher.distributed import collectives, gathered
+from launcher.evals import generation, runner, store
+from launcher.evals.comparison.record_sets import TRAIN
+from launcher.evals.decoding import Decoding
+from launcher.evals.journal import Journal
+from launcher.evals.metric import Metric, make_metrics, score_all
+from launcher.evals.records import Generation, Results, TokenizedPrompt
+from launcher.fingerprint import objective_identity
+from launcher.model.adapter import inner_model
+from launcher.model.head import Head
+from launcher.model.load import model_source
+from launcher.objectives.base import Objective
+
+#: Packages whose versions may change a score.
+_COMPUTE = ("launcher", "torch", "transformers", "peft", "tokenizers")
+
+
+class Evaluator:
+    """Scores a model on the validation split; every rank calls the same methods.
+
+    `should_stop` is asked between batches, on all ranks equally often; it makes a method raise
+    `launcher.evals.runner.EvaluationStopped`. `generate` makes the answers, as
+    `launcher.evals.generation.generate_records` does; they end at one of the tokens `taught` too.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        ranks: Ranks,
+        cache: TokenCache | JoinedCache,
+        tokenizer: Any,
+        head: Head,
+        device: torch.device,
+        should_stop: Callable[[], bool],
+        objective: Objective,
+        generate: Callable[..., list[Generation]] = generation.generate_records,
+        taught: Sequence[int] = (),
+    ) -> None:
+        self.config, self.plan, self.ranks, self.cache = config, plan, ranks, cache
+        self.tokenizer, self.head, self.device = tokenizer, head, device
+        self.should_stop, self.objective, self._generate = should_stop, objective, generate
+        self.taught = list(taught)
+        self.metrics = make_metrics(config.eval, config.objective.own_metrics)
+        count = len(cache)
+        self.ids = list(
+            range(count if config.eval.limit is None else min(config.eval.limit, count))
+        )
+        self._generates = any(metric.needs == "generation" for metric in self.metrics)
+        self._prompts: list[TokenizedPrompt] | None = None
+        #: evaluators of records beyond the held-out ones, by split.
+        self.further: dict[str, Evaluator] = {}
+
+    def quick(self, engine: Any) -> dict[str, float]:
+        """Scores of the metrics that need no generation."""
+        return score_all(self.metrics, self._scored(engine))
+
+    def full(
+        self,
+        engine: Any,
+        model: Any,
+        journal: Journal | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Results:
+        """Per-record results of all metrics, complete on every rank. `model` is the bare model.
+
+        Finished answers are kept in `journal`, and those that are in it already are taken from it.
+        """
+        results = self._scored(engine)
+        if self._generates:
+            results.passes["generation"] = self._answers(model, journal, say)
+        return results
+
+    def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
+        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot."""
+        if self._generates:
+            with (
+                gathered.for_generation(model, self.config, self.ranks, say),
+                generation.inference(model),
+            ):
+                generation.reads_padding(model)
+
+    def _answers(
+        self, model: Any, journal: Journal | None, say: Callable[[str], None]
+    ) -> list[Generation]:
+        prompts = self.prompts(model)
+        found = journal.read() if journal and self.ranks.is_main else []
+        known: list[Generation] = collectives.gather_objects(found)[0]
+        if known:
+            say(f"{len(known)} of {len(prompts)} answers were finished before")
+        answered = {record.id for record in known}
+        remaining = [prompt for prompt in prompts if prompt.id not in answered]
+        with gathered.for_generation(model, self.config, self.ranks, say) as lockstep:
+            mine = self._generate(
+                remaining,
+                model,
+                self.tokenizer,
+                Decoding.of(self.config),
+                batch_tokens=self.config.eval.batch_tokens,
+                rank=self.ranks.rank,
+                world_size=self.ranks.world_size,
+                lockstep=lockstep,
+                stop_tokens=generation.find_stop_tokens(model, self.tokenizer, self.taught),
+                should_stop=self.should_stop,
+                done=journal.append if journal else None,
+            )
+        new = runner.gather(mine, expected=len(remaining))
+        return sorted([*known, *new], key=lambda record: record.id)
+
+    def everything(
+        self,
+        engine: Any,
+        model: Any,
+        journal: Journal | None = None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> Results:
+        """`full`, and the results of the further sets; of each the answers are kept apart.
+
+        The objective judges the further sets beside the held-out records; training records have
+        losses alone.
+        """
+        results = self.full(engine, model, journal, say)
+        for split, own in self.further.items():
+            kept = journal.part(split) if journal else None
+            results.further[split] = part = own.full(engine, model, kept, say)
+            if split == TRAIN:
+                part.passes = {"loss": part.losses}
+            else:
+                self.objective.judge_further(split, part, results)
+        return results
+
+    def _scored(self, engine: Any) -> Results:
+        """What needs no generation."""
+        mine = self.objective.score(self.head, engine, self._rows(), self.should_stop)
+        results = Results({name: runner.gather(records) for name, records in mine.items()})
+        scored = len(results.ids())
+        assert scored == len(self.ids), f"{scored} of {len(self.ids)} records were scored"
+        self.objective.judge(results)
+        return results
+
+    def _rows(self) -> Iterator[tuple[Row | None, list[int]]]:
+        """This rank's rows, as the head has documents laid out, and their record ids."""
+        head = self.head
+        lengths = [int(self.cache.lengths[i]) for i in self.ids]
+        if not head.isolates:  # each document is a line
+            documents = map(self.cache.documents, self.ids)
+            lengths = [len(own) * max(own) for own in documents]
+        batches = runner.plan_batches(
+            lengths,
+            batch_tokens=min(self.config.eval.batch_tokens, self._batch_cap()),
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            lockstep=self.config.engine.zero == 3,
+            new_tokens=None if head.isolates else 0,
+            equal=not (head.isolates or head.pads),
+        )
+        return runner.rows_of(
+            batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)
+        )
+
+    def text(self, record: int) -> str:
+        """A record as text, without special tokens."""
+        tokens, _ = self.cache.record(record)
+        decoded: str = self.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        return decoded
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """What is written beside the results; `ConfigError` for keys that mean something there."""
+        found = self.objective.about(results)
+        if taken := sorted(store.TAKEN & found.keys()):
+            raise ConfigError(
+                f"the objective says {', '.join(taken)} of its results, which others say",
+                where="objective.name",
+                hint="give it another name",
+            )
+        return found
+
+    def lines(
+        self, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
+    ) -> list[dict[str, Any]]:
+        """Each record as a line of eval/predictions.jsonl, with null for what nobody knows."""
+        found = self.objective.lines(base, tuned, metrics, self.cache.where, self.text)
+        return store.filled(found)
+
+    def _batch_cap(self) -> int:
+        """Evaluation keeps no activations, so twice a training row fits where training fits."""
+        return max(self.plan.max_length, 2 * self.plan.micro_batch * self.plan.max_length)
+
+    def prompts(self, model: Any) -> list[TokenizedPrompt]:
+        """The validation records that ask for an answer, at most `eval.generate_limit`."""
+        if self._prompts is None:
+            self._prompts = []
+            for record in self.ids:
+                if len(self._prompts) == self.config.eval.generate_limit:
+                    break
+                split = self._split(record)
+                if split is not None:
+                    reference = self.tokenizer.decode(split[1], skip_special_tokens=True)
+                    where = self.cache.where(record)
+                    self._prompts.append(TokenizedPrompt(record, split[0], reference, where))
+        return self._prompts
+
+    def _split(self, record: int) -> tuple[list[int], list[int]] | None:
+        tokens, targets = self.cache.record(record)
+        return runner.prompt_and_reference(tokens.tolist(), targets.tolist())
+
+    # ---- the base model's results, made once
+
+    def base_key(self, data_key: str, commit: str | None = None) -> str:
+        """What the base's results depend on: model, data, options of evaluation, precision, and
+        the code and the way in which documents are computed.
+
+        `commit` is that of a base from the hub, whose name and revision may come to mean another.
+        """
+        options = self.config.eval
+        parts = [
+            store.VERSION,
+            [*model_identity(self.config), commit],
+            data_key,
+            [[name, str(own.cache.folder), len(own.ids)] for name, own in self.further.items()],
+            self.plan.precision,
+            self.plan.dtype,
+            [self.head.layout, *(version(package) for package in _COMPUTE)],
+            sorted(options.metrics or ()),
+            [options.limit, options.generate_limit, options.answer_pattern],
+            asdict(Decoding.of(self.config)),
+            options.batch_tokens,
+            self.taught,
+            # A base may have a head that begins at random.
+            [*objective_identity(self.config), self.objective.state],
+            self.objective.spec and asdict(self.objective.spec),
+        ]
+        return _digest(parts)
+
+    def journal(self, run: RunDir, name: str, *depends: Any) -> Journal:
+        """Where the answers of the model `name` are kept until its results are stored."""
+        return Journal(run.eval / "journal", name, _digest([name, *depends]), self.ranks.rank)
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+def model_identity(config: Config) -> list[Any]:
+    """Names what a run starts from: source, revision, and size and time of every file of a folder;
+    of an adapter that is trained further too."""
+    source = model_source(config.model)
+    adapter = config.peft.adapter if isinstance(config.peft, LoraConfig) else None
+    files = []
+    for folder in (Path(source), *([Path(adapter)] if adapter else [])):
+        if not folder.is_dir():
+            continue
+        for path in sorted(folder.iterdir()):
+            info = path.stat()
+            files.append([path.name, info.st_size, info.st_mtime_ns])
+    quantization = config.model.quantization.name
+    return [
+        *(source, config.model.tokenizer, config.model.revision),
+        *(config.model.add_tokens, quantization, files),
+    ]
+
+
+def score_base(
+    evaluator: Evaluator,
+    run: RunDir,
+    engine: Any,
+    model: Any,
+    data_key: str,
+    say: Callable[[str], None],
+) -> None:
+    """Write eval/base.json from the cache, or by scoring the model, which still is the base."""
+    target = run.eval / "base.json"
+    inner = inner_model(model)
+    key = evaluator.base_key(data_key, getattr(inner.config, "_commit_hash", None))
+    cached, journal = store.cache_path(key), evaluator.journal(run, "base", key)
+    known = store.read_results(target) or store.read_results(cached)
+    if not _agreed(known is not None):
+        started = time.monotonic()
+        results = evaluator.everything(engine, model, journal, say)
+        if evaluator.ranks.is_main:
+            for path in (cached, target):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                seconds = round(time.monotonic() - started, 3)
+                about = evaluator.about(results)
+                store.write_results(path, results, evaluator.metrics, seconds=seconds, **about)
+            journal.clear()
+        number = len(results.ids())
+        say(f"base model scored on {number} held-out record{'' if number == 1 else 's'}")
+    elif evaluator.ranks.is_main and store.read_results(target) is None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, cached.read_text(encoding="utf-8"))
+        say("base model's scores come from the cache")
+
+
+def _agreed(mine: bool) -> bool:
+    """Rank 0's answer, on every rank."""
+    return bool(collectives.gather_objects(mine)[0])

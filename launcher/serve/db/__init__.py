@@ -1,0 +1,1 @@
+"""The service's database: its tables, and how it is brought to them."""

@@ -1,0 +1,1 @@
+"""Files of projects: taken in, checked, kept, and handed out."""

@@ -1,0 +1,146 @@
+"""How jobs end: with a model and a result file, with an error, or because somebody wanted it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from launcher.core.errors import ExitCode
+from launcher.core.rundir import RunDir, Status, read_json
+from launcher.serve import naming
+from launcher.serve.db.tables import Event, Job, JobState, Model, now
+from launcher.serve.files import files
+from launcher.serve.jobs import journal, measurements, ownership
+from launcher.serve.jobs.journal import Note
+from launcher.serve.jobs.measurements import Measured
+from launcher.serve.jobs.workspace import Workplace
+
+_RESULTS = "step_metrics.csv"
+_CODES = {
+    ExitCode.usage: "invalid_configuration",
+    ExitCode.data: "invalid_file_format",
+    ExitCode.out_of_memory: "out_of_memory",
+    ExitCode.diverged: "training_diverged",
+    ExitCode.hang: "training_hung",
+    ExitCode.storage: "storage_error",
+}
+_LONGEST_MESSAGE = 2000
+
+
+def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
+    """The run is done: its model, its result file and its last numbers, in one go."""
+    steps, _ = measurements.read(
+        run.metrics, measurements.BEGIN, evaluates=lambda _: False, ended=True
+    )
+    organization, store = place.service.site.organization, place.service.store
+    with contextlib.ExitStack() as stack:
+        table = stack.enter_context(store.incoming())
+        table.write(measurements.table(steps))
+        store.prepare(table)
+        session, job = stack.enter_context(place.owned(job_id))
+        if job.state.is_final:
+            _release(job)
+            return
+        result = read_json(run.best, {}).get("result")
+        # The weights of the last step, unless the site asks for the best ones.
+        last = next((step for step in steps if step.step == result), steps[-1] if steps else None)
+        name = naming.final_name(job, organization)
+        if last is not None:
+            _add_final(session, job, name, last)
+        result = files.insert(session, store, table, job.project_id, _RESULTS, files.RESULTS)
+        job.result_file = result.id
+        job.trained_tokens = steps[-1].tokens if steps else 0
+        job.fine_tuned_model = name
+        job.state, job.finished_at = JobState.succeeded, now()
+        new = unnoted(session, job.id, steps)
+        journal.write(session, job.id, _last_notes(name, new, steps[-1].step if steps else 0))
+        _release(job)
+
+
+def fail_run(place: Workplace, job_id: str, status: Status) -> None:
+    """The run has failed."""
+    code = ExitCode(status.exit_code) if status.exit_code in set(ExitCode) else ExitCode.internal
+    reason = status.reason or "The job failed for a reason that is not known."
+    param = "training_file" if code is ExitCode.data else None
+    fail(place, job_id, _CODES.get(code, "server_error"), reason, param)
+
+
+def fail(place: Workplace, job_id: str, code: str, message: str, param: str | None) -> None:
+    """The job has failed, unless it was cancelled meanwhile; none of its processes is left."""
+    # Where things lie here is nothing to the client.
+    message = message.replace(str(place.service.home), "...")[:_LONGEST_MESSAGE]
+    with place.owned(job_id) as (session, job):
+        if not job.state.is_final:
+            job.error = {"code": code, "message": message, "param": param}
+            job.state, job.finished_at = JobState.failed, now()
+            note = Note("failed", message, level="error")
+            journal.write(session, job.id, [note])
+        _release(job)
+
+
+def cancelled_elsewhere(place: Workplace, job_id: str, status: Status) -> None:
+    """Somebody has cancelled the run, and not through this service."""
+    with place.owned(job_id) as (session, job):
+        if not job.state.is_final:
+            job.state, job.finished_at = JobState.cancelled, now()
+            text = "Fine-tuning job cancelled by the site"
+            journal.write(session, job.id, [Note("cancelled", text, level="warn")])
+        _release(job)
+
+
+def stopped(place: Workplace, job_id: str, attempts: int) -> None:
+    """What the client wanted is done: no process is left of the run's `attempts` so far."""
+    with place.owned(job_id) as (_, job):
+        job.cursor = {**job.cursor, "attempts": attempts}
+        _release(job)
+
+
+def _release(job: Job) -> None:
+    job.wanted = None
+    ownership.give_up_place(job)
+
+
+def _add_final(session: Session, job: Job, name: str, last: Measured) -> None:
+    # A checkpoint of this step may have been noted before anyone knew that it is the last.
+    session.execute(delete(Model).where(Model.job_id == job.id, Model.step == last.step))
+    session.add(
+        Model(
+            name=name,
+            project_id=job.project_id,
+            job_id=job.id,
+            step=last.step,
+            checkpoint_id=naming.checkpoint_id(job, last.step),
+            metrics=last.metrics(),
+            is_final=True,
+        )
+    )
+
+
+def unnoted(session: Session, job_id: str, steps: Sequence[Measured]) -> list[Measured]:
+    """Those of the steps that have no event yet, whatever was read of their file before."""
+    wanted = select(Event.key).where(Event.job_id == job_id, Event.type == "metrics")
+    noted = set(session.scalars(wanted))
+    return [step for step in steps if _key(step) not in noted]
+
+
+def _last_notes(name: str, new: list[Measured], total: int) -> list[Note]:
+    return [
+        *(step_note(step, total) for step in new),
+        Note(f"checkpoint-{total}", f"Checkpoint created at step {total} with Snapshot ID: {name}"),
+        Note("model", f"New fine-tuned model created: {name}"),
+        Note("succeeded", "The job has successfully completed"),
+    ]
+
+
+def step_note(step: Measured, total: int) -> Note:
+    """The event of a step."""
+    data = {**step.metrics(), "total_steps": total}
+    text, time = step.message(total), int(step.time) or None
+    return Note(_key(step), text, data, type="metrics", created_at=time)
+
+
+def _key(step: Measured) -> str:
+    return f"step-{step.step}"

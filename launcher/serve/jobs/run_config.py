@@ -1,0 +1,222 @@
+"""From a job to the config of its run.
+
+What the site has settled is composed from its own overrides and words of a fixed form; numbers, and
+every text that a client has sent, are set on the typed config: no text of a client is ever parsed
+as an override.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.config import create
+from launcher.config.compose import compose
+from launcher.config.derive import adapter, plan
+from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
+from launcher.core.errors import ConfigError, Problem
+from launcher.runs.slots import Slots
+from launcher.serve.db.tables import Job
+from launcher.serve.naming import offer_of
+from launcher.serve.site import ProjectSettings, Site
+
+#: Steps that `auto` wants at least, of few examples too.
+_LEAST_STEPS = 150
+_EPOCHS = (3, 50)
+_MOST_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """Hyperparameters as the run uses them."""
+
+    n_epochs: int
+    batch_size: int
+    learning_rate_multiplier: float
+
+    def steps_of_epoch(self, examples: int) -> int:
+        """Optimizer steps of one pass over so many examples."""
+        return math.ceil(examples / self.batch_size)
+
+    def as_dict(self) -> dict[str, Any]:
+        """By the names that clients know."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run is made from besides its row."""
+
+    runs: Path
+    """Folder of run folders."""
+    training: Path
+    validation: Path | None
+    examples: int
+    """Examples of the training file."""
+    base: Path | None = None
+    """Folder of the model to start from, if it is a fine-tuned one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """The run that a job asks for, checked."""
+
+    config: Config
+    plan: plan.Plan
+    words: list[str]
+    numbers: Numbers
+
+
+def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
+    """Hyperparameters with `auto` resolved for a training file of `examples`.
+
+    Batch: 0.2 % of the examples, at least 1. Epochs: 3, or as many as 150 steps take. The batch is
+    never more than the examples, and a multiple of the ranks, which share it evenly.
+    """
+    batch = asked["batch_size"]
+    if batch == "auto":
+        batch = min(_MOST_BATCH, max(1, round(examples / 500)))
+    batch = math.ceil(min(batch, examples) / ranks) * ranks
+    epochs = asked["n_epochs"]
+    if epochs == "auto":
+        least, most = _EPOCHS
+        epochs = min(most, max(least, math.ceil(_LEAST_STEPS * batch / examples)))
+    factor = asked["learning_rate_multiplier"]
+    return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor))
+
+
+def translate(
+    site: Site, job: Job, inputs: Inputs, config_dirs: Sequence[Path], project: str = ""
+) -> Translation:
+    """The config of the job's run, of a project by name; `ConfigError` if what the site has settled
+    is wrong or gone, or if it cannot run on this machine or cluster."""
+    words = _site_words(site, offer_of(job), project)
+    words += _choice_words(words, job, inputs)
+    sources = compose.Sources(config_dirs)
+    # The final ones follow from the config, which may be made of them.
+    first = numbers(job.asked, inputs.examples, 1)
+    before = [f"train.epochs={first.n_epochs}", f"batch.sequences={first.batch_size}"]
+    config, problems = compose.try_compose([*words, *before], (), sources)
+    if problems:
+        raise ConfigError(problems)
+    world_size = ranks_of(config, site.queue.parallel)
+    used = numbers(job.asked, inputs.examples, world_size)
+    made_of_others = compose.interpolates(words, sources)
+    words += _set_numbers(config, used, inputs)
+    if made_of_others:  # of the job's numbers, and not of those that the site has in their place
+        config, problems = compose.try_compose(words, (), sources)
+        if problems:
+            raise ConfigError(problems)
+    _set_names(config, job, inputs)
+    if inputs.base is not None:
+        config.model = _tuned(config.model, inputs.base)
+        problems = adapter.settle(config)
+    config, made = create.judged(config, problems, world_size)
+    return Translation(config, made, words, used)
+
+
+def ranks_of(config: Config, parallel: int) -> int:
+    """Ranks of a run: as the config says, or one for each GPU of its share of this machine."""
+    if config.launch.name != "local" or config.launch.processes:
+        return create.planned_world(config)
+    shared = Slots(config, parallel, where="queue.parallel").world_size
+    return shared or create.planned_world(config)
+
+
+def _site_words(site: Site, name: str, project: str) -> list[str]:
+    offer = site.models.get(site.resolve(name) or name)
+    if offer is None:
+        raise ConfigError(
+            f"the model {name} is no longer offered", where="models", hint=", ".join(site.models)
+        )
+    own = site.projects.get(project) or ProjectSettings()
+    account = [] if own.account is None else [f"cluster.account={own.account}"]
+    return ["data=chat", *site.overrides, *offer.overrides, *own.overrides, *account]
+
+
+def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[str]:
+    """What a job settles whatever the site's config is."""
+    words = [
+        f"run.name={job.id}",
+        f"seed={job.seed}",
+        "train.steps=null",
+        "batch.tokens=null",
+        "batch.micro=null",
+        "data.packing=false",
+        "data.validation_share=0",
+        "checkpoint.keep_last=3",
+        "train.log_every_steps=1",
+        "train.token_accuracy=true",
+        "export.at_end=true",
+        "eval.times=null",
+    ]
+    if inputs.validation is None:
+        words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
+    else:
+        words += ["eval=default", "eval.metrics=[loss,token_accuracy]"]
+    # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
+    keys = ("train.early_stop.patience=", "export.weights=")
+    asks = any(word.startswith(keys) for word in site_words)
+    if inputs.validation is None or not asks:
+        words += ["train.early_stop.patience=null", "export.weights=last"]
+    return words
+
+
+def _set_numbers(config: Config, used: Numbers, inputs: Inputs) -> list[str]:
+    """Set what depends on what the site has settled; returns it as words."""
+    every = used.steps_of_epoch(inputs.examples)
+    values: dict[str, Any] = {
+        "train.epochs": float(used.n_epochs),
+        "batch.sequences": used.batch_size,
+        "optim.lr": config.optim.lr * used.learning_rate_multiplier,
+        "checkpoint.every_steps": every,
+    }
+    if inputs.validation is not None:
+        values["eval.every_steps"] = every
+    if _merges(config.peft, config.model):
+        # A folder that any tool, and a further job, can start from.
+        values["export.merge"] = True
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        setattr(getattr(config, section), name, value)
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _merges(peft: PeftConfig, model: ModelConfig) -> bool:
+    return not peft.trains_base and model.quantization is Quantization.none
+
+
+def _set_names(config: Config, job: Job, inputs: Inputs) -> None:
+    """All texts: paths of ours, and what the client calls things."""
+    config.run.root = str(inputs.runs)
+    config.data.train = str(inputs.training)
+    config.data.validation = None if inputs.validation is None else str(inputs.validation)
+    for integration in job.integrations or []:
+        asked = integration["wandb"]
+        wandb = config.track.wandb
+        if wandb.mode is WandbMode.disabled:
+            wandb.mode = WandbMode.auto
+        wandb.project = asked["project"]
+        wandb.entity = asked["entity"] or wandb.entity
+        wandb.name = asked["name"]
+        config.run.tags = [*config.run.tags, *(asked["tags"] or [])]
+
+
+def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:
+    """The same computation on the weights, tokenizer and template of an exported model."""
+    if not (folder / "config.json").is_file() and not adapter.is_adapter(folder):
+        raise ConfigError(
+            [Problem("model", "this fine-tuned model cannot be trained further", "use its base")]
+        )
+    return ModelConfig(
+        name=str(folder),
+        dtype=model.dtype,
+        attention=model.attention,
+        quantization=model.quantization,
+        gradient_checkpointing=model.gradient_checkpointing,
+        compile=model.compile,
+    )

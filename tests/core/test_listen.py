@@ -1,0 +1,35 @@
+"""A server of ours and the signals that end it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from launcher import entry
+
+SERVER = """
+from launcher import entry
+from launcher.core import listen
+entry.end_by_signals()
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+raise SystemExit(listen.run(app, "127.0.0.1", 0))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_ends_well_by_a_signal(number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        assert httpx.get(server.stdout.readline().strip()).status_code == 204
+        server.send_signal(number)
+        _, messages = server.communicate(timeout=entry.GRACE_S + 20)
+    assert (server.returncode, messages) == (0, "")

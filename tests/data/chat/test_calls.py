@@ -1,0 +1,56 @@
+"""Calls of tools in answers, in the forms of several families' templates."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.data.chat.calls import Call, CallForm
+
+HERMES = CallForm("<tool_call>", "</tool_call>", "arguments")
+LLAMA = CallForm("", "", "parameters")
+LIST = CallForm("[", "]", "arguments")
+F, G = Call("f", '{"a": "é"}'), Call("g", "{}")
+
+
+@pytest.mark.parametrize(
+    ("form", "answer", "text", "calls"),
+    [
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a": "é"}}\n</tool_call>', "", [F]),
+        (
+            HERMES,
+            'Sure.\n<tool_call>{"name": "f", "arguments": {"a": "é"}}</tool_call>\n'
+            '<tool_call>\n{"name": "g", "arguments": {}}\n</tool_call>\n',
+            "Sure.",
+            [F, G],
+        ),
+        (LLAMA, ' {"name": "f", "parameters": {"a": "é"}}', "", [F]),
+        (LIST, 'See [1]: [{"name": "g", "arguments": {}}]', "See [1]:", [G]),
+        (
+            LIST,
+            '[{"name": "f", "arguments": {"a": "é"}}, {"name": "g", "arguments": "{}"}]',
+            "",
+            [F, G],
+        ),
+    ],
+)
+def test_calls_are_read(form: CallForm, answer: str, text: str, calls: list[Call]) -> None:
+    assert form.read(answer, {"f", "g"}) == (text, calls)
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        (HERMES, "Sure."),
+        (HERMES, ""),
+        (HERMES, '<tool_call>\n{"name": "f", "arguments": {"a"'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": {}}</tool_call> and more'),
+        (HERMES, '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f"}</tool_call>'),
+        (HERMES, '<tool_call>{"name": ["f"], "arguments": {}}</tool_call>'),
+        (HERMES, '{"name": "f", "arguments": {}}'),
+        (LLAMA, 'It is {"name": "f", "parameters": {}}'),
+        (LLAMA, '{"name": "f", "parameters": {}} {"a": 1}'),
+    ],
+)
+def test_what_is_no_call_stays_text(form: CallForm, answer: str) -> None:
+    assert form.read(answer, {"f"}) == (answer, [])

@@ -1,0 +1,167 @@
+"""Rows: the same packs for every cut of the global batch, and no document sees another."""
+
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from launcher.data.cache import TokenCache
+from launcher.data.pack.loader import Loader, Row, make_row, rectangles
+from launcher.data.pack.packing import PackedOrder
+from support import caches
+
+RECORDS = st.lists(
+    st.lists(st.tuples(st.integers(0, 999), st.booleans()), min_size=1, max_size=12),
+    min_size=1,
+    max_size=30,
+)
+
+
+def write(folder: Path, records: list[list[tuple[int, bool]]]) -> TokenCache:
+    pairs = [([t for t, _ in record], [int(f) for _, f in record]) for record in records]
+    return caches.write(folder, pairs, max_length=16)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TokenCache:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(2, 17, 200)
+    return write(
+        tmp_path / "cache",
+        [list(zip(rng.integers(0, 999, n), rng.integers(0, 2, n), strict=True)) for n in lengths],
+    )
+
+
+def loader(cache: TokenCache, rank: int, world: int, micro: int, total: int = 24) -> Loader:
+    order = PackedOrder(cache.lengths, 16, seed=5)
+    return Loader(
+        cache,
+        order,
+        global_sequences=total,
+        micro_batch=micro,
+        accumulation=total // world // micro,
+        rank=rank,
+        world_size=world,
+    )
+
+
+CUTS = [(1, 24), (1, 1), (1, 4), (2, 3), (2, 12), (3, 2), (4, 6), (8, 3), (24, 1)]
+
+
+@pytest.mark.parametrize(("world", "micro"), CUTS)
+def test_every_cut_of_a_step_has_the_same_packs(cache: TokenCache, world: int, micro: int) -> None:
+    order = PackedOrder(cache.lengths, 16, seed=5)
+    for step in (0, 1, 40):
+        rows = [row for r in range(world) for row in loader(cache, r, world, micro).step(step)]
+        assert len(rows) == 24 // micro
+        packs = [pack for row in rows for pack in row.packs]
+        assert sorted(packs) == list(range(step * 24, (step + 1) * 24))
+        records = sorted(record for row in rows for record in row.records)
+        assert records == sorted(np.concatenate([order.pack(p) for p in packs]).tolist())
+
+
+def test_ranks_take_every_nth_pack_and_micro_batches_the_next_of_those(cache: TokenCache) -> None:
+    rows = loader(cache, rank=1, world=2, micro=3, total=12).step(2)
+    assert [row.packs for row in rows] == [[25, 27, 29], [31, 33, 35]]
+
+
+def test_a_step_is_a_pure_function_of_its_number(cache: TokenCache) -> None:
+    walked = loader(cache, 0, 2, 4)
+    for step in range(5):
+        rows = walked.step(step)
+    fresh = loader(cache, 0, 2, 4).step(4)
+    for a, b in zip(rows, fresh, strict=True):
+        assert a.records == b.records
+        assert torch.equal(a.input_ids, b.input_ids)
+
+
+def test_a_batch_that_cannot_be_cut_is_refused(cache: TokenCache) -> None:
+    order = PackedOrder(cache.lengths, 16, seed=5)
+    with pytest.raises(ValueError, match="global batch of 7"):
+        Loader(
+            cache,
+            order,
+            global_sequences=7,
+            micro_batch=2,
+            accumulation=2,
+            rank=0,
+            world_size=2,
+        )
+
+
+def check(row: Row, cache: TokenCache) -> None:
+    """Compare a row with the records it is made of, one by one."""
+    starts = row.document_starts.tolist()
+    assert starts[0] == 0
+    assert starts[-1] == len(row.input_ids) == len(row.position_ids)
+    expected: list[tuple[int, int]] = []
+    for record, begin, end in zip(row.records, starts, starts[1:], strict=False):
+        tokens, flags = cache.record(record)
+        assert row.input_ids[begin:end].tolist() == tokens.tolist()
+        assert row.position_ids[begin:end].tolist() == list(range(end - begin))
+        # The next token of the same document is predicted; its first token never is.
+        expected += [(begin + i - 1, int(tokens[i])) for i in range(1, end - begin) if flags[i]]
+    assert list(zip(row.target_index.tolist(), row.targets.tolist(), strict=True)) == expected
+
+
+@settings(max_examples=50)
+@given(RECORDS, st.data())
+def test_rows_restart_positions_and_shift_targets_within_documents(
+    records: list[list[tuple[int, bool]]], data: st.DataObject
+) -> None:
+    chosen = data.draw(st.lists(st.integers(0, len(records) - 1), min_size=1, max_size=8))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = write(Path(folder), records)
+        check(make_row(cache, chosen), cache)
+
+
+def test_types_and_devices(cache: TokenCache) -> None:
+    (row,) = loader(cache, 0, 1, 24).step(0)
+    check(row, cache)
+    for name in ("input_ids", "position_ids", "target_index", "targets"):
+        assert getattr(row, name).dtype == torch.int64
+    assert row.document_starts.dtype == torch.int32
+    moved = row.to("meta")
+    assert moved.targets.device.type == "meta"
+    assert moved.records == row.records
+
+
+def test_making_a_row_leaves_the_cache_as_it_was(cache: TokenCache) -> None:
+    make_row(cache, list(range(len(cache))))
+    TokenCache.open(cache.folder, verify=True)
+
+
+@given(st.lists(st.integers(2, 30), min_size=1, max_size=12), st.booleans(), st.data())
+@settings(deadline=None)
+def test_rectangles_hold_the_row_and_little_padding(
+    lengths: list[int], equal: bool, data: st.DataObject
+) -> None:
+    flags = [data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n)) for n in lengths]
+    records = [(list(range(100 * i, 100 * i + n)), flags[i]) for i, n in enumerate(lengths)]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = caches.write(Path(folder) / "cache", records, max_length=64)
+        row = make_row(cache, range(len(lengths)))
+    parts = rectangles(row, equal=equal)
+    if equal:
+        kinds = [set(part.document_starts.diff().tolist()) for part in parts]
+        assert sorted(n for (n,) in kinds) == sorted(set(lengths))
+    learned: list[int] = []
+    for part in parts:
+        number = len(part.document_starts) - 1
+        assert number * part.longest <= max(len(row.input_ids), part.longest)
+        assert torch.equal(part.targets, part.input_ids[part.target_index + 1])
+        assert part.position_ids.tolist() == [
+            i for start, end in pairwise(part.document_starts.tolist()) for i in range(end - start)
+        ]
+        for record, (start, end) in zip(
+            part.records, pairwise(part.document_starts.tolist()), strict=True
+        ):
+            assert part.input_ids[start:end].tolist() == records[record][0]
+        learned += part.targets.tolist()
+    assert sorted(r for part in parts for r in part.records) == list(range(len(lengths)))
+    assert sorted(learned) == sorted(row.targets.tolist())

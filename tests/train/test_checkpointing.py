@@ -1,0 +1,105 @@
+"""Which checkpoints count, which are kept, and what is found damaged; without an engine."""
+
+import hashlib
+import json
+
+import pytest
+
+from launcher.config.schema import CheckpointConfig
+from launcher.core.rundir import RunDir
+from launcher.inference.export import find_checkpoint
+from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
+from launcher.train import checkpointing
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def write(run, step, eval_loss=None):
+    folder = run.checkpoints / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    content = f"weights of step {step}".encode()
+    (folder / "weights-rank-00000.safetensors").write_bytes(content)
+    digest = hashlib.blake2b(content, digest_size=32).hexdigest()
+    manifest = {
+        "version": VERSION,
+        "step": step,
+        "state": {"eval_loss": eval_loss},
+        "files": {"weights-rank-00000.safetensors": {"bytes": len(content), "blake2b": digest}},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def steps(run):
+    return [c.step for c in checkpoints(run)]
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(run):
+    write(run, 1)
+    (write(run, 2) / "manifest.json").unlink()
+    assert steps(run) == [1]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_the_newest_undamaged_one_is_found(run, damage):
+    write(run, 1)
+    path = write(run, 2) / "weights-rank-00000.safetensors"
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(content if damage == "flip" else content[:-1])
+    warnings = []
+    assert newest_valid(run, warnings.append).step == 1
+    assert len(warnings) == 1
+    assert "step-00000002" in warnings[0]
+
+
+def test_rotation_keeps_the_newest_and_the_best(run):
+    for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, float("nan")), (5, 2.0), (6, 2.5)):
+        write(run, step, loss)
+    checkpointing.rotate(run, CheckpointConfig(keep_last=2, keep_best=1), 6)
+    assert steps(run) == [2, 5, 6]
+
+
+def test_rotation_keeps_what_the_run_may_end_with(run):
+    for step in (10, 20, 30, 40):
+        write(run, step)
+    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 40, best=20)
+    assert steps(run) == [20, 40]
+    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 40, best=40)
+    assert steps(run) == [40]
+
+
+def test_the_best_one_counts_where_it_is_the_result(run):
+    for step in (10, 20, 30):
+        write(run, step)
+    assert find_checkpoint(run, None, print).step == 30
+    run.eval.mkdir()
+    run.best.write_text(json.dumps({"weights": "last", "step": 10}))
+    assert find_checkpoint(run, None, print).step == 30
+    run.best.write_text(json.dumps({"weights": "best", "step": 10}))
+    assert find_checkpoint(run, None, print).step == 10
+    assert find_checkpoint(run, 20, print).step == 20
+    (run.checkpoints / "step-00000010" / "weights-rank-00000.safetensors").unlink()
+    warnings = []
+    assert find_checkpoint(run, None, warnings.append).step == 30
+    assert "step-00000010" in warnings[0]
+
+
+def test_rotation_never_trusts_what_a_resume_passed_over(run):
+    for step in (200, 250, 300):
+        write(run, step)
+    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 250)
+    assert steps(run) == [250]
+
+
+def test_leftovers_of_an_interrupted_save_are_cleaned_up(run):
+    write(run, 1)
+    (run.checkpoints / ".writing-step-00000002").mkdir()
+    checkpointing.clean_up(run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
