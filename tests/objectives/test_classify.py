@@ -184,26 +184,23 @@ def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) ->
 
 def test_a_text_is_named_as_the_threshold_of_its_run_says(folders, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["decoder"])
-    config = make_config(data={"max_length": 8})
     texts = ["Nine apples are left.", "a"]
     run = RunDir(tmp_path / "run")
 
-    def named(classes: Classes, bias: float) -> list[tuple[str, float]]:
+    def named(classes: Classes, bias: float) -> list[tuple[str, str]]:
         torch.manual_seed(0)
         model = open_classifier(folders["decoder"], classes.head(0))[0].eval()
-        model.score.register_forward_hook(lambda _, __, out: out + bias)
-        lines = classify(classes).output_lines(model, tokenizer, texts, config, run)
-        found = [line.split("\t") for line in lines]
-        scores = []
+        line = classify(classes).output_line(run)
+        found = []
         for text in texts:
-            tokens = torch.tensor([tokenizer(text)["input_ids"][:8]])
             with torch.no_grad():
-                scores.append(model(input_ids=tokens).logits[0])
-        chances = [s.sigmoid() if classes.multi_label else s.softmax(-1) for s in scores]
-        for (_, said), chance in zip(found, chances, strict=True):
-            assert float(said) == pytest.approx(float(chance.max()), abs=1e-3)
-        best = [classes.names[int(chance.argmax())] for chance in chances]
-        return [(label, right) for (label, _), right in zip(found, best, strict=True)]
+                tokens = torch.tensor([tokenizer(text)["input_ids"]])
+                outputs = model(input_ids=tokens).logits[0] + bias
+            chances = outputs.sigmoid() if classes.multi_label else outputs.softmax(-1)
+            label, said = line(outputs).split("\t")
+            assert float(said) == pytest.approx(float(chances.max()), abs=1e-3)
+            found.append((label, classes.names[int(chances.argmax())]))
+        return found
 
     write_json(run.eval / "tuned.json", {"threshold": 0.1})
     assert all(label == right for label, right in named(CLASSES, 0.0))
