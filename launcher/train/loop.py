@@ -35,7 +35,6 @@ from launcher.track.tracker import Trackers
 from launcher.train import checkpointing, selection, setup
 from launcher.train.engine import StepResult
 from launcher.train.finish import finish
-from launcher.train.schedule import factor
 from launcher.train.signals import StopFlag, too_slow_for_grace
 
 #: Share of targets that are the model's first choice, as it is logged.
@@ -269,7 +268,7 @@ class Training:
         is_strict = self.config.train.on_nonfinite is OnNonFinite.stop
         if not math.isfinite(loss_sum) and is_strict:
             raise _diverged(self.run, step, "loss", rows, losses, self.data.cache, ranks)
-        rate = factor(self.config.schedule, step, self.num_steps, self.warmup_steps)
+        rate = self.config.schedule.factor(step, self.num_steps, self.warmup_steps)
         beat("step", step, "update")
         result = self.engine.step(rate)
         if self.is_fresh and result.applied and rate > 0:
@@ -467,8 +466,8 @@ def _new_length(start: Checkpoint, config: Config, plan: Plan) -> str:
     assert plan.steps is not None
     assert plan.warmup_steps is not None
     rate = config.optim.lr
-    last = rate * factor(config.schedule, start.step - 1, before, warmup)
-    now = rate * factor(config.schedule, start.step, plan.steps, plan.warmup_steps)
+    last = rate * config.schedule.factor(start.step - 1, before, warmup)
+    now = rate * config.schedule.factor(start.step, plan.steps, plan.warmup_steps)
     return (
         f"length   {plan.steps} steps instead of {before}: the learning rate is that of a"
         f" {config.schedule.name} schedule over all {plan.steps}: it was {last:.2e} at step"

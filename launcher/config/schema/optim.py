@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -94,6 +95,29 @@ class ScheduleConfig:
     min_ratio: Share = 0.0
     """Factor at the end of the decay (not used by constant)."""
 
+    def factor(self, step: int, steps: int, warmup_steps: int) -> float:
+        """Factor for optimizer step `step` (0-based) of `steps`.
+
+        The first step of a warm-up already moves: it has factor 1 / (warmup_steps + 1). A decay
+        begins at 1 and would reach `min_ratio` one step after the last, so no step is taken at a
+        rate of 0.
+        """
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        begin = self.decay_begin(steps, warmup_steps)
+        if self.name == "constant" or step < begin:
+            return 1.0
+        progress = min(1.0, (step - begin) / max(1, steps - begin))
+        if self.name == "cosine":
+            decayed = 0.5 * (1 + math.cos(math.pi * progress))
+        else:
+            decayed = 1 - progress
+        return self.min_ratio + (1 - self.min_ratio) * decayed
+
+    def decay_begin(self, steps: int, warmup_steps: int) -> int:
+        """The first step that the rate falls after."""
+        return warmup_steps
+
 
 @dataclass(kw_only=True, slots=True)
 class WsdConfig(ScheduleConfig):
@@ -103,3 +127,7 @@ class WsdConfig(ScheduleConfig):
     """Name of the schedule."""
     decay: ShareAboveZero = 0.2
     """Share of all steps at the end that decay."""
+
+    def decay_begin(self, steps: int, warmup_steps: int) -> int:
+        """So that `decay` of the steps are left."""
+        return max(warmup_steps, steps - round(self.decay * steps))
