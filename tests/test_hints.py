@@ -137,8 +137,8 @@ SHOWN: dict[tuple[str, str], str] = {
     ("chat.py", "launcher generate"): "test_classify_integration.py",
     ("harness.py", "launcher eval"): "test_classify_integration.py",
     # Over stubs in the place of ranks.
-    ("preparation.py", "launcher sweep resume"): "test_controller.py",
-    ("controller.py", "launcher sweep resume"): "test_controller.py",
+    ("preparation.py", "launcher sweep resume"): "sweeps/test_controller.py",
+    ("controller.py", "launcher sweep resume"): "sweeps/test_controller.py",
     ("ranks.py", "launcher doctor --keep"): "test_doctor_integration.py",
 }
 #: What is said of a command, but is no way out of anything.

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launcher.curate import page
+from launcher.curate.page import page
 from support.html import Page
 from support.reports import example, report, rule
 
