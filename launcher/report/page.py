@@ -1,5 +1,4 @@
-"""Self-contained pages: of a run, from the files of its folder, of comparisons, and the frame of
-all others."""
+"""Self-contained pages: of a run, from the files of its folder, and of comparisons."""
 
 from __future__ import annotations
 
