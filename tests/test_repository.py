@@ -63,10 +63,6 @@ def test_public_names_have_docstrings() -> None:
     _none(place for path in MODULES for place in _undocumented(path))
 
 
-#: Class names that stand twice because each module of a kind has its own, by convention.
-_BY_CONVENTION = {"Options": "what a pass over the data of a report asks of its worker"}
-
-
 def test_no_class_name_stands_twice() -> None:
     """Private names are their module's own business."""
     places: dict[str, list[str]] = {}
@@ -75,11 +71,14 @@ def test_no_class_name_stands_twice() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(_name(path))
     assert len(places) > 200, "the search finds nothing where something is"
-    _none(
-        f"{name}: {', '.join(found)}"
-        for name, found in places.items()
-        if len(found) > 1 and name not in _BY_CONVENTION
-    )
+    _none(f"{name}: {', '.join(found)}" for name, found in places.items() if len(found) > 1)
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    """The import contracts pass over what is none."""
+    folders = {path.parent for path in (ROOT / "launcher").rglob("*.py")}
+    assert len(folders) > 40, "the search finds nothing where something is"
+    _none(str(folder) for folder in folders if not (folder / "__init__.py").is_file())
 
 
 @pytest.mark.parametrize(("table", "name"), ROWS)

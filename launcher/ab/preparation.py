@@ -14,7 +14,7 @@ from launcher.config.compose import compose
 from launcher.core.errors import ConfigError, DataError, ExitCode, LauncherError
 from launcher.core.rundir import find_run, read_json
 
-_CLASSIFIER_HINT = "`launcher compare` compares classifiers"
+_COMPARED = "`launcher compare` compares models that make no text"
 
 
 def make(
@@ -63,16 +63,17 @@ def _require_model(name: str) -> None:
     if config.is_file():
         made = read_json(config, {}).get("architectures") or [""]
         if made[0].endswith("Classification"):
-            raise ConfigError(f"{made[0]} cannot speak", where=name, hint=_CLASSIFIER_HINT)
+            raise ConfigError(f"{made[0]} cannot speak", where=name, hint=_COMPARED)
         return
     if Path(name, "adapter_config.json").is_file():
         found = "holds an adapter only, without the model that it changes"
         hint = "name the run that trained it, or a folder in which both are merged"
         raise ConfigError(found, where=name, hint=hint)
     run, _, part = name.partition(":")
-    if compose.load(find_run(run).config).objective.has_sequence_head:
-        found = "the run has trained a classifier, which cannot speak"
-        raise ConfigError(found, where=name, hint=_CLASSIFIER_HINT)
+    objective = compose.load(find_run(run).config).objective
+    if objective.has_sequence_head:
+        found = f"the run has trained {objective.model_kind}, which cannot speak"
+        raise ConfigError(found, where=name, hint=_COMPARED)
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
         raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)

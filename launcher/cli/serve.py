@@ -1,4 +1,4 @@
-"""Verbs of the fine-tuning job API: the server and its keys."""
+"""Verbs of the fine-tuning service: the server and its keys."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _HOME: Argument = (
 
 
 def serve(words: list[str]) -> int:
-    """Serve the job API until Ctrl-C; jobs run on after that."""
+    """Serve the fine-tuning API until Ctrl-C; jobs run on after that."""
     parsed = arguments.plain(
         "serve",
         words,

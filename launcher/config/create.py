@@ -45,7 +45,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")
 
 
 def gpus_per_node(config: Config) -> int:
-    """GPUs of a node of the job: those of this machine, or on a cluster what the site's file says.
+    """GPUs of a node of the run: those of this machine, or on a cluster what the site's file says.
 
     A local run has no cluster, whatever `cluster` says.
     """

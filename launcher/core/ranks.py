@@ -1,4 +1,4 @@
-"""Who a process is among the ranks of a job, and where they meet. Standard library only.
+"""Who a process is among the ranks of an attempt, and where they meet. Standard library only.
 
 The one place that knows the variables of torchrun, DeepSpeed's launcher and MPI; those of a
 scheduler are known to its back end. All functions are pure: `launcher.core.runtime` hands them the
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from launcher.core.errors import ConfigError
 
-#: Hosts of a job as its launcher names them, `HOST:RANKS` in the order of ranks, by commas.
+#: Hosts of an attempt as its launcher names them, `HOST:RANKS` in the order of ranks, by commas.
 HOSTS_VARIABLE = "LAUNCHER_HOSTS"
 #: Name under which the launcher knows the host of a rank.
 HOST_VARIABLE = "LAUNCHER_HOST"
@@ -50,7 +50,7 @@ _SOURCES = (
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place among the ranks of a job."""
+    """This process's place among the ranks of an attempt."""
 
     rank: int
     world_size: int

@@ -1,4 +1,4 @@
-"""Joining the ranks, and the few collectives that the loop needs besides DeepSpeed's own."""
+"""How ranks meet: the store that they find each other by, who is missing, the process group."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
 def open_store(ranks: Ranks, timeout_s: float) -> Store:
-    """The key-value store at the job's rendezvous; needs no process group, and no other rank yet.
+    """The key-value store at the rendezvous; needs no process group, and no other rank yet.
 
     Rank 0 holds it, or torch's agent does. Raises `HangError` if it is not reached within
     `timeout_s` seconds, `ConfigError` if the place of the rendezvous is unknown.
@@ -102,7 +102,7 @@ def announce(store: Store, ranks: Ranks, device: Mapping[str, Any] | None = None
 
 
 def check_world(ranks: Ranks, planned_world: int) -> None:
-    """Raise `ConfigError` if the job has another number of ranks than the plan."""
+    """Raise `ConfigError` if there is another number of ranks than the plan has."""
     if ranks.world_size != planned_world:
         raise ConfigError(
             f"{ranks.world_size} ranks were started, the plan is for {planned_world}",

@@ -1,1 +1,1 @@
-"""Metrics on held-out records and the comparison of two models."""
+"""What models are judged by: answers, results of each record, metrics, and comparisons."""

@@ -149,41 +149,6 @@ def loss_records(
     return results
 
 
-def class_records(
-    rows: Iterable[tuple[RowT | None, Sequence[int]]],
-    score: Callable[[RowT], tuple[Tensor, Tensor, Tensor]],
-    should_stop: Callable[[], bool] | None = None,
-) -> tuple[list[LossRecord], list[ClassRecord]]:
-    """Score rows of a classifier, as `loss_records` does.
-
-    `score(row)` gives true classes (int64 [documents], or of several that may apply 0 and 1,
-    float32 [documents, classes]), loss in nats (float32 [documents]) and probabilities (float32
-    [documents, classes]). Records out of scope have no loss.
-    """
-    losses: list[LossRecord] = []
-    classes: list[ClassRecord] = []
-    for row, ids in rows:
-        poll(should_stop)
-        if row is None:
-            continue
-        targets, nats, chances = (values.cpu() for values in score(row))
-        several = targets.dim() > 1
-        truths = targets.tolist()
-        named = (chances > 0.5).tolist() if several else chances.argmax(-1).tolist()
-        highest = chances.max(-1).values.tolist()
-        for i, record in enumerate(ids):
-            truth = _applying(truths[i]) if several else [truths[i]]
-            predicted = _applying(named[i]) if several else [named[i]]
-            classes.append(ClassRecord(record, truth, predicted, highest[i]))
-            if not classes[-1].is_outside:
-                losses.append(LossRecord(record, float(nats[i]), 1, int(truth == predicted)))
-    return losses, classes
-
-
-def _applying(flags: Sequence[float]) -> list[int]:
-    return [number for number, flag in enumerate(flags) if flag]
-
-
 def gather(
     records: Sequence[Scored],
     *,

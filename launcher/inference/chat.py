@@ -76,11 +76,12 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         run = RunDir(options.run).require()
-        if compose.load(run.config).objective.has_sequence_head:
+        objective = compose.load(run.config).objective
+        if objective.has_sequence_head:
             raise ConfigError(
-                "the run has trained a classifier, which cannot speak",
+                f"the run has trained {objective.model_kind}, which cannot speak",
                 where=str(run),
-                hint=f"{run.command('generate', anywhere=True)} names the classes of texts",
+                hint=f"{run.command('generate', anywhere=True)} prints what it says of texts",
             )
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
         if not speaker.tokenizer.chat_template:

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         config = compose.load(run.config)
         speaks = not config.objective.has_sequence_head
         if not speaks:
-            _refuse_sampling(parser, options)
+            _refuse_sampling(parser, options, config.objective.model_kind)
         prompts = options.prompt or [sys.stdin.read().rstrip("\n")]
         if not speaks:
             _show_outputs(run, config, options, options.prompt or prompts[0].split("\n"))
@@ -89,12 +89,14 @@ def main(argv: list[str]) -> int:
     return exit_code_of(work)
 
 
-def _refuse_sampling(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+def _refuse_sampling(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, kind: str
+) -> None:
     names = ("raw", "system", "max_new_tokens", "temperature", "top_p", "top_k", "seed")
     given = [name for name in names if getattr(options, name) != parser.get_default(name)]
     if given:
         raise ConfigError(
-            "the run has trained a classifier, which reads the text alone and makes no tokens",
+            f"the run has trained {kind}, which reads the text alone and makes no tokens",
             where=", ".join("--" + name.replace("_", "-") for name in given),
             hint="leave it out",
         )

@@ -143,10 +143,10 @@ def _speaker(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker
 def _require_outputs(names: list[Any], head: SequenceHead, folder: Path) -> None:
     if names != list(head.names):
         raise DataError(
-            f"a head for {len(names)} classes ({', '.join(map(str, names[:5]))} ...), the run has"
+            f"a head of {len(names)} outputs ({', '.join(map(str, names[:5]))} ...), the run has"
             f" {len(head.names)} ({', '.join(head.names[:5])} ...)",
             where=str(folder),
-            hint="compare classifiers of the same classes, in the same order",
+            hint="compare models of the same outputs, in the same order",
         )
 
 

@@ -1,4 +1,4 @@
-"""Using the model of a run: opening it, turning messages into tokens, streaming an answer."""
+"""An opened model at work: messages into tokens, and its answer as a stream."""
 
 from __future__ import annotations
 

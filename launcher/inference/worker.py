@@ -129,8 +129,10 @@ def _open_model(options: argparse.Namespace) -> Speaker:
     if options.overrides is not None:
         return open_base(compose.compose(options.overrides, options.config_dir))
     run = RunDir(options.run).require()
-    if compose.load(run.config).objective.has_sequence_head:
-        raise ConfigError("a classifier cannot speak", where=str(run), hint="train with chats")
+    objective = compose.load(run.config).objective
+    if objective.has_sequence_head:
+        found = f"{objective.model_kind} cannot speak"
+        raise ConfigError(found, where=str(run), hint="train with chats")
     return open_speaker(run, checkpoint=options.checkpoint)
 
 

@@ -31,7 +31,7 @@ class LaunchSpec:
     cluster: ClusterConfig
     """The `cluster` section."""
     nodes: int
-    """Nodes of the job."""
+    """Nodes that its ranks run on."""
     processes: int
     """Ranks on each node."""
     threads: int
@@ -48,7 +48,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodePlan:
-    """What happens on one node of a job whose nodes we start ourselves."""
+    """What happens on one node of an attempt whose nodes we start ourselves."""
 
     host: str
     """The node as the user named it; empty where any host may take the place."""
@@ -177,7 +177,7 @@ class Backend(Protocol):
     """A launch back end: one file, one row in `variants.LAUNCHERS`."""
 
     outlives_follower: bool
-    """Whether the job goes on when the process that follows it goes away."""
+    """Whether the attempt goes on when the process that follows it goes away."""
 
     def plan(self, spec: LaunchSpec) -> LaunchPlan:
         """What would be done; pure."""
@@ -186,16 +186,16 @@ class Backend(Protocol):
         """What would be refused, or could never start; asks, and changes nothing."""
 
     def submit(self, plan: LaunchPlan, *, attached: bool) -> str:
-        """Start the job and return its id. An attached job ends with this process."""
+        """Start the ranks and return an id of them. What is attached ends with this process."""
 
     def status(self, run: RunDir, attempt: int) -> AttemptState:
-        """Whether the job of this attempt waits, runs or is gone."""
+        """Whether this attempt waits, runs or is gone."""
 
     def logs(self, run: RunDir, attempt: int) -> list[Path]:
         """Files that tell the story of the attempt, in reading order, rank 0 last."""
 
     def cancel(self, run: RunDir, attempt: int, *, now: bool) -> None:
-        """Ask the job to stop: with a checkpoint, or `now` without. Returns at once."""
+        """Ask it to stop: with a checkpoint, or `now` without. Returns at once."""
 
 
 def number_in(raw: Mapping[str, Any]) -> str | None:

@@ -1,1 +1,1 @@
-"""Loading, attention, LM head and export of causal language models."""
+"""Models: opening, attention, heads, checkpoints, export, and the tiny model."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher.core.errors import ConfigError, LauncherError
 
@@ -15,6 +17,19 @@ WEIGHTS = "adapter_model.safetensors"
 def inner_model(model: Any) -> Any:
     """The transformers model, be it inside a peft model or bare."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Numbers of (trainable, all) parameters; whole sizes under ZeRO-3 and for 4-bit weights."""
+    sizes = [(parameter.requires_grad, _numel(parameter)) for parameter in model.parameters()]
+    return sum(size for trainable, size in sizes if trainable), sum(size for _, size in sizes)
+
+
+def _numel(parameter: Any) -> int:
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return math.prod(state.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class AdapterReader:

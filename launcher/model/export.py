@@ -148,8 +148,9 @@ def _write_adapter(trained: Trained, base: Path, folder: Path) -> None:
     state = get_peft_model_state_dict(model, state_dict=tensors, save_embedding_layers=False)
     if len(state) < len(names):
         raise LauncherError(f"peft saves {len(state)} of {len(names)} trained tensors")
+    names_in_file = getattr(model, "file_names", {})
     state = {
-        model.file_names.get(name, name): tensor.to(trained.dtype).contiguous()
+        names_in_file.get(name, name): tensor.to(trained.dtype).contiguous()
         for name, tensor in state.items()
     }
     shards.save(folder / "adapter_model.safetensors", state)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from launcher.config.schema import Config, LoraConfig, ModelConfig
+from launcher.config.schema import AdapterConfig, Config, ModelConfig
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core import runtime
 from launcher.core.errors import LauncherError
@@ -72,7 +72,7 @@ def load_start(
 ) -> Any:
     """The model that a run of `config` starts from: the base, with the adapter to train further."""
     model = load_base(config.model, folder, dtype, num_tokens, head)
-    if not isinstance(config.peft, LoraConfig) or config.peft.adapter is None:
+    if not isinstance(config.peft, AdapterConfig) or config.peft.adapter is None:
         return model
     require_base(config.peft.adapter, folder)
     return with_saved(with_adapters(model, config), config.peft.adapter).eval()

@@ -1,1 +1,1 @@
-"""Objectives: what is learned from a record, and all that follows from it. One file each."""
+"""Objectives: what is learned from a record, and all that follows from it."""

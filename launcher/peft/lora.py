@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -115,19 +114,6 @@ def _other_modalities(model: nn.Module) -> list[str]:
     """Modules of the parts that see or hear, which take no part in learning text."""
     parts = tuple(f"{name}." for name in getattr(model, "other_modalities", ()))
     return [name for name, _ in model.named_modules() if parts and name.startswith(parts)]
-
-
-def describe(model: nn.Module) -> tuple[int, int]:
-    """Numbers of (trainable, all) parameters; whole sizes under ZeRO-3 and for 4-bit weights."""
-    sizes = [(parameter.requires_grad, _numel(parameter)) for parameter in model.parameters()]
-    return sum(size for trainable, size in sizes if trainable), sum(size for _, size in sizes)
-
-
-def _numel(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return math.prod(state.shape)
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 # ---- which layers get adapters

@@ -1,1 +1,1 @@
-"""Bookkeeping of runs for the command line."""
+"""Bookkeeping of runs: what they need, their start, state, logs and end."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher import entry
 from launcher.config.derive import items, memory
-from launcher.config.schema import Config, LoraConfig, TinyModelConfig, TrackerConfig, variants
+from launcher.config.schema import AdapterConfig, Config, TinyModelConfig, TrackerConfig, variants
 from launcher.config.schema.launch import ContainerRuntime
 from launcher.config.schema.variants import TRACKERS
 from launcher.core import registry, runtime
@@ -179,7 +179,7 @@ def _data(config: Config) -> Iterator[Problem]:
 def _adapters(config: Config) -> Iterator[Problem]:
     """What the ranks would say of the layers that adapters are to be on, where the model's files
     are here."""
-    if not isinstance(config.peft, LoraConfig) or config.peft.adapter or _is_contained(config):
+    if not isinstance(config.peft, AdapterConfig) or config.peft.adapter or _is_contained(config):
         return
     shape = memory.model_shape(config)
     known = shape is not None and memory.knows_layers(config.peft, shape)

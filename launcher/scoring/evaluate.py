@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Config, LoraConfig
+from launcher.config.schema import AdapterConfig, Config
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, write_atomic
 from launcher.core.runtime import Ranks
@@ -267,7 +267,7 @@ def model_identity(config: Config) -> list[Any]:
     """Names what a run starts from: source, revision, and size and time of every file of a folder;
     of an adapter that is trained further too."""
     source = model_source(config.model)
-    adapter = config.peft.adapter if isinstance(config.peft, LoraConfig) else None
+    adapter = config.peft.adapter if isinstance(config.peft, AdapterConfig) else None
     files = []
     for folder in (Path(source), *([Path(adapter)] if adapter else [])):
         if not folder.is_dir():

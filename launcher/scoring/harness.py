@@ -29,9 +29,10 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
     `ConfigError` for a classifier's run, without the library and for unknown tasks, `DataError` for
     a task that lm-eval cannot run.
     """
-    if compose.load(run.config).objective.has_sequence_head:
+    objective = compose.load(run.config).objective
+    if objective.has_sequence_head:
         raise ConfigError(
-            "the run has trained a classifier, which lm-eval's tasks cannot score",
+            f"the run has trained {objective.model_kind}, which lm-eval's tasks cannot score",
             where=str(run),
             hint=f"{run.command('eval', anywhere=True)} scores it on its held-out records",
         )

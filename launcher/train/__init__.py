@@ -1,1 +1,1 @@
-"""The run plane: the process on each rank, and what else needs the model."""
+"""A rank: start, loop, engine, checkpoints, and what follows the last step."""

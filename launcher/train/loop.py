@@ -12,7 +12,7 @@ import torch
 
 from launcher.config.compose import compose
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Config, LoraConfig, OnNonFinite
+from launcher.config.schema import AdapterConfig, Config, OnNonFinite
 from launcher.core import console
 from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted
 from launcher.core.rundir import RunDir, State
@@ -137,7 +137,7 @@ class Training:
         self.saved_step = self.progress.step
         # Adapters that have not learned yet: the first step shows which of them a gradient reaches.
         self.is_fresh = (
-            isinstance(config.peft, LoraConfig) and not config.peft.adapter and start is None
+            isinstance(config.peft, AdapterConfig) and not config.peft.adapter and start is None
         )
 
         self.wants_hits = config.train.token_accuracy

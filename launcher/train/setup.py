@@ -14,7 +14,7 @@ from launcher import fingerprint
 from launcher.config.derive import deepspeed
 from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Config, LoraConfig, variants
+from launcher.config.schema import AdapterConfig, Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.rundir import RunDir, read_json, write_json
@@ -25,12 +25,12 @@ from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives
 from launcher.health.heartbeat import Heartbeat
+from launcher.model.adapter import count_parameters, inner_model
 from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
-from launcher.peft.lora import describe
 from launcher.train import checkpointing
 from launcher.train.engine import Engine, connect
 
@@ -139,15 +139,15 @@ def make_learner(
         fresh = objective.spec and objective.spec.fresh
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, fresh)
         _refuse_untrained_tokens(model, len(data.tokenizer))
-        if model.left_out:
-            say(model.left_out)
-    trainable, total = describe(model)
+        if left_out := getattr(model, "left_out", ""):
+            say(left_out)
+    trainable, total = count_parameters(model)
     if ranks.is_main and plan.trainable != trainable:
         write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
-    if start is None and isinstance(config.peft, LoraConfig) and config.peft.adapter:
+    if start is None and isinstance(config.peft, AdapterConfig) and config.peft.adapter:
         checkpointing.load_adapter(config.peft.adapter, model)
         say(f"going on from the adapter in {config.peft.adapter}")
     if start is not None:
@@ -171,7 +171,7 @@ def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:
     """New rows of a frozen embedding are random, and no adapter would store them."""
     embedding = model.get_input_embeddings()
     frozen = not any(parameter.requires_grad for parameter in embedding.parameters())
-    if frozen and getattr(model.get_base_model(), "grown_to", 0) == num_tokens:
+    if frozen and getattr(inner_model(model), "grown_to", 0) == num_tokens:
         raise ConfigError(
             "the tokens that were added to the embedding would not be trained",
             where="peft.modules_to_save",
@@ -201,7 +201,7 @@ def _origin(config: Config, ranks: Ranks, start: Checkpoint | None, warn: Any) -
             if start is not None:
                 for text in fingerprint.require_same(config, start.origin, found, start.path):
                     warn(text)
-            elif isinstance(config.peft, LoraConfig) and config.peft.adapter:
+            elif isinstance(config.peft, AdapterConfig) and config.peft.adapter:
                 fingerprint.require_base(config.peft.adapter, base)
         except ConfigError as error:
             problems = error.problems

@@ -42,30 +42,30 @@ def main(argv: list[str]) -> int:
     stop.install()
     runtime.limit_heap_fragmentation()
     runtime.let_cuda_memory_grow()
-    job = _Job(ranks, *_arguments(argv))
-    job.is_direct = job.attempt is None
-    if len(job.words) == 1 and RunDir(job.words[0]).exists():
-        job.run = RunDir(job.words[0])
-    if job.run is not None and job.attempt is not None:
-        logs.redirect(job.run.log(job.attempt, ranks.rank))
+    start = _Start(ranks, *_arguments(argv))
+    start.is_direct = start.attempt is None
+    if len(start.words) == 1 and RunDir(start.words[0]).exists():
+        start.run = RunDir(start.words[0])
+    if start.run is not None and start.attempt is not None:
+        logs.redirect(start.run.log(start.attempt, ranks.rank))
     with contextlib.ExitStack() as resources:
         try:
             _require_docstrings()
-            _run(job, stop, resources)
+            _run(start, stop, resources)
         except LauncherError as error:
-            return _failed(job, error)
+            return _failed(start, error)
         except (torch.OutOfMemoryError, MemoryError) as error:
-            return _failed(job, _out_of_memory(error))
+            return _failed(start, _out_of_memory(error))
         except Exception as error:
             known = too_many_processes(error)
             if known is None and isinstance(error, OSError):
                 known = storage_error(error)
             if known is not None:
-                return _failed(job, known)
+                return _failed(start, known)
             traceback.print_exc()
             if _is_allocation_failure(error):
-                return _failed(job, _out_of_memory(error))
-            return _failed(job, LauncherError(f"{type(error).__name__}: {error}"))
+                return _failed(start, _out_of_memory(error))
+            return _failed(start, LauncherError(f"{type(error).__name__}: {error}"))
     return int(ExitCode.ok)
 
 
@@ -80,7 +80,7 @@ def _require_docstrings() -> None:
 
 
 @dataclass(slots=True)
-class _Job:
+class _Start:
     """What this rank is to do; run and attempt may be known only once rank 0 has the folder."""
 
     ranks: Ranks
@@ -88,7 +88,7 @@ class _Job:
     attempt: int | None
     run: RunDir | None = None
     owned: bool = False
-    """Whether this job holds the run, so that its status is this job's to write."""
+    """Whether this process holds the run, so that its status is its own to write."""
     is_direct: bool = False
     """Whether torchrun or another launcher started the ranks, without a supervisor of ours."""
 
@@ -102,40 +102,40 @@ def _arguments(argv: list[str]) -> tuple[list[str], int | None]:
     return words, None
 
 
-def _run(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> None:
-    ranks = job.ranks
-    store = rendezvous.open_store(ranks, _join_timeout_s(job.run))
+def _run(start: _Start, stop: StopFlag, resources: contextlib.ExitStack) -> None:
+    ranks = start.ranks
+    store = rendezvous.open_store(ranks, _join_timeout_s(start.run))
     device = devices.choose(ranks)
     rendezvous.announce(store, ranks, devices.facts(device))
     if ranks.is_main:
         with _announced(store, ranks):
-            run = _open(job, stop, resources)
+            run = _open(start, stop, resources)
             config = compose.load(run.config)
             rendezvous.check_world(ranks, _planned_world(run))
             # Before a preparation that may take hours.
             places = rendezvous.await_all(store, ranks, config.launch.join_timeout_s)
             _require_planned_devices(run, config, places)
-            if job.is_direct:
+            if start.is_direct:
                 _prepare(run, stop)
-            rendezvous.tell_others(store, f"{job.attempt} {run}")
+            rendezvous.tell_others(store, f"{start.attempt} {run}")
     else:
         run, attempt = _await_main(store)
-        job.run, job.owned = run, True
-        if job.attempt is None:
-            job.attempt = attempt
+        start.run, start.owned = run, True
+        if start.attempt is None:
+            start.attempt = attempt
             logs.redirect(run.log(attempt, ranks.rank))
         config = compose.load(run.config)
         rendezvous.check_world(ranks, _planned_world(run))
-    assert job.attempt is not None
+    assert start.attempt is not None
     bases.recall(run, config.model)  # only now: the preparation may have renewed it
-    stop.wish = run.wish(job.attempt)
+    stop.wish = run.wish(start.attempt)
     _use_threads(config, ranks, device)
-    with Watchdog(run, ranks, job.attempt, config.watchdog) as heart:
+    with Watchdog(run, ranks, start.attempt, config.watchdog) as heart:
         rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
         from launcher.train.loop import train
 
         # The command line has shown the plan of a new run.
-        told = job.attempt == 1 and not job.is_direct
+        told = start.attempt == 1 and not start.is_direct
         train(run, config, ranks, device, stop, heart, told=told)
         # Not after a failure: the peers may wait in a collective, and leaving waits for them.
         rendezvous.leave()
@@ -147,39 +147,39 @@ def _join_timeout_s(run: RunDir | None) -> float:
     return launch.join_timeout_s
 
 
-def _open(job: _Job, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
+def _open(start: _Start, stop: StopFlag, resources: contextlib.ExitStack) -> RunDir:
     """Rank 0: make or open the run folder and hold it alone."""
-    is_new = job.run is None
-    if job.run is None:
-        job.run = _made(job)
-    run = job.run
+    is_new = start.run is None
+    if start.run is None:
+        start.run = _made(start)
+    run = start.run
     resources.enter_context(run.lock())
-    if job.is_direct and not is_new:
+    if start.is_direct and not is_new:
         _refuse_finished(run)
-        job.owned = True
-        create.replan(run, job.ranks.world_size)
-    job.owned = True
-    if job.attempt is None:
-        job.attempt = max(run.attempts(), default=0) + 1
-    if job.is_direct:
-        log = run.log(job.attempt, job.ranks.rank)
+        start.owned = True
+        create.replan(run, start.ranks.world_size)
+    start.owned = True
+    if start.attempt is None:
+        start.attempt = max(run.attempts(), default=0) + 1
+    if start.is_direct:
+        log = run.log(start.attempt, start.ranks.rank)
         resources.enter_context(logs.copied(log, stop.ask_for_lost_output))
         print(f"run folder: {run}", flush=True)
-    run.set_status(State.preparing, attempt=job.attempt)
+    run.set_status(State.preparing, attempt=start.attempt)
     return run
 
 
-def _made(job: _Job) -> RunDir:
+def _made(start: _Start) -> RunDir:
     """A new run, in the place of one of the same name that ranks started directly ended before its
     first step."""
-    config, plan = create.checked(job.words, world_size=job.ranks.world_size)
-    run = create.named(config, job.words)
+    config, plan = create.checked(start.words, world_size=start.ranks.world_size)
+    run = create.named(config, start.words)
     with contextlib.suppress(LauncherError):  # held, or unreadable: its name is taken
         if run.exists() and not compose.load(run.config).launch.has_queue:
             with run.lock():
                 if not create.keeps_name(run, run.status().state):
                     create.set_aside(run)
-    return create.make(run, config, plan, job.words)
+    return create.make(run, config, plan, start.words)
 
 
 def _refuse_finished(run: RunDir) -> None:
@@ -268,13 +268,13 @@ def _use_threads(config: Config, ranks: Ranks, device: torch.device) -> None:
 # ---- failures
 
 
-def _failed(job: _Job, error: LauncherError) -> int:
-    run, ranks = job.run, job.ranks
+def _failed(start: _Start, error: LauncherError) -> int:
+    run, ranks = start.run, start.ranks
     if isinstance(error, _FollowedError):
         return int(error.exit_code)
     with contextlib.suppress(OSError):  # the state counts, also where nobody reads this
-        print(_told(job, error), file=sys.stderr, flush=True)
-    if run is None or not job.owned or not run.exists():
+        print(_told(start, error), file=sys.stderr, flush=True)
+    if run is None or not start.owned or not run.exists():
         return int(error.exit_code)
     before = run.status()
     # The first cause counts: what follows on other ranks are lost connections.
@@ -284,18 +284,18 @@ def _failed(job: _Job, error: LauncherError) -> int:
         state = State.preempted if isinstance(error, Preempted) else State.failed
         place = "" if ranks.is_main else f"rank {ranks.rank} on {ranks.host}: "
         with contextlib.suppress(LauncherError, OSError):
-            reason = _told(job, error) if isinstance(error, Preempted) else f"{place}{error}"
+            reason = _told(start, error) if isinstance(error, Preempted) else f"{place}{error}"
             run.set_status(state, reason=reason, exit_code=int(error.exit_code))
     return int(error.exit_code)
 
 
-def _told(job: _Job, error: LauncherError) -> str:
+def _told(start: _Start, error: LauncherError) -> str:
     if not isinstance(error, Preempted):
         return f"{type(error).__name__}: {error}"
     # Whoever follows the run says how it goes on.
-    alone = job.is_direct and job.ranks.is_main and job.run is not None
-    hint = f"\n  HINT: {job.run.command('resume')} goes on from there" if alone and job.run else ""
-    return f"{error}{hint}"
+    if start.run is None or not (start.is_direct and start.ranks.is_main):
+        return str(error)
+    return f"{error}\n  HINT: {start.run.command('resume')} goes on from there"
 
 
 def _is_allocation_failure(error: Exception) -> bool:

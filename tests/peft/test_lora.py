@@ -10,7 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from launcher.config.schema import LoraConfig
 from launcher.core.errors import ConfigError
-from launcher.peft.lora import apply, describe
+from launcher.model.adapter import count_parameters
+from launcher.peft.lora import apply
 
 ALL = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -133,10 +134,10 @@ def test_a_tied_embedding_that_peft_cannot_tie_is_refused() -> None:
 def test_describe_counts_trainable_and_all() -> None:
     model = make()
     total = sum(p.numel() for p in model.parameters())
-    assert describe(model) == (total, total)
+    assert count_parameters(model) == (total, total)
     adapted = apply(model, LoraConfig(rank=4, targets=["q_proj"]))
     added = 2 * 4 * (32 + 32)
-    assert describe(adapted) == (added, total + added)
+    assert count_parameters(adapted) == (added, total + added)
 
 
 @pytest.mark.slow

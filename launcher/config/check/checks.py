@@ -15,10 +15,10 @@ from typing import Any
 from launcher.config.check import batching, eval_checks, model_checks
 from launcher.config.derive import architecture, items, plan
 from launcher.config.schema import (
+    AdapterConfig,
     Config,
     DataConfig,
     Dtype,
-    LoraConfig,
     WsdConfig,
     data_report,
     typed,
@@ -134,7 +134,7 @@ def _objective(config: Config) -> Iterator[Problem]:
 
 
 def _peft(config: Config) -> Iterator[Problem]:
-    if not isinstance(config.peft, LoraConfig):
+    if not isinstance(config.peft, AdapterConfig):
         return
     targets = config.peft.targets
     if targets == "all-linear" and architecture.has_experts(config.model):
@@ -151,11 +151,12 @@ def _peft(config: Config) -> Iterator[Problem]:
             yield from _tied(names)
 
 
-def _experts(peft: LoraConfig) -> Iterator[Problem]:
+def _experts(peft: AdapterConfig) -> Iterator[Problem]:
     """peft adapts fused experts as parameters, and knows less there."""
     for key, off in (("dora", "false"), ("dropout", "0")):
-        if getattr(peft, key) and peft.experts:
-            found = f"peft has none on experts that are fused, {getattr(peft, key)} is given"
+        given = getattr(peft, key, None)
+        if given and peft.experts:
+            found = f"peft has none on experts that are fused, {given} is given"
             yield Problem(f"peft.{key}", found, f"peft.{key}={off}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import Config, LoraConfig, ModelConfig, TinyModelConfig
+from launcher.config.schema import AdapterConfig, Config, ModelConfig, TinyModelConfig
 from launcher.core import runtime
 from launcher.core.errors import Problem
 
@@ -61,7 +61,7 @@ def settle(config: Config, given: Container[str] = ()) -> list[Problem]:
         hint = "the adapter names its base: model.adapter=FOLDER without model=tiny"
         return [Problem("model.adapter", f"{model.adapter!r} with model=tiny", hint)]
     if model.name and is_adapter(model.name):
-        if isinstance(peft, LoraConfig) and model.adapter is None:
+        if isinstance(peft, AdapterConfig) and model.adapter is None:
             peft.adapter = peft.adapter or model.name
         else:
             model.adapter = model.adapter or model.name
@@ -70,7 +70,7 @@ def settle(config: Config, given: Container[str] = ()) -> list[Problem]:
     if model.adapter is not None:
         model.adapter, found = _take(model, model.adapter, "model.adapter")
         problems += found
-    if isinstance(peft, LoraConfig) and peft.adapter is not None:
+    if isinstance(peft, AdapterConfig) and peft.adapter is not None:
         if model.adapter is not None:
             hint = "give one of them; a merged base gets a new adapter"
             return [Problem("peft.adapter", "given with model.adapter", hint)]
@@ -134,14 +134,14 @@ def _base_problems(base: str | None, where: str, folder: str) -> Iterator[Proble
         yield Problem(where, f"its base {base} is not there", hint)
 
 
-def _options(peft: LoraConfig, given: Container[str]) -> Iterator[Problem]:
+def _options(peft: AdapterConfig, given: Container[str]) -> Iterator[Problem]:
     """Take the adapter's own options; the user's may only repeat them."""
     content = read(str(peft.adapter)) or {}
     modules, parameters = content.get("target_modules"), content.get("target_parameters")
     named = [modules] if isinstance(modules, str) else sorted(modules or ())
     values = {"targets": [*named, *sorted(parameters or ())]}
     for option, key in _KEYS.items():
-        default = [] if option == "modules_to_save" else getattr(LoraConfig(), option)
+        default = [] if option == "modules_to_save" else getattr(type(peft)(), option)
         value = content.get(key, default)
         values[option] = default if value is None else value
     for option, value in values.items():

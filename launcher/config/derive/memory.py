@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.derive import tensors
-from launcher.config.schema import AdapterConfig, Config, LoraConfig, Quantization, TinyModelConfig
+from launcher.config.schema import AdapterConfig, Config, Quantization, TinyModelConfig
 from launcher.core import runtime
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -186,16 +186,16 @@ def _trained(config: Config, shape: ModelShape) -> tuple[int, bool]:
     if not isinstance(peft, AdapterConfig):
         # Towers that no text trains are in the files of a model that reads more than text.
         return shape.parameters, shape.is_certain
-    if isinstance(peft, LoraConfig) and peft.adapter:
+    if isinstance(peft, AdapterConfig) and peft.adapter:
         stored = tensors.in_adapter(Path(peft.adapter))
         if stored is not None:
             return stored, True
     number, is_certain = tensors.trainable(peft, shape.tensors, shape.content)
-    is_fresh = not isinstance(peft, LoraConfig) or peft.adapter is None
+    is_fresh = not isinstance(peft, AdapterConfig) or peft.adapter is None
     return number, is_certain and shape.is_certain and is_fresh
 
 
-def knows_layers(peft: LoraConfig, shape: ModelShape) -> bool:
+def knows_layers(peft: AdapterConfig, shape: ModelShape) -> bool:
     """Whether all layers that `peft` names are certain to be in the model, and to take adapters."""
     names = {peft.targets} if isinstance(peft.targets, str) else set(peft.targets)
     kind = shape.content.get("model_type")

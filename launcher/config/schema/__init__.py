@@ -121,6 +121,8 @@ class ObjectiveConfig:
     learns_every_token: ClassVar[bool] = False
     #: Whether a head with outputs for a whole sequence takes the place of the LM head.
     has_sequence_head: ClassVar[bool] = False
+    #: What a run has trained, where it is said what a model with a sequence head cannot do.
+    model_kind: ClassVar[str] = "a model that makes no text"
     #: Whether it learns from two answers of which one is better.
     learns_pairs: ClassVar[bool] = False
     #: Whether an example becomes several documents, which stay in one pack.
@@ -187,6 +189,7 @@ class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
 
     has_sequence_head: ClassVar[bool] = True
+    model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")
 

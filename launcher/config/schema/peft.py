@@ -32,6 +32,9 @@ class AdapterConfig(PeftConfig):
     """Whether `all-linear` has part in the experts that a model keeps fused in one parameter."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained in full beside adapters, e.g. [embed_tokens, lm_head] after adding tokens."""
+    adapter: str | None = None
+    """Folder of an adapter to train further; `model.name=FOLDER` sets it. Its own rank, alpha,
+    targets and so on hold."""
 
     def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
         """Trained parameters beside a matrix [outputs, inputs], or one for each of `experts`."""
@@ -54,9 +57,6 @@ class LoraConfig(AdapterConfig):
     """Weight-decomposed adapters (Liu et al. 2024, arXiv:2402.09353)."""
     rslora: bool = False
     """Rank-stabilised scale (Kalajdzievski 2023, arXiv:2312.03732)."""
-    adapter: str | None = None
-    """Folder of an adapter to train further; `model.name=FOLDER` sets it. Its own rank, alpha,
-    targets and so on hold."""
 
     def parameters(self, inputs: int, outputs: int, experts: int = 1) -> int:
         """Two factors of `rank` for each matrix; with `dora` a magnitude for each output."""

@@ -16,7 +16,7 @@ from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Example
 from launcher.data.formats.base import BadRecord, Labelled
 from launcher.evals.metric import Metric
-from launcher.evals.records import OUT_OF_SCOPE, Results
+from launcher.evals.records import OUT_OF_SCOPE, ClassRecord, LossRecord, Results
 from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.classify import confusion, exported, labels, threshold
 from launcher.objectives.classify.classes import Classes
@@ -228,8 +228,6 @@ class Classify(Objective):
         """Losses without class weights, of texts in scope; and classes of all."""
         import torch
 
-        from launcher.evals import runner
-
         @torch.no_grad()
         def scored(row: Row) -> tuple[Tensor, Tensor, Tensor]:
             outputs = head.outputs(caller, row)
@@ -237,7 +235,7 @@ class Classify(Objective):
             chances = outputs.sigmoid() if self.classes.multi_label else outputs.softmax(-1)
             return targets, self._losses(outputs, targets, None), chances
 
-        losses, classes = runner.class_records(rows, scored, should_stop)
+        losses, classes = _class_records(rows, scored, should_stop)
         return {"loss": losses, "classes": classes}
 
     def judge(self, results: Results) -> None:
@@ -285,3 +283,40 @@ def _fp32() -> Any:
     import torch
 
     return torch.float32
+
+
+def _class_records(
+    rows: Iterable[tuple[Row | None, Sequence[int]]],
+    score: Callable[[Row], tuple[Tensor, Tensor, Tensor]],
+    should_stop: Callable[[], bool] | None = None,
+) -> tuple[list[LossRecord], list[ClassRecord]]:
+    """Score rows of a classifier, as `launcher.evals.runner.loss_records` does.
+
+    `score(row)` gives true classes (int64 [documents], or of several that may apply 0 and 1,
+    float32 [documents, classes]), loss in nats (float32 [documents]) and probabilities (float32
+    [documents, classes]). Records out of scope have no loss.
+    """
+    from launcher.evals import runner
+
+    losses: list[LossRecord] = []
+    classes: list[ClassRecord] = []
+    for row, ids in rows:
+        runner.poll(should_stop)
+        if row is None:
+            continue
+        targets, nats, chances = (values.cpu() for values in score(row))
+        several = targets.dim() > 1
+        truths = targets.tolist()
+        named = (chances > 0.5).tolist() if several else chances.argmax(-1).tolist()
+        highest = chances.max(-1).values.tolist()
+        for i, record in enumerate(ids):
+            truth = _applying(truths[i]) if several else [truths[i]]
+            predicted = _applying(named[i]) if several else [named[i]]
+            classes.append(ClassRecord(record, truth, predicted, highest[i]))
+            if not classes[-1].is_outside:
+                losses.append(LossRecord(record, float(nats[i]), 1, int(truth == predicted)))
+    return losses, classes
+
+
+def _applying(flags: Sequence[float]) -> list[int]:
+    return [number for number, flag in enumerate(flags) if flag]

@@ -15,7 +15,8 @@ from launcher.config.derive import memory
 from launcher.config.derive.tensors import COUNTED
 from launcher.config.schema import AdapterConfig, LoraConfig
 from launcher.core.errors import ConfigError
-from launcher.peft.lora import apply, describe
+from launcher.model.adapter import count_parameters
+from launcher.peft.lora import apply
 from support.adapted import FAMILIES, family
 from support.configs import make_config
 from support.draws import some
@@ -54,7 +55,7 @@ def planned(folder: Path, **peft: Any) -> int | None:
 def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_config(family(name))
     model.save_pretrained(tmp_path)
-    assert planned(tmp_path) == describe(model)[0]
+    assert planned(tmp_path) == count_parameters(model)[0]
     counted = 0
     for options in OPTIONS:
         try:
@@ -62,7 +63,7 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
         except ConfigError:
             continue  # the family has no such layer
         counted += 1
-        assert planned(tmp_path, **options) == describe(adapted)[0], options
+        assert planned(tmp_path, **options) == count_parameters(adapted)[0], options
     assert counted >= 1
     assert model.config.model_type in COUNTED
 
@@ -72,13 +73,13 @@ def test_a_plain_decoder_is_counted_without_its_weights(tmp_path: Path, name: st
     config = family(name)
     config.attention_bias = config.mlp_bias = name == "granite"
     config.save_pretrained(tmp_path)
-    assert planned(tmp_path) == describe(AutoModelForCausalLM.from_config(config))[0]
+    assert planned(tmp_path) == count_parameters(AutoModelForCausalLM.from_config(config))[0]
     for options in OPTIONS:
         try:
             adapted = apply(AutoModelForCausalLM.from_config(config), LoraConfig(**options))
         except ConfigError:
             continue  # no such layer
-        assert planned(tmp_path, **options) == describe(adapted)[0], options
+        assert planned(tmp_path, **options) == count_parameters(adapted)[0], options
 
 
 @dataclass(kw_only=True, slots=True)
@@ -97,7 +98,7 @@ def test_a_method_counts_itself(tmp_path: Path, name: str) -> None:
     model.save_pretrained(tmp_path)
     targets = ["q_proj", "v_proj", "up_proj"]
     options = peft.IA3Config(target_modules=targets, feedforward_modules=[])
-    trained = describe(peft.get_peft_model(model, options))[0]
+    trained = count_parameters(peft.get_peft_model(model, options))[0]
     config = make_config(model={"name": str(tmp_path)})
     config.peft = Ia3Config(targets=targets)
     shape = memory.model_shape(config)
@@ -126,7 +127,7 @@ def test_bytes_are_those_of_what_is_trained(tmp_path: Path, options: dict[str, A
         options = {"adapter": str(tmp_path / "adapter")}
     elif options:
         made = apply(model, LoraConfig(**options))
-    trained = describe(made if options else model)[0]
+    trained = count_parameters(made if options else model)[0]
     section = {"name": "lora", **options} if options else {"name": "none"}
     config = make_config(model={"name": str(tmp_path)}, peft=section, engine={"zero": 0})
     shape = memory.model_shape(config)

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from launcher.curate import page
+from launcher.curate.page import page
 from support.browser import CHROMIUM, SKIP, dom
 from support.reports import report
 

@@ -1,4 +1,4 @@
-"""What of jobs is particular to a real Slurm cluster; the rest is in `test_api_queues.py`."""
+"""What of jobs is particular to a real Slurm cluster; the rest is in `test_queues.py`."""
 
 from __future__ import annotations
 
