@@ -50,7 +50,12 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_carries_the_data_and_nothing_else(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     conf = {f"launcher/_{path.relative_to(ROOT)}" for path in (ROOT / "conf").rglob("*.yaml")}
-    templates = {str(path.relative_to(ROOT)) for path in (ROOT / "launcher").rglob("*.j2")}
+    kinds = ("j2", "css", "js", "html", "svg")
+    templates = {
+        str(path.relative_to(ROOT))
+        for kind in kinds
+        for path in (ROOT / "launcher").rglob(f"*.{kind}")
+    }
     assert conf
     assert templates
     assert conf | templates <= names

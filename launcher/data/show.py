@@ -81,7 +81,7 @@ def _open(path: Path, split: str) -> tuple[TokenCache | JoinedCache, ModelConfig
     if not folders[split]:
         hint = "hold records out with data.validation=FILE or data.validation_share=0.1"
         raise DataError("no record is held out", where=f"data.{split}", hint=hint)
-    return TokenCache.open(folders[split]), compose.load(run.config).model
+    return TokenCache.open(folders[split]), compose.load(run.config, runs_code=False).model
 
 
 def main(arguments: list[str]) -> int:

@@ -24,7 +24,7 @@ from launcher.core.errors import ExitCode, LauncherError
 from launcher.core.host import machine, storage
 from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_json
 from launcher.core.runtime import Ranks
-from launcher.distributed import bandwidth, collectives, rendezvous
+from launcher.distributed import bandwidth, collectives, devices, rendezvous
 
 #: How long a rank looks for what rank 0 has written.
 VISIBLE_TIMEOUT_S = 20.0
@@ -79,7 +79,7 @@ def _probe(run: RunDir, ranks: Ranks, report: Report) -> None:
     if not run.exists():
         raise LauncherError(f"{run} is not to be seen on {ranks.host}", hint="see run.root")
     asked, config = read_json(run.path / "probe.json"), compose.load(run.config)
-    device = _device(ranks)
+    device = devices.choose(ranks)
     timeout_s = float(config.launch.join_timeout_s)
     store = rendezvous.open_store(ranks, timeout_s)
     rendezvous.join(store, ranks, asked["world_size"], device, timeout_s)
@@ -100,14 +100,6 @@ def _probe(run: RunDir, ranks: Ranks, report: Report) -> None:
     # Rank 0 says how it ended only when all have: the job may be taken down from then on.
     collectives.barrier()
     rendezvous.leave()
-
-
-def _device(ranks: Ranks) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
 
 
 def _torch_facts(device: torch.device) -> dict[str, Any]:

@@ -32,7 +32,10 @@ TICK_S = 1.0
 #: Dumps the stacks of a rank, also while native code holds the interpreter.
 DUMP = signal.SIGUSR2
 #: Code that waits for other ranks: torch's and DeepSpeed's collectives, and this project's.
-_WAITING = ("/torch/distributed/", "/deepspeed/comm/", "/launcher/distributed/")
+_WAITING = (
+    *("/torch/distributed/", "/deepspeed/comm/"),
+    *("/launcher/distributed/collectives.py", "/launcher/distributed/rendezvous.py"),
+)
 _PACKAGE = str(Path(__file__).resolve().parents[1])
 
 

@@ -43,12 +43,14 @@ def render(
         finalize=shown,
     )
     environment.filters.update(filters or {})
-    styles = dict.fromkeys((_FRAME / "page.css", template.with_name("page.css")))
+    style = (_FRAME / "page.css").read_text(encoding="utf-8")
+    if template.parent != _FRAME:
+        style += _text(template.with_name("page.css"))
     script = _text(template.with_name("page.js"))
     # Only this script may run, so text from the data could not become code even if escaping failed.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template.name).render(
-        style=Markup("".join(map(_text, styles))),  # noqa: S704 - our own files
+        style=Markup(style),  # noqa: S704 - our own files
         script=Markup(script),  # noqa: S704 - our own file
         script_hash=f"sha256-{digest}",
         version=__version__,

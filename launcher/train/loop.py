@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -123,6 +124,8 @@ class Training:
     ) -> None:
         self.run, self.config, self.ranks, self.device = run, config, ranks, device
         self.stop, self.heart = stop, heart
+        # No method: the evaluator holds it, and the engine is to go with its last reference.
+        self.stopping = partial(_is_asked, stop, heart, device)
 
         heart.beat("start", 0, "data")
         self.data = setup.read_data(run, config, ranks, device, self.say, told=told)
@@ -189,11 +192,6 @@ class Training:
     def warn(self, text: str) -> None:
         """The same, of something that may be wrong."""
         self.say(f"warning: {text}")
-
-    def stopping(self) -> bool:
-        """Whether any rank has been asked to stop; one collective."""
-        self.heart.again()
-        return collectives.sum_over_ranks([float(bool(self.stop))], self.device)[0] > 0
 
     def verify(self) -> None:
         """Keep the documents of a row apart, and try on the model itself that what is trained
@@ -504,6 +502,12 @@ def _state(progress: Progress) -> dict[str, Any]:
         "window_weight": progress.window_weight,
         "window_sums": progress.window_sums,
     }
+
+
+def _is_asked(stop: StopFlag, heart: Heartbeat, device: torch.device) -> bool:
+    """Whether any rank has been asked to stop; one collective."""
+    heart.again()
+    return collectives.sum_over_ranks([float(bool(stop))], device)[0] > 0
 
 
 def _one_of(seconds: float, ranks: Ranks) -> list[float]:

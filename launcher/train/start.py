@@ -175,7 +175,7 @@ def _made(start: _Start) -> RunDir:
     config, plan = create.checked(start.words, world_size=start.ranks.world_size)
     run = create.named(config, start.words)
     with contextlib.suppress(LauncherError):  # held, or unreadable: its name is taken
-        if run.exists() and not compose.load(run.config).launch.has_queue:
+        if run.exists() and not compose.load(run.config, runs_code=False).launch.has_queue:
             with run.lock():
                 if not create.keeps_name(run, run.status().state):
                     create.set_aside(run)

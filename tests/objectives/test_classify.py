@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import AutoTokenizer
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, write_json
 from launcher.data.pack.loader import Row, make_row
+from launcher.inference.generate import _outputs
 from launcher.model.attention import IMPLEMENTATIONS, register
 from launcher.model.classifier import open_classifier
 from launcher.objectives.base import of_run
@@ -184,7 +187,7 @@ def test_an_encoder_does_without_attention_for_packed_rows(folders, tmp_path) ->
 
 def test_a_text_is_named_as_the_threshold_of_its_run_says(folders, tmp_path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folders["decoder"])
-    texts = ["Nine apples are left.", "a"]
+    texts = ["Nine apples are left. " * 9, "a"]
     run = RunDir(tmp_path / "run")
 
     def named(classes: Classes, bias: float) -> list[tuple[str, str]]:
@@ -192,10 +195,12 @@ def test_a_text_is_named_as_the_threshold_of_its_run_says(folders, tmp_path) -> 
         model = open_classifier(folders["decoder"], classes.head(0))[0].eval()
         line = classify(classes).output_line(run)
         found = []
-        for text in texts:
+        speaker: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
+        for text, outputs in zip(texts, _outputs(speaker, texts, 8), strict=True):
             with torch.no_grad():
-                tokens = torch.tensor([tokenizer(text)["input_ids"]])
-                outputs = model(input_ids=tokens).logits[0] + bias
+                tokens = torch.tensor([tokenizer(text)["input_ids"][:8]])
+                torch.testing.assert_close(outputs, model(input_ids=tokens).logits[0])
+            outputs = outputs + bias
             chances = outputs.sigmoid() if classes.multi_label else outputs.softmax(-1)
             label, said = line(outputs).split("\t")
             assert float(said) == pytest.approx(float(chances.max()), abs=1e-3)

@@ -141,6 +141,8 @@ def _options(peft: AdapterConfig, given: Container[str]) -> Iterator[Problem]:
     named = [modules] if isinstance(modules, str) else sorted(modules or ())
     values = {"targets": [*named, *sorted(parameters or ())]}
     for option, key in _KEYS.items():
+        if not hasattr(peft, option):
+            continue  # an option of another method
         default = [] if option == "modules_to_save" else getattr(type(peft)(), option)
         value = content.get(key, default)
         values[option] = default if value is None else value

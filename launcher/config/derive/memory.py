@@ -186,13 +186,12 @@ def _trained(config: Config, shape: ModelShape) -> tuple[int, bool]:
     if not isinstance(peft, AdapterConfig):
         # Towers that no text trains are in the files of a model that reads more than text.
         return shape.parameters, shape.is_certain
-    if isinstance(peft, AdapterConfig) and peft.adapter:
+    if peft.adapter:
         stored = tensors.in_adapter(Path(peft.adapter))
         if stored is not None:
             return stored, True
     number, is_certain = tensors.trainable(peft, shape.tensors, shape.content)
-    is_fresh = not isinstance(peft, AdapterConfig) or peft.adapter is None
-    return number, is_certain and shape.is_certain and is_fresh
+    return number, is_certain and shape.is_certain and peft.adapter is None
 
 
 def knows_layers(peft: AdapterConfig, shape: ModelShape) -> bool:

@@ -56,11 +56,6 @@ class Plan:
     eval_steps: int | None = None
     """Steps between evaluations during training; None: there are none, or steps is unknown."""
 
-    @property
-    def global_tokens(self) -> int:
-        """Token slots of one optimizer step."""
-        return self.global_sequences * self.max_length
-
     def to_json(self) -> str:
         """JSON text with one key a field."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -54,7 +54,6 @@ def test_a_given_micro_batch_is_kept(ranks: int, micro: int, accumulation: int) 
 def test_tokens_are_full_packs() -> None:
     made = make(batch={"tokens": 65536}, data={"max_length": 2048})
     assert made.global_sequences == 32
-    assert made.global_tokens == 65536
 
 
 @pytest.mark.parametrize(

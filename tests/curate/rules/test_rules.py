@@ -39,7 +39,6 @@ def test_clean_data_passes(write: Write, configure: Configure) -> None:
     assert [rule["count"] for rule in made["rules"] if rule["verdict"] == "pass"] == [0] * 17
 
 
-DAMAGED = "Ein größeres Café".encode().decode("cp1252")
 FAULTS: dict[str, Callable[[dict[str, str]], Any]] = {
     "broken": lambda record: '{"prompt": "cut',
     "empty_answers": lambda record: {**record, "completion": "N/A"},
