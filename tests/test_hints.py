@@ -80,6 +80,12 @@ def constants(nodes: Iterable[ast.AST]) -> list[str]:
     return [str(node.value) for node in known]
 
 
+def label(path: Path) -> str:
+    """A file's name, with its folder's where other files have it too."""
+    others = [other for other in SOURCES if other.name == path.name]
+    return path.name if len(others) == 1 else f"{path.parent.name}/{path.name}"
+
+
 @cache
 def named() -> dict[str, set[str]]:
     """Command in backticks, made by `command` or put together -> names of the files that say so."""
@@ -91,7 +97,7 @@ def named() -> dict[str, set[str]]:
         nodes = list(ast.walk(ast.parse(source)))
         for text in texts(nodes):
             for typed in TYPED.findall(text):
-                found.setdefault(typed, set()).add(path.name)
+                found.setdefault(typed, set()).add(label(path))
         for node in nodes:
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "attr", getattr(node.func, "id", ""))
@@ -100,7 +106,7 @@ def named() -> dict[str, set[str]]:
                 said = constants(node.elts) if isinstance(node, ast.List) else []
                 said = [" ".join(said[1:4]), *said[4:]] if said[:1] == ["launcher"] else []
             if said and any(said[0].startswith(verb) for verb in VERBS):
-                found.setdefault(f"launcher {' '.join(said)}", set()).add(path.name)
+                found.setdefault(f"launcher {' '.join(said)}", set()).add(label(path))
     return found
 
 
@@ -130,21 +136,24 @@ LATER = ("sweep=random", "sweep.trials=1", "optim.lr=interval(1e-4,1e-3)")
 #: (file, command) -> the test that gives the hint and types it.
 SHOWN: dict[tuple[str, str], str] = {
     # Where models have to be trained for it.
-    ("preparation.py", "launcher compare"): "test_classify_integration.py",
-    ("adapter.py", "launcher export RUN --merge"): "test_classify_integration.py",
+    ("ab/preparation.py", "launcher compare"): "test_classify_integration.py",
+    ("derive/adapter.py", "launcher export RUN --merge"): "test_classify_integration.py",
     ("judge.py", "launcher compare"): "test_judge_integration.py",
     ("finish.py", "launcher compare"): "test_judge_integration.py",
-    ("chat.py", "launcher generate"): "test_classify_integration.py",
+    ("inference/chat.py", "launcher generate"): "test_classify_integration.py",
     ("harness.py", "launcher eval"): "test_classify_integration.py",
     # Over stubs in the place of ranks.
-    ("preparation.py", "launcher sweep resume"): "sweeps/test_controller.py",
-    ("controller.py", "launcher sweep resume"): "sweeps/test_controller.py",
-    ("ranks.py", "launcher doctor --keep"): "test_doctor_integration.py",
+    ("sweeps/preparation.py", "launcher sweep resume"): "sweeps/test_controller.py",
+    ("sweeps/controller.py", "launcher sweep resume"): "sweeps/test_controller.py",
+    ("doctor/ranks.py", "launcher doctor --keep"): "test_doctor_integration.py",
 }
 #: What is said of a command, but is no way out of anything.
 ABOUT = {
-    *(("__init__.py", f"launcher {verb}") for verb in ("VERB --help", "train --help", "resume")),
-    ("__init__.py", "launcher train experiment=quickstart"),
+    *(
+        ("cli/__init__.py", f"launcher {verb}")
+        for verb in ("VERB --help", "train --help", "resume")
+    ),
+    ("cli/__init__.py", "launcher train experiment=quickstart"),
     ("arguments.py", "launcher config"),
     ("openapi.py", "launcher serve keys create"),
     ("serve.py", "launcher serve keys list"),
@@ -233,8 +242,8 @@ def test_a_taken_name_is_resumed(run):
         runs.resume(words[1:])
 
 
-@shows("cancel", "start.py")
-@shows("cancel --lost", "start.py")
+@shows("cancel", "runs/start.py")
+@shows("cancel --lost", "runs/start.py")
 def test_a_held_run_is_cancelled_and_a_lost_one_given_up(run, capsys):
     with run.lock():
         assert hinted(refused(lambda: start.begin(run)))[0] == "cancel"
@@ -246,7 +255,7 @@ def test_a_held_run_is_cancelled_and_a_lost_one_given_up(run, capsys):
     assert start.begin(run) == 2  # "then resume"
 
 
-@shows("cancel --lost", "cancel.py")
+@shows("cancel --lost", "runs/cancel.py")
 @shows("cancel", "local.py")
 def test_a_run_of_another_host_is_cancelled_there_or_given_up(run, tmp_path, monkeypatch, capsys):
     run.set_status(State.running, attempt=1)
@@ -298,7 +307,7 @@ def test_a_job_that_goes_on_is_followed_again_and_cancelled(run, capsys):
     assert "its words" in capsys.readouterr().out
 
 
-@shows("resume", "follow.py", "start.py")
+@shows("resume", "follow.py", "runs/start.py")
 def test_a_stopped_run_and_one_that_was_not_started_go_on(run, begun):
     lines: list[str] = []
     start.begin(run)
@@ -311,8 +320,8 @@ def test_a_stopped_run_and_one_that_was_not_started_go_on(run, begun):
         run.set_status(State.cancelled, exit_code=130)
 
 
-@shows("resume", "vitals.py", "outcome.py", "coordinator.py", "export.py")
-@shows("resume", "base.py")
+@shows("resume", "vitals.py", "launch/outcome.py", "coordinator.py", "inference/export.py")
+@shows("resume", "objectives/base.py")
 def test_what_ranks_say_is_typed_in_any_folder(plain, tmp_path, monkeypatch, begun):
     run, plan = plain, launch_plan(plain, backend="torchrun")
     attempt = start.begin(run)
@@ -338,7 +347,7 @@ def test_what_ranks_say_is_typed_in_any_folder(plain, tmp_path, monkeypatch, beg
         assert begun.pop() == (run.path, max(run.attempts()))
 
 
-@shows("resume", "length.py", "start.py")
+@shows("resume", "length.py", "runs/start.py", "train/start.py")
 def test_a_run_that_has_ended_trains_on(plain, begun):
     write_checkpoint(plain, 10)
     job = SimpleNamespace(is_direct=True, ranks=SimpleNamespace(is_main=True), run=plain)
@@ -448,7 +457,7 @@ def test_a_run_to_compare_with_is_among_those_that_are_listed(plain, tmp_path, c
     assert "r " in capsys.readouterr().out
 
 
-@shows("plan", "start.py")
+@shows("plan", "train/start.py")
 def test_what_needs_less_memory_is_planned(capsys):
     error = train_start._out_of_memory(MemoryError())
     (typed,) = hints.commands(error.problems[0].hint)
@@ -497,9 +506,9 @@ def test_rules_of_a_service_are_looked_at_with_its_profile(tmp_path, monkeypatch
     assert "openai_" in (tmp_path / "out" / "report.json").read_text()
 
 
-@shows("ab new", "study.py", "database.py")
-@shows("ab route", "database.py")
-@shows("ab", "database.py")
+@shows("ab new", "ab/study.py", "ab/database.py")
+@shows("ab route", "ab/database.py")
+@shows("ab", "ab/database.py")
 def test_what_is_no_study_is_made_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name, answer in (("1.jsonl", "one"), ("2.jsonl", "two")):
