@@ -20,6 +20,7 @@ from launcher.config.schema import Config
 from launcher.data.cache import TokenCache
 from launcher.data.prepare.preparation import prepare
 from support.chats import chat
+from support.ranks import environment
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +37,8 @@ def make_run(config: Config, folder: Path) -> Path:
 @contextmanager
 def preparing(run: Path) -> Iterator[subprocess.Popen]:
     command = [sys.executable, "-m", "launcher.data.prepare", str(run)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environ = environment(LAUNCHER_TESTS_ZYGOTE="")  # a process whose children are the workers
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environ) as process:
         try:
             yield process
         finally:
