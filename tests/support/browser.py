@@ -49,6 +49,10 @@ window.Date = class extends Right {
 """
 
 
+class Navigated(AssertionError):
+    """The page went away while it was asked."""
+
+
 class Browser:
     """One page of a headless Chromium. `console` collects errors and what the page complains of."""
 
@@ -183,7 +187,9 @@ class Browser:
         """Wait until a JavaScript expression is true; returns it."""
         end = time.monotonic() + within_s
         while True:
-            found = self.value(expression)
+            found = None
+            with contextlib.suppress(Navigated):  # the page that was asked has gone: ask the next
+                found = self.value(expression)
             if found:
                 return found
             assert time.monotonic() < end, f"waited in vain for {what or expression}"
@@ -217,6 +223,8 @@ class Browser:
         while True:
             answer = self._next(method)
             if answer.get("id") == number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated(method)
                 assert "error" not in answer, (method, answer["error"])
                 found: dict[str, Any] = answer["result"]
                 return found
