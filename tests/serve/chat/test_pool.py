@@ -26,16 +26,27 @@ REQUEST = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 3, 
 LONG = {**REQUEST, "max_tokens": 900, "n": 4}
 
 
+#: Processes that other tests of this process have left for all, such as multiprocessing's tracker.
+_OTHERS: set[int] = set()
+
+
+def models() -> list[int]:
+    """The processes that the pool has started."""
+    return [pid for pid in children(os.getpid()) if pid not in _OTHERS]
+
+
 def with_pool(
     home: Path, work: Callable[[ModelPool], Coroutine[Any, Any, None]], **chat: Any
 ) -> None:
     (home / "serve.yaml").write_text(yaml.safe_dump({"chat": {"gpus": False, **chat}}))
     service = Service.open(home)
+    _OTHERS.clear()
+    _OTHERS.update(children(os.getpid()))
 
     async def run() -> None:
         async with ModelPool(service) as pool:
             await work(pool)
-        assert not children(os.getpid())
+        assert not models()
 
     asyncio.run(run())
     service.database.engine.dispose()
@@ -63,7 +74,7 @@ def test_one_process_serves_all_and_a_dead_one_is_replaced(tmp_path: Path) -> No
     async def work(pool: ModelPool) -> None:
         ends = await asyncio.gather(*(last(pool, ONE) for _ in range(5)))
         assert {end["completion_tokens"] for end in ends} == {3}
-        (pid,) = children(os.getpid())
+        (pid,) = models()
         answers = pool.ask(ONE, LONG)
         await anext(answers)
         os.kill(pid, signal.SIGKILL)
@@ -71,10 +82,10 @@ def test_one_process_serves_all_and_a_dead_one_is_replaced(tmp_path: Path) -> No
             async for _ in answers:
                 pass
         assert (await last(pool, ONE))["completion_tokens"] == 3
-        (other,) = children(os.getpid())
+        (other,) = models()
         assert other != pid
         os.kill(other, signal.SIGKILL)
-        await until(lambda: not children(os.getpid()))
+        await until(lambda: not models())
         assert (await last(pool, ONE))["completion_tokens"] == 3
 
     with_pool(tmp_path, work)
@@ -84,14 +95,14 @@ def test_the_model_used_longest_ago_makes_room_and_idle_ones_leave(tmp_path: Pat
     async def work(pool: ModelPool) -> None:
         answers = pool.ask(ONE, LONG)
         await anext(answers)
-        (first,) = children(os.getpid())
+        (first,) = models()
         waiting = asyncio.create_task(last(pool, TWO))
         await asyncio.sleep(0.5)
-        assert children(os.getpid()) == [first]  # in use: it is waited for
+        assert models() == [first]  # in use: it is waited for
         await answers.aclose()  # as a client does that hangs up: the answer ends at once
         assert (await waiting)["completion_tokens"] == 3
-        assert first not in children(os.getpid())
-        await until(lambda: not children(os.getpid()))
+        assert first not in models()
+        await until(lambda: not models())
 
     with_pool(tmp_path, work, models=1, idle_s=1.5)
 
@@ -103,7 +114,7 @@ def test_a_model_that_cannot_be_opened_is_an_error_and_leaves_nothing(
         for source in (ModelSource("ftjob-none", 3), ModelSource(overrides=("model=none",))):
             with pytest.raises(Failed, match="exit code 2"):
                 await last(pool, source)
-        await until(lambda: not children(os.getpid()))
+        await until(lambda: not models())
 
     with_pool(tmp_path, work)
     assert "not a run folder" in capfd.readouterr().err
@@ -114,9 +125,9 @@ def test_the_end_of_the_server_is_the_end_of_its_models(tmp_path: Path) -> None:
         async with aclosing(pool.ask(ONE, LONG)) as answers:
             await anext(answers)
             opening = asyncio.create_task(last(pool, TWO))
-            await until(lambda: len(children(os.getpid())) == 2)
+            await until(lambda: len(models()) == 2)
             await pool.__aexit__(None, None, None)
-            assert not children(os.getpid())
+            assert not models()
             with pytest.raises((Failed, asyncio.CancelledError)):
                 await opening
 
