@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed  ## Install the launcher and run the main job on 
 test: lint  ## Install, check, and run all tests
 	@# .ci/run asks for pytest's own exit code in a file, because make would turn it into 2.
 	@# Three at a time: many tests wait for clusters and ranks; a file's tests share what they start.
-	@$(BIN)/pytest -n 4 --durations 40 --dist loadfile --no-loadscope-reorder $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
+	@$(BIN)/pytest -n 3 --durations 40 --dist loadfile --no-loadscope-reorder $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
 
 check: lint  ## Format, lint, types, import contracts and the quick tests
 	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n auto --maxprocesses 8 --dist worksteal
