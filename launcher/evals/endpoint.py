@@ -48,6 +48,7 @@ class Endpoint:
                 hint="set it again, without line breaks, from where the key was issued",
             )
         self._closed = threading.Event()
+        self._refusal: ConfigError | None = None
 
     def request(self, question: str) -> dict[str, Any]:
         """The body of the request: all that the reply depends on besides the URL."""
@@ -63,11 +64,13 @@ class Endpoint:
         """The reply's text.
 
         Raises `Unanswered` (`Declined` if a new try is of no use), and `ConfigError` for what no
-        other question would change.
+        other question would change: from then on every question gets it, unasked.
         """
         body = json.dumps(self.request(question)).encode()
         for attempt in range(self._config.retries + 1):
             wait_s = min(2.0**attempt, 30.0) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
+            if self._refusal:
+                raise self._refusal
             try:
                 return _text(self._post(body))
             except HTTPError as error:
@@ -75,7 +78,8 @@ class Endpoint:
                     said = error.read(500).decode(errors="replace")
                 problem = f"HTTP {error.code} {said or error.reason}"
                 if error.code in (401, 403, 404):
-                    raise self._refused(problem) from error
+                    self._refusal = self._refused(problem)
+                    raise self._refusal from error
                 if error.code not in _PASSING:
                     raise Declined(problem) from error
                 wait_s = max(wait_s, _seconds(error.headers.get("Retry-After")))
