@@ -26,7 +26,7 @@ from launcher.cli import VERBS
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
 from launcher.config.derive import plan
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.core.errors import ExitCode
 from launcher.data.sources.limits import MAX_RECORD_BYTES
 from launcher.evals.comparison.paired import MIN_DIFFERING, Resampling
@@ -155,7 +155,7 @@ def _wrong_values(key: str, value: str, options: dict[str, list[str]]) -> list[s
         return [
             f"{key}={name}" for name in names if not name.isupper() and name not in options[key]
         ]
-    known = typed.written_type(key) is not None
+    known = conversion.written_type(key) is not None
     return [] if known else [f"{key}="]
 
 
@@ -167,8 +167,10 @@ def test_keys_in_the_text_exist(page):
             if key not in NO_KEYS:
                 wrong += _wrong_values(key, value, options)
         section, _, rest = span.partition(".")
-        is_key = re.fullmatch(r"[a-z]+(\.[a-z][a-z0-9_]*)+", span) and section in typed.sections()
-        if is_key and rest not in FILE_ENDINGS and span not in typed.sections():
+        is_key = (
+            re.fullmatch(r"[a-z]+(\.[a-z][a-z0-9_]*)+", span) and section in conversion.sections()
+        )
+        if is_key and rest not in FILE_ENDINGS and span not in conversion.sections():
             wrong += _wrong_values(span, "", options)
     assert not wrong
 

@@ -40,7 +40,7 @@ from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.spec import AttemptState, job_file
 from launcher.model.load import model_source
 from launcher.objectives import base as objectives
-from launcher.runs import follow, length, start
+from launcher.runs import extension, follow, start
 from launcher.runs.cancel import cancel, set_cancelled
 from launcher.scoring.compare import sides
 from launcher.sweeps import preparation
@@ -162,8 +162,8 @@ ABOUT = {
     ("reference.py", "launcher train GROUP=OPTION KEY=VALUE ..."),
     ("reference.py", "launcher train my.yaml"),
     ("spec.py", "launcher join"),
-    ("exported.py", "launcher generate"),
-    ("agents.py", "launcher train"),
+    ("classify/export.py", "launcher generate"),
+    ("wandb_agents.py", "launcher train"),
 }
 
 Test = TypeVar("Test", bound=Callable[..., None])
@@ -347,7 +347,7 @@ def test_what_ranks_say_is_typed_in_any_folder(plain, tmp_path, monkeypatch, beg
         assert begun.pop() == (run.path, max(run.attempts()))
 
 
-@shows("resume", "length.py", "runs/start.py", "train/start.py")
+@shows("resume", "extension.py", "runs/start.py", "train/start.py")
 def test_a_run_that_has_ended_trains_on(plain, begun):
     write_checkpoint(plain, 10)
     job = SimpleNamespace(is_direct=True, ranks=SimpleNamespace(is_main=True), run=plain)
@@ -362,7 +362,7 @@ def test_a_run_that_has_ended_trains_on(plain, begun):
     assert begun == [(plain.path, attempt) for attempt in range(1, 6)]
 
 
-@shows("train", "length.py")
+@shows("train", "extension.py")
 @pytest.mark.parametrize("exported", [False, True])
 def test_another_run_begins_with_the_config_of_one(run, begun, exported):
     if exported:
@@ -372,8 +372,8 @@ def test_another_run_begins_with_the_config_of_one(run, begun, exported):
     for number, refuse in enumerate(
         (
             lambda: start.resumable(run),
-            lambda: length.changed(run, ["train.steps=40"]),
-            lambda: length.changed(run, ["optim.lr=0.5", "seed=3"]),
+            lambda: extension.changed(run, ["train.steps=40"]),
+            lambda: extension.changed(run, ["optim.lr=0.5", "seed=3"]),
         ),
         2,
     ):
@@ -442,7 +442,7 @@ def test_a_file_of_ones_own_is_written_and_runs(tmp_path, monkeypatch, capsys, n
     assert main(["plan", name]) == 0
 
 
-@shows("config", "suggest.py")
+@shows("config", "suggestions.py")
 def test_all_keys_of_a_section_are_printed(capsys):
     assert main(["plan", "optim.qqqqqq=1", *WORDS]) == 2
     assert main(*hints.commands(capsys.readouterr().err)) == 0
@@ -506,7 +506,7 @@ def test_rules_of_a_service_are_looked_at_with_its_profile(tmp_path, monkeypatch
     assert "openai_" in (tmp_path / "out" / "report.json").read_text()
 
 
-@shows("ab new", "ab/study.py", "ab/database.py")
+@shows("ab new", "study.py", "ab/database.py")
 @shows("ab route", "ab/database.py")
 @shows("ab", "ab/database.py")
 def test_what_is_no_study_is_made_one(tmp_path, monkeypatch, capsys):

@@ -79,9 +79,9 @@ def serve(words: list[str]) -> int:
     study = Study(parsed.study).check()
     arguments.need_server("launcher ab")
     from launcher.ab import server
-    from launcher.core import listen
+    from launcher.core import asgi
 
-    return listen.run(server.create_app(study), parsed.host, parsed.port)
+    return asgi.run(server.create_app(study), parsed.host, parsed.port)
 
 
 def result(words: list[str]) -> int:
@@ -132,13 +132,13 @@ def route(words: list[str]) -> int:
     arguments.need_server("launcher ab")
     from launcher.ab import router
     from launcher.ab.traffic import Traffic
-    from launcher.core import listen
+    from launcher.core import asgi
 
     router.require_url(parsed.a, where="--a")
     router.require_url(parsed.b, where="--b")
     traffic = Traffic.open(parsed.db, (parsed.a, parsed.b), parsed.share)
     app = router.create_app(traffic, {"a": parsed.a, "b": parsed.b}, parsed.model)
-    return listen.run(app, parsed.host, parsed.port)
+    return asgi.run(app, parsed.host, parsed.port)
 
 
 def _invite(study: Study, names: list[str], url: str) -> None:

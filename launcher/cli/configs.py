@@ -71,11 +71,11 @@ def _say_whether_it_can_run(config: Config) -> None:
 
 
 def _explain(words: list[str], key: str, config_dirs: list[str], json: bool) -> str:
-    from launcher.config.compose import explain
+    from launcher.config.compose import explanation
 
-    sources = explain.explain(words, key, config_dirs)
+    sources = explanation.explain(words, key, config_dirs)
     if not json:
-        return explain.text(sources, key)
+        return explanation.text(sources, key)
     return arguments.as_json([{"place": s.place, "value": s.value} for s in sources])
 
 

@@ -50,12 +50,12 @@ def resume(words: list[str]) -> int:
     end = (["overrides"], {"nargs": "*", "metavar": "OVERRIDE", "help": meaning})
     parsed = arguments.existing_run("resume", words, ranks, end)
     from launcher.config import create
-    from launcher.runs import length, start
+    from launcher.runs import extension, start
 
     start.refuse_in_rank("run")
     run = arguments.find(parsed)
     if parsed.overrides:
-        change = length.changed(run, parsed.overrides, parsed.processes)
+        change = extension.changed(run, parsed.overrides, parsed.processes)
         return _launch_and_follow(run, start.begin(run, change))
     start.resumable(run)
     if parsed.processes is not None:

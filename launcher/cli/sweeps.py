@@ -107,9 +107,9 @@ def wandb(words: list[str]) -> int:
     """Write a W&B sweep file."""
     out: Argument = (["-o", "--out"], {"metavar": "FILE", "help": "default: standard output"})
     parsed = _parsed("wandb", words, out)
-    from launcher.sweeps import agents
+    from launcher.sweeps import wandb_agents
 
-    text = agents.sweep_file(_find(parsed).request())
+    text = wandb_agents.sweep_file(_find(parsed).request())
     if parsed.out:
         with open(parsed.out, "w", encoding="utf-8") as file:
             file.write(text)

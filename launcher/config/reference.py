@@ -17,7 +17,7 @@ from typing import Any
 
 from launcher.config import schema
 from launcher.config.compose import groups
-from launcher.config.schema import typed, variants
+from launcher.config.schema import conversion, variants
 from launcher.core import runtime
 
 _HEAD = """\
@@ -71,19 +71,19 @@ def docstring(cls: type, name: str) -> str:
 def render() -> str:
     """The whole page."""
     parts = [_HEAD, _groups(), _section("", schema.Config, leaves_only=True)]
-    for name, hint in typed.fields(schema.Config).items():
+    for name, hint in conversion.fields(schema.Config).items():
         if dataclasses.is_dataclass(hint):
             parts += _sections(name, hint)
     return "\n".join(parts)
 
 
 def _sections(path: str, declared: Any) -> list[str]:
-    classes = typed.section_classes(path, declared)
+    classes = conversion.section_classes(path, declared)
     first = _section(path, declared)
     others = [_section(path, cls, base=declared) for cls in classes if cls is not declared]
     nested = [
         part
-        for name, hint in typed.fields(declared).items()
+        for name, hint in conversion.fields(declared).items()
         if dataclasses.is_dataclass(hint)
         for part in _sections(f"{path}.{name}", hint)
     ]
@@ -100,13 +100,13 @@ def _section(path: str, cls: type, *, base: type | None = None, leaves_only: boo
     lines = [f"## {title}", "", inspect.cleandoc(cls.__doc__ or ""), ""]
     rows = []
     for field in dataclasses.fields(cls):
-        hint = typed.fields(cls)[field.name]
+        hint = conversion.fields(cls)[field.name]
         if dataclasses.is_dataclass(hint):
             continue
         is_own = field.name in cls.__dict__["__annotations__"]
-        if base is not None and field.name in typed.fields(base) and not is_own:
+        if base is not None and field.name in conversion.fields(base) and not is_own:
             continue
-        if field.name == typed.name_key(path).rpartition(".")[2] and base is not None:
+        if field.name == conversion.name_key(path).rpartition(".")[2] and base is not None:
             continue
         rows.append(
             _row(
@@ -123,7 +123,10 @@ def _section(path: str, cls: type, *, base: type | None = None, leaves_only: boo
 
 
 def _kind(cls: type, name: str) -> str:
-    kind, limit = typed.describe(typed.fields(cls)[name]), typed.limits(cls).get(name)
+    kind, limit = (
+        conversion.describe(conversion.fields(cls)[name]),
+        conversion.limits(cls).get(name),
+    )
     return kind if limit is None else f"{kind}, {limit}"
 
 

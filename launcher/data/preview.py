@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 
 from launcher.config.compose import compose
-from launcher.config.derive import items
-from launcher.config.derive.items import DataEntry
+from launcher.config.derive import data_entries
+from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config, OnBadRecord, Overlong, variants
 from launcher.core.errors import DataError, ExitCode, LauncherError, Problem
 from launcher.core.rundir import RunDir, write_json
@@ -38,8 +38,8 @@ def problems(config: Config) -> Iterator[tuple[Problem, ExitCode]]:
     Built-in data is right, and what is not here is left to whoever fetches it.
     """
     is_fine = True
-    for split in items.splits(config):
-        for item in items.items(config, split):
+    for split in data_entries.splits(config):
+        for item in data_entries.items(config, split):
             source = next(iter(_files(config, item, split)), None)
             if source is None:
                 continue
@@ -74,9 +74,9 @@ def _can_be_read_whole(config: Config) -> bool:
         return False
     files: list[Path] = []
     for split in _held(config):
-        entries = items.items(config, split)
+        entries = data_entries.items(config, split)
         found = [_files(config, entry, split) for entry in entries]
-        joined = len(entries) > 1 and not items.is_mixture(config, split)
+        joined = len(entries) > 1 and not data_entries.is_mixture(config, split)
         if not all(found) or (joined and config.data.limit is not None):
             return False
         files += [file for own in found for file in own]
@@ -84,7 +84,7 @@ def _can_be_read_whole(config: Config) -> bool:
 
 
 def _held(config: Config) -> list[str]:
-    return [split for split in items.splits(config) if split in ("train", "validation")]
+    return [split for split in data_entries.splits(config) if split in ("train", "validation")]
 
 
 def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
@@ -94,7 +94,7 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
     if split != named and not share:
         return
     objective = variants.objective(config.objective)
-    for item in items.items(config, named):
+    for item in data_entries.items(config, named):
         files = tuple(_files(config, item, named))
         reading = PartReader(Part(named, item, files, {}, share, mixed=False), config)
         names = config.objective.label_names(list(data.labels))

@@ -13,9 +13,9 @@ from launcher.config.schema import Config
 from launcher.config.schema.launch import LaunchConfig
 from launcher.core.host import machine as host_machine
 from launcher.core.host import storage as host_storage
-from launcher.doctor import job, machine, ranks, services, storage, versions
+from launcher.doctor import machine, probe, ranks, services, storage, versions
 from launcher.doctor.finding import Check, CheckFinding, HostCheck, Seen
-from launcher.doctor.job import Reports, Say
+from launcher.doctor.probe import Reports, Say
 
 #: Checks of run.root that must pass before ranks are started: their reports go there.
 _PLACE = "run.root"
@@ -80,7 +80,7 @@ def diagnose(
     """
     if not whole_job:
         config.launch = LaunchConfig(processes=1)
-    job.check(config)
+    probe.check(config)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(services.ask, config)
         say("looking at this host")
@@ -90,7 +90,7 @@ def diagnose(
         if place["error"]:
             trouble = f"run.root cannot be written: {place['error']}"
         else:
-            reports, trouble = job.probe(config, timeout_s=timeout_s, keep=keep, say=say)
+            reports, trouble = probe.probe(config, timeout_s=timeout_s, keep=keep, say=say)
         heard = asked.result()
     world = create.planned_world(config)
     seen = Seen(config, here, heard, asked=world, ranks=reports, trouble=trouble)

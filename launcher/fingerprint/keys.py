@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bases
-from launcher.config.derive import items
-from launcher.config.derive.items import DataEntry
+from launcher.config.derive import data_entries
+from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
-from launcher.config.schema.typed import to_dict
+from launcher.config.schema.conversion import to_dict
 from launcher.core import rundir, runtime
 from launcher.core.errors import ConfigError, DataError
 from launcher.core.rundir import RunDir, read_json, write_json
@@ -146,7 +146,9 @@ def complete_index(folder: Path, hashes: Hashes) -> dict[str, Any] | None:
 def data_keys(config: Config, hashes: Hashes | None = None) -> dict[str, str | None]:
     """Names of the prepared folders of the splits; None where there is no such split."""
     made = parts(config, hashes)
-    keys: dict[str, str | None] = dict.fromkeys(["train", "validation", *items.splits(config)])
+    keys: dict[str, str | None] = dict.fromkeys(
+        ["train", "validation", *data_entries.splits(config)]
+    )
     for split in keys:
         mine = [part for part in made if split in part.keys]
         if not mine:
@@ -178,9 +180,9 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
     }
     held_out = data.validation_share if data.validation is None else 0.0
     found = []
-    for split in items.splits(config):
+    for split in data_entries.splits(config):
         share = held_out if split == "train" else 0.0
-        mixed = items.is_mixture(config, split)
+        mixed = data_entries.is_mixture(config, split)
         for item, sources in _groups(config, split):
             mine = options | {
                 "format": _format(item.format, hashes),
@@ -222,9 +224,9 @@ def objective_identity(config: Config, hashes: Hashes | None = None) -> list[Any
 
 def _groups(config: Config, split: str) -> list[tuple[DataEntry, list[Source]]]:
     """What of a split is prepared together: every entry of a mixture alone, otherwise all."""
-    entries = items.items(config, split)
+    entries = data_entries.items(config, split)
     found = [(item, list(find(config, item, split))) for item in entries]
-    if items.is_mixture(config, split):
+    if data_entries.is_mixture(config, split):
         return found
     return [(entries[0], [source for _, sources in found for source in sources])]
 

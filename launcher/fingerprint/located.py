@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.derive import items
-from launcher.config.derive.items import DataEntry
+from launcher.config.derive import data_entries
+from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config
 from launcher.core import runtime
 from launcher.core.errors import DataError
@@ -100,17 +100,20 @@ def is_data(name: str) -> bool:
 
 
 def locate(config: Config, split: str) -> list[Source]:
-    """The sources that a split names (see `launcher.config.derive.items`), in order; files of a
-    folder by name.
+    """The sources that a split names, in order; files of a folder by name.
+
+    See `launcher.config.derive.data_entries`.
 
     Raises `DataError` for what is not there and `ConfigError` for a value of another type.
     """
-    return [source for item in items.items(config, split) for source in find(config, item, split)]
+    return [
+        source for item in data_entries.items(config, split) for source in find(config, item, split)
+    ]
 
 
 def find(config: Config, item: DataEntry, split: str) -> Iterator[Source]:
     """The sources of one entry of a split."""
-    value, where = item.path, items.place(split)
+    value, where = item.path, data_entries.place(split)
     if value.startswith("builtin:"):
         name = value.removeprefix("builtin:")
         side = "train" if split == "train" else "validation"
@@ -239,7 +242,7 @@ def _chosen_split(folder: Path, split: str) -> Path:
     names = _splits(folder)
     name = next((name for name in usual_splits(split) if name in names), None)
     if name is None:
-        key = items.place(split)
+        key = data_entries.place(split)
         raise DataError(
             f"save_to_disk wrote the splits {', '.join(names) or '(none)'} there, "
             f"none of them called {' or '.join(usual_splits(split))}",

@@ -13,7 +13,7 @@ from launcher.core.rundir import RunDir
 from launcher.data.formats.base import BadRecord
 from launcher.inference.command import exit_code_of, note
 from launcher.inference.generate import add_sampling, sampling_of, show
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.inference.speaker import Message, Sampling, Speaker
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops an answer."

@@ -14,7 +14,7 @@ from launcher.core.errors import ConfigError, DataError
 from launcher.core.rundir import RunDir
 from launcher.data.formats.base import BadRecord
 from launcher.inference.command import exit_code_of, note
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.inference.speaker import Sampling, Speaker
 from launcher.objectives.base import of_run
 

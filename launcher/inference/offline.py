@@ -20,7 +20,7 @@ from launcher.evals.decoding import Decoding
 from launcher.evals.generation import fit, generate_records
 from launcher.evals.records import TokenizedPrompt
 from launcher.inference.command import exit_code_of, note
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.inference.speaker import Speaker, quiet
 from launcher.model.load import DTYPES
 from launcher.model.rebuild import load_base

@@ -26,7 +26,7 @@ from launcher.core.fairness import RoundRobin
 from launcher.core.rundir import RunDir
 from launcher.inference.batching import Ask, reply
 from launcher.inference.command import exit_code_of
-from launcher.inference.opening import open_base, open_speaker
+from launcher.inference.loading import open_base, open_speaker
 from launcher.inference.requests import Refused, Write, asks_of
 from launcher.inference.speaker import Speaker
 

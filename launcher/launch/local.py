@@ -12,7 +12,7 @@ from launcher.core import processes
 from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
 from launcher.core.runtime import child_environment
-from launcher.launch.patience import BusyError
+from launcher.launch.retry import BusyError
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 
 #: Signals that the supervisor understands.

@@ -15,7 +15,7 @@ from typing import Protocol
 from launcher.config.schema.launch import LaunchConfig
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, read_json
-from launcher.launch.patience import BusyError
+from launcher.launch.retry import BusyError
 from launcher.launch.spec import (
     AttemptState,
     Backend,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config.derive import stored
+from launcher.config.derive import quantized
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import read_json
 from launcher.model.classifier import auto_class, open_classifier, read_structure
@@ -108,7 +108,7 @@ def _fresh_in_body(model: Any) -> list[str]:
 
 def is_quantised(folder: Path) -> bool:
     """Whether the files of a folder hold other numbers than the model does."""
-    return stored.of(read_json(folder / "config.json") or {}) is not None
+    return quantized.of(read_json(folder / "config.json") or {}) is not None
 
 
 def language_class(structure: Any) -> Any:
@@ -127,10 +127,10 @@ def language_class(structure: Any) -> Any:
 
 
 def _dequantisation(source: Any, structure: Any, nf4: Any) -> dict[str, Any]:
-    found = stored.of(structure.to_dict())
+    found = quantized.of(structure.to_dict())
     if found is None:
         return {} if nf4 is None else {"quantization_config": nf4}
-    problem = stored.problem(str(source), found, nf4=nf4 is not None)
+    problem = quantized.problem(str(source), found, nf4=nf4 is not None)
     if problem is not None:
         raise ConfigError([problem])
     from transformers.quantizers.auto import AutoQuantizationConfig

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher import entry
-from launcher.config.derive import items, memory
+from launcher.config.derive import data_entries, memory
 from launcher.config.schema import AdapterConfig, Config, TinyModelConfig, TrackerConfig, variants
 from launcher.config.schema.launch import ContainerRuntime
 from launcher.config.schema.variants import TRACKERS
@@ -149,10 +149,10 @@ def _pretrained(where: str, name: str, revision: str | None) -> Iterator[Problem
 
 
 def _data(config: Config) -> Iterator[Problem]:
-    for split in items.splits(config):
-        where = items.place(split)
+    for split in data_entries.splits(config):
+        where = data_entries.place(split)
         sources: list[Source] = []
-        for item in items.items(config, split):
+        for item in data_entries.items(config, split):
             try:
                 sources += located.find(config, item, split)
             except LauncherError as error:
@@ -193,7 +193,9 @@ def _adapters(config: Config) -> Iterator[Problem]:
 
 def _records(config: Config) -> Iterator[tuple[int, Problem]]:
     """What preparation would say of the records of files that are here, and its exit code."""
-    named = [path for split in items.splits(config) for path in items.paths(config, split)]
+    named = [
+        path for split in data_entries.splits(config) for path in data_entries.paths(config, split)
+    ]
     if not _is_contained(config) and not all(path.startswith("builtin:") for path in named):
         yield from _previewed("launcher.data.preview", config)
 

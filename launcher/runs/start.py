@@ -11,7 +11,7 @@ from pathlib import Path
 from launcher import bases
 from launcher.config import create
 from launcher.config.compose import compose
-from launcher.config.derive import items
+from launcher.config.derive import data_entries
 from launcher.config.schema import Config, variants
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, ExitCode, LauncherError, StorageError
@@ -25,10 +25,10 @@ from launcher.core.rundir import (
 )
 from launcher.core.runtime import cache_dir, cpu_count, hub_cache
 from launcher.launch.outcome import settled
-from launcher.launch.patience import PATIENCE_S, BusyError, patiently
 from launcher.launch.queue import queue_of
+from launcher.launch.retry import PATIENCE_S, BusyError, patiently
 from launcher.launch.spec import Backend, LaunchPlan, LaunchSpec
-from launcher.runs import length, scheduled
+from launcher.runs import extension, scheduled
 from launcher.runs.status import is_live, not_submitted, observed_run
 
 
@@ -169,7 +169,9 @@ def _threads(config: Config, processes: int) -> int:
 def _folders(config: Config, cwd: Path) -> tuple[Path, ...]:
     """Existing folders besides run and cwd that the ranks read or write."""
     names = [config.model.name, config.data.cache]
-    names += [path for split in items.splits(config) for path in items.paths(config, split)]
+    names += [
+        path for split in data_entries.splits(config) for path in data_entries.paths(config, split)
+    ]
     # Of a glob, the folder before the first wildcard.
     paths = [cwd / re.split(r"[^/]*[*?\[]", name)[0] for name in names if name]
     found = [path for path in paths if path.exists()]
@@ -241,5 +243,5 @@ def note_not_submitted(run: RunDir, attempt: int, error: LauncherError) -> None:
 def resumable(run: RunDir) -> RunDir:
     """The run, if there is something left to do; `ConfigError` if it has succeeded."""
     if run.status().state is State.succeeded:
-        raise length.finished(run)
+        raise extension.finished(run)
     return run

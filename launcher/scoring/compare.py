@@ -79,7 +79,7 @@ def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
 
 
 def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
-    from launcher.inference.opening import open_folder, open_speaker  # stored results need no model
+    from launcher.inference.loading import open_folder, open_speaker  # stored results need no model
     from launcher.scoring.score import score
 
     note(f"scoring {name} on the held-out records of {run.name}")

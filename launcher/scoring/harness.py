@@ -13,7 +13,7 @@ from launcher.core import registry
 from launcher.core.errors import ConfigError, DataError, LauncherError, did_you_mean
 from launcher.core.rundir import RunDir, read_json, write_json
 from launcher.inference.command import note
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.report.summary import number
 
 BATCH = 16

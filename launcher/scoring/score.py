@@ -17,7 +17,7 @@ from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
 from launcher.health.isolation import isolate
 from launcher.inference.command import exit_code_of, note
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.inference.speaker import Speaker
 from launcher.model import attention
 from launcher.model.adapter import inner_model

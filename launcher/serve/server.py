@@ -16,10 +16,10 @@ from pathlib import Path
 from fastapi.concurrency import run_in_threadpool
 
 from launcher import entry
-from launcher.core import listen
+from launcher.core import asgi
 from launcher.core.errors import ConfigError
 from launcher.core.processes import end_with_parent
-from launcher.serve import private
+from launcher.serve import permissions
 from launcher.serve.app import create_app
 from launcher.serve.files import files
 from launcher.serve.http import logs
@@ -46,10 +46,10 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
     if demo_key is not None and not demo_key.strip():
         hint = "any word, such as --demo-key sk-demo"
         raise ConfigError("the demo key is empty", where="--demo-key", hint=hint)
-    private.close_to_others()
+    permissions.close_to_others()
     service = Service.open(home)
-    listening = listen.bind(host, port)
-    if demo_key is not None and not listen.is_loopback(listening):
+    listening = asgi.bind(host, port)
+    if demo_key is not None and not asgi.is_loopback(listening):
         hint = "leave it out and make keys: launcher serve keys create NAME"
         found = "a demo key is only for this host, but others could reach the server"
         raise ConfigError(found, where="--demo-key", hint=hint)
@@ -73,7 +73,7 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
 
     app = create_app(service, demo_key, lifespan)
     protocol = guarded(service.site.limits.idle_s)
-    return listen.serve(app, listening, http=protocol, grace_s=_GRACE_S, has_logs=True)
+    return asgi.serve(app, listening, http=protocol, grace_s=_GRACE_S, has_logs=True)
 
 
 async def _control(home: Path, log_format: str, stopping: asyncio.Event) -> None:

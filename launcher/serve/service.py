@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.errors import StorageError
-from launcher.serve import private, site
+from launcher.serve import permissions, site
 from launcher.serve.db import upgrade
 from launcher.serve.db.database import Database
 from launcher.serve.store import Store
@@ -42,7 +42,7 @@ class Service:
         folder cannot be.
         """
         home = home.resolve()
-        with private.umask():
+        with permissions.umask():
             return cls._open(home)
 
     @classmethod
@@ -54,7 +54,7 @@ class Service:
             hint = "--home with a folder that can be written to"
             found = f"cannot be made: {error.strerror}"
             raise StorageError(found, where=str(home), hint=hint) from error
-        private.mend(home, _OWN)
+        permissions.mend(home, _OWN)
         settled = site.read(home / site.FILE)
         settled.models = settled.models or site.DEMO
         database = Database(settled.database or f"sqlite:///{home / DATABASE}")

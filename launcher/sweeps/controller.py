@@ -26,7 +26,7 @@ from launcher.launch.queue import has_queue
 from launcher.sweeps import space, table
 from launcher.sweeps.folder import Request, SweepDir, Trial, may_pass, objective
 from launcher.sweeps.pool import Pool
-from launcher.sweeps.study import OptunaSearch
+from launcher.sweeps.proposals import OptunaSearch
 from launcher.sweeps.trials import Maker
 
 _POLL_S = 0.5

@@ -46,7 +46,7 @@ def value_of(row: TrialRow, dimension: Dimension) -> str:
 def _by_optuna(
     request: Request, done: Sequence[TrialRow], varied: Sequence[Dimension]
 ) -> list[tuple[str, float]]:
-    from launcher.sweeps.study import distribution, library
+    from launcher.sweeps.proposals import distribution, library
 
     optuna = library()
     distributions = {d.key: distribution(d) for d in varied}

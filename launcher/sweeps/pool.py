@@ -11,8 +11,8 @@ from launcher.core.errors import ExitCode, LauncherError, StorageError
 from launcher.core.rundir import State, read_json
 from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
-from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import MISSING_S, ArrayError, FullError, array_of, queue_job, queue_of
+from launcher.launch.retry import BusyError, patiently
 from launcher.launch.spec import AttemptState, LaunchPlan, job_file
 from launcher.runs import scheduled, start
 from launcher.runs.logs import backend_of

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from launcher.config import create
 from launcher.config.compose import compose, ownfile
-from launcher.config.schema import Config, typed, variants
+from launcher.config.schema import Config, conversion, variants
 from launcher.config.schema.launch import TorchrunConfig
 from launcher.config.schema.sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.core import runtime
@@ -24,7 +24,7 @@ from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.core.rundir import RunDir, command, storage_errors
 from launcher.launch.torchrun import given_endpoint
 from launcher.runs import requirements, start
-from launcher.sweeps import space, study
+from launcher.sweeps import proposals, space
 from launcher.sweeps.folder import Request, SweepDir
 from launcher.sweeps.pool import Pool
 from launcher.sweeps.table import pasted
@@ -75,13 +75,13 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
         fixed=tuple(found.fixed),
         swept=tuple(found.swept.values()),
         hydra=tuple(found.hydra),
-        options=typed.to_dict(config.sweep),
+        options=conversion.to_dict(config.sweep),
         backend=config.launch.name,
     )
     if kind == "grid":
         space.grid(found)
     if kind == "optuna":
-        study.require()
+        proposals.require()
     _check_trials(Maker(sweep, asked, sources=sources), found)
     return sweep, asked
 

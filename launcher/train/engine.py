@@ -18,8 +18,8 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, DivergedError
+from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
-from launcher.model.lean import save_less
 
 
 @dataclass(frozen=True, slots=True)

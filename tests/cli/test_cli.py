@@ -13,7 +13,7 @@ import pytest
 
 from launcher.cli import VERBS, arguments, main
 from launcher.config.compose import groups
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.core import processes, registry
 from launcher.core.errors import ExitCode
 from launcher.core.rundir import RunDir, State
@@ -112,7 +112,7 @@ def test_train_help_lists_groups_options_and_keys(capsys):
 
 
 def test_keys_in_help_exist():
-    assert set(arguments.KEYS) <= set(typed.leaves())
+    assert set(arguments.KEYS) <= set(conversion.leaves())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.compose import compose, groups
-from launcher.config.schema import Config, TrackerConfig, plugins, typed, variants
+from launcher.config.schema import Config, TrackerConfig, conversion, plugins, variants
 from launcher.core.errors import ConfigError
 from launcher.core.registry import PluginTable
 from launcher.core.rundir import RunDir
@@ -52,7 +52,7 @@ def test_a_plugin_adds_a_row_its_options_and_its_group_options(folder: Path) -> 
         assert (config.launch.name, config.launch.niceness) == ("nice", 3)
         assert variants.LAUNCHERS["nice"] == "mine.nice:Nice"
         assert "nice" in groups.list_groups()["launch"]
-        assert "launch.niceness" in typed.leaves()
+        assert "launch.niceness" in conversion.leaves()
     assert "nice" not in variants.LAUNCHERS
     with pytest.raises(ConfigError, match="nice"):
         compose.compose(["launch=nice"])
@@ -111,7 +111,7 @@ def test_an_objective_of_a_plugin_has_its_options_wherever_it_is_made(folder: Pa
         "variants.add(variants.OBJECTIVES, 'mine', 'launcher.objectives.sft:Sft', options=Mine)\n"
     )
     with installed(folder):
-        made = typed.objective({"name": "mine", "beta": 0.25})
+        made = conversion.objective({"name": "mine", "beta": 0.25})
         assert (type(made).__name__, made.beta) == ("Mine", 0.25)
 
 
@@ -138,7 +138,11 @@ def test_a_tracker_of_a_plugin_has_options_of_its_own(folder: Path, tmp_path: Pa
     (package / "conf" / "track").mkdir()
     (package / "conf" / "track" / "mine.yaml").write_text("name: mine\nmine: {uri: all}\n")
     with installed(folder):
-        assert {"track.mine.uri", "track.other.uri", "track.wandb.mode"} <= typed.leaves().keys()
+        assert {
+            "track.mine.uri",
+            "track.other.uri",
+            "track.wandb.mode",
+        } <= conversion.leaves().keys()
         assert Config().track.mine.uri is None
         config = compose.compose(["track=mine", "track.wandb.project=p"])
         assert (config.track.mine.uri, config.track.other.is_on) == ("all", False)
@@ -150,7 +154,7 @@ def test_a_tracker_of_a_plugin_has_options_of_its_own(folder: Path, tmp_path: Pa
             compose.compose(["track.mine.url=told.txt"])
         Trackers.open(RunDir(tmp_path), config, {})
         assert (tmp_path / "told.txt").read_text() == "begun"
-    assert "track.mine.uri" not in typed.leaves()
+    assert "track.mine.uri" not in conversion.leaves()
 
 
 def test_options_of_a_tracker_are_those_of_a_tracker() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.core.errors import ConfigError
-from launcher.doctor import job, ranks
+from launcher.doctor import probe, ranks
 from support import hints
 from support.configs import make_config
 from support.doctor import seen
@@ -92,7 +92,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path, importable):
         run={"root": str(tmp_path / "runs")}, launch={"processes": 2, "join_timeout_s": 3}
     )
     said: list[str] = []
-    reports, trouble = job.probe(
+    reports, trouble = probe.probe(
         config, timeout_s=60, keep=False, say=said.append, module="doctor.absent_rank"
     )
     assert list(reports) == [0]
@@ -105,7 +105,7 @@ def test_a_rank_that_never_comes_is_named(tmp_path, importable):
 def test_ranks_that_hang_are_ended_when_the_time_is_over(tmp_path, importable):
     config = make_config(run={"root": str(tmp_path / "runs")}, launch={"processes": 2})
     said: list[str] = []
-    _, trouble = job.probe(
+    _, trouble = probe.probe(
         config, timeout_s=2, keep=True, say=said.append, module="doctor.absent_rank"
     )
     assert trouble.startswith("not finished after 2 s")
@@ -121,9 +121,9 @@ def test_a_wrong_launch_section_is_refused_before_anything_starts(capsys, monkey
 
 
 def test_a_config_of_a_model_is_no_hindrance():
-    job.check(make_config(model={"kind": "tiny", "recipe": "quickstart-base"}))
+    probe.check(make_config(model={"kind": "tiny", "recipe": "quickstart-base"}))
     with pytest.raises(ConfigError):
-        job.check(make_config(launch={"nodes": 0}))
+        probe.check(make_config(launch={"nodes": 0}))
 
 
 def test_sigterm_takes_everything_back(project):

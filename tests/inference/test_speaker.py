@@ -23,7 +23,7 @@ from launcher.inference import chat, generate, offline, requests
 from launcher.inference import export as exporter
 from launcher.inference.batching import Ask, reply
 from launcher.inference.export import export_run
-from launcher.inference.opening import open_speaker
+from launcher.inference.loading import open_speaker
 from launcher.inference.speaker import Message, Sampling, Speaker, _Streamer
 from launcher.model.fragments import Fragment, write_fragments
 from launcher.model.rebuild import load_base, with_adapters

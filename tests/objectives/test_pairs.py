@@ -19,7 +19,7 @@ import yaml
 
 from launcher.config import create
 from launcher.config.check import checks
-from launcher.config.compose import completion, compose, explain
+from launcher.config.compose import completion, compose, explanation
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError, ExitCode
 from launcher.core.rundir import read_json
@@ -206,7 +206,9 @@ def test_its_options_are_keys_like_any_others(tmp_path, monkeypatch):
 def test_its_options_are_explained_and_completed(tmp_path, monkeypatch):
     folder, file = f"--config-dir={HERE}", HERE / "objective" / "pairs.py"
     words = ["objective=pairs", "objective.beta=0.3"]
-    places = [(one.place, one.value) for one in explain.explain(words, "objective.beta", [HERE])]
+    places = [
+        (one.place, one.value) for one in explanation.explain(words, "objective.beta", [HERE])
+    ]
     assert places == [
         (f"schema default of objective={file}", 0.1),
         (str(file.with_suffix(".yaml")), 0.5),
@@ -214,9 +216,9 @@ def test_its_options_are_explained_and_completed(tmp_path, monkeypatch):
     ]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my.yaml").write_text(f"objective: {{name: {file}, beta: 0.7}}\n")
-    assert explain.explain(["my.yaml"], "objective.beta")[-1].place == "my.yaml:1"
+    assert explanation.explain(["my.yaml"], "objective.beta")[-1].place == "my.yaml:1"
     with pytest.raises(ConfigError, match=r"objective\.betta: unknown key") as caught:
-        explain.explain(["objective=pairs"], "objective.betta", [HERE])
+        explanation.explain(["objective=pairs"], "objective.betta", [HERE])
     assert "objective.beta" in caught.value.problems[0].hint
     lines = (
         [folder, "objective=pairs"],

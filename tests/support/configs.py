@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.config.schema.variants import NAME_FIELD, OPTIONS
 
 
@@ -33,8 +33,8 @@ def make_config(**sections: Any) -> schema.Config:
 def config_classes(cls: type = schema.Config, path: str = "") -> Iterator[tuple[str, type]]:
     """Every section, and each class that it can have."""
     yield path, cls
-    for name, hint in typed.fields(cls).items():
+    for name, hint in conversion.fields(cls).items():
         if dataclasses.is_dataclass(hint):
             here = f"{path}.{name}".lstrip(".")
-            for option in typed.section_classes(here, typing.cast(type, hint)):
+            for option in conversion.section_classes(here, typing.cast(type, hint)):
                 yield from config_classes(option, here)

@@ -13,7 +13,7 @@ import pytest
 
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
-from launcher.config.schema import Config, typed
+from launcher.config.schema import Config, conversion
 from launcher.core.errors import ConfigError, ExitCode, Problem
 
 _WORD = re.compile(
@@ -31,7 +31,7 @@ def commands(text: str) -> list[list[str]]:
 def overrides(text: str) -> list[str]:
     """Overrides that a text writes out, each with its value, as a shell hands them over."""
     found = [shlex.split(word)[0].rstrip(":") for word in _WORD.findall(text)]
-    keys = typed.leaves().keys() | groups.list_groups().keys()
+    keys = conversion.leaves().keys() | groups.list_groups().keys()
     return [
         word
         for word in found
@@ -87,7 +87,7 @@ def mended(problem: Problem, data: dict[str, Any]) -> Iterator[tuple[dict[str, A
 def require_mended(config: Config, file: Path, **machine: Any) -> None:
     """Fail unless each problem of `config` has a hint, and each way out that it offers mends it;
     `machine` is what `checks.check` takes."""
-    own = typed.to_dict(config)
+    own = conversion.to_dict(config)
     for problem in checks.check(config, **machine):
         offered = list(mended(problem, own))
         assert offered, f"{problem.hint}: what is to be typed?"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import schema
-from launcher.config.schema import plugins, typed, variants
+from launcher.config.schema import conversion, plugins, variants
 from launcher.core.registry import PluginTable
 
 
@@ -39,5 +39,11 @@ def installed(folder: Path) -> Iterator[None]:
 
 
 def _forget() -> None:
-    for cached in (typed.leaves, typed.sections, typed.fields, typed.limits, typed._declared):
+    for cached in (
+        conversion.leaves,
+        conversion.sections,
+        conversion.fields,
+        conversion.limits,
+        conversion._declared,
+    ):
         cached.cache_clear()

@@ -16,7 +16,7 @@ import pytest
 
 from launcher.core.errors import ExitCode
 from launcher.core.rundir import State
-from launcher.sweeps import folder, study
+from launcher.sweeps import folder, proposals
 from launcher.sweeps.folder import SweepDir
 from support import hints
 from support.ranks import environment
@@ -117,7 +117,7 @@ def test_a_killed_controller_of_an_optuna_sweep_goes_on(shell: Shell) -> None:
     assert "goes on, started before" in output
     assert shell.states() == dict.fromkeys(range(total), "succeeded")
     assert shell.starts() == dict.fromkeys(range(total), 1)
-    found = study.load(shell.sweep, shell.sweep.request())
+    found = proposals.load(shell.sweep, shell.sweep.request())
     assert [trial.state.name for trial in found.trials] == ["COMPLETE"] * total
     for trial, frozen in zip(shell.sweep.trials(), found.trials, strict=True):
         assert frozen.value == folder.objective(trial, "eval/loss")
@@ -141,7 +141,7 @@ def test_proposals_do_not_depend_on_kills(shell: Shell, tmp_path: Path) -> None:
 def test_wrong_proposals_fail_once(shell: Shell) -> None:
     words = (*WORDS, "sweep=optuna", "sweep.trials=6", "optim.lr=1e-3,-1", "seed=1,2,3")
     shell.run("train", "-m", *words)
-    found = study.load(shell.sweep, shell.sweep.request())
+    found = proposals.load(shell.sweep, shell.sweep.request())
     for trial, frozen in zip(shell.sweep.trials(), found.trials, strict=True):
         wrong = "optim.lr=-1" in trial.words
         assert frozen.state.name == ("FAIL" if wrong else "COMPLETE")
@@ -158,7 +158,7 @@ def test_trials_that_fall_behind_are_pruned(shell: Shell) -> None:
     states = shell.states()
     assert "pruned" in states.values()
     assert set(states.values()) <= {"pruned", "succeeded"}
-    found = study.load(shell.sweep, shell.sweep.request())
+    found = proposals.load(shell.sweep, shell.sweep.request())
     for trial, frozen in zip(shell.sweep.trials(), found.trials, strict=True):
         pruned = states[trial.number] == "pruned"
         assert frozen.state.name == ("PRUNED" if pruned else "COMPLETE")

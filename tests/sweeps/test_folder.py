@@ -23,10 +23,9 @@ from launcher.core import processes
 from launcher.core.errors import ConfigError, ExitCode, StorageError
 from launcher.core.rundir import RunDir, State, Status, write_json
 from launcher.launch import local
-from launcher.launch.patience import patiently
+from launcher.launch.retry import patiently
 from launcher.launch.spec import job_file
 from launcher.sweeps import (
-    agents,
     coordinates,
     folder,
     importance,
@@ -35,6 +34,7 @@ from launcher.sweeps import (
     pool,
     preparation,
     table,
+    wandb_agents,
 )
 from launcher.sweeps.controller import SweepController
 from launcher.sweeps.folder import Request, SweepDir, Trial
@@ -525,7 +525,7 @@ def test_the_wandb_file(made: Made) -> None:
         "sweep.trials=7",
         "data.system=it's $HOME",
     )
-    found = yaml.safe_load(agents.sweep_file(request))
+    found = yaml.safe_load(wandb_agents.sweep_file(request))
     assert found["method"] == "bayes"
     assert found["metric"] == {"name": "eval/loss", "goal": "minimize"}
     assert found["run_cap"] == 7

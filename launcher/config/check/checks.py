@@ -13,15 +13,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.config.check import batching, eval_checks, model_checks
-from launcher.config.derive import architecture, items, plan
+from launcher.config.derive import architecture, data_entries, plan
 from launcher.config.schema import (
     AdapterConfig,
     Config,
     DataConfig,
     Dtype,
     WsdConfig,
+    conversion,
     data_report,
-    typed,
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
@@ -87,8 +87,8 @@ def beside(found: Sequence[Problem], checked: Sequence[Problem]) -> list[Problem
 def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
     """A problem for each number of a section, or of a whole config, outside its field's range."""
     cls: type = type(section)
-    limits = typed.limits(cls)
-    for name in typed.fields(cls):
+    limits = conversion.limits(cls)
+    for name in conversion.fields(cls):
         key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
         if dataclasses.is_dataclass(value):
             yield from out_of_range(value, key)
@@ -111,12 +111,12 @@ def _template_options(data: DataConfig) -> Iterator[Problem]:
 
 def _data(config: Config) -> Iterator[Problem]:
     data = config.data
-    yield from items.check(config)
+    yield from data_entries.check(config)
     yield from data_report.problems(data.gate, data.report)
     if data.train is None:
         hint = "data.train=<file, glob, folder or hub name>, e.g. data.train=train.jsonl"
         yield Problem("data.train", "no training data is given", hint)
-    yield from items.format_problems(data.format, "data.format")
+    yield from data_entries.format_problems(data.format, "data.format")
     yield from _template_options(data)
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: data.system=null"

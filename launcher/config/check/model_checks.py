@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterator
 
-from launcher.config.derive import architecture, stored
+from launcher.config.derive import architecture, quantized
 from launcher.config.derive.plan import resolve_precision
 from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
 from launcher.core import registry
@@ -66,7 +66,7 @@ def _stored(config: Config) -> Iterator[Problem]:
     found = architecture.quantization(config.model)
     if found is not None:
         nf4 = config.model.quantization is Quantization.nf4
-        problem = stored.problem(str(config.model.name), found, nf4=nf4)
+        problem = quantized.problem(str(config.model.name), found, nf4=nf4)
         if problem is not None:
             yield problem
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import groups, layers, ownfile
-from launcher.config.schema import typed, variants
+from launcher.config.schema import conversion, variants
 from launcher.core.errors import ConfigError
 
 #: verbs whose words are overrides.
@@ -44,11 +44,11 @@ def words(verbs: Sequence[str], line: Sequence[str], current: str) -> list[str]:
         options = groups.options_in(folders)
     except ConfigError:
         folders, options = [], {}
-    known = {**typed.leaves(), **_own_keys(line, folders, options)}
+    known = {**conversion.leaves(), **_own_keys(line, folders, options)}
     key, assign, value = current.partition("=")
     if assign:
         return [f"{key}={name}" for name in _starting(_values(key, options, known), value)]
-    chosen_by_group = {typed.name_key(section) for section in variants.OPTIONS}
+    chosen_by_group = {conversion.name_key(section) for section in variants.OPTIONS}
     keys = [key for key in known if key not in chosen_by_group]
     offered = [f"{group}=" for group in options if options[group]] + [f"{k}=" for k in keys]
     return _starting(offered, current)
@@ -72,14 +72,16 @@ def _own_keys(
         for section in variants.OWN_OPTIONS:
             for word in line:
                 key, _, value = word.partition("=")
-                if key == typed.name_key(section):
+                if key == conversion.name_key(section):
                     names[section] = value
                 elif key == section and (file := groups.option_file(folders, f"{key}/{value}")):
-                    names[section] = str(layers.alone(file, section).get(typed.name_key(section)))
+                    names[section] = str(
+                        layers.alone(file, section).get(conversion.name_key(section))
+                    )
                 elif ownfile.is_named(word):
                     own = ownfile.read(word, options)
-                    names[section] = str(own.values.get(typed.name_key(section), ""))
-        return typed.own_leaves(names)
+                    names[section] = str(own.values.get(conversion.name_key(section), ""))
+        return conversion.own_leaves(names)
     return {}
 
 

@@ -22,11 +22,11 @@ from typing import Any
 from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
 from launcher.config.derive import adapter
-from launcher.config.schema import Config, typed, values, variants
+from launcher.config.schema import Config, conversion, values, variants
 from launcher.core import rundir, runtime
 from launcher.core.errors import ConfigError, Problem
 
-to_dict = typed.to_dict
+to_dict = conversion.to_dict
 
 
 def compose(words: Sequence[str], config_dirs: Iterable[str | Path] = ()) -> Config:
@@ -87,7 +87,7 @@ def try_compose(
     own = data.get("objective", {}).get("name")
     if _is_code(own):  # ranks and later commands start elsewhere
         data["objective"] = {**data["objective"], "name": os.path.abspath(os.path.expanduser(own))}
-    config, problems = typed.build(data)
+    config, problems = conversion.build(data)
     problems += adapter.settle(config, asked.given())
     config.eval.metrics = variants.metrics_of(config)
     follow_on = [p for p in problems if p.where.partition(".")[0] in asked.unchosen]
@@ -134,7 +134,9 @@ def ask(words: Sequence[str], sources: Sources) -> Asked:
         [
             section
             for section in variants.OWN_OPTIONS
-            if any(str(own.values.get(typed.name_key(section))).endswith(".py") for own in read)
+            if any(
+                str(own.values.get(conversion.name_key(section))).endswith(".py") for own in read
+            )
         ],
     )
     chosen: dict[str, str | None] = {}
@@ -153,7 +155,7 @@ def ask(words: Sequence[str], sources: Sources) -> Asked:
         values=typed_words.values,
         texts=typed_words.texts,
         files=read,
-        unchosen=wheres & typed.sections(),
+        unchosen=wheres & conversion.sections(),
         problems=problems,
     )
     if read and typed_words.groups.get("experiment"):
@@ -166,7 +168,7 @@ def _hidden(asked: Asked, sources: Sources) -> list[Problem]:
     name = asked.groups["experiment"]
     for layer in sources.layers(asked.groups):
         if layer.file.stem == name and layer.file.parent.name == "experiment":
-            keys = [key for key in layer.lines if key in typed.leaves()]
+            keys = [key for key in layer.lines if key in conversion.leaves()]
             if all(any(own.sets(key) for own in asked.files) for key in keys):
                 files = " and ".join(own.shown for own in asked.files)
                 hint = f"leave it out, or put `defaults: [{{experiment: {name}}}]` into a file \
@@ -221,16 +223,18 @@ def load(path: str | Path, *, runs_code: bool = True) -> Config:
     if not isinstance(data, dict):
         raise ConfigError("is not a config", where=str(path), hint=_LOAD_HINT)
     data = layers.beside(path, _renamed(_unescaped(data)))
-    named = {key: name for key in variants.OWN_FILES if _is_code(name := typed.select(data, key))}
+    named = {
+        key: name for key in variants.OWN_FILES if _is_code(name := conversion.select(data, key))
+    }
     if runs_code:
         for name in named.values():
             _require_trusted(runtime.user_path(name), path)
-        config, problems = typed.build(data)
+        config, problems = conversion.build(data)
     else:
         sections = {key.partition(".")[0] for key in named} & variants.OWN_OPTIONS.keys()
-        config, problems = typed.build({key: data[key] for key in data if key not in sections})
+        config, problems = conversion.build({key: data[key] for key in data if key not in sections})
         for section in sections:
-            bare = typed.fields(Config)[section](name=named[typed.name_key(section)])
+            bare = conversion.fields(Config)[section](name=named[conversion.name_key(section)])
             setattr(config, section, bare)
     if problems:
         raise ConfigError([Problem(f"{path}: {p.where}", p.found, p.hint) for p in problems])
@@ -387,7 +391,7 @@ def _interpolated(data: dict[str, Any]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    full = overrides.merged(typed.defaults(data), data)
+    full = overrides.merged(conversion.defaults(data), data)
     try:
         node = OmegaConf.create(full)
         resolved = OmegaConf.to_container(node, resolve=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import groups, yamlfile
-from launcher.config.schema import typed, variants
+from launcher.config.schema import conversion, variants
 from launcher.core.errors import ConfigError
 
 _MISSING = object()
@@ -31,7 +31,7 @@ class Layer:
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value that the file gives a dotted key."""
-        return typed.select(self.data, key, default)
+        return conversion.select(self.data, key, default)
 
     def sets(self, key: str) -> bool:
         """Whether the file gives a dotted key a value, null included."""
@@ -98,7 +98,7 @@ def beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
     """`data`, with the Python files that it names and that lie beside its YAML by their paths."""
     for key in variants.OWN_FILES:
         section, name = key.split(".")
-        value = typed.select(data, key, None)
+        value = conversion.select(data, key, None)
         if isinstance(value, str) and value.endswith(".py") and (file.parent / value).is_file():
             data[section] = {**data[section], name: str(file.parent / value)}
     return data

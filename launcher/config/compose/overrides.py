@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from typing import Any
 
-from launcher.config.schema import suggest, typed, values, variants
+from launcher.config.schema import conversion, suggestions, values, variants
 from launcher.config.schema.values import Word
 from launcher.core.errors import Problem, did_you_mean, some_of
 
@@ -131,7 +131,7 @@ def _form_hint(word: str, options: Mapping[str, Sequence[str]]) -> str:
         is_model = os.path.exists(os.path.join(word, "config.json"))
         key = "model.name" if is_model else "data.train"
         return f"did you mean {shlex.quote(f'{key}={word}')}?"
-    close = difflib.get_close_matches(word, [*options, *typed.leaves()], n=1)
+    close = difflib.get_close_matches(word, [*options, *conversion.leaves()], n=1)
     return f"did you mean {close[0]}=...?" if close else "write key=value, e.g. optim.lr=1e-4"
 
 
@@ -165,7 +165,7 @@ def _read_value(
     key: str, text: str, options: Mapping[str, Sequence[str]], out: Overrides
 ) -> Problem | None:
     section = key.partition(".")[0]
-    if section in options and section in variants.OPTIONS and key == typed.name_key(section):
+    if section in options and section in variants.OPTIONS and key == conversion.name_key(section):
         name = text.strip()
         if section in variants.OWN_OPTIONS and name.endswith(".py"):
             out.values[key] = values.unquoted(name) or name
@@ -176,7 +176,7 @@ def _read_value(
             else did_you_mean(name, list(options[section]))
         )
         return Problem(key, f"is set by the group {section} (got {text!r})", hint)
-    kind = typed.written_type(key)
+    kind = conversion.written_type(key)
     if kind is None and section in out.own and "." in key:
         kind = Any
     if kind is None:
@@ -191,8 +191,8 @@ def _read_value(
 def unknown(key: str, text: Any, options: Iterable[str], form: str = "{group}={text}") -> Problem:
     """The problem of a key that is none, or that of a whole section; `form` is how it is written
     where it stands."""
-    if key in typed.sections():
-        inside = [name for name in typed.leaves() if name.startswith(f"{key}.")]
+    if key in conversion.sections():
+        inside = [name for name in conversion.leaves() if name.startswith(f"{key}.")]
         return Problem(
             key, f"is a section (got {text!r})", f"set its keys: {some_of(inside, str(text))}"
         )
@@ -201,7 +201,7 @@ def unknown(key: str, text: Any, options: Iterable[str], form: str = "{group}={t
         return Problem(
             key, "unknown group", f"did you mean {form.format(group=near[0], text=text)}?"
         )
-    return suggest.unknown_key(key, text, typed.leaves())
+    return suggestions.unknown_key(key, text, conversion.leaves())
 
 
 def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
@@ -217,7 +217,7 @@ def _value(key: str, text: str, kind: Any) -> tuple[Any, Problem | None]:
     try:
         return called if is_call else values.plain(values.parse(text), kind), None
     except ValueError as error:
-        hint = f"expected {typed.describe(kind)}; {_QUOTE}"
+        hint = f"expected {conversion.describe(kind)}; {_QUOTE}"
         return None, Problem(key, f"cannot read {text!r}: {error}", hint)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from launcher.config.compose import groups, layers, overrides, yamlfile
 from launcher.config.compose.yamlfile import Lined
-from launcher.config.schema import typed, values, variants
+from launcher.config.schema import conversion, values, variants
 from launcher.config.schema.values import Node, Word
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, Problem, did_you_mean
@@ -133,11 +133,11 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
     for key, node in tree.items():
         here = f"{path}.{key}" if path else key
         own.lines[here] = tree.lines[key]
-        if here in typed.sections() and (node is None or isinstance(node, Lined)):
+        if here in conversion.sections() and (node is None or isinstance(node, Lined)):
             _read_keys(node or Lined(), here, options, own)
         elif here in options and not isinstance(node, Lined):
             _choose(here, node, options, own)
-        elif typed.written_type(here) is None and not _is_own(path, tree):
+        elif conversion.written_type(here) is None and not _is_own(path, tree):
             is_section = isinstance(node, Lined)
             shown = "a mapping" if is_section else values.plain(node, Any)
             form = "'{group}'" if is_section else "'{group}: {text}'"
@@ -165,7 +165,7 @@ def _found(key: str, value: Any, own: OwnFile) -> Any:
 
 def _is_own(section: str, tree: Lined) -> bool:
     """Whether the class of a section is in a Python file of the user's, which knows its keys."""
-    name = tree.get(typed.name_key(section).rpartition(".")[2]) if section else None
+    name = tree.get(conversion.name_key(section).rpartition(".")[2]) if section else None
     is_path = isinstance(name, Word) and name.text.endswith(".py")
     return is_path and section in variants.OWN_OPTIONS
 
@@ -173,7 +173,7 @@ def _is_own(section: str, tree: Lined) -> bool:
 def _option_named(key: str, value: Any, options: Mapping[str, Sequence[str]]) -> str | None:
     """The option that the name of a section chooses: `peft: {name: lora}` is peft=lora."""
     section = key.partition(".")[0]
-    if section in variants.OPTIONS and key == typed.name_key(section):
+    if section in variants.OPTIONS and key == conversion.name_key(section):
         return value if value in options.get(section, ()) else None
     return None
 
@@ -188,10 +188,10 @@ def give_way(
     """
     before = own.groups.pop(group, None)
     named = own.named.pop(group, None)
-    if option is None or option == before or group not in typed.sections():
+    if option is None or option == before or group not in conversion.sections():
         return
     said = {name: _keys(group, name, folders) for name in names}
-    key = typed.name_key(group)
+    key = conversion.name_key(group)
     classes = variants.OPTIONS.get(group, {})
     if before is not None:
         rivals = [before, option]
@@ -205,7 +205,7 @@ def give_way(
         for each in said[name]
         if any(said[other].get(each) != said[name][each] for other in rivals)
     }
-    known = typed.fields(classes[name]) if (name := said[option].get(key)) in classes else None
+    known = conversion.fields(classes[name]) if (name := said[option].get(key)) in classes else None
     for each in list(own.values):
         section, _, rest = each.partition(".")
         foreign = known is not None and rest.partition(".")[0] not in known
@@ -227,7 +227,7 @@ def _flat(data: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     """Dotted keys and values, as deep as there are sections."""
     for key, value in data.items():
         here = f"{path}.{key}"
-        if here in typed.sections() and isinstance(value, dict):
+        if here in conversion.sections() and isinstance(value, dict):
             yield from _flat(value, here)
         else:
             yield here, value

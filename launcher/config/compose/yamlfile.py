@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import typed, values
+from launcher.config.schema import conversion, values
 from launcher.config.schema.values import Node, Word
 from launcher.core.errors import ConfigError
 
@@ -124,14 +124,14 @@ def content(tree: Mapping[str, Node], path: str = "") -> tuple[dict[str, Any], d
         here = f"{path}.{key}" if path else key
         if isinstance(tree, Lined):
             lines[here] = tree.lines[key]
-        if here in typed.sections():
+        if here in conversion.sections():
             if node is None:
                 continue
             if isinstance(node, dict):
                 data[key], below = content(node, here)
                 lines |= below
                 continue
-        hint = typed.written_type(here)
+        hint = conversion.written_type(here)
         data[key] = values.plain(node, Any if hint is None else hint)
         lines |= _lines(node, here)
     return data, lines

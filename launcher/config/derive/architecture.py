@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config.derive import memory, stored, tensors
+from launcher.config.derive import memory, quantized, tensors
 from launcher.config.schema import ModelConfig, TinyModelConfig
 
 #: How the class names of language models end. A classifier made from one is called otherwise and
@@ -84,7 +84,7 @@ def positions_in(content: dict[str, Any]) -> Positions | None:
 def quantization(model: ModelConfig) -> dict[str, Any] | None:
     """How the weights of the model are quantised, as its config.json says; None if they are plain
     or nothing is known of it."""
-    return stored.of(_content(model))
+    return quantized.of(_content(model))
 
 
 def ties_embeddings(model: ModelConfig) -> bool:

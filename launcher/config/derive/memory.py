@@ -223,8 +223,8 @@ def estimate(
     optimizer T * (moments + 4 for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the
     weights themselves, without a copy).
     Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
-    of the MLP width per token (`launcher.model.lean`; compiled, 4 of `hidden` and of the MLP); with
-    gradient checkpointing only its input, and one block is alive at a time.
+    of the MLP width per token (`launcher.model.activations`; compiled, 4 of `hidden` and of the
+    MLP); with gradient checkpointing only its input, and one block is alive at a time.
     Adapters on fused experts keep the sum of weights and update besides.
     Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
     """

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config.derive import items
+from launcher.config.derive import data_entries
 from launcher.curate.scan.inputs import Input
 from launcher.curate.scan.scan import Scan
 
@@ -38,7 +38,7 @@ def train_value(found: Scan, names: dict[int, str], counts: Counter[str]) -> Any
     if len(names) == 1:
         return "train.jsonl"
     formats = {found.train.formats[file] for file in names if file in found.train.formats}
-    if not items.is_mixture(found.config, "train") and len(formats) < 2:
+    if not data_entries.is_mixture(found.config, "train") and len(formats) < 2:
         return "train"
     of = [entry for entry in found.inputs if entry.file in names and counts[names[entry.file]]]
     sizes: Counter[str] = Counter()

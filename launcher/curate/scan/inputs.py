@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import Any
 
-from launcher.config.derive import items
+from launcher.config.derive import data_entries
 from launcher.config.schema import Config, DataConfig
 from launcher.core.errors import DataError
 from launcher.data import formats, sources
@@ -34,7 +34,7 @@ class Input:
     file: int
     """Index among all inputs."""
     name: str
-    item: items.DataEntry
+    item: data_entries.DataEntry
     quota: str
     """What shares one `data.limit`: the source of a mixture, otherwise the split."""
     learns_all: bool = False
@@ -61,8 +61,8 @@ def inputs(config: Config) -> list[Input]:
     for split, part in _splits(config):
         of = "train" if split == TRAIN else "validation"
         fetch(part)
-        apart = items.is_mixture(part, of)
-        for item in items.items(part, of):
+        apart = data_entries.is_mixture(part, of)
+        for item in data_entries.items(part, of):
             quota = f"{split} {item.name}" if apart else split
             for source in find(part, item, of):
                 name = source_name(source)

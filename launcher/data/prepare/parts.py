@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import Config, variants
-from launcher.config.schema.typed import to_dict
+from launcher.config.schema.conversion import to_dict
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, DataError
 from launcher.core.rundir import fsync_folder, storage_errors

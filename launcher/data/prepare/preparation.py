@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import fingerprint
-from launcher.config.derive import items
+from launcher.config.derive import data_entries
 from launcher.config.schema import Config, variants
 from launcher.core import runtime
 from launcher.core.rundir import (
@@ -85,7 +85,7 @@ def prepare(config: Config, tokenizer: Any = None) -> dict[str, str | None]:
 
 def fetch(config: Config) -> None:
     """Bring what the data's URLs name, unless it is there. Raises `DataError` where that fails."""
-    for split in items.splits(config):
+    for split in data_entries.splits(config):
         for source in fingerprint.locate(config, split):
             if not isinstance(source, RemoteData):
                 continue

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from launcher.config.derive import items
+from launcher.config.derive import data_entries
 from launcher.config.schema import OnBadRecord
 from launcher.core.errors import DataError
 from launcher.data.cache import Column, Counts, Index, TokenCache
@@ -168,7 +168,7 @@ class SplitWriter:
         elif self.name == "train" and not self.counts.read:
             raise DataError(
                 "no record is left to train on: all of them are held out for validation",
-                where=items.place(self.name),
+                where=data_entries.place(self.name),
                 hint="give more records, or set data.validation_share=0",
             )
         elif self.name == "train" or self.counts.read:
@@ -176,7 +176,7 @@ class SplitWriter:
                 f"no record is left of {self.counts.read:,} read: {self.counts.skipped:,} skipped, "
                 f"{self.counts.dropped:,} dropped because nothing to learn is left of them within "
                 f"data.max_length={index.max_length}",
-                where=items.place(self.name),
+                where=data_entries.place(self.name),
                 hint="raise data.max_length, or mend the records that were named above",
             )
         index.counts = self.counts
@@ -226,7 +226,7 @@ class SplitWriter:
             raise DataError(
                 "every token is a target (100 %), prompts included; for example "
                 + "; ".join(self._examples),
-                where=items.place(self.name),
+                where=data_entries.place(self.name),
                 hint="are the prompts empty, or does the chat template mark all as the answer?"
                 " To learn every token choose objective=text",
             )

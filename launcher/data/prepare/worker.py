@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong, typed, variants
+from launcher.config.schema import Overlong, conversion, variants
 from launcher.data.cache import Column
 from launcher.data.chat.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.formats import Example, Reader
@@ -132,7 +132,7 @@ class Worker:
     def __init__(self, tokenizer: Any, options: EncodingOptions) -> None:
         self._tokenizer = tokenizer
         self._options = options
-        own = typed.objective(options.objective)
+        own = conversion.objective(options.objective)
         names = own.label_names(list(options.labels))
         self._reader = Reader(options.format, options.columns, names)
         self._objective = variants.objective(own)

@@ -15,7 +15,6 @@ from launcher.core import runtime
 from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
 from launcher.launch.outcome import settled
-from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import (
     MISSING_S,
     ArrayError,
@@ -24,6 +23,7 @@ from launcher.launch.queue import (
     QueueJob,
     queue_job,
 )
+from launcher.launch.retry import BusyError, patiently
 from launcher.launch.slurm import commands, environment, templates, text
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 

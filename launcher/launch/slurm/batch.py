@@ -19,7 +19,7 @@ from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch import outcome, supervisor
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled
-from launcher.launch.patience import BusyError
+from launcher.launch.retry import BusyError
 from launcher.launch.slurm import commands, environment, text
 from launcher.launch.slurm.backend import stop_file
 from launcher.launch.spec import LaunchPlan, job_file, number_in, open_file

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.launch.patience import BusyError
 from launcher.launch.queue import FullError, QueueJob
+from launcher.launch.retry import BusyError
 from launcher.launch.slurm import environment, text
 
 #: Longest wait for one answer; a busy controller takes some seconds.

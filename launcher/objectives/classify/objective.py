@@ -18,7 +18,7 @@ from launcher.data.formats.base import BadRecord, Labelled
 from launcher.evals.metric import Metric
 from launcher.evals.records import OUT_OF_SCOPE, ClassRecord, LossRecord, Results
 from launcher.objectives.base import LossSum, Objective, Records
-from launcher.objectives.classify import confusion, exported, labels, threshold
+from launcher.objectives.classify import confusion, export, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
 
@@ -148,7 +148,7 @@ class Classify(Objective):
     def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
         """The threshold, the classes of an adapter, and a README with code that applies both."""
         chosen = threshold.of_run(run) if run else None
-        exported.describe(folder, config, self.classes, chosen)
+        export.describe(folder, config, self.classes, chosen)
 
     def output_line(
         self, run: RunDir, *, base: bool = False, warn: Callable[[str], None] = print

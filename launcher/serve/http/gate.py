@@ -9,7 +9,7 @@ from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from launcher.core import listen
+from launcher.core import asgi
 from launcher.serve.db.database import AWAY
 from launcher.serve.http import azure
 from launcher.serve.http.access import DEMO, Caller, Keys, key_of, not_here, wrong_key
@@ -79,7 +79,7 @@ class Gate:
         if found is None:
             raise wrong_key()
         # Everybody knows the demo key, and a web page may have this server's address for its own.
-        if found.key_id == DEMO and not listen.names_loopback(headers.get("host", "")):
+        if found.key_id == DEMO and not asgi.names_loopback(headers.get("host", "")):
             raise not_here()
         return found
 

@@ -28,7 +28,7 @@ from launcher.core.rundir import Status
 from launcher.launch.outcome import settled
 from launcher.launch.queue import has_queue, queue_job
 from launcher.runs.status import ListedRun, observed_rows
-from launcher.serve import private
+from launcher.serve import permissions
 from launcher.serve.db.tables import Job, JobState
 from launcher.serve.http import logs
 from launcher.serve.jobs import (
@@ -188,7 +188,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--log-format", choices=logs.FORMATS, default="text")
     parsed = parser.parse_args(argv)
     logs.start(parsed.log_format)
-    private.close_to_others()
+    permissions.close_to_others()
     service = Service.open(parsed.home)
     sys.setswitchinterval(_SWITCH_S)
     # Relative paths in the site's overrides start there.

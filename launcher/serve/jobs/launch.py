@@ -12,8 +12,8 @@ from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, State, storage_errors
 from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
-from launcher.launch.patience import BusyError
 from launcher.launch.queue import has_queue, is_installed, queue_job, queue_of
+from launcher.launch.retry import BusyError
 from launcher.launch.spec import AttemptState, LaunchSpec, backend_name, job_file
 from launcher.runs import start
 from launcher.runs.logs import backend_of

@@ -11,8 +11,8 @@ from sqlalchemy.orm import Session
 from launcher.core.errors import ExitCode, StorageError
 from launcher.core.rundir import RunDir, State, Status, read_json
 from launcher.launch.outcome import settled
-from launcher.launch.patience import BusyError
 from launcher.launch.queue import has_queue, queue_job
+from launcher.launch.retry import BusyError
 from launcher.serve import naming
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
 from launcher.serve.jobs import journal, launch, measurements, outcome

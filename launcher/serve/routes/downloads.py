@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 from starlette.types import Receive, Scope, Send
 
-from launcher.core import listen
+from launcher.core import asgi
 from launcher.serve.db.tables import Job, Key
 from launcher.serve.files import downloads
 from launcher.serve.http import links
@@ -61,7 +61,7 @@ def download(signed: str, request: Request, service: Served) -> StreamingRespons
         job = session.scalars(select(Job).where(Job.id == job_id)).one()
         key = session.get(Key, key_id)
         if key_id == DEMO:
-            is_good = listen.names_loopback(request.headers.get("host", ""))
+            is_good = asgi.names_loopback(request.headers.get("host", ""))
         else:
             is_good = key is not None and key.revoked_at is None
         found = {one.kind: one for one in downloads.of(session, service, job)}.get(kind)

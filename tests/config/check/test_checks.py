@@ -12,8 +12,8 @@ import pytest
 
 from launcher.config import schema
 from launcher.config.check import checks
-from launcher.config.derive import stored
-from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights, typed
+from launcher.config.derive import quantized
+from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights, conversion
 from launcher.config.schema.ranges import Range
 from launcher.core import registry
 from launcher.core.errors import Problem
@@ -659,12 +659,12 @@ def test_what_a_hint_says_to_type_mends_what_gave_it(
     hints.require_mended(make_config(**sections(**bad)), tmp_path / "own.yaml", **given)
 
 
-LIMITED = [(path, cls, name) for path, cls in config_classes() for name in typed.limits(cls)]
+LIMITED = [(path, cls, name) for path, cls in config_classes() for name in conversion.limits(cls)]
 
 
 @pytest.mark.parametrize(("path", "cls", "name"), LIMITED)
 def test_range(path: str, cls: type, name: str) -> None:
-    allowed = typed.limits(cls)[name]
+    allowed = conversion.limits(cls)[name]
     config, key = make_config(**sections()), f"{path}.{name}".lstrip(".")
     *parents, last = path.split(".")
     node: Any = config
@@ -673,7 +673,7 @@ def test_range(path: str, cls: type, name: str) -> None:
     if path:
         setattr(node, last, cls())
         node = getattr(node, last)
-    whole = typed.fields(cls)[name] in (int, int | None)
+    whole = conversion.fields(cls)[name] in (int, int | None)
     inside = [allowed.low] if not allowed.open_low else [allowed.low + 0.5]
     outside = [allowed.low - 1] if not allowed.open_low else [allowed.low]
     outside += [] if allowed.high == float("inf") else [allowed.high + (not allowed.open_high)]
@@ -692,7 +692,7 @@ def test_numbers_have_ranges_and_nothing_else_has() -> None:
     numbers = [
         (path, cls, name)
         for path, cls in config_classes()
-        for name, kind in typed.fields(cls).items()
+        for name, kind in conversion.fields(cls).items()
         if kind in (int, float, int | None, float | None)
     ]
     assert numbers == LIMITED
@@ -708,7 +708,7 @@ class _Plugged(schema.ScheduleConfig):
 def test_a_number_of_an_added_variant_is_held_to_what_its_field_says() -> None:
     config = make_config(**sections())
     config.schedule = _Plugged(cycles=10, warmup=-1.0)
-    assert typed.fields(_Plugged)["cycles"] == int | None
+    assert conversion.fields(_Plugged)["cycles"] == int | None
     assert [(p.where, p.found, p.hint) for p in checks.out_of_range(config)] == [
         ("schedule.warmup", "-1.0 is out of range", "give a number at least 0"),
         ("schedule.cycles", "10 is out of range", "give a number at least 2 and at most 9"),
@@ -798,9 +798,9 @@ def test_all_problems_at_once_in_a_stable_order() -> None:
 
 def test_checking_changes_nothing() -> None:
     config = make_config(**sections())
-    before = typed.to_dict(config)
+    before = conversion.to_dict(config)
     checks.check(config, world_size=3, has_gpu=False)
-    assert typed.to_dict(config) == before
+    assert conversion.to_dict(config) == before
 
 
 def test_beside_leaves_out_what_follows_from_a_slip() -> None:
@@ -901,7 +901,7 @@ def test_quantised_weights_that_cannot_be_trained(
 )
 def test_the_hint_names_the_original_of_a_quantised_model(name: str, original: str) -> None:
     method = {"quant_method": "bitsandbytes" if "bnb" in name else "awq"}
-    problem = stored.problem(name, method, nf4=False)
+    problem = quantized.problem(name, method, nf4=False)
     assert problem is not None
     assert f"{original}" in f"{problem.hint};"
     assert problem.hint.partition("model.name=")[2].rstrip(";").split(";")[0] != name

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from launcher.config import create, schema
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.core.errors import ConfigError
 from support.ranks import environment
 
@@ -45,7 +45,7 @@ def test_every_option_composes_and_passes_the_checks(group: str, option: str) ->
     # A package that is not there, and an objective that does not exist yet.
     missing = {"adamw8bit": "optim.name", "preference": "objective.name"}.get(option)
     assert {problem.where for problem in found} <= {missing}
-    assert typed.build(compose.to_dict(config)) == (config, [])
+    assert conversion.build(compose.to_dict(config)) == (config, [])
 
 
 def test_defaults_of_a_bare_command_line() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config import schema
 from launcher.config.compose import compose, groups
-from launcher.config.schema import suggest, typed
+from launcher.config.schema import conversion, suggestions
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 
@@ -34,7 +34,7 @@ def test_the_options_that_the_documentation_promises() -> None:
 
 
 def test_every_group_is_a_section_and_in_the_order_of_help() -> None:
-    sections = set(typed.fields(schema.Config)) | {"experiment"}
+    sections = set(conversion.fields(schema.Config)) | {"experiment"}
     assert set(groups.list_groups()) <= sections
     assert list(groups.list_groups())[: len(groups.GROUPS)] == list(groups.GROUPS)
 
@@ -77,7 +77,7 @@ def test_option_file() -> None:
 
 
 def test_habits_of_other_tools_lead_to_keys_that_exist() -> None:
-    assert set(suggest.HABITS.values()) <= set(typed.leaves())
-    assert not set(suggest.HABITS) & set(typed.leaves())
-    for habit, key in suggest.HABITS.items():
-        assert suggest.near_keys(habit, typed.leaves())[0] == key
+    assert set(suggestions.HABITS.values()) <= set(conversion.leaves())
+    assert not set(suggestions.HABITS) & set(conversion.leaves())
+    for habit, key in suggestions.HABITS.items():
+        assert suggestions.near_keys(habit, conversion.leaves())[0] == key

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher.config.compose import compose, groups, overrides
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.core.errors import ConfigError
 from support.hints import refused
 
@@ -116,10 +116,10 @@ def test_wrong_values_leave_the_rest_of_the_config_to_be_checked() -> None:
     assert config.optim.lr == 2e-5
 
 
-@pytest.mark.parametrize("key", sorted(typed.leaves()))
+@pytest.mark.parametrize("key", sorted(conversion.leaves()))
 def test_a_slip_in_any_key_is_recognised(key: str) -> None:
     slip = key[:-1] if len(key.rpartition(".")[2]) > 2 else f"{key}x"
-    if slip in typed.leaves():
+    if slip in conversion.leaves():
         return
     (problem,) = overrides.read([f"{slip}=1"], {}).problems
     assert problem.where == slip

@@ -8,7 +8,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.config import create
-from launcher.config.compose import compose, explain, groups, ownfile
+from launcher.config.compose import compose, explanation, groups, ownfile
 from launcher.config.schema import LoraConfig
 from launcher.core.errors import ConfigError, ExitCode
 from launcher.sweeps import preparation
@@ -189,7 +189,7 @@ def test_paths_with_equals_signs_are_files_and_values_are_not() -> None:
 
 def test_explain_names_the_line() -> None:
     file = _write("defaults: [experiment: lora]\npeft:\n  rank: 4\n")
-    assert explain.explain([file], "peft.rank")[-1] == explain.KeySource("my.yaml:3", 4)
+    assert explanation.explain([file], "peft.rank")[-1] == explanation.KeySource("my.yaml:3", 4)
 
 
 def test_a_sweep_keeps_what_the_file_said() -> None:

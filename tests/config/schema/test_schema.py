@@ -11,13 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from launcher.config import reference, schema
-from launcher.config.schema import typed, variants
+from launcher.config.schema import conversion, variants
 from support.configs import config_classes
 
 CLASSES = list(dict.fromkeys(cls for _, cls in config_classes()))
 ENUMS = {
     kind
-    for hint in typed.leaves().values()
+    for hint in conversion.leaves().values()
     for kind in (hint, *typing.get_args(hint))
     if isinstance(kind, type) and issubclass(kind, Enum)
 }
@@ -42,7 +42,7 @@ def test_enum_members_are_lowercase_names(cls: type[Enum]) -> None:
 def test_every_variant_extends_the_class_of_its_section_and_has_its_name() -> None:
     for section, options in variants.OPTIONS.items():
         default = getattr(schema.Config(), section)
-        base = typed.fields(schema.Config)[section]
+        base = conversion.fields(schema.Config)[section]
         name_field = variants.NAME_FIELD.get(section, "name")
         assert getattr(default, name_field) in options
         for name, cls in options.items():
@@ -62,10 +62,10 @@ def test_every_optimizer_says_what_it_keeps() -> None:
 
 
 def test_every_type_can_be_converted_and_described() -> None:
-    for key, kind in typed.leaves().items():
-        assert typed.describe(kind), key
+    for key, kind in conversion.leaves().items():
+        assert conversion.describe(kind), key
     config = schema.Config()
-    assert typed.build(typed.to_dict(config)) == (config, [])
+    assert conversion.build(conversion.to_dict(config)) == (config, [])
 
 
 def test_docs_config_is_current() -> None:
@@ -78,8 +78,8 @@ def test_the_page_has_every_key_and_every_option() -> None:
     from launcher.config.compose import groups
 
     page = reference.render()
-    by_group = {typed.name_key(section) for section in variants.OPTIONS}
-    for key in set(typed.leaves()) - by_group:
+    by_group = {conversion.name_key(section) for section in variants.OPTIONS}
+    for key in set(conversion.leaves()) - by_group:
         assert f"| `{key}` |" in page
     for group, options in groups.list_groups().items():
         for option in options:

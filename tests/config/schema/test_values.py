@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from launcher.config import create
 from launcher.config.compose import compose, groups
-from launcher.config.schema import Config, typed, values
+from launcher.config.schema import Config, conversion, values
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, State, Status
 from launcher.report import collect
-from launcher.sweeps import agents, multirun, preparation, space, table
+from launcher.sweeps import multirun, preparation, space, table, wandb_agents
 from launcher.sweeps.folder import SweepDir, Trial
 from support.odd import ODD
 
@@ -207,7 +207,7 @@ def test_keys_of_any_letters_go_through_hydra(tmp_path: Path) -> None:
 
 def test_optuna_hands_texts_back_as_typed() -> None:
     optuna = pytest.importorskip("optuna")
-    from launcher.sweeps.study import distribution
+    from launcher.sweeps.proposals import distribution
 
     (dimension,) = space.read([_word_of_sweep()], {}).swept.values()
     kinds = optuna.distributions
@@ -222,7 +222,7 @@ def test_wandb_hands_texts_back_as_typed(tmp_path: Path, monkeypatch: pytest.Mon
     _, request = preparation.request(
         [*BASE, f"run.tags=[{_quoted(ODD['clock'])}]", _word_of_sweep()], []
     )
-    found = yaml.safe_load(agents.sweep_file(request))
+    found = yaml.safe_load(wandb_agents.sweep_file(request))
     words = []
     for value in found["parameters"]["data.system"]["values"]:
         arguments = utils.create_sweep_command_args({"args": {"data.system": {"value": value}}})
@@ -245,7 +245,7 @@ def test_an_agent_of_wandb_reads_a_file_that_names_a_sweep(
     Path("own.yaml").write_text(compose.dump_plain(said), encoding="utf-8")
     sweep, request = preparation.request([*BASE, "own.yaml", "seed=1,2,3"], [])
     request = preparation.make(sweep, request)
-    found = agents.content(request)
+    found = wandb_agents.content(request)
     assert (found["method"], found["run_cap"]) == ("random", 3)
     assert found["metric"] == {"name": "train/mine", "goal": "maximize"}
     config, _ = create.checked([*found["command"][2:-1], "seed=2"])
@@ -352,16 +352,16 @@ def test_what_is_no_number_is_refused_in_both(text: str, tmp_path: Path) -> None
         assert caught.value.problems[0].hint
 
 
-MANY = [key for key, hint in typed.leaves().items() if typing.get_origin(hint) in (list, dict)]
+MANY = [key for key, hint in conversion.leaves().items() if typing.get_origin(hint) in (list, dict)]
 
 
 @pytest.mark.parametrize("key", MANY)
 def test_null_is_an_empty_list_or_mapping(key: str) -> None:
     section = key.partition(".")[0]
-    option = next(iter(typed.owners(key)), None)
+    option = next(iter(conversion.owners(key)), None)
     choice = [f"{section}={option}"] if option in groups.list_groups().get(section, ()) else []
     config = compose.try_compose([*choice, f"{key}=null"])[0]
-    assert typed.select(typed.to_dict(config), key) in ([], {})
+    assert conversion.select(conversion.to_dict(config), key) in ([], {})
 
 
 def test_bytes_that_are_no_text_are_refused() -> None:

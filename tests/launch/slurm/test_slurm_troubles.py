@@ -19,9 +19,9 @@ from launcher.cli import main
 from launcher.config import create
 from launcher.core.errors import ConfigError, ExitCode
 from launcher.core.rundir import RunDir, State, read_json
-from launcher.launch import patience
-from launcher.launch.patience import BusyError, patiently
+from launcher.launch import retry
 from launcher.launch.queue import FullError, queue_job
+from launcher.launch.retry import BusyError, patiently
 from launcher.launch.slurm import backend as slurm
 from launcher.launch.slurm import batch, commands
 from launcher.launch.slurm.text import described
@@ -106,8 +106,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Slurm:
     monkeypatch.chdir(tmp_path)
     Path("x.jsonl").write_text('{"text": "a"}\n', encoding="utf-8")
     # No test is to wait: the waits are what they are, but short.
-    monkeypatch.setattr(patience, "_FIRST_S", 0.01)
-    monkeypatch.setattr(patience, "_MOST_S", 0.01)
+    monkeypatch.setattr(retry, "_FIRST_S", 0.01)
+    monkeypatch.setattr(retry, "_MOST_S", 0.01)
     return Slurm(folder)
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from launcher.core.errors import LauncherError, StorageError
 from launcher.core.rundir import RunDir, State
-from launcher.launch.patience import BusyError
+from launcher.launch.retry import BusyError
 from launcher.serve.db.tables import Job, JobState, Project
 from launcher.serve.jobs import launch, progress
 from launcher.serve.jobs.ownership import Owner, claim

@@ -13,8 +13,8 @@ from launcher_plugins.spool.folder import VARIABLE, Spool
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.rundir import RunDir, State, read_json, write_json
 from launcher.launch.local import LocalBackend, prepare_log
-from launcher.launch.patience import BusyError, patiently
 from launcher.launch.queue import QueueHealth, QueueJob, queue_job
+from launcher.launch.retry import BusyError, patiently
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from launcher.core import processes
 from launcher.core.rundir import read_json, write_json
-from launcher.launch.patience import BusyError
 from launcher.launch.queue import Ending, QueueJob
+from launcher.launch.retry import BusyError
 from launcher.launch.spec import AttemptState
 
 VARIABLE = "SPOOL"

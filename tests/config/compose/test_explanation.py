@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launcher.config.compose import compose, explain
-from launcher.config.schema import typed
+from launcher.config.compose import compose, explanation
+from launcher.config.schema import conversion
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 
@@ -66,23 +66,23 @@ CONF = runtime.conf_dir()
     ],
 )
 def test_sources(words: list[str], key: str, expected: list[tuple[str, Any]]) -> None:
-    found = explain.explain(words, key)
+    found = explanation.explain(words, key)
     assert [(source.place, source.value) for source in found] == expected
 
 
 @pytest.mark.parametrize("words", [["experiment=gsm8k", "peft=lora"], ["train.steps=4", "seed=3"]])
 def test_the_last_source_is_what_composition_gives(words: list[str]) -> None:
-    config = typed.to_dict(compose.compose(words))
+    config = conversion.to_dict(compose.compose(words))
     keys = ["seed", "optim.lr", "engine.zero", "train.epochs", "train.steps", "eval.metrics"]
     for key in keys:
-        assert explain.explain(words, key)[-1].value == typed.select(config, key), key
+        assert explanation.explain(words, key)[-1].value == conversion.select(config, key), key
 
 
 def test_a_folder_of_the_user_is_named(tmp_path: Path) -> None:
     (tmp_path / "experiment").mkdir()
     file = tmp_path / "experiment" / "mine.yaml"
     file.write_text("# @package _global_\nseed: 5\n")
-    found = explain.explain(["experiment=mine"], "seed", [tmp_path])
+    found = explanation.explain(["experiment=mine"], "seed", [tmp_path])
     assert (found[-1].place, found[-1].value) == (str(file), 5)
 
 
@@ -92,12 +92,12 @@ def test_a_folder_of_the_user_is_named(tmp_path: Path) -> None:
 )
 def test_refused(words: list[str], key: str, hint: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        explain.explain(words, key)
+        explanation.explain(words, key)
     assert hint in caught.value.problems[0].hint
 
 
 def test_text() -> None:
-    text = explain.text(explain.explain(["optim.lr=3"], "optim.lr"), "optim.lr")
+    text = explanation.text(explanation.explain(["optim.lr=3"], "optim.lr"), "optim.lr")
     first, second, *rest = text.splitlines()
     assert first == "optim.lr = 3"
     assert second.split(maxsplit=2)[2] == "override optim.lr=3"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.compose import compose
-from launcher.config.schema import typed
+from launcher.config.schema import conversion
 from launcher.config.schema.sweep import SweepConfig
 from launcher.sweeps.folder import Request
 from launcher.sweeps.space import Dimension
@@ -72,6 +72,6 @@ def _fixed(request: Request) -> list[str]:
     config, _ = compose.try_compose(kept, request.config_dirs)
     unsaid = ["run.name=null"] if config.run.name is not None else []
     if config.sweep != SweepConfig():
-        plain = typed.to_dict(SweepConfig())
+        plain = conversion.to_dict(SweepConfig())
         unsaid += [f"sweep={plain.pop('name')}", *(f"sweep.{k}={v}" for k, v in plain.items())]
     return [*kept, *unsaid, "track.wandb.mode=auto"]

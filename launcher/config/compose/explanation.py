@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import compose, overrides
-from launcher.config.schema import suggest, typed, variants
+from launcher.config.schema import conversion, suggestions, variants
 from launcher.core.errors import ConfigError, Problem
 
 _NOTHING = object()
@@ -35,12 +35,12 @@ def explain(
     asked = compose.ask(words, sources)
     config, problems = compose.try_compose(words, sources=sources)
     names = {section: getattr(config, section).name for section in variants.OWN_OPTIONS}
-    known = {**typed.leaves(), **typed.own_leaves(names)}
-    if typed.written_type(key, known) is None:
+    known = {**conversion.leaves(), **conversion.own_leaves(names)}
+    if conversion.written_type(key, known) is None:
         problems.append(_unknown(key, known))
     if problems:
         raise ConfigError(problems)
-    found = _from_schema(typed.to_dict(config), key)
+    found = _from_schema(conversion.to_dict(config), key)
     files = sources.layers(asked.groups)
     found += [KeySource(str(layer.file), layer.get(key)) for layer in files if layer.sets(key)]
     for own in asked.files:
@@ -63,7 +63,7 @@ def _given(key: str, values: Mapping[str, Any], places: Mapping[str, str]) -> li
             if not name.startswith(f"{key}.")
             else {key: {name[len(key) + 1 :]: value}}
         )
-        given = typed.select(nested, key, _NOTHING)
+        given = conversion.select(nested, key, _NOTHING)
         if given is not _NOTHING:
             found.append(KeySource(place, given))
         elif name == other and value is not None and key not in values:
@@ -84,17 +84,21 @@ def _show(value: Any) -> str:
 
 
 def _unknown(key: str, known: Iterable[str]) -> Problem:
-    if key in typed.sections():
+    if key in conversion.sections():
         inside = [name for name in known if name.startswith(f"{key}.")]
         hint = f"name one of its keys: {', '.join(inside)}"
         return Problem(key, "is a section", hint)
-    return suggest.unknown_key(key, None, known)
+    return suggestions.unknown_key(key, None, known)
 
 
 def _from_schema(data: Mapping[str, Any], key: str) -> list[KeySource]:
-    value = typed.select(typed.defaults(data), key, _NOTHING)
+    value = conversion.select(conversion.defaults(data), key, _NOTHING)
     if value is _NOTHING:  # inside a free mapping
         return []
     section = key.partition(".")[0]
-    name = typed.select(data, typed.name_key(section)) if section in variants.OPTIONS else None
+    name = (
+        conversion.select(data, conversion.name_key(section))
+        if section in variants.OPTIONS
+        else None
+    )
     return [KeySource(f"schema default of {section}={name}" if name else "schema default", value)]

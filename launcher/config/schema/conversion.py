@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import ranges, suggest, values, variants
+from launcher.config.schema import ranges, suggestions, values, variants
 from launcher.config.schema.ranges import Range
 from launcher.core import registry
 from launcher.core.errors import ConfigError, Problem, did_you_mean
@@ -169,7 +169,7 @@ def _section(cls: type, data: Any, path: str, problems: list[Problem]) -> Any:
     for name, value in data.items():
         here = f"{path}.{name}" if path else str(name)
         if name not in known:
-            problems.append(suggest.unknown_key(here, value, leaves(), owners(here)))
+            problems.append(suggestions.unknown_key(here, value, leaves(), owners(here)))
         elif dataclasses.is_dataclass(known[name]):
             values[name] = _section(typing.cast(type, known[name]), value, here, problems)
         else:

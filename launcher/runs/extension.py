@@ -12,7 +12,7 @@ from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.compose import compose, groups, overrides
 from launcher.config.derive import plan
-from launcher.config.schema import Config, Weights, typed
+from launcher.config.schema import Config, Weights, conversion
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.rundir import RunDir, State, read_json, write_atomic, write_json
 
@@ -34,7 +34,7 @@ def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) ->
     before = compose.load(run.config)
     data = compose.to_dict(before)
     overrides.apply(asked.values, data)
-    config, problems = typed.build(data)
+    config, problems = conversion.build(data)
     if not problems and plan.exports_best(before) and config.export.weights is None:
         config.export.weights = Weights.best  # what counts stays what it was
     if not problems:

@@ -8,7 +8,7 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from launcher.model import lean
+from launcher.model import activations
 from launcher.peft import lora
 from support.configs import make_config
 
@@ -98,7 +98,7 @@ def assert_same_training(lean_model, own_model, tolerance):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_as_before(family):
     own, model = make(family), make(family)
-    lean.save_less(model)
+    activations.save_less(model)
     assert_same_training(model, own, 1e-5)
 
 
@@ -106,19 +106,19 @@ def test_every_family_trains_as_before(family):
 def test_norms_of_every_family_and_separate_gates_are_recognised(family):
     *_, norms, has_gates = FAMILIES[family]
     model = make(family)
-    changed = lean.save_less(model)
+    changed = activations.save_less(model)
     found = [is_lean(m) for m in named(model, "RMSNorm")]
     assert found == [True] * (2 * norms + 1)
     assert [is_lean(m) for m in named(model, "MLP")] == [has_gates] * 2
     assert changed == sum(map(is_lean, model.modules()))
-    assert lean.save_less(model) == 0
+    assert activations.save_less(model) == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_values_are_rounded_where_the_model_rounds(family, dtype):
     own, model = make(family, dtype), make(family, dtype)
-    lean.save_less(model)
+    activations.save_less(model)
     for one, other in zip(own.modules(), model.modules(), strict=True):
         if not is_lean(other) or isinstance(one, nn.Linear):
             continue
@@ -133,7 +133,7 @@ def test_sixteen_bit_values_are_rounded_where_the_model_rounds(family, dtype):
 def test_sixteen_bit_gradients_are_no_worse_than_the_models_own():
     exact = gradients(make("llama"))[1]
     own, model = make("llama", torch.bfloat16), make("llama", torch.bfloat16)
-    lean.save_less(model)
+    activations.save_less(model)
     errors = []
     for one in (own, model):
         found = gradients(one)[1]
@@ -149,7 +149,7 @@ def test_sixteen_bit_gradients_are_no_worse_than_the_models_own():
 def test_fewer_bytes_are_kept(family, share):
     model = make(family)
     before = kept_bytes(model)
-    lean.save_less(model)
+    activations.save_less(model)
     assert kept_bytes(model) < share * before
 
 
@@ -163,7 +163,7 @@ def test_adapters_on_all_linear_layers_train_as_before(dropout, share):
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     model = copy.deepcopy(own)
-    lean.save_less(model)
+    activations.save_less(model)
     if not dropout:
         assert_same_training(model, own, 1e-5)
     assert kept_bytes(model) < share * kept_bytes(own)
@@ -171,7 +171,7 @@ def test_adapters_on_all_linear_layers_train_as_before(dropout, share):
 
 def test_backward_can_run_twice():
     model = make("llama")
-    lean.save_less(model)
+    activations.save_less(model)
     loss = loss_of(model)
     parameters = list(model.parameters())
     once = torch.autograd.grad(loss, parameters, retain_graph=True)
@@ -181,7 +181,7 @@ def test_backward_can_run_twice():
 
 def test_gradients_of_some_parameters_alone():
     own, model = make("llama"), make("llama")
-    lean.save_less(model)
+    activations.save_less(model)
     for name in ("model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"):
         found, expected = (
             torch.autograd.grad(loss_of(m), m.get_parameter(name))[0] for m in (model, own)
@@ -191,7 +191,7 @@ def test_gradients_of_some_parameters_alone():
 
 def test_a_deep_copy_computes_with_its_own_parameters():
     model = make("llama")
-    lean.save_less(model)
+    activations.save_less(model)
     twin = copy.deepcopy(model)
     nn.init.zeros_(model.model.norm.weight)
     torch.testing.assert_close(loss_of(twin), loss_of(make("llama")), rtol=1e-5, atol=0)
@@ -199,7 +199,7 @@ def test_a_deep_copy_computes_with_its_own_parameters():
 
 def test_without_gradients_nothing_is_kept_and_values_stay():
     own, model = make("gemma3"), make("gemma3")
-    lean.save_less(model)
+    activations.save_less(model)
     with torch.no_grad():
         torch.testing.assert_close(loss_of(model), loss_of(own), rtol=1e-6, atol=0)
         assert kept_bytes(model) == 0
@@ -259,20 +259,20 @@ class Mlp(nn.Module):
     ids=lambda m: f"{type(m).__name__} {getattr(m, 'change', '')}",
 )
 def test_what_computes_something_else_is_left_alone(module):
-    lean.save_less(module)
+    activations.save_less(module)
     assert not is_lean(module)
 
 
 @pytest.mark.parametrize("module", [Norm(""), Mlp("")])
 def test_what_computes_the_same_is_taken_whatever_its_name(module):
-    lean.save_less(module)
+    activations.save_less(module)
     assert is_lean(module)
 
 
 def test_a_forward_put_there_by_others_stays():
     model = make("llama")
     other = model.lm_head.forward = model.model.norm.forward = lambda x: x
-    lean.save_less(model)
+    activations.save_less(model)
     assert model.lm_head.forward is other
     assert model.model.norm.forward is other
 
@@ -281,7 +281,7 @@ def test_the_proof_uses_neither_the_global_generator_nor_the_parameters():
     model = make("qwen3")
     before = [p.clone() for p in model.parameters()]
     state = torch.random.get_rng_state()
-    lean.save_less(model)
+    activations.save_less(model)
     assert torch.equal(torch.random.get_rng_state(), state)
     for parameter, old in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter, old)

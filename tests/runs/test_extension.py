@@ -13,7 +13,7 @@ from launcher.config.compose import compose
 from launcher.config.schema import Weights
 from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir, State, read_json, write_json
-from launcher.runs import length, start
+from launcher.runs import extension, start
 
 WORDS = (
     *("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8", "train.steps=100"),
@@ -51,7 +51,7 @@ def stop_early(run: RunDir) -> None:
 
 
 def test_more_steps_are_written_to_the_run_as_it_begins(run):
-    change = length.changed(run, ["train.steps=200"])
+    change = extension.changed(run, ["train.steps=200"])
     assert compose.load(run.config).train.steps == 100
     assert start.begin(run, change) == 1
     config = compose.load(run.config)
@@ -66,7 +66,7 @@ def test_more_steps_are_written_to_the_run_as_it_begins(run):
 
 
 def test_epochs_take_the_place_of_steps_and_ranks_may_change(run):
-    start.begin(run, length.changed(run, ["train.epochs=8"], world_size=2))
+    start.begin(run, extension.changed(run, ["train.epochs=8"], world_size=2))
     config = compose.load(run.config)
     assert (config.train.steps, config.train.epochs) == (None, 8.0)
     assert read_json(run.plan)["world_size"] == 2
@@ -90,7 +90,7 @@ def test_epochs_take_the_place_of_steps_and_ranks_may_change(run):
 def test_what_is_refused_leaves_the_run_as_it_was(run, word, where, found, hint):
     before = {path: path.read_bytes() for path in run.path.iterdir() if path.is_file()}
     with pytest.raises(ConfigError) as caught:
-        length.changed(run, [word])
+        extension.changed(run, [word])
     (problem,) = caught.value.problems
     assert problem.where == where
     assert found in problem.found
@@ -100,7 +100,7 @@ def test_what_is_refused_leaves_the_run_as_it_was(run, word, where, found, hint)
 
 def test_both_steps_and_epochs_are_refused(run):
     with pytest.raises(ConfigError, match="steps=200 and epochs=9"):
-        length.changed(run, ["train.steps=200", "train.epochs=9"])
+        extension.changed(run, ["train.steps=200", "train.epochs=9"])
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "torn"])
@@ -115,7 +115,7 @@ def test_a_run_without_checkpoints_is_refused(run, damage):
     run.export.mkdir()
     (run.export / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match="no whole checkpoint is left") as caught:
-        length.changed(run, ["train.steps=200"])
+        extension.changed(run, ["train.steps=200"])
     assert f"model.name={run.export}" in caught.value.problems[0].hint
     with pytest.raises(ConfigError) as caught:
         start.resumable(run)
@@ -125,15 +125,15 @@ def test_a_run_without_checkpoints_is_refused(run, damage):
 def test_an_older_whole_checkpoint_is_enough(run):
     write_checkpoint(run, 80)
     (run.checkpoints / "step-00000100" / "weights").unlink()
-    assert length.newest(run)["step"] == 80
-    length.changed(run, ["train.steps=200"])
+    assert extension.newest(run)["step"] == 80
+    extension.changed(run, ["train.steps=200"])
 
 
 def test_a_finished_run_says_how_to_go_on(run):
     with pytest.raises(ConfigError, match="the run has finished") as caught:
         start.resumable(run)
     assert run.command("resume", more=["train.steps=200"]) in caught.value.problems[0].hint
-    length.changed(run, ["train.steps=200"])  # as the hint says
+    extension.changed(run, ["train.steps=200"])  # as the hint says
 
 
 def test_a_run_that_was_stopped_early_says_so_and_goes_on_without_that_patience(run):
@@ -143,7 +143,7 @@ def test_a_run_that_was_stopped_early_says_so_and_goes_on_without_that_patience(
     typed = run.command("resume", more=["train.early_stop.patience=null"])
     hint = f"{typed} goes on to step 100"
     assert hint in caught.value.problems[0].hint
-    start.begin(run, length.changed(run, ["train.early_stop.patience=null"]))  # as the hint says
+    start.begin(run, extension.changed(run, ["train.early_stop.patience=null"]))  # as the hint says
     config = compose.load(run.config)
     assert (config.train.steps, config.train.early_stop.patience) == (100, None)
 
@@ -152,13 +152,13 @@ def test_a_run_that_was_stopped_early_says_so_and_goes_on_without_that_patience(
 def test_patience_that_is_used_up_is_refused(run, words):
     stop_early(run)
     with pytest.raises(ConfigError, match="no progress in the last 3 evaluations") as caught:
-        length.changed(run, words)
+        extension.changed(run, words)
     assert caught.value.problems[0].where == "train.early_stop.patience"
-    length.changed(run, ["train.steps=200", "train.early_stop.patience=4"])
+    extension.changed(run, ["train.steps=200", "train.early_stop.patience=4"])
 
 
 def test_without_its_patience_a_run_still_gives_its_best_weights(run):
     assert compose.load(run.config).export.weights is None
-    start.begin(run, length.changed(run, ["train.steps=200", "train.early_stop.patience=null"]))
+    start.begin(run, extension.changed(run, ["train.steps=200", "train.early_stop.patience=null"]))
     config = compose.load(run.config)
     assert (config.train.early_stop.patience, config.export.weights) == (None, Weights.best)
