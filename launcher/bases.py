@@ -22,7 +22,8 @@ from launcher import __version__, entry
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, ExitCode, LauncherError
-from launcher.core.rundir import RunDir, open_lock, read_json, storage_errors, write_json
+from launcher.core.files import open_lock, read_json, storage_errors, write_json
+from launcher.core.rundir import RunDir
 
 #: The options that decide what a tiny model is; the rest of its config says how it is used.
 TINY_OPTIONS = (

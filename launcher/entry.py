@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from launcher.core import imports, runtime, streams
 from launcher.core.errors import ExitCode, LauncherError
-from launcher.core.rundir import storage_error, too_many_processes
+from launcher.core.files import storage_error, too_many_processes
 
 #: Holds nothing that a shell, pdsh or a batch script would have to quote twice.
 _LINE = "import sys; sys.path[:] = filter(None, sys.path); import launcher.entry as e; e.main()"

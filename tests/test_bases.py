@@ -11,7 +11,8 @@ import pytest
 from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from support.ranks import environment
 
 MODEL = TinyModelConfig(recipe="quickstart-base")

@@ -29,7 +29,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.core import console, vitals
 from launcher.core.errors import LauncherError, Preempted
-from launcher.core.rundir import RunDir, State, command, listed, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State, command, listed
 from launcher.data import show
 from launcher.data.cache import TokenCache
 from launcher.inference.export import find_checkpoint

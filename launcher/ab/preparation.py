@@ -12,7 +12,8 @@ from launcher.ab.prompts import ANSWER_HINT, Prompt, read_answers, read_prompts
 from launcher.ab.study import AnswerPair, Study
 from launcher.config.compose import compose
 from launcher.core.errors import ConfigError, DataError, ExitCode, LauncherError
-from launcher.core.rundir import find_run, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import find_run
 
 _COMPARED = "`launcher compare` compares models that make no text"
 

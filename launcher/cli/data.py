@@ -11,7 +11,8 @@ from launcher import entry
 from launcher.cli import arguments
 from launcher.cli.arguments import Argument
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import RunDir, find_run, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, find_run
 
 
 def _number(text: str) -> str:

@@ -28,10 +28,7 @@ from launcher.config.schema.launch import DeepspeedConfig
 from launcher.config.schema.sweep import SweepConfig
 from launcher.core import registry, runtime
 from launcher.core.errors import ConfigError, Problem
-from launcher.core.rundir import (
-    SWEEP_FILE,
-    RunDir,
-    State,
+from launcher.core.files import (
     as_json,
     close_code,
     read_json,
@@ -39,6 +36,7 @@ from launcher.core.rundir import (
     write_atomic,
     write_json,
 )
+from launcher.core.rundir import SWEEP_FILE, RunDir, State
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "hydra-core", "datasets", "wandb")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=,+@-]{0,199}")

@@ -28,7 +28,7 @@ from typing import Any
 
 from launcher.core import runtime
 from launcher.core.errors import LauncherError
-from launcher.core.rundir import write_atomic
+from launcher.core.files import write_atomic
 
 _INDEX = "transformers.utils.import_utils"
 _LOSSES = "transformers.loss.loss_utils"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ExitCode, HangError, StorageError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 
 #: Phases of a rank, in no order: a run may evaluate before its first step.
 PHASES = ("start", "step", "eval", "save", "export", "end", "done")

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher import word_problems
 from launcher.core.errors import ConfigError, did_you_mean
-from launcher.core.rundir import write_atomic
+from launcher.core.files import write_atomic
 from launcher.data import docstrings
 from launcher.word_problems import END, TURN
 

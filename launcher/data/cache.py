@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.core import rundir
+from launcher.core import files
 from launcher.core.errors import StorageError
 from launcher.fingerprint import LAYOUT_VERSION
 
@@ -344,7 +344,7 @@ def _map(path: Path, dtype: Any) -> NDArray[Any]:
 
 def read_index(folder: Path) -> Index:
     """Index of a complete cache whose files have the recorded sizes; `StorageError` otherwise."""
-    raw = rundir.read_json(folder / INDEX)
+    raw = files.read_json(folder / INDEX)
     if not isinstance(raw, dict):
         _require_here(folder)
         raise _damaged(folder, f"{INDEX} is missing or unreadable")
@@ -357,7 +357,7 @@ def read_index(folder: Path) -> Index:
     for name in _expected(index):
         path = folder / f"{name}.bin"
         if not os.access(path, os.R_OK):
-            rundir.require_readable(folder)
+            files.require_readable(folder)
         size = path.stat().st_size if path.is_file() else None
         if size is None or size != index.sizes.get(name):
             raise _damaged(folder, f"{path.name} has {size} bytes, not {index.sizes.get(name)}")
@@ -397,7 +397,7 @@ def verify_checksums(folder: Path, index: Index) -> None:
 
 def _require_here(folder: Path) -> None:
     """Raises `StorageError` where nothing can be said of a cache, for it cannot be seen."""
-    rundir.require_readable(folder)
+    files.require_readable(folder)
     if not folder.is_dir():
         raise StorageError(
             f"host {socket.gethostname()} does not see this folder of prepared data",

@@ -18,7 +18,8 @@ from launcher.config.derive import data_entries
 from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config, OnBadRecord, Overlong, variants
 from launcher.core.errors import DataError, ExitCode, LauncherError, Problem
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.data import formats
 from launcher.data.formats.base import BadRecord, Example
 from launcher.data.prepare.reading import DETECT_RECORDS, PartReader

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import ModelConfig
-from launcher.core import rundir, runtime
+from launcher.core import files, rundir, runtime
 from launcher.core.errors import DataError, ExitCode, LauncherError
 from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
 from launcher.data.chat.literals import Literals
@@ -69,7 +69,7 @@ def _open(path: Path, split: str) -> tuple[TokenCache | JoinedCache, ModelConfig
     from launcher.config.compose import compose
 
     run = rundir.RunDir(path).require()
-    folders = rundir.read_json(run.data, {})
+    folders = files.read_json(run.data, {})
     if split not in folders:
         options = [] if split == "train" else ["--split", split]
         words = shlex.join(["launcher", "data", "show", str(run.config), *options])

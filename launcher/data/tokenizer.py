@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config.schema import ModelConfig, TinyModelConfig
 from launcher.core import registry, runtime
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import require_readable
+from launcher.core.files import require_readable
 
 
 def hide_torch() -> None:

@@ -21,8 +21,9 @@ import torch
 from launcher.config.compose import compose
 from launcher.core import runtime
 from launcher.core.errors import ExitCode, LauncherError
+from launcher.core.files import read_json, storage_errors, write_json
 from launcher.core.host import machine, storage
-from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.distributed import bandwidth, collectives, devices, rendezvous
 

@@ -19,7 +19,8 @@ from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.core.files import read_json, storage_errors, write_json
+from launcher.core.rundir import RunDir
 from launcher.doctor import machine, versions
 from launcher.launch.outcome import settled
 from launcher.launch.spec import AttemptState, Backend

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.core.rundir import storage_errors
+from launcher.core.files import storage_errors
 from launcher.evals.records import Generation
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from launcher.config.schema import EvalConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.rundir import read_json, write_json
+from launcher.core.files import read_json, write_json
 from launcher.evals.endpoint import Declined, Endpoint, Unanswered
 from launcher.evals.metric import Floats, Mean, Metric
 from launcher.evals.records import Generation, Results

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core import runtime
-from launcher.core.rundir import RunDir, read_json, write_atomic, write_json
+from launcher.core.files import read_json, write_atomic, write_json
+from launcher.core.rundir import RunDir
 from launcher.evals.comparison.paired import UNSEEDED, Resampling
 from launcher.evals.comparison.record_sets import compare_all
 from launcher.evals.comparison.slices import Groups

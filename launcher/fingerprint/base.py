@@ -18,7 +18,7 @@ from typing import Any
 
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import read_json, write_json
+from launcher.core.files import read_json, write_json
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.keys import tokenizer_identity
 from launcher.fingerprint.located import cache_root

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launcher.core import rundir
+from launcher.core import files
 
 
 class Hashes:
@@ -21,7 +21,7 @@ class Hashes:
 
     def __init__(self, memo: Path) -> None:
         self._memo = memo
-        raw = rundir.read_json(memo, {})
+        raw = files.read_json(memo, {})
         self._known: dict[str, list[Any]] = raw if isinstance(raw, dict) else {}
         self._changed = False
 
@@ -45,7 +45,7 @@ class Hashes:
         if self._changed:
             kept = {name: known for name, known in self._known.items() if os.path.exists(name)}
             with contextlib.suppress(Exception):
-                rundir.write_atomic(self._memo, json.dumps(kept))
+                files.write_atomic(self._memo, json.dumps(kept))
 
 
 def file_digest(path: Path) -> str:

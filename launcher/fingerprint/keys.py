@@ -13,9 +13,10 @@ from launcher.config.derive import data_entries
 from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.config.schema.conversion import to_dict
-from launcher.core import rundir, runtime
+from launcher.core import files, runtime
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.fingerprint.hashes import Hashes
 from launcher.fingerprint.located import (
     BuiltinData,
@@ -127,7 +128,7 @@ def _is_there(folder: Path) -> bool:
 
 def complete_index(folder: Path, hashes: Hashes) -> dict[str, Any] | None:
     """Content of index.json if every file of the cache is there with its size and checksum."""
-    index = rundir.read_json(folder / "index.json")
+    index = files.read_json(folder / "index.json")
     try:
         if index["version"] != LAYOUT_VERSION:
             return None

@@ -18,7 +18,7 @@ from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config
 from launcher.core import runtime
 from launcher.core.errors import DataError
-from launcher.core.rundir import read_json
+from launcher.core.files import read_json
 from launcher.fingerprint.hashes import file_digest
 
 #: What data files are called; folders are searched for these.

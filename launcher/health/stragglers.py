@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.core.rundir import RunDir, State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from launcher.core import streams
 from launcher.core.errors import ExitCode, LauncherError
-from launcher.core.rundir import storage_error
+from launcher.core.files import storage_error
 
 
 def note(text: str) -> None:

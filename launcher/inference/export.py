@@ -11,7 +11,8 @@ from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.chat.turn_ends import taught
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import MARKER, origin, require_same

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config, LoraConfig, Quantization
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import require_base
 from launcher.inference import speaker

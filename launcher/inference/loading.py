@@ -12,7 +12,8 @@ from launcher import bases
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.chat.turn_ends import by_template, taught
 from launcher.data.tokenizer import load_tokenizer
 from launcher.fingerprint import origin, require_same

@@ -12,7 +12,8 @@ import torch
 
 from launcher.config.schema import ModelConfig
 from launcher.core.errors import DataError
-from launcher.core.rundir import find_run, write_atomic
+from launcher.core.files import write_atomic
+from launcher.core.rundir import find_run
 from launcher.data.chat.turn_ends import by_template
 from launcher.data.formats.base import BadRecord
 from launcher.data.tokenizer import load_tokenizer

@@ -19,7 +19,8 @@ from types import FrameType
 
 from launcher.core import processes
 from launcher.core.errors import ExitCode, HangError, LauncherError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import forwarded_secrets
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeRecord, NodeState, Phase

@@ -16,7 +16,8 @@ from launcher.config.derive import hostfile
 from launcher.config.derive.hostfile import Host
 from launcher.config.schema.launch import DeepspeedConfig, RemoteShell
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import forwarded_environment
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.spec import LaunchPlan, LaunchSpec, NodePlan

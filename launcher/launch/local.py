@@ -10,7 +10,8 @@ from pathlib import Path
 from launcher import entry
 from launcher.core import processes
 from launcher.core.errors import ConfigError, LauncherError, Problem
-from launcher.core.rundir import RunDir, read_json, storage_errors, write_json
+from launcher.core.files import read_json, storage_errors, write_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import child_environment
 from launcher.launch.retry import BusyError
 from launcher.launch.spec import AttemptState, LaunchPlan, LaunchSpec, job_file

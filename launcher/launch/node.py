@@ -20,8 +20,9 @@ from typing import Any
 
 from launcher.core import processes, streams
 from launcher.core.errors import ExitCode
+from launcher.core.files import read_json
 from launcher.core.ranks import HOST_VARIABLE, HOSTS_VARIABLE, pick_devices
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import environment_without_ranks
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase

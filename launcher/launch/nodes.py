@@ -14,8 +14,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from launcher.core.files import read_json, write_json
 from launcher.core.processes import alive
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.launch.outcome import Death
 
 BEAT_S = 1.0

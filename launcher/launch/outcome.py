@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import RunDir, State, Status, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.spec import LaunchPlan
 
 #: Ends after which a new start may go better, by itself.

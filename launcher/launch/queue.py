@@ -14,7 +14,8 @@ from typing import Protocol
 
 from launcher.config.schema.launch import LaunchConfig
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.launch.retry import BusyError
 from launcher.launch.spec import (
     AttemptState,

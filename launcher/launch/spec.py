@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig
 from launcher.core.errors import Problem
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,8 @@ from types import FrameType
 
 from launcher.core import processes
 from launcher.core.errors import ExitCode, LauncherError
-from launcher.core.rundir import RunDir, State, read_json, too_many_processes, write_json
+from launcher.core.files import read_json, too_many_processes, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import environment_without_ranks
 from launcher.launch import nodes, outcome
 from launcher.launch.guard import Guard

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.model.fragments import FragmentReader
 
 VERSION = 1

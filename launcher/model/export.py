@@ -22,7 +22,7 @@ from launcher import fingerprint
 from launcher.config.schema import Config
 from launcher.core import runtime
 from launcher.core.errors import LauncherError
-from launcher.core.rundir import (
+from launcher.core.files import (
     fsync_folder,
     give_usual_permissions,
     read_json,

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from launcher.core.errors import StorageError
-from launcher.core.rundir import storage_errors
+from launcher.core.files import storage_errors
 
 
 @dataclass(frozen=True, slots=True)

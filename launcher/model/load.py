@@ -20,7 +20,7 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import require_readable
+from launcher.core.files import require_readable
 from launcher.model import attention
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained

@@ -15,7 +15,7 @@ from torch import nn
 
 from launcher.config.derive import quantized
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import read_json
+from launcher.core.files import read_json
 from launcher.model.classifier import auto_class, open_classifier, read_structure
 from launcher.model.sequence_head import SequenceHead
 

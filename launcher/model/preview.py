@@ -19,7 +19,8 @@ from launcher.config.derive import memory
 from launcher.config.schema import Config, ModelConfig, TinyModelConfig
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core.errors import ConfigError, ExitCode, Problem
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.model import tiny
 from launcher.model.classifier import head_modules
 from launcher.model.rebuild import meta_base

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from launcher.core.rundir import give_usual_permissions, read_json, storage_errors
+from launcher.core.files import give_usual_permissions, read_json, storage_errors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

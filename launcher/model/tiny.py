@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from launcher import bases, word_problems
 from launcher.config.schema import TinyModelConfig
 from launcher.core import runtime
-from launcher.core.rundir import fsync_folder, give_usual_permissions, open_lock, storage_errors
+from launcher.core.files import fsync_folder, give_usual_permissions, open_lock, storage_errors
 from launcher.word_problems import END, TURN
 
 if TYPE_CHECKING:

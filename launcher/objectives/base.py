@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 from launcher.config.schema import Config, ObjectiveConfig, variants
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.model.sequence_head import SequenceHead
 
 if TYPE_CHECKING:

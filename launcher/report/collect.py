@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.core.rundir import RunDir, Status, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, Status
 
 Point = tuple[float, float]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import __version__
-from launcher.core.rundir import write_atomic
+from launcher.core.files import write_atomic
 
 _FRAME = Path(__file__).parent
 

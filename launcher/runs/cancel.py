@@ -9,7 +9,8 @@ import time
 
 from launcher.core import processes
 from launcher.core.errors import ConfigError, ExitCode, HangError, StorageError
-from launcher.core.rundir import RunDir, State, Status, write_atomic
+from launcher.core.files import write_atomic
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.launch.queue import queue_job
 from launcher.launch.spec import AttemptState, Backend

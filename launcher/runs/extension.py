@@ -14,7 +14,8 @@ from launcher.config.compose import compose, groups, overrides
 from launcher.config.derive import plan
 from launcher.config.schema import Config, Weights, conversion
 from launcher.core.errors import ConfigError, Problem
-from launcher.core.rundir import RunDir, State, read_json, write_atomic, write_json
+from launcher.core.files import read_json, write_atomic, write_json
+from launcher.core.rundir import RunDir, State
 
 #: All that decides where a run ends; anything else would make another run of it.
 KEYS = ("train.steps", "train.epochs", "train.early_stop.patience")

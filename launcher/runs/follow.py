@@ -15,7 +15,8 @@ from typing import Any
 
 from launcher.core import console, runtime, streams
 from launcher.core.errors import ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, Status, write_atomic
+from launcher.core.files import write_atomic
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.launch.spec import AttemptState, Backend
 from launcher.runs.status import is_live, observed_run, saved_step

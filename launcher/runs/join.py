@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 from launcher.core.errors import ConfigError, ExitCode, HangError
-from launcher.core.rundir import RunDir, find_run, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, find_run
 from launcher.launch import nodes
 from launcher.launch.node import Node
 from launcher.launch.nodes import Phase

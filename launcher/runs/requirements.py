@@ -29,7 +29,8 @@ from launcher.core.errors import (
     Problem,
     StorageError,
 )
-from launcher.core.rundir import RunDir, read_json, storage_errors
+from launcher.core.files import read_json, storage_errors
+from launcher.core.rundir import RunDir
 from launcher.fingerprint import (
     SUFFIXES,
     HubData,

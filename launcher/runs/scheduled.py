@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.core.errors import ExitCode, LauncherError
-from launcher.core.rundir import RunDir, State, Status, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.launch.spec import AttemptState, is_queued, job_file, number_in, open_file
 

@@ -15,14 +15,8 @@ from launcher.config.derive import data_entries
 from launcher.config.schema import Config, variants
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, ExitCode, LauncherError, StorageError
-from launcher.core.rundir import (
-    RunDir,
-    State,
-    Status,
-    read_json,
-    storage_errors,
-    too_many_processes,
-)
+from launcher.core.files import read_json, storage_errors, too_many_processes
+from launcher.core.rundir import RunDir, State, Status
 from launcher.core.runtime import cache_dir, cpu_count, hub_cache
 from launcher.launch.outcome import settled
 from launcher.launch.queue import queue_of

@@ -12,8 +12,9 @@ from typing import Any
 
 from launcher.core import console, vitals
 from launcher.core.errors import ExitCode
+from launcher.core.files import read_json
 from launcher.core.processes import alive
-from launcher.core.rundir import RunDir, State, Status, read_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.runs import scheduled
 

@@ -14,7 +14,8 @@ from launcher.config.check import eval_checks
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
 from launcher.core.errors import ConfigError, DataError, ExitCode
-from launcher.core.rundir import RunDir, find_run, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, find_run
 from launcher.data.cache import TokenCache
 from launcher.evals import judge, store
 from launcher.evals.comparison.paired import Resampling

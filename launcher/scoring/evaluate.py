@@ -16,7 +16,8 @@ import torch
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, write_atomic
+from launcher.core.files import write_atomic
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row

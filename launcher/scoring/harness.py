@@ -11,7 +11,8 @@ from typing import Any
 from launcher.config.compose import compose
 from launcher.core import registry
 from launcher.core.errors import ConfigError, DataError, LauncherError, did_you_mean
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.inference.command import note
 from launcher.inference.loading import open_speaker
 from launcher.report.summary import number

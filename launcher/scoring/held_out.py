@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from launcher.core.errors import DataError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.cache import JoinedCache, TokenCache, shown
 from launcher.evals.comparison import slices
 

@@ -11,7 +11,8 @@ import torch
 from launcher.config.compose import compose
 from launcher.config.derive import plan as plans
 from launcher.core import runtime
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results

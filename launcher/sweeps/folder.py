@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core.errors import ConfigError, ExitCode, did_you_mean
-from launcher.core.rundir import SWEEP_FILE, RunDir, State, Status, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import SWEEP_FILE, RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.runs.scheduled import NEVER_BEGAN
 from launcher.runs.status import ListedRun, observed_rows, observed_run

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from launcher.config.compose import compose
 from launcher.config.schema import Config, variants
 from launcher.core.errors import ExitCode, LauncherError, StorageError
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from launcher.launch.local import START_TIMEOUT_S
 from launcher.launch.outcome import settled
 from launcher.launch.queue import MISSING_S, ArrayError, FullError, array_of, queue_job, queue_of

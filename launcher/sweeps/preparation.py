@@ -21,7 +21,8 @@ from launcher.config.schema.launch import TorchrunConfig
 from launcher.config.schema.sweep import Direction, OptunaSweepConfig, Pruner
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, LauncherError, Problem
-from launcher.core.rundir import RunDir, command, storage_errors
+from launcher.core.files import storage_errors
+from launcher.core.rundir import RunDir, command
 from launcher.launch.torchrun import given_endpoint
 from launcher.runs import requirements, start
 from launcher.sweeps import proposals, space

@@ -11,7 +11,8 @@ from typing import Any
 
 from launcher.config.compose import compose, overrides
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import SWEEP_FILE, State, Status, storage_errors, write_atomic
+from launcher.core.files import storage_errors, write_atomic
+from launcher.core.rundir import SWEEP_FILE, State, Status
 from launcher.launch.outcome import settled
 from launcher.sweeps.folder import PRUNED, Request, SweepDir, Trial, counted, may_pass, values
 

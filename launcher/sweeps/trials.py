@@ -19,7 +19,8 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.schema.sweep import SweepConfig
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, State, Status, as_json, close_code, storage_errors
+from launcher.core.files import as_json, close_code, storage_errors
+from launcher.core.rundir import RunDir, State, Status
 from launcher.sweeps.folder import Request, SweepDir, Trial, content
 
 

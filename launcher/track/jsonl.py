@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import Config
-from launcher.core.rundir import RunDir, storage_errors, write_atomic
+from launcher.core.files import storage_errors, write_atomic
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import finite
 
 

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from launcher.config import schema
 from launcher.config.schema.variants import TRACKERS
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 
 
 class Tracker(Protocol):

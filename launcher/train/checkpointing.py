@@ -28,7 +28,8 @@ from torch import nn
 
 from launcher.config.schema import CheckpointConfig
 from launcher.core.errors import LauncherError, StorageError
-from launcher.core.rundir import RunDir, fsync_folder, storage_errors, write_json
+from launcher.core.files import fsync_folder, storage_errors, write_json
+from launcher.core.rundir import RunDir
 from launcher.distributed.collectives import gather_objects
 from launcher.model.adapter import AdapterReader
 from launcher.model.checkpoint import VERSION, Checkpoint, checkpoints, hash_file

@@ -14,7 +14,8 @@ from typing import Any
 from launcher.config.derive import plan as plans
 from launcher.config.schema import Config, EarlyStopConfig
 from launcher.core.errors import DataError
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.evals.metric import Metric
 
 

@@ -17,7 +17,8 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config, variants
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core.errors import ConfigError, Problem
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Loader

@@ -28,7 +28,8 @@ from launcher.core.errors import (
     OutOfMemoryError,
     Preempted,
 )
-from launcher.core.rundir import RunDir, State, read_json, storage_error, too_many_processes
+from launcher.core.files import read_json, storage_error, too_many_processes
+from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.distributed import devices, rendezvous
 from launcher.health.watchdog import Watchdog, collective_timeout

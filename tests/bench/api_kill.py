@@ -25,7 +25,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from launcher.core import processes
-from launcher.core.rundir import read_json, run_dirs
+from launcher.core.files import read_json
+from launcher.core.rundir import run_dirs
 from launcher.launch.local import supervisor_file
 from support import served
 from support.workshop import ENDED, WORDS, examples

@@ -12,7 +12,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import plan
 from launcher.core.errors import ConfigError, StorageError
-from launcher.core.rundir import RunDir, State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")
 

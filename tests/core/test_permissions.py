@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from launcher.config.schema import TinyModelConfig
-from launcher.core import rundir, runtime
+from launcher.core import files, runtime
 from launcher.core.errors import ConfigError, StorageError
 from launcher.core.rundir import RunDir
 from launcher.data import cache
@@ -47,7 +47,7 @@ def test_written_models_and_caches_follow_the_umask(umask: int, tmp_path: Path) 
     shards.write_shards(folder, tensors, shard_bytes=32)
     shards.save(folder / "adapter_model.safetensors", {"a": torch.ones(2)})
     caches.write(tmp_path / "data", [([1, 2], [0, 1])])
-    rundir.write_json(tmp_path / "status.json", {})
+    files.write_json(tmp_path / "status.json", {})
     assert _modes(tmp_path) == {0o666 & ~umask}
 
 
@@ -75,7 +75,7 @@ def test_what_is_closed_is_told_with_its_owner(tmp_path: Path) -> None:
         with pytest.raises(StorageError) as caught:
             cache.read_index(folder)
         with pytest.raises(StorageError) as denied:
-            rundir.write_json(tmp_path / "mine" / "x.json", {})
+            files.write_json(tmp_path / "mine" / "x.json", {})
     problem = caught.value.problems[0]
     assert problem.where == str(closed)
     assert problem.found.startswith(f"Permission denied: {closed} is of root (uid 0), -rw-------")
@@ -93,10 +93,10 @@ def test_a_cache_that_is_not_there_is_not_called_damaged(tmp_path: Path) -> None
     "error", [BlockingIOError(11, os.strerror(11)), RuntimeError("can't start new thread")]
 )
 def test_a_limit_of_processes_is_named(error: Exception) -> None:
-    told = rundir.too_many_processes(error)
+    told = files.too_many_processes(error)
     assert told is not None
     assert told.problems[0].where == "ulimit -u"
-    assert rundir.too_many_processes(RuntimeError("another")) is None
+    assert files.too_many_processes(RuntimeError("another")) is None
 
 
 def test_a_limit_of_the_size_of_files_is_named(tmp_path: Path) -> None:
@@ -113,17 +113,17 @@ def test_a_limit_of_the_size_of_files_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_whoever_met_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = rundir.storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    full = files.storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     assert full is not None
     assert "TMPDIR" in full.problems[0].hint
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     with pytest.raises(FileNotFoundError) as caught:
         tempfile.gettempdir()
-    nowhere = rundir.storage_error(caught.value)
+    nowhere = files.storage_error(caught.value)
     assert nowhere is not None
     assert "export TMPDIR=" in nowhere.problems[0].hint
-    assert rundir.storage_error(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert files.storage_error(FileNotFoundError(errno.ENOENT, "No such file")) is None
 
 
 #: nobody, who may read all files, as a clone in another's home, and write none.
@@ -180,9 +180,9 @@ def test_a_user_of_few_rights_trains_or_is_told(
 
 
 def test_a_lock_of_another_user_serves(tmp_path: Path) -> None:
-    with rundir.open_lock(tmp_path / "a.lock") as lock:
+    with files.open_lock(tmp_path / "a.lock") as lock:
         assert lock.writable()
-    with another_user(tmp_path), rundir.open_lock(tmp_path / "a.lock") as lock:
+    with another_user(tmp_path), files.open_lock(tmp_path / "a.lock") as lock:
         assert not lock.writable()
 
 

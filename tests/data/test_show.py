@@ -7,7 +7,7 @@ import pytest
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
-from launcher.core.rundir import write_json
+from launcher.core.files import write_json
 from launcher.data import show
 from launcher.data.prepare.preparation import prepare
 from support.chats import chat

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from launcher.config.schema.launch import WatchdogConfig
-from launcher.core.rundir import RunDir, State, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State
 from launcher.health.stragglers import Change, OwnTime, Stragglers, report_slow
 
 times = st.integers(2, 6).flatmap(

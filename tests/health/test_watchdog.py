@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from launcher.core import processes, vitals
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.core.vitals import Beat
 from launcher.health.watchdog import Patience
 from support.ranks import environment

@@ -10,7 +10,8 @@ import pytest
 
 from launcher.core import vitals
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from support import project
 from support.project import LAUNCHER, TORCHRUN, Project
 

@@ -15,7 +15,8 @@ import pytest
 
 from launcher.config import create
 from launcher.core import processes
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import child_environment
 
 HERE = Path(__file__).resolve().parent

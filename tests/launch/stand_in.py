@@ -16,7 +16,8 @@ import time
 from launcher.core import runtime
 from launcher.core.console import metrics_line
 from launcher.core.errors import ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 import time
 
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.fingerprint import LAYOUT_VERSION
 
 run = RunDir(sys.argv[1])

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from launcher.launch import nodes
 from support import hosts as hosts_
 from support import project

@@ -10,7 +10,8 @@ import pytest
 
 from launcher.core import processes
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 
 pytestmark = pytest.mark.slow
 

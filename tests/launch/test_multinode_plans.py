@@ -19,7 +19,7 @@ from launcher.config.schema.launch import (
     TorchrunConfig,
 )
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import write_json
+from launcher.core.files import write_json
 from launcher.launch import torchrun
 from launcher.launch.deepspeed import DeepspeedBackend
 from launcher.launch.spec import LaunchPlan, LaunchSpec

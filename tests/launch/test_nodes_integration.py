@@ -14,7 +14,8 @@ import pytest
 
 from launcher.core import processes
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch import nodes, outcome
 from launcher.launch.nodes import NodeState, Phase
 from launcher.launch.spec import NodePlan, job_file

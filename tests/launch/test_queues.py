@@ -14,7 +14,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.schema import variants
 from launcher.core.errors import ConfigError, ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.queue import Ending, has_queue, queue_job
 from launcher.launch.spec import AttemptState
 from launcher.runs import start, status

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import RunDir, State, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch import supervisor
 from launcher.launch.spec import job_file
 from support.plans import launch_plan

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoTokenizer
 
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.data.pack.loader import Row, make_row
 from launcher.inference.generate import _outputs
 from launcher.model.attention import IMPLEMENTATIONS, register

@@ -22,7 +22,7 @@ from launcher.config.check import checks
 from launcher.config.compose import completion, compose, explanation
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import read_json
+from launcher.core.files import read_json
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.comparison.paired import compare

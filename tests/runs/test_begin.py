@@ -16,7 +16,8 @@ from launcher.cli import main
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.core.errors import ConfigError, ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.local import LocalBackend
 from launcher.launch.spec import AttemptState
 from launcher.runs import start

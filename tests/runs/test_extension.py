@@ -12,7 +12,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.schema import Weights
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.runs import extension, start
 
 WORDS = (

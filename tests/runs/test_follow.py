@@ -8,7 +8,8 @@ import pytest
 
 from launcher.config.schema import variants
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import RunDir, State, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State
 from launcher.runs.follow import follow
 
 

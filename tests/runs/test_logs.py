@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, State, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State
 from launcher.runs import logs
 from launcher.runs.tail import Tail
 

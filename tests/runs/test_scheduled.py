@@ -8,7 +8,8 @@ import stat
 import pytest
 
 from launcher.core.errors import StorageError
-from launcher.core.rundir import RunDir, State, Status, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.queue import queue_job
 from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.slurm.text import described

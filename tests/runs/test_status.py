@@ -12,7 +12,8 @@ import time
 import pytest
 
 from launcher.config import create
-from launcher.core.rundir import RunDir, State, Status, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.runs import status
 
 WORDS = ("model=tiny", "data.train=builtin:quickstart-text", "batch.sequences=8")

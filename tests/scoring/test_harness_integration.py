@@ -11,7 +11,8 @@ import pytest
 from launcher.cli import models
 from launcher.config.compose import compose
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.scoring import harness
 from support import project
 from support.configs import make_config

@@ -8,7 +8,8 @@ import socket
 import pytest
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from support import hints, project
 from support.endpoint import longer, serve
 from support.project import LAUNCHER, Project

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, select
 
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import Event, Job, JobState, Project, now
 from launcher.serve.jobs import journal
 from launcher.serve.jobs.journal import Note

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.launch.queue import QueueBackend, queue_of
 from launcher.launch.spec import job_file
 from support import leaks, plugins

@@ -17,7 +17,8 @@ from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from launcher.core import processes
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.launch.local import supervisor_file
 from launcher.serve.app import create_app
 from launcher.serve.db.tables import Event, Job

@@ -21,7 +21,8 @@ from launcher.config import create
 from launcher.config.compose import compose
 from launcher.core import processes
 from launcher.core.errors import ConfigError, ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, Status, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch import local
 from launcher.launch.retry import patiently
 from launcher.launch.spec import job_file

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from launcher.config.schema import Config, WandbMode
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.track import tracker
 from launcher.track.tracker import Trackers, tracker_id
 from launcher.train import finish

@@ -11,7 +11,8 @@ import pytest
 
 from launcher.config.compose.compose import to_dict
 from launcher.config.schema import Config, WandbConfig, WandbMode
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.track.tracker import Trackers
 from launcher.track.wandb import WandbTracker
 

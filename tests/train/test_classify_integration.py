@@ -17,7 +17,8 @@ import torch
 
 from launcher.ab import preparation
 from launcher.core.errors import ConfigError, DataError, ExitCode
-from launcher.core.rundir import RunDir, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir
 from launcher.inference import generate
 from launcher.objectives.classify import threshold
 from launcher.scoring.compare import against, sides

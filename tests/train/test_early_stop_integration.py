@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from support import project
 from support.project import DIRECT, LAUNCHER, TORCHRUN, Project, checkpoint_files, losses
 

@@ -7,7 +7,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import State
 from support import project
 from support.project import DEEPSPEED, LAUNCHER, TORCHRUN, Project
 

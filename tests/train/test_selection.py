@@ -7,7 +7,8 @@ import pytest
 
 from launcher.config.schema import EarlyStopConfig, Weights
 from launcher.core.errors import DataError
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.evals.metric import make_metrics
 from launcher.train import selection
 from launcher.train.selection import Found, Selection

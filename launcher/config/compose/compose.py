@@ -23,7 +23,7 @@ from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
 from launcher.config.derive import adapter
 from launcher.config.schema import Config, conversion, values, variants
-from launcher.core import rundir, runtime
+from launcher.core import files, runtime
 from launcher.core.errors import ConfigError, Problem
 
 to_dict = conversion.to_dict
@@ -262,7 +262,7 @@ def _require_trusted(code: Path, config: Path) -> None:
     hint = f"read it; to run it all the same, set {runtime.TRUST_VARIABLE}=1"
     if facts.st_uid in (os.geteuid(), 0):
         hint += f"; or close it, as its owner: `chmod o-w {' '.join(closing)}`"
-    found = f"names code that another user can have written: {rundir.ownership(code)}"
+    found = f"names code that another user can have written: {files.ownership(code)}"
     raise ConfigError(found, where=str(config), hint=hint)
 
 
@@ -332,7 +332,7 @@ def save(config: Config, path: str | Path) -> None:
         value = Path(data[section][name])
         if _is_code(value.name) and value.parent == Path(path).absolute().parent:
             data[section][name] = value.name
-    rundir.write_atomic(Path(path), dump_plain(data))
+    files.write_atomic(Path(path), dump_plain(data))
 
 
 def keep_code(config: Config, folder: Path) -> dict[str, str]:

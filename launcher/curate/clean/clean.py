@@ -20,7 +20,7 @@ from typing import IO, Any
 from launcher.config.schema import Config
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, StorageError
-from launcher.core.rundir import fsync_folder, write_json
+from launcher.core.files import fsync_folder, write_json
 from launcher.curate.clean import choice
 from launcher.curate.clean.choice import Dropped
 from launcher.curate.clean.naming import names_of, train_value

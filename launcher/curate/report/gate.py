@@ -12,7 +12,7 @@ from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.core.errors import DataError, Problem
-from launcher.core.rundir import read_json, write_json
+from launcher.core.files import read_json, write_json
 from launcher.curate.report.report import (
     CODE_VERSION,
     JSON_NAME,

@@ -16,7 +16,7 @@ from launcher import fingerprint
 from launcher.config.compose import compose
 from launcher.config.schema import Config, data_report
 from launcher.core import runtime
-from launcher.core.rundir import write_atomic
+from launcher.core.files import write_atomic
 from launcher.curate.output import writing
 from launcher.curate.page import page
 from launcher.curate.records.texts import plural

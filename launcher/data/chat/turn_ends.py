@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.core.rundir import read_json
+from launcher.core.files import read_json
 from launcher.data.cache import INDEX
 from launcher.data.chat.masking import ChatRenderer
 from launcher.data.formats.base import BadRecord, Chat

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.schema import Config
-from launcher.core.rundir import write_atomic
+from launcher.core.files import write_atomic
 from launcher.data.cache import INDEX, Counts, Index, JoinedCache, TokenCache, read_index
 from launcher.data.chat.turn_ends import joined
 from launcher.data.pack.packing import PackedOrder, Sizes, permute, round_keys

@@ -9,7 +9,8 @@ from typing import Any
 from launcher import fingerprint
 from launcher.core import registry
 from launcher.core.errors import ConfigError, ExitCode, LauncherError
-from launcher.core.rundir import RunDir, storage_error, write_json
+from launcher.core.files import storage_error, write_json
+from launcher.core.rundir import RunDir
 from launcher.data.prepare.fields import held_out_groups
 from launcher.data.prepare.preparation import fetch, prepare
 from launcher.data.prepare.split import say

@@ -16,7 +16,7 @@ from launcher.config.schema import Config, variants
 from launcher.config.schema.conversion import to_dict
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.rundir import fsync_folder, storage_errors
+from launcher.core.files import fsync_folder, storage_errors
 from launcher.data.cache import Index
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.prepare.pool import work

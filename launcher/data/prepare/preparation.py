@@ -22,12 +22,7 @@ from launcher import fingerprint
 from launcher.config.derive import data_entries
 from launcher.config.schema import Config, variants
 from launcher.core import runtime
-from launcher.core.rundir import (
-    open_lock,
-    read_json,
-    require_readable,
-    storage_errors,
-)
+from launcher.core.files import open_lock, read_json, require_readable, storage_errors
 from launcher.data.cache import INDEX, TokenCache, read_index
 from launcher.data.pack.mixture import join
 from launcher.data.prepare.parts import make

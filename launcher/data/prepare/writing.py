@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.core import rundir
+from launcher.core import files
 from launcher.data.cache import ARRAYS, COLUMN, INDEX, Column, Index, Per
 from launcher.data.pack.ordering import write_order
 
@@ -72,7 +72,7 @@ class CacheWriter:
         self._weighted = self._lossy = False
         #: hashes and sizes after each segment of an earlier process, and what its line says
         self._found: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        with rundir.storage_errors(folder):
+        with files.storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._found = self._verify() if stamp is not None else []
         self._files: dict[str, BinaryIO] = {}
@@ -117,7 +117,7 @@ class CacheWriter:
 
     def close(self) -> None:
         """Close the files, which writes what is left; harmless when they are closed."""
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             self._stack.close()
 
     def append(
@@ -222,7 +222,7 @@ class CacheWriter:
             "goals": self._goals,
             "values": self._values,
         }
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             for file in self._files.values():
                 file.flush()
             self._journal.write(_signed(line))
@@ -232,7 +232,7 @@ class CacheWriter:
 
     def finish(self, index: Index) -> Index:
         """Make the files durable, complete `index` with totals and write it."""
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             for file in self._files.values():
                 file.flush()
                 os.fsync(file.fileno())
@@ -254,9 +254,9 @@ class CacheWriter:
             }
             for column in self._columns.values()
         ]
-        rundir.write_atomic(self.folder / INDEX, json.dumps(asdict(index), indent=1))
+        files.write_atomic(self.folder / INDEX, json.dumps(asdict(index), indent=1))
         # Last, so that who is killed or has no space up to here can go on from the journal.
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             (self.folder / JOURNAL).unlink(missing_ok=True)
             for name in unused:
                 (self.folder / f"{name}.bin").unlink()
@@ -271,7 +271,7 @@ class CacheWriter:
 
     def _start(self, lines: list[Any] | None) -> None:
         """Open the files behind the segments of `lines`, anew without any."""
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             if lines is None:
                 for path in self.folder.iterdir():
                     path.unlink()
@@ -281,7 +281,7 @@ class CacheWriter:
                 file.truncate(self._sizes[name])
                 self._files[name] = file
             journal = b"".join(map(_signed, [self._stamp, *(lines or ())]))
-            rundir.write_atomic(self.folder / JOURNAL, journal, durable=False)
+            files.write_atomic(self.folder / JOURNAL, journal, durable=False)
             self._journal = self._stack.enter_context(open(self.folder / JOURNAL, "ab"))  # noqa: SIM115
         self._begun = time.monotonic()
         if lines is None:
@@ -322,7 +322,7 @@ class CacheWriter:
         if not array.size:
             return
         data = np.ascontiguousarray(array, dtype=self._types[name]).data.cast("B")
-        with rundir.storage_errors(self.folder):
+        with files.storage_errors(self.folder):
             self._files[name].write(data)
         self._hashes[name].update(data)
         if self._stamp is not None:

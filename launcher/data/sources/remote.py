@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.rundir import storage_errors, write_json
+from launcher.core.files import storage_errors, write_json
 from launcher.data.sources.optional import optional
 from launcher.fingerprint import RemoteData
 from launcher.fingerprint.located import ABOUT, MANIFEST, SPLITS, STATE, is_data, saved_files

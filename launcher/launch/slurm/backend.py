@@ -13,7 +13,8 @@ from typing import Any
 
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, LauncherError, Problem
-from launcher.core.rundir import RunDir, State, read_json, storage_errors, write_atomic, write_json
+from launcher.core.files import read_json, storage_errors, write_atomic, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.outcome import settled
 from launcher.launch.queue import (
     MISSING_S,

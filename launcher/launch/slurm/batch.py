@@ -15,7 +15,8 @@ from types import FrameType
 
 from launcher.config.compose import compose
 from launcher.core.errors import ExitCode, LauncherError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch import outcome, supervisor
 from launcher.launch.guard import TICK_S, Guard
 from launcher.launch.outcome import Death, settled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from launcher.config.schema import Config
-from launcher.core.rundir import read_json, write_json
+from launcher.core.files import read_json, write_json
 from launcher.model.sequence_head import OUTPUTS
 from launcher.objectives.classify.classes import Classes
 

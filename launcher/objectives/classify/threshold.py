@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.evals.records import ClassRecord
 
 

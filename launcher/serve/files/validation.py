@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher import record_fields
+from launcher.core.files import fsync_folder, storage_errors
 from launcher.core.jsontext import DECODER, Repeated, one_of_each
-from launcher.core.rundir import fsync_folder, storage_errors
 from launcher.serve.files.unread_members import Unread
 
 LEAST_EXAMPLES = 10

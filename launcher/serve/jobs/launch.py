@@ -9,7 +9,8 @@ from enum import Enum
 from launcher.config import create
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError
-from launcher.core.rundir import RunDir, State, storage_errors
+from launcher.core.files import storage_errors
+from launcher.core.rundir import RunDir, State
 from launcher.launch.local import START_TIMEOUT_S, supervisor_file
 from launcher.launch.outcome import settled
 from launcher.launch.queue import has_queue, is_installed, queue_job, queue_of

@@ -9,7 +9,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from launcher.core.errors import ExitCode
-from launcher.core.rundir import RunDir, Status, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, Status
 from launcher.serve import naming
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
 from launcher.serve.files import files

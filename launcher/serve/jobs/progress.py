@@ -9,7 +9,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from launcher.core.errors import ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, Status, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State, Status
 from launcher.launch.outcome import settled
 from launcher.launch.queue import has_queue, queue_job
 from launcher.launch.retry import BusyError

@@ -13,8 +13,9 @@ from typing import Any
 from sqlalchemy import select
 
 from launcher import entry
+from launcher.core.files import read_json
 from launcher.core.processes import end_with_parent
-from launcher.core.rundir import RunDir, read_json
+from launcher.core.rundir import RunDir
 from launcher.core.runtime import environment_without_ranks
 from launcher.runs.start import working_folder
 from launcher.serve.db.tables import Job

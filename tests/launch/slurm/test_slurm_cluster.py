@@ -19,7 +19,8 @@ import pytest
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.core.errors import ConfigError, ExitCode, StorageError
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.slurm import commands
 from launcher.launch.slurm.backend import SlurmBackend
 from launcher.launch.spec import AttemptState

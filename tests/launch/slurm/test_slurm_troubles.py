@@ -18,7 +18,8 @@ import pytest
 from launcher.cli import main
 from launcher.config import create
 from launcher.core.errors import ConfigError, ExitCode
-from launcher.core.rundir import RunDir, State, read_json
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch import retry
 from launcher.launch.queue import FullError, queue_job
 from launcher.launch.retry import BusyError, patiently

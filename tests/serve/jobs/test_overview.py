@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from launcher.core.rundir import RunDir, write_json
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import Event, File, Job, JobState, Model, Project
 from launcher.serve.jobs import curves
 from launcher.serve.jobs.curves import Curves

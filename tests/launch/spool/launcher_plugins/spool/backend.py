@@ -11,7 +11,8 @@ from launcher_plugins.spool import SpoolConfig
 from launcher_plugins.spool.folder import VARIABLE, Spool
 
 from launcher.core.errors import ConfigError, Problem
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.local import LocalBackend, prepare_log
 from launcher.launch.queue import QueueHealth, QueueJob, queue_job
 from launcher.launch.retry import BusyError, patiently

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core import processes
-from launcher.core.rundir import read_json, write_json
+from launcher.core.files import read_json, write_json
 from launcher.launch.queue import Ending, QueueJob
 from launcher.launch.retry import BusyError
 from launcher.launch.spec import AttemptState

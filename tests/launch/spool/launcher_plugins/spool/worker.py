@@ -14,7 +14,8 @@ from typing import Any
 from launcher_plugins.spool.folder import Spool
 
 from launcher import entry
-from launcher.core.rundir import RunDir, State, read_json, write_json
+from launcher.core.files import read_json, write_json
+from launcher.core.rundir import RunDir, State
 from launcher.launch.local import END_NOW, STOP, supervisor_file
 from launcher.launch.outcome import WORTH_A_REQUEUE
 from launcher.launch.queue import Ending
