@@ -24,7 +24,7 @@ from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.objectives.base import of_run
 from launcher.scoring import harness
-from launcher.scoring.evaluators import make_evaluator
+from launcher.scoring.evaluator import make_evaluator
 from launcher.scoring.held_out import held_out
 
 

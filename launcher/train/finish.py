@@ -19,7 +19,7 @@ from launcher.evals.comparison import paired
 from launcher.evals.metric import score_all
 from launcher.health.heartbeat import Heartbeat
 from launcher.report import summary
-from launcher.scoring.evaluate import Evaluator
+from launcher.scoring.evaluator import Evaluator
 from launcher.scoring.held_out import contamination, groups, held_out
 from launcher.track.tracker import Trackers
 

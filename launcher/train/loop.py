@@ -29,8 +29,7 @@ from launcher.health.stragglers import OwnTime, Stragglers, report_slow
 from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
 from launcher.model.head import Head
 from launcher.objectives.base import LossSum, Objective
-from launcher.scoring.evaluate import score_base
-from launcher.scoring.evaluators import make_evaluator
+from launcher.scoring.evaluator import make_evaluator, score_base
 from launcher.track import meters
 from launcher.track.tracker import Trackers
 from launcher.train import checkpointing, selection, setup

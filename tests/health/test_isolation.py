@@ -14,7 +14,7 @@ from launcher.health.isolation import isolate, require_recomputable
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.objectives.classify.labels import number
-from launcher.scoring.evaluate import Evaluator
+from launcher.scoring.evaluator import Evaluator
 from support import caches
 from support.classifiers import classes_of, classify
 from support.configs import make_config

@@ -15,7 +15,7 @@ from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, LossRecord, Results
 from launcher.evals.store import read_results, write_comparison, write_results
 from launcher.report.summary import beyond, flags, outcome
-from launcher.scoring.evaluators import evenly
+from launcher.scoring.evaluator import evenly
 from support.results import results_of
 
 METRICS = make_metrics(EvalConfig(metrics=["loss", "exact_match"]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config
+from launcher.config.schema.variants import metrics_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import write_atomic
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.chat.turn_ends import taught
 from launcher.data.pack.loader import Row, make_row
 from launcher.distributed import collectives, gathered
 from launcher.evals import generation, runner, store
@@ -258,6 +260,49 @@ class Evaluator:
     def journal(self, run: RunDir, name: str, *depends: Any) -> Journal:
         """Where the answers of the model `name` are kept until its results are stored."""
         return Journal(run.eval / "journal", name, _digest([name, *depends]), self.ranks.rank)
+
+
+def make_evaluator(
+    config: Config,
+    plan: Plan,
+    ranks: Ranks,
+    folders: Mapping[str, Any],
+    tokenizer: Any,
+    head: Head,
+    device: torch.device,
+    should_stop: Callable[[], bool],
+    objective: Objective,
+    generate: Callable[..., list[Generation]] = generation.generate_records,
+) -> Evaluator:
+    """The evaluator of the held-out records of a run, with those of all further sets.
+
+    `folders` is data.json; the other arguments are those of `Evaluator`. Of the training records
+    only the loss is taken, of as many as are held out and evenly spread. Raises `DataError`
+    for records that the objective cannot score.
+    """
+
+    def make(split: str, of: Config = config) -> Evaluator:
+        cache = TokenCache.open(Path(folders[split]))
+        objective.prepare(cache)
+        common = (tokenizer, head, device, should_stop, objective, generate, ends)
+        return Evaluator(of, plan, ranks, cache, *common)
+
+    ends = taught(folders, tokenizer)
+    evaluator = make("validation")
+    for split, folder in folders.items():
+        if isinstance(folder, str) and split not in ("validation", TRAIN):
+            evaluator.further[split] = make(split)
+    if "loss" in metrics_of(config):
+        seen = make(TRAIN, replace(config, eval=replace(config.eval, metrics=["loss"])))
+        seen.ids = evenly(len(seen.cache), len(evaluator.ids))
+        evaluator.further[TRAIN] = seen
+    return evaluator
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of the numbers below `count`, evenly spaced."""
+    most = min(most, count)
+    return [i * count // most for i in range(most)]
 
 
 def _digest(parts: list[Any]) -> str:
