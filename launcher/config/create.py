@@ -47,11 +47,9 @@ def gpus_per_node(config: Config) -> int:
 
     A local run has no cluster, whatever `cluster` says.
     """
-    if config.launch.has_queue:
-        return config.cluster.gpus_per_node
-    if config.launch.name == "deepspeed":  # perhaps from a login node without GPUs
-        return config.cluster.gpus_per_node or runtime.gpu_count()
-    return runtime.gpu_count()
+    said = config.cluster.gpus_per_node if config.launch.gpus_by_site else 0
+    # Whoever types on a login node without GPUs may ask for hosts that have some.
+    return said if said or config.launch.has_queue else runtime.gpu_count()
 
 
 def ranks_per_node(config: Config) -> int:

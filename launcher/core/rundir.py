@@ -58,6 +58,8 @@ class Status:
     time: float = 0.0
     slow: list[dict[str, Any]] = field(default_factory=list)
     """Ranks slower than the others: rank, host, factor (of the median), step of the report."""
+    lost: bool = False
+    """Whether the run has failed because its processes or a node went away."""
 
 
 class RunDir:
@@ -220,7 +222,7 @@ class RunDir:
         """Write a new state, keeping the fields that `changes` does not name."""
         before = asdict(self.status())
         if not (state.is_final or state is State.preempted):
-            before.update(exit_code=None, reason="")
+            before.update(exit_code=None, reason="", lost=False)
         if state is State.preparing:
             before.update(slow=[])
         before.update(state=state, host=socket.gethostname(), pid=os.getpid(), time=time.time())

@@ -94,8 +94,7 @@ def _without_gpu(
     config: Config, plan: Mapping[str, Any], places: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[Problem]:
     """Ranks on the CPU though there were to be GPUs, one problem a cause."""
-    by_site = config.launch.has_queue or config.launch.name == "deepspeed"
-    asked = by_site and config.cluster.gpus_per_node
+    asked = config.launch.gpus_by_site and config.cluster.gpus_per_node
     causes: dict[tuple[str, str], list[int]] = defaultdict(list)
     for rank, place in places.items():
         device = place["device"]

@@ -105,7 +105,7 @@ def _started(run: RunDir, timeout_s: float, say: Say, module: str) -> tuple[Repo
     job = backend.submit(backend.plan(spec), attached=True)
     if config.launch.has_queue:
         say(f"job {job}")
-    if config.launch.name == "torchrun" and config.launch.nodes > 1:
+    if config.launch.nodes_join and config.launch.nodes > 1:
         say(f"on the other nodes: launcher join {shlex.quote(str(run))}")
     started = Probe(run, backend, asked, timeout_s, say, job)
     try:

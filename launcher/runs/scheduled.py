@@ -176,7 +176,8 @@ def judged(title: str, status: Status, number: str, job: QueueJob | None) -> Sta
     `job` is None where the queue does not know it: too old, or never there.
     """
     if job is None:
-        return _failed(status, f"lost: {title} does not know job {number} and it left no result")
+        reason = f"lost: {title} does not know job {number} and it left no result"
+        return _failed(status, reason, lost=True)
     if job.state is AttemptState.queued:
         why = f"job {number} waits: {job.reason or 'for its turn'}"
         reason = f"{why} ({status.reason})" if status.reason else why
@@ -210,11 +211,14 @@ def _ended(title: str, status: Status, number: str, job: QueueJob) -> Status:
         Ending.lost_node: "lost a node",
     }
     how = said.get(job.ending, f"ended in {title} as {job.word}")
-    return _failed(status, f"job {number} {how}")
+    lost = job.ending in (Ending.preempted, Ending.lost_node)
+    return _failed(status, f"job {number} {how}", lost=lost)
 
 
-def _failed(status: Status, reason: str, code: ExitCode = ExitCode.internal) -> Status:
-    return replace(status, state=State.failed, reason=reason, exit_code=int(code))
+def _failed(
+    status: Status, reason: str, code: ExitCode = ExitCode.internal, *, lost: bool = False
+) -> Status:
+    return replace(status, state=State.failed, reason=reason, exit_code=int(code), lost=lost)
 
 
 def _unknown(status: Status, why: str) -> Status:

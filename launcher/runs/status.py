@@ -54,7 +54,9 @@ def observed(status: Status) -> Status:
     if status.state is State.queued:  # no queue knows it, and who was to put it there is gone
         return not_submitted(status, status.reason or "its submission was cut off")
     reason = f"lost: process {status.pid} of {status.host} is gone without a result"
-    return replace(status, state=State.failed, reason=reason, exit_code=int(ExitCode.internal))
+    return replace(
+        status, state=State.failed, reason=reason, exit_code=int(ExitCode.internal), lost=True
+    )
 
 
 def not_submitted(status: Status, why: str) -> Status:

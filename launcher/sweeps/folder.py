@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,8 +27,6 @@ from launcher.sweeps.space import Dimension
 
 VERSION = 1
 PRUNED = "pruned"
-#: What is said of runs whose processes or nodes went away.
-_LOST = re.compile(r"^lost: |^job \S+ (lost a node|was preempted)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,9 +208,7 @@ def may_pass(status: Status) -> bool:
     come again."""
     if status.state is not State.failed:
         return NEVER_BEGAN in status.reason
-    return status.exit_code in (ExitCode.hang, ExitCode.storage) or bool(
-        _LOST.search(status.reason)
-    )
+    return status.lost or status.exit_code in (ExitCode.hang, ExitCode.storage)
 
 
 def content(

@@ -315,4 +315,4 @@ def _fail(trial: Trial, error: Exception) -> None:
 
 def _lost(trial: Trial) -> None:
     reason = "lost: the processes of the run are gone without a result"
-    trial.run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal))
+    trial.run.set_status(State.failed, reason=reason, exit_code=int(ExitCode.internal), lost=True)

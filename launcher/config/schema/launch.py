@@ -45,6 +45,10 @@ class LaunchConfig:
 
     has_queue: ClassVar[bool] = False
     """Whether a scheduler starts the ranks, on machines of which this one tells nothing."""
+    gpus_by_site: ClassVar[bool] = False
+    """Whether `cluster.gpus_per_node` says what a node has; else the nodes are as this machine."""
+    nodes_join: ClassVar[bool] = False
+    """Whether further nodes are brought in by hand, with `launcher join RUN`."""
 
     name: str = "local"
     """Launch back end."""
@@ -72,6 +76,8 @@ class LaunchConfig:
 class TorchrunConfig(LaunchConfig):
     """`torchrun`: torch's elastic agent on every node; others join with `launcher join RUN`."""
 
+    nodes_join: ClassVar[bool] = True
+
     name: str = "torchrun"
     """Launch back end."""
     rendezvous: Rendezvous = Rendezvous.c10d
@@ -86,6 +92,8 @@ class TorchrunConfig(LaunchConfig):
 @dataclass(kw_only=True, slots=True)
 class DeepspeedConfig(LaunchConfig):
     """`deepspeed`: hosts of a hostfile, reached by ssh or pdsh."""
+
+    gpus_by_site: ClassVar[bool] = True
 
     name: str = "deepspeed"
     """Launch back end."""
@@ -108,6 +116,7 @@ class SlurmConfig(LaunchConfig):
     """`slurm`: a batch job that survives preemption, time limits and lost nodes."""
 
     has_queue: ClassVar[bool] = True
+    gpus_by_site: ClassVar[bool] = True
     """A scheduler starts the ranks."""
 
     name: str = "slurm"
