@@ -223,7 +223,7 @@ def isolate(
     except _NothingToSee:
         return []
     inner = inner_model(model)
-    notes = _choose(head, probe, model, inner, agree)
+    notes = _Choice(head, probe, model, inner, agree).make()
     if trains:
         model.train()
         with as_refusal(inner, " in training"):
@@ -244,103 +244,126 @@ def require_recomputable(head: Head, options: ModelConfig) -> None:
         )
 
 
-def _choose(
-    head: Head,
-    probe: _Probe,
-    model: Any,
-    inner: Any,
-    agree: Callable[[bool], bool],
-) -> list[str]:
-    dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
-    tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
-    asked, head.isolates = head.isolates, False
-    with as_refusal(inner):
-        with _attention(inner, "eager"):
-            expected = probe.alone()
-            is_finite = agree(bool(expected.isfinite().all()))
-            if not is_finite and (is_finite := probe.lay_finite(agree)):
-                expected = probe.alone()
-            foresight = probe.foresight()
-        # What users open it with. PaliGemma without the mask of its images is causal in plain
-        # attention alone.
-        with _attention(inner, attention.supported(type(inner), "sdpa")):
-            foresight = max(foresight, probe.foresight())
-    if not is_finite:
+class _Choice:
+    """The first way of a model that is right; all ranks choose alike."""
+
+    def __init__(
+        self, head: Head, probe: _Probe, model: Any, inner: Any, agree: Callable[[bool], bool]
+    ) -> None:
+        dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
+        self._head, self._probe, self._inner, self._agree = head, probe, inner, agree
+        self._dtype = dtype
+        self._tolerance = _EXACT if dtype in (torch.float32, torch.float64) else _HALF
+        self._limits = [self._tolerance.loss]
+
+    def make(self) -> list[str]:
+        """Set what the head is to do, and say what is out of the ordinary."""
+        head, inner = self._head, self._inner
+        asked, head.isolates = head.isolates, False
+        alone = self._alone()
+        why = None
+        if asked:
+            mixers = Mixers()
+            why = self._in_a_row(mixers, alone)
+            if self._agree(why is None):
+                names = mixers.names
+                head.layout = ", ".join(["row", *names])
+                return [f"{name} runs once a document, as it carries state" for name in names]
+            mixers.undo()
+            head.isolates = False
+            inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
+            if not self._is_close(self._probe.beside()):
+                inner.set_attn_implementation("eager")
+        elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
+            why = "attention of its own"
+        elif head.pools:
+            why = "a head of its own"
+        return self._in_lines(why)
+
+    def _alone(self) -> Tensor:
+        """The losses of documents that nothing lies beside, with plain attention. `ConfigError` if
+        they are not finite, or if a token is predicted by one that sees it."""
+        probe, inner = self._probe, self._inner
+        with as_refusal(inner):
+            with _attention(inner, "eager"):
+                losses = probe.alone()
+                is_finite = self._agree(bool(losses.isfinite().all()))
+                if not is_finite and (is_finite := probe.lay_finite(self._agree)):
+                    losses = probe.alone()
+                foresight = probe.foresight()
+            # What users open it with. PaliGemma without the mask of its images is causal in plain
+            # attention alone.
+            with _attention(inner, attention.supported(type(inner), "sdpa")):
+                foresight = max(foresight, probe.foresight())
+        if not is_finite:
+            raise ConfigError(
+                f"{type(inner).__name__} gives texts of the data a loss that is not a finite"
+                f" number, each by itself and with plain attention, in {self._dtype}",
+                where="model.name",
+                hint="are its weights whole? if they are: engine.precision=bf16, as fp16 overflows"
+                " in some models",
+            )
+        if not self._agree(foresight <= self._tolerance.leak):
+            raise _not_causal(inner)
+        return losses
+
+    def _in_a_row(self, mixers: Mixers, alone: Tensor) -> str | None:
+        """Compute documents side by side; else why that is not right."""
+        self._head.isolates = True
+        why = _side_by_side(self._probe, self._inner, mixers, self._tolerance, self._agree)
+        if self._agree(why is None):
+            off = float((self._probe.losses(self._probe.row) - alone).abs().mean())
+            why = None if self._is_close(off) else "attention that is not that of packed rows"
+        return why
+
+    def _in_lines(self, why: str | None) -> list[str]:
+        """Compute documents a line each, padded or of equal lengths; `ConfigError` if neither is
+        right. `why` says why they are not computed in a row."""
+        head, probe, inner = self._head, self._probe, self._inner
+        own = inner.config._attn_implementation
+        head.layout = f"padded, {own}"
+        padded = _off_in_lines(probe)
+        if self._is_right(padded):
+            note = f"documents are padded, one a line, with {own}: the model has {why}"
+            return [note] if why else []
+        head.pads, head.layout = False, f"equal lengths, {own}"
+        probe.lay_equal()
+        if self._is_right(_off_in_lines(probe)):
+            return [
+                f"documents of one length are computed together, one a line, with {own}, as others"
+                f" would {padded.what}"
+            ]
+        again = float((probe.alone() - probe.alone()).abs().mean())
+        if not self._agree(again <= self._tolerance.loss):
+            raise ConfigError(
+                f"{type(inner).__name__} gives a text another loss each time, by {again:.2g} nats"
+                " a token: it draws random numbers while it computes",
+                where="model.name",
+                hint="look in its config.json for what turns that off, or take another model",
+            )
         raise ConfigError(
-            f"{type(inner).__name__} gives texts of the data a loss that is not a finite number,"
-            f" each by itself and with plain attention, in {dtype}",
+            f"{type(inner).__name__} gives a document another loss beside others than alone: they"
+            f" {padded.what}",
             where="model.name",
-            hint="are its weights whole? if they are: engine.precision=bf16, as fp16 overflows in"
-            " some models",
+            hint="try model.attention=eager, or another model",
         )
-    if not agree(foresight <= tolerance.leak):
-        raise _not_causal(inner)
 
-    limits = [tolerance.loss]
+    def _is_right(self, found: _Off) -> bool:
+        """Whether what others do to a document is no more than rounding."""
+        return self._is_close(found.difference) and self._agree(found.leak <= self._tolerance.leak)
 
-    def is_close(difference: float) -> bool:
+    def _is_close(self, difference: float) -> bool:
         """Whether a mean difference is one of rounding: within the tolerance, or what the least of
         it does to this model, which is found out where it matters."""
-        if agree(difference <= limits[-1]):
+        if self._agree(difference <= self._limits[-1]):
             return True
-        if len(limits) > 1:
+        if len(self._limits) > 1:
             return False
-        isolates, head.isolates = head.isolates, False
-        with _attention(inner, "eager"):
-            limits.append(max(tolerance.loss, probe.rounding(inner)))
-        head.isolates = isolates
-        return agree(difference <= limits[-1])
-
-    def is_right(found: _Off) -> bool:
-        """Whether what others do to a document is no more than rounding."""
-        return is_close(found.difference) and agree(found.leak <= tolerance.leak)
-
-    why = None
-    if asked:
-        head.isolates, mixers = True, Mixers()
-        why = _side_by_side(probe, inner, mixers, tolerance, agree)
-        if agree(why is None):
-            off = float((probe.losses(probe.row) - expected).abs().mean())
-            why = None if is_close(off) else "attention that is not that of packed rows"
-        if agree(why is None):
-            head.layout = ", ".join(["row", *mixers.names])
-            return [f"{name} runs once a document, as it carries state" for name in mixers.names]
-        mixers.undo()
-        head.isolates = False
-        inner.set_attn_implementation(attention.supported(type(inner), "sdpa"))
-        if not is_close(probe.beside()):
-            inner.set_attn_implementation("eager")
-    elif attention.supported(type(inner), attention.DOCUMENT) != attention.DOCUMENT:
-        why = "attention of its own"
-    elif head.pools:
-        why = "a head of its own"
-    own = inner.config._attn_implementation
-    head.layout = f"padded, {own}"
-    off_padded = _off_in_lines(probe)
-    if is_right(off_padded):
-        return [f"documents are padded, one a line, with {own}: the model has {why}"] if why else []
-    head.pads, head.layout = False, f"equal lengths, {own}"
-    probe.lay_equal()
-    off_equal = _off_in_lines(probe)
-    if is_right(off_equal):
-        return [
-            f"documents of one length are computed together, one a line, with {own}, as others"
-            f" would {off_padded.what}"
-        ]
-    again = float((probe.alone() - probe.alone()).abs().mean())
-    if not agree(again <= tolerance.loss):
-        raise ConfigError(
-            f"{type(inner).__name__} gives a text another loss each time, by {again:.2g} nats"
-            " a token: it draws random numbers while it computes",
-            where="model.name",
-            hint="look in its config.json for what turns that off, or take another model",
-        )
-    raise ConfigError(
-        f"{type(inner).__name__} gives a document another loss beside others than alone: they"
-        f" {off_padded.what}",
-        where="model.name",
-        hint="try model.attention=eager, or another model",
-    )
+        isolates, self._head.isolates = self._head.isolates, False
+        with _attention(self._inner, "eager"):
+            self._limits.append(max(self._tolerance.loss, self._probe.rounding(self._inner)))
+        self._head.isolates = isolates
+        return self._agree(difference <= self._limits[-1])
 
 
 def _not_causal(model: nn.Module) -> ConfigError:

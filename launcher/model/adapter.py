@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.config.derive.tensors import full_shape
 from launcher.core.errors import ConfigError, LauncherError
 
 WEIGHTS = "adapter_model.safetensors"
@@ -21,15 +22,8 @@ def inner_model(model: Any) -> Any:
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """Numbers of (trainable, all) parameters; whole sizes under ZeRO-3 and for 4-bit weights."""
-    sizes = [(parameter.requires_grad, _numel(parameter)) for parameter in model.parameters()]
+    sizes = [(p.requires_grad, math.prod(full_shape(p))) for p in model.parameters()]
     return sum(size for trainable, size in sizes if trainable), sum(size for _, size in sizes)
-
-
-def _numel(parameter: Any) -> int:
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return math.prod(state.shape)
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 class AdapterReader:

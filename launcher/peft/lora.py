@@ -16,6 +16,7 @@ from torch import nn
 from launcher.config import schema
 from launcher.config.check import checks
 from launcher.config.derive import tensors
+from launcher.config.derive.tensors import full_shape
 from launcher.core.errors import ConfigError, Problem, did_you_mean
 from launcher.peft.tensor_names import ROOT, file_names, stored_names
 
@@ -218,12 +219,12 @@ def _choose_named(
             else:
                 inside = [(f"{name}.{key}", p) for key, p in module.named_parameters()]
                 for key, parameter in inside:
-                    matrix = len(_shape(parameter)) == 2 and key == f"{name}.weight"
-                    if matrix or len(_shape(parameter)) == 3:
+                    matrix = len(full_shape(parameter)) == 2 and key == f"{name}.weight"
+                    if matrix or len(full_shape(parameter)) == 3:
                         _add(found.parameters, key)
         elif not _is_adaptable(module):
             for key, parameter in module.named_parameters(recurse=False):
-                if _matches(f"{name}.{key}", wanted) and len(_shape(parameter)) in (2, 3):
+                if _matches(f"{name}.{key}", wanted) and len(full_shape(parameter)) in (2, 3):
                     _add(found.parameters, f"{name}.{key}")
 
 
@@ -256,8 +257,8 @@ def expert_parameters(name: str, module: nn.Module, experts: int | None) -> list
     return [
         f"{name}.{key}"
         for key, parameter in module.named_parameters(recurse=False)
-        if len(_shape(parameter)) == 3
-        and (_shape(parameter)[0] == experts or ".experts" in f".{name}")
+        if len(full_shape(parameter)) == 3
+        and (full_shape(parameter)[0] == experts or ".experts" in f".{name}")
     ]
 
 
@@ -268,7 +269,7 @@ def _count_experts(model: Any) -> int | None:
 
 def _is_router(name: str, module: Any, experts: int | None) -> bool:
     parts = name.rsplit(".", 2)[-2:]
-    return bool({"router", "gate"} & set(parts)) and _shape(module.weight)[0] == experts
+    return bool({"router", "gate"} & set(parts)) and full_shape(module.weight)[0] == experts
 
 
 def _text_part(model: Any, modules: dict[str, nn.Module]) -> str:
@@ -304,13 +305,6 @@ def _weights_read(kind: type) -> frozenset[str]:
 
 def _is_spared(name: str, spared: Sequence[str]) -> bool:
     return any(re.search(rf"(^|\.){re.escape(one)}($|\.)", name) for one in spared)
-
-
-def _shape(parameter: Any) -> tuple[int, ...]:
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return tuple(state.shape)
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _move_renamed(model: Any, modules: dict[str, nn.Module], found: Targets) -> None:
@@ -429,7 +423,7 @@ def _check_names(model: nn.Module, config: schema.LoraConfig, targets: list[str]
     """All unknown names at once; peft alone would accept a list in which one name matches."""
     modules = dict(model.named_modules())
     parameters = {
-        name: tuple(_shape(p)) for name, p in model.named_parameters() if len(_shape(p)) in (2, 3)
+        name: full_shape(p) for name, p in model.named_parameters() if len(full_shape(p)) in (2, 3)
     }
     leaves = [name for name, module in modules.items() if list(module.parameters(recurse=False))]
     linear = {name.rsplit(".", 1)[-1] for name in leaves if hasattr(modules[name], "in_features")}

@@ -21,7 +21,7 @@ from launcher.core.errors import ConfigError
 from launcher.core.processes import end_with_parent
 from launcher.serve import permissions
 from launcher.serve.app import create_app
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.http import logs
 from launcher.serve.http.protocol import guarded
 from launcher.serve.service import Service
@@ -61,8 +61,8 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
         stopping = asyncio.Event()
         tasks = [
             asyncio.create_task(_control(home.resolve(), log_format, stopping)),
-            asyncio.create_task(_tidy(service, files.expire, _EXPIRE_EVERY_S, stopping)),
-            asyncio.create_task(_tidy(service, files.sweep, _SWEEP_EVERY_S, stopping)),
+            asyncio.create_task(_tidy(service, project_files.expire, _EXPIRE_EVERY_S, stopping)),
+            asyncio.create_task(_tidy(service, project_files.sweep, _SWEEP_EVERY_S, stopping)),
         ]
         # What lives as long as the server is not looked at again: that takes a tenth of a second.
         gc.collect()

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Protocol
 
+from launcher.config.derive.tensors import full_shape
+
 #: Dense bf16 (and fp16) peaks in TFLOP/s by words of the device name; the first row that fits
 #: counts. From the vendors' data sheets, without sparsity.
 PEAKS_TFLOPS: tuple[tuple[str, float], ...] = (
@@ -252,14 +254,6 @@ def _window(module: Any) -> int | None:
 
 #: The field of a config that limits a kind of layer.
 _WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-
-
-def full_shape(parameter: Any) -> tuple[int, ...]:
-    """Shape of the whole parameter, also if partitioned by ZeRO-3 or packed in 4 bits."""
-    state = getattr(parameter, "quant_state", None)
-    if state is not None:
-        return tuple(state.shape)
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def _is_lookup(module: Any) -> bool:

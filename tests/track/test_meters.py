@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from launcher.config.derive.tensors import full_shape
 from launcher.config.schema import LoraConfig
 from launcher.peft import lora
 from launcher.track.meters import (
@@ -39,7 +40,6 @@ from launcher.track.meters import (
     ModelFlops,
     UnknownFlops,
     Work,
-    full_shape,
     known_flops,
     model_flops,
     peak_flops,

@@ -225,3 +225,11 @@ def _is_in(tensor: str, modules: list[str]) -> bool:
 
 def _ends(name: str, wanted: str) -> bool:
     return name == wanted or name.endswith(f".{wanted}")
+
+
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """Shape of the whole parameter, also if partitioned by ZeRO-3 or packed in 4 bits."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:
+        return tuple(state.shape)
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

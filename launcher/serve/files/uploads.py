@@ -12,7 +12,7 @@ from launcher.core.errors import StorageError
 from launcher.serve import quota
 from launcher.serve.db.database import new_id
 from launcher.serve.db.tables import File, Upload, UploadPart, now
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.files.inspection import Lookers
 from launcher.serve.http import retries, wire
 from launcher.serve.http.failure import ApiError
@@ -28,7 +28,7 @@ def create(
     service: Service, project_id: str, wanted: wire.NewUpload, key: str | None = None
 ) -> wire.UploadView:
     """A new upload. `ApiError` 400 for a wrong purpose or too large a file."""
-    purpose = files.require_purpose(wanted.purpose)
+    purpose = project_files.require_purpose(wanted.purpose)
     limit = service.site.limits.upload_bytes
     if wanted.bytes > limit:
         raise ApiError(400, f"'bytes' is more than {limit:,}", param="bytes")
@@ -95,7 +95,7 @@ def add_part(
         room = 2 * upload.bytes + service.site.limits.part_bytes
         if int(session.scalar(had) or 0) + content.bytes > room:
             raise ApiError(400, f"Upload {upload_id} was to have {upload.bytes:,} bytes.")
-        files.keep(session, service.store, content)
+        project_files.keep(session, service.store, content)
         part = UploadPart(
             id=new_id("part_"),
             upload_id=upload_id,
@@ -144,13 +144,13 @@ def _complete(
             content.write(piece)
         if asked.md5 is not None and asked.md5.lower() != md5.hexdigest():
             raise ApiError(400, f"The parts' md5 is {md5.hexdigest()}.", param="md5")
-        if upload.purpose == files.TRAINING:
-            files.require_lines(service, lookers, content)
+        if upload.purpose == project_files.TRAINING:
+            project_files.require_lines(service, lookers, content)
         service.store.prepare(content)
         with service.database.begin() as session:
             upload = pending(session, project_id, upload_id, alone=True)
             quota.require_room(session, service.site, project_id, content.bytes, beside=upload_id)
-            file = files.insert(
+            file = project_files.insert(
                 session,
                 service.store,
                 content,
@@ -160,9 +160,9 @@ def _complete(
                 upload.file_expires_after,
             )
             upload.status, upload.file_id = "completed", file.id
-            left = files.drop_parts(session, upload)
+            left = project_files.drop_parts(session, upload)
             answer = shown(session, upload)
-    files.collect(service.database, service.store, left)
+    project_files.collect(service.database, service.store, left)
     return answer
 
 
@@ -173,9 +173,9 @@ def cancel(service: Service, project_id: str, upload_id: str) -> wire.UploadView
         if upload.status != "cancelled":
             upload = pending(session, project_id, upload_id)
         upload.status = "cancelled"
-        left = files.drop_parts(session, upload)
+        left = project_files.drop_parts(session, upload)
         answer = shown(session, upload)
-    files.collect(service.database, service.store, left)
+    project_files.collect(service.database, service.store, left)
     return answer
 
 
@@ -190,7 +190,7 @@ def shown(session: Session, upload: Upload) -> wire.UploadView:
         filename=upload.filename,
         purpose=upload.purpose,
         status=upload.status,  # type: ignore[arg-type]
-        file=files.shown(file) if file else None,
+        file=project_files.shown(file) if file else None,
     )
 
 

@@ -13,7 +13,7 @@ from launcher.core.files import read_json
 from launcher.core.rundir import RunDir, Status
 from launcher.serve import naming
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.jobs import journal, measurements, ownership
 from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.measurements import Measured
@@ -51,7 +51,9 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         name = naming.final_name(job, organization)
         if last is not None:
             _add_final(session, job, name, last)
-        result = files.insert(session, store, table, job.project_id, _RESULTS, files.RESULTS)
+        result = project_files.insert(
+            session, store, table, job.project_id, _RESULTS, project_files.RESULTS
+        )
         job.result_file = result.id
         job.trained_tokens = steps[-1].tokens if steps else 0
         job.fine_tuned_model = name

@@ -12,7 +12,7 @@ from launcher.core.rundir import RunDir
 from launcher.runs.status import last_record
 from launcher.serve.chat import models
 from launcher.serve.db.tables import Event, File, Job, JobState, Model, Project
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.jobs import curves, ownership, wire_jobs
 from launcher.serve.service import Service
 
@@ -187,7 +187,7 @@ def _place(line: dict[str, int], job: Job) -> dict[str, int] | None:
 def _names(session: Session, project_id: str, ids: Iterable[str] | None) -> dict[str, str]:
     wanted = select(File.id, File.filename).where(File.project_id == project_id)
     if ids is None:
-        wanted = wanted.where(File.purpose == files.TRAINING)
+        wanted = wanted.where(File.purpose == project_files.TRAINING)
     else:
         wanted = wanted.where(File.id.in_(list(ids)))
     return {row.id: row.filename for row in session.execute(wanted)}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from launcher.serve import quota
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.files.inspection import Lookers
 from launcher.serve.files.intake import Working, received
 from launcher.serve.http import retries, wire
@@ -84,7 +84,7 @@ def index(
 ) -> wire.Bounded[wire.FileView]:
     """The project's files."""
     with service.database.read() as session:
-        found, more = files.page(
+        found, more = project_files.page(
             session,
             caller.project_id,
             after=after or None,
@@ -92,7 +92,7 @@ def index(
             newest_first=order == "desc",
             purpose=purpose or None,
         )
-        data = [files.shown(file) for file in found]
+        data = [project_files.shown(file) for file in found]
     first, last = (data[0].id, data[-1].id) if data else (None, None)
     return wire.Bounded[wire.FileView](data=data, has_more=more, first_id=first, last_id=last)
 
@@ -100,8 +100,8 @@ def index(
 @router.get("/{file_id}")
 async def retrieve(file_id: str, service: Served, caller: Asking) -> wire.FileView:
     """One file. Clients poll for it, so no thread is changed for it where none is needed."""
-    found = await service.database.ask(lambda s: files.find(s, caller.project_id, file_id))
-    return files.shown(found)
+    found = await service.database.ask(lambda s: project_files.find(s, caller.project_id, file_id))
+    return project_files.shown(found)
 
 
 @router.get(
@@ -114,7 +114,7 @@ async def retrieve(file_id: str, service: Served, caller: Asking) -> wire.FileVi
 def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
     """The bytes of a file."""
     with service.database.read() as session:
-        file = files.find(session, caller.project_id, file_id)
+        file = project_files.find(session, caller.project_id, file_id)
     headers = {
         "Content-Length": str(file.bytes),
         "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
@@ -126,7 +126,7 @@ def content(file_id: str, service: Served, caller: Asking) -> StreamingResponse:
 @router.delete("/{file_id}")
 def delete(file_id: str, service: Served, caller: Asking) -> wire.Deleted:
     """Delete a file, and its content unless another file has the same."""
-    files.remove(service.database, service.store, caller.project_id, file_id)
+    project_files.remove(service.database, service.store, caller.project_id, file_id)
     return wire.Deleted(id=file_id, object="file")
 
 
@@ -139,10 +139,10 @@ def _insert(
     content: Incoming,
 ) -> wire.FileView:
     form.require_known("purpose", *_EXPIRES_AFTER.values())
-    purpose = files.require_purpose(form.fields.get("purpose"))
+    purpose = project_files.require_purpose(form.fields.get("purpose"))
     expires_after_s = _expires_after_s(form)
-    if purpose == files.TRAINING:
-        files.require_lines(service, lookers, content)
+    if purpose == project_files.TRAINING:
+        project_files.require_lines(service, lookers, content)
     assert form.filename is not None
     service.store.prepare(content)
     project_id = caller.project_id
@@ -151,9 +151,9 @@ def _insert(
         made = retries.known(session, project_id, key, *asked)
         if made is not None:
             with contextlib.suppress(ApiError):  # it was deleted since: it is made again
-                return files.shown(files.find(session, project_id, made))
+                return project_files.shown(project_files.find(session, project_id, made))
         quota.require_room(session, service.site, project_id, content.bytes)
-        file = files.insert(
+        file = project_files.insert(
             session,
             service.store,
             content,
@@ -163,7 +163,7 @@ def _insert(
             expires_after_s,
         )
         retries.note(session, project_id, key, file.id, *asked)
-        return files.shown(file)
+        return project_files.shown(file)
 
 
 def _expires_after_s(form: Form) -> int | None:

@@ -15,7 +15,7 @@ from launcher.serve import quota
 from launcher.serve.chat import models
 from launcher.serve.db.database import new_id
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.http import paging, retries
 from launcher.serve.http.access import Asking, Caller, Served
 from launcher.serve.http.failure import ApiError, missing_job
@@ -235,10 +235,10 @@ def _require(job: Job, action: str, possible: bool) -> None:
 
 def _require_file(session: Session, caller: Caller, file_id: str, param: str) -> None:
     try:
-        file = files.find(session, caller.project_id, file_id)
+        file = project_files.find(session, caller.project_id, file_id)
     except ApiError as error:
         raise ApiError(400, f"invalid {param}: {file_id}", param=param) from error
-    if file.purpose != files.TRAINING:
+    if file.purpose != project_files.TRAINING:
         found = f"File {file_id} has purpose '{file.purpose}', but needs 'fine-tune'."
         raise ApiError(400, found, param=param)
 

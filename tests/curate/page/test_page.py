@@ -64,6 +64,7 @@ def test_nothing_is_loaded_and_nothing_runs():
         for name, value in attributes.items()
         if name in ("src", "href", "action", "srcset", "data")
     ]
+    assert addresses
     assert all(address.startswith("#") or address == "data:," for address in addresses)
     assert not re.search(r"@import|url\(", html)
     policy = next(a["content"] for _, a in found.tags if a.get("http-equiv"))

@@ -21,7 +21,7 @@ from launcher.serve.app import create_app
 from launcher.serve.db import upgrade
 from launcher.serve.db.database import Database
 from launcher.serve.db.tables import Base
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.http import access
 from launcher.serve.service import DATABASE, Service
 from support.postgres import SKIP, postgres
@@ -277,7 +277,7 @@ def test_a_file_is_deleted_and_an_upload_completed_once(opened, client_of) -> No
     with first.database.read() as session:
         assert (
             len(
-                files.page(
+                project_files.page(
                     session,
                     access.find_project(session, "ours").id,
                     after=None,

@@ -10,7 +10,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from starlette.testclient import TestClient
 
 from launcher.serve.app import create_app
-from launcher.serve.files import files
+from launcher.serve.files import project_files
 from launcher.serve.http import access
 from launcher.serve.service import Service
 from launcher.serve.store import Store
@@ -193,10 +193,10 @@ def test_a_file_expires(client, service, monkeypatch) -> None:
     after = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
     made = upload(client, **after).json()
     assert made["expires_at"] == made["created_at"] + 3600
-    monkeypatch.setattr(files, "now", lambda: made["expires_at"])
+    monkeypatch.setattr(project_files, "now", lambda: made["expires_at"])
     assert client.get(f"/v1/files/{made['id']}").status_code == 404
     assert client.get("/v1/files").json()["data"] == []
-    files.expire(service.database, service.store)
+    project_files.expire(service.database, service.store)
     assert blobs(service) == []
     for bad in ({**after, "expires_after[seconds]": "60"}, {"expires_after[seconds]": "3600"}):
         assert upload(client, **bad).status_code == 400
@@ -207,8 +207,8 @@ def test_sweeping_removes_what_nobody_names(client, service, monkeypatch) -> Non
     with service.store.incoming() as content:
         content.write(b"orphan")
         service.store.keep(content)
-    monkeypatch.setattr(files, "_GRACE_S", -60)
-    files.sweep(service.database, service.store)
+    monkeypatch.setattr(project_files, "_GRACE_S", -60)
+    project_files.sweep(service.database, service.store)
     assert len(blobs(service)) == 1
     assert client.get(f"/v1/files/{kept['id']}/content").content == LINE
 
@@ -219,7 +219,9 @@ def test_a_result_file_is_added_by_the_service(client, service) -> None:
     with service.store.incoming() as content, service.database.begin() as session:
         content.write(b"step\n")
         ours = access.find_project(session, "ours").id
-        made = files.insert(session, service.store, content, ours, "r.csv", files.RESULTS)
+        made = project_files.insert(
+            session, service.store, content, ours, "r.csv", project_files.RESULTS
+        )
     assert client.get(f"/v1/files/{made.id}").json()["purpose"] == "fine-tune-results"
     assert client.get(f"/v1/files/{made.id}/content").content == b"step\n"
 

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 from starlette.testclient import TestClient
 
-from launcher.serve.files import files, uploads
+from launcher.serve.files import project_files, uploads
 from launcher.serve.service import Service
 
 CONTENT = b'{"a": 1}\n' * 100
@@ -108,9 +108,9 @@ def test_an_upload_expires(client, service, upload, monkeypatch) -> None:
     parts = halves(client, upload)
     in_an_hour = uploads.now() + 3601
     monkeypatch.setattr(uploads, "now", lambda: in_an_hour)
-    monkeypatch.setattr(files, "now", lambda: in_an_hour)
+    monkeypatch.setattr(project_files, "now", lambda: in_an_hour)
     assert "has status 'expired'" in complete(client, upload, *parts).json()["error"]["message"]
-    files.expire(service.database, service.store)
+    project_files.expire(service.database, service.store)
     assert blobs(service) == []
     assert "has status 'expired'" in add(client, upload, b"x").json()["error"]["message"]
 
