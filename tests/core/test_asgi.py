@@ -12,8 +12,10 @@ import pytest
 from launcher import entry
 
 SERVER = """
+import signal
 from launcher import entry
 from launcher.core import listen
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 entry.end_by_signals()
 async def app(scope, receive, send):
     if scope["type"] == "http":

@@ -201,7 +201,7 @@ def kill_again_and_again(shop: Workshop, ids: list[str], within_s: float, kills:
     end = time.monotonic() + within_s
     while time.monotonic() < end and done < kills:
         controller = shop.start()
-        time.sleep(chance.uniform(0.6, 4.0))
+        time.sleep(chance.uniform(0.6, 2.5))
         shop.kill(controller)
         done += 1
         states = {shop.job(job_id)["status"] for job_id in ids}
@@ -213,12 +213,12 @@ def kill_again_and_again(shop: Workshop, ids: list[str], within_s: float, kills:
 
 def test_killed_at_any_moment_nothing_is_lost_doubled_or_stuck(tmp_path):
     with workshop(tmp_path / "home") as shop:
-        ids = [shop.create(hyperparameters={**QUICK, "n_epochs": 2}) for _ in range(2)]
+        ids = [shop.create(hyperparameters={**QUICK, "n_epochs": 4}) for _ in range(3)]
         unwanted = shop.create(hyperparameters=LONG)
         assert kill_again_and_again(shop, ids, 40, 12) > 3
         for job_id in ids:
             shop.await_status(job_id, "succeeded")
-            finished_as_told(shop, job_id, 12)
+            finished_as_told(shop, job_id, 24)
         shop.wait(lambda: shop.steps(unwanted), "the first step")
         shop.kill(shop.controllers[-1])
         shop.ask(unwanted, "cancel")
