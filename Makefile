@@ -3,8 +3,11 @@ PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
-# Quick tests: no ranks, nothing that takes more than a second, no GPU, no browser, no cluster.
-UNIT := not slow and not gpu and not browser and not cluster
+# Quick tests: no ranks, nothing that takes more than half a second, no GPU, no browser, no cluster.
+UNIT := not slow and not thorough and not gpu and not browser and not cluster
+
+# Half as many again as there are cores: tests wait too.
+WORKERS = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 6 ? cores * 3 / 2 : 8)))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -24,7 +27,7 @@ test: lint  ## Install, check, and run all tests
 	@$(BIN)/pytest -n 3 --durations 40 --dist loadfile --no-loadscope-reorder $(if $(PYTEST_STATUS),|| echo $$? >"$(PYTEST_STATUS)")
 
 check: lint  ## Format, lint, types, import contracts and the quick tests
-	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n auto --maxprocesses 8 --dist worksteal
+	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n $(WORKERS) --dist worksteal
 
 lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
 	@$(MAKE) --no-print-directory --output-sync -j 2 style types contracts

@@ -14,14 +14,14 @@ from launcher import entry
 SERVER = """
 import signal
 from launcher import entry
-from launcher.core import listen
+from launcher.core import asgi
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it
 entry.end_by_signals()
 async def app(scope, receive, send):
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 204})
         await send({"type": "http.response.body"})
-raise SystemExit(listen.run(app, "127.0.0.1", 0))
+raise SystemExit(asgi.run(app, "127.0.0.1", 0))
 """
 
 

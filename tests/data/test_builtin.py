@@ -28,6 +28,7 @@ def records(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MADE)
 def test_writes_the_stated_number_of_records(name, files):
     expected = builtin.BUILTINS[name]
@@ -35,6 +36,7 @@ def test_writes_the_stated_number_of_records(name, files):
     assert counts == {"train": expected.train, "validation": expected.validation}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MADE)
 def test_second_writing_gives_the_same_bytes(name, files, tmp_path):
     for split, path in builtin.write(name, tmp_path).items():

@@ -80,6 +80,7 @@ def outcome(path: Path) -> Any:
         return error.problems[0].where
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_a_bomb_is_refused(tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MIN_UNPACKED_BYTES", 1 << 20)

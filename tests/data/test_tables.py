@@ -225,6 +225,7 @@ def written(folder: Path, rows: list[dict[str, Any]], ending: str) -> Path:
     return path
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ending", ["parquet", "arrow"])
 @pytest.mark.parametrize(
     ("row", "column", "found"),

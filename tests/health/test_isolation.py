@@ -125,6 +125,7 @@ def gradients(model):
     return {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", MODELS)
 def test_loss_and_gradients_of_a_row_are_those_of_its_records_alone(name, cache):
     reference = make(name, "eager")
@@ -259,6 +260,7 @@ def test_attention_that_ignores_what_the_model_says_is_noticed(cache, monkeypatc
     assert head.layout == "padded, eager"
 
 
+@pytest.mark.thorough
 def test_experts_that_rounding_chooses_otherwise_are_no_other_layout(tmp_path, monkeypatch):
     config = transformers.GptOssConfig(
         **(COMMON | {"hidden_size": 64, "num_hidden_layers": 3, "head_dim": 16}),
@@ -484,6 +486,7 @@ def test_texts_that_padding_would_change_are_computed_by_length(labelled):
     assert scores["loss"] == pytest.approx(float(expected.mean()), rel=1e-4)
 
 
+@pytest.mark.thorough
 def test_texts_longer_than_the_check_keep_the_end_that_is_read(labelled):
     model = classifier("Bart", max_position_embeddings=400, d_model=32, decoder_layers=1)
     head = OBJECTIVE.head(model)

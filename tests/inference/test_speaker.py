@@ -173,6 +173,7 @@ def test_generate_streams_the_answers_to_stdout(
     assert capsys_out == f"{expected[0]}\n\n{expected[1]}\n"
 
 
+@pytest.mark.thorough
 def test_sampling_is_repeated_by_its_seed(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     def sampled(seed: int) -> str:
         options = ["--temperature", "1.5", "--seed", str(seed), "--max-new-tokens", "12"]
@@ -307,6 +308,7 @@ def test_a_prompt_that_fills_the_model_is_refused(speaker: Speaker) -> None:
     assert speaker.answer([5] * 255, Sampling()) is not None
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("text", ["plain words", "Grüße, 東京 🙂\nand 🙂🙂", "two\n\nlines\n", ""])
 def test_pieces_are_whole_characters_and_add_up_to_the_answer(speaker: Speaker, text: str) -> None:
     pieces: list[str] = []

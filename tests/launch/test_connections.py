@@ -67,6 +67,7 @@ def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shell", list(START))
 def test_a_connection_that_is_refused_once_is_tried_again(begin, tmp_path, capsys, shell):
     coordinator = begin("255", "255", "stay", shell=shell)
@@ -76,6 +77,7 @@ def test_a_connection_that_is_refused_once_is_tried_again(begin, tmp_path, capsy
     assert capsys.readouterr().out.count("n2: ssh: connect to host n2") == 2
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("shell", list(START))
 @pytest.mark.parametrize(("lines", "tried"), [(["255"] * 9, 4), (["1"] * 9, 1)])
 def test_what_does_not_pass_is_told(begin, tmp_path, lines, tried, shell):

@@ -95,6 +95,7 @@ def assert_same_training(lean_model, own_model, tolerance):
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=limit, msg=name)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_trains_as_before(family):
     own, model = make(family), make(family)
@@ -114,6 +115,7 @@ def test_norms_of_every_family_and_separate_gates_are_recognised(family):
     assert activations.save_less(model) == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sixteen_bit_values_are_rounded_where_the_model_rounds(family, dtype):

@@ -130,6 +130,7 @@ def assert_same_logits(trained: Trained, base: Path, out: Path) -> None:
     assert (expected - untrained).abs().max() > 0.05
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_full_export_computes_what_was_trained(tmp_path: Path, family: str, tied: bool) -> None:
@@ -141,6 +142,7 @@ def test_full_export_computes_what_was_trained(tmp_path: Path, family: str, tied
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in out.iterdir()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
     "options",
@@ -345,6 +347,7 @@ def test_quantized_training_exports_against_the_stored_base(tmp_path: Path) -> N
     assert_same_logits(trained, base, tmp_path / "export")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [Kind.adapter, Kind.merged])
 @pytest.mark.parametrize("tied", [True, False])
 def test_new_tokens_can_be_trained_beside_adapters_but_not_left_frozen(

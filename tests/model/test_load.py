@@ -145,6 +145,7 @@ def test_a_folder_that_is_no_whole_model_is_refused_with_the_way_out(
     assert hint in problem.hint
 
 
+@pytest.mark.thorough
 def test_a_model_of_another_kind_is_no_language_model(tmp_path: Path) -> None:
     config = T5Config(vocab_size=60, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
     T5ForConditionalGeneration(config).save_pretrained(tmp_path)

@@ -193,6 +193,7 @@ FP8: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("block", [16, None], ids=["by blocks", "a scale for each matrix"])
 @pytest.mark.parametrize("family", FP8)
 def test_weights_in_fp8_become_plain_weights(
@@ -212,6 +213,7 @@ def test_weights_in_fp8_become_plain_weights(
 LORA = LoraConfig(name="lora", rank=4, targets=["q_proj", "o_proj"])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", [Kind.full, Kind.merged, Kind.adapter])
 @pytest.mark.parametrize("storage", ["mxfp4", "fp8"])
 def test_an_export_of_dequantised_weights_is_plain(
@@ -393,6 +395,7 @@ def test_of_a_model_that_sees_the_text_part_learns(tmp_path: Path, family: str) 
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("peft", ["none", "lora"])
 @pytest.mark.parametrize("family", some(SEVERAL, "gemma3"))
 def test_an_export_of_a_model_that_sees_opens_again(tmp_path: Path, family: str, peft: str) -> None:
@@ -422,6 +425,7 @@ def test_an_export_of_a_model_that_sees_opens_again(tmp_path: Path, family: str,
     torch.testing.assert_close(logits(model), logits(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", some(SEVERAL, "gemma3"))
 def test_an_adapter_of_a_model_that_sees_fits_what_its_auto_class_opens(
     tmp_path: Path, family: str

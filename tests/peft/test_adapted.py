@@ -52,6 +52,7 @@ def short(names: set[str]) -> set[str]:
     return {".".join(name.split(".")[-2:]) for name in names}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_linear_layer_but_the_head_learns(name: str) -> None:
     plain = make(name)

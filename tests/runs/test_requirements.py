@@ -113,6 +113,7 @@ PROMPT = ("data=prompt", "data.columns={prompt: question, completion: answer}")
 CLASSES = ("objective=classify", "eval=classify")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -151,6 +152,7 @@ def test_records_that_preparation_would_stop_at_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("word", "code", "expected"),
     [
@@ -169,6 +171,7 @@ def test_what_all_labels_tell_ends_as_preparation_would(
     assert expected in capfd.readouterr().err
 
 
+@pytest.mark.thorough
 def test_records_that_fit_or_are_to_be_skipped_are_planned_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -179,6 +182,7 @@ def test_records_that_fit_or_are_to_be_skipped_are_planned_for(
     assert said(capsys, "plan", *TINY, *skipping)[0] == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
 def test_a_folder_in_which_nothing_can_be_made_is_refused(
     verb: list[str], capsys: pytest.CaptureFixture[str]
@@ -252,6 +256,7 @@ def test_each_metric_is_known_with_the_package_that_its_code_asks_for() -> None:
     assert asked == {name: row.package for name, row in variants.METRICS.items() if row.package}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("status", "refused"), [(200, None), (404, "404"), (401, "401"), (403, "403"), (503, None)]
 )
@@ -320,6 +325,7 @@ def test_layers_that_the_model_does_not_have_are_refused(
     assert said(capfd, *words, "peft.modules_to_save=[norm]")[0] == 0
 
 
+@pytest.mark.thorough
 def test_slurms_nodes_may_have_what_this_host_lacks(capsys: pytest.CaptureFixture[str]) -> None:
     words = ("plan", *TINY, "launch=slurm", "cluster.gpus_per_node=0")
     assert said(capsys, *words, "data.train=/scratch-of-a-node/x.jsonl")[0] == 0

@@ -24,9 +24,8 @@ from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.ownership import Owner
 from launcher.serve.jobs.workspace import Workplace
 from launcher.serve.service import Service
-from support.odd import ODD
+from support.odd import EVERY, ODD
 
-EVERY = pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 JOBS = "/v1/fine_tuning/jobs"
 
 

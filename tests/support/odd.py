@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 ODD = {
     "zeros": "007",
     "trailing zero": "12.10",
@@ -106,3 +108,12 @@ ODD = {
     "template": "{{ x }} {% y %}",
     "long": "é, 'x' " * 500,
 }
+
+#: One test a text, of which `make check` runs each tenth.
+EVERY = pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, id=name, marks=[pytest.mark.thorough] if number % 10 else [])
+        for number, (name, text) in enumerate(ODD.items())
+    ],
+)

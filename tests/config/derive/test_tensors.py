@@ -51,6 +51,7 @@ def planned(folder: Path, **peft: Any) -> int | None:
     return memory.trainable(config, shape)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", some(FAMILIES, "llama", "qwen3_moe", "deepseek_v3"))
 def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
     model = AutoModelForCausalLM.from_config(family(name))
@@ -68,6 +69,7 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
     assert model.config.model_type in COUNTED
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", memory.PLAIN)
 def test_a_plain_decoder_is_counted_without_its_weights(tmp_path: Path, name: str) -> None:
     config = family(name)

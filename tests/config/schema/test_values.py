@@ -22,13 +22,12 @@ from launcher.core.rundir import RunDir, State, Status
 from launcher.report import collect
 from launcher.sweeps import multirun, preparation, space, table, wandb_agents
 from launcher.sweeps.folder import SweepDir, Trial
-from support.odd import ODD
+from support.odd import EVERY, ODD
 
 BASE = ("model=tiny", "data.train=x.jsonl", "batch.sequences=4")
 #: What an argument of a process cannot hold, and what is no text.
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 #: YAML cannot write these bare; as escapes in quotes it can.
-EVERY = pytest.mark.parametrize("text", ODD.values(), ids=ODD.keys())
 
 
 def _word(text: str) -> str:
@@ -215,6 +214,7 @@ def test_optuna_hands_texts_back_as_typed() -> None:
     assert _systems([dimension.word(choice) for choice in stored.choices]) == list(ODD.values())
 
 
+@pytest.mark.thorough
 def test_wandb_hands_texts_back_as_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     utils = pytest.importorskip("wandb.sdk.launch.sweeps.utils")
     monkeypatch.chdir(tmp_path)
@@ -254,6 +254,7 @@ def test_an_agent_of_wandb_reads_a_file_that_names_a_sweep(
     assert (config.seed, config.track.wandb.mode.name) == (2, "auto")
 
 
+@pytest.mark.thorough
 def test_a_shell_hands_the_best_trial_back_as_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def test_drops_are_written_down_and_the_rest_is_as_it_was(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "train.jsonl"]
 
 
+@pytest.mark.thorough
 def test_what_is_cleaned_passes(write: Write, configure: Configure, tmp_path: Path) -> None:
     records, held_out = pairs(60), pairs(20, seed=1)
     doubtful = [

@@ -147,6 +147,7 @@ def test_no_text_takes_long(before):
 PATTERNS = [name for name, value in vars(personal).items() if isinstance(value, re.Pattern)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", PATTERNS)
 def test_no_pattern_takes_long(name):
     pattern = getattr(personal, name)

@@ -81,6 +81,7 @@ def test_kinds_of_units_follow_the_text():
     assert len(shingle_set(unspaced)) == 21
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [12, 25, 80, 400])
 def test_estimates_are_without_bias_and_as_exact_as_theory_says(words):
     rng = np.random.default_rng(words)

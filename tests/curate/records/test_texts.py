@@ -187,6 +187,7 @@ def test_indented_lines_take_no_time():
     assert time.process_time() - begun < 0.2
 
 
+@pytest.mark.thorough
 def test_repetition_is_looked_for_in_bounded_memory():
     text = "".join(map(str, range(600_000)))
     tracemalloc.start()

@@ -21,6 +21,7 @@ def test_without_a_gate_nothing_is_read(configure: Configure) -> None:
     assert gate.check(configure(train="nowhere.jsonl")) is None
 
 
+@pytest.mark.thorough
 def test_what_fails_is_named_with_line_and_fix(write: Write, configure: Configure) -> None:
     records = pairs(40)
     config = configure(train=write([*records, records[3], '{"prompt":']), gate=["default"])

@@ -59,6 +59,7 @@ def test_exact_clusters_are_those_of_equal_rows(rows):
     assert [cluster.tolist() for cluster in found] == wanted
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_with_texts_the_result_is_that_of_comparing_all_pairs(threshold):
     texts = texts_with_copies(int(100 * threshold))
@@ -78,6 +79,7 @@ def test_with_texts_the_result_is_that_of_comparing_all_pairs(threshold):
     assert len(rows) < len(texts)
 
 
+@pytest.mark.thorough
 def test_without_texts_it_is_close_to_that():
     texts = texts_with_copies(7)
     true = dropped_by_hand(similar(texts, 0.8), len(texts))

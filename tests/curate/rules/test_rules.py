@@ -164,6 +164,7 @@ def test_the_limit_cuts_where_preparation_does(write: Write, configure: Configur
     assert report.build(config)["verdict"] == "pass"
 
 
+@pytest.mark.thorough
 def test_a_mixture_with_limits(write: Write, configure: Configure) -> None:
     texts = pairs(3000, seed=2)
     texts[4] = {**texts[4], "prompt": "Write to li@firma.de about it, and why?"}

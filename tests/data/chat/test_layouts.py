@@ -69,6 +69,7 @@ def rendered(renderer: ChatRenderer, chat: Chat) -> Rendering | str:
         return error.found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("family", some(FAMILIES, "qwen3", "gpt_oss"))
 def test_what_is_known_of_others_changes_nothing(family: str, tokenizer_folder: Path) -> None:
     tokenizer = tokenizer_of(tokenizer_folder, family)

@@ -97,6 +97,7 @@ spelled = st.lists(
 ).map("".join)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("template", [CHATML, CHATML_TAGGED, LLAMA3, MISTRAL, QWEN3])
 @pytest.mark.parametrize("rstrip", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,6 +188,7 @@ def specials(tokenizer: Any, tokens: list[int]) -> list[int]:
     return [i for i in tokens if i in ids]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("flag", FLAGS)
 @pytest.mark.parametrize("kind", NORMAL)
 @given(said=st.lists(odd, min_size=3, max_size=3))

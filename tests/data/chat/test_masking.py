@@ -223,6 +223,7 @@ def test_no_chat_template(make_tokenizer: Make) -> None:
 WORDS = st.text(st.sampled_from("ab ?\n🙂é<|"), min_size=1, max_size=12).filter(str.strip)
 
 
+@pytest.mark.thorough
 @settings(max_examples=60)
 @given(st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=3), st.booleans())
 def test_prefixes_and_tags_agree(

@@ -575,6 +575,7 @@ def test_an_answer_without_a_letter_is_learned_beside_a_call_that_is_not_written
         assert (2, CALLS) in found.left_out
 
 
+@pytest.mark.thorough
 def test_more_texts_than_there_are_marks_are_no_crash(make: Make) -> None:
     many = [says("user" if i % 2 else "system", "α") for i in range(66_000)]
     found = render(make("qwen2_5"), Chat([*many, ANSWER]))

@@ -109,6 +109,7 @@ def check(row: Row, cache: TokenCache) -> None:
     assert list(zip(row.target_index.tolist(), row.targets.tolist(), strict=True)) == expected
 
 
+@pytest.mark.thorough
 @settings(max_examples=50)
 @given(RECORDS, st.data())
 def test_rows_restart_positions_and_shift_targets_within_documents(

@@ -110,6 +110,7 @@ def check(row: Any, records: list[list[list[bool]]]) -> None:
     assert torch.equal(row.targets, row.input_ids[row.target_index + 1])
 
 
+@pytest.mark.thorough
 @settings(deadline=None, max_examples=40)
 @given(RECORDS, st.data())
 def test_rows_hold_documents_and_columns_of_their_records(records, data) -> None:

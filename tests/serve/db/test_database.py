@@ -242,6 +242,7 @@ def test_odd_values_are_no_defect(opened, client_of, method, path, body) -> None
     assert 200 <= answer.status_code < 500, answer.text
 
 
+@pytest.mark.thorough
 def test_the_same_content_comes_and_goes_at_once(opened, client_of) -> None:
     """Content that is let go while the same comes in is there for the newcomer."""
     first, second = opened(), opened()
