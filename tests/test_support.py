@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -135,9 +136,11 @@ def test_ranks_run_together(run_ranks: Callable[..., Finished], tmp_path: Path) 
 FORKED = Path(__file__).parent / "support" / "forked.py"
 
 
-def _start(*words: str, folder: Path, **environ: str) -> subprocess.Popen[str]:
+def _start(
+    *words: str, folder: Path, before: tuple[str, ...] = (), **environ: str
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, str(FORKED), *words],
+        [*before, sys.executable, str(FORKED), *words],
         env=environment(MINE="1", **environ),
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -157,7 +160,10 @@ def _zygote_is_here() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_zygote_is_here")
-@pytest.mark.parametrize("environ", [{}, {zygote.VARIABLE: ""}, {"HF_HOME": "/else"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, {zygote.VARIABLE: ""}, {"HF_HOME": "/else"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}],
+)
 def test_a_fork_is_what_a_real_start_is(tmp_path: Path, environ: dict[str, str]) -> None:
     with _start("exit", "a b", folder=tmp_path, **environ) as process:
         output, errors = process.communicate("typed")
@@ -172,7 +178,23 @@ def test_a_fork_is_what_a_real_start_is(tmp_path: Path, environ: dict[str, str])
         "mine": "1",
         "umask": 0o027,
         "stdin": "typed",
+        "host": socket.gethostname(),
+        "interfaces": [name for _, name in socket.if_nameindex()],
     }
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_zygote_is_here")
+def test_a_fork_is_on_the_host_of_who_asked_for_it(tmp_path: Path) -> None:
+    before = ("unshare", "--net", "--uts", "--mount", "--ipc")
+    if subprocess.run([*before, "true"], capture_output=True).returncode:
+        pytest.skip("no namespaces can be made here")
+    named = (*before, "sh", "-c", 'hostname elsewhere && exec "$@"', "sh")
+    with _start("exit", folder=tmp_path, before=named) as process:
+        said = json.loads(process.communicate("")[0])
+    assert said["is_forked"]
+    assert (said["host"], said["interfaces"]) == ("elsewhere", ["lo"])
+    assert said["folder"] == str(tmp_path)
 
 
 @pytest.mark.slow

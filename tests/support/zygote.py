@@ -9,8 +9,9 @@ started it knows, hands signals on, ends as the fork ends, and takes it along if
 
 Only third-party packages are imported here; the launcher's own modules a fork imports anew. What
 differs from a real start: the fork has its own process id and session, and all forks have one seed
-of string hashes. Where an import could have gone another way (variables of libraries, another user
-or network namespace, a limit on memory), the process starts as ever.
+of string hashes. It enters the namespaces of who asks: those of a host or node of the tests. Where
+an import could have gone another way (variables of libraries, another user, a limit on memory), the
+process starts as ever.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -30,6 +32,7 @@ import selectors
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -70,13 +73,14 @@ PACKAGES = (
 
 #: Variables that are read while something is imported, or by the interpreter itself.
 READ_AT_START = (
-    *("PYTHON", "HOME", "XDG_", "LD_", "LC_", "LANG", "TZ", "HF_", "HUGGINGFACE_", "TRANSFORMERS_"),
+    *("PYTHON", "HOME", "XDG_", "LD_", "TZ", "HF_", "HUGGINGFACE_", "TRANSFORMERS_"),
     *("TORCH", "PYTORCH_", "ACCELERATE_", "DEEPSPEED_", "MKL_", "OPENBLAS_", "KMP_", "GOMP_"),
 )
 #: Of those, what is read later, or set by the fork itself.
 READ_LATER = (
     *("PYTHONPATH", "PYTHONSAFEPATH", "PYTHONUNBUFFERED", "PYTHONIOENCODING"),
     *("PYTHONDONTWRITEBYTECODE", "TORCHELASTIC_", "TORCH_NCCL_", "TORCH_EXTENSIONS_DIR"),
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE",
     *("PYTORCH_ALLOC_CONF", "HF_DATASETS_", "HF_TOKEN", *leaks.SET_BY_LIBRARIES),
 )
 
@@ -143,6 +147,9 @@ class _Fork(Exception):
         self.wish = wish
 
 
+#: Namespaces that a fork enters; the mounts come last, as they hide /proc.
+_ENTERED = ("net", "ipc", "uts", "mnt")
+_PEER = (socket.SOL_SOCKET, socket.SO_PEERCRED)
 #: As this process found it: imports set variables of their own.
 _ENVIRONMENT = dict(os.environ)
 
@@ -225,6 +232,7 @@ def _forked(link: socket.socket) -> int:
         while len(said) < int(head):
             said += link.recv(1 << 20)
         wish = json.loads(said.decode("utf-8", "surrogateescape"))
+        wish["asker"] = struct.unpack("3i", link.getsockopt(*_PEER, 12))[0]
         reason = _unlike(wish)
         if reason:
             print(wish["argv"], reason, flush=True)
@@ -253,8 +261,8 @@ def _unlike(wish: dict[str, Any]) -> str:
             if name.startswith(READ_AT_START) and not name.startswith(READ_LATER)
         }
 
-    if wish["ids"] != ids():
-        return "user or namespace"
+    if {**wish["ids"], **dict.fromkeys(_ENTERED)} != {**ids(), **dict.fromkeys(_ENTERED)}:
+        return "user, encoding or namespace"
     if wish["limits"][str(resource.RLIMIT_AS)][0] != resource.RLIM_INFINITY:
         return "limit on memory"
     if wish["flags"] != flags():
@@ -269,6 +277,7 @@ def _unlike(wish: dict[str, Any]) -> str:
 def become(wish: dict[str, Any]) -> None:
     """Take the place of the process that `wish` describes, all but its id."""
     os.setsid()
+    _enter(wish)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, *files = (fcntl.fcntl(n, fcntl.F_DUPFD_CLOEXEC, 512) for n in wish["received"])
     os.fchdir(folder)
@@ -303,6 +312,20 @@ def become(wish: dict[str, Any]) -> None:
         torch.set_num_threads(threads)
     gc.enable()
     signal.pthread_sigmask(signal.SIG_SETMASK, wish["blocked"])
+
+
+def _enter(wish: dict[str, Any]) -> None:
+    """Enter the namespaces of the process that asked for this fork."""
+    from support.warm.sitecustomize import ids
+
+    setns = ctypes.CDLL(None, use_errno=True).setns
+    mine = ids()
+    for name in _ENTERED:
+        if wish["ids"][name] == mine[name]:
+            continue
+        with open(f"/proc/{wish['asker']}/ns/{name}", "rb") as space:
+            if setns(space.fileno(), 0):
+                raise OSError(ctypes.get_errno(), f"setns {name}")
 
 
 def run(wish: dict[str, Any]) -> None:

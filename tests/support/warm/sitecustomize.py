@@ -141,13 +141,16 @@ def flags():
 
 
 def ids():
-    """Who and where this process is for the kernel."""
+    """Who and where this process is for the kernel, and how it writes text."""
+    import _locale
+
     spaces = ("net", "mnt", "pid", "user", "ipc", "uts")
-    return [
-        *(os.readlink(f"/proc/self/ns/{name}") for name in spaces),
-        os.readlink("/proc/self/root"),
-        *(os.getuid(), os.geteuid(), os.getgid(), os.getegid()),
-    ]
+    return {
+        **{name: os.readlink(f"/proc/self/ns/{name}") for name in spaces},
+        "root": os.readlink("/proc/self/root"),
+        "user and group": [os.getuid(), os.geteuid(), os.getgid(), os.getegid()],
+        "encodings": [sys.getfilesystemencoding(), _locale.nl_langinfo(_locale.CODESET)],
+    }
 
 
 if _ADDRESS and __name__ == "sitecustomize":
