@@ -28,6 +28,10 @@ class Note:
     created_at: int | None = None
 
 
+#: Before whatever a run is heard of: it may train before its queue says that it runs.
+STARTED = Note("started", "Fine-tuning job started")
+
+
 def write(session: Session, job_id: str, notes: Sequence[Note]) -> None:
     """Write the notes that are not there yet, in this order."""
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql

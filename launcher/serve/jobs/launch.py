@@ -21,13 +21,11 @@ from launcher.runs.logs import backend_of
 from launcher.runs.slots import Slots
 from launcher.serve.db.tables import Job, JobState
 from launcher.serve.jobs import journal, outcome
-from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.workspace import Workplace
 
 #: What was started just before a controller died may take so long to be seen.
 _START_S = START_TIMEOUT_S + 10.0
 _SUBMIT_S = 60.0
-STARTED = Note("started", "Fine-tuning job started")
 
 
 class Attempt(Enum):
@@ -66,7 +64,7 @@ def launch(place: Workplace, job: Job) -> None:
         # In a queue it waits on: the queue says when it runs.
         if row.state is JobState.queued and not has_queue(row.cursor["launch"]):
             row.state = JobState.running
-            journal.write(session, row.id, [STARTED])
+            journal.write(session, row.id, [journal.STARTED])
 
 
 def require_installed(job: Job) -> None:

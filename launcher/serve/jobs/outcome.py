@@ -59,7 +59,8 @@ def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
         job.fine_tuned_model = name
         job.state, job.finished_at = JobState.succeeded, now()
         new = unnoted(session, job.id, steps)
-        journal.write(session, job.id, _last_notes(name, new, steps[-1].step if steps else 0))
+        notes = _last_notes(name, new, steps[-1].step if steps else 0)
+        journal.write(session, job.id, [journal.STARTED, *notes])
         _release(job)
 
 

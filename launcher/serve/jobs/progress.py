@@ -51,7 +51,7 @@ def follow(place: Workplace, job: Job, seen: Status | None) -> None:
         with place.owned(job.id) as (session, row):
             if row.state is JobState.queued:
                 row.state = JobState.running
-                journal.write(session, row.id, [launch.STARTED])
+                journal.write(session, row.id, [journal.STARTED])
 
 
 def _of_this_host(run: RunDir) -> Status | None:
@@ -119,7 +119,9 @@ def note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     if not steps and end == place_read and known == (marks, attempt):
         return
     with place.owned(job.id) as (session, row):
-        journal.write(session, row.id, [outcome.step_note(step, total) for step in steps])
+        if steps or marks:
+            notes = [outcome.step_note(step, total) for step in steps]
+            journal.write(session, row.id, [journal.STARTED, *notes])
         _note_checkpoints(session, row, marks, place.service.site.organization)
         # Of an attempt just begun, the first that is read are the steps of those before it.
         is_of_old = attempt != row.cursor.get("attempt", attempt)

@@ -1,0 +1,57 @@
+"""What clients are told of a job whose run is ahead of what its queue says."""
+
+from __future__ import annotations
+
+import json
+
+from sqlalchemy import select
+
+from launcher.core.rundir import RunDir, State
+from launcher.serve.db.tables import Event, Job, JobState, Project
+from launcher.serve.jobs import progress
+from launcher.serve.jobs.ownership import Owner, claim
+from launcher.serve.jobs.workspace import Workplace
+from launcher.serve.service import Service
+
+
+def test_a_job_has_started_before_its_first_step(service: Service) -> None:
+    with service.database.begin() as session:
+        session.add(Project(id="proj_a", name="a"))
+        session.flush()
+        used = {"batch_size": 1, "n_epochs": 2}
+        row = Job(
+            id="ftjob-0",
+            state=JobState.queued,
+            cursor={"launch": "slurm", "examples": 2},
+            project_id="proj_a",
+            model="tiny",
+            training_file="file-a",
+            seed=1,
+            hyperparameters=used,
+        )
+        session.add(row)
+    owner = Owner.here()
+    claim(service.database, owner, 1)
+    place = Workplace(service, owner)
+    run = RunDir(service.runs / "ftjob-0")
+    checkpoint = run.checkpoints / "step-00000002"
+    checkpoint.mkdir(parents=True)
+    run.set_status(State.running, step=2, steps=4, attempt=1)
+    lines = [
+        {"step": step, "kind": "train", "loss": 1.0, "tokens": step, "time": 5.0}
+        for step in (1, 2, 3)
+    ]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (checkpoint / "manifest.json").write_text(json.dumps({"step": 2}))
+
+    def keys() -> list[str]:
+        with service.database.read() as session:
+            found = select(Event.key).where(Event.job_id == "ftjob-0").order_by(Event.number)
+            return [*session.scalars(found)]
+
+    with service.database.read() as session:
+        job = session.scalars(select(Job)).one()
+    progress.note_progress(place, job, run)
+    assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2"]
+    progress.note_progress(place, job, run)
+    assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2"]
