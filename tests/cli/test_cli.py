@@ -194,8 +194,9 @@ def test_a_supervisor_that_nobody_waits_for_any_more_does_not_begin(monkeypatch,
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("launcher.launch.local.read_json", stop)
+    before = processes.descendants(os.getpid())  # helpers that other tests have left to Python
     assert main(["submit", *WORDS, "run.name=r"]) == ExitCode.interrupted
-    assert processes.descendants(os.getpid()) == []
+    assert set(processes.descendants(os.getpid())) <= set(before)
     said = "SIGTERM: r was not started; `launcher resume r` starts it\n"
     assert capsys.readouterr().err.endswith(said)
     status = RunDir("runs/r").status()

@@ -60,8 +60,9 @@ class Launched:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., RunDir]:
-    """Make a run folder whose stand-in ranks follow a script."""
+def make_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunDir]:
+    """Make a run folder whose stand-in ranks follow a script; nothing is prepared yet."""
+    monkeypatch.setenv("LAUNCHER_CACHE", str(tmp_path / "cache"))
 
     def make(*words: str, **script: Any) -> RunDir:
         run = create.create([*WORDS, f"run.root={tmp_path}", "run.name=r", *words])
