@@ -1,6 +1,6 @@
 """Checkpoints as they lie in a run folder: which there are, which are whole, what they hold.
 
-`launcher.train.checkpointing` writes them and says how they are laid out.
+`launcher.train.saving` writes them and says how they are laid out.
 """
 
 from __future__ import annotations

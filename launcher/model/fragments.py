@@ -58,8 +58,8 @@ def write_fragments(
 ) -> tuple[int, str]:
     """Stream fragments into one file, one tensor in memory at a time; returns (bytes, blake2b).
 
-    `beat` is called after each, as a sign of life. Raises `StorageError` when the disk is full or
-    not writable.
+    `beat` is called after each part, as a sign of life. Raises `StorageError` when the disk is
+    full or not writable.
     """
     parts = list(fragments)
     header: dict[str, object] = {
@@ -86,13 +86,19 @@ def write_fragments(
     return size, digest.hexdigest()
 
 
+#: Bytes that are written and hashed between two signs of life.
+_BLOCK = 1 << 26
+
+
 def _blocks(header: bytes, parts: list[Fragment]) -> Iterable[bytes | memoryview]:
     yield len(header).to_bytes(8, "little")
     yield header
     for part in parts:
         tensor = part.read().detach().to("cpu", torch.float32).contiguous()
         assert tensor.numel() == part.numel
-        yield tensor.numpy().data.cast("B")
+        content = tensor.numpy().data.cast("B")
+        for start in range(0, len(content), _BLOCK):
+            yield content[start : start + _BLOCK]
 
 
 class FragmentReader:

@@ -182,6 +182,10 @@ class Engine:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return inner
 
+    def flat_parameters(self) -> list[Tensor]:
+        """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""
+        return [flat for group in self.base_optimizer.param_groups for flat in group["params"]]
+
     def pieces(self) -> Iterator[ParameterShard]:
         """This rank's share of every trained parameter; under stage 0 each rank has everything."""
         wrapper = self._engine.optimizer

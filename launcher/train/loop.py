@@ -15,7 +15,7 @@ from launcher.config.compose import compose
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config, OnNonFinite
 from launcher.core import console
-from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted
+from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted, StorageError
 from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
@@ -32,9 +32,10 @@ from launcher.objectives.base import LossSum, Objective
 from launcher.scoring.evaluator import make_evaluator, score_base
 from launcher.track import meters
 from launcher.track.tracker import Trackers
-from launcher.train import checkpointing, selection, setup
+from launcher.train import restoring, selection, setup
 from launcher.train.engine import StepResult
 from launcher.train.finish import finish
+from launcher.train.saving import Saver
 from launcher.train.signals import StopFlag, too_slow_for_grace
 
 #: Share of targets that are the model's first choice, as it is logged.
@@ -104,6 +105,12 @@ def train(
         training.finish()
     except EvaluationStopped:
         training.stop_now()
+    except DivergedError:  # raised by all ranks: what is under way is worth the wait
+        training.saver.finish()
+        raise
+    except StorageError:  # perhaps of this rank alone, which has yet to say so in a file
+        training.saver.give_up()
+        raise
 
 
 class Training:
@@ -134,9 +141,14 @@ class Training:
         self.num_steps, self.warmup_steps = self.plan.steps, self.plan.warmup_steps
         learner = setup.make_learner(run, config, ranks, device, heart, self.data, self.say)
         self.model, self.head, self.engine = learner.model, learner.head, learner.engine
-        self.origin, start = learner.origin, learner.start
+        start = learner.start
         self.progress = _progress(start) if start else Progress()
-        self.saved_step = self.progress.step
+        self.saver = Saver(
+            *(run, self.engine, ranks, config.checkpoint, heart),
+            step=self.progress.step,
+            origin=learner.origin,
+            warn=self.warn,
+        )
         # Adapters that have not learned yet: the first step shows which of them a gradient reaches.
         self.is_fresh = (
             isinstance(config.peft, AdapterConfig) and not config.peft.adapter and start is None
@@ -144,6 +156,7 @@ class Training:
 
         self.wants_hits = config.train.token_accuracy
 
+        self.is_slow = False
         self.own_time = OwnTime(device)
         if self.engine.zero == 3 and not config.model.compile:
             self.own_time.watch(self.engine.layers)
@@ -258,10 +271,11 @@ class Training:
             self.wants_hits = False
             self.warn(f"train.{HITS}=true: the loss of {self.config.objective.name} tells of none")
         beat("step", step, "agree on the loss")
+        saves = self.saver.report()
         loss_sum, stops, *others = collectives.sum_over_ranks(
-            [*mine, *sums, *_one_of(self.own_time.read(), ranks)], self.device
+            [*mine, *sums, *saves, *_one_of(self.own_time.read(), ranks)], self.device
         )
-        seconds = others[len(sums) :]
+        saved, seconds = others[len(sums) : len(sums) + len(saves)], others[len(sums + saves) :]
         is_strict = self.config.train.on_nonfinite is OnNonFinite.stop
         if not math.isfinite(loss_sum) and is_strict:
             raise _diverged(self.run, step, "loss", rows, losses, self.data.cache, ranks)
@@ -275,8 +289,8 @@ class Training:
         beat("step", step, "log")
         self.meter.end(work)
         self.progress.work = self.meter.totals
-        pairs = zip(others[::2], others[1::2], strict=False)
-        self.progress.add(result, loss_sum, weight, dict(zip(names, pairs, strict=False)))
+        pairs = zip(others[: len(sums) : 2], others[1 : len(sums) : 2], strict=True)
+        self.progress.add(result, loss_sum, weight, dict(zip(names, pairs, strict=True)))
         if not result.applied:
             if self.plan.precision != "fp16" and is_strict:
                 raise _diverged(
@@ -288,10 +302,11 @@ class Training:
 
         if self.logs():
             self.log(result)
+        self.settle(saved)
         if self.evaluates():
             self.evaluate()
         if _due(self.progress.step, self.config.checkpoint.every_steps) or self.ends():
-            self.save()
+            self.save(waits=self.ends())
             stops = stops or self.stopping()  # asked meanwhile: this checkpoint is the one
         if stops:
             self.stop_now()
@@ -386,33 +401,40 @@ class Training:
             if is_best and self.selection.keeps_best:
                 self.save()
 
-    def save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
-        step, run = self.progress.step, self.run
-        if self.saved_step == step:
-            return
-        self.heart.beat("save", step)
-        began = time.monotonic()
-        beat = self.heart.again
-        state = {
-            **_state(self.progress),
-            "selection": selection.state_of(self.selection),
-            "steps": self.num_steps,
-            "warmup_steps": self.warmup_steps,
-        }
-        checkpointing.save(run, self.engine, step, self.ranks.rank, state, beat, self.origin)
-        self.saved_step = step
-        if slow := too_slow_for_grace(self.config.launch, time.monotonic() - began):
-            self.warn(slow)
-        if self.ranks.is_main:
+    def save(self, *, waits: bool = False) -> None:
+        """A checkpoint of this step, unless there is one or it is under way; who `waits` finds it
+        there afterwards."""
+        step = self.progress.step
+        if self.saver.step != step:
+            state = {
+                **_state(self.progress),
+                "selection": selection.state_of(self.selection),
+                "steps": self.num_steps,
+                "warmup_steps": self.warmup_steps,
+            }
             best = None
             if self.selection is not None and self.selection.keeps_best:
                 best = self.selection.found.step
-            checkpointing.rotate(run, self.config.checkpoint, step, best)
+            self.saver.save(state, step, best, waits=waits)
+        if waits:
+            self.saver.finish()
+            self.warn_if_slow()
+
+    def settle(self, reports: list[float]) -> None:
+        """Make the checkpoint under way valid if all ranks have written it by now."""
+        self.saver.settle(reports)
+        self.warn_if_slow()
+
+    def warn_if_slow(self) -> None:
+        """Say once that a checkpoint might not be there before a job's time is over."""
+        slow = too_slow_for_grace(self.config.launch, self.saver.seconds)
+        if slow and not self.is_slow:
+            self.is_slow = True
+            self.warn(slow)
 
     def stop_now(self) -> NoReturn:
         """End with a checkpoint, to be gone on from: raises `Preempted`."""
-        self.save()
+        self.save(waits=True)
         if self.ranks.is_main:
             self.run.set_status(State.running, step=self.progress.step)
         self.trackers.finish(int(Preempted.exit_code), preempted=True)
@@ -448,7 +470,7 @@ def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: 
             found = newest_valid(run, lambda text: say(f"warning: {text}"), best)
         if collectives.gather_objects(found is not None)[0]:
             chosen = next(c for c in checkpoints(run) if c.step == best)
-            checkpointing.load_weights(chosen, model)
+            restoring.load_weights(chosen, model)
             say(f"the weights of step {best} are the result: the best of all evaluations")
             return best
         say(f"warning: the best weights, of step {best}, are gone: the last ones are the result")

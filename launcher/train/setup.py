@@ -32,7 +32,7 @@ from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
-from launcher.train import checkpointing
+from launcher.train import restoring, saving
 from launcher.train.engine import Engine, connect
 
 Say = Callable[[str], None]
@@ -149,11 +149,11 @@ def make_learner(
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
     if start is None and isinstance(config.peft, AdapterConfig) and config.peft.adapter:
-        checkpointing.load_adapter(config.peft.adapter, model)
+        restoring.load_adapter(config.peft.adapter, model)
         say(f"going on from the adapter in {config.peft.adapter}")
     if start is not None:
         heart.beat("start", 0, "weights")
-        checkpointing.load_weights(start, model)
+        restoring.load_weights(start, model)
         say(f"resuming from step {start.step}")
     head = objective.head(model, counts_hits=config.train.token_accuracy)
     if device.type == "cuda" and config.engine.offload_optimizer:
@@ -162,7 +162,7 @@ def make_learner(
     engine = Engine(model, config, plan, settings)
     if start is not None:
         heart.beat("start", 0, "optimizer")
-        checkpointing.load_optimizer(start, engine)
+        restoring.load_optimizer(start, engine)
     gc.freeze()
     gc.enable()
     return Learner(model, head, engine, start, origin)
@@ -184,7 +184,7 @@ def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> Checkpoint | None:
     """The checkpoint to go on from, chosen and verified by rank 0 for all ranks."""
     chosen = None
     if ranks.is_main:
-        checkpointing.clean_up(run)
+        saving.clean_up(run)
         found = newest_valid(run, warn)
         chosen = found.step if found else None
     chosen = collectives.gather_objects(chosen)[0]

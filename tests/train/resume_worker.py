@@ -5,26 +5,32 @@ usage: resume_worker.py CASES.json OUT.json      (started by run_ranks)
 
 import hashlib
 import json
+import resource
 import sys
+import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from launcher.config.derive import deepspeed, plan
+from launcher.config.schema import CheckpointConfig, WatchdogConfig
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core import runtime
+from launcher.core.errors import StorageError
 from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives, rendezvous
+from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
 from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
-from launcher.train import checkpointing
+from launcher.train import restoring
 from launcher.train.engine import Engine, connect
+from launcher.train.saving import Saver
 from support.configs import make_config
 
 
@@ -36,11 +42,11 @@ def build(config, made, start, cache):
         torch.manual_seed(0)
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
-        checkpointing.load_weights(start, model)
+        restoring.load_weights(start, model)
     head = TargetHead(model)
     engine = Engine(model, config, made, settings)
     if start is not None:
-        checkpointing.load_optimizer(start, engine)
+        restoring.load_optimizer(start, engine)
     engine.eval()
     isolate(head, engine, model, cache, torch.device("cpu"), agree)
     engine.train()
@@ -93,6 +99,28 @@ def fingerprint(engine):
     return digest.hexdigest()
 
 
+def fail(saver, engine, head, loader, ranks, on):
+    """Train on while a save fails on the rank `on`: after how many steps which ranks hear of it."""
+    saver.save({}, 1)
+    saver.finish()
+    if ranks.rank == on:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+    saver.save({}, 2)
+    problems, steps = "", 0
+    while not problems and steps < 50:
+        steps += 1
+        train(engine, head, loader, [0], ranks)
+        try:
+            saver.settle(collectives.sum_over_ranks(saver.report(), torch.device("cpu")))
+        except StorageError as error:
+            problems = str(error)
+        time.sleep(0.1)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    heard = collectives.gather_objects(problems)
+    saver.save({}, 3, waits=True)
+    return {"heard": heard, "steps": collectives.gather_objects(steps)}
+
+
 def run(case, cache, ranks, folder):
     config = make_config(**case["config"])
     order = PackedOrder(
@@ -119,13 +147,23 @@ def run(case, cache, ranks, folder):
     half = made.steps // 2
     engine, head = build(config, made, None, cache)
     first = train(engine, head, loader, range(half), ranks)
-    checkpointing.save(runs, engine, half, ranks.rank, {})
+    saver = Saver(
+        runs,
+        engine,
+        ranks,
+        CheckpointConfig(background=case.get("background", True)),
+        Heartbeat(runs, ranks, 1, WatchdogConfig()),
+    )
+    if "full_disk" in case:
+        return {"name": case["name"], **fail(saver, engine, head, loader, ranks, case["full_disk"])}
+    saver.save({}, half)
     before = score(engine, head, loader)
     rest = train(engine, head, loader, range(half, made.steps), ranks)
+    saver.finish()  # what was copied, not what has become of it
     straight = fingerprint(engine)
     start = newest_valid(runs, print)
     after = score(engine, head, loader)
-    checkpointing.load_weights(start, engine.module)
+    restoring.load_weights(start, engine.module)
     back = score(engine, head, loader)
     engine, head = build(config, made, start, cache)
     again = train(engine, head, loader, range(half, made.steps), ranks)

@@ -207,6 +207,21 @@ SLOW_TO_SAVE = (
 )
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(here):
+    words = [word for word in here.words("r") if not word.startswith(("model.", "data."))]
+    data = ("data.train=builtin:quickstart-text", "data.validation_share=0")
+    slow = [*SLOW_TO_SAVE, "train.steps=12", "checkpoint.every_steps=4"]
+    done = here.run(TRAIN, *words, *data, *slow)
+    assert done.code == ExitCode.ok, done.output
+    run = here.folder_of("r")
+    assert list(project.checkpoint_files(run)) == [4, 8, 12]
+    lines = map(json.loads, run.metrics.read_text().splitlines())
+    ends = {line["step"]: line["time"] for line in lines if line["kind"] == "train"}
+    manifest = run.checkpoints / "step-00000004" / "manifest.json"
+    assert ends[5] < manifest.stat().st_mtime < ends[9]
+    assert newest_valid(run, pytest.fail).step == 12
+
+
 def test_a_stop_in_the_middle_of_a_checkpoint_leaves_none_that_is_half(here):
     run = here.folder_of("r")
     words = [word for word in here.words("r") if not word.startswith(("model.", "data."))]

@@ -1,6 +1,7 @@
 """A resumed run equals one never stopped, bit for bit; and it goes on at other numbers of ranks."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -83,6 +84,34 @@ def test_the_weights_of_a_checkpoint_are_put_back_into_the_engine(setup, name):
     for rank in results[name]["ranks"]:
         assert rank["back"] == rank["before"]
         assert rank["after"] != rank["before"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_save_that_fails_behind_training_is_told_on_all_ranks(setup, rank):
+    folder, model, _ = setup
+    failing = {**case(f"fails-{rank}", model, 2), "full_disk": rank}
+    (found,) = run_cases(folder, [failing], 2).values()
+    assert found["steps"][0] == found["steps"][1] < 50
+    assert found["heard"][0] == found["heard"][1]
+    assert f"rank-{rank:05d}.safetensors: File too large" in found["heard"][0]
+    assert "HINT: a limit keeps files this small" in found["heard"][0]
+    kept = sorted(
+        path.name for path in (folder / "runs" / failing["name"] / "checkpoints").iterdir()
+    )
+    assert kept == ["step-00000001", "step-00000003"]
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_files_are_the_same_where_training_waits_for_them(setup, zero):
+    folder, model, results = setup
+    waiting = {**case(f"waits-{zero}", model, zero), "background": False}
+    (found,) = run_cases(folder, [waiting], 2).values()
+
+    def files(result):
+        name = f"checkpoints/step-{STEPS // 2:08d}/manifest.json"
+        return json.loads((Path(result["folder"]) / name).read_text())["files"]
+
+    assert files(found) == files(results[f"full-{zero}"])
 
 
 def test_frozen_base_is_not_saved(setup):

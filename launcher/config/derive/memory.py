@@ -215,8 +215,11 @@ def estimate(
     micro_batch: int,
     precision: str,
     dtype: str,
+    copies_checkpoint: bool = False,
 ) -> dict[str, int] | None:
-    """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host (offloaded).
+    """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host: what is
+    offloaded, and with `copies_checkpoint` what is copied for checkpoints, T * (moments + 4), over
+    W from ZeRO 1.
 
     With N parameters, T trained ones, W ranks and b bytes a number:
     weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2;
@@ -262,6 +265,8 @@ def estimate(
         host, optimizer = host + optimizer, 0.0
     if config.engine.offload_params:
         host, weights = host + weights, 0.0
+    if copies_checkpoint:
+        host += trained * (config.optim.moment_bytes + 4) / (world_size if stage >= 1 else 1)
     uses = {
         "weights": weights,
         "gradients": gradients,

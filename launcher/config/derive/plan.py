@@ -87,8 +87,15 @@ def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | N
     dtype = precision if config.model.dtype is Dtype.auto else config.model.dtype.name
     warmup = _warmup_steps(config, steps)
     shape = memory.model_shape(config)
+    every = config.checkpoint.every_steps
+    saves = exports_best(config) or (every is not None and (steps is None or every < steps))
     estimate = memory.estimate(
-        config, shape, world_size=world_size, micro_batch=micro, precision=precision, dtype=dtype
+        *(config, shape),
+        world_size=world_size,
+        micro_batch=micro,
+        precision=precision,
+        dtype=dtype,
+        copies_checkpoint=config.checkpoint.background and saves,
     )
     return Plan(
         world_size=world_size,
@@ -203,8 +210,9 @@ def describe(config: Config, plan: Plan) -> str:
     if config.train.early_stop.patience is not None:
         lines.append(f"stop     {_stop_text(config, plan)}")
     if plan.memory:
-        total = sum(size for use, size in plan.memory.items() if use != "host")
-        host = f", {_gib(plan.memory['host'])} on the host" if plan.memory.get("host") else ""
+        apart = plan.memory["host"] if plan.device == "cuda" else 0
+        total = sum(plan.memory.values()) - apart
+        host = f", {_gib(apart)} on the host" if apart else ""
         lines.append(f"memory   about {_gib(total)} a rank (estimate){host}{_beside(plan)}")
     else:
         lines.append("memory   not known: no sizes of this model are at hand")

@@ -102,6 +102,8 @@ class CheckpointConfig:
     """Newest checkpoints to keep."""
     keep_best: NonNegativeInt = 0
     """Checkpoints with the lowest held-out loss to keep besides (needs evaluation)."""
+    background: bool = True
+    """Write from a copy in host memory while training goes on; false: training waits for it."""
 
 
 @dataclass(kw_only=True, slots=True)

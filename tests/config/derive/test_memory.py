@@ -132,7 +132,13 @@ def test_lora_counts_its_adapters(tiny_llama: Path) -> None:
         assert memory.trainable(config, shape) == trained
 
 
-def estimate(world_size: int = 4, precision: str = "bf16", **sections: Any) -> dict[str, int]:
+def estimate(
+    world_size: int = 4,
+    precision: str = "bf16",
+    *,
+    copies_checkpoint: bool = False,
+    **sections: Any,
+) -> dict[str, int]:
     config = make_config(**{"model": {"kind": "tiny"}, **sections})
     result = memory.estimate(
         config,
@@ -141,6 +147,7 @@ def estimate(world_size: int = 4, precision: str = "bf16", **sections: Any) -> d
         micro_batch=2,
         precision=precision,
         dtype=precision,
+        copies_checkpoint=copies_checkpoint,
     )
     assert result is not None
     return result
@@ -167,6 +174,16 @@ def test_offload_moves_to_the_host() -> None:
     moved = estimate(engine={"zero": 3, "offload_optimizer": True, "offload_params": True})
     assert moved["optimizer"] == moved["weights"] == 0
     assert moved["host"] == plain["optimizer"] + plain["weights"]
+
+
+def test_the_copy_of_a_checkpoint_lies_on_the_host() -> None:
+    for stage, ranks in ((0, 1), (1, 2), (3, 2)):
+        plain = estimate(ranks, engine={"zero": stage})
+        found = estimate(ranks, engine={"zero": stage}, copies_checkpoint=True)
+        shape = memory.model_shape(make_config(model={"kind": "tiny"}))
+        assert shape is not None
+        # The fp32 weights and both moments.
+        assert found == {**plain, "host": shape.parameters * 12 // ranks}
 
 
 def test_what_makes_it_smaller() -> None:

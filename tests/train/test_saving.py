@@ -9,7 +9,7 @@ from launcher.config.schema import CheckpointConfig
 from launcher.core.rundir import RunDir
 from launcher.inference.export import find_checkpoint
 from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
-from launcher.train import checkpointing
+from launcher.train import saving
 
 
 @pytest.fixture
@@ -62,16 +62,16 @@ def test_the_newest_undamaged_one_is_found(run, damage):
 def test_rotation_keeps_the_newest_and_the_best(run):
     for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, float("nan")), (5, 2.0), (6, 2.5)):
         write(run, step, loss)
-    checkpointing.rotate(run, CheckpointConfig(keep_last=2, keep_best=1), 6)
+    saving.rotate(run, CheckpointConfig(keep_last=2, keep_best=1), 6)
     assert steps(run) == [2, 5, 6]
 
 
 def test_rotation_keeps_what_the_run_may_end_with(run):
     for step in (10, 20, 30, 40):
         write(run, step)
-    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 40, best=20)
+    saving.rotate(run, CheckpointConfig(keep_last=1), 40, best=20)
     assert steps(run) == [20, 40]
-    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 40, best=40)
+    saving.rotate(run, CheckpointConfig(keep_last=1), 40, best=40)
     assert steps(run) == [40]
 
 
@@ -94,12 +94,12 @@ def test_the_best_one_counts_where_it_is_the_result(run):
 def test_rotation_never_trusts_what_a_resume_passed_over(run):
     for step in (200, 250, 300):
         write(run, step)
-    checkpointing.rotate(run, CheckpointConfig(keep_last=1), 250)
+    saving.rotate(run, CheckpointConfig(keep_last=1), 250)
     assert steps(run) == [250]
 
 
 def test_leftovers_of_an_interrupted_save_are_cleaned_up(run):
     write(run, 1)
     (run.checkpoints / ".writing-step-00000002").mkdir()
-    checkpointing.clean_up(run)
+    saving.clean_up(run)
     assert [path.name for path in run.checkpoints.iterdir()] == ["step-00000001"]
