@@ -1,0 +1,154 @@
+"""Checkpoints behind training: what a save costs the step that it falls into, and random kills.
+
+    python tests/bench/saves.py cost --steps 60 --every 10             # the table of docs/performance.md
+    python tests/bench/saves.py kill --kills 100
+
+`cost` trains a model of random weights with and without `checkpoint.background` and compares the
+time from one step's line to the next where a save falls between them and where none does. `kill`
+ends all ranks with SIGKILL while a checkpoint is being written, resumes, and goes on so; at the end
+the weights must be those of a run that was never stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from launcher.core.files import read_json
+from launcher.core.rundir import RunDir, State
+from launcher.model.checkpoint import checkpoints, newest_valid
+
+LAUNCHER = (sys.executable, "-m", "launcher.cli")
+TEXT = ("data=text", "objective=text", "data.train=builtin:quickstart-text")
+QUIET = ("data.validation_share=0", "eval=none", "export.at_end=false", "train.log_every_steps=1")
+
+
+QUIETLY = subprocess.DEVNULL
+
+
+def finished(command: list[str], folder: Path) -> None:
+    """Run a command to its end; what it has said is shown if it fails."""
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{done.stdout}{done.stderr}")
+
+
+def words(options: argparse.Namespace, name: str, *more: str) -> list[str]:
+    """What is typed behind `launcher train` for the run `name`."""
+    return [
+        *(*TEXT, *QUIET, "model=tiny", f"model.hidden_size={options.hidden}", "model.layers=6"),
+        *(f"data.max_length={options.length}", f"batch.sequences={options.sequences}"),
+        *(f"launch.processes={options.ranks}", "train.threads=1", f"engine=zero{options.zero}"),
+        *(f"train.steps={options.steps}", f"checkpoint.every_steps={options.every}"),
+        *("checkpoint.keep_last=2", f"run.name={name}", *more),
+    ]
+
+
+def cost(options: argparse.Namespace, folder: Path) -> int:
+    """Print a row for each way to save."""
+    print("| | step | step with a save | ratio | checkpoint | written in |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for is_behind in (False, True):
+        name = "behind training" if is_behind else "training waits"
+        run = RunDir(folder / "runs" / name.replace(" ", "-"))
+        option = f"checkpoint.background={str(is_behind).lower()}"
+        command = [*LAUNCHER, "train", *words(options, run.name, option)]
+        finished(command, folder)
+        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        at = {line["step"]: line["time"] for line in lines if line["kind"] == "train"}
+        # From the line of a step to that of the next: a save comes after the line.
+        took = {step: at[step + 1] - at[step] for step in at if step + 1 in at}
+        del took[1]
+        saving = [seconds for step, seconds in took.items() if step % options.every == 0]
+        plain = [seconds for step, seconds in took.items() if step % options.every]
+        one, other = statistics.median(plain), statistics.median(saving)
+        last = checkpoints(run)[0].manifest
+        size = sum(entry["bytes"] for entry in last["files"].values()) / 2**20
+        cells = (name, f"{one:.3f} s", f"{other:.3f} s", f"{other / one:.2f}x", f"{size:.0f} MiB")
+        print(f"| {' | '.join(cells)} | {last['seconds']:.2f} s |", flush=True)
+    return 0
+
+
+def kill(options: argparse.Namespace, folder: Path) -> int:
+    """Kill and resume; exit code 1 if anything but the unfinished checkpoint was ever lost."""
+    command = [*LAUNCHER, "train", *words(options, "whole")]
+    finished(command, folder)
+    run, chance, saved, done = RunDir(folder / "runs" / "killed"), random.Random(0), 0, 0
+    command = [*LAUNCHER, "train", *words(options, run.name)]
+    while done < options.kills:
+        process = subprocess.Popen(command, cwd=folder, stdout=QUIETLY, stderr=QUIETLY)
+        if not _await_save(run, process):
+            break
+        time.sleep(chance.uniform(0, options.within))
+        for rank in range(options.ranks):
+            beat = read_json(run.heartbeat(rank), {})
+            try:
+                os.kill(int(beat["pid"]), signal.SIGKILL)
+            except (ProcessLookupError, KeyError):
+                continue
+        process.wait()
+        done += 1
+        newest = newest_valid(run, lambda text: print(f"  {text}"))
+        step = newest.step if newest else 0
+        if step < saved:
+            print(f"kill {done}: step {saved} was there, now step {step} is the newest")
+            return 1
+        saved = step
+        command = [*LAUNCHER, "resume", run.name]
+        print(f"kill {done}: goes on from step {saved}", flush=True)
+    finished(command, folder)
+    files = [
+        checkpoints(RunDir(folder / "runs" / name))[-1].manifest["files"]
+        for name in ("whole", "killed")
+    ]
+    is_same = files[0] == files[1] and run.status().state is State.succeeded
+    print(
+        f"{done} kills; the last checkpoint is {'that' if is_same else 'NOT that'} of a whole run"
+    )
+    return 0 if is_same else 1
+
+
+def _await_save(run: RunDir, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until a checkpoint is under way; False if the run ends before."""
+    before = {path.name for path in run.checkpoints.glob("*")}
+    while process.poll() is None:
+        now = {path.name for path in run.checkpoints.glob(".writing-step-*")}
+        if now - before:
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def main(argv: list[str]) -> int:
+    """Run the part of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["cost", "kill"])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=10)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--within", type=float, default=0.5, help="longest wait before a kill, s")
+    parser.add_argument("--hidden", type=int, default=384)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=4)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--zero", type=int, default=2, choices=[0, 1, 2, 3])
+    options = parser.parse_args(argv)
+    folder = Path(tempfile.mkdtemp(prefix="saves-"))
+    try:
+        return {"cost": cost, "kill": kill}[options.part](options, folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
