@@ -48,7 +48,7 @@ _TEMPORARY = ".writing-"
 _SHARE = 0.8
 #: Seconds between two looks at a thread that writes.
 _LOOK_S = 0.2
-#: Added to the niceness of a thread that writes: training goes first.
+#: Niceness of a thread that writes: training goes first.
 _NICENESS = 10
 
 Say = Callable[[str], None]

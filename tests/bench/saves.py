@@ -1,6 +1,6 @@
 """Checkpoints behind training: what a save costs the step that it falls into, and random kills.
 
-    python tests/bench/saves.py cost --steps 60 --every 10             # the table of docs/performance.md
+    python tests/bench/saves.py cost           # the table of docs/performance.md
     python tests/bench/saves.py kill --kills 100
 
 `cost` trains a model of random weights with and without `checkpoint.background` and compares the

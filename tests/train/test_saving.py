@@ -4,11 +4,14 @@ import hashlib
 import json
 
 import pytest
+import torch
 
 from launcher.config.schema import CheckpointConfig
+from launcher.core.ranks import Ranks
 from launcher.core.rundir import RunDir
 from launcher.inference.export import find_checkpoint
 from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
+from launcher.model.fragments import Fragment
 from launcher.train import saving
 
 
@@ -57,6 +60,37 @@ def test_the_newest_undamaged_one_is_found(run, damage):
     assert newest_valid(run, warnings.append).step == 1
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+
+
+@pytest.mark.parametrize(("free", "fits"), [(8000, False), (9999, False), (10_000, True)])
+def test_a_copy_needs_room_for_all_ranks_of_the_host(monkeypatch, free, fits):
+    monkeypatch.setattr(saving, "available_memory", lambda: free)
+    ranks = Ranks(0, 4, 0, 2, "here", "")
+    part = Fragment("w", (1000,), 0, 1000, lambda: torch.arange(1000.0))
+    copy = saving._Copy()
+    # 4,000 bytes on each of two ranks, of which four fifths of what is free may be taken.
+    assert copy.fits({"weights": [part]}, ranks) is fits
+
+
+def test_a_copy_is_what_the_tensors_were_and_is_kept_for_the_next_one(monkeypatch):
+    tensors = [torch.full((3,), 1.0), torch.full((2,), 2.0, dtype=torch.bfloat16)]
+    files = {
+        name: [Fragment(name, tuple(tensor.shape), 0, tensor.numel(), lambda tensor=tensor: tensor)]
+        for name, tensor in zip("ab", tensors, strict=True)
+    }
+    copy = saving._Copy()
+    copied = copy.take(files)
+    for tensor in tensors:
+        tensor.zero_()
+    assert {name: parts[0].read().tolist() for name, parts in copied.items()} == {
+        "a": [1.0] * 3,
+        "b": [2.0] * 2,
+    }
+    monkeypatch.setattr(saving, "available_memory", lambda: 0)
+    assert copy.fits(files, Ranks(0, 1, 0, 1, "here", ""))
+    again = copy.take(files)
+    assert again["a"][0].read().data_ptr() == copied["a"][0].read().data_ptr()
+    assert again["b"][0].read().tolist() == [0.0, 0.0]
 
 
 def test_rotation_keeps_the_newest_and_the_best(run):
