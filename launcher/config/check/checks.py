@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.config.check import batching, eval_checks, model_checks
+from launcher.config.check import batching, deepspeed_keys, eval_checks, model_checks
 from launcher.config.derive import architecture, data_entries, plan
 from launcher.config.schema import (
     AdapterConfig,
@@ -27,14 +27,6 @@ from launcher.config.schema import (
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
 from launcher.core.errors import Problem, did_you_mean
 from launcher.record_fields import OF_THE_CALLER
-
-#: DeepSpeed keys that follow from the `batch` section.
-BATCH_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-)
-
 
 #: Modules of which the embeddings of a model are two that share one matrix.
 _EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out", "embeddings")
@@ -226,10 +218,7 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
         hint = f"install one of {', '.join(model_checks.COMPILERS)}, or offload nothing"
         found = "DeepSpeed's CPU Adam needs a C++ compiler; none is found"
         yield Problem("engine.offload_optimizer", found, hint)
-    for key in BATCH_KEYS:
-        if key in engine.extra:
-            hint = "leave it out: batch.sequences (of all ranks) and batch.micro state it"
-            yield Problem(f"engine.extra.{key}", f"{engine.extra[key]!r} would not be kept", hint)
+    yield from deepspeed_keys.problems(engine.extra)
 
 
 def _checkpoint(config: Config) -> Iterator[Problem]:

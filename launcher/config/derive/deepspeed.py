@@ -30,9 +30,10 @@ def build(config: Config, plan: Plan) -> dict[str, Any]:
         # Without this check a non-finite gradient is applied to bf16 weights.
         "bf16": {"enabled": plan.precision == "bf16", "check_grad_overflow": True},
     }
-    if plan.precision == "bf16" and engine.zero in (1, 2) and not engine.offload_optimizer:
+    if plan.precision == "bf16" and engine.zero and not engine.offload_optimizer:
         # Sums over micro-batches and ranks keep their bits: the cut of the batch does not matter.
         result["data_types"] = {"grad_accum_dtype": "fp32"}
+        result["communication_data_type"] = "fp32"
     optimizer = _optimizer(config, plan)
     if optimizer is not None:
         result["optimizer"] = optimizer

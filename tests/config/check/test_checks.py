@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import pytest
 
 from launcher.config import schema
-from launcher.config.check import checks
+from launcher.config.check import checks, deepspeed_keys
 from launcher.config.derive import quantized
 from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights, conversion
 from launcher.config.schema.ranges import Range
@@ -346,10 +346,42 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "engine.extra.train_batch_size",
-        "8 would not be kept",
+        "8 would have no effect",
         "batch.sequences",
         {"engine": {"extra": {"train_batch_size": 8}}},
         {"engine": {"extra": {"steps_per_print": 8}}},
+        {},
+    ),
+    (
+        "engine.extra.zero_optimization.mics_shard_size",
+        "2 would have no effect",
+        "not called here",
+        {"engine": {"extra": {"zero_optimization": {"mics_shard_size": 2}}}},
+        {"engine": {"extra": {"zero_optimization": {"zero_hpz_partition_size": 2}}}},
+        {},
+    ),
+    (
+        "engine.extra.compile",
+        "{'deepcompile': True} would have no effect",
+        "model.compile",
+        {"engine": {"extra": {"compile": {"deepcompile": True}}}},
+        {"engine": {"extra": {"compile": None}}},
+        {},
+    ),
+    (
+        "engine.extra.zero_optimization",
+        "no key 'overlap_com' of DeepSpeed",
+        "call it 'overlap_comm'",
+        {"engine": {"extra": {"zero_optimization": {"overlap_com": True}}}},
+        {"engine": {"extra": {"zero_optimization": {"overlap_comm": True}}}},
+        {},
+    ),
+    (
+        "engine.extra.zzz",
+        "no key 'zzz' of DeepSpeed",
+        "leave it out",
+        {"engine": {"extra": {"zzz": {"a": 1}}}},
+        {"engine": {"extra": {"optimizer": {"params": {"fused": False}}}}},
         {},
     ),
     (
@@ -920,3 +952,15 @@ def test_what_fused_experts_do_not_have_is_known_from_config_json(
     assert found(**{key: value}) == [f"peft.{key}"]
     assert found(**{key: off}) == found(**{key: value}, experts=False) == []
     assert found(**{key: value}, targets=["q_proj"]) == []
+
+
+def test_keys_of_deepspeed_are_sorted_into_those_that_work_here_and_those_that_do_not() -> None:
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    names = {field.alias or name for name, field in fields.items()}
+    refused = {key.split(".")[1] for key in deepspeed_keys.REFUSED if key.count(".") == 1}
+    known = set(deepspeed_keys.KNOWN["zero_optimization"])
+    former = {"cpu_offload_use_pin_memory", "stage3_gather_fp16_weights_on_model_save"}
+    assert names - former <= known | refused
+    assert known <= names
