@@ -420,6 +420,7 @@ class _HeadLoss(torch.autograd.Function):
             )
             total += loss
             gradients.add(part, gradient)
+            del logits, gradient  # or they would live while the next ones are made
         ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
         ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
         if hits is not None:
@@ -464,6 +465,7 @@ class _HeadLogProbs(torch.autograd.Function):
             found[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
             if hits is not None:
                 hits += _hits(logits, targets[part])
+            del logits
         ctx.save_for_backward(hidden, weight, bias, targets, norms)
         if hits is not None:
             ctx.mark_non_differentiable(hits)
@@ -479,6 +481,7 @@ class _HeadLogProbs(torch.autograd.Function):
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             gradient = _log_prob_gradient(logits, targets[part], norms[part], grads[0][part])
             gradients.add(part, gradient)
+            del logits, gradient
         return (
             gradients.hidden,
             None if gradients.weight is None else gradients.weight.to(weight.dtype),
@@ -555,6 +558,7 @@ class _LogitsLoss(torch.autograd.Function):
             )
             total += loss
             gradient[part] = grad
+            del grad
         ctx.save_for_backward(gradient)
         if hits is not None:
             ctx.mark_non_differentiable(hits)
@@ -590,4 +594,5 @@ def _score_chunks(
         logits = logits_of(values[part]).float()
         losses[part] = nn.functional.cross_entropy(logits, targets[part], reduction="none")
         correct[part] = logits.argmax(-1) == targets[part]
+        del logits
     return losses, correct

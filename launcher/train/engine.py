@@ -184,6 +184,8 @@ class Engine:
 
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""
+        if self.zero == 3:  # which takes them out of the optimizer's groups between steps
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [flat for group in self.base_optimizer.param_groups for flat in group["params"]]
 
     def pieces(self) -> Iterator[ParameterShard]:

@@ -71,12 +71,13 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
                 values[key] = torch.zeros_like(piece.flat).detach()
             part = optimizer.range(f"{piece.name}|{key}", piece.offset, piece.numel)
             piece.of(values[key]).copy_(part)
-        for key, scalar in manifest["scalars"].items():
-            # torch's fused AdamW wants its step counter beside the parameter.
-            device = piece.flat.device
-            counter = torch.tensor(scalar, dtype=torch.float32, device=device)
-            values[key] = scalar if isinstance(scalar, int) else counter
     _load_opaque(checkpoint, engine)
+    for flat, values in state.items():
+        # What has never had a gradient has no state, and no counter.
+        for key, scalar in manifest["scalars"].items() if values else ():
+            # torch's fused AdamW wants its step counter beside the parameter.
+            counter = torch.tensor(scalar, dtype=torch.float32, device=flat.device)
+            values[key] = scalar if isinstance(scalar, int) else counter
     engine.load_scaler_state(manifest["scaler"])
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from launcher.model import head as head_module
 from launcher.model.attention import DOCUMENT
 from launcher.model.head import TargetHead
+from support.memory import peak_bytes
 
 
 class Tiny(torch.nn.Module):
@@ -162,6 +163,31 @@ def test_scores_are_those_of_the_logits():
     wanted = torch.nn.functional.cross_entropy(logits, row.targets, reduction="none")
     torch.testing.assert_close(losses, wanted)
     assert correct.tolist() == (logits.argmax(-1) == row.targets).tolist()
+
+
+@pytest.mark.parametrize("is_half", [False, True])
+@pytest.mark.parametrize("work", ["loss", "log_probs", "score"])
+def test_chunks_live_one_at_a_time(monkeypatch, work, is_half):
+    vocab, width, chunk = 5000, 4, 10
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", chunk * vocab)
+    model = Tiny(vocab, width, bias=False)
+    if is_half:
+        model.bfloat16()
+    head = TargetHead(model)
+
+    def peak(chunks):
+        row = row_of([1] * (chunk * chunks + 1), [1] * (chunk * chunks + 1))
+
+        def run():
+            found = getattr(head, work)(model, row)
+            if work != "score":
+                found.sum().backward()
+                model.zero_grad()
+
+        return peak_bytes(run)
+
+    grown = peak(4) - peak(1)
+    assert grown < 4 * chunk * vocab / 4, grown
 
 
 def test_the_head_still_gives_logits_outside_of_a_loss():
