@@ -18,6 +18,9 @@ from launcher.core import runtime
 from launcher.core.errors import Problem
 from launcher.core.runtime import Ranks
 
+#: Compute capability that FlashAttention's kernels for packed rows are built for.
+_VARLEN = (8, 0)
+
 
 def choose(ranks: Ranks) -> torch.device:
     """The GPU of this rank, or the CPU where torch sees no GPU."""
@@ -36,7 +39,9 @@ def facts(device: torch.device) -> dict[str, Any]:
             "type": "cuda",
             "name": found.name,
             "id": str(getattr(found, "uuid", "")),
-            "bf16": torch.cuda.is_bf16_supported(),
+            # V100 and T4 only pretend to have it.
+            "bf16": torch.cuda.is_bf16_supported(including_emulation=False),
+            "capability": [found.major, found.minor],
         }
     promise = runtime.promised_gpus()
     return {"type": "cpu", "hidden": runtime.hides_gpus(), "promise": promise, "cause": _cause()}
@@ -81,6 +86,19 @@ def judge(
                 text = f"the GPU of {_named(without, places)} cannot compute in bf16"
                 hint = "engine.precision=fp16, or engine.precision=fp32"
                 found.append(Problem("engine.precision", text, hint))
+        if plan.get("attention") == "varlen":
+            older = {
+                rank: device["capability"]
+                for rank, device in devices.items()
+                if tuple(device.get("capability", _VARLEN)) < _VARLEN
+            }
+            if older:
+                which = ", ".join(sorted({".".join(map(str, one)) for one in older.values()}))
+                text = (
+                    f"the GPU of {_named(list(older), places)} has compute capability {which};"
+                    f" varlen kernels need {'.'.join(map(str, _VARLEN))}"
+                )
+                found.append(Problem("model.attention", text, "model.attention=document"))
         kind = next(iter(types.values()), plan.get("device"))
         if plan.get("device") not in (None, kind):
             notes.append(

@@ -104,3 +104,21 @@ def test_what_promises_gpus(tmp_path, monkeypatch, variables, promised, hides):
     assert promised in runtime.promised_gpus()
     assert bool(runtime.promised_gpus()) is bool(promised)
     assert runtime.hides_gpus() is hides
+
+
+@pytest.mark.parametrize(
+    ("capability", "refused"), [([7, 0], True), ([7, 5], True), ([8, 0], False)]
+)
+def test_kernels_that_a_gpu_is_too_old_for_are_refused(capability, refused):
+    plan = CUDA_PLAN | {"precision": "fp16", "attention": "varlen"}
+    card = gpu("x") | {"capability": capability}
+    problems, _ = judged(plan, gpu("y") | {"capability": [9, 0]}, card)
+    if refused:
+        shown = ".".join(map(str, capability))
+        assert (
+            f"model.attention: the GPU of rank 1 on a has compute capability {shown}" in problems[0]
+        )
+        assert problems[0].endswith("HINT: model.attention=document")
+        assert judged(plan | {"attention": "document"}, gpu("y"), card) == ([], [])
+    else:
+        assert problems == []
