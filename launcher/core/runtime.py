@@ -244,6 +244,12 @@ def take_current_folder_off_the_path() -> None:
     sys.path[:end] = [place for place in sys.path[:end] if place not in gone]
 
 
+def name_device(index: int) -> None:
+    """Let libraries that take LOCAL_RANK for the number of this rank's GPU find it: a rank that is
+    shown one GPU alone has number 0, whatever its place."""
+    os.environ["LOCAL_RANK"] = str(index)
+
+
 def single_threaded_tokenizers() -> None:
     """Give `tokenizers` one thread in this process and its children: processes share the work."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -89,6 +89,8 @@ class Engine:
             save_less(model)
         self.layers = gather_by_layer(model) if self.zero == 3 else []
         """Layers that ZeRO-3 gathers as a whole before they run."""
+        if plan.device == "cuda":
+            runtime.name_device(torch.cuda.current_device())
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -96,6 +98,8 @@ class Engine:
             config=settings,
             dist_init_required=False,
         )
+        if isinstance(config.optim, Adamw8bitConfig):
+            _require_countable(self.flat_parameters())
         self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
 
     def __call__(self, **inputs: Any) -> Any:
@@ -317,6 +321,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 def _dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
+
+
+#: bitsandbytes hands its kernels the number of elements as a C int, which would wrap.
+_MOST_ELEMENTS = 2**31 - 1
+
+
+def _require_countable(flats: list[Tensor]) -> None:
+    """`ConfigError` for more parameters in one piece than bitsandbytes can count."""
+    largest = max((flat.numel() for flat in flats), default=0)
+    if largest > _MOST_ELEMENTS:
+        raise ConfigError(
+            f"a rank would update {largest:,} parameters at once; adamw8bit can count"
+            f" {_MOST_ELEMENTS:,}",
+            where="optim.name",
+            hint="optim=adamw, or engine=zero3, which updates them in parts",
+        )
 
 
 def _adamw8bit(groups: list[dict[str, Any]], optim: Adamw8bitConfig) -> torch.optim.Optimizer:
