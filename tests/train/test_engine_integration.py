@@ -153,6 +153,23 @@ def test_records_count_with_their_weight_in_every_cut(setup, ranks):
             np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, err_msg=f"{name} {key}")
 
 
+def test_sums_of_bf16_gradients_do_not_depend_on_the_cut(setup):
+    """A row gives the same 16-bit gradient wherever it is computed; in 16 bits their sum would
+    change in the third digit."""
+    folder, model, _ = setup
+    cases = [
+        case(f"zero{zero}", model, zero=zero, micro=1, engine={"precision": "bf16"})
+        for zero in (1, 2, 3)
+    ]
+    found = {ranks: run_cases(folder, cases, ranks) for ranks in (1, 2)}
+    wanted = found[1]["zero1"]["norms"][0]
+    for ranks, results in found.items():
+        for name, got in results.items():
+            np.testing.assert_allclose(
+                got["norms"][0], wanted, rtol=1e-5, err_msg=f"{name} {ranks}"
+            )
+
+
 def test_lora_bf16_and_muon_run_at_every_stage_with_equal_losses(setup):
     folder, model, _ = setup
     lora = {"peft": {"name": "lora", "rank": 4}}

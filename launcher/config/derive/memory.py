@@ -222,7 +222,7 @@ def estimate(
     W from ZeRO 1.
 
     With N parameters, T trained ones, W ranks and b bytes a number:
-    weights N*b, over W from ZeRO 3; gradients T*b (T*4 at ZeRO 1 and 2), over W from ZeRO 2;
+    weights N*b, over W from ZeRO 3; gradients T*b (T*4 from ZeRO 1), over W from ZeRO 2;
     optimizer T * (moments + 4 for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the
     weights themselves, without a copy).
     Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
@@ -242,7 +242,8 @@ def estimate(
     optimizer = trained * (config.optim.moment_bytes + copy) / (world_size if stage >= 1 else 1)
     weights /= world_size if stage == 3 else 1
     # Sums over micro-batches and ranks are kept in fp32 where DeepSpeed offers it.
-    summed = 4 if stage in (1, 2) and not config.engine.offload_optimizer else size
+    is_summed = stage in (1, 2) or (stage == 3 and precision == "bf16")
+    summed = 4 if is_summed and not config.engine.offload_optimizer else size
     gradients = trained * summed / (world_size if stage >= 2 else 1)
     tokens = micro_batch * config.data.max_length
     copies = 4 if config.model.gradient_checkpointing or config.model.compile else 2

@@ -155,7 +155,7 @@ def estimate(
 
 @pytest.mark.parametrize(
     ("stage", "weights", "gradients", "optimizer"),
-    [(0, 2, 2, 12), (1, 2, 4, 3), (2, 2, 1, 3), (3, 0.5, 0.5, 3)],
+    [(0, 2, 2, 12), (1, 2, 4, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)],
 )
 def test_zero_stages_shard_one_part_after_another(
     stage: int, weights: float, gradients: float, optimizer: float
