@@ -71,13 +71,12 @@ def load_optimizer(checkpoint: Checkpoint, engine: Engine) -> None:
                 values[key] = torch.zeros_like(piece.flat).detach()
             part = optimizer.range(f"{piece.name}|{key}", piece.offset, piece.numel)
             piece.of(values[key]).copy_(part)
-    _load_opaque(checkpoint, engine)
-    for flat, values in state.items():
-        # What has never had a gradient has no state, and no counter.
-        for key, scalar in manifest["scalars"].items() if values else ():
+        for key, scalar in manifest["scalars"].items():
             # torch's fused AdamW wants its step counter beside the parameter.
-            counter = torch.tensor(scalar, dtype=torch.float32, device=flat.device)
+            device = piece.flat.device
+            counter = torch.tensor(scalar, dtype=torch.float32, device=device)
             values[key] = scalar if isinstance(scalar, int) else counter
+    _load_opaque(checkpoint, engine)
     engine.load_scaler_state(manifest["scaler"])
 
 
@@ -99,4 +98,5 @@ def _load_opaque(checkpoint: Checkpoint, engine: Engine) -> None:
     for index, values in torch.load(path, map_location="cpu", weights_only=True).items():
         state = engine.base_optimizer.state[flats[index]]
         for key, value in values.items():
-            state[key] = value.to(flats[index].device)
+            is_tensor = isinstance(value, torch.Tensor)
+            state[key] = value.to(flats[index].device) if is_tensor else value

@@ -427,19 +427,23 @@ def _scalars(engine: Engine) -> dict[str, float]:
     return scalars
 
 
-def _opaque_state(engine: Engine) -> dict[int, dict[str, torch.Tensor]]:
+def _opaque_state(engine: Engine) -> dict[int, dict[str, Any]]:
     """State that cannot be cut by parameter, by index of the flat parameter: kept as it is.
 
-    8-bit moments with their block scales, and DeepSpeed's Muon momentum at stages 1 and 2, which
-    covers all of a parameter on each rank that holds a part of it.
+    8-bit moments with their block scales and counter, and DeepSpeed's Muon momentum at stages 1 and
+    2, which covers all of a parameter on each rank that holds a part of it.
     """
-    opaque: dict[int, dict[str, torch.Tensor]] = {}
+    opaque: dict[int, dict[str, Any]] = {}
     for index, flat in enumerate(engine.flat_parameters()):
-        for key, value in engine.base_optimizer.state.get(flat, {}).items():
-            tensor = isinstance(value, torch.Tensor) and value.dim() > 0
-            if tensor and not _is_laid_out_like(value, flat):
-                opaque.setdefault(index, {})[key] = value
+        values = engine.base_optimizer.state.get(flat, {})
+        if any(_is_opaque(value, flat) for value in values.values()):
+            opaque[index] = {k: v for k, v in values.items() if not _is_laid_out_like(v, flat)}
     return opaque
+
+
+def _is_opaque(value: Any, flat: torch.Tensor) -> bool:
+    is_tensor = isinstance(value, torch.Tensor) and value.dim() > 0
+    return is_tensor and not _is_laid_out_like(value, flat)
 
 
 def _manifest(

@@ -86,6 +86,17 @@ def test_the_weights_of_a_checkpoint_are_put_back_into_the_engine(setup, name):
         assert rank["after"] != rank["before"]
 
 
+def test_moments_in_8_bit_and_their_counter_go_on(setup):
+    pytest.importorskip("bitsandbytes")
+    folder, model, _ = setup
+    eight = {"optim": {"name": "adamw8bit", "lr": 1e-2}}
+    found = run_cases(folder, [case(f"8bit-{zero}", model, zero, **eight) for zero in (1, 2, 3)], 2)
+    for result in found.values():
+        for rank in result["ranks"]:
+            assert rank["again"] == rank["rest"]
+            assert rank["resumed"] == rank["straight"]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_save_that_fails_behind_training_is_told_on_all_ranks(setup, rank):
     folder, model, _ = setup
