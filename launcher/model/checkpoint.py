@@ -68,8 +68,13 @@ class Checkpoint:
         return ""
 
 
-def hash_file(path: Path) -> str:
+def hash_of(content: bytes) -> str:
     """The digest of a file's content, as a manifest holds it."""
+    return hashlib.blake2b(content, digest_size=32).hexdigest()
+
+
+def hash_file(path: Path) -> str:
+    """The same of a file on disk."""
     digest = hashlib.blake2b(digest_size=32)
     with open(path, "rb") as file:
         while block := file.read(1 << 22):

@@ -39,7 +39,7 @@ from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.distributed.collectives import gather_objects
 from launcher.health.heartbeat import Heartbeat
-from launcher.model.checkpoint import VERSION, checkpoints, hash_file
+from launcher.model.checkpoint import VERSION, checkpoints, hash_of
 from launcher.model.fragments import Fragment, ParameterShard, write_fragments
 from launcher.train.engine import Engine
 
@@ -341,7 +341,7 @@ def _write(path: Path, content: list[Fragment] | bytes, beat: Callable[[], None]
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return {"bytes": len(content), "blake2b": hash_file(path)}
+        return {"bytes": len(content), "blake2b": hash_of(content)}
     size, digest = write_fragments(path, content, beat)
     return {"bytes": size, "blake2b": digest}
 

@@ -39,21 +39,21 @@ REFUSED = {
     **_because(
         "checkpoints are the launcher's own, and do not hold its state",
         *("zero_optimization.zenflow", "zero_optimization.offload_optimizer.super_offload"),
-        *("zero_optimization.offload_optimizer.nvme_path",),
-        *("zero_optimization.offload_param.nvme_path",),
+        "zero_optimization.offload_optimizer.nvme_path",
+        "zero_optimization.offload_param.nvme_path",
     ),
     **_because(
         "checkpoints are the launcher's own (section checkpoint)",
         *("checkpoint", "datastates_ckpt", "nebula", "zero_optimization.elastic_checkpoint"),
-        *("zero_optimization.load_from_fp32_weights",),
-        *("zero_optimization.pipeline_loading_checkpoint",),
-        *("zero_optimization.stage3_gather_16bit_weights_on_model_save",),
+        "zero_optimization.load_from_fp32_weights",
+        "zero_optimization.pipeline_loading_checkpoint",
+        "zero_optimization.stage3_gather_16bit_weights_on_model_save",
     ),
     **_because(
         "each rank has rows and layers of its own",
         *("tensor_parallel", "autotp_size", "expert_parallel", "pipeline"),
         *("sequence_parallel_size", "seq_parallel_communication_data_type"),
-        *("use_data_before_expert_parallelism",),
+        "use_data_before_expert_parallelism",
     ),
     **_because(
         "rows are read by the launcher (section data)",
@@ -63,7 +63,7 @@ REFUSED = {
         "that part of DeepSpeed is not called here",
         *("autotuning", "elasticity", "hybrid_engine", "progressive_layer_drop", "eigenvalue"),
         *("quantize_training", "compression_training", "weight_quantization"),
-        *("zero_optimization.mics_shard_size",),
+        "zero_optimization.mics_shard_size",
         *("zero_optimization.mics_hierarchical_params_gather", "zero_optimization.loco_param"),
     ),
 }

@@ -89,7 +89,8 @@ class EngineConfig:
     offload_params: bool = False
     """Keep parameters on the CPU and fetch them when needed (stage 3)."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Any DeepSpeed key, merged last over the dict that `launcher config --deepspeed` prints."""
+    """Further DeepSpeed keys, merged last over the dict that `launcher config --deepspeed` prints;
+    those that would have no effect here are refused."""
 
 
 @dataclass(kw_only=True, slots=True)
