@@ -47,6 +47,8 @@ def config(words: list[str]) -> int:
         from launcher.config.derive import deepspeed
 
         config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
+        if made.zero is None:
+            print("one rank has nothing to shard: it trains without this", file=sys.stderr)
         print(arguments.as_json(deepspeed.build(config, made)))
     else:
         from launcher.config.compose import compose

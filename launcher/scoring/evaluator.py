@@ -175,7 +175,7 @@ class Evaluator:
             batch_tokens=min(self.config.eval.batch_tokens, self._batch_cap()),
             rank=self.ranks.rank,
             world_size=self.ranks.world_size,
-            lockstep=self.config.engine.zero == 3,
+            lockstep=self.plan.zero == 3,
             new_tokens=None if head.isolates else 0,
             equal=not (head.isolates or head.pads),
         )

@@ -1,24 +1,16 @@
-"""The DeepSpeed engine: with `launcher.distributed.gathered` all that drives DeepSpeed."""
+"""What a training loop asks of the engine around a model, and what its engines share."""
 
 from __future__ import annotations
 
-import importlib
-import logging
-import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from launcher.config.derive.deepspeed import clips_itself
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
-from launcher.core import runtime
-from launcher.core.errors import ConfigError, DivergedError
-from launcher.model.activations import save_less
+from launcher.core.errors import ConfigError
 from launcher.model.fragments import ParameterShard
 
 
@@ -30,280 +22,76 @@ class StepResult:
     applied: bool
 
 
-def import_deepspeed(device: str) -> Any:
-    """Import DeepSpeed quietly, without its shared-memory op: that needs a compiler for no gain."""
-    if device == "cpu":
-        runtime.choose_cpu_accelerator()
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    import deepspeed
+class Engine(Protocol):
+    """A model with its optimizer, on one rank or sharded over many."""
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed still calls collectives by names that torch 2.13 has renamed.
-    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)
-    # Set as a whole: to read it would probe every op, with compilers, and on CUDA with nvcc.
-    deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-    # Ranges for NVIDIA's profiler, pushed thousands of times a step, cost 3 % of a small model's.
-    deepspeed.utils.nvtx.enable_nvtx = runtime.is_profiled_by_nsight()
-    return deepspeed
-
-
-def _pass_over_muon() -> None:
-    """Import DeepSpeed's Muon as plain functions, for a run of another optimizer.
-
-    DeepSpeed imports it to ask whether the optimizer is one; compiled, that loads all of Inductor,
-    2 s of a start.
-    """
-    compiler = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    finally:
-        torch.compile = compiler
-
-
-def connect(device: str) -> None:
-    """Hand torch's process group to DeepSpeed; ZeRO-3 needs that before a model is built."""
-    import_deepspeed(device).init_distributed(dist_init_required=False, verbose=False)
-
-
-class Engine:
-    """A model under DeepSpeed ZeRO with its optimizer."""
-
-    def __init__(
-        self, model: nn.Module, config: Config, plan: Plan, settings: dict[str, Any]
-    ) -> None:
-        """Shard `model` as `settings` (from `launcher.config.derive.deepspeed.build`) say."""
-        deepspeed = import_deepspeed(plan.device)
-        if not isinstance(config.optim, MuonConfig):
-            _pass_over_muon()
-        self.plan = plan
-        self.zero = settings["zero_optimization"]["stage"]
-        self._clip_norm = config.optim.clip_norm if clips_itself(config, plan) else None
-        self._names = {id(p): name for name, p in model.named_parameters()}
-        groups = parameter_groups(model, config.optim.weight_decay)
-        optimizer = (
-            _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
-        )
-        self.module = model
-        if not (config.model.gradient_checkpointing or config.model.compile):
-            save_less(model)
-        self.layers = gather_by_layer(model) if self.zero == 3 else []
-        """Layers that ZeRO-3 gathers as a whole before they run."""
-        if plan.device == "cuda":
-            runtime.name_device(torch.cuda.current_device())
-        self._engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            model_parameters=groups,
-            config=settings,
-            dist_init_required=False,
-        )
-        if isinstance(config.optim, Adamw8bitConfig):
-            _require_countable(self.flat_parameters())
-        self._base_lrs = [group["lr"] for group in self._engine.optimizer.param_groups]
+    plan: Plan
+    module: nn.Module
+    zero: int
+    """ZeRO stage by which the state lies on the ranks; 0: each has all of it."""
+    layers: list[nn.Module]
+    """Layers that ZeRO-3 gathers as a whole before they run."""
 
     def __call__(self, **inputs: Any) -> Any:
         """Forward."""
-        return self._engine(**inputs)
+        ...
 
     def train(self) -> None:
         """Switch dropout and the like on."""
-        self._engine.train()
+        ...
 
     def eval(self) -> None:
         """Switch dropout and the like off."""
-        self._engine.eval()
+        ...
 
     def backward(self, loss: Tensor) -> None:
-        """Accumulate a micro-batch's gradients; `loss` is already divided by the global weight.
+        """Accumulate a micro-batch's gradients; `loss` is divided by the global weight, and
+        multiplied by the ranks, over which gradients are averaged.
 
         Raises `ConfigError` for a loss that nothing trained has part in.
         """
-        if not loss.requires_grad:
-            raise ConfigError(
-                "no gradient reaches what is trained: the model cuts its graph before it",
-                where="peft",
-                hint="train all weights with peft=none",
-            )
-        self._engine.backward(loss, scale_wrt_gas=False)
+        ...
 
     def last_micro_batch(self, is_last: bool) -> None:
         """Say before a forward whether the optimizer steps after its backward."""
-        self._engine.set_gradient_accumulation_boundary(is_last)
+        ...
 
     def micro_step(self) -> None:
-        """Tell DeepSpeed that a micro-batch inside the accumulation window is done."""
-        self._engine.step()
+        """Tell that a micro-batch inside the accumulation window is done."""
+        ...
 
     def step(self, lr_factor: float) -> StepResult:
-        """Clip and apply the accumulated gradients; a non-finite gradient is discarded."""
-        for group, base in zip(self._engine.optimizer.param_groups, self._base_lrs, strict=True):
-            group["lr"] = base * lr_factor
-        if self._clip_norm is not None:
-            return self._step_unsharded(self._clip_norm)
-        try:
-            self._engine.step()
-        except Exception as error:
-            if "loss scale" in str(error):
-                raise DivergedError(
-                    "fp16 loss scale is at its minimum and gradients still overflow",
-                    where="engine.precision",
-                    hint="use bf16 or fp32, or a smaller optim.lr",
-                ) from error
-            raise
-        norm = self._engine.get_global_grad_norm()
-        applied = not getattr(self._engine.optimizer, "overflow", False)
-        return StepResult(math.inf if norm is None else float(norm), applied)
-
-    def _step_unsharded(self, clip_norm: float) -> StepResult:
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = _global_norm(parameters)
-        applied = bool(torch.isfinite(norm))
-        if not applied:
-            for parameter in parameters:
-                assert parameter.grad is not None
-                parameter.grad.zero_()
-        elif clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-        if applied:
-            self._engine.step()
-        else:
-            self._engine.zero_grad()
-            self._engine.micro_steps += 1
-        return StepResult(float(norm), applied)
+        """Clip and apply the accumulated gradients at `lr_factor` times each group's rate; a
+        non-finite gradient is discarded."""
+        ...
 
     @property
     def lr(self) -> float:
         """Learning rate of the first parameter group."""
-        return float(self._engine.optimizer.param_groups[0]["lr"])
+        ...
 
     # ---- state, laid out by parameter so that any number of ranks and any stage can read it back
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that holds the state, below DeepSpeed's wrappers."""
-        optimizer = self._engine.optimizer
-        inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-        return inner
+        """The optimizer that holds the state."""
+        ...
 
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""
-        if self.zero == 3:  # which takes them out of the optimizer's groups between steps
-            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
-        return [flat for group in self.base_optimizer.param_groups for flat in group["params"]]
+        ...
 
     def pieces(self) -> Iterator[ParameterShard]:
         """This rank's share of every trained parameter; under stage 0 each rank has everything."""
-        wrapper = self._engine.optimizer
-        if self.zero == 3:
-            yield from self._pieces_stage3(wrapper)
-        elif self.zero == 0:
-            yield from self._pieces_stage0(wrapper)
-        else:
-            yield from self._pieces_flat(wrapper)
-
-    def _pieces_stage0(self, wrapper: Any) -> Iterator[ParameterShard]:
-        if hasattr(wrapper, "fp32_groups"):  # 16 bit: fp32 masters beside the model's weights
-            pairs = [
-                pair
-                for low, high in zip(wrapper.fp16_groups, wrapper.fp32_groups, strict=True)
-                for pair in zip(low, high, strict=True)
-            ]
-        else:
-            pairs = [(p, p) for group in wrapper.param_groups for p in group["params"]]
-        for param, master in pairs:
-            yield ParameterShard(
-                self._names[id(param)], tuple(param.shape), 0, param.numel(), master, 0
-            )
-
-    def _pieces_flat(self, wrapper: Any) -> Iterator[ParameterShard]:
-        flats = getattr(wrapper, "single_partition_of_fp32_groups", None)
-        groups = getattr(wrapper, "bit16_groups", None)
-        if flats is None:
-            flats, groups = wrapper.fp32_groups_flat_partition, wrapper.bf16_groups
-        assert groups is not None
-        for flat, group in zip(flats, groups, strict=True):
-            for param in group:
-                mapping = param._hp_mapping
-                if mapping is None:  # lies wholly on other ranks
-                    continue
-                low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
-                yield ParameterShard(
-                    self._names[id(param)],
-                    tuple(param.shape),
-                    low.start,
-                    high.numel,
-                    flat,
-                    high.start,
-                )
-
-    def _pieces_stage3(self, wrapper: Any) -> Iterator[ParameterShard]:
-        param: Any  # DeepSpeed adds the shape and size of the whole to a sharded parameter
-        for param in self.module.parameters():
-            if not param.requires_grad:
-                continue
-            group, start, numel = wrapper.grad_position[wrapper.get_param_id(param)]
-            offset = numel * wrapper._get_param_partition_rank(param)
-            valid = min(numel, param.ds_numel - offset)  # the last ranks' parts are padded
-            if valid > 0:
-                flat = wrapper.fp32_partitioned_groups_flat[group]
-                yield ParameterShard(
-                    self._names[id(param)], tuple(param.ds_shape), offset, valid, flat, start
-                )
+        ...
 
     def scaler_state(self) -> dict[str, Any]:
         """The fp16 loss scaler's counters; empty otherwise."""
-        scaler = _scaler(self._engine.optimizer)
-        if self.plan.precision != "fp16" or scaler is None:
-            return {}
-        return {k: v for k, v in vars(scaler).items() if isinstance(v, int | float | bool)}
+        ...
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Put back what `scaler_state` gave."""
-        scaler = _scaler(self._engine.optimizer)
-        for key, value in state.items():
-            setattr(scaler, key, value)
-
-
-def gather_by_layer(model: nn.Module) -> list[nn.Module]:
-    """Make each decoder layer one unit of ZeRO-3: one gather and one set of hooks, not dozens.
-
-    DeepSpeed's hooks around every submodule cost a small model a quarter of its time. Layers are
-    the modules that transformers says not to split; a model that names none keeps finer units.
-    Over frozen embeddings nothing would flow back into the input of the first layer, so that
-    autograd would tell of the layer's end before its submodules have run: the embeddings' output
-    is made to ask for a gradient. Returns the layers.
-    """
-    from deepspeed.utils import set_z3_leaf_module
-
-    transformer: Any = model
-    embeddings = transformer.get_input_embeddings()
-    if not any(p.requires_grad for p in embeddings.parameters()):
-        transformer.enable_input_require_grads()
-    names: set[str] = set()
-    for module in model.modules():
-        names.update(getattr(module, "_no_split_modules", None) or ())
-    flows, layers = False, []
-    for module in model.modules():
-        if flows and type(module).__name__ in names:
-            set_z3_leaf_module(module, True)
-            layers.append(module)
-        flows = flows or module is embeddings
-    return layers
-
-
-def _global_norm(parameters: list[nn.Parameter]) -> Tensor:
-    """L2 norm of all gradients, summed in fp64: in fp32 a million elements lose the fifth digit."""
-    norms = [
-        torch.linalg.vector_norm(p.grad, dtype=torch.float64)
-        for p in parameters
-        if p.grad is not None
-    ]
-    return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def _scaler(optimizer: Any) -> Any:
-    return getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+        ...
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -323,30 +111,26 @@ def _dimensions(parameter: nn.Parameter) -> int:
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
-#: bitsandbytes hands its kernels the number of elements as a C int, which would wrap.
-_MOST_ELEMENTS = 2**31 - 1
-
-
-def _require_countable(flats: list[Tensor]) -> None:
-    """`ConfigError` for more parameters in one piece than bitsandbytes can count."""
-    largest = max((flat.numel() for flat in flats), default=0)
-    if largest > _MOST_ELEMENTS:
+def require_gradient(loss: Tensor) -> None:
+    """`ConfigError` for a loss that nothing trained has part in."""
+    if not loss.requires_grad:
         raise ConfigError(
-            f"a rank would update {largest:,} parameters at once; adamw8bit can count"
-            f" {_MOST_ELEMENTS:,}",
-            where="optim.name",
-            hint="optim=adamw, or engine=zero3, which updates them in parts",
+            "no gradient reaches what is trained: the model cuts its graph before it",
+            where="peft",
+            hint="train all weights with peft=none",
         )
 
 
-def _adamw8bit(groups: list[dict[str, Any]], optim: Adamw8bitConfig) -> torch.optim.Optimizer:
-    import bitsandbytes
+def clip(parameters: list[nn.Parameter], most: float) -> tuple[float, bool]:
+    """Scale the gradients of `parameters`, each of which has one, down to an L2 norm of `most` (0:
+    leave them); returns the norm before, and whether it is finite: else they are left.
 
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        groups,
-        lr=optim.lr,
-        betas=(optim.beta1, optim.beta2),
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
-    return optimizer
+    The norm is summed in fp64: in fp32 a million elements lose the fifth digit.
+    """
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norms = [torch.linalg.vector_norm(grad, dtype=torch.float64) for grad in grads]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
+    is_finite = bool(torch.isfinite(norm))
+    if is_finite and most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return float(norm), is_finite

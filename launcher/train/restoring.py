@@ -9,7 +9,8 @@ from launcher.core.errors import StorageError
 from launcher.model.adapter import AdapterReader
 from launcher.model.checkpoint import Checkpoint
 from launcher.model.fragments import FragmentReader
-from launcher.train.engine import Engine, import_deepspeed
+from launcher.train.engine import Engine
+from launcher.train.zero import import_deepspeed
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:

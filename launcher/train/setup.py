@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from launcher import fingerprint
 from launcher.config.derive import deepspeed
@@ -33,7 +34,9 @@ from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
 from launcher.train import restoring, saving
-from launcher.train.engine import Engine, connect
+from launcher.train.engine import Engine
+from launcher.train.single import SingleEngine
+from launcher.train.zero import ZeroEngine, connect
 
 Say = Callable[[str], None]
 
@@ -125,10 +128,10 @@ def make_learner(
 
     heart.beat("start", 0, "model")
     objective, plan = data.objective, data.plan
-    settings = deepspeed.build(config, plan)
     torch.manual_seed(config.seed)
-    connect(device.type)
-    zero3 = settings if config.engine.zero == 3 else None
+    zero3 = deepspeed.build(config, plan) if plan.zero == 3 else None
+    if zero3 is not None:
+        connect(device.type)  # the model is built in shards
     model: Any = load_model(config.model, plan, len(data.tokenizer), zero3, objective.spec)
     if objective.spec is not None:
         objective.spec = replace(objective.spec, fresh=model.fresh_modules)
@@ -159,13 +162,21 @@ def make_learner(
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
     heart.beat("start", 0, "engine")
-    engine = Engine(model, config, plan, settings)
+    engine = make_engine(model, config, plan)
     if start is not None:
         heart.beat("start", 0, "optimizer")
         restoring.load_optimizer(start, engine)
     gc.freeze()
     gc.enable()
     return Learner(model, head, engine, start, origin)
+
+
+def make_engine(model: nn.Module, config: Config, plan: Plan) -> Engine:
+    """The engine that `plan` asks for, around `model`: DeepSpeed, if there is something to
+    shard."""
+    if plan.zero is None:
+        return SingleEngine(model, config, plan)
+    return ZeroEngine(model, config, plan, deepspeed.build(config, plan))
 
 
 def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:

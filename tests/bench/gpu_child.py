@@ -112,7 +112,7 @@ def skipped(steps: list[Any]) -> int:
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """The launcher's own parts, put together as its loop does."""
     from launcher.config.compose import compose
-    from launcher.config.derive import deepspeed, plan
+    from launcher.config.derive import plan
     from launcher.config.schema import variants
     from launcher.config.schema.variants import PEFT_METHODS
     from launcher.core import runtime
@@ -120,7 +120,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from launcher.data.pack.packing import PackedOrder
     from launcher.distributed import rendezvous
     from launcher.model.load import load_model
-    from launcher.train.engine import Engine, connect
+    from launcher.train.setup import make_engine
+    from launcher.train.zero import connect
 
     sys.path.append(str(Path(__file__).resolve().parents[1]))
     from support import caches
@@ -169,7 +170,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     objective = variants.objective(config.objective)
     head = objective.head(model)
     flops = meters.model_flops(model)
-    engine = Engine(model, config, made, deepspeed.build(config, made))
+    engine = make_engine(model, config, made)
     engine.train()
     ends, work = [], []
     for step in range(job["steps"]):

@@ -19,7 +19,8 @@ from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import rendezvous
 from launcher.model.load import load_model
-from launcher.train.engine import Engine, connect
+from launcher.train.setup import make_engine
+from launcher.train.zero import connect
 from support.configs import make_config
 
 
@@ -41,14 +42,14 @@ def run(case, cache, device):
         world_size=1,
     )
     torch.manual_seed(0)
-    settings = deepspeed.build(config, made)
-    model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+    settings = deepspeed.build(config, made) if made.zero == 3 else None
+    model = load_model(config.model, made, 0, settings)
     if config.peft.name != "none":
         torch.manual_seed(0)  # adapters are made on the CPU, except at stage 3
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     objective = variants.objective(config.objective)
     head = objective.head(model)
-    engine = Engine(model, config, made, settings)
+    engine = make_engine(model, config, made)
     losses, norms = [], []
     for step in range(made.steps):
         rows = [row.to(device) for row in loader.step(step)]

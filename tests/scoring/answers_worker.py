@@ -20,7 +20,8 @@ from launcher.evals.generation import generate_records
 from launcher.evals.records import TokenizedPrompt
 from launcher.evals.runner import gather
 from launcher.model.load import load_model
-from launcher.train.engine import Engine, connect
+from launcher.train.setup import make_engine
+from launcher.train.zero import connect
 from support.configs import make_config
 
 PROMPTS = [TokenizedPrompt(i, list(range(10 + i, 15 + 4 * i)), "", f"d:{i}") for i in range(7)]
@@ -46,9 +47,9 @@ def answer(folder, zero, gather_weights, batch_tokens, ranks):
     )
     made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=2)
     torch.manual_seed(0)
-    settings = deepspeed.build(config, made)
-    model = load_model(config.model, made, 0, settings if zero == 3 else None)
-    engine = Engine(model, config, made, settings)
+    settings = deepspeed.build(config, made) if made.zero == 3 else None
+    model = load_model(config.model, made, 0, settings)
+    engine = make_engine(model, config, made)
     losses, said = [], []
 
     def step():

@@ -20,8 +20,9 @@ from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives, rendezvous
 from launcher.health.isolation import isolate
 from launcher.model.load import load_model
-from launcher.train.engine import Engine, connect
 from launcher.train.loop import micro_batches
+from launcher.train.setup import make_engine
+from launcher.train.zero import connect
 from support.configs import make_config
 
 CPU = torch.device("cpu")
@@ -53,14 +54,13 @@ def run(case, folder, ranks):
         world_size=ranks.world_size,
     )
     torch.manual_seed(0)
-    settings = deepspeed.build(config, made)
-    zero3 = settings if config.engine.zero == 3 else None
+    zero3 = deepspeed.build(config, made) if made.zero == 3 else None
     model = load_model(config.model, made, 0, zero3, spec)
     if config.peft.name != "none":
         head = model.fresh_modules if spec else None
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft, head)
     head = objective.head(model)
-    engine = Engine(model, config, made, settings)
+    engine = make_engine(model, config, made)
     norms = [m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm"]
     is_lean = ["forward" in vars(norm) for norm in norms]
     assert is_lean == [not config.model.gradient_checkpointing] * len(norms)

@@ -29,22 +29,23 @@ from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.train import restoring
-from launcher.train.engine import Engine, connect
 from launcher.train.saving import Saver
+from launcher.train.setup import make_engine
+from launcher.train.zero import connect
 from support.configs import make_config
 
 
 def build(config, made, start, cache):
     torch.manual_seed(0)
-    settings = deepspeed.build(config, made)
-    model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+    settings = deepspeed.build(config, made) if made.zero == 3 else None
+    model = load_model(config.model, made, 0, settings)
     if config.peft.name != "none":
         torch.manual_seed(0)
         model = PEFT_METHODS.load(config.peft.name)(model, config.peft)
     if start is not None:
         restoring.load_weights(start, model)
     head = TargetHead(model)
-    engine = Engine(model, config, made, settings)
+    engine = make_engine(model, config, made)
     if start is not None:
         restoring.load_optimizer(start, engine)
     engine.eval()

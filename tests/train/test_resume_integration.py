@@ -86,6 +86,39 @@ def test_the_weights_of_a_checkpoint_are_put_back_into_the_engine(setup, name):
         assert rank["after"] != rank["before"]
 
 
+@pytest.fixture(scope="module")
+def alone(setup):
+    """The same on one rank, which needs no DeepSpeed."""
+    folder, model, _ = setup
+    options = {
+        "full": {},
+        "lora": {"peft": {"name": "lora", "rank": 4, "dropout": 0.1}},
+        "bf16": {"engine": {"precision": "bf16"}},
+    }
+    cases = [case(f"alone-{name}", model, 2, **more) for name, more in options.items()]
+    return run_cases(folder, cases, 1)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora", "bf16"])
+def test_one_rank_resumes_to_the_bit_and_goes_on_on_two(setup, alone, kind):
+    folder, model, results = setup
+    found = alone[f"alone-{kind}"]
+    (rank,) = found["ranks"]
+    assert rank["again"] == rank["rest"]
+    assert rank["resumed"] == rank["straight"]
+    assert rank["back"] == rank["before"] != rank["after"]
+    if kind == "lora":  # dropout draws other masks on other ranks
+        return
+    entry = case(f"{kind} from one rank", model, 3)
+    if kind == "bf16":
+        entry["config"]["engine"]["precision"] = "bf16"
+    entry["from"] = found["folder"]
+    (onward,) = run_cases(folder, [entry], 2).values()
+    two = np.sum([rank["rest"] for rank in results[f"{kind}-3"]["ranks"]], axis=0)
+    np.testing.assert_allclose(rank["rest"], two, rtol=1e-4 if kind == "full" else 1e-2)
+    assert len(onward["losses"]) == STEPS // 2
+
+
 def test_moments_in_8_bit_and_their_counter_go_on(setup):
     pytest.importorskip("bitsandbytes")
     folder, model, _ = setup

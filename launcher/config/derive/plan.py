@@ -53,6 +53,8 @@ class Plan:
     """Parameters that are trained; None as long as only the loaded model could tell."""
     memory: dict[str, int] | None
     """Estimated bytes on one rank by use (see `launcher.config.derive.memory`), or None."""
+    zero: int | None = None
+    """ZeRO stage; None on one rank, which has nothing to shard: DeepSpeed is left out."""
     eval_steps: int | None = None
     """Steps between evaluations during training; None: there are none, or steps is unknown."""
 
@@ -114,6 +116,7 @@ def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | N
         parameters=shape.parameters if shape else None,
         trainable=memory.trainable(config, shape) if shape else None,
         memory=estimate,
+        zero=resolve_zero(config, world_size, precision),
         eval_steps=_eval_steps(config, steps),
     )
 
@@ -154,6 +157,17 @@ def resolve_attention(config: Config, has_gpu: bool) -> str:
         return Attention.sdpa.name
     varlen = has_gpu and resolve_precision(config, has_gpu) != "fp32"
     return "varlen" if varlen else "document"
+
+
+def resolve_zero(config: Config, world_size: int, precision: str) -> int | None:
+    """`engine.zero`, or None where AdamW on one rank needs nothing of DeepSpeed's: neither its
+    offload nor its loss scaler nor a key of `engine.extra`."""
+    engine = config.engine
+    offloads = engine.offload_optimizer or engine.offload_params
+    is_plain = config.optim.name == "adamw" and precision != "fp16"
+    if world_size == 1 and is_plain and not (offloads or engine.extra):
+        return None
+    return engine.zero
 
 
 def _length(config: Config, sequences: int, packs: int | None) -> tuple[int | None, float | None]:
@@ -202,7 +216,7 @@ def describe(config: Config, plan: Plan) -> str:
     lines = [
         f"model    {model}{_size(plan)}, {method} fine-tuning, {plan.precision},"
         f" attention {plan.attention}",
-        f"engine   ZeRO-{config.engine.zero} on {ranks} on {plan.device}",
+        f"engine   {_engine_text(plan)} on {ranks} on {plan.device}",
         f"batch    {sequences} of {plan.max_length} tokens ="
         f" {ranks} x {plan.micro_batch} micro-batch{accumulation}",
         f"length   {_length_text(plan)}",
@@ -223,6 +237,10 @@ def describe(config: Config, plan: Plan) -> str:
             " the model was made for"
         )
     return "\n".join(lines)
+
+
+def _engine_text(plan: Plan) -> str:
+    return "AdamW, nothing to shard," if plan.zero is None else f"ZeRO-{plan.zero}"
 
 
 def _beside(plan: Plan) -> str:

@@ -51,6 +51,28 @@ def test_a_given_micro_batch_is_kept(ranks: int, micro: int, accumulation: int) 
     assert (made.micro_batch, made.accumulation) == (micro, accumulation)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "config", "zero"),
+    [
+        (1, {}, None),
+        (2, {}, 2),
+        (1, {"engine": {"zero": 3}}, None),
+        (1, {"engine": {"precision": "bf16"}}, None),
+        (1, {"engine": {"precision": "fp16"}}, 2),
+        (1, {"engine": {"zero": 3, "offload_params": True}}, 3),
+        (1, {"engine": {"offload_optimizer": True}}, 2),
+        (1, {"engine": {"extra": {"prescale_gradients": True}}}, 2),
+        (1, {"optim": {"name": "adamw8bit", "lr": 1e-3}}, 2),
+        (1, {"optim": {"name": "muon", "lr": 1e-3}}, 2),
+    ],
+)
+def test_one_rank_has_nothing_to_shard(ranks: int, config: Any, zero: int | None) -> None:
+    made = make(ranks, **config)
+    assert made.zero == zero
+    shown = plan.describe(make_config(**config), made)
+    assert ("ZeRO" in shown) == (zero is not None)
+
+
 def test_tokens_are_full_packs() -> None:
     made = make(batch={"tokens": 65536}, data={"max_length": 2048})
     assert made.global_sequences == 32

@@ -7,17 +7,17 @@ import torch
 
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
-from launcher.train import engine
+from launcher.train import zero
 
 
 @pytest.mark.parametrize("numel", [2**31 - 1, 2**31])
 def test_more_elements_than_bitsandbytes_counts_are_refused(numel):
     flats = [torch.empty(10, device="meta"), torch.empty(numel, device="meta")]
     if numel < 2**31:
-        engine._require_countable(flats)
+        zero._require_countable(flats)
         return
     with pytest.raises(ConfigError, match=r"2,147,483,648 parameters at once(?s:.)*engine=zero3"):
-        engine._require_countable(flats)
+        zero._require_countable(flats)
 
 
 def test_the_gpu_of_a_rank_that_sees_one_alone_is_the_first(monkeypatch):
