@@ -82,6 +82,8 @@ class ZeroEngine:
             save_less(model)
         self.layers = gather_by_layer(model) if self.zero == 3 else []
         """Layers that ZeRO-3 gathers as a whole before they run."""
+        if self.layers:
+            settings = _with_room_for_layers(settings, self.layers, config.engine.extra)
         if plan.device == "cuda":
             runtime.name_device(torch.cuda.current_device())
         self._engine, _, _, _ = deepspeed.initialize(
@@ -244,6 +246,24 @@ class ZeroEngine:
         scaler = _scaler(self._engine.optimizer)
         for key, value in state.items():
             setattr(scaler, key, value)
+
+
+def _with_room_for_layers(
+    settings: dict[str, Any], layers: list[nn.Module], extra: dict[str, Any]
+) -> dict[str, Any]:
+    """`settings` with a prefetch of ZeRO-3 that holds the largest of `layers`, one of which is
+    fetched as a whole or not at all; unless `extra` states it."""
+    largest = max(sum(getattr(p, "ds_numel", p.numel()) for p in m.parameters()) for m in layers)
+    zero = settings["zero_optimization"]
+    wanted = {
+        "stage3_prefetch_bucket_size": max(zero["stage3_prefetch_bucket_size"], largest),
+        # What is computed, what is fetched for the next one, and what else is kept.
+        "stage3_max_live_parameters": max(zero["stage3_max_live_parameters"], 3 * largest),
+    }
+    return {
+        **settings,
+        "zero_optimization": {**zero, **wanted, **extra.get("zero_optimization", {})},
+    }
 
 
 def gather_by_layer(model: nn.Module) -> list[nn.Module]:

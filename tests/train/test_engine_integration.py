@@ -112,6 +112,8 @@ def results(setup):
         case("micro 2", model, zero=2, micro=2),
         case("micro 1 at stage 3", model, zero=3, micro=1),
         case("micro 1 at stage 0", model, zero=0, micro=1),
+        case("overlapping at stage 1", model, zero=1, micro=1, engine={"overlap_comm": True}),
+        case("overlapping at stage 2", model, zero=2, micro=1, engine={"overlap_comm": True}),
         case("unpacked", model, zero=2, packing=False),
         case("unpacked, padded", model, zero=1, packing=False, attention="sdpa"),
         case("offloaded optimizer", model, zero=2, engine={"offload_optimizer": True}),
@@ -136,6 +138,16 @@ def test_every_cut_equals_the_plain_loop(setup, results):
                 np.testing.assert_allclose(
                     got[key], expected[key], rtol=1e-5, err_msg=f"{name}, {ranks} ranks, {key}"
                 )
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_groups_that_keep_all_parameters_equal_the_plain_loop(setup, size):
+    folder, model, cache = setup
+    grouped = case("groups", model, zero=3, micro=1, engine={"secondary_partition": size})
+    expected = plain_loop(model, cache)
+    (got,) = run_cases(folder, [grouped], 4).values()
+    for key in ("losses", "norms"):
+        np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, err_msg=key)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

@@ -158,6 +158,14 @@ def test_files_are_the_same_where_training_waits_for_them(setup, zero):
     assert files(found) == files(results[f"full-{zero}"])
 
 
+def test_groups_that_keep_all_parameters_go_on_from_it(setup):
+    folder, model, results = setup
+    entry = case("groups", model, 3, engine={"secondary_partition": 2})
+    entry["from"] = results["full-3"]["folder"]
+    (found,) = run_cases(folder, [entry], 2).values()
+    assert found["losses"] == results["full-3"]["ranks"][0]["rest"]
+
+
 def test_frozen_base_is_not_saved(setup):
     _, _, results = setup
     assert results["lora-2"]["bytes"] < results["full-2"]["bytes"] / 3

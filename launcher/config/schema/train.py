@@ -88,6 +88,13 @@ class EngineConfig:
     """Keep optimizer state and its update on the CPU (stages 1 to 3)."""
     offload_params: bool = False
     """Keep parameters on the CPU and fetch them when needed (stage 3)."""
+    overlap_comm: bool | None = None
+    """Reduce gradients while backward goes on (stages 1 and 2: beside every micro-batch, with a
+    second bucket; stage 3: gathers too). null: at stage 3 on GPUs."""
+    secondary_partition: Annotated[int, Range(2)] | None = None
+    """Ranks of a group, a node's as a rule, that keep all parameters between them after a forward,
+    so that backward gathers within the group (hpZ of ZeRO++, Wang et al. 2023, arXiv:2306.10209;
+    stage 3)."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed keys, merged last over the dict that `launcher config --deepspeed` prints;
     those that would have no effect here are refused."""
