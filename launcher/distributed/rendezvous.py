@@ -22,6 +22,7 @@ from torch.distributed import (  # type: ignore[attr-defined]
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, HangError
 from launcher.core.runtime import Ranks
+from launcher.distributed import collectives
 
 #: Longest wait of the other ranks for rank 0 to compose the config and prepare data.
 PREPARE_TIMEOUT = timedelta(hours=24)
@@ -226,23 +227,32 @@ def await_main(store: Store) -> tuple[bool, str]:
 
 def make_group(
     store: Store, ranks: Ranks, device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT
-) -> None:
+) -> str:
     """Make the process group of ranks that have all announced themselves.
 
-    A collective that takes longer than `timeout` fails.
+    A collective that takes longer than `timeout` fails. Returns what to warn of, or nothing.
     """
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    is_gpu = device.type == "cuda"
+    backend = "nccl" if is_gpu else "gloo"
     dist.init_process_group(
         backend,
         store=PrefixStore("group", store),
         rank=ranks.rank,
         world_size=ranks.world_size,
         timeout=timeout,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if is_gpu else None,
+    )
+    why = collectives.keep_apart(device, timeout) if is_gpu else ""
+    if not why:
+        return ""
+    return (
+        f"messages between ranks go over NCCL, behind what the GPUs compute: {why}"
+        "\n  HINT: GLOO_SOCKET_IFNAME (cluster.network_interface) names that between the nodes"
     )
 
 
 def leave() -> None:
     """Give up the process group, if there is one."""
     if dist.is_initialized():
+        collectives.reset()
         dist.destroy_process_group()

@@ -131,7 +131,7 @@ class Training:
         self.run, self.config, self.ranks, self.device = run, config, ranks, device
         self.stop, self.heart = stop, heart
         # No method: the evaluator holds it, and the engine is to go with its last reference.
-        self.stopping = partial(_is_asked, stop, heart, device)
+        self.stopping = partial(_is_asked, stop, heart)
 
         heart.beat("start", 0, "data")
         self.data = setup.read_data(run, config, ranks, device, self.say, told=told)
@@ -210,7 +210,7 @@ class Training:
         learns. `ConfigError` where that cannot be."""
 
         def all_agree(mine: bool) -> bool:
-            return collectives.sum_over_ranks([float(not mine)], self.device)[0] == 0
+            return collectives.sum_over_ranks([float(not mine)])[0] == 0
 
         self.engine.eval()
         model, cache, device = self.model, self.data.cache, self.device
@@ -255,8 +255,8 @@ class Training:
         with self.own_time.loading():
             rows = self.data.rows.step(step)
         beat("step", step, "agree on the batch")
-        weight, work = _totals(self.objective, rows, self.windows, self.device)
-        rows = micro_batches(rows, self.head, self.config.data.packing, self.device)
+        weight, work = _totals(self.objective, rows, self.windows)
+        rows = micro_batches(rows, self.head, self.config.data.packing)
         rows = [row.to(self.device, non_blocking=True) for row in rows]
         if not weight:
             raise DataError(
@@ -273,7 +273,7 @@ class Training:
         beat("step", step, "agree on the loss")
         saves = self.saver.report()
         loss_sum, stops, *others = collectives.sum_over_ranks(
-            [*mine, *sums, *saves, *_one_of(self.own_time.read(), ranks)], self.device
+            [*mine, *sums, *saves, *_one_of(self.own_time.read(), ranks)]
         )
         saved, seconds = others[len(sums) : len(sums) + len(saves)], others[len(sums + saves) :]
         is_strict = self.config.train.on_nonfinite is OnNonFinite.stop
@@ -525,10 +525,10 @@ def _state(progress: Progress) -> dict[str, Any]:
     }
 
 
-def _is_asked(stop: StopFlag, heart: Heartbeat, device: torch.device) -> bool:
+def _is_asked(stop: StopFlag, heart: Heartbeat) -> bool:
     """Whether any rank has been asked to stop; one collective."""
     heart.again()
-    return collectives.sum_over_ranks([float(bool(stop))], device)[0] > 0
+    return collectives.sum_over_ranks([float(bool(stop))])[0] > 0
 
 
 def _one_of(seconds: float, ranks: Ranks) -> list[float]:
@@ -544,14 +544,14 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
 
 
-def micro_batches(rows: list[Row], head: Head, packing: bool, device: torch.device) -> list[Row]:
+def micro_batches(rows: list[Row], head: Head, packing: bool) -> list[Row]:
     """`rows` as `head` computes them: where documents are a line each, in rows that hold little
     padding or none, as many on every rank."""
     is_small = not head.keeps_logits and not packing
     if head.isolates or (is_small and head.pads):
         return rows
     parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
-    count = collectives.max_over_ranks(len(parts), device)
+    count = collectives.max_over_ranks(len(parts))
     smallest = min(parts, key=lambda part: len(part.input_ids))
     return parts + [replace(smallest, is_filler=True)] * (count - len(parts))
 
@@ -588,7 +588,7 @@ def _sums(counted: list[Mapping[str, tuple[Any, Any]]]) -> tuple[list[str], list
 
 
 def _totals(
-    objective: Objective, rows: list[Row], windows: Sequence[int], device: torch.device
+    objective: Objective, rows: list[Row], windows: Sequence[int]
 ) -> tuple[float, meters.Work]:
     """Weight and work of the global batch, all ranks and micro-batches together."""
     mine = meters.work_of(rows, windows)
@@ -599,8 +599,7 @@ def _totals(
             float(mine.target_tokens),
             float(mine.squared_lengths),
             *map(float, mine.windowed),
-        ],
-        device,
+        ]
     )
     tokens, targets, squares, *windowed = map(int, work)
     return weight, meters.Work(tokens, targets, squares, tuple(windowed))

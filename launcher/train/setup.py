@@ -22,7 +22,7 @@ from launcher.core.files import read_json, write_json
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.pack.loader import Loader
+from launcher.data.pack.loader import Ahead, Loader, Row, RowSource
 from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives
@@ -81,7 +81,7 @@ def read_data(
         text = "\n".join(line for line in text.splitlines() if line not in known)
     if ranks.is_main:
         write_json(run.plan, plans.as_dict(plan))
-    loader = Loader(
+    loader: RowSource = Loader(
         cache,
         order,
         global_sequences=plan.global_sequences,
@@ -90,10 +90,22 @@ def read_data(
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
+    if device.type == "cuda":
+        loader = Ahead(loader, _pinned_for(device))
     rows = objective.rows(loader)
     if text:
         say(text)
     return Data(folders, tokenizer, cache, order.num_packs, held_out, objective, plan, rows)
+
+
+def _pinned_for(device: torch.device) -> Callable[[Row], Row]:
+    """Pins a row on a thread, which would otherwise begin a context on the first GPU."""
+
+    def pinned(row: Row) -> Row:
+        torch.cuda.set_device(device)
+        return row.pinned()
+
+    return pinned
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,9 @@ def _run(start: _Start, stop: StopFlag, resources: contextlib.ExitStack) -> None
     stop.wish = run.wish(start.attempt)
     _use_threads(config, ranks, device)
     with Watchdog(run, ranks, start.attempt, config.watchdog) as heart:
-        rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
+        warning = rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
+        if warning and ranks.is_main:
+            print(f"warning: {warning}", flush=True)
         from launcher.train.loop import train
 
         # The command line has shown the plan of a new run.

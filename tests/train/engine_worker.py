@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def agree(mine):
-    return collectives.sum_over_ranks([float(not mine)], CPU)[0] == 0
+    return collectives.sum_over_ranks([float(not mine)])[0] == 0
 
 
 def run(case, folder, ranks):
@@ -73,9 +73,9 @@ def run(case, folder, ranks):
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
-        weight = collectives.sum_over_ranks([sum(map(objective.weight, rows))], CPU)[0]
+        weight = collectives.sum_over_ranks([sum(map(objective.weight, rows))])[0]
         total = 0.0
-        rows = micro_batches(rows, head, config.data.packing, CPU)
+        rows = micro_batches(rows, head, config.data.packing)
         for index, row in enumerate(rows):
             loss = objective.loss(head, engine, row).total * (not row.is_filler)
             engine.backward(loss * (ranks.world_size / weight))
@@ -83,7 +83,7 @@ def run(case, folder, ranks):
             if index < len(rows) - 1:
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
-        losses.append(collectives.sum_over_ranks([total], CPU)[0] / weight)
+        losses.append(collectives.sum_over_ranks([total])[0] / weight)
     assert spec or (head.head is None) == case.get("fallback", False)
     return {"name": case["name"], "losses": losses, "norms": grad_norms}
 

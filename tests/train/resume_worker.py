@@ -55,7 +55,7 @@ def build(config, made, start, cache):
 
 
 def agree(mine):
-    return collectives.sum_over_ranks([float(not mine)], torch.device("cpu"))[0] == 0
+    return collectives.sum_over_ranks([float(not mine)])[0] == 0
 
 
 def train(engine, head, loader, steps, ranks):
@@ -63,9 +63,7 @@ def train(engine, head, loader, steps, ranks):
     for step in steps:
         torch.manual_seed(step * 1000 + ranks.rank)
         rows = loader.step(step)
-        weight = collectives.sum_over_ranks(
-            [sum(len(r.targets) for r in rows)], torch.device("cpu")
-        )[0]
+        weight = collectives.sum_over_ranks([sum(len(r.targets) for r in rows)])[0]
         total = 0.0
         for index, row in enumerate(rows):
             loss = head.loss(engine, row)
@@ -112,7 +110,7 @@ def fail(saver, engine, head, loader, ranks, on):
         steps += 1
         train(engine, head, loader, [0], ranks)
         try:
-            saver.settle(collectives.sum_over_ranks(saver.report(), torch.device("cpu")))
+            saver.settle(collectives.sum_over_ranks(saver.report()))
         except StorageError as error:
             problems = str(error)
         time.sleep(0.1)

@@ -222,12 +222,14 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
     yield from deepspeed_keys.problems(engine.extra)
 
 
-def _secondary(config: Config, world_size: int) -> Iterator[Problem]:
+def _secondary(config: Config, world_size: int | None) -> Iterator[Problem]:
     size, stage = config.engine.secondary_partition, config.engine.zero
     where = "engine.secondary_partition"
     if size is not None and stage != 3:
-        yield Problem(where, f"{size} with engine.zero={stage}", "only ZeRO-3 has one: engine=zero3")
-    elif size is not None and world_size % size:
+        yield Problem(
+            where, f"{size} with engine.zero={stage}", "only ZeRO-3 has one: engine=zero3"
+        )
+    elif size is not None and world_size is not None and world_size % size:
         hint = "leave it out, or take the ranks of a node, which divide all of them"
         yield Problem(where, f"groups of {size} of {world_size} ranks", hint)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, fields, replace
+from threading import Thread
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,14 +57,18 @@ class Row:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
         """The same row with its tensors on `device`."""
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return value.to(device, non_blocking=non_blocking)
-            return value
+    def pinned(self) -> Row:
+        """The same row in memory that a GPU copies from while the host goes on."""
+        return self._with(torch.Tensor.pin_memory)
 
-        own = {f.name: moved(getattr(self, f.name)) for f in fields(self)}
-        own["columns"] = {name: moved(values) for name, values in self.columns.items()}
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Row:
+        def changed(value: Any) -> Any:
+            return change(value) if isinstance(value, torch.Tensor) else value
+
+        own = {f.name: changed(getattr(self, f.name)) for f in fields(self)}
+        own["columns"] = {name: changed(values) for name, values in self.columns.items()}
         return replace(self, **own)
 
     def document_of_targets(self) -> torch.Tensor:
@@ -255,3 +261,38 @@ class Loader:
     def _row(self, packs: range) -> Row:
         records = np.concatenate([self._order.pack(pack) for pack in packs])
         return make_row(self._cache, records, packs)
+
+
+class Ahead:
+    """Rows of another source, each step's made on a thread while the one before is computed; a
+    `RowSource`.
+
+    `prepare` is called with each row there. What the source raises, `step` raises for the step
+    that it belongs to.
+    """
+
+    def __init__(self, rows: RowSource, prepare: Callable[[Row], Row]) -> None:
+        self._rows, self._prepare = rows, prepare
+        self._next: tuple[int, Future[list[Row]]] | None = None
+
+    def step(self, step: int) -> list[Row]:
+        """The rows of optimizer step `step`; those of the next one are begun."""
+        if self._next is None or self._next[0] != step:
+            if self._next is not None:
+                wait([self._next[1]])  # the source is asked by one thread at a time
+            self._next = self._begun(step)
+        rows = self._next[1].result()
+        self._next = self._begun(step + 1)
+        return rows
+
+    def _begun(self, step: int) -> tuple[int, Future[list[Row]]]:
+        future: Future[list[Row]] = Future()
+        # A thread a step: it is gone when its rows are there, and nobody has to end it.
+        Thread(target=self._make, args=(step, future), name="rows", daemon=True).start()
+        return step, future
+
+    def _make(self, step: int, future: Future[list[Row]]) -> None:
+        try:
+            future.set_result([self._prepare(row) for row in self._rows.step(step)])
+        except BaseException as error:
+            future.set_exception(error)

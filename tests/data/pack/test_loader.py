@@ -1,6 +1,8 @@
 """Rows: the same packs for every cut of the global batch, and no document sees another."""
 
 import tempfile
+import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.cache import TokenCache
-from launcher.data.pack.loader import Loader, Row, make_row, rectangles
+from launcher.data.pack.loader import Ahead, Loader, Row, make_row, rectangles
 from launcher.data.pack.packing import PackedOrder
 from support import caches
 
@@ -51,6 +53,38 @@ def loader(cache: TokenCache, rank: int, world: int, micro: int, total: int = 24
 
 
 CUTS = [(1, 24), (1, 1), (1, 4), (2, 3), (2, 12), (3, 2), (4, 6), (8, 3), (24, 1)]
+
+
+def test_rows_made_ahead_are_those_of_their_step(cache: TokenCache) -> None:
+    plain = loader(cache, 1, 2, 3)
+    made: list[int] = []
+
+    class Watched:
+        def step(self, step: int) -> list[Row]:
+            assert threading.current_thread() is not threading.main_thread()
+            made.append(step)
+            return plain.step(step)
+
+    ahead = Ahead(Watched(), lambda row: replace(row, longest=row.longest + 1))
+    for step in (5, 6, 7, 2, 3):  # a run goes on from a checkpoint, and may go back to one
+        for got, wanted in zip(ahead.step(step), plain.step(step), strict=True):
+            assert got.records == wanted.records
+            assert torch.equal(got.input_ids, wanted.input_ids)
+            assert got.longest == wanted.longest + 1
+    assert made[:4] == [5, 6, 7, 8]
+
+
+def test_a_step_that_cannot_be_made_ahead_fails_when_it_is_asked_for() -> None:
+    class Broken:
+        def step(self, step: int) -> list[Row]:
+            if step == 1:
+                raise OSError("the disk is gone")
+            return []
+
+    ahead = Ahead(Broken(), lambda row: row)
+    assert ahead.step(0) == []
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead.step(1)
 
 
 @pytest.mark.parametrize(("world", "micro"), CUTS)
