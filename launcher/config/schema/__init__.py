@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar
 
 from launcher.config.schema.data import DataConfig, OnBadRecord, Overlong, SpecialTokens, Thoughts
-from launcher.config.schema.eval import EvalConfig, JudgeConfig
+from launcher.config.schema.eval import EvalConfig, JudgeConfig, MetricRow
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema.model import (
     Attention,
@@ -127,10 +127,13 @@ class ObjectiveConfig:
     learns_pairs: ClassVar[bool] = False
     #: Whether an example becomes several documents, which stay in one pack.
     groups_documents: ClassVar[bool] = False
-    #: What is measured on each held-out record (`variants.RECORDS`).
+    #: What is measured on each held-out record (`variants.RECORDS`, or of its own).
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    #: Passes over held-out records that it brings along: name -> "module:attribute" of the class of
+    #: their records (`launcher.evals.records.Record`).
+    own_records: ClassVar[Mapping[str, str]] = {}
     #: Metrics that it brings along: name -> `variants.MetricRow`, the class in its own file.
     own_metrics: ClassVar[Mapping[str, Any]] = {}
 
@@ -184,6 +187,16 @@ class TextConfig(ObjectiveConfig):
         return {"all_targets": True}
 
 
+_CLASSIFY = "launcher.objectives.classify"
+
+
+def _of_scope(path: str) -> MetricRow:
+    """A metric of texts that belong to no class."""
+    scope = "objective.out_of_scope"
+    path = f"{_CLASSIFY}.metrics.{path}"
+    return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
+
+
 @dataclass(kw_only=True, slots=True)
 class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
@@ -192,6 +205,18 @@ class ClassifyConfig(ObjectiveConfig):
     model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")
+    own_records: ClassVar[Mapping[str, str]] = {"classes": f"{_CLASSIFY}.records:ClassRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        "accuracy": MetricRow(f"{_CLASSIFY}.metrics.accuracy:Accuracy", "classes"),
+        "in_scope_accuracy": _of_scope("accuracy:InScopeAccuracy"),
+        "oos_recall": _of_scope("accuracy:OosRecall"),
+        "f1_macro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Macro", "classes"),
+        "f1_micro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Micro", "classes"),
+        "ece": MetricRow(
+            f"{_CLASSIFY}.metrics.ece:Ece", "classes", excludes="objective.multi_label"
+        ),
+        "auroc": _of_scope("auroc:Auroc"),
+    }
 
     name: str = "classify"
     """Name of the objective."""
