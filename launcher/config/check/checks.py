@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.config.check import batching, deepspeed_keys, eval_checks, model_checks
-from launcher.config.derive import architecture, data_entries, plan
+from launcher.config.derive import architecture, copies, data_entries, plan
 from launcher.config.schema import (
     AdapterConfig,
     Config,
@@ -25,6 +25,7 @@ from launcher.config.schema import (
     variants,
 )
 from launcher.config.schema.launch import Rendezvous, TorchrunConfig
+from launcher.core import owncode, runtime
 from launcher.core.errors import Problem, did_you_mean
 from launcher.record_fields import OF_THE_CALLER
 
@@ -45,6 +46,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *out_of_range(config),
         *model_checks.check(config, has_gpu),
         *_data(config),
+        *_code(config),
         *_objective(config),
         *_peft(config),
         *_train(config),
@@ -113,6 +115,15 @@ def _data(config: Config) -> Iterator[Problem]:
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: data.system=null"
         yield Problem("data.system", "a system message with data.format=text", hint)
+
+
+def _code(config: Config) -> Iterator[Problem]:
+    """What files of the user's own import so that no copy of it could be kept."""
+    known = set()
+    for slot in copies.slots(config):
+        if slot.get() not in known:
+            known.add(slot.get())
+            yield from owncode.problems(runtime.user_path(slot.get()), slot.where)
 
 
 def _objective(config: Config) -> Iterator[Problem]:
