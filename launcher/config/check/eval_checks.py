@@ -38,9 +38,6 @@ def check(config: Config) -> Iterator[Problem]:
         key = "eval.general" if options.general else "eval.new"
         hint = "use eval=default, or leave it out"
         yield Problem(key, "further held-out data without eval.metrics", hint)
-    if "style_classifier" in metrics and not options.base:
-        hint = "leave eval.base=false out, or the metric"
-        yield Problem("eval.base", "style_classifier learns from the base's answers", hint)
     for name in options.new:
         if not re.fullmatch(r"[\w-]+", name):
             plain = re.sub(r"[^\w-]+", "-", name).strip("-") or "later"
@@ -72,6 +69,9 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
     elif row.records == "generation" and config.data.format == "text":
         hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
         yield Problem("eval.metrics", f"{name} with plain text", hint)
+    elif row.needs_base and not config.eval.base:
+        hint = f"leave {name} out of eval.metrics, or set eval.base=true"
+        yield Problem("eval.base", f"{name} {row.needs_base} the base's answers", hint)
     elif found := row.problem(config):
         hint = f"for example {row.example}" if row.example else f"leave {name} out"
         yield Problem("eval.metrics", f"{name} {found}", hint)
@@ -140,9 +140,6 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
             hint = f"it is a Python regular expression, e.g. 'eval.{key}={example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
     if "judge" in (options.metrics or ()):
-        if not options.base:
-            hint = "leave judge out of eval.metrics, or set eval.base=true"
-            yield Problem("eval.metrics", "judge without a base to compare with", hint)
         yield from of_judge(options)
     if "" in options.stop:
         hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""

@@ -141,8 +141,18 @@ class ObjectiveConfig:
     """Objective: see the table in docs/config.md, or the path of a Python file with the classes
     `Objective` and `Options`."""
 
+    def refused(self, config: Config) -> Iterator[Problem]:
+        """What is wrong with the rest of the config: what the facts above rule out, for whatever
+        objective, and its `problems`."""
+        if self.has_sequence_head and config.train.token_accuracy:
+            scored = ", ".join(self.metrics)
+            hint = f"it has no target tokens, and is scored by {scored}: train.token_accuracy=false"
+            found = f"true with objective={self.name}"
+            yield Problem("train.token_accuracy", found, hint)
+        yield from self.problems(config)
+
     def problems(self, config: Config) -> Iterator[Problem]:
-        """What is wrong with the rest of the config for this objective: of most, data of pairs."""
+        """What this objective refuses: most, data of pairs."""
         if config.data.format == "preference" and not self.learns_pairs:
             hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
             hint += "'data.columns={completion: chosen}'"
@@ -170,6 +180,13 @@ class SftConfig(ObjectiveConfig):
     """Name of the objective."""
     label_smoothing: ShareBelowOne = 0.0
     """Share of the target's probability spread evenly over the vocabulary."""
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Plain text too, in which nothing is an answer."""
+        yield from ObjectiveConfig.problems(self, config)
+        if config.data.format == "text":
+            hint = "plain text has no answers to learn: use objective=text"
+            yield Problem("objective.name", f"{self.name} with data.format=text", hint)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -35,6 +35,8 @@ class MetricRow:
     """Option that it has no meaning with, if that is true."""
     package: str = ""
     """Package of the extra `eval` that computes it."""
+    needs_base: str = ""
+    """What it does with the base's answers, if it has no meaning without them."""
 
     def fits(self, config: Any) -> bool:
         """Whether it has a meaning with a whole `Config`."""

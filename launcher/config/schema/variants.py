@@ -157,9 +157,13 @@ METRICS = PluginTable(
         "repetition": MetricRow("launcher.evals.metrics.variety:Repetition", "generation"),
         "style_distance": MetricRow("launcher.evals.metrics.style:StyleDistance", "generation"),
         "style_classifier": MetricRow(
-            "launcher.evals.metrics.style_classifier:StyleClassifier", "generation"
+            "launcher.evals.metrics.style_classifier:StyleClassifier",
+            "generation",
+            needs_base="learns from",
         ),
-        "judge": MetricRow("launcher.evals.judge:WinRate", "generation"),
+        "judge": MetricRow(
+            "launcher.evals.judge:WinRate", "generation", needs_base="compares with"
+        ),
     },
 )
 TRACKERS = PluginTable(
@@ -180,6 +184,13 @@ LAUNCHERS = PluginTable(
         "slurm": "launcher.launch.slurm.backend:SlurmBackend",
     },
 )
+
+
+def surroundings() -> dict[str, str]:
+    """How the variables of a scheduler begin -> "module:attribute" of what reads them, of those
+    launch back ends that have one."""
+    rows = (options for options in OPTIONS["launch"].values() if getattr(options, "variables", ""))
+    return {options.variables: options.surroundings for options in rows}  # type: ignore[attr-defined]
 
 
 def add(table: PluginTable[Any], name: str, row: Any, *, options: type | None = None) -> None:
