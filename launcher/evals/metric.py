@@ -15,10 +15,10 @@ import numpy.typing as npt
 from launcher.config.schema import EvalConfig
 from launcher.config.schema.variants import METRICS, RECORDS, MetricRow
 from launcher.core.registry import load
-from launcher.evals.records import Generation, Record, Results
+from launcher.evals.records import Generation, Results, ScoredRecord
 
 Floats = npt.NDArray[np.float64]
-R = TypeVar("R", bound=Record)
+R = TypeVar("R", bound=ScoredRecord)
 
 
 class Metric(ABC, Generic[R]):

@@ -10,7 +10,7 @@ from launcher.config.schema import ObjectiveConfig
 from launcher.core.registry import load
 
 
-class Record(Protocol):
+class ScoredRecord(Protocol):
     """What a pass makes of one record; a frozen dataclass, whose fields are kept as JSON."""
 
     @property

@@ -14,11 +14,11 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.evals.records import LossRecord, Record
+from launcher.evals.records import LossRecord, ScoredRecord
 
 Item = TypeVar("Item")
 RowT = TypeVar("RowT", bound="ScoredRow")
-Scored = TypeVar("Scored", bound=Record)
+Scored = TypeVar("Scored", bound=ScoredRecord)
 
 
 class ScoredRow(Protocol):

@@ -132,7 +132,7 @@ class ObjectiveConfig:
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     #: Passes over held-out records that it brings along: name -> "module:attribute" of the class of
-    #: their records (`launcher.evals.records.Record`).
+    #: their records (`launcher.evals.records.ScoredRecord`).
     own_records: ClassVar[Mapping[str, str]] = {}
     #: Metrics that it brings along: name -> `variants.MetricRow`, the class in its own file.
     own_metrics: ClassVar[Mapping[str, Any]] = {}
