@@ -161,7 +161,7 @@ def number(env: Mapping[str, str], name: str) -> int:
         raise ConfigError(
             f"{env[name]!r} is not a number",
             where=f"environment variable {name}",
-            hint="unset it, or start the ranks with torchrun, deepspeed, mpirun or srun",
+            hint="unset it, or start the ranks with torchrun, deepspeed, mpirun or the scheduler",
         ) from None
 
 
@@ -172,7 +172,7 @@ def _valid(ranks: Ranks) -> Ranks:
             f"rank {ranks.rank} of {ranks.world_size}, local rank {ranks.local_rank} of"
             f" {ranks.local_world_size}, cannot be",
             where=f"environment variables of {ranks.launched_by}",
-            hint="start all ranks with one command of torchrun, deepspeed, mpirun or srun",
+            hint="start all ranks with one command of torchrun, deepspeed, mpirun or the scheduler",
         )
     return ranks
 

@@ -71,7 +71,7 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
         yield Problem("eval.metrics", f"{name} with plain text", hint)
     elif row.needs_base and not config.eval.base:
         hint = f"leave {name} out of eval.metrics, or set eval.base=true"
-        yield Problem("eval.base", f"{name} {row.needs_base} the base's answers", hint)
+        yield Problem("eval.metrics", f"{name} {row.needs_base} the base's answers", hint)
     elif found := row.problem(config):
         hint = f"for example {row.example}" if row.example else f"leave {name} out"
         yield Problem("eval.metrics", f"{name} {found}", hint)

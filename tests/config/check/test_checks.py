@@ -617,7 +617,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
-        "eval.base",
+        "eval.metrics",
         "judge compares with the base's answers",
         "eval.base=true",
         {
