@@ -117,7 +117,6 @@ _SCHEDULERS = re.compile(r"slurm|\bs(run|batch|queue|control|cancel|acct|acctmgr
 _ROWS = (
     "config/schema/launch.py",
     "config/schema/variants.py",
-    "core/ranks.py",
     "launch/slurm_job.py",
 )
 

@@ -22,7 +22,7 @@ from typing import Any
 from launcher import __version__
 from launcher.config.check import checks
 from launcher.config.compose import compose, ownfile
-from launcher.config.derive import hostfile, plan
+from launcher.config.derive import copies, hostfile, plan
 from launcher.config.schema import Config
 from launcher.config.schema.launch import DeepspeedConfig
 from launcher.config.schema.sweep import SweepConfig
@@ -203,7 +203,8 @@ def replan(run: RunDir, world_size: int) -> None:
 def _fill(run: RunDir, config: Config, made: plan.Plan, words: Sequence[str]) -> None:
     for path, text in contents(run, made, words, environment()).items():
         write_atomic(path, text)
-    for name, text in compose.keep_code(config, run.path).items():
+    for name, text in copies.keep(config, run.path).items():
+        (run.path / name).parent.mkdir(exist_ok=True, parents=True)
         write_atomic(run.path / name, text)
     close_code(run.path)
     run.set_status(State.preparing)

@@ -144,9 +144,10 @@ def give_usual_permissions(folder: Path) -> None:
 def close_code(folder: Path) -> None:
     """Let only owner and group write the Python files in `folder`, and put others in their place,
     whatever the umask leaves: who works with the folder runs them."""
-    files = [*folder.glob("*.py")]
+    files = [*folder.glob("*.py"), *folder.glob("*_modules/**/*.py")]
+    folders = {folder, *(path.parent for path in files)}
     with contextlib.suppress(OSError):  # a mount may know no modes
-        for path in (*files, folder) if files else ():
+        for path in (*files, *folders) if files else ():
             path.chmod(path.stat().st_mode & ~stat.S_IWOTH & 0o7777)
 
 

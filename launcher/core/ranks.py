@@ -11,7 +11,7 @@ import importlib
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from launcher.core.errors import ConfigError
 
@@ -23,9 +23,9 @@ HOST_VARIABLE = "LAUNCHER_HOST"
 #: Ports at which ranks meet: below those that systems give to outgoing connections.
 FIRST_PORT = 10000
 PORTS = 20000
-#: How a scheduler's variables begin -> the `Surroundings` that read them. Loaded where there is one
-#: such variable: standard library only.
-SCHEDULERS = {"SLURM_": "launcher.launch.slurm.environment:SlurmJob"}
+#: What says how a scheduler's variables begin, and which `Surroundings` read them: the options of
+#: launch back ends. Both are loaded on use, and need the standard library only.
+SCHEDULERS = "launcher.config.schema.variants:surroundings"
 #: (launcher, rank, world size, local rank, local world size); the first that is complete counts.
 _SOURCES = (
     ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
@@ -109,14 +109,18 @@ class Surroundings(Protocol):
 def surroundings(env: Mapping[str, str]) -> Surroundings | None:
     """What a scheduler says in this environment; None if none says anything."""
     first = None
-    for prefix, path in SCHEDULERS.items():
+    for prefix, path in _load(SCHEDULERS)().items():
         if any(name.startswith(prefix) for name in env):
-            module, _, name = path.partition(":")
-            found: Surroundings = getattr(importlib.import_module(module), name)(env)
+            found: Surroundings = _load(path)(env)
             if found.job:
                 return found
             first = first or found  # a site's settings alone, outside any job
     return first
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def identify(env: Mapping[str, str], host: str) -> Ranks:
@@ -157,7 +161,7 @@ def number(env: Mapping[str, str], name: str) -> int:
         raise ConfigError(
             f"{env[name]!r} is not a number",
             where=f"environment variable {name}",
-            hint="unset it, or start the ranks with torchrun, deepspeed, mpirun or srun",
+            hint="unset it, or start the ranks with torchrun, deepspeed, mpirun or the scheduler",
         ) from None
 
 
@@ -168,7 +172,7 @@ def _valid(ranks: Ranks) -> Ranks:
             f"rank {ranks.rank} of {ranks.world_size}, local rank {ranks.local_rank} of"
             f" {ranks.local_world_size}, cannot be",
             where=f"environment variables of {ranks.launched_by}",
-            hint="start all ranks with one command of torchrun, deepspeed, mpirun or srun",
+            hint="start all ranks with one command of torchrun, deepspeed, mpirun or the scheduler",
         )
     return ranks
 

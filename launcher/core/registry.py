@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from launcher.core import owncode
 from launcher.core.errors import ConfigError, did_you_mean
 
 
@@ -19,42 +16,6 @@ def load(path: str) -> Any:
     """Import `package.module:attribute` and return the attribute."""
     module, _, attribute = path.partition(":")
     return getattr(importlib.import_module(module), attribute)
-
-
-def load_file(name: str, attribute: str, *, where: str) -> Any:
-    """An attribute of a Python file of the user's own; `ConfigError` if it has none."""
-    path = Path(os.path.expanduser(name)).resolve()
-    try:
-        info = path.stat()
-        return getattr(_module(path, info.st_mtime_ns, info.st_size), attribute)
-    except Exception as error:
-        raise ConfigError(
-            f"{path} cannot be used: {type(error).__name__}: {error}",
-            where=where,
-            hint=f"give a Python file with a class {attribute}",
-        ) from error
-
-
-@cache
-def _module(path: Path, mtime_ns: int, size: int) -> Any:
-    """The file as a module, loaded once as it is: its classes must not exist twice."""
-    spec = importlib.util.spec_from_file_location(
-        f"launcher_own_{path.stem}_{abs(hash((path, mtime_ns))):x}", path
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look up the module of their class
-    # What a process hides from libraries that can do without it, the file may need.
-    hidden = [name for name in ("torch",) if sys.modules.get(name, module) is None]
-    for name in hidden:
-        del sys.modules[name]
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        for name in hidden:
-            sys.modules.setdefault(name, None)  # type: ignore[arg-type]
-    return module
 
 
 class PluginRow(Protocol):
@@ -99,7 +60,7 @@ class PluginTable(Mapping[str, R]):
     def load(self, name: str) -> Any:
         """Import and return the implementation of `name`; `ConfigError` if there is none."""
         if self._own and name.endswith(".py"):
-            return load_file(name, self._own, where=self.key)
+            return owncode.load(name, self._own, where=self.key)
         if name not in self._rows:
             raise ConfigError(
                 f"unknown name {name!r}", where=self.key, hint=did_you_mean(name, self._rows)

@@ -15,10 +15,10 @@ import numpy.typing as npt
 from launcher.config.schema import EvalConfig
 from launcher.config.schema.variants import METRICS, RECORDS, MetricRow
 from launcher.core.registry import load
-from launcher.evals.records import ClassRecord, Generation, LossRecord, Results, ValueRecord
+from launcher.evals.records import Generation, Results, ScoredRecord
 
 Floats = npt.NDArray[np.float64]
-R = TypeVar("R", LossRecord, Generation, ClassRecord, ValueRecord)
+R = TypeVar("R", bound=ScoredRecord)
 
 
 class Metric(ABC, Generic[R]):
@@ -33,6 +33,8 @@ class Metric(ABC, Generic[R]):
     unit: ClassVar[str] = ""
     #: whether each record is either right or wrong.
     binary: ClassVar[bool] = False
+    #: whether it is told first, before all others that are measured.
+    leads: ClassVar[bool] = False
     #: whether it has values only for two models together.
     pairwise: ClassVar[bool] = False
     #: whether it learns from the answers of the first model, which then has to be the base.
@@ -46,8 +48,9 @@ class Metric(ABC, Generic[R]):
 
     @property
     def needs(self) -> str:
-        """Which pass gives its records, of `launcher.evals.records.PASSES`."""
-        return RECORDS[(self.row or METRICS[self.name]).records]
+        """Which pass gives its records: see `launcher.evals.records.passes`."""
+        records = (self.row or METRICS[self.name]).records
+        return RECORDS.get(records, records)
 
     @abstractmethod
     def statistics(self, records: Sequence[R]) -> Floats:

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-#: Number of a record that belongs to no class; cross entropy passes over it.
-OUT_OF_SCOPE = -1
+from launcher.config.schema import ObjectiveConfig
+from launcher.core.registry import load
+
+
+class ScoredRecord(Protocol):
+    """What a pass makes of one record; a frozen dataclass, whose fields are kept as JSON."""
+
+    @property
+    def id(self) -> int:
+        """Its number."""
+
+    @property
+    def task(self) -> object:
+        """What was asked: results of two models are compared where it is equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +33,11 @@ class LossRecord:
     loss_sum: float
     targets: int
     correct: int
+
+    @property
+    def task(self) -> int:
+        """The number of target tokens."""
+        return self.targets
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,33 +54,10 @@ class Generation:
     answer: str
     cut: bool = False
 
-
-@dataclass(frozen=True, slots=True)
-class ClassRecord:
-    """What a classifier makes of one record; classes by number, -1 is out of scope.
-
-    Of the probabilities only the largest is kept: all that the metrics ask for.
-    """
-
-    id: int
-    truth: list[int]
-    """Its classes, ascending; [-1] for a text that belongs to none."""
-    predicted: list[int]
-    """The likeliest class; of several that may apply, those with more than 1/2."""
-    probability: float
-    """The largest probability."""
-    rejected: bool = False
-    """Whether the probability is below the threshold for texts in scope."""
-
     @property
-    def answer(self) -> list[int]:
-        """The classes that are named."""
-        return [OUT_OF_SCOPE] if self.rejected else self.predicted
-
-    @property
-    def is_outside(self) -> bool:
-        """Whether the text is out of scope in truth."""
-        return self.truth == [OUT_OF_SCOPE]
+    def task(self) -> str:
+        """The reference answer."""
+        return self.reference
 
 
 class TokenizedPrompt(NamedTuple):
@@ -82,14 +76,18 @@ class ValueRecord:
     id: int
     values: dict[str, float]
 
+    @property
+    def task(self) -> None:
+        """Nobody but the objective knows."""
 
-#: Pass -> what it makes of a record.
-PASSES: dict[str, type] = {
-    "loss": LossRecord,
-    "generation": Generation,
-    "classes": ClassRecord,
-    "values": ValueRecord,
-}
+
+#: Pass -> what it makes of a record; objectives may bring further ones.
+PASSES: dict[str, type] = {"loss": LossRecord, "generation": Generation, "values": ValueRecord}
+
+
+def passes(objective: ObjectiveConfig) -> dict[str, type]:
+    """Pass -> what it makes of a record, with those that the objective brings."""
+    return PASSES | {name: load(path) for name, path in objective.own_records.items()}
 
 
 @dataclass(slots=True)
@@ -97,7 +95,7 @@ class Results:
     """All results of one model, sorted by record id; the passes may cover different records."""
 
     passes: dict[str, list[Any]] = field(default_factory=dict)
-    """Name of a pass, of `PASSES`, -> its records."""
+    """Name of a pass -> its records."""
     further: dict[str, Results] = field(default_factory=dict)
     """Results on other records than the held-out ones: `general`, `new.NAME`, and `train`."""
 
@@ -110,11 +108,6 @@ class Results:
     def generations(self) -> list[Generation]:
         """The generated answers."""
         return self.passes.get("generation", [])
-
-    @property
-    def classes(self) -> list[ClassRecord]:
-        """The classes that were named."""
-        return self.passes.get("classes", [])
 
     def ids(self) -> list[int]:
         """Ids of all records of all passes, ascending."""

@@ -14,11 +14,11 @@ import numpy as np
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.evals.records import ClassRecord, Generation, LossRecord, ValueRecord
+from launcher.evals.records import LossRecord, ScoredRecord
 
 Item = TypeVar("Item")
 RowT = TypeVar("RowT", bound="ScoredRow")
-Scored = TypeVar("Scored", LossRecord, Generation, ClassRecord, ValueRecord)
+Scored = TypeVar("Scored", bound=ScoredRecord)
 
 
 class ScoredRow(Protocol):

@@ -27,7 +27,17 @@ VERSION = 2
 #: Keys of results and comparisons that are not an objective's.
 TAKEN = {
     *("version", "metrics", "records", "generated", "cut", "passes", "further", "step"),
-    *("seconds", "notes", "slices", "gap", "confidence", "answers", "base_name", "tuned_name"),
+    *(
+        "seconds",
+        "notes",
+        "slices",
+        "gap",
+        "confidence",
+        "sections",
+        "answers",
+        "base_name",
+        "tuned_name",
+    ),
 }
 #: What a line of predictions.jsonl has.
 LINE = (
@@ -61,11 +71,12 @@ def write_results(
     return scores
 
 
-def read_results(path: Path) -> Results | None:
-    """What `write_results` wrote; None if the file is absent, damaged or of another version."""
+def read_results(path: Path, kinds: Mapping[str, type] = PASSES) -> Results | None:
+    """What `write_results` wrote; None if the file is absent, damaged or of another version, or
+    has passes that are none of `kinds` (`launcher.evals.records.passes`)."""
     raw = read_json(path)
     try:
-        return _results(raw) if raw["version"] == VERSION else None
+        return _results(raw, kinds) if raw["version"] == VERSION else None
     except (TypeError, KeyError, ValueError, AttributeError):
         return None
 
@@ -73,23 +84,26 @@ def read_results(path: Path) -> Results | None:
 def _raw(results: Results) -> dict[str, Any]:
     """Per-record results as JSON: of each pass its fields, with a value for each record."""
     return {
-        "passes": {name: _columns(PASSES[name], own) for name, own in results.passes.items()},
+        "passes": {name: _columns(own) for name, own in results.passes.items()},
         "further": {name: _raw(part) for name, part in results.further.items()},
     }
 
 
-def _results(raw: dict[str, Any]) -> Results:
-    passes = {name: _records(PASSES[name], columns) for name, columns in raw["passes"].items()}
-    return Results(passes, {name: _results(part) for name, part in raw["further"].items()})
+def _results(raw: dict[str, Any], kinds: Mapping[str, type]) -> Results:
+    passes = {name: _records(kinds[name], columns) for name, columns in raw["passes"].items()}
+    return Results(passes, {name: _results(part, kinds) for name, part in raw["further"].items()})
 
 
-def _columns(kind: Any, records: Sequence[Any]) -> dict[str, list[Any]]:
-    """Records by field; six digits of a probability tell all that matters."""
-    columns = {f.name: [getattr(record, f.name) for record in records] for f in fields(kind)}
-    if "probability" in columns:
-        columns["probability"] = [round(value, 6) for value in columns["probability"]]
-    # A diverged model's NaN is not JSON; null stands for it.
-    return {name: list(map(_finite, values)) for name, values in columns.items()}
+def _columns(records: Sequence[Any]) -> dict[str, list[Any]]:
+    """Records by field, rounded to the `digits` that a field's metadata says."""
+    columns = {}
+    for f in fields(records[0]) if records else ():
+        values = [getattr(record, f.name) for record in records]
+        if "digits" in f.metadata:
+            values = [round(value, f.metadata["digits"]) for value in values]
+        # A diverged model's NaN is not JSON; null stands for it.
+        columns[f.name] = list(map(_finite, values))
+    return columns
 
 
 def _records(kind: Any, columns: dict[str, list[Any]]) -> list[Any]:

@@ -13,7 +13,7 @@ from launcher.config.derive import data_entries
 from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.config.schema.conversion import to_dict
-from launcher.core import files, runtime
+from launcher.core import files, owncode, runtime
 from launcher.core.errors import ConfigError, DataError
 from launcher.core.files import read_json, write_json
 from launcher.core.rundir import RunDir
@@ -219,7 +219,7 @@ def objective_identity(config: Config, hashes: Hashes | None = None) -> list[Any
         return [objective.name]
     hashes = hashes or Hashes(cache_root(config) / "hashes.json")
     name = objective.name
-    identity = hashes.digest(runtime.user_path(name)) if name.endswith(".py") else name
+    identity = _code(runtime.user_path(name), hashes) if name.endswith(".py") else name
     return [identity, {key: value for key, value in to_dict(objective).items() if key != "name"}]
 
 
@@ -237,13 +237,25 @@ def _format(name: str, hashes: Hashes) -> Any:
     if not name.endswith(".py"):
         return name
     try:
-        return ["own", hashes.digest(runtime.user_path(name))]
+        return ["own", _code(runtime.user_path(name), hashes)]
     except OSError as error:
         raise ConfigError(
             f"{name} cannot be read: {error.strerror}",
             where="data.format",
             hint="give the path of a Python file with a class Format",
         ) from error
+
+
+def _code(path: Path, hashes: Hashes) -> str:
+    """Digest of a Python file of the user's, with the modules that it imports from beside it; of a
+    copy that of the original. `OSError` if it cannot be read."""
+    modules = owncode.modules(path)
+    own = hashes.digest(path)
+    return (
+        _key(own, [[name, hashes.digest(file)] for name, file in modules.items()])
+        if modules
+        else own
+    )
 
 
 def _identity(source: Source, hashes: Hashes) -> list[Any]:

@@ -210,8 +210,7 @@ class Objective:
         """The same of a further set beside the held-out records."""
 
     def about(self, results: Results) -> dict[str, Any]:
-        """What is kept beside the results of one model, and beside a comparison for the report. It
-        shows `tables`: a list of {"title", "columns", "rows"}, cells as text."""
+        """What is kept beside the results of one model, and beside a comparison."""
         return {}
 
     def about_comparison(
@@ -219,6 +218,11 @@ class Objective:
     ) -> tuple[dict[str, Any], list[str]]:
         """What is kept beside the comparison with the base, and what to tell of it."""
         return self.about(results), []
+
+    def sections(self, results: Results, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What the report shows of the tuned model's results, and of what is kept `about` them:
+        sections and blocks as `launcher.report.sections` has them."""
+        return []
 
     def lines(
         self,

@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from itertools import groupby
 from typing import Any
 
-from launcher.report import charts, classes, summary
+from launcher.report import charts, sections, summary
 
 #: answers on a page of comparisons that are not chosen, and most of one kind beside them.
 SHOWN, MOST = 20, 100
@@ -41,8 +41,7 @@ def model(comparison: Mapping[str, Any]) -> dict[str, Any]:
         "notes": comparison.get("notes", []),
         "slices": slices(comparison),
         "beyond": beyond(comparison),
-        "classes": classes.view(comparison),
-        "tables": comparison.get("tables", []),
+        "sections": sections.view(comparison),
         "samples": shown,
         "kinds": kinds(shown),
         "num_first": min(SHOWN, len(predictions)),

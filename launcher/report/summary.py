@@ -47,12 +47,17 @@ def outcome(comparison: Mapping[str, Any]) -> str:
 def headline_metric(comparison: Mapping[str, Any], verdict: str | None = None) -> str | None:
     """The metric to quote, of those with this verdict if one is given; None without any.
 
-    A classifier's accuracy comes first, then what is scored on generated answers, then the order
-    of `eval.metrics`.
+    One that leads comes first, then what is scored on generated answers, then the order of
+    `eval.metrics`.
     """
     metrics = comparison["metrics"]
     chosen = [name for name, row in metrics.items() if verdict in (None, row["verdict"])]
-    chosen.sort(key=lambda name: (name != "accuracy", metrics[name].get("needs") != "generation"))
+    chosen.sort(
+        key=lambda name: (
+            not metrics[name].get("leads"),
+            metrics[name].get("needs") != "generation",
+        )
+    )
     return chosen[0] if chosen else None
 
 

@@ -7,7 +7,7 @@ import math
 import statistics
 from typing import Any
 
-from launcher.report import charts, classes, compared, summary
+from launcher.report import charts, compared, sections, summary
 from launcher.report.charts import Chart, Curve
 from launcher.report.collect import Point, RunFacts, as_number, flatten, series
 
@@ -29,8 +29,7 @@ def view(facts: RunFacts) -> dict[str, Any]:
         "notes": facts.comparison.get("notes", []),
         "slices": compared.slices(facts.comparison),
         "beyond": compared.beyond(facts.comparison),
-        "classes": classes.view(facts.comparison),
-        "tables": facts.comparison.get("tables", []),
+        "sections": sections.view(facts.comparison),
         "charts": _charts(facts),
         "samples": samples,
         "kinds": compared.kinds(samples),

@@ -21,7 +21,7 @@ from launcher.evals import judge, store
 from launcher.evals.comparison.paired import Resampling
 from launcher.evals.comparison.record_sets import compare_all
 from launcher.evals.metric import Metric, make_metrics
-from launcher.evals.records import Results
+from launcher.evals.records import Results, passes
 from launcher.inference.command import exit_code_of, note
 from launcher.objectives.base import of_run
 from launcher.report import summary
@@ -70,13 +70,14 @@ def _side(name: str, run: RunDir | None, first: RunDir) -> Side:
     if part not in ("", "base") and not part.isdecimal():
         hint = "RUN, RUN:base or RUN:STEP"
         raise ConfigError(f"{part!r} is no part of a run", where=name, hint=hint)
-    results = None
+    results, config = None, compose.load(of.config)
     if run and not part.isdecimal():
-        results = store.read_results(run.eval / f"{part or 'tuned'}.json")
+        path = run.eval / f"{part or 'tuned'}.json"
+        results = store.read_results(path, passes(config.objective))
     if results is None:
         results = _scored(name, of, part, is_run=run is not None)
     folders = {split: f for split, f in read_json(of.data).items() if isinstance(f, str)}
-    return Side(name, of, compose.load(of.config), results, folders)
+    return Side(name, of, config, results, folders)
 
 
 def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
@@ -132,7 +133,8 @@ def against(first: Side, other: Side) -> dict[str, Any]:
     lines = objectives[0].lines(*pair, metrics, cache.where, lambda record: "")
     made["answers"] = store.filled(lines)
     if pair[0].passes.keys() == pair[1].passes.keys():  # else one was scored for less
-        made |= objectives[0].about(pair[1])
+        about = objectives[0].about(pair[1])
+        made |= {**about, "sections": objectives[0].sections(pair[1], about)}
     return {"base_name": first.name, "tuned_name": other.name, **made}
 
 

@@ -29,7 +29,7 @@ from launcher.evals.comparison.record_sets import TRAIN
 from launcher.evals.decoding import Decoding
 from launcher.evals.journal import Journal
 from launcher.evals.metric import Metric, make_metrics, score_all
-from launcher.evals.records import Generation, Results, TokenizedPrompt
+from launcher.evals.records import Generation, Results, TokenizedPrompt, passes
 from launcher.fingerprint import objective_identity
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
@@ -191,14 +191,14 @@ class Evaluator:
 
     def about(self, results: Results) -> dict[str, Any]:
         """What is written beside the results; `ConfigError` for keys that mean something there."""
-        found = self.objective.about(results)
-        if taken := sorted(store.TAKEN & found.keys()):
-            raise ConfigError(
-                f"the objective says {', '.join(taken)} of its results, which others say",
-                where="objective.name",
-                hint="give it another name",
-            )
-        return found
+        return _untaken(self.objective.about(results))
+
+    def about_comparison(
+        self, results: Results, metrics: Sequence[Metric[Any]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """What is written beside the comparison, sections of the report too, and what to tell."""
+        about, told = self.objective.about_comparison(results, metrics)
+        return {**_untaken(about), "sections": self.objective.sections(results, about)}, told
 
     def lines(
         self, base: Results | None, tuned: Results, metrics: Sequence[Metric[Any]]
@@ -299,6 +299,17 @@ def make_evaluator(
     return evaluator
 
 
+def _untaken(about: dict[str, Any]) -> dict[str, Any]:
+    """What an objective says, unless the launcher says that itself."""
+    if taken := sorted(store.TAKEN & about.keys()):
+        raise ConfigError(
+            f"the objective says {', '.join(taken)} of its results, which others say",
+            where="objective.name",
+            hint="give it another name",
+        )
+    return about
+
+
 def evenly(count: int, most: int) -> list[int]:
     """At most `most` of the numbers below `count`, evenly spaced."""
     most = min(most, count)
@@ -341,7 +352,8 @@ def score_base(
     inner = inner_model(model)
     key = evaluator.base_key(data_key, getattr(inner.config, "_commit_hash", None))
     cached, journal = store.cache_path(key), evaluator.journal(run, "base", key)
-    known = store.read_results(target) or store.read_results(cached)
+    kinds = passes(evaluator.config.objective)
+    known = store.read_results(target, kinds) or store.read_results(cached, kinds)
     if not _agreed(known is not None):
         started = time.monotonic()
         results = evaluator.everything(engine, model, journal, say)
@@ -354,7 +366,7 @@ def score_base(
             journal.clear()
         number = len(results.ids())
         say(f"base model scored on {number} held-out record{'' if number == 1 else 's'}")
-    elif evaluator.ranks.is_main and store.read_results(target) is None:
+    elif evaluator.ranks.is_main and store.read_results(target, kinds) is None:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, cached.read_text(encoding="utf-8"))
         say("base model's scores come from the cache")

@@ -27,8 +27,8 @@ def evaluate(run: RunDir, tasks: Sequence[str], sides: Sequence[str]) -> dict[st
 
     A side is "base", "tuned" (the export) or the step of a checkpoint. The results are put into
     eval/lm_eval.json, beside those of other tasks, and all of it is returned, by side. Raises
-    `ConfigError` for a classifier's run, without the library and for unknown tasks, `DataError` for
-    a task that lm-eval cannot run.
+    `ConfigError` for a model that makes no text, without the library and for unknown tasks,
+    `DataError` for a task that lm-eval cannot run.
     """
     objective = compose.load(run.config).objective
     if objective.has_sequence_head:

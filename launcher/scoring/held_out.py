@@ -27,8 +27,8 @@ def held_out(run: RunDir) -> str:
 def groups(
     run: RunDir, cache: TokenCache | JoinedCache, records: Iterable[int]
 ) -> dict[str, dict[str, list[int]]]:
-    """Slices by file, by what the objective names (a classifier's label), by length and by the
-    fields of `eval.slices`."""
+    """Slices by file, by what the objective names, by length and by the fields of
+    `eval.slices`."""
     ids = list(records)
     sources: dict[str, list[int]] = {}
     for record in ids:

@@ -15,6 +15,7 @@ from typing import Any
 
 from launcher.config import create
 from launcher.config.compose import compose
+from launcher.config.derive import copies
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.schema.sweep import SweepConfig
@@ -72,7 +73,7 @@ class Maker:
             typed = (*self.request.fixed, *words)
             for file, text in create.contents(trial.run, plan, typed, self._environment).items():
                 files[file.name] = text
-            files |= compose.keep_code(config, path)
+            files |= copies.keep(config, path)
             files[trial.run.config.name] = self._dumper.text(config)
             self.made[number] = config
         files[trial.run.status_file.name] = as_json(
@@ -113,6 +114,7 @@ def _write(path: Path, files: dict[str, str], frozen: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for name, text in files.items():
+            (temporary / name).parent.mkdir(exist_ok=True, parents=True)
             (temporary / name).write_text(text, encoding="utf-8")
         if frozen in files:
             (temporary / frozen).chmod((temporary / frozen).stat().st_mode & 0o444)

@@ -17,6 +17,7 @@ from launcher.distributed import collectives
 from launcher.evals import judge, store
 from launcher.evals.comparison import paired
 from launcher.evals.metric import score_all
+from launcher.evals.records import passes
 from launcher.health.heartbeat import Heartbeat
 from launcher.report import summary
 from launcher.scoring.evaluator import Evaluator
@@ -93,7 +94,8 @@ def _compare(
     say: Callable[[str], None],
 ) -> None:
     metrics = evaluator.metrics
-    base = store.read_results(run.eval / "base.json") if config.eval.base else None
+    kinds = passes(config.objective)
+    base = store.read_results(run.eval / "base.json", kinds) if config.eval.base else None
     if base is None:
         lines = evaluator.lines(None, results, metrics)
         store.write_predictions(run, lines)
@@ -102,7 +104,7 @@ def _compare(
         say("tuned: " + ", ".join(f"{name} {score}" for name, score in scores.items()))
         return
     # As stored, with probabilities rounded: `launcher compare` finds the same numbers.
-    results = store.read_results(run.eval / "tuned.json") or results
+    results = store.read_results(run.eval / "tuned.json", kinds) or results
     try:
         judge.settle(metrics, base, results, heart.again)
     except LauncherError as error:
@@ -111,7 +113,7 @@ def _compare(
         say(f"{_asked_again(run)} asks the judge again")
     parts = groups(run, evaluator.cache, results.ids())
     notes = contamination(run)
-    about, told = evaluator.objective.about_comparison(results, metrics)
+    about, told = evaluator.about_comparison(results, metrics)
     notes += told
     lines = evaluator.lines(base, results, metrics)
     comparison = store.write_comparison(

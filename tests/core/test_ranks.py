@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.config.schema import variants
+from launcher.config.schema.launch import LaunchConfig
 from launcher.core import ranks, runtime
 from launcher.core.errors import ConfigError
 from launcher.core.ranks import Ranks, identify, planned_hosts, port_of, rendezvous
@@ -199,6 +201,12 @@ class Further(Elsewhere):
         self.env, self.host, self.job = env, "", env.get("ELSE_JOB", "")
 
 
+def backend(name: str) -> type:
+    """Options of a launch back end whose jobs are read by a class of this file."""
+    facts = {"variables": "ELSE_", "surroundings": f"{__name__}:{name}"}
+    return type("ElseConfig", (LaunchConfig,), facts)
+
+
 @pytest.mark.parametrize(
     ("env", "wanted", "job"),
     [
@@ -212,9 +220,9 @@ class Further(Elsewhere):
 def test_the_scheduler_of_the_job_counts_and_not_settings_of_another(
     monkeypatch, env, wanted, job, is_first
 ):
-    further = {"ELSE_": f"{__name__}:Further"}
-    rows = {**further, **ranks.SCHEDULERS} if is_first else {**ranks.SCHEDULERS, **further}
-    monkeypatch.setattr(ranks, "SCHEDULERS", rows)
+    further, known = {"else": backend("Further")}, variants.OPTIONS["launch"]
+    rows = {**further, **known} if is_first else {**known, **further}
+    monkeypatch.setitem(variants.OPTIONS, "launch", rows)
     found = ranks.surroundings(env)
     assert type(found) is wanted
     assert found.job == job
@@ -224,8 +232,8 @@ def test_the_scheduler_of_the_job_counts_and_not_settings_of_another(
         assert identify(placed, "h") == Ranks(2, 3, 0, 1, "h", "start")
 
 
-def test_a_scheduler_is_a_class_and_a_row(monkeypatch):
-    monkeypatch.setitem(ranks.SCHEDULERS, "ELSE_", f"{__name__}:Elsewhere")
+def test_a_scheduler_is_a_class_that_a_launch_back_end_names(monkeypatch):
+    monkeypatch.setitem(variants.OPTIONS["launch"], "else", backend("Elsewhere"))
     env = {"ELSE_HOST": "n8", "ELSE_RANK": "2", "ELSE_WORLD": "3"}
     assert identify(env, "h") == Ranks(2, 3, 0, 1, "n8", "start")
     assert rendezvous(env) == ("n7", port_of("abc", restart=1))

@@ -16,15 +16,16 @@ from sklearn.metrics import (
 )
 from sklearn.preprocessing import MultiLabelBinarizer
 
-from launcher.config.schema import EvalConfig
+from launcher.config.schema import ClassifyConfig, EvalConfig
 from launcher.evals.comparison import paired
-from launcher.evals.metrics.accuracy import Accuracy, InScopeAccuracy, OosRecall
-from launcher.evals.metrics.auroc import Auroc
-from launcher.evals.metrics.class_f1 import F1Macro, F1Micro
-from launcher.evals.metrics.ece import Ece
-from launcher.evals.records import OUT_OF_SCOPE, ClassRecord
+from launcher.evals.metric import Metric, make_metrics
 from launcher.objectives.classify import confusion, threshold
 from launcher.objectives.classify.classes import Classes
+from launcher.objectives.classify.metrics.accuracy import Accuracy, InScopeAccuracy, OosRecall
+from launcher.objectives.classify.metrics.auroc import Auroc
+from launcher.objectives.classify.metrics.ece import Ece
+from launcher.objectives.classify.metrics.f1 import F1Macro, F1Micro
+from launcher.objectives.classify.records import OUT_OF_SCOPE, ClassRecord
 from support.results import results_of
 
 CONFIG = EvalConfig()
@@ -36,6 +37,10 @@ NUMBERS = st.integers(OUT_OF_SCOPE, 4)
 def record(i: int, truth: int, answer: int, probability: float) -> ClassRecord:
     rejected = answer == OUT_OF_SCOPE
     return ClassRecord(i, [truth], [0 if rejected else answer], probability, rejected)
+
+
+def of_a_classifier(name: str) -> list[Metric]:
+    return make_metrics(EvalConfig(metrics=[name]), ClassifyConfig.own_metrics)
 
 
 @st.composite
@@ -129,7 +134,8 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
     good = [record(i, i % 2, i % 2, 0.9) for i in range(20)]
     bad = [ClassRecord(r.id, r.truth, [0], math.nan) for r in good]
     assert math.isnan(Ece(CONFIG).score(bad))
-    made = paired.compare(results_of(classes=good), results_of(classes=bad), [Ece(CONFIG)])
+    metrics = of_a_classifier("ece")
+    made = paired.compare(results_of(classes=good), results_of(classes=bad), metrics)
     assert made["metrics"]["ece"]["tuned"] is None
     assert made["metrics"]["ece"]["verdict"] == "worse"
 
@@ -137,7 +143,8 @@ def test_a_model_that_diverged_has_no_calibration_and_loses():
 def test_three_records_decide_nothing():
     right = [record(i, 0, 0, 0.9) for i in range(3)]
     wrong = [record(i, 0, 1, 0.9) for i in range(3)]
-    made = paired.compare(results_of(classes=wrong), results_of(classes=right), [Accuracy(CONFIG)])
+    metrics = of_a_classifier("accuracy")
+    made = paired.compare(results_of(classes=wrong), results_of(classes=right), metrics)
     row = made["metrics"]["accuracy"]
     assert (row["base"], row["tuned"], row["verdict"]) == (0.0, 1.0, "no evidence")
 

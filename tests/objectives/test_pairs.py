@@ -27,10 +27,13 @@ from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics, score_all
-from launcher.evals.records import Results, ValueRecord
+from launcher.evals.records import Results, ValueRecord, passes
+from launcher.evals.store import read_results
 from launcher.fingerprint import objective_identity
+from launcher.report import summary
 from launcher.runs import status
 from support import project
+from support.html import Page
 from support.project import LAUNCHER, Project
 
 HERE = Path(__file__).parent / "pairs"
@@ -145,16 +148,23 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert all(0 <= share <= 1 and (share * PAIRS) % 1 == 0 for share in shares)
     assert all(0 <= line["token_accuracy"] <= 1 for line in lines if line["kind"] == "train")
     comparison = read_json(run.eval / "comparison.json")
-    assert comparison["metrics"].keys() == {"loss", "margin"}
+    assert comparison["metrics"].keys() == {"loss", "margin", "right_order"}
     assert comparison["metrics"]["margin"]["tuned"] == pytest.approx(comparison["mean_margin"])
     assert comparison["metrics"]["loss"]["records"] == 9
     base, tuned = (read_json(run.eval / f"{side}.json") for side in ("base", "tuned"))
     assert base["mean_margin"] != tuned["mean_margin"] == comparison["mean_margin"]
     answers = [json.loads(line) for line in (run.eval / "predictions.jsonl").open()]
     assert [line["id"] for line in answers] == list(range(9))
-    report = (run.path / "report.html").read_text()
-    assert "Margins" in report
-    assert answers[0]["where"] in report
+    # Its own records of held-out pairs are kept and read again.
+    stored = read_results(run.eval / "tuned.json", passes(compose.load(run.config).objective))
+    own = comparison["metrics"]["right_order"]
+    assert own["tuned"] == np.mean([record.is_right for record in stored.passes["pairs"]])
+    assert read_results(run.eval / "tuned.json") is None
+    page = Page((run.path / "report.html").read_text())
+    assert "objective-1" in page.ids
+    assert f"Margins The mean margin is {comparison['mean_margin']:.3f}. Quantile" in page.text
+    assert summary.headline_metric(comparison) == "right_order"
+    assert answers[0]["where"] in page.text
     assert (run.export / "config.json").is_file()
 
 
@@ -327,13 +337,15 @@ def of_changed(folder: Path, *changes: tuple[str, str], more: tuple[str, ...] = 
 @pytest.mark.parametrize(
     ("changes", "where", "found"),
     [
-        ([('("loss", "margin")', '("loss", "margn")')], "eval.metrics", "unknown metric 'margn'"),
+        ([('"loss", "margin",', '"loss", "margn",')], "eval.metrics", "unknown metric 'margn'"),
         ([("own_metrics: ClassVar = {", 'own_metrics: ClassVar = {"f1": 1, ')], NAME, "'f1'"),
         ([(":Margin", ":Margins")], NAME, "no class at launcher_own_pairs"),
         ([('name = "margin"', 'name = "gap"')], NAME, "no class at launcher_own_pairs"),
-        ([('"values")}', '"value")}')], NAME, "made of nothing known"),
+        ([(':Margin", "values")', ':Margin", "value")')], NAME, "made of nothing known"),
+        ([('"pairs": f"', '"loss": f"'), (', "pairs")', ', "loss")')], NAME, "the launcher's"),
+        ([(":PairRecord", ":PairRecords")], NAME, "no class at launcher_own_pairs"),
         ([('variants.MetricRow(f"{__name__}:Margin", "values")', '"m:M"')], NAME, "has no row"),
-        ([('("loss", "values")', '("loss",)')], NAME, "of which it has none"),
+        ([('("loss", "values", ', '("loss", ')], NAME, "of which it has none"),
     ],
 )
 def test_what_is_wrong_with_its_metrics_is_told_before_anything_starts(

@@ -80,9 +80,9 @@ def test_a_mixed_sentence_quotes_a_metric_of_each_kind():
 
 
 @pytest.mark.parametrize("verdict", ["better", "no evidence"])
-def test_a_classifier_is_told_by_its_accuracy(verdict):
+def test_the_metric_that_leads_is_told(verdict):
     share = row(verdict, base=0.5, tuned=0.9, difference=0.4, interval=[0.3, 0.5], unit="share")
-    rows = {"loss": row(verdict), "class_f1": share, "accuracy": share}
+    rows = {"loss": row(verdict), "class_f1": share, "accuracy": {**share, "leads": True}}
     text = summary.sentence(comparison(**rows))
     assert ": accuracy went from 50.0 % to 90.0 %" in text
 

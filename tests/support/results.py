@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.evals.records import ClassRecord, Generation, LossRecord, Results
+from launcher.evals.records import Generation, LossRecord, Results, ScoredRecord
 
 
 def results_of(
     losses: Sequence[LossRecord] = (),
     generations: Sequence[Generation] = (),
-    classes: Sequence[ClassRecord] = (),
+    classes: Sequence[ScoredRecord] = (),
     further: dict[str, Results] | None = None,
 ) -> Results:
     """Results of these records; a pass without any was not made."""

@@ -7,24 +7,23 @@ all problems, in the order of the config's sections.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from launcher.config.check import batching, deepspeed_keys, eval_checks, model_checks
-from launcher.config.derive import architecture, data_entries, plan
+from launcher.config.derive import architecture, copies, data_entries, plan
 from launcher.config.schema import (
     AdapterConfig,
     Config,
     DataConfig,
     Dtype,
-    WsdConfig,
     conversion,
     data_report,
     variants,
 )
-from launcher.config.schema.launch import Rendezvous, TorchrunConfig
+from launcher.config.schema.launch import LaunchConfig
+from launcher.core import owncode, runtime
 from launcher.core.errors import Problem, did_you_mean
 from launcher.record_fields import OF_THE_CALLER
 
@@ -45,17 +44,17 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *out_of_range(config),
         *model_checks.check(config, has_gpu),
         *_data(config),
-        *_objective(config),
+        *_code(config),
         *_peft(config),
         *_train(config),
         *_optim(config, has_gpu),
-        *_schedule(config),
+        *config.schedule.problems(config.train.steps),
         *_engine(config, has_gpu),
         *_secondary(config, world_size),
         *_checkpoint(config),
         *_selection(config),
         *eval_checks.check(config),
-        *config.objective.problems(config),
+        *config.objective.refused(config),
         *_launch(config),
     ]
     if not any(problem.where in batching.KEYS for problem in problems):
@@ -116,14 +115,13 @@ def _data(config: Config) -> Iterator[Problem]:
         yield Problem("data.system", "a system message with data.format=text", hint)
 
 
-def _objective(config: Config) -> Iterator[Problem]:
-    if config.objective.name == "sft" and config.data.format == "text":
-        hint = "plain text has no answers to learn: use objective=text"
-        yield Problem("objective.name", "sft with data.format=text", hint)
-    if config.objective.has_sequence_head and config.train.token_accuracy:
-        hint = "it has no target tokens, but eval.metrics=[accuracy]: train.token_accuracy=false"
-        found = f"true with objective={config.objective.name}"
-        yield Problem("train.token_accuracy", found, hint)
+def _code(config: Config) -> Iterator[Problem]:
+    """What files of the user's own import so that no copy of it could be kept."""
+    known = set()
+    for slot in copies.slots(config):
+        if slot.get() not in known:
+            known.add(slot.get())
+            yield from owncode.problems(runtime.user_path(slot.get()), slot.where)
 
 
 def _peft(config: Config) -> Iterator[Problem]:
@@ -146,8 +144,8 @@ def _peft(config: Config) -> Iterator[Problem]:
 
 def _experts(peft: AdapterConfig) -> Iterator[Problem]:
     """peft adapts fused experts as parameters, and knows less there."""
-    for key, off in (("dora", "false"), ("dropout", "0")):
-        given = getattr(peft, key, None)
+    for key, off in peft.not_on_experts.items():
+        given = getattr(peft, key)
         if given and peft.experts:
             found = f"peft has none on experts that are fused, {given} is given"
             yield Problem(f"peft.{key}", found, f"peft.{key}={off}")
@@ -168,40 +166,16 @@ def _train(config: Config) -> Iterator[Problem]:
 
 
 def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:
-    name = config.optim.name
-    if name == "adamw8bit":
-        yield from model_checks.bitsandbytes("optim.name", name, "optim=adamw", has_gpu)
-        if config.engine.offload_optimizer:
-            hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
-            yield Problem("optim.name", "adamw8bit with engine.offload_optimizer=true", hint)
-    if config.optim.needs_compiler and not model_checks.compiler():
+    optim, name = config.optim, config.optim.name
+    if optim.kernels:
+        yield from model_checks.kernels(optim.kernels, "optim.name", name, "optim=adamw", has_gpu)
+    if config.engine.offload_optimizer and not optim.can_be_offloaded:
+        hint = "DeepSpeed offloads its own AdamW only: use optim=adamw"
+        yield Problem("optim.name", f"{name} with engine.offload_optimizer=true", hint)
+    if optim.needs_compiler and not model_checks.compiler():
         compilers = ", ".join(model_checks.COMPILERS)
         hint = f"its update is compiled: install one of {compilers}, or optim=adamw"
         yield Problem("optim.name", f"{name} needs a C++ compiler; none is found", hint)
-
-
-def _schedule(config: Config) -> Iterator[Problem]:
-    schedule, steps = config.schedule, config.train.steps
-    if schedule.warmup >= 1 and schedule.warmup != int(schedule.warmup):
-        hint = f"from 1 it is a number of steps, e.g. schedule.warmup={int(schedule.warmup)};"
-        hint += " below 1 a share of all, e.g. schedule.warmup=0.05"
-        yield Problem("schedule.warmup", f"{schedule.warmup} is not a number of steps", hint)
-    elif steps is not None and schedule.warmup >= max(1, steps):
-        hint = "leave steps for training, e.g. schedule.warmup=0.05 of them; or more train.steps"
-        yield Problem("schedule.warmup", f"{schedule.warmup:g} of train.steps={steps}", hint)
-    if isinstance(schedule, WsdConfig) and steps is not None:
-        warmup = schedule.warmup if schedule.warmup >= 1 else schedule.warmup * steps
-        if steps > warmup > steps * (1 - schedule.decay):
-            yield _two_phases(schedule)
-    elif isinstance(schedule, WsdConfig) and schedule.warmup < 1 < schedule.warmup + schedule.decay:
-        yield _two_phases(schedule)
-
-
-def _two_phases(schedule: WsdConfig) -> Problem:
-    found = f"{schedule.decay} with schedule.warmup={schedule.warmup:g} is more than all steps"
-    left = math.floor(100 * (1 - schedule.decay)) / 100
-    hint = f"make one of the two shorter, e.g. schedule.warmup={left:g}"
-    return Problem("schedule.decay", found, hint)
 
 
 def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
@@ -214,7 +188,7 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
     if engine.offload_optimizer and engine.zero == 0:
         hint = "ZeRO-0 keeps the optimizer with the weights: use engine=zero2_offload"
         yield Problem("engine.offload_optimizer", "true with engine.zero=0", hint)
-    builds = has_gpu and engine.offload_optimizer and config.optim.name == "adamw"
+    builds = has_gpu and engine.offload_optimizer and config.optim.compiled_offloaded
     if builds and not model_checks.compiler():
         hint = f"install one of {', '.join(model_checks.COMPILERS)}, or offload nothing"
         found = "DeepSpeed's CPU Adam needs a C++ compiler; none is found"
@@ -289,15 +263,15 @@ def _telling(config: Config) -> Iterator[Problem]:
 
 def _launch(config: Config) -> Iterator[Problem]:
     launch = config.launch
-    if launch.name == "local" and launch.nodes > 1:
-        *others, last = [f"launch={name}" for name in variants.LAUNCHERS if name != "local"]
+    if launch.nodes > 1 and not launch.spans_nodes:
+        able = [name for name, cls in variants.OPTIONS["launch"].items() if _spans_nodes(cls)]
+        *others, last = [f"launch={name}" for name in able]
         hint = f"{', '.join(others)} or {last} starts ranks on several nodes"
-        yield Problem("launch.nodes", f"{launch.nodes} nodes, but launch=local is one", hint)
-    if isinstance(launch, TorchrunConfig):
-        yield from _torchrun(launch)
+        yield Problem(
+            "launch.nodes", f"{launch.nodes} nodes, but launch={launch.name} is one", hint
+        )
+    yield from launch.problems()
 
 
-def _torchrun(launch: TorchrunConfig) -> Iterator[Problem]:
-    if launch.rendezvous is Rendezvous.static and launch.max_restarts and launch.nodes > 1:
-        found = "static agents do not learn that those of other nodes start their ranks again"
-        yield Problem("launch.max_restarts", found, "launch.rendezvous=c10d")
+def _spans_nodes(options: type) -> bool:
+    return issubclass(options, LaunchConfig) and options.spans_nodes

@@ -17,6 +17,8 @@ def check(config: Config) -> Iterator[Problem]:
     if options.name not in ("none", "default"):
         hint = did_you_mean(options.name, ["none", "default"])
         yield Problem("eval.name", f"unknown name {options.name!r}", hint)
+    for name in config.objective.own_records:
+        yield from _own_records(name, config)
     for name in config.objective.own_metrics:
         yield from _own_metric(name, config)
     for name in metrics:
@@ -36,9 +38,6 @@ def check(config: Config) -> Iterator[Problem]:
         key = "eval.general" if options.general else "eval.new"
         hint = "use eval=default, or leave it out"
         yield Problem(key, "further held-out data without eval.metrics", hint)
-    if "style_classifier" in metrics and not options.base:
-        hint = "leave eval.base=false out, or the metric"
-        yield Problem("eval.base", "style_classifier learns from the base's answers", hint)
     for name in options.new:
         if not re.fullmatch(r"[\w-]+", name):
             plain = re.sub(r"[^\w-]+", "-", name).strip("-") or "later"
@@ -70,6 +69,9 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
     elif row.records == "generation" and config.data.format == "text":
         hint = f"plain text has no prompt to answer: leave {name} out, e.g. eval=default"
         yield Problem("eval.metrics", f"{name} with plain text", hint)
+    elif row.needs_base and not config.eval.base:
+        hint = f"leave {name} out of eval.metrics, or set eval.base=true"
+        yield Problem("eval.metrics", f"{name} {row.needs_base} the base's answers", hint)
     elif found := row.problem(config):
         hint = f"for example {row.example}" if row.example else f"leave {name} out"
         yield Problem("eval.metrics", f"{name} {found}", hint)
@@ -78,13 +80,14 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
 def _own_metric(name: str, config: Config) -> Iterator[Problem]:
     """What is wrong with a metric that the objective brings, before anything is measured."""
     objective, row = config.objective.name, config.objective.own_metrics[name]
+    known = variants.records_of(config.objective)
     where = f"the metric {name!r} of {objective}"
     if name in variants.METRICS:
         hint = "give it another name in own_metrics"
         yield Problem("objective.name", f"{where} is named as one of the launcher's", hint)
-    elif not isinstance(row, variants.MetricRow) or row.records not in variants.RECORDS:
+    elif not isinstance(row, variants.MetricRow) or row.records not in known:
         hint = "write variants.MetricRow(f'{__name__}:CLASS', RECORDS), with one of "
-        hint += ", ".join(variants.RECORDS)
+        hint += ", ".join(known)
         yield Problem("objective.name", f"{where} has no row, or is made of nothing known", hint)
     elif row.records not in config.objective.records:
         hint = f"let `records` of its options name {row.records!r} too, and `score` give them"
@@ -96,6 +99,18 @@ def _own_metric(name: str, config: Config) -> Iterator[Problem]:
             f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"
         )
         yield Problem("objective.name", f"{where} has no class at {row.path}", hint)
+
+
+def _own_records(name: str, config: Config) -> Iterator[Problem]:
+    """What is wrong with a pass over held-out records that the objective brings."""
+    objective, path = config.objective.name, config.objective.own_records[name]
+    where = f"the records {name!r} of {objective}"
+    if name in variants.RECORDS:
+        hint = "give them another name in own_records"
+        yield Problem("objective.name", f"{where} are named as some of the launcher's", hint)
+    elif objective.endswith(".py") and _class(path) is None:
+        hint = f"write f'{{__name__}}:CLASS' for {name!r}, with the class of its records"
+        yield Problem("objective.name", f"{where} have no class at {path}", hint)
 
 
 def _class(path: str) -> Any:
@@ -125,9 +140,6 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
             hint = f"it is a Python regular expression, e.g. 'eval.{key}={example}'"
             yield Problem(f"eval.{key}", f"{pattern!r}: {error}", hint)
     if "judge" in (options.metrics or ()):
-        if not options.base:
-            hint = "leave judge out of eval.metrics, or set eval.base=true"
-            yield Problem("eval.metrics", "judge without a base to compare with", hint)
         yield from of_judge(options)
     if "" in options.stop:
         hint = r"""name the text before which answers end, e.g. 'eval.stop=["\nQ:"]'"""

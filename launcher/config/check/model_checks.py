@@ -48,7 +48,7 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
             hint = "4-bit weights cannot be trained: add peft=lora, or model.quantization=none"
             yield Problem("model.quantization", f"nf4 with peft={config.peft.name}", hint)
         instead = "model.quantization=none"
-        yield from bitsandbytes("model.quantization", "nf4", instead, has_gpu)
+        yield from kernels("bitsandbytes", "model.quantization", "nf4", instead, has_gpu)
         if config.engine.zero == 3:
             hint = "ZeRO-3 cannot shard packed 4-bit weights: use engine=zero2"
             yield Problem("model.quantization", "nf4 with engine.zero=3", hint)
@@ -127,13 +127,13 @@ def _attention(config: Config, has_gpu: bool) -> Iterator[Problem]:
             yield Problem("model.attention", "flash needs flash-attn, which is missing", hint)
 
 
-def bitsandbytes(where: str, value: str, instead: str, has_gpu: bool) -> Iterator[Problem]:
-    """What keeps a value from being used whose kernels come with bitsandbytes."""
+def kernels(package: str, where: str, value: str, instead: str, has_gpu: bool) -> Iterator[Problem]:
+    """What keeps a value from being used whose kernels for CUDA come with a package."""
     if not has_gpu:
         yield Problem(where, f"{value} on CPU", f"its kernels need CUDA: use {instead}, or a GPU")
-    elif not registry.installed("bitsandbytes"):
-        hint = f"pip install bitsandbytes, or {instead}"
-        yield Problem(where, f"{value} needs bitsandbytes, which is missing", hint)
+    elif not registry.installed(package):
+        hint = f"pip install {package}, or {instead}"
+        yield Problem(where, f"{value} needs {package}, which is missing", hint)
 
 
 def compiler() -> bool:

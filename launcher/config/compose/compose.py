@@ -7,7 +7,6 @@ go.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -21,9 +20,9 @@ from typing import Any
 
 from launcher.config.compose import groups, layers, overrides, ownfile
 from launcher.config.compose.ownfile import OwnFile
-from launcher.config.derive import adapter
+from launcher.config.derive import adapter, copies
 from launcher.config.schema import Config, conversion, values, variants
-from launcher.core import files, runtime
+from launcher.core import files, owncode, runtime
 from launcher.core.errors import ConfigError, Problem
 
 to_dict = conversion.to_dict
@@ -85,7 +84,7 @@ def try_compose(
     overrides.apply(asked.values, data)
     data = _interpolated(data)
     own = data.get("objective", {}).get("name")
-    if _is_code(own):  # ranks and later commands start elsewhere
+    if copies.is_code(own):  # ranks and later commands start elsewhere
         data["objective"] = {**data["objective"], "name": os.path.abspath(os.path.expanduser(own))}
     config, problems = conversion.build(data)
     problems += adapter.settle(config, asked.given())
@@ -222,13 +221,13 @@ def load(path: str | Path, *, runs_code: bool = True) -> Config:
         raise ConfigError(f"cannot be read: {error}", where=str(path), hint=_LOAD_HINT) from error
     if not isinstance(data, dict):
         raise ConfigError("is not a config", where=str(path), hint=_LOAD_HINT)
-    data = layers.beside(path, _renamed(_unescaped(data)))
-    named = {
-        key: name for key in variants.OWN_FILES if _is_code(name := conversion.select(data, key))
-    }
+    data = copies.beside(path, _renamed(_unescaped(data)))
+    named = {slot.where: slot.get() for slot in copies.slots(data)}
     if runs_code:
-        for name in named.values():
-            _require_trusted(runtime.user_path(name), path)
+        for slot in copies.slots(data):
+            code = runtime.user_path(slot.get())
+            for file in (code, *owncode.modules(code).values()):
+                _require_trusted(file, path, is_kept=code.parent == path.parent)
         config, problems = conversion.build(data)
     else:
         sections = {key.partition(".")[0] for key in named} & variants.OWN_OPTIONS.keys()
@@ -241,16 +240,12 @@ def load(path: str | Path, *, runs_code: bool = True) -> Config:
     return config
 
 
-def _is_code(name: Any) -> bool:
-    return isinstance(name, str) and name.endswith(".py")
-
-
-def _require_trusted(code: Path, config: Path) -> None:
+def _require_trusted(code: Path, config: Path, *, is_kept: bool) -> None:
     """Raise `ConfigError` if another user could have written a Python file that a run folder names:
     whoever reads the run would run it. What lies elsewhere has been typed by the maker of the run.
     """
     is_mine = config.stat().st_uid == os.geteuid()
-    is_typed = is_mine and code.parent != config.parent
+    is_typed = is_mine and not is_kept
     if is_typed or runtime.trusts_code() or not code.exists():
         return
     facts, folder = code.stat(), code.resolve().parent.stat()
@@ -326,31 +321,8 @@ def _dumper(base: str) -> Any:
 def save(config: Config, path: str | Path) -> None:
     """Write the resolved config, so that `load` returns an equal one. Python files of the user's
     that lie beside it are named without their folder: a run may move."""
-    data = to_dict(config)
-    for key in variants.OWN_FILES:
-        section, _, name = key.partition(".")
-        value = Path(data[section][name])
-        if _is_code(value.name) and value.parent == Path(path).absolute().parent:
-            data[section][name] = value.name
+    data = copies.unplaced(to_dict(config), Path(path).absolute().parent)
     files.write_atomic(Path(path), dump_plain(data))
-
-
-def keep_code(config: Config, folder: Path) -> dict[str, str]:
-    """Let `config` name copies in `folder` in the place of Python files of the user's, so that a
-    run goes on with the code that it began with. Returns name in the folder -> text.
-
-    A file that only the nodes of a cluster have, or that is no UTF-8, stays where it is.
-    """
-    texts = {}
-    for key, copy in variants.OWN_FILES.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(config, section), name)
-        if not _is_code(value):
-            continue
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            texts[copy] = runtime.user_path(value).read_text(encoding="utf-8")
-            setattr(getattr(config, section), name, str(folder / copy))
-    return texts
 
 
 #: `${`, with the backslashes before it: an odd number of them says that it is text.

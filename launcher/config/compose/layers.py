@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.compose import groups, yamlfile
-from launcher.config.schema import conversion, variants
+from launcher.config.derive import copies
+from launcher.config.schema import conversion
 from launcher.core.errors import ConfigError
 
 _MISSING = object()
@@ -91,17 +92,7 @@ def alone(file: Path, package: str) -> Layer:
     tree = yamlfile.read(file, str(file))
     tree.pop("defaults", None)
     data, lines = yamlfile.content(tree, package)
-    return Layer(file, beside(file, _placed(data, package)), lines)
-
-
-def beside(file: Path, data: dict[str, Any]) -> dict[str, Any]:
-    """`data`, with the Python files that it names and that lie beside its YAML by their paths."""
-    for key in variants.OWN_FILES:
-        section, name = key.split(".")
-        value = conversion.select(data, key, None)
-        if isinstance(value, str) and value.endswith(".py") and (file.parent / value).is_file():
-            data[section] = {**data[section], name: str(file.parent / value)}
-    return data
+    return Layer(file, copies.beside(file, _placed(data, package)), lines)
 
 
 def _placed(content: dict[str, Any], package: str) -> dict[str, Any]:

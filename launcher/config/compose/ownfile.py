@@ -16,6 +16,7 @@ from typing import Any
 
 from launcher.config.compose import groups, layers, overrides, yamlfile
 from launcher.config.compose.yamlfile import Lined
+from launcher.config.derive import copies
 from launcher.config.schema import conversion, values, variants
 from launcher.config.schema.values import Node, Word
 from launcher.core import runtime
@@ -156,11 +157,18 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
 def _found(key: str, value: Any, own: OwnFile) -> Any:
     """A value; where it names a Python file that lies beside this one, and not in the current
     folder, its path: so does the config of a run."""
-    if key not in variants.OWN_FILES or not isinstance(value, str) or not value.endswith(".py"):
-        return value
-    beside = runtime.user_path(own.shown).absolute().parent / value
-    is_beside = beside.is_file() and not runtime.user_path(value).is_file()
-    return str(beside) if is_beside else value
+    if key in variants.OWN_FILES and copies.is_code(value):
+        return _beside(value, own)
+    if key in copies.data_keys():
+        for entry in copies.entries(value, are_named=copies.data_keys()[key]):
+            entry["format"] = _beside(entry["format"], own)
+    return value
+
+
+def _beside(name: str, own: OwnFile) -> str:
+    beside = runtime.user_path(own.shown).absolute().parent / name
+    is_beside = beside.is_file() and not runtime.user_path(name).is_file()
+    return str(beside) if is_beside else name
 
 
 def _is_own(section: str, tree: Lined) -> bool:

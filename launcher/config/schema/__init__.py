@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar
 
 from launcher.config.schema.data import DataConfig, OnBadRecord, Overlong, SpecialTokens, Thoughts
-from launcher.config.schema.eval import EvalConfig, JudgeConfig
+from launcher.config.schema.eval import EvalConfig, JudgeConfig, MetricRow
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema.model import (
     Attention,
@@ -127,10 +127,13 @@ class ObjectiveConfig:
     learns_pairs: ClassVar[bool] = False
     #: Whether an example becomes several documents, which stay in one pack.
     groups_documents: ClassVar[bool] = False
-    #: What is measured on each held-out record (`variants.RECORDS`).
+    #: What is measured on each held-out record (`variants.RECORDS`, or of its own).
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
+    #: Passes over held-out records that it brings along: name -> "module:attribute" of the class of
+    #: their records (`launcher.evals.records.ScoredRecord`).
+    own_records: ClassVar[Mapping[str, str]] = {}
     #: Metrics that it brings along: name -> `variants.MetricRow`, the class in its own file.
     own_metrics: ClassVar[Mapping[str, Any]] = {}
 
@@ -138,8 +141,18 @@ class ObjectiveConfig:
     """Objective: see the table in docs/config.md, or the path of a Python file with the classes
     `Objective` and `Options`."""
 
+    def refused(self, config: Config) -> Iterator[Problem]:
+        """What is wrong with the rest of the config: what the facts above rule out, for whatever
+        objective, and its `problems`."""
+        if self.has_sequence_head and config.train.token_accuracy:
+            scored = ", ".join(self.metrics)
+            hint = f"it has no target tokens, and is scored by {scored}: train.token_accuracy=false"
+            found = f"true with objective={self.name}"
+            yield Problem("train.token_accuracy", found, hint)
+        yield from self.problems(config)
+
     def problems(self, config: Config) -> Iterator[Problem]:
-        """What is wrong with the rest of the config for this objective: of most, data of pairs."""
+        """What this objective refuses: most, data of pairs."""
         if config.data.format == "preference" and not self.learns_pairs:
             hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
             hint += "'data.columns={completion: chosen}'"
@@ -168,6 +181,13 @@ class SftConfig(ObjectiveConfig):
     label_smoothing: ShareBelowOne = 0.0
     """Share of the target's probability spread evenly over the vocabulary."""
 
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Plain text too, in which nothing is an answer."""
+        yield from ObjectiveConfig.problems(self, config)
+        if config.data.format == "text":
+            hint = "plain text has no answers to learn: use objective=text"
+            yield Problem("objective.name", f"{self.name} with data.format=text", hint)
+
 
 @dataclass(kw_only=True, slots=True)
 class TextConfig(ObjectiveConfig):
@@ -184,6 +204,16 @@ class TextConfig(ObjectiveConfig):
         return {"all_targets": True}
 
 
+_CLASSIFY = "launcher.objectives.classify"
+
+
+def _of_scope(path: str) -> MetricRow:
+    """A metric of texts that belong to no class."""
+    scope = "objective.out_of_scope"
+    path = f"{_CLASSIFY}.metrics.{path}"
+    return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
+
+
 @dataclass(kw_only=True, slots=True)
 class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
@@ -192,6 +222,18 @@ class ClassifyConfig(ObjectiveConfig):
     model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")
+    own_records: ClassVar[Mapping[str, str]] = {"classes": f"{_CLASSIFY}.records:ClassRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        "accuracy": MetricRow(f"{_CLASSIFY}.metrics.accuracy:Accuracy", "classes"),
+        "in_scope_accuracy": _of_scope("accuracy:InScopeAccuracy"),
+        "oos_recall": _of_scope("accuracy:OosRecall"),
+        "f1_macro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Macro", "classes"),
+        "f1_micro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Micro", "classes"),
+        "ece": MetricRow(
+            f"{_CLASSIFY}.metrics.ece:Ece", "classes", excludes="objective.multi_label"
+        ),
+        "auroc": _of_scope("auroc:Auroc"),
+    }
 
     name: str = "classify"
     """Name of the objective."""

@@ -19,7 +19,7 @@ from typing import Any
 from launcher.config import schema
 from launcher.config.schema import ranges, suggestions, values, variants
 from launcher.config.schema.ranges import Range
-from launcher.core import registry
+from launcher.core import owncode
 from launcher.core.errors import ConfigError, Problem, did_you_mean
 
 TRUE = ("true", "yes", "on")
@@ -200,7 +200,7 @@ def _variant(cls: type, data: Mapping[str, Any], path: str, problems: list[Probl
 def _own_variant(cls: type, name: str, own: str, key: str, problems: list[Problem]) -> type | None:
     """The options class of a user's own file, a subclass of `cls`; None if there is none."""
     try:
-        found = registry.load_file(name, own, where=key)
+        found = owncode.load(name, own, where=key)
     except ConfigError as error:
         problems += error.problems
         return None

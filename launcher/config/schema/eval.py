@@ -14,6 +14,47 @@ from launcher.config.schema.ranges import (
     ShareAboveZero,
 )
 
+#: What is measured on each held-out record -> the pass that measures it. Further ones, which an
+#: objective brings, are passes of their own.
+RECORDS = {"loss": "loss", "tokens": "loss", "generation": "generation", "values": "values"}
+
+
+@dataclass(frozen=True, slots=True)
+class MetricRow:
+    """A metric, and what must be known of it before its code is imported."""
+
+    path: str
+    """`module:attribute` of its class."""
+    records: str
+    """Which of `RECORDS`, or of the objective's own, it is made of: an objective has some."""
+    wants: str = ""
+    """Key without which it has no meaning."""
+    example: str = ""
+    """That key with a value."""
+    excludes: str = ""
+    """Option that it has no meaning with, if that is true."""
+    package: str = ""
+    """Package of the extra `eval` that computes it."""
+    needs_base: str = ""
+    """What it does with the base's answers, if it has no meaning without them."""
+
+    def fits(self, config: Any) -> bool:
+        """Whether it has a meaning with a whole `Config`."""
+        return self.records in config.objective.records and not self.problem(config)
+
+    def problem(self, config: Any) -> str:
+        """What keeps it from having a meaning with the other options; else empty."""
+        if self.wants and _option(config, self.wants) is None:
+            return f"without {self.wants}"
+        if self.excludes and _option(config, self.excludes):
+            return f"with {self.excludes}=true"
+        return ""
+
+
+def _option(config: Any, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name, None)
+
 
 @dataclass(kw_only=True, slots=True)
 class JudgeConfig:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, ClassVar
 
 from launcher.config.schema.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Range
+from launcher.core.errors import Problem
 
 
 class Rendezvous(Enum):
@@ -49,6 +51,13 @@ class LaunchConfig:
     """Whether `cluster.gpus_per_node` says what a node has; else the nodes are as this machine."""
     nodes_join: ClassVar[bool] = False
     """Whether further nodes are brought in by hand, with `launcher join RUN`."""
+    spans_nodes: ClassVar[bool] = False
+    """Whether it starts ranks on several nodes."""
+    variables: ClassVar[str] = ""
+    """How the variables of its scheduler begin, in a job of it; "" where it has none."""
+    surroundings: ClassVar[str] = ""
+    """`module:attribute` of what reads them, a `launcher.core.ranks.Surroundings`, standard library
+    only: of ranks that the scheduler itself has started the place."""
 
     name: str = "local"
     """Launch back end."""
@@ -67,6 +76,10 @@ class LaunchConfig:
         """Seconds from the wish to stop to the end of a job's time; None where it has no end."""
         return None
 
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with the options of this back end together."""
+        yield from ()
+
     def for_probe(self) -> LaunchConfig:
         """The same for a job that somebody waits for: nothing is done before it or tried again."""
         return self
@@ -77,6 +90,7 @@ class TorchrunConfig(LaunchConfig):
     """`torchrun`: torch's elastic agent on every node; others join with `launcher join RUN`."""
 
     nodes_join: ClassVar[bool] = True
+    spans_nodes: ClassVar[bool] = True
 
     name: str = "torchrun"
     """Launch back end."""
@@ -88,12 +102,19 @@ class TorchrunConfig(LaunchConfig):
     max_restarts: NonNegativeInt = 0
     """Times that the agents start all ranks again after one has failed."""
 
+    def problems(self) -> Iterator[Problem]:
+        """Restarts that not all agents would learn of."""
+        if self.rendezvous is Rendezvous.static and self.max_restarts and self.nodes > 1:
+            found = "static agents do not learn that those of other nodes start their ranks again"
+            yield Problem("launch.max_restarts", found, "launch.rendezvous=c10d")
+
 
 @dataclass(kw_only=True, slots=True)
 class DeepspeedConfig(LaunchConfig):
     """`deepspeed`: hosts of a hostfile, reached by ssh or pdsh."""
 
     gpus_by_site: ClassVar[bool] = True
+    spans_nodes: ClassVar[bool] = True
 
     name: str = "deepspeed"
     """Launch back end."""
@@ -117,7 +138,9 @@ class SlurmConfig(LaunchConfig):
 
     has_queue: ClassVar[bool] = True
     gpus_by_site: ClassVar[bool] = True
-    """A scheduler starts the ranks."""
+    spans_nodes: ClassVar[bool] = True
+    variables: ClassVar[str] = "SLURM_"
+    surroundings: ClassVar[str] = "launcher.launch.slurm.environment:SlurmJob"
 
     name: str = "slurm"
     """Launch back end."""

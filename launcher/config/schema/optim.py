@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from launcher.config.schema.ranges import (
     ShareAboveZero,
     ShareBelowOne,
 )
+from launcher.core.errors import Problem
 
 
 @dataclass(kw_only=True, slots=True)
@@ -23,6 +25,12 @@ class OptimConfig:
     """Bytes of the moments that are kept for each trained parameter."""
     needs_compiler: ClassVar[bool] = False
     """Whether its update is compiled by a C++ compiler when the training starts."""
+    kernels: ClassVar[str] = ""
+    """Package whose kernels it consists of, for CUDA alone."""
+    can_be_offloaded: ClassVar[bool] = True
+    """Whether DeepSpeed can keep its moments in the memory of the host."""
+    compiled_offloaded: ClassVar[bool] = False
+    """Whether its update is compiled there, for the CPU."""
 
     name: str = "adamw"
     """Optimizer: adamw, adamw8bit or muon."""
@@ -40,6 +48,7 @@ class AdamwConfig(OptimConfig):
     kernel if offloaded."""
 
     moment_bytes: ClassVar[int] = 8
+    compiled_offloaded: ClassVar[bool] = True
 
     name: str = "adamw"
     """Name of the optimizer."""
@@ -56,6 +65,9 @@ class Adamw8bitConfig(AdamwConfig):
     """AdamW of bitsandbytes, 8-bit block-wise moments (Dettmers et al. 2021, arXiv:2110.02861)."""
 
     moment_bytes: ClassVar[int] = 2
+    kernels: ClassVar[str] = "bitsandbytes"
+    can_be_offloaded: ClassVar[bool] = False
+    compiled_offloaded: ClassVar[bool] = False
 
     name: str = "adamw8bit"
     """Name of the optimizer."""
@@ -95,6 +107,17 @@ class ScheduleConfig:
     min_ratio: Share = 0.0
     """Factor at the end of the decay (not used by constant)."""
 
+    def problems(self, steps: int | None) -> Iterator[Problem]:
+        """What is wrong with it in a run of so many steps; None: nobody has said."""
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            hint = f"from 1 it is a number of steps, e.g. schedule.warmup={int(self.warmup)};"
+            hint += " below 1 a share of all, e.g. schedule.warmup=0.05"
+            yield Problem("schedule.warmup", f"{self.warmup} is not a number of steps", hint)
+        elif steps is not None and self.warmup >= max(1, steps):
+            hint = "leave steps for training, e.g. schedule.warmup=0.05 of them; or more"
+            found = f"{self.warmup:g} of train.steps={steps}"
+            yield Problem("schedule.warmup", found, f"{hint} train.steps")
+
     def factor(self, step: int, steps: int, warmup_steps: int) -> float:
         """Factor for optimizer step `step` (0-based) of `steps`.
 
@@ -127,6 +150,20 @@ class WsdConfig(ScheduleConfig):
     """Name of the schedule."""
     decay: ShareAboveZero = 0.2
     """Share of all steps at the end that decay."""
+
+    def problems(self, steps: int | None) -> Iterator[Problem]:
+        """Warm-up and decay have to leave room for each other too."""
+        yield from ScheduleConfig.problems(self, steps)
+        if steps is None:
+            is_long = self.warmup < 1 < self.warmup + self.decay
+        else:
+            warmup = self.warmup if self.warmup >= 1 else self.warmup * steps
+            is_long = steps > warmup > steps * (1 - self.decay)
+        if is_long:
+            found = f"{self.decay} with schedule.warmup={self.warmup:g} is more than all steps"
+            left = math.floor(100 * (1 - self.decay)) / 100
+            hint = f"make one of the two shorter, e.g. schedule.warmup={left:g}"
+            yield Problem("schedule.decay", found, hint)
 
     def decay_begin(self, steps: int, warmup_steps: int) -> int:
         """So that `decay` of the steps are left."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -24,6 +25,8 @@ class AdapterConfig(PeftConfig):
     """A method that freezes the weights of the model and trains something beside its matrices."""
 
     trains_base: ClassVar[bool] = False
+    not_on_experts: ClassVar[Mapping[str, str]] = {}
+    """Options that peft has none of on fused experts, and what turns each off."""
 
     targets: Any = "all-linear"
     """`all-linear` (all linear layers but the LM head and routers), or names of modules or of fused
@@ -44,6 +47,8 @@ class AdapterConfig(PeftConfig):
 @dataclass(kw_only=True, slots=True)
 class LoraConfig(AdapterConfig):
     """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685)."""
+
+    not_on_experts: ClassVar[Mapping[str, str]] = {"dora": "false", "dropout": "0"}
 
     name: str = "lora"
     """Name of the method."""

@@ -5,11 +5,12 @@ Implementations are strings, so reading a config imports none of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from launcher.config import schema
 from launcher.config.schema import Config, launch, plugins, sweep
+from launcher.config.schema.eval import RECORDS as RECORDS
+from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.core.errors import ConfigError
 from launcher.core.registry import PluginTable
 
@@ -54,55 +55,20 @@ OWN_OPTIONS = {"objective": "Options"}
 #: field that holds the variant's name, where it is not `name`.
 NAME_FIELD = {"model": "kind"}
 
-#: What may be measured on each held-out record -> the pass that measures it.
-RECORDS = {
-    "loss": "loss",
-    "tokens": "loss",
-    "generation": "generation",
-    "classes": "classes",
-    "values": "values",
-}
 
-
-@dataclass(frozen=True, slots=True)
-class MetricRow:
-    """A metric, and what must be known of it before its code is imported."""
-
-    path: str
-    """`module:attribute` of its class."""
-    records: str
-    """Which of `RECORDS` it is made of: an objective has some of them."""
-    wants: str = ""
-    """Key without which it has no meaning."""
-    example: str = ""
-    """That key with a value."""
-    excludes: str = ""
-    """Option that it has no meaning with, if that is true."""
-    package: str = ""
-    """Package of the extra `eval` that computes it."""
-
-    def fits(self, config: Config) -> bool:
-        """Whether it has a meaning with `config`."""
-        return self.records in config.objective.records and not self.problem(config)
-
-    def problem(self, config: Config) -> str:
-        """What keeps it from having a meaning with the other options; else empty."""
-        if self.wants and _option(config, self.wants) is None:
-            return f"without {self.wants}"
-        if self.excludes and _option(config, self.excludes):
-            return f"with {self.excludes}=true"
-        return ""
-
-
-def _option(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name, None)
+def records_of(options: schema.ObjectiveConfig) -> list[str]:
+    """What a metric of an objective may be made of."""
+    return [*RECORDS, *options.own_records]
 
 
 def metric_rows(config: Config) -> dict[str, MetricRow]:
-    """The metrics that there are: those of the table, and those that the objective brings."""
+    """The metrics that there are: those of the table, and those that the objectives bring; of one
+    name the chosen objective's, then the table's."""
+    others = (getattr(cls, "own_metrics", {}) for cls in OPTIONS["objective"].values())
+    rows = {name: row for own in others for name, row in own.items()}
     own = config.objective.own_metrics.items()
-    return {**{name: row for name, row in own if isinstance(row, MetricRow)}, **METRICS}
+    brought = {name: row for name, row in own if isinstance(row, MetricRow)}
+    return {**METRICS, **rows, **brought, **METRICS}
 
 
 def metrics_of(config: Config) -> list[str]:
@@ -140,12 +106,6 @@ OBJECTIVES = PluginTable(
 def objective(options: schema.ObjectiveConfig) -> Any:
     """The `launcher.objectives.base.Objective` that `options` are of."""
     return OBJECTIVES.load(options.name)(options)
-
-
-def _of_scope(path: str) -> MetricRow:
-    """A metric of texts that belong to no class."""
-    scope = "objective.out_of_scope"
-    return MetricRow(path, "classes", wants=scope, example=f"{scope}=oos")
 
 
 PEFT_METHODS = PluginTable("peft.name", {"lora": "launcher.peft.lora:apply"})
@@ -197,18 +157,13 @@ METRICS = PluginTable(
         "repetition": MetricRow("launcher.evals.metrics.variety:Repetition", "generation"),
         "style_distance": MetricRow("launcher.evals.metrics.style:StyleDistance", "generation"),
         "style_classifier": MetricRow(
-            "launcher.evals.metrics.style_classifier:StyleClassifier", "generation"
+            "launcher.evals.metrics.style_classifier:StyleClassifier",
+            "generation",
+            needs_base="learns from",
         ),
-        "judge": MetricRow("launcher.evals.judge:WinRate", "generation"),
-        "accuracy": MetricRow("launcher.evals.metrics.accuracy:Accuracy", "classes"),
-        "in_scope_accuracy": _of_scope("launcher.evals.metrics.accuracy:InScopeAccuracy"),
-        "oos_recall": _of_scope("launcher.evals.metrics.accuracy:OosRecall"),
-        "f1_macro": MetricRow("launcher.evals.metrics.class_f1:F1Macro", "classes"),
-        "f1_micro": MetricRow("launcher.evals.metrics.class_f1:F1Micro", "classes"),
-        "ece": MetricRow(
-            "launcher.evals.metrics.ece:Ece", "classes", excludes="objective.multi_label"
+        "judge": MetricRow(
+            "launcher.evals.judge:WinRate", "generation", needs_base="compares with"
         ),
-        "auroc": _of_scope("launcher.evals.metrics.auroc:Auroc"),
     },
 )
 TRACKERS = PluginTable(
@@ -229,6 +184,13 @@ LAUNCHERS = PluginTable(
         "slurm": "launcher.launch.slurm.backend:SlurmBackend",
     },
 )
+
+
+def surroundings() -> dict[str, str]:
+    """How the variables of a scheduler begin -> "module:attribute" of what reads them, of those
+    launch back ends that have one."""
+    rows = (options for options in OPTIONS["launch"].values() if getattr(options, "variables", ""))
+    return {options.variables: options.surroundings for options in rows}  # type: ignore[attr-defined]
 
 
 def add(table: PluginTable[Any], name: str, row: Any, *, options: type | None = None) -> None:

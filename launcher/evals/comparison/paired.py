@@ -13,7 +13,7 @@ import numpy as np
 from launcher.core.errors import DataError
 from launcher.evals.comparison import significance
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import PASSES, ClassRecord, LossRecord, Results, ValueRecord
+from launcher.evals.records import Results
 from launcher.report.summary import table as table
 
 CONFIDENCE = 0.95
@@ -75,9 +75,9 @@ def compare(
     maps each name to base, tuned, difference (tuned - base), interval, p_value (exact McNemar for
     right or wrong, else bootstrap), p_adjusted (Holm over the metrics), effect (Cohen's d of the
     records' gains), verdict, records, needed (records that would decide a difference of this size;
-    None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs;
-    `notes` are sentences on both; numbers that are not finite are None. Raises `DataError` if the
-    two models were not scored on the same records and the same target tokens or references.
+    None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs,
+    leads; `notes` are sentences on both; numbers that are not finite are None. Raises `DataError`
+    if the two models were not scored on the same records and the same target tokens or references.
     """
     rows = measure(base, tuned, metrics, resampling)
     judge(list(rows.values()))
@@ -106,7 +106,7 @@ def measure(
 ) -> dict[str, dict[str, Any]]:
     """The rows of `compare` without what depends on how many comparisons are made."""
     found: dict[str, dict[str, Any]] = {}
-    for needs in PASSES:
+    for needs in dict.fromkeys(metric.needs for metric in metrics):
         chosen = [metric for metric in metrics if metric.needs == needs]
         if chosen and (chosen[0].select(base) or chosen[0].select(tuned)):
             a, b = _paired(chosen[0].select(base), chosen[0].select(tuned), needs)
@@ -140,7 +140,7 @@ def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[
             hint="evaluate both with the same data and the same eval.limit and eval.generate_limit",
         )
     ids = sorted(a)
-    changed = [i for i in ids if _task(a[i]) != _task(b[i])]
+    changed = [i for i in ids if a[i].task != b[i].task]
     if changed:
         raise DataError(
             f"{len(changed)} records had other targets for base than for tuned "
@@ -149,16 +149,6 @@ def _paired(base: Sequence[Any], tuned: Sequence[Any], what: str) -> tuple[list[
             hint="evaluate both with the same tokenizer, chat template and data",
         )
     return [a[i] for i in ids], [b[i] for i in ids]
-
-
-def _task(record: Any) -> object:
-    """What was asked: the number of target tokens, the classes, or the reference text; of values
-    that an objective made nobody knows."""
-    if isinstance(record, ValueRecord):
-        return None
-    if isinstance(record, ClassRecord):
-        return record.truth
-    return record.targets if isinstance(record, LossRecord) else record.reference
 
 
 def _compare_pass(
@@ -212,6 +202,7 @@ def _row(
         "higher_is_better": metric.higher_is_better,
         "unit": metric.unit,
         "needs": metric.needs,
+        "leads": metric.leads,
     }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.evals.records import OUT_OF_SCOPE
 from launcher.model.sequence_head import SequenceHead
+from launcher.objectives.classify.records import OUT_OF_SCOPE
 
 
 @dataclass(frozen=True, slots=True)

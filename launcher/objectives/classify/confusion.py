@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from launcher.evals.metric import Metric
-from launcher.evals.records import ClassRecord, Results
+from launcher.evals.records import Results
 from launcher.objectives.classify.classes import Classes
+from launcher.objectives.classify.records import ClassRecord, class_records
+from launcher.report import summary
+
+#: confusions listed, the most frequent.
+MOST = 10
 
 
 def report(records: Sequence[ClassRecord], classes: Classes) -> dict[str, Any]:
@@ -48,7 +53,7 @@ def answers(
     asked.
     """
     lines = []
-    for one, other in zip(base.classes, tuned.classes, strict=True):
+    for one, other in zip(class_records(base), class_records(tuned), strict=True):
         before, after = one.answer == one.truth, other.answer == other.truth
         same = "same" if one.answer == other.answer else "changed"
         lines.append(
@@ -79,6 +84,55 @@ def guessing(
     scores = {m.name: m.score(always) for m in metrics if m.name in named}
     kept = {name: score for name, score in scores.items() if math.isfinite(score)}
     return {"label": classes.text(classes.usual), "metrics": kept}
+
+
+def sections(about: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The report's section of what `report` and `guessing` have found; classes by F1, worst first;
+    none without classes."""
+    found, guess = about["class_report"], about.get("guessing")
+    classes = sorted(found["classes"], key=lambda one: (one["f1"], one["name"]))
+    if not classes:
+        return []
+    blocks: list[dict[str, Any]] = []
+    if guess:
+        scores = (
+            f"{name} {summary.number(value, 'share')}" for name, value in guess["metrics"].items()
+        )
+        text = f"Always naming {guess['label']!r}, the most frequent in training"
+        blocks.append({"text": f"{text}: {', '.join(scores)}."})
+    support = {one["name"]: one["support"] for one in classes}
+    if found["confusion"]:
+        blocks.append(
+            {
+                "title": "Confusion",
+                "names": sorted(support),
+                "cells": found["confusion"],
+                "rows_are": "true classes",
+                "columns_are": "what the model named",
+            }
+        )
+    wrong = [cell for cell in found["confusion"] if cell[0] != cell[1]]
+    wrong.sort(key=lambda cell: (-cell[2], cell[:2]))
+    if wrong:
+        rows = [[true, named, f"{count} of {support[true]}"] for true, named, count in wrong[:MOST]]
+        columns = ["Is", "Named", "Records"]
+        blocks.append({"title": "Most confused", "columns": columns, "rows": rows})
+    blocks.append(
+        {
+            "title": "Every class, worst first",
+            "folded": True,
+            "columns": ["Class", "Precision", "Recall", "F1", "Records"],
+            "rows": [
+                [
+                    one["name"],
+                    *(summary.number(one[key], "share") for key in ("precision", "recall", "f1")),
+                    str(one["support"]),
+                ]
+                for one in classes
+            ],
+        }
+    )
+    return [{"title": "Classes", "blocks": blocks}]
 
 
 def told(guess: dict[str, Any]) -> str:

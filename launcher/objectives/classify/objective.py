@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +16,12 @@ from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Example
 from launcher.data.formats.base import BadRecord, Labelled
 from launcher.evals.metric import Metric
-from launcher.evals.records import OUT_OF_SCOPE, ClassRecord, LossRecord, Results
+from launcher.evals.records import LossRecord, Results
 from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.classify import confusion, export, labels, threshold
 from launcher.objectives.classify.classes import Classes
 from launcher.objectives.classify.encoder import TextEncoder, refusal
+from launcher.objectives.classify.records import OUT_OF_SCOPE, ClassRecord, class_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -235,35 +236,41 @@ class Classify(Objective):
             chances = outputs.sigmoid() if self.classes.multi_label else outputs.softmax(-1)
             return targets, self._losses(outputs, targets, None), chances
 
-        losses, classes = _class_records(rows, scored, should_stop)
+        losses, classes = _scored_classes(rows, scored, should_stop)
         return {"loss": losses, "classes": classes}
 
     def judge(self, results: Results) -> None:
         """Reject texts by a threshold that is chosen on other held-out ones."""
         if self._is_open:
-            results.passes["classes"], _ = threshold.judge(results.classes)
+            results.passes["classes"], _ = threshold.judge(class_records(results))
 
     def judge_further(self, split: str, own: Results, held_out: Results) -> None:
         """By the threshold of the held-out records."""
         if self._is_open:
-            chosen = threshold.choose(held_out.classes)
-            own.passes["classes"] = threshold.reject(own.classes, chosen)
+            chosen = threshold.choose(class_records(held_out))
+            own.passes["classes"] = threshold.reject(class_records(own), chosen)
 
     def about(self, results: Results) -> dict[str, Any]:
         """What is confused, and the threshold for use."""
-        if not results.classes:
+        if not class_records(results):
             return {}
-        made: dict[str, Any] = {"class_report": confusion.report(results.classes, self.classes)}
+        made: dict[str, Any] = {
+            "class_report": confusion.report(class_records(results), self.classes)
+        }
         if self._is_open:
-            made["threshold"] = threshold.choose(results.classes)
+            made["threshold"] = threshold.choose(class_records(results))
         return made
 
     def about_comparison(
         self, results: Results, metrics: Sequence[Metric[Any]]
     ) -> tuple[dict[str, Any], list[str]]:
         """The same, and what guessing would reach: the base's head is untrained."""
-        guess = confusion.guessing(results.classes, self.classes, metrics)
+        guess = confusion.guessing(class_records(results), self.classes, metrics)
         return {**self.about(results), "guessing": guess}, [confusion.told(guess)]
+
+    def sections(self, results: Results, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What is confused, and each class; none without records of classes."""
+        return confusion.sections(about) if "class_report" in about else []
 
     def lines(
         self,
@@ -274,7 +281,7 @@ class Classify(Objective):
         text: Callable[[int], str],
     ) -> list[dict[str, Any]]:
         """Each text's labels, and whether they are right; none without a base."""
-        if base is None or not (base.classes and tuned.classes):
+        if base is None or not (class_records(base) and class_records(tuned)):
             return []
         return confusion.answers(base, tuned, self.classes, where, text)
 
@@ -285,7 +292,7 @@ def _fp32() -> Any:
     return torch.float32
 
 
-def _class_records(
+def _scored_classes(
     rows: Iterable[tuple[Row | None, Sequence[int]]],
     score: Callable[[Row], tuple[Tensor, Tensor, Tensor]],
     should_stop: Callable[[], bool] | None = None,

@@ -10,7 +10,7 @@ import numpy as np
 
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
-from launcher.evals.records import ClassRecord
+from launcher.objectives.classify.records import ClassRecord
 
 
 def of_run(run: RunDir, base: bool = False) -> float | None:

@@ -618,7 +618,7 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
     ),
     (
         "eval.metrics",
-        "judge without a base",
+        "judge compares with the base's answers",
         "eval.base=true",
         {
             "eval": {

@@ -34,9 +34,13 @@ class Options(ObjectiveConfig):
 
     learns_pairs: ClassVar[bool] = True
     groups_documents: ClassVar[bool] = True
-    records: ClassVar[tuple[str, ...]] = ("loss", "values")
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "margin")
-    own_metrics: ClassVar = {"margin": variants.MetricRow(f"{__name__}:Margin", "values")}
+    records: ClassVar[tuple[str, ...]] = ("loss", "values", "pairs")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "margin", "right_order")
+    own_records: ClassVar = {"pairs": f"{__name__}:PairRecord"}
+    own_metrics: ClassVar = {
+        "margin": variants.MetricRow(f"{__name__}:Margin", "values"),
+        "right_order": variants.MetricRow(f"{__name__}:RightOrder", "pairs"),
+    }
 
     name: str = "pairs.py"
     beta: float = 0.1
@@ -54,6 +58,32 @@ class Margin(Ratio):
 
     def values(self, records):
         return np.array([record.values["margin"] for record in records]), np.ones(len(records))
+
+
+@dataclass(frozen=True, slots=True)
+class PairRecord:
+    """Whether one pair is in the right order."""
+
+    id: int
+    is_right: bool
+    targets: int
+
+    @property
+    def task(self):
+        return self.targets
+
+
+class RightOrder(Ratio):
+    """Share of the held-out pairs whose chosen answer gains more."""
+
+    name = "right_order"
+    higher_is_better = True
+    unit = "share"
+    binary = True
+    leads = True
+
+    def values(self, records):
+        return np.array([float(record.is_right) for record in records]), np.ones(len(records))
 
 
 class Objective(base.Objective):
@@ -93,7 +123,7 @@ class Objective(base.Objective):
     def score(self, head, caller, rows, should_stop):
         import torch
 
-        losses, values = [], []
+        losses, values, pairs = [], [], []
         for row, ids in rows:
             poll(should_stop)
             if row is None:
@@ -103,13 +133,19 @@ class Objective(base.Objective):
             for record, loss, margin in zip(ids, found.tolist(), margins.tolist(), strict=False):
                 losses.append(LossRecord(record, loss, 1, int(margin > 0)))
                 values.append(ValueRecord(record, {"margin": margin}))
-        return {"loss": losses, "values": values}
+                pairs.append(PairRecord(record, margin > 0, 1))
+        return {"loss": losses, "values": values, "pairs": pairs}
 
     def about(self, results):
         margins = [record.values["margin"] for record in results.passes["values"]]
+        return {"mean_margin": float(np.mean(margins))}
+
+    def sections(self, results, about):
+        margins = [record.values["margin"] for record in results.passes["values"]]
         rows = [[f"{q:.0%}", f"{np.quantile(margins, q):.3f}"] for q in (0.1, 0.5, 0.9)]
-        table = {"title": "Margins", "columns": ["Quantile", "Margin"], "rows": rows}
-        return {"mean_margin": float(np.mean(margins)), "tables": [table]}
+        table = {"columns": ["Quantile", "Margin"], "rows": rows}
+        text = f"The mean margin is {about['mean_margin']:.3f}."
+        return [{"title": "Margins", "blocks": [{"text": text}, table]}]
 
     def lines(self, base, tuned, metrics, where, text):
         before = {r.id: r.values["margin"] for r in base.passes["values"]} if base else {}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import ClassRecord
+from launcher.objectives.classify.records import ClassRecord
 
 
 class F1Macro(Metric[ClassRecord]):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import ClassRecord
+from launcher.objectives.classify.records import ClassRecord
 
 BINS = 15
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from launcher.evals.metric import Floats, Ratio
-from launcher.evals.records import ClassRecord
+from launcher.objectives.classify.records import ClassRecord
 
 
 class Accuracy(Ratio[ClassRecord]):
@@ -20,6 +20,7 @@ class Accuracy(Ratio[ClassRecord]):
     higher_is_better = True
     unit = "share"
     binary = True
+    leads = True
 
     def values(self, records: Sequence[ClassRecord]) -> tuple[Floats, Floats]:
         """1 for each that is right, and 1 for each that counts, both [records]."""
@@ -35,6 +36,7 @@ class InScopeAccuracy(Accuracy):
     """The same over texts that have a class; one that is rejected is wrong (Larson et al. 2019)."""
 
     name = "in_scope_accuracy"
+    leads = False
 
     def _is_counted(self, record: ClassRecord) -> bool:
         return not record.is_outside
@@ -44,6 +46,7 @@ class OosRecall(Accuracy):
     """Share of texts out of scope that are rejected (Larson et al. 2019)."""
 
     name = "oos_recall"
+    leads = False
 
     def _is_counted(self, record: ClassRecord) -> bool:
         return record.is_outside

@@ -15,6 +15,7 @@ from launcher.data.formats.prompt import PromptFormat
 from launcher.data.formats.text import TextFormat
 from launcher.record_fields import FIELDS, TURN_FIELDS
 from support.draws import examples
+from support.formats import read
 
 USER = {"role": "user", "content": "hi"}
 ASSISTANT = {"role": "assistant", "content": "yes"}
@@ -92,6 +93,16 @@ def test_chat_refuses(record: dict, found: str) -> None:
     with pytest.raises(BadRecord) as caught:
         ChatFormat().read(record)
     assert found in caught.value.found
+
+
+def test_parts_of_text_are_joined_and_others_refused_by_name() -> None:
+    parts = [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]
+    record = {"messages": [{"role": "user", "content": parts}, ASSISTANT]}
+    assert read("chat", record) == Chat([USER, ASSISTANT])
+    parts.append({"type": "image_url", "text": "x"})
+    assert "message 1 has a part of type 'image_url'" in read("chat", record).found
+    parts[2] = "x"  # type: ignore[call-overload]
+    assert "a part of message 1 is text without a type" in read("chat", record).found
 
 
 def test_prompt() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from launcher.evals.metric import Floats, Metric
-from launcher.evals.records import ClassRecord
+from launcher.objectives.classify.records import ClassRecord
 
 #: With more different probabilities than this, neighbours share a bin and count as equal: an error
 #: of 1 in 512 at most.

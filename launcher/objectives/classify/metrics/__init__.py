@@ -1,0 +1,1 @@
+"""Metrics of named classes, one a file; rows of `ClassifyConfig.own_metrics` name them."""
