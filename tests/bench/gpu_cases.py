@@ -59,12 +59,12 @@ ROWS = (
 ABLATIONS = {
     "ZeRO-0": "engine=zero0",
     "ZeRO-1": "engine=zero1",
-    "ZeRO-3": "engine=zero3",
+    "no throughput timer": "engine.extra.timers.throughput.enabled=false",
     "compiled": "model.compile=true",
+    "ZeRO-3": "engine=zero3",
     "one SDPA call a document": "model.attention=document",
     "token accuracy": "train.token_accuracy=true",
     "8-bit AdamW": "optim=adamw8bit",
-    "no throughput timer": "engine.extra.timers.throughput.enabled=false",
     "half the micro-batch": "batch.micro=2",
     "fixed segments": "PYTORCH_ALLOC_CONF=expandable_segments:False",
 }
@@ -87,9 +87,10 @@ def rows(models: Iterable[str]) -> list[Case]:
     return [case for case in ROWS if case.model in wanted]
 
 
-def base(models: Iterable[str]) -> Case:
-    """The row that ablations change and peers are compared with: the first one."""
-    return rows(models)[0]
+def base(models: Iterable[str], name: str | None = None) -> Case:
+    """The row that ablations change and peers are compared with: the one of this name, or the
+    first."""
+    return next(case for case in rows(models) if name in (None, case.name))
 
 
 def ablations(of: Case, names: Iterable[str] | None, more: Iterable[str]) -> list[Case]:

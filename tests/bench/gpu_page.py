@@ -86,8 +86,11 @@ def _base(found: Sequence[Result], parts: dict[str, list[Result]]) -> Result | N
 
 
 def _machine(found: Sequence[Result], parts: dict[str, list[Result]]) -> Iterable[str]:
+    if "error" in found[0]:
+        yield f"**{found[0]['error']}**"
+        yield ""
     for key, value in found[0].items():
-        if key in ("part", "name", "seconds", "text", "output"):
+        if key in ("part", "name", "seconds", "error", "output"):
             continue
         if key.endswith("_flops"):
             key, value = (

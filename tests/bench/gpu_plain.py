@@ -26,7 +26,7 @@ def varlen(
     """query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D], causal within documents."""
     from torch.nn.attention.varlen import varlen_attn
 
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     starts, longest = options["cu_seq_lens_q"], options["max_length_q"]

@@ -23,6 +23,7 @@ import gpu_models  # noqa: E402
 import gpu_page  # noqa: E402
 import gpu_processes  # noqa: E402
 import gpu_profile  # noqa: E402
+import gpu_suite  # noqa: E402
 
 
 def results_of(folder):
@@ -69,6 +70,18 @@ def test_a_whole_pass_runs_every_part_and_its_page_has_them(tmp_path):
     assert (tmp_path / "trace.json.gz").stat().st_size > 1000
     # They may have to travel.
     assert len(list(tmp_path.iterdir())) <= 8
+
+
+@pytest.mark.slow
+def test_without_a_gpu_it_says_so_at_once(tmp_path):
+    command = [sys.executable, str(SCRIPT), f"--out={tmp_path}"]
+    environ = environment(CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 1
+    page = (tmp_path / "evidence.md").read_text()
+    assert "| machine | 0 of 1 passed; failed: device |" in page
+    assert page.count("the device cannot be used") == len(evidence.PARTS) - 1
+    assert any(word in page for word in ("NVIDIA", "CUDA"))
 
 
 @pytest.mark.parametrize("words", [w for w in gpu_cases.ABLATIONS.values() if not w[0].isupper()])
@@ -133,15 +146,30 @@ def environments():
             continue
 
 
+def test_every_file_of_gpu_tests_is_run():
+    ran = {name.partition(",")[0] for name, _ in gpu_suite.commands(None)}
+    assert ran == {path.name for path in SCRIPT.parent.glob("test_*.py")}
+    assert {f"test_{name}.py" for name in gpu_suite.ORDER} <= ran
+    (only,) = gpu_suite.commands(["varlen"])
+    assert only[1][-1] == "tests/gpu/test_varlen.py"
+    for name, words in gpu_suite.ALONE.items():
+        assert f"def test_{words}" in (SCRIPT.parent / f"test_{name}.py").read_text()
+
+
 def test_a_hung_test_file_is_told_from_a_failed_one():
     said = "tests/gpu/test_a.py::test_x[1] PASSED\ntests/gpu/test_a.py::test_y FAILED\n"
-    found = evidence._outcome(said + "tests/gpu/test_a.py::test_z ", "not finished after 60 s")
+    found = gpu_suite.outcome(said + "tests/gpu/test_a.py::test_z ", "not finished after 60 s")
     assert found["error"] == (
         "1 failed, 1 passed; not finished after 60 s; failed: test_y, test_z (hung)"
     )
-    assert evidence._outcome(said, "exit code 1")["error"].endswith("failed: test_y")
-    assert evidence._outcome(said[:42], "") == {"text": "1 passed"}
-    assert "exit code 2" in evidence._outcome("ERROR collecting", "exit code 2")["error"]
+    assert gpu_suite.outcome(said, "exit code 1")["error"].endswith("failed: test_y")
+    assert gpu_suite.outcome(said[:42], "") == {"text": "1 passed"}
+    side_by_side = "tests/gpu/test_a.py::test_x[1] \ntests/gpu/test_a.py::test_y \n"
+    side_by_side += "[gw0] PASSED tests/gpu/test_a.py::test_x[1] \n"
+    assert gpu_suite.outcome(side_by_side, "") == {"text": "1 passed"}
+    found = gpu_suite.outcome(side_by_side, "not finished after 60 s")
+    assert found["error"].endswith("failed: test_y (hung)")
+    assert "exit code 2" in gpu_suite.outcome("ERROR collecting", "exit code 2")["error"]
 
 
 def test_results_are_there_before_the_pass_ends(tmp_path):

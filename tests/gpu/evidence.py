@@ -2,7 +2,7 @@
 
     make gpu                                                    # nine minutes, gpu-evidence/
     python tests/gpu/evidence.py --minutes 4 --out FOLDER
-    python tests/gpu/evidence.py --parts rows ablations --models 0.6b --set model.compile=true
+    python tests/gpu/evidence.py --parts ablations --base "8b LoRA" --set model.compile=true
     python tests/gpu/evidence.py --device cpu --models tiny     # does it run?
 
 Needs no network and installs nothing. Results are appended to results.jsonl as they come, and
@@ -14,17 +14,15 @@ something failed.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +31,11 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
 
 import gpu_cases
+import gpu_here
 import gpu_models
 import gpu_page
-from gpu_processes import ROOT, TAIL, Measurements, Processes
+import gpu_suite
+from gpu_processes import TAIL, Measurements, Processes
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,11 @@ class Part:
 
 
 TRAINING = ("deepspeed", "hydra", "omegaconf", "peft")
-#: Module -> the oldest version that will do.
-OLDEST = {"torch": (2, 11), "transformers": (5, 17)}
-#: Files of tests in this order, others behind them.
-TESTS = ("varlen", "loss_memory", "generation", "zero", "runs")
 #: Nothing is begun with less time, in seconds.
 SHORTEST = 8.0
-#: What leaves these logs: few files, as they may have to travel.
+#: So long may one measurement take, or half of what its part has left.
+LONGEST = 60.0
+#: Few files, as they may have to travel.
 LOGS = {"machine": "smoke.log", "smoke": "smoke.log", "tests": "tests.log"}
 
 
@@ -132,7 +130,6 @@ class Pass:
 
 def machine(run: Pass) -> None:
     """What is here, and what its matrix units and memory reach."""
-    versions = {name: _version(name) for name in _REPORTED}
     measurements = Measurements(run.processes, LOGS["machine"])
     job = {"tool": "probe", "device": run.options.device}
     found = measurements.measure(job, {}, run.left)
@@ -140,11 +137,7 @@ def machine(run: Pass) -> None:
         "measured": found.get("matmul_flops"),
         "data_sheet": found.get("data_sheet_flops"),
     }
-    here = {"python": sys.version.split()[0], "cpus": os.cpu_count(), "driver": _driver()}
-    run.add(
-        found.get("device_name", "device"),
-        **{"text": "", **here, **found, "nvcc": _nvcc(), "versions": versions},
-    )
+    run.add(found.get("device_name", "device"), **{**found, **gpu_here.facts()})
 
 
 def smoke(run: Pass) -> None:
@@ -176,51 +169,16 @@ def smoke(run: Pass) -> None:
 
 def tests(run: Pass) -> None:
     """The GPU tests, one file after the other: a hang in one costs only that one."""
-    order = {f"test_{name}.py": place for place, name in enumerate(TESTS)}
-    files = sorted(
-        Path(__file__).parent.glob("test_*.py"), key=lambda p: (order.get(p.name, 99), p.name)
-    )
-    if run.options.tests is not None:
-        files = [file for file in files if file.stem.removeprefix("test_") in run.options.tests]
-    words = [
-        "-m",
-        "gpu",
-        "-v",
-        "--tb=short",
-        "-p",
-        "no:cacheprovider",
-        "-o",
-        "console_output_style=classic",
-    ]
-    if not importlib.util.find_spec("pytest_timeout"):  # its option is in the project's settings
-        words += ["-o", "addopts=--import-mode=importlib --strict-markers"]
-    for number, file in enumerate(files):
+    # Ranks are to start as they do for users.
+    variables = {"LAUNCHER_TESTS_ZYGOTE": ""} if run.options.device == "cuda" else {}
+    commands = gpu_suite.commands(run.options.tests)
+    for number, (name, command) in enumerate(commands):
         if run.left < SHORTEST:
-            run.add(file.name, left_out="no time left")
+            run.add(name, left_out="no time left")
             continue
-        limit = min(run.left, max(SHORTEST, 1.5 * run.left / (len(files) - number)))
-        command = [sys.executable, "-m", "pytest", *words, str(file.relative_to(ROOT))]
-        # Ranks are to start as they do for users.
-        variables = {"LAUNCHER_TESTS_ZYGOTE": ""} if run.options.device == "cuda" else {}
+        limit = min(run.left, max(SHORTEST, 1.5 * run.left / (len(commands) - number)))
         ended = run.processes.run(command, LOGS["tests"], limit, variables)
-        run.add(file.name, **_outcome(ended.output, ended.problem), seconds=ended.seconds)
-
-
-def _outcome(output: str, problem: str) -> dict[str, Any]:
-    """What `pytest -v` has said, though it may have been killed."""
-    states = dict(re.findall(r"^(tests/\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED)", output, re.M))
-    count = {state: list(states.values()).count(state) for state in sorted(set(states.values()))}
-    text = ", ".join(f"{number} {state.lower()}" for state, number in count.items())
-    bad = [
-        name.partition("::")[2] for name, state in states.items() if state in ("FAILED", "ERROR")
-    ]
-    if problem.startswith("not finished"):
-        begun = re.findall(r"^(tests/\S+::[^\n]+?)\s*$", output, re.M)
-        bad += [f"{name.partition('::')[2]} (hung)" for name in begun[-1:] if name not in states]
-    if not problem and not bad:
-        return {"text": text}
-    said = "; ".join(filter(None, [text, problem, f"failed: {', '.join(bad)}" if bad else ""]))
-    return {"error": said, "output": output[-3 * TAIL :]}
+        run.add(name, **gpu_suite.outcome(ended.output, ended.problem), seconds=ended.seconds)
 
 
 def rows(run: Pass) -> None:
@@ -230,7 +188,7 @@ def rows(run: Pass) -> None:
 
 def ablations(run: Pass) -> None:
     """The first row with one thing changed each."""
-    base = gpu_cases.base(run.options.models)
+    base = gpu_cases.base(run.options.models, run.options.base)
     cases = gpu_cases.ablations(base, run.options.ablations, run.options.set)
     _measure(run, cases, base=base)
 
@@ -242,7 +200,7 @@ def profiles(run: Pass) -> None:
 
 def peers(run: Pass) -> None:
     """The work of the first row, done by others."""
-    base = gpu_cases.base(run.options.models)
+    base = gpu_cases.base(run.options.models, run.options.base)
     _measure(run, gpu_cases.peers(base), base=base)
 
 
@@ -289,7 +247,9 @@ def _row(
     if later:
         measurements.prepare(job_of(run, later[0], profile), later[0].variables)
     while True:
-        found = measurements.measure(job, case.variables, run.left)
+        # One that hangs is not to take the time of all others.
+        limit = min(run.left, max(LONGEST, run.left / 2))
+        found = measurements.measure(job, case.variables, limit)
         if found.get("error") != "out of memory" or job["micro"] == 1 or run.left < SHORTEST:
             break
         job = {**job, "micro": job["micro"] // 2}
@@ -358,6 +318,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--models", nargs="+", choices=names, default=names[1:])
     parser.add_argument("--tests", nargs="*", help="of tests/gpu: varlen, zero, ...; default: all")
+    parser.add_argument("--base", help="the row that is ablated and done by others: its name")
     parser.add_argument("--ablations", nargs="*", choices=list(gpu_cases.ABLATIONS))
     parser.add_argument(
         "--set",
@@ -372,6 +333,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=8, help="packs of an optimizer step")
     parser.add_argument("--micro", type=int, default=4, help="packs of a forward, to begin with")
     options = parser.parse_args(argv)
+    if options.base and options.base not in {case.name for case in gpu_cases.rows(options.models)}:
+        parser.error(f"--base: no row {options.base!r}")
     options.words, options.out = argv, options.out.absolute()
     return options
 
@@ -379,7 +342,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> int:
     """Run a pass; 1 if something failed."""
     options = parse(argv)
-    if missing := _too_old():
+    if missing := gpu_here.too_old():
         print(f"cannot begin: {'; '.join(missing)}", file=sys.stderr)
         return 1
     options.out.mkdir(parents=True, exist_ok=True)
@@ -399,75 +362,36 @@ def main(argv: list[str]) -> int:
 
 
 def _run_parts(run: Pass) -> None:
-    chosen = [part for part in PARTS if part.name in run.options.parts]
+    # What the machine reaches is what all else is held against.
+    wanted = {"machine", *run.options.parts}
+    chosen = [part for part in PARTS if part.name in wanted]
     timed = limits(chosen, 60 * run.options.minutes)
     run.deadline = time.monotonic()
+    why = ""
     for part, seconds in timed:
         run.part = part.name
         run.deadline += seconds  # what others have left is added to its own
         began = time.monotonic()
         print(f"{part.name}: {run.left:.0f} s", flush=True)
         missing = [name for name in part.needs if not importlib.util.find_spec(name)]
-        if missing:
+        if why:
+            run.add(part.name, left_out=why)
+        elif missing:
             run.add(part.name, error=f"not installed: {', '.join(missing)}")
         else:
             try:
                 part.run(run)
             except Exception as error:  # the other parts are evidence too
+                traceback.print_exc()
                 run.add(part.name, error=f"{type(error).__name__}: {error}")
         run.processes.end_all()
         print(f"{part.name}: {run.close(time.monotonic() - began)}", flush=True)
-    run.part = "left out"
+        if part.name == "machine" and run.failed:
+            why = "the device cannot be used"
     for part in chosen[len(timed) :]:
         run.part = part.name
         run.add(part.name, left_out=f"{run.options.minutes:g} minutes are too short")
         run.close(0.0)
-
-
-# ---- what is here
-
-_REPORTED = (
-    *("torch", "triton", "transformers", "deepspeed", "peft", "accelerate", "pytest"),
-    *("bitsandbytes", "flash-attn", "liger-kernel", "trl", "torchao"),
-)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _too_old() -> list[str]:
-    """What is missing or too old for anything at all."""
-    problems = []
-    for name, oldest in OLDEST.items():
-        found = _version(name)
-        numbers = tuple(int(part) for part in re.findall(r"\d+", found)[:2])
-        if numbers < oldest:
-            problems.append(f"{name} is {found}, needs {'.'.join(map(str, oldest))} or later")
-    return problems
-
-
-def _driver() -> str:
-    return _first_line(
-        ["nvidia-smi", "--query-gpu=driver_version,power.limit", "--format=csv,noheader"]
-    )
-
-
-def _nvcc() -> str:
-    found = re.search(r"release ([\d.]+)", _first_line(["nvcc", "--version"], 3))
-    return found.group(1) if found else "none"
-
-
-def _first_line(command: list[str], place: int = 0) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return "none"
-    lines = done.stdout.splitlines()
-    return lines[place].strip() if len(lines) > place else "none"
 
 
 if __name__ == "__main__":
