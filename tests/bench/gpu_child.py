@@ -314,6 +314,10 @@ def trl(job: dict[str, Any]) -> dict[str, Any]:
     """TRL's SFTTrainer under DeepSpeed on the same documents, packed by TRL."""
     import gpu_trl
 
+    if job["device"] == "cpu":  # without an op that it would compile for minutes
+        from launcher.train.engine import import_deepspeed
+
+        import_deepspeed("cpu")
     await_start(job)
     records = make_records(job)
     lengths = [len(ids) for ids, _ in records]

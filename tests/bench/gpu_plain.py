@@ -34,6 +34,13 @@ def varlen(
     return out.unsqueeze(0), None
 
 
+def lora() -> Any:
+    """Adapters of rank 16 in every linear layer, as the launcher's `peft=lora` has them."""
+    import peft
+
+    return peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+
+
 class Loop:
     """Model, masters and optimizer."""
 
@@ -47,11 +54,16 @@ class Loop:
             attn_implementation=VARLEN if on_gpu else "sdpa",
         ).to(self.device)
         gpu_models.randomise(self.model)
-        self.model.train()
         self.model.config.use_cache = False
         if job["checkpointing"]:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.weights = list(self.model.parameters())
+        if job["method"] == "lora":
+            import peft
+
+            self.model = peft.get_peft_model(self.model, lora())
+            self.model.to(self.model.dtype)  # adapters, too
+        self.model.train()
+        self.weights = [weight for weight in self.model.parameters() if weight.requires_grad]
         self.masters = [w.detach().clone().float().requires_grad_() for w in self.weights]
         self.optimizer = torch.optim.AdamW(self.masters, lr=1e-5, fused=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import gpu_models
+import gpu_plain
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -57,15 +58,9 @@ def make(job: dict[str, Any], records: list[Any], tick: Callable[[int], None]) -
         args=_settings(job, on_gpu),
         train_dataset=data,
         processing_class=tokenizer,
-        peft_config=_lora() if job["method"] == "lora" else None,
+        peft_config=gpu_plain.lora() if job["method"] == "lora" else None,
         callbacks=[Clock(tick)],
     )
-
-
-def _lora() -> Any:
-    import peft
-
-    return peft.LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
 
 
 def _settings(job: dict[str, Any], on_gpu: bool) -> SFTConfig:
