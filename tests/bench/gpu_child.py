@@ -255,6 +255,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         "attention": plan.attention,
         "micro": plan.micro_batch,
         "zero": config.engine.zero,
+        "allocator": os.environ.get("PYTORCH_ALLOC_CONF"),
         "loss": loss,
     }
 

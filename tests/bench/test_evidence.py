@@ -54,6 +54,8 @@ def test_a_whole_pass_runs_every_part_and_its_page_has_them(tmp_path):
     assert found["tests"]["test_varlen.py"]["text"].endswith(" skipped")
     assert [*found["rows"]] == ["tiny full", "tiny LoRA, checkpointing"]
     assert found["ablations"]["ZeRO-1"]["zero"] == 1
+    # As a rank of `launcher train` has it.
+    assert found["rows"]["tiny full"]["allocator"] == "expandable_segments:True"
     kinds = found["profiles"]["tiny full"]["profile"]["kinds"]
     assert sum(kinds.values()) == pytest.approx(1)
     assert kinds["gemm"] > 0.02
