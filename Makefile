@@ -11,7 +11,7 @@ WORKERS = $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 6 ? core
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test check lint style types contracts format docs screenshot coverage clean
+.PHONY: help install quickstart test check gpu lint style types contracts format docs screenshot coverage clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,12 @@ test: lint  ## Install, check, and run all tests
 
 check: lint  ## Format, lint, types, import contracts and the quick tests
 	@$(BIN)/pytest -q -m "$(UNIT)" --hypothesis-profile quick -n $(WORKERS) --dist worksteal
+
+# Nothing is installed: with PYTHON=python3, or without .venv, it must have what is needed.
+GPU_PYTHON = $(or $(PYTHON),$(wildcard $(BIN)/python),python3)
+
+gpu:  ## On a machine with one NVIDIA GPU: tests, benchmark and profiles, into $OUT or gpu-evidence/
+	@$(GPU_PYTHON) tests/gpu/evidence.py --out "$(or $(OUT),gpu-evidence)" $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 lint: $(VENV)/.installed-dev  ## Format, lint, types and import contracts, without tests
 	@$(MAKE) --no-print-directory --output-sync -j 2 style types contracts

@@ -72,6 +72,48 @@ def test_a_test_that_leaks_fails_and_is_mended(
     )
 
 
+#: Runs pytest as on a machine that has what training needs, and none of the rest.
+BARE = """
+import sys
+import pytest
+
+class Bare:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_load_initial_conftests(self):
+        sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))
+
+words = ["-p", "no:cacheprovider", "-p", "no:hypothesispytest", *sys.argv[2:]]
+sys.exit(pytest.main(words, plugins=[Bare()]))
+"""
+#: For the service, for sweeps, for data reports and for other tests.
+EXTRAS = "fastapi,starlette,uvicorn,sqlalchemy,alembic,prometheus_client,psycopg,optuna,datasets,"
+EXTRAS += "sklearn,ftfy,rensa,py3langid,jsonschema,rouge_score,sacrebleu,tensorboard,lm_eval,"
+EXTRAS += "hypothesis,openai,playwright,bitsandbytes"
+
+
+@pytest.mark.slow
+def test_gpu_tests_need_no_extra() -> None:
+    command = [sys.executable, "-c", BARE, EXTRAS, "--collect-only", "-q", "-m", "gpu", "tests/gpu"]
+    done = subprocess.run(
+        command,
+        cwd=CONFTEST.parents[1],
+        env=environment(LAUNCHER_TESTS_ZYGOTE=""),
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {line.partition("::")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert files == {f"tests/gpu/{path.name}" for path in CONFTEST.parent.glob("gpu/test_*.py")}
+
+
+def test_what_is_on_the_path_of_this_process_stays_on_that_of_its_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/opt/packages")
+    assert "/opt/packages" in environment()["PYTHONPATH"].split(os.pathsep)
+
+
 def test_tiny_llama_trains_on_what_the_assistant_says(tiny_llama: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

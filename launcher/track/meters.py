@@ -72,13 +72,18 @@ class Work:
     """Size of some training work.
 
     squared_lengths: the sum over documents. windowed: for each window of the model's attention, the
-    sum of length times the part of it that lies in the window.
+    pairs of a token and one that it sees: itself, or an earlier one of its document in the window.
     """
 
     tokens: int = 0
     target_tokens: int = 0
     squared_lengths: int = 0
     windowed: tuple[int, ...] = ()
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of a token and itself or an earlier one of its document: s (s + 1) / 2 each."""
+        return (self.squared_lengths + self.tokens) / 2
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -99,9 +104,15 @@ def work_of(rows: Iterable[Packed], windows: Sequence[int] = ()) -> Work:
         starts = row.document_starts.tolist()  # one read, wherever the tensor lies
         lengths = [end - start for start, end in zip(starts, starts[1:], strict=False)]
         squares = sum(length * length for length in lengths)
-        within = tuple(sum(n * min(n, window) for n in lengths) for window in windows)
+        within = tuple(sum(_pairs(n, window) for n in lengths) for window in windows)
         total += Work(sum(lengths), len(row.targets), squares, within)
     return total
+
+
+def _pairs(length: int, window: int) -> int:
+    """Pairs of a token of a document and one of the last `window` up to itself."""
+    seen = min(length, window)
+    return length * seen - seen * (seen - 1) // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +121,16 @@ class ModelFlops:
 
     per_token: matrix multiplications of the body, for each token.
     per_target: the LM head, for each target position (it runs nowhere else).
-    per_squared_length: scores and values of the attention that sees whole documents, for each
-    squared document length.
-    per_windowed: the same of attention with a sliding window, by the window's tokens, for each
-    token and token in its window.
+    per_pair: scores and values of causal attention, for each pair of a token and one up to it.
+    per_squared_length: the same of attention in both directions, for each squared document length.
+    per_windowed: the same of causal attention with a sliding window, by the window's tokens, for
+    each pair of a token and one in its window.
     """
 
     per_token: float
     per_target: float
-    per_squared_length: float
+    per_pair: float = 0.0
+    per_squared_length: float = 0.0
     per_windowed: Mapping[int, float] = field(default_factory=dict)
 
     @property
@@ -131,6 +143,7 @@ class ModelFlops:
         return (
             self.per_token * work.tokens
             + self.per_target * work.target_tokens
+            + self.per_pair * work.pairs
             + self.per_squared_length * work.squared_lengths
             + sum(
                 each * number
@@ -159,7 +172,8 @@ def model_flops(model: Any) -> ModelFlops:
 
     A trained matrix costs 6 FLOPs per element and token (forward, gradient of its input, gradient
     of itself), a frozen one 4. Expert matrices count by the share of experts that a token visits.
-    Attention is counted layer by layer, by the width of its heads and its window; what other mixers
+    Attention is counted layer by layer, by the width of its heads, its window and its direction: of
+    a causal layer's scores, those above the diagonal are not needed. What other mixers
     (Mamba, linear attention) compute beside their matrices is little, and not counted.
     Call it before or after ZeRO-3 partitioning; sizes are those of the whole parameters.
     Raises `UnknownFlops` where the structure does not tell them.
@@ -182,17 +196,20 @@ def model_flops(model: Any) -> ModelFlops:
     if head_weight is not None:
         size = math.prod(full_shape(head_weight))
         per_target = float(size * (6 if head_weight.requires_grad else 4))
-    squared = 0.0
+    causal = squared = 0.0
     windowed: dict[int, float] = {}
     for module in _attentions(model):
         # Scores and values: 2 FLOPs forward and 4 backward for each element of a head.
         flops = 6.0 * sum(_attention_widths(module))
-        window = _window(module)
-        if window is None:
-            squared += flops
-        else:
+        window, is_causal = _window(module), getattr(module, "is_causal", True)
+        if window is not None:  # of encoders, on either side
+            flops *= 1 if is_causal else 2
             windowed[window] = windowed.get(window, 0.0) + flops
-    return ModelFlops(per_token, per_target, squared, windowed)
+        elif is_causal:
+            causal += flops
+        else:
+            squared += flops
+    return ModelFlops(per_token, per_target, causal, squared, windowed)
 
 
 #: Parts of multimodal models that text does not run through.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +53,25 @@ MODELS = {
     "4b": _shape(_QWEN3, 2560, 9728, 36, 32),
     "8b": _shape(_LLAMA, 4096, 14336, 32, 32),
 }
-#: What is trained: everything where it fits one GPU of 80 GB, adapters else.
-METHODS = {"tiny": "none", "0.6b": "none", "1.7b": "none", "4b": "lora", "8b": "lora"}
 
 
 def write_config(name: str, folder: Path) -> None:
-    """Write the model's config.json."""
+    """Write the model's config.json and a tokenizer of three words, which nothing is read with."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(MODELS[name], indent=1))
+    words = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
+    added = [
+        {"id": number, "content": word, "special": True, "normalized": False}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+        for word, number in words.items()
+    ]
+    model = {"type": "WordLevel", "vocab": words, "unk_token": "<unk>"}
+    parts = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    tokenizer = {"version": "1.0", "added_tokens": added, "model": model, **dict.fromkeys(parts)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    names = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | kind))
 
 
 def write_weights(folder: Path) -> None:
@@ -84,7 +96,7 @@ def write_weights(folder: Path) -> None:
         position = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    temporary = path.with_suffix(".part")
+    temporary = path.with_suffix(f".{os.getpid()}")  # two may make it at once
     with open(temporary, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         file.truncate(8 + len(encoded) + position)
@@ -97,8 +109,18 @@ def randomise(model: Any) -> None:
 
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.02)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                continue  # drawn, or zero as adapters begin
+            state = getattr(parameter, "quant_state", None)
+            if state is not None:
+                # Blocks of zeros have a scale of zero: the mean of all scales is what is added.
+                parameter.data.view(torch.uint8).random_(0, 256)
+                state.offset.fill_(0.05)
+                continue
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            here = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3: this rank's part
+            if len(shape) > 1:
+                here.normal_(std=0.02)
             else:
-                parameter.fill_(1.0)
+                here.fill_(1.0)

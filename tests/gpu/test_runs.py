@@ -4,19 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from launcher.core.errors import ExitCode
-from launcher.core.runtime import child_environment
 from launcher.track.meters import peak_flops
 from support import gpu
+from support.ranks import environment
 
 pytestmark = [*gpu.ONLY, pytest.mark.slow]
 
-ROOT = Path(__file__).resolve().parents[2]
 BARE = ("eval=none", "export.at_end=false")
 #: In documents this short the kernels add in one order only, so that training is repeatable.
 SHORT = ("data.max_length=64", "batch.sequences=8", "batch.micro=4")
@@ -40,7 +38,7 @@ def run(folder, *words, exit_code=ExitCode.ok):
     done = subprocess.run(
         [sys.executable, "-m", *words],
         cwd=folder,
-        env=child_environment(PYTHONPATH=str(ROOT)),
+        env=environment(**gpu.VISIBLE),
         capture_output=True,
         text=True,
         timeout=280,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import hypothesis
 import pytest
 
 QUICK = "quick"
@@ -13,7 +12,14 @@ _MOST = 25
 
 
 def register() -> None:
-    """Make both profiles known; all is drawn unless `--hypothesis-profile quick` is given."""
+    """Make both profiles known; all is drawn unless `--hypothesis-profile quick` is given.
+
+    Where hypothesis is missing, tests that need it say so themselves: those of a GPU do not.
+    """
+    try:
+        import hypothesis
+    except ImportError:
+        return
     # No deadlines: how long an example takes says more about the machine than about the code.
     hypothesis.settings.register_profile("whole", deadline=None)
     hypothesis.settings.load_profile("whole")
@@ -23,6 +29,8 @@ def register() -> None:
 
 def examples(count: int) -> int:
     """As many as a test asks for; in the quick profile no more than that has."""
+    import hypothesis
+
     quick = hypothesis.settings.get_current_profile_name() == QUICK
     return min(count, _MOST) if quick else count
 

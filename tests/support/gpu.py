@@ -14,7 +14,7 @@ ONLY = [
     pytest.mark.gpu,
     pytest.mark.skipif(
         not torch.cuda.is_available(),
-        reason="needs a CUDA device: run `pytest -m gpu` on a machine that has one",
+        reason="needs a CUDA device: run `make gpu` on a machine that has one",
     ),
 ]
 

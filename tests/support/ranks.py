@@ -48,7 +48,9 @@ def run_ranks(
     """
     target = script.split() if isinstance(script, str) else [str(script)]
     # --standalone lets the kernel choose the port, so that tests side by side do not collide.
+    # By address: a machine's own name need not be one that it can be reached by.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", str(ranks), *target, *arguments]
     before = leaks.pids()
     process = subprocess.Popen(

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     CONFIG_MAPPING,
     AutoModelForCausalLM,
+    BertConfig,
+    BertForSequenceClassification,
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
     Gemma4ForCausalLM,
@@ -107,11 +109,12 @@ def test_a_reading_starts_a_new_window_but_totals_go_on_from_a_resume() -> None:
 
 def test_mfu_is_model_flops_per_second_over_the_peak() -> None:
     clock = ticks(0.0, 2.0)
-    flops = ModelFlops(per_token=10, per_target=100, per_squared_length=1)
+    flops = ModelFlops(per_token=10, per_target=100, per_squared_length=1, per_pair=5)
     meter = Meter(flops=flops, peak_flops=4000, clock=lambda: next(clock))
     meter.begin()
     meter.end(Work(40, 4, 200))
-    assert meter.read()["mfu"] == pytest.approx((400 + 400 + 200) / 2 / 4000)
+    # Of 40 tokens in documents whose squared lengths are 200 together, 120 pairs are causal.
+    assert meter.read()["mfu"] == pytest.approx((400 + 400 + 200 + 5 * 120) / 2 / 4000)
 
 
 def test_mfu_is_absent_where_the_peak_is_unknown() -> None:
@@ -160,12 +163,48 @@ def counted(model: Any, length: int, kept: torch.Tensor) -> int:
     return counter.get_total_flops()
 
 
+def whole(length: int, targets: int, windows: int = 0) -> Work:
+    """A document whose attention counts in full: torch counts what a mask hides too."""
+    pairs = length**2
+    return Work(length, targets, 2 * pairs - length, (pairs,) * windows)
+
+
+def test_causal_attention_is_half_of_a_square_and_half_a_diagonal() -> None:
+    """By hand: the smallest Llama, a document of three tokens, one target."""
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1}
+    config = LlamaConfig(vocab_size=5, hidden_size=2, intermediate_size=3, **sizes)
+    row = Row(torch.tensor([0, 3]), torch.zeros(1))
+    matrices = 4 * 2 * 2 + 3 * 2 * 3  # query, key, value, output; gate, up, down
+    # Six scores (1 + 2 + 3) and as many uses of a value, two numbers wide: a multiplication and an
+    # addition each, once forward and twice backward.
+    attention = (6 + 6) * 2 * 2 * 3
+    head = 5 * 2
+    expected = 6 * matrices * 3 + attention + 6 * head * 1
+    assert model_flops(LlamaForCausalLM(config)).of(work_of([row])) == expected == 816
+
+
+@given(st.integers(1, 60), st.integers(1, 40))
+def test_a_window_counts_the_pairs_that_its_mask_lets_through(length: int, window: int) -> None:
+    place = torch.arange(length)
+    behind = place[:, None] - place[None]
+    seen = int(((behind >= 0) & (behind < window)).sum())
+    work = work_of([Row(torch.tensor([0, length]), torch.zeros(0))], [window])
+    assert work.windowed == (seen,)
+    assert work.pairs == int((behind >= 0).sum())
+
+
+def test_an_encoder_attends_in_both_directions() -> None:
+    config = BertConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"})
+    flops = model_flops(BertForSequenceClassification(config))
+    assert (flops.per_pair, flops.per_squared_length) == (0, 12 * 2 * 32)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_full_fine_tuning_agrees_with_torchs_own_count(tied: bool) -> None:
     config = LlamaConfig(**SMALL, tie_word_embeddings=tied, attn_implementation="eager")
     model = LlamaForCausalLM(config)
     kept = torch.tensor([3, 17, 20])
-    expected = model_flops(model).of(Work(40, 3, 1600))
+    expected = model_flops(model).of(whole(40, 3))
     # The gradient of the first layer's input goes to the embedding: torch counts it too.
     assert counted(model, 40, kept) == pytest.approx(expected, rel=0.01)
 
@@ -236,25 +275,24 @@ def test_other_attention_agrees_with_torchs_own_count(kind: str) -> None:
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens).logits.sum().backward()
     flops = model_flops(model)
-    # Torch counts what a mask hides, so that a window saves nothing there.
-    expected = flops.of(Work(40, 40, 1600, tuple(1600 for _ in flops.windows)))
+    expected = flops.of(whole(40, 40, len(flops.windows)))
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.03)
 
 
 def test_a_mixer_without_attention_costs_its_matrices() -> None:
     model = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=2))
     matrices = sum(p.numel() for n, p in model.named_parameters() if p.dim() > 1 and "mixer" in n)
-    assert model_flops(model) == ModelFlops(6 * matrices, 6 * 300 * 32, 0.0)
+    assert model_flops(model) == ModelFlops(6 * matrices, 6 * 300 * 32)
 
 
 def test_attention_is_counted_layer_by_layer() -> None:
     flops = model_flops(small_gemma4())
     # Scores and values, four heads: of 8 numbers within 16 tokens, of 16 numbers in the other.
     assert flops.per_windowed == {16: 12 * 4 * 8}
-    assert flops.per_squared_length == 12 * 4 * 16
+    assert flops.per_pair == 12 * 4 * 16
     rows = [Row(torch.tensor([0, 10, 40]), torch.zeros(0))]
     work = work_of(rows, flops.windows)
-    assert work == Work(40, 0, 100 + 900, (10 * 10 + 30 * 16,))
+    assert work == Work(40, 0, 100 + 900, (10 * 11 // 2 + 16 * 17 // 2 + 14 * 16,))
     assert flops.of(work + work) == 2 * flops.of(work)
     # A resumed run has counted its work before by its lengths alone.
     assert (Work(5, 1, 25) + work).windowed == work.windowed
@@ -272,7 +310,7 @@ def test_a_window_of_all_layers_and_chunks_are_read_off_the_config() -> None:
         intermediate_size_mlp=48,
     )
     flops = model_flops(Llama4ForCausalLM(config))
-    assert (flops.per_windowed, flops.per_squared_length) == ({16: 12 * 3 * 32}, 12 * 32)
+    assert (flops.per_windowed, flops.per_pair) == ({16: 12 * 3 * 32}, 12 * 32)
 
 
 def test_what_is_not_known_is_said_once_and_stops_nothing(
