@@ -199,8 +199,8 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     from launcher.distributed import devices, rendezvous
     from launcher.health.watchdog import Watchdog
     from launcher.train import setup
-    from launcher.train.zero import import_deepspeed
     from launcher.train.signals import StopFlag
+    from launcher.train.zero import import_deepspeed
 
     import_deepspeed(job["device"])
     await_start(job)
@@ -254,7 +254,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
         **found,
         "attention": plan.attention,
         "micro": plan.micro_batch,
-        "zero": config.engine.zero,
+        "zero": plan.zero,
         "allocator": os.environ.get("PYTORCH_ALLOC_CONF"),
         "loss": loss,
     }
