@@ -26,7 +26,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from launcher.config.schema import ModelConfig
 from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row
@@ -230,18 +229,6 @@ def isolate(
             probe.losses(probe.row)
         model.eval()
     return notes
-
-
-def require_recomputable(head: Head, options: ModelConfig) -> None:
-    """`ConfigError` for layers that run once a document and are to be compiled and computed again:
-    what is computed again in compiled code does not know the documents."""
-    once = head.layout.partition("row, ")[2]
-    if once and options.compile and options.gradient_checkpointing:
-        raise ConfigError(
-            f"{once} once a document, with activations that are computed again",
-            where="model.compile",
-            hint="set model.compile=false, or model.gradient_checkpointing=false",
-        )
 
 
 class _Choice:

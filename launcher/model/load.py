@@ -123,10 +123,9 @@ def load_model(
             hint="set model.gradient_checkpointing=false, and a smaller batch.micro for memory",
         )
     if config.gradient_checkpointing:
-        options = {"use_reentrant": False}
-        if not config.compile:  # dynamo knows no such contexts
-            options["context_fn"] = attention.checkpoint_contexts
-        model.gradient_checkpointing_enable(options)
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+        )
     return cast(nn.Module, model.train())
 
 

@@ -64,7 +64,7 @@ class ModelConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
     compile: bool = False
-    """Compile the model with torch.compile (needs a C++ compiler)."""
+    """Compile the decoder layers with torch.compile (needs a C++ compiler)."""
     trust_remote_code: bool = False
     """Allow Python code that comes with a hub model."""
 
