@@ -208,7 +208,7 @@ def test_compiled_layers_train_as_plain_ones_do_at_every_stage(setup):
     cases.append(case("plain lora", model, zero=2, **lora))
     results = run_cases(folder, cases, 2, timeout_s=900)
     plain = {"lora": results.pop("plain lora"), "all": plain_loop(model, cache)}
-    graphs = {"lora": 0, "all": 0}
+    assert results["zero1"]["graphs"] == 1  # others may share it
     for name, got in results.items():
         kind = "lora" if name.startswith("lora") else "all"
         for key in ("losses", "norms"):
@@ -216,7 +216,5 @@ def test_compiled_layers_train_as_plain_ones_do_at_every_stage(setup):
                 got[key], plain[kind][key], rtol=1e-5, err_msg=f"{name} {key}"
             )
         assert not got["breaks"], name
-        graphs[kind] += got["graphs"]
-    # What enters the first layer needs no gradient where the embeddings are frozen.
-    assert graphs["all"] == 1
-    assert graphs["lora"] <= 3
+        # What enters the first layer needs no gradient where the embeddings are frozen.
+        assert got["graphs"] <= (2 if kind == "lora" else 1), name

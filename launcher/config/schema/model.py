@@ -29,6 +29,13 @@ class Attention(Enum):
     eager = "eager"
 
 
+class Kernels(Enum):
+    """Who computes norms, rotary positions and gated MLPs."""
+
+    torch = "torch"
+    liger = "liger"
+
+
 class Quantization(Enum):
     """Storage format of frozen base weights."""
 
@@ -58,6 +65,9 @@ class ModelConfig:
     """Format in which the weights are loaded; `auto` follows `engine.precision`."""
     attention: Attention = Attention.auto
     """`auto` picks what isolates packed documents: varlen on CUDA, per-document SDPA on CPU."""
+    kernels: Kernels = Kernels.torch
+    """Norms, rotary positions and gated MLPs: the model's own code, or the fused kernels of Liger
+    (`liger-kernel`, CUDA)."""
     quantization: Quantization = Quantization.none
     """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft`
     method)."""
