@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row
+from launcher.health import determinism
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
@@ -489,6 +490,8 @@ def as_refusal(model: Any, when: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
+        if (refused := determinism.refusal(error)) is not None:
+            raise refused from error
         raise ConfigError(
             f"{type(model).__name__} fails on a text{when}: {type(error).__name__}: {error}",
             where="model.name",

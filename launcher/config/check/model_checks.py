@@ -59,6 +59,9 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         yield Problem("model.dtype", found, hint)
     if model.kernels is Kernels.liger:
         yield from _liger(config, has_gpu)
+    if config.train.deterministic and model.compile and has_gpu:
+        hint = "kernels of a GPU are chosen by the clock: model.compile=false"
+        yield Problem("train.deterministic", "true with model.compile=true", hint)
     if model.compile and not compiler():
         hint = f"install one of {', '.join(COMPILERS)}, or model.compile=false"
         yield Problem("model.compile", "torch.compile needs a C++ compiler; none is found", hint)

@@ -82,6 +82,14 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
+        "train.deterministic",
+        "true with model.compile=true",
+        "model.compile=false",
+        {"train": {"deterministic": True}, "model": {"compile": True}},
+        {"train": {"deterministic": True}},
+        GPU,
+    ),
+    (
         "model.kernels",
         "liger on CPU",
         "or a GPU",
