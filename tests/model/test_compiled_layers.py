@@ -8,6 +8,7 @@ import torch
 import transformers
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from launcher.core.errors import ConfigError
@@ -182,6 +183,32 @@ def test_no_copy_of_a_weight_is_kept_for_backward():
     wanted = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-5)
+
+
+def test_varlen_attention_is_one_node_of_one_graph(monkeypatch):
+    """Traced only, without numbers, as its kernel runs on GPUs alone."""
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    module = nn.Identity()
+    monkeypatch.setattr(attention, "_has_kernel", lambda query, value: True)
+    attention.prepare_compiled(module)
+
+    @torch._dynamo.optimize(keep, dynamic=True, nopython=True)
+    def attend(q, kv, starts, longest):
+        told = {"cu_seq_lens_q": starts, "max_length_q": longest}
+        return attention.varlen_attention(module, q, kv, kv, None, **told)[0]
+
+    with FakeTensorMode():
+        for tokens, documents, longest in ((32, 4, 9), (48, 6, 17)):
+            q = torch.empty(1, 4, tokens, 16, dtype=torch.bfloat16)
+            starts = torch.empty(documents + 1, dtype=torch.int32)
+            assert attend(q, q[:, :2], starts, longest).shape == (1, tokens, 4, 16)
+    assert len(graphs) == 1
+    assert graphs[0].code.count("torch_attn._varlen_attn(") == 1
 
 
 def test_a_layer_that_cannot_be_compiled_says_so(monkeypatch):
