@@ -250,6 +250,14 @@ def name_device(index: int) -> None:
     os.environ["LOCAL_RANK"] = str(index)
 
 
+def fix_order_of_sums() -> None:
+    """Ask libraries for kernels that always sum in the same order, before their first use: cuBLAS
+    of its workspaces (the larger of the two sizes that it knows for that), flash-attn of its
+    backward."""
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    os.environ["FLASH_ATTENTION_DETERMINISTIC"] = "1"
+
+
 def single_threaded_tokenizers() -> None:
     """Give `tokenizers` one thread in this process and its children: processes share the work."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -8,18 +8,17 @@ a cluster, an empty CUDA_VISIBLE_DEVICES elsewhere.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from launcher.config.schema import Config
+from launcher.config.check.model_checks import CUDA_ONLY
+from launcher.config.derive.plan import AMPERE, Capability
+from launcher.config.schema import Config, Dtype
 from launcher.core import runtime
 from launcher.core.errors import Problem
 from launcher.core.runtime import Ranks
-
-#: Compute capability that FlashAttention's kernels for packed rows are built for.
-_VARLEN = (8, 0)
 
 
 def choose(ranks: Ranks) -> torch.device:
@@ -80,25 +79,13 @@ def judge(
             f"the ranks have different GPUs, the slowest sets the pace: {', '.join(names)}"
         )
     if not found:
-        if plan.get("precision") == "bf16":
-            without = [rank for rank, device in devices.items() if device.get("bf16") is False]
-            if without:
-                text = f"the GPU of {_named(without, places)} cannot compute in bf16"
-                hint = "engine.precision=fp16, or engine.precision=fp32"
-                found.append(Problem("engine.precision", text, hint))
-        if plan.get("attention") == "varlen":
-            older = {
-                rank: device["capability"]
-                for rank, device in devices.items()
-                if tuple(device.get("capability", _VARLEN)) < _VARLEN
-            }
-            if older:
-                which = ", ".join(sorted({".".join(map(str, one)) for one in older.values()}))
-                text = (
-                    f"the GPU of {_named(list(older), places)} has compute capability {which};"
-                    f" varlen kernels need {'.'.join(map(str, _VARLEN))}"
-                )
-                found.append(Problem("model.attention", text, "model.attention=document"))
+        found += _beyond(config, places)
+        older = oldest(device.get("capability") for device in devices.values())
+        if older and older < AMPERE and config.engine.precision is Dtype.auto and not found:
+            notes.append(
+                f"compute capability {_version(older)} has no bf16: what was left at auto is fp16,"
+                " and attention document by document"
+            )
         kind = next(iter(types.values()), plan.get("device"))
         if plan.get("device") not in (None, kind):
             notes.append(
@@ -106,6 +93,46 @@ def judge(
                 f" on {kind}"
             )
     return found, notes
+
+
+def capability(device: torch.device) -> Capability | None:
+    """Compute capability of a GPU."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def oldest(capabilities: Iterable[Sequence[int] | None]) -> Capability | None:
+    """The least of compute capabilities; None if there are none."""
+    return min(((one[0], one[1]) for one in capabilities if one), default=None)
+
+
+def _version(capability: Capability) -> str:
+    return ".".join(map(str, capability))
+
+
+def _beyond(config: Config, places: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
+    """What was asked for and cannot be computed on the GPUs; what is left at auto gives way."""
+    devices = {rank: place["device"] for rank, place in places.items()}
+    without = [rank for rank, device in devices.items() if device.get("bf16") is False]
+    if without:
+        text = f"the GPU of {_named(without, places)} cannot compute in bf16"
+        if config.engine.precision is Dtype.bf16:
+            hint = "engine.precision=fp16, or engine.precision=fp32"
+            yield Problem("engine.precision", text, hint)
+        elif config.model.dtype is Dtype.bf16:
+            yield Problem("model.dtype", text, "model.dtype=auto")
+    if config.model.attention in CUDA_ONLY:
+        older = {
+            rank: tuple(device["capability"])
+            for rank, device in devices.items()
+            if tuple(device.get("capability", AMPERE)) < AMPERE
+        }
+        if older:
+            which = ", ".join(sorted({_version(one) for one in older.values()}))
+            text = (
+                f"the GPU of {_named(list(older), places)} has compute capability {which};"
+                f" {config.model.attention.name} kernels need {_version(AMPERE)}"
+            )
+            yield Problem("model.attention", text, "model.attention=document")
 
 
 def _without_gpu(

@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from launcher.config.schema import ModelConfig
 from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, make_row
+from launcher.health import determinism
 from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
@@ -230,18 +230,6 @@ def isolate(
             probe.losses(probe.row)
         model.eval()
     return notes
-
-
-def require_recomputable(head: Head, options: ModelConfig) -> None:
-    """`ConfigError` for layers that run once a document and are to be compiled and computed again:
-    what is computed again in compiled code does not know the documents."""
-    once = head.layout.partition("row, ")[2]
-    if once and options.compile and options.gradient_checkpointing:
-        raise ConfigError(
-            f"{once} once a document, with activations that are computed again",
-            where="model.compile",
-            hint="set model.compile=false, or model.gradient_checkpointing=false",
-        )
 
 
 class _Choice:
@@ -502,6 +490,8 @@ def as_refusal(model: Any, when: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
+        if (refused := determinism.refusal(error)) is not None:
+            raise refused from error
         raise ConfigError(
             f"{type(model).__name__} fails on a text{when}: {type(error).__name__}: {error}",
             where="model.name",

@@ -19,16 +19,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from launcher.core.errors import ConfigError
+from launcher.model import cpu_attention
+from launcher.model.cpu_attention import attend, cut, window_mask
 
 DOCUMENT = "launcher_document"
 VARLEN = "launcher_varlen"
@@ -54,6 +56,12 @@ _LAYER_TYPES = frozenset(
 
 #: Tensors that a model hands on to attention and that do not change what it computes.
 _HARMLESS = frozenset({"position_ids", "cache_position", "cu_seq_lens_k", "seq_idx", "labels"})
+
+#: Parameters of torch's kernel for packed rows, which change since torch 2.10; see `_keywords`.
+_varlen_parameters: frozenset[str] = frozenset()
+
+#: Attribute of attention modules that holds the kind of their layer.
+_KIND = "kind_of_layer"
 
 _starts: ContextVar[torch.Tensor | None] = ContextVar("document_starts", default=None)
 
@@ -142,23 +150,22 @@ def _pattern(
     for name, value in options.items():
         if isinstance(value, torch.Tensor) and name not in _HARMLESS:
             raise Unknown(f"attention with {name}")
-    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
-    types = getattr(config, "layer_types", None)
-    kind = types[layer] if types and layer is not None and layer < len(types) else "attention"
+    config: Any = getattr(module, "config", None)
+    kind = getattr(module, _KIND, None) or _kind(module)
     if kind not in _LAYER_TYPES:
         raise Unknown(f"layers of type {kind}")
     if kind == "sliding_attention" and window is None:
-        window = config.sliding_window  # type: ignore[union-attr]
+        window = config.sliding_window
     chunked = kind == "chunked_attention"
-    return _Pattern(window, config.attention_chunk_size if chunked else None)  # type: ignore[union-attr]
+    return _Pattern(window, config.attention_chunk_size if chunked else None)
 
 
-def _cut(starts: list[int], chunk: int | None) -> list[int]:
-    """Starts of the stretches of a row that attend to themselves alone: documents, or chunks."""
-    if chunk is None:
-        return starts
-    pairs = zip(starts[:-1], starts[1:], strict=True)
-    return [*(i for start, end in pairs for i in range(start, end, chunk)), starts[-1]]
+def _kind(module: torch.nn.Module) -> str:
+    """transformers' name for the pattern of a layer."""
+    config: Any = getattr(module, "config", None)
+    layer: Any = getattr(module, "layer_idx", None)
+    types = getattr(config, "layer_types", None)
+    return types[layer] if types and layer is not None and layer < len(types) else "attention"
 
 
 def document_attention(
@@ -190,10 +197,31 @@ def document_attention(
             *(softcap, s_aux, position_bias, kwargs),
         )
     pattern = _pattern(module, query, key, sliding_window, kwargs)
-    cuts = _cut(starts.tolist(), pattern.chunk)
     if _has_cpu_kernel(query, value, dropout, softcap, position_bias):
-        return _FlashCpu.apply(query, key, value, s_aux, cuts, scaling, pattern.window), None
-    lengths = [end - start for start, end in zip(cuts[:-1], cuts[1:], strict=True)]
+        if torch.compiler.is_compiling():
+            options = (scaling, pattern.window, pattern.chunk)
+            return cpu_attention.packed(query, key, value, s_aux, starts, *options)[0], None
+        cuts = cut(starts.tolist(), pattern.chunk)
+        return attend(query, key, value, s_aux, cuts, scaling, pattern.window), None
+    arguments = (query, key, value, starts, pattern, scaling, dropout, softcap, s_aux)
+    return _by_document(*arguments, position_bias), None
+
+
+def _in_pieces(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    starts: torch.Tensor,
+    pattern: _Pattern,
+    scaling: float | None,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    position_bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """`document_attention` with a call a document, [1, N, H, D]."""
+    cuts = cut(starts.tolist(), pattern.chunk)
+    lengths = [end - start for start, end in pairwise(cuts)]
     # split, not slices: its backward is one concatenation, that of a slice fills a whole gradient.
     documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), cuts, strict=False)
     pieces = []
@@ -203,96 +231,19 @@ def document_attention(
         bias = None
         if position_bias is not None:
             bias = position_bias[:, :, start : start + length, start : start + length]
-        if softcap is not None or s_aux is not None:
-            mask = _window_mask(length, pattern.window, q.device)
-            pieces.append(_scored(q, k, v, mask, scaling, dropout, softcap, s_aux, bias))
+        if softcap is not None or sinks is not None:
+            mask = window_mask(length, pattern.window, q.device)
+            pieces.append(_scored(q, k, v, mask, scaling, dropout, softcap, sinks, bias))
         elif bias is not None:
-            mask = _window_mask(length, pattern.window, q.device)
+            mask = window_mask(length, pattern.window, q.device)
             masked = bias.to(q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
             pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=masked))
         elif not within:
-            mask = _window_mask(length, pattern.window, q.device)
+            mask = window_mask(length, pattern.window, q.device)
             pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=mask))
         else:
             pieces.append(_sdpa(q, k, v, scaling, dropout, is_causal=True))
-    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous(), None
-
-
-class _FlashCpu(torch.autograd.Function):
-    """Causal attention, stretch by stretch, with torch's CPU kernel for SDPA.
-
-    Shapes as in `document_attention`. All stretches write into one output and one gradient: a piece
-    of the graph for each would hold every output twice and concatenate in backward.
-
-    A sink is one more key with a value of zero. So what the kernel gives without it is scaled by
-    the share of the other keys, and its backward is right once it is told the output and the sum of
-    exponentials that include the sink.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        sinks: torch.Tensor | None,
-        starts: list[int],
-        scaling: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        rows, heads, tokens, width = query.shape
-        result = query.new_empty(rows, tokens, heads, width)
-        out = result.transpose(1, 2)
-        exact = torch.float64 if query.dtype == torch.float64 else torch.float32
-        sums = query.new_empty(rows, heads, tokens, dtype=exact)
-        for start, end in zip(starts[:-1], starts[1:], strict=True):
-            q, k, v = (x[:, :, start:end] for x in (query, key, value))
-            mask = _additive_window(q, window)
-            piece, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                q, k, v, 0.0, mask is None, attn_mask=mask, scale=scaling
-            )
-            if sinks is not None:
-                own = sinks.to(exact).view(1, -1, 1)
-                piece = piece * torch.sigmoid(logsumexp - own).unsqueeze(-1).to(piece.dtype)
-                logsumexp = torch.logaddexp(logsumexp, own)
-            out[:, :, start:end] = piece
-            sums[:, :, start:end] = logsumexp
-        ctx.save_for_backward(query, key, value, result, sums, sinks)
-        ctx.starts, ctx.scaling, ctx.window = starts, scaling, window
-        return result
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value, result, sums, sinks = ctx.saved_tensors
-        out, grad = result.transpose(1, 2), grads[0].transpose(1, 2)
-        gradients = tuple(torch.empty_like(x) for x in (query, key, value))
-        for start, end in zip(ctx.starts[:-1], ctx.starts[1:], strict=True):
-            part = (slice(None), slice(None), slice(start, end))
-            q, k, v = query[part], key[part], value[part]
-            mask = _additive_window(q, ctx.window)
-            pieces = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                *(grad[part], q, k, v, out[part], sums[part], 0.0, mask is None),
-                attn_mask=mask,
-                scale=ctx.scaling,
-            )
-            for gradient, piece in zip(gradients, pieces, strict=True):
-                gradient[part] = piece
-        of_sinks = None
-        if sinks is not None and ctx.needs_input_grad[3]:
-            share = torch.exp(sinks.to(sums.dtype).view(1, -1, 1) - sums)
-            of_sinks = -(share * (grad * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
-        return *gradients, of_sinks, None, None, None
-
-
-def _additive_window(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
-    """What the CPU kernel adds to scores of a stretch longer than `window`; None for others."""
-    length = query.shape[2]
-    if window is None or length <= window:
-        return None
-    mask = _window_mask(length, window, query.device)
-    zeros = query.new_zeros(length, length)
-    return zeros.masked_fill_(~mask, -torch.inf)
+    return torch.cat(pieces, dim=2).transpose(1, 2).contiguous()
 
 
 def _has_cpu_kernel(
@@ -348,14 +299,12 @@ def varlen_attention(
         )
     pattern = _pattern(module, query, key, sliding_window, kwargs)
     sliding_window = pattern.window
-    if pattern.chunk is not None:
-        starts = starts.new_tensor(_cut(starts.tolist(), pattern.chunk))
     if not max_length_q or pattern.chunk is not None:
-        max_length_q = int(starts.diff().max())
+        starts, max_length_q = _stretches(starts, pattern.chunk)
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
-    options, native_gqa = _varlen_options(sliding_window)
+    options = _varlen_options(sliding_window)
     groups = q.shape[1] // k.shape[1]
-    if groups > 1 and not native_gqa:
+    if groups > 1 and "enable_gqa" not in _keywords():
         k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
     elif groups > 1:
         options["enable_gqa"] = True
@@ -374,21 +323,34 @@ def _has_kernel(query: torch.Tensor, value: torch.Tensor) -> bool:
     return query.is_cuda and query.dtype != torch.float32 and fits
 
 
-def _varlen_options(sliding_window: int | None) -> tuple[dict[str, Any], bool]:
-    """Keywords of a causal call; whether heads are grouped natively. Changed since torch 2.10."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    parameters = inspect.signature(varlen_attn).parameters
-    if "window_size" in parameters:
+def _varlen_options(sliding_window: int | None) -> dict[str, Any]:
+    """Keywords of a causal call."""
+    if "window_size" in _keywords():
         left = -1 if sliding_window is None else sliding_window - 1
-        return {"window_size": (left, 0)}, "enable_gqa" in parameters
+        return {"window_size": (left, 0)}
     if sliding_window is not None:
         raise ConfigError(
             "this torch's varlen attention has no sliding window",
             where="model.attention",
             hint="use model.attention=document or a newer torch",
         )
-    return {"is_causal": True}, "enable_gqa" in parameters
+    return {"is_causal": True}
+
+
+def _keywords() -> frozenset[str]:
+    """Names of the kernel's parameters, read once: 0.1 ms a layer count."""
+    global _varlen_parameters
+    if not _varlen_parameters:
+        from torch.nn.attention.varlen import varlen_attn
+
+        _varlen_parameters = frozenset(inspect.signature(varlen_attn).parameters)
+    return _varlen_parameters
+
+
+def _cut_and_measured(starts: torch.Tensor, chunk: int | None) -> tuple[torch.Tensor, int]:
+    """Starts of documents, or of their chunks; and the longest one's tokens."""
+    starts = starts if chunk is None else starts.new_tensor(cut(starts.tolist(), chunk))
+    return starts, int(starts.diff().max())
 
 
 def _unpacked(
@@ -422,12 +384,6 @@ def _unpacked(
     return out.transpose(1, 2), None
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> torch.Tensor:
-    """Boolean [length, length]: token i sees j where i - window < j <= i."""
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return mask if window is None else mask.triu(1 - window)
-
-
 def _scored(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -457,3 +413,20 @@ def _scored(
     weights = scores.softmax(-1, exact)[..., : k.shape[2]]
     weights = torch.nn.functional.dropout(weights.to(v.dtype), dropout)
     return weights @ v
+
+
+#: What needs the starts as numbers; out of any graph once layers are compiled.
+_by_document = _in_pieces
+_stretches = _cut_and_measured
+
+
+def prepare_compiled(model: torch.nn.Module) -> None:
+    """Make ready for layers of `model` that are compiled: layers of one kind share a graph, which
+    reads no number that only the layer has."""
+    global _by_document, _stretches
+    _by_document = torch.compiler.disable(_in_pieces)
+    _stretches = torch.compiler.disable(_cut_and_measured)
+    _keywords()
+    for module in model.modules():
+        if getattr(module, "layer_idx", None) is not None:
+            vars(module)[_KIND] = _kind(module)

@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -28,6 +29,8 @@ from launcher.model.adapter import inner_model
 
 #: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
 CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
+#: Rows of a tile of a GPU's matrix product.
+_TILE = 128
 
 
 class RowTensors(Protocol):
@@ -332,7 +335,26 @@ def _kept(row: RowTensors, mask: Tensor) -> Tensor:
 
 
 def _chunk(vocab: int, device: torch.device) -> int:
-    return max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
+    """Rows of a chunk; on a GPU whole tiles of its matrix products, if it is that many."""
+    rows = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
+    return rows if device.type == "cpu" or rows < _TILE else rows - rows % _TILE
+
+
+@cache
+def _sums_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a product of 16-bit matrices can be added to a matrix of fp32 in one kernel there.
+
+    torch has an operator for it on CUDA, which has changed what it takes: tried once.
+    """
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    ones = torch.ones(_TILE, _TILE, dtype=dtype, device=device)
+    total = torch.full((_TILE, _TILE), 2.0**-9, device=device)  # lost in 16 bits
+    try:
+        torch.addmm(total, ones.t(), ones, torch.float32, out=total)
+    except (RuntimeError, TypeError):
+        return False
+    return bool((total == _TILE + 2.0**-9).all())
 
 
 def _loss_and_gradient(
@@ -388,6 +410,9 @@ class _Gradients:
         if self.weight is not None:
             if self.weight.dtype == gradient.dtype:
                 self.weight.addmm_(gradient.t(), hidden[part])
+            elif _sums_wide(hidden.device, gradient.dtype):
+                operands = (self.weight, gradient.t(), hidden[part])
+                torch.addmm(*operands, torch.float32, out=self.weight)
             else:
                 self.weight += gradient.t() @ hidden[part]
 

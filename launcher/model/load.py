@@ -17,11 +17,11 @@ from launcher import bases
 from launcher.config.check import model_checks
 from launcher.config.derive import architecture
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Attention, ModelConfig, Quantization, TinyModelConfig
+from launcher.config.schema import Attention, Kernels, ModelConfig, Quantization, TinyModelConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 from launcher.core.files import require_readable
-from launcher.model import attention
+from launcher.model import attention, kernels
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
@@ -116,6 +116,8 @@ def load_model(
     del sharding
     freeze_as_built(model)
     model.config.use_cache = False
+    if config.kernels is Kernels.liger:
+        kernels.use_liger(model)
     if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
         raise ConfigError(
             f"{type(model).__name__} cannot compute its activations again",
@@ -123,10 +125,9 @@ def load_model(
             hint="set model.gradient_checkpointing=false, and a smaller batch.micro for memory",
         )
     if config.gradient_checkpointing:
-        options = {"use_reentrant": False}
-        if not config.compile:  # dynamo knows no such contexts
-            options["context_fn"] = attention.checkpoint_contexts
-        model.gradient_checkpointing_enable(options)
+        model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+        )
     return cast(nn.Module, model.train())
 
 

@@ -23,11 +23,12 @@ from launcher.data.pack.loader import Row, rectangles
 from launcher.distributed import collectives
 from launcher.evals.runner import EvaluationStopped
 from launcher.health.heartbeat import Heartbeat
-from launcher.health.isolation import isolate, require_recomputable
+from launcher.health.isolation import isolate
 from launcher.health.selftest import require_trainable, silent_adapters
 from launcher.health.stragglers import OwnTime, Stragglers, report_slow
 from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
 from launcher.model.head import Head
+from launcher.model.layers import compile_layers
 from launcher.objectives.base import LossSum, Objective
 from launcher.scoring.evaluator import make_evaluator, score_base
 from launcher.track import meters
@@ -158,7 +159,7 @@ class Training:
 
         self.is_slow = False
         self.own_time = OwnTime(device)
-        if self.engine.zero == 3 and not config.model.compile:
+        if self.engine.zero == 3:
             self.own_time.watch(self.engine.layers)
         self.stragglers = Stragglers(
             ranks.world_size, config.watchdog.slow_factor, config.watchdog.slow_steps
@@ -216,10 +217,9 @@ class Training:
         model, cache, device = self.model, self.data.cache, self.device
         for note in isolate(self.head, self.engine, model, cache, device, all_agree, trains=True):
             self.say(f"attention: {note}")
-        require_recomputable(self.head, self.config.model)
         require_trainable(self.objective, self.head, model, cache, device)
         if self.config.model.compile:
-            model.compile()
+            compile_layers(model)
 
     def begin(self) -> None:
         """Score the base, or make up for the evaluation that a stop has cut short."""

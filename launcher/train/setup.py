@@ -25,7 +25,7 @@ from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Ahead, Loader, Row, RowSource
 from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
-from launcher.distributed import collectives
+from launcher.distributed import collectives, devices
 from launcher.health.heartbeat import Heartbeat
 from launcher.model.adapter import count_parameters, inner_model
 from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
@@ -74,6 +74,7 @@ def read_data(
         world_size=ranks.world_size,
         has_gpu=device.type == "cuda",
         train_packs=order.num_packs,
+        capability=devices.oldest(collectives.gather_objects(devices.capability(device))),
     )
     text = plans.describe(config, plan)
     if told:

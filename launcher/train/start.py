@@ -32,6 +32,7 @@ from launcher.core.files import read_json, storage_error, too_many_processes
 from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.distributed import devices, rendezvous
+from launcher.health import determinism
 from launcher.health.watchdog import Watchdog, collective_timeout
 from launcher.train import logs
 from launcher.train.signals import StopFlag
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> int:
         except (torch.OutOfMemoryError, MemoryError) as error:
             return _failed(start, _out_of_memory(error))
         except Exception as error:
-            known = too_many_processes(error)
+            known = too_many_processes(error) or determinism.refusal(error)
             if known is None and isinstance(error, OSError):
                 known = storage_error(error)
             if known is not None:
@@ -131,6 +132,8 @@ def _run(start: _Start, stop: StopFlag, resources: contextlib.ExitStack) -> None
     bases.recall(run, config.model)  # only now: the preparation may have renewed it
     stop.wish = run.wish(start.attempt)
     _use_threads(config, ranks, device)
+    if config.train.deterministic:
+        determinism.require()
     with Watchdog(run, ranks, start.attempt, config.watchdog) as heart:
         warning = rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
         if warning and ranks.is_main:

@@ -7,6 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Iterator
+from itertools import dropwhile
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from launcher.core import runtime
 from launcher.core.errors import ConfigError, DivergedError
 from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
+from launcher.model.layers import layer_kinds
 from launcher.train.engine import StepResult, clip, parameter_groups, require_gradient
 
 
@@ -281,15 +283,11 @@ def gather_by_layer(model: nn.Module) -> list[nn.Module]:
     embeddings = transformer.get_input_embeddings()
     if not any(p.requires_grad for p in embeddings.parameters()):
         transformer.enable_input_require_grads()
-    names: set[str] = set()
-    for module in model.modules():
-        names.update(getattr(module, "_no_split_modules", None) or ())
-    flows, layers = False, []
-    for module in model.modules():
-        if flows and type(module).__name__ in names:
-            set_z3_leaf_module(module, True)
-            layers.append(module)
-        flows = flows or module is embeddings
+    behind = dropwhile(lambda module: module is not embeddings, model.modules())
+    kinds = layer_kinds(model)
+    layers = [module for module in behind if type(module).__name__ in kinds]
+    for layer in layers:
+        set_z3_leaf_module(layer, True)
     return layers
 
 

@@ -72,9 +72,17 @@ def test_mixed_devices():
     assert "A100, H100" in notes[0]
 
 
-def test_bf16_that_a_gpu_cannot_compute_is_refused():
-    problems, _ = judged(CUDA_PLAN, gpu("x", bf16=False))
-    assert problems[0].startswith("engine.precision: the GPU of rank 0 on a cannot compute in bf16")
+@pytest.mark.parametrize(
+    ("asked", "where"),
+    [
+        ({"engine": {"precision": "bf16"}}, "engine.precision"),
+        ({"model": {"dtype": "bf16"}}, "model.dtype"),
+    ],
+)
+def test_bf16_that_a_gpu_cannot_compute_is_refused(asked, where):
+    problems, _ = judged(CUDA_PLAN, gpu("x", bf16=False), **asked)
+    assert problems[0].startswith(f"{where}: the GPU of rank 0 on a cannot compute in bf16")
+    assert judged(CUDA_PLAN, gpu("x", bf16=False)) == ([], [])  # auto gives way
 
 
 @pytest.mark.parametrize(
@@ -111,14 +119,23 @@ def test_what_promises_gpus(tmp_path, monkeypatch, variables, promised, hides):
 )
 def test_kernels_that_a_gpu_is_too_old_for_are_refused(capability, refused):
     plan = CUDA_PLAN | {"precision": "fp16", "attention": "varlen"}
-    card = gpu("x") | {"capability": capability}
-    problems, _ = judged(plan, gpu("y") | {"capability": [9, 0]}, card)
-    if refused:
-        shown = ".".join(map(str, capability))
-        assert (
-            f"model.attention: the GPU of rank 1 on a has compute capability {shown}" in problems[0]
-        )
-        assert problems[0].endswith("HINT: model.attention=document")
-        assert judged(plan | {"attention": "document"}, gpu("y"), card) == ([], [])
-    else:
-        assert problems == []
+    cards = gpu("y") | {"capability": [9, 0]}, gpu("x") | {"capability": capability}
+    for kernel in ("varlen", "flash"):
+        problems, _ = judged(plan, *cards, model={"attention": kernel})
+        assert bool(problems) is refused
+        if refused:
+            shown = ".".join(map(str, capability))
+            begin = f"model.attention: the GPU of rank 1 on a has compute capability {shown}"
+            assert problems[0].startswith(begin)
+            assert problems[0].endswith("HINT: model.attention=document")
+    problems, notes = judged(plan, *cards)
+    assert problems == []
+    assert bool(notes) is refused
+
+
+@pytest.mark.parametrize(
+    ("found", "least"),
+    [([], None), ([None, None], None), ([[9, 0], (8, 0)], (8, 0)), ([(7, 5), (10, 0)], (7, 5))],
+)
+def test_ranks_compute_as_the_oldest_gpu_can(found, least):
+    assert devices.oldest(found) == least

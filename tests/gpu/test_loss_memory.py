@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from launcher.data.pack.loader import Row
 from launcher.model import attention
+from launcher.model import head as head_module
 from launcher.model.head import TargetHead
 from support import gpu
 
@@ -86,3 +87,15 @@ def test_scoring_holds_no_more_than_chunks(model, row):
     head = TargetHead(model.eval())
     peak = gpu.peak_bytes(lambda: head.score(model, row))
     assert peak < 4 * VOCAB * TOKENS / 2, f"{peak / 2**20:.0f} MiB"
+
+
+def test_the_weights_gradient_is_that_of_one_chunk(model, row, monkeypatch):
+    """Summed in fp32 over 33 chunks, by a kernel that adds to fp32 where torch has it."""
+    found = {}
+    for rows in (TOKENS, TOKENS // 32):
+        monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cuda", rows * VOCAB)
+        model.zero_grad()
+        TargetHead(model).loss(model, row).backward()
+        found[rows] = model.lm_head.weight.grad.float()
+    one, many = found.values()
+    assert (one - many).norm() < 4e-3 * one.norm()

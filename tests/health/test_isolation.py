@@ -10,7 +10,7 @@ from launcher.config.derive import plan as plans
 from launcher.core.errors import ConfigError
 from launcher.core.runtime import Ranks
 from launcher.data.pack.loader import make_row, rectangles
-from launcher.health.isolation import isolate, require_recomputable
+from launcher.health.isolation import isolate
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.objectives.classify.labels import number
@@ -535,20 +535,6 @@ def test_a_model_that_fails_in_training_only_is_refused_before_it(cache):
     assert isolate(head, model, model, cache, CPU) == []
     with pytest.raises(ConfigError, match="fails on a text in training: ValueError: token types"):
         isolate(head, model, model, cache, CPU, trains=True)
-
-
-def test_what_is_compiled_cannot_be_computed_again_by_document(cache):
-    model = make("lfm2")
-    head = TargetHead(model)
-    isolate(head, model, model, cache, CPU)
-    both = {"compile": True, "gradient_checkpointing": True}
-    require_recomputable(head, make_config(model=both | {"compile": False}).model)
-    with pytest.raises(ConfigError, match="Lfm2ShortConv once a document, with activations"):
-        require_recomputable(head, make_config(model=both).model)
-    other = make("llama")
-    head = TargetHead(other)
-    isolate(head, other, other, cache, CPU)
-    require_recomputable(head, make_config(model=both).model)
 
 
 def causal_in_plain_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):

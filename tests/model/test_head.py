@@ -248,3 +248,20 @@ def test_log_probabilities_and_gradients_equal_the_plain_formula(
     for one, other in zip(gradients(model), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert (head.head is None) is (capped and len(row.targets) > 0) or not len(row.targets)
+
+
+@pytest.mark.parametrize(
+    ("device", "vocab", "rows"),
+    [
+        ("cuda", 151_936, 768),  # 883 fit: whole tiles of 128
+        ("cuda", 1 << 21, 64),  # no whole tile fits
+        ("cpu", 5_000, 209),
+        ("cpu", 1 << 21, 1),
+    ],
+)
+def test_chunks_on_a_gpu_are_whole_tiles(device, vocab, rows):
+    assert head_module._chunk(vocab, torch.device(device)) == rows
+
+
+def test_only_a_gpu_adds_products_of_half_numbers_to_whole_ones():
+    assert not head_module._sums_wide(torch.device("cpu"), torch.bfloat16)

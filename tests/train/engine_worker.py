@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema import variants
@@ -19,6 +20,7 @@ from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives, rendezvous
 from launcher.health.isolation import isolate
+from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
 from launcher.train.loop import micro_batches
 from launcher.train.setup import make_engine
@@ -63,13 +65,17 @@ def run(case, folder, ranks):
     engine = make_engine(model, config, made)
     norms = [m for m in model.modules() if type(m).__name__ == "LlamaRMSNorm"]
     is_lean = ["forward" in vars(norm) for norm in norms]
-    assert is_lean == [not config.model.gradient_checkpointing] * len(norms)
+    keeps = config.model.gradient_checkpointing or config.model.compile
+    assert is_lean == [not keeps] * len(norms)
     assert norms or spec
     if spec:
         engine.eval()
         isolate(head, engine, model, cache, CPU, agree)
         assert head.layout.startswith(case.get("layout", ""))
         engine.train()
+    if config.model.compile:
+        counters.clear()
+        compile_layers(model)
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
@@ -85,7 +91,11 @@ def run(case, folder, ranks):
         grad_norms.append(engine.step(1.0).grad_norm)
         losses.append(collectives.sum_over_ranks([total])[0] / weight)
     assert spec or (head.head is None) == case.get("fallback", False)
-    return {"name": case["name"], "losses": losses, "norms": grad_norms}
+    found = {"name": case["name"], "losses": losses, "norms": grad_norms}
+    if config.model.compile:
+        found["graphs"] = counters["stats"]["unique_graphs"]
+        found["breaks"] = list(counters["graph_break"])
+    return found
 
 
 def main():

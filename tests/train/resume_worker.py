@@ -27,6 +27,7 @@ from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
 from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
+from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
 from launcher.train import restoring
 from launcher.train.saving import Saver
@@ -51,6 +52,8 @@ def build(config, made, start, cache):
     engine.eval()
     isolate(head, engine, model, cache, torch.device("cpu"), agree)
     engine.train()
+    if config.model.compile:
+        compile_layers(model)
     return engine, head
 
 

@@ -54,7 +54,7 @@ def setup(tmp_path_factory):
     return folder, model, caches.write(folder / "cache", records, max_length=LENGTH)
 
 
-def run_cases(folder, cases, ranks, cache="cache"):
+def run_cases(folder, cases, ranks, cache="cache", timeout_s=280):
     (folder / "cases.json").write_text(json.dumps({"cache": str(folder / cache), "cases": cases}))
     out = folder / f"out-{ranks}.json"
     run_ranks(
@@ -62,7 +62,7 @@ def run_cases(folder, cases, ranks, cache="cache"):
         str(folder / "cases.json"),
         str(out),
         ranks=ranks,
-        timeout_s=280,
+        timeout_s=timeout_s,
     )
     return {result["name"]: result for result in json.loads(out.read_text())}
 
@@ -199,3 +199,34 @@ def test_lora_bf16_and_muon_run_at_every_stage_with_equal_losses(setup):
         for losses in group[1:]:
             np.testing.assert_allclose(losses, group[0], rtol=tolerance, err_msg=kind)
         assert group[0][-1] < group[0][0] + 1.0
+
+
+@pytest.mark.timeout(900)  # code is made on the first layer of each kind
+def test_compiled_layers_train_as_plain_ones_do_at_every_stage(setup):
+    """All layers share a graph, for rows of one to four documents; hooks stay outside of it."""
+    folder, model, cache = setup
+    lora = {"peft": {"name": "lora", "rank": 4}}
+    cases = [
+        case("zero1", model, zero=1),
+        case("micro 1", model, zero=2, micro=1),
+        case("unpacked", model, zero=0, packing=False, micro=1),
+        case("checkpointed at stage 3", model, zero=3),
+        case("lora 2", model, zero=2, **lora),
+        case("lora 3", model, zero=3, **lora),
+    ]
+    cases[3]["config"]["model"]["gradient_checkpointing"] = True
+    for entry in cases:
+        entry["config"]["model"]["compile"] = True
+    cases.append(case("plain lora", model, zero=2, **lora))
+    results = run_cases(folder, cases, 2, timeout_s=900)
+    plain = {"lora": results.pop("plain lora"), "all": plain_loop(model, cache)}
+    assert results["zero1"]["graphs"] == 1  # others may share it
+    for name, got in results.items():
+        kind = "lora" if name.startswith("lora") else "all"
+        for key in ("losses", "norms"):
+            np.testing.assert_allclose(
+                got[key], plain[kind][key], rtol=1e-5, err_msg=f"{name} {key}"
+            )
+        assert not got["breaks"], name
+        # What enters the first layer needs no gradient where the embeddings are frozen.
+        assert got["graphs"] <= (2 if kind == "lora" else 1), name

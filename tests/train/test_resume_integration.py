@@ -49,7 +49,7 @@ def setup(tmp_path_factory):
     return folder, model, run_cases(folder, cases, 2)
 
 
-def run_cases(folder, cases, ranks):
+def run_cases(folder, cases, ranks, timeout_s=280):
     description = {"cache": str(folder / "cache"), "folder": str(folder / "runs"), "cases": cases}
     (folder / "cases.json").write_text(json.dumps(description))
     out = folder / "out.json"
@@ -58,7 +58,7 @@ def run_cases(folder, cases, ranks):
         str(folder / "cases.json"),
         str(out),
         ranks=ranks,
-        timeout_s=280,
+        timeout_s=timeout_s,
     )
     return {result["name"]: result for result in json.loads(out.read_text())}
 
@@ -74,6 +74,20 @@ def test_resume_is_bit_equal(setup, name):
         assert rank["again"] == rank["rest"]
         assert rank["resumed"] == rank["straight"]
         assert rank["rest"] != rank["first"]
+
+
+@pytest.mark.timeout(600)  # code is made
+def test_compiled_layers_resume_bit_equal_with_dropout(tmp_path):
+    model = make_llama(tmp_path / "model")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(5, 60, 90)
+    records = [(rng.integers(7, 290, n).tolist(), [0] + [1] * (n - 1)) for n in lengths]
+    caches.write(tmp_path / "cache", records, max_length=64)
+    compiled = case("compiled", model, 3, peft={"name": "lora", "rank": 4, "dropout": 0.1})
+    compiled["config"]["model"]["compile"] = True
+    for rank in run_cases(tmp_path, [compiled], 2, timeout_s=600)["compiled"]["ranks"]:
+        assert rank["resumed"] == rank["straight"]
+        assert rank["again"] == rank["rest"] != rank["first"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from launcher.config.derive import architecture, quantized
 from launcher.config.derive.plan import resolve_precision
-from launcher.config.schema import Attention, Config, Dtype, Quantization, TinyModelConfig
+from launcher.config.schema import Attention, Config, Dtype, Kernels, Quantization, TinyModelConfig
 from launcher.core import registry
 from launcher.core.errors import Problem
 
@@ -57,9 +57,27 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         hint = f"leave model.dtype=auto, or set engine.precision={model.dtype.name}"
         found = f"{model.dtype.name} weights with engine.precision={precision}"
         yield Problem("model.dtype", found, hint)
+    if model.kernels is Kernels.liger:
+        yield from _liger(config, has_gpu)
+    if config.train.deterministic and model.compile and has_gpu:
+        hint = "kernels of a GPU are chosen by the clock: model.compile=false"
+        yield Problem("train.deterministic", "true with model.compile=true", hint)
     if model.compile and not compiler():
         hint = f"install one of {', '.join(COMPILERS)}, or model.compile=false"
         yield Problem("model.compile", "torch.compile needs a C++ compiler; none is found", hint)
+
+
+def _liger(config: Config, has_gpu: bool) -> Iterator[Problem]:
+    instead = "model.kernels=torch"
+    if not has_gpu:
+        hint = f"its kernels need CUDA: use {instead}, or a GPU"
+        yield Problem("model.kernels", "liger on CPU", hint)
+    elif not registry.installed("liger_kernel"):
+        hint = f"pip install liger-kernel, or {instead}"
+        yield Problem("model.kernels", "liger needs liger-kernel, which is missing", hint)
+    if config.model.compile:
+        hint = f"each fuses what the other does: model.compile=false, or {instead}"
+        yield Problem("model.kernels", "liger with model.compile=true", hint)
 
 
 def _stored(config: Config) -> Iterator[Problem]:

@@ -16,6 +16,11 @@ from launcher.core.errors import ConfigError
 #: units, few enough that activations stay small beside the weights.
 MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
 
+#: A GPU's compute capability: major and minor version.
+Capability = tuple[int, int]
+#: Ampere: the first with bf16, and the least that kernels for packed rows are built for.
+AMPERE: Capability = (8, 0)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -68,10 +73,19 @@ class Plan:
         return cls(**json.loads(text))
 
 
-def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | None = None) -> Plan:
+def make(
+    config: Config,
+    *,
+    world_size: int,
+    has_gpu: bool,
+    train_packs: int | None = None,
+    capability: Capability | None = None,
+) -> Plan:
     """Solve micro-batch, accumulation, steps, precision and attention for `world_size` ranks.
 
     `train_packs` is the number of packs of one epoch; without it `train.epochs` gives no steps yet.
+    `capability` is that of the oldest GPU; without it, as before the start, they are taken for
+    Ampere or newer.
     Raises `ConfigError` for a batch that cannot be cut; `checks.check` finds that (and more)
     beforehand.
     """
@@ -85,7 +99,7 @@ def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | N
     if per_rank % micro:
         raise ConfigError(f"{micro} does not divide {per_rank}", where="batch.micro")
     steps, epochs = _length(config, sequences, train_packs)
-    precision = resolve_precision(config, has_gpu)
+    precision = resolve_precision(config, has_gpu, capability)
     dtype = precision if config.model.dtype is Dtype.auto else config.model.dtype.name
     warmup = _warmup_steps(config, steps)
     shape = memory.model_shape(config)
@@ -104,7 +118,7 @@ def make(config: Config, *, world_size: int, has_gpu: bool, train_packs: int | N
         device=device,
         precision=precision,
         dtype=dtype,
-        attention=resolve_attention(config, has_gpu),
+        attention=resolve_attention(config, has_gpu, capability),
         max_length=config.data.max_length,
         global_sequences=sequences,
         micro_batch=micro,
@@ -141,22 +155,26 @@ def micro_batch(per_rank: int, max_length: int, device: str) -> int:
     return max(size for size in range(1, min(most, per_rank) + 1) if per_rank % size == 0)
 
 
-def resolve_precision(config: Config, has_gpu: bool) -> str:
-    """`engine.precision` with auto resolved: bf16 on CUDA, fp32 on CPU."""
+def resolve_precision(config: Config, has_gpu: bool, capability: Capability | None = None) -> str:
+    """`engine.precision` with auto resolved: bf16 on CUDA, fp16 where the GPU has none, fp32 on
+    CPU."""
     if config.engine.precision is not Dtype.auto:
         return config.engine.precision.name
-    return "bf16" if has_gpu else "fp32"
+    if not has_gpu:
+        return "fp32"
+    return "bf16" if capability is None or capability >= AMPERE else "fp16"
 
 
-def resolve_attention(config: Config, has_gpu: bool) -> str:
-    """`model.attention` with auto resolved; varlen kernels are for 16-bit numbers on CUDA, and what
-    keeps packed documents apart is for decoders."""
+def resolve_attention(config: Config, has_gpu: bool, capability: Capability | None = None) -> str:
+    """`model.attention` with auto resolved; varlen kernels are for 16-bit numbers on CUDA, from
+    Ampere on, and what keeps packed documents apart is for decoders."""
     if config.model.attention is not Attention.auto:
         return config.model.attention.name
     if config.objective.has_sequence_head and architecture.is_encoder(config.model):
         return Attention.sdpa.name
-    varlen = has_gpu and resolve_precision(config, has_gpu) != "fp32"
-    return "varlen" if varlen else "document"
+    is_half = resolve_precision(config, has_gpu, capability) != "fp32"
+    has_kernel = has_gpu and (capability is None or capability >= AMPERE)
+    return "varlen" if has_kernel and is_half else "document"
 
 
 def resolve_zero(config: Config, world_size: int, precision: str) -> int | None:

@@ -19,6 +19,7 @@ from launcher.config.schema.launch import ClusterConfig, LaunchConfig, WatchdogC
 from launcher.config.schema.model import (
     Attention,
     Dtype,
+    Kernels,
     ModelConfig,
     Quantization,
     TinyModelConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "EvalConfig",
     "ExportConfig",
     "JudgeConfig",
+    "Kernels",
     "LaunchConfig",
     "LoraConfig",
     "ModelConfig",

@@ -29,6 +29,13 @@ class Attention(Enum):
     eager = "eager"
 
 
+class Kernels(Enum):
+    """Who computes norms, rotary positions and gated MLPs."""
+
+    torch = "torch"
+    liger = "liger"
+
+
 class Quantization(Enum):
     """Storage format of frozen base weights."""
 
@@ -58,13 +65,16 @@ class ModelConfig:
     """Format in which the weights are loaded; `auto` follows `engine.precision`."""
     attention: Attention = Attention.auto
     """`auto` picks what isolates packed documents: varlen on CUDA, per-document SDPA on CPU."""
+    kernels: Kernels = Kernels.torch
+    """Norms, rotary positions and gated MLPs: the model's own code, or the fused kernels of Liger
+    (`liger-kernel`, CUDA)."""
     quantization: Quantization = Quantization.none
     """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft`
     method)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
     compile: bool = False
-    """Compile the model with torch.compile (needs a C++ compiler)."""
+    """Compile the decoder layers with torch.compile (needs a C++ compiler)."""
     trust_remote_code: bool = False
     """Allow Python code that comes with a hub model."""
 

@@ -70,6 +70,9 @@ class TrainConfig:
     """Log the share of target tokens that the model would have chosen; costs a pass over logits."""
     on_nonfinite: OnNonFinite = OnNonFinite.stop
     """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
+    deterministic: bool = False
+    """Sum in a fixed order everywhere, so that a repeated run gives the same bits; slower on GPUs.
+    What has no such kernel is refused when it is computed (exit 2)."""
     threads: PositiveInt | None = None
     """Compute threads per rank on CPU; default: CPUs divided by the ranks of this host."""
     early_stop: EarlyStopConfig = field(default_factory=EarlyStopConfig)

@@ -216,6 +216,7 @@ def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:
         name=str(folder),
         dtype=model.dtype,
         attention=model.attention,
+        kernels=model.kernels,
         quantization=model.quantization,
         gradient_checkpointing=model.gradient_checkpointing,
         compile=model.compile,

@@ -82,6 +82,30 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
+        "train.deterministic",
+        "true with model.compile=true",
+        "model.compile=false",
+        {"train": {"deterministic": True}, "model": {"compile": True}},
+        {"train": {"deterministic": True}},
+        GPU,
+    ),
+    (
+        "model.kernels",
+        "liger on CPU",
+        "or a GPU",
+        {"model": {"kernels": "liger"}},
+        {},
+        {},
+    ),
+    (
+        "model.kernels",
+        "liger with model.compile=true",
+        "model.compile=false",
+        {"model": {"kernels": "liger", "compile": True}},
+        {"model": {"compile": True}},
+        GPU,
+    ),
+    (
         "model.quantization",
         "nf4 with engine.zero=3",
         "engine=zero2",
@@ -780,6 +804,7 @@ def test_what_is_compiled_needs_a_compiler(
         ),
         ("bitsandbytes", "optim.name", {"optim": {"name": "adamw8bit"}}),
         ("flash_attn", "model.attention", {"model": {"attention": "flash"}}),
+        ("liger_kernel", "model.kernels", {"model": {"kernels": "liger"}}),
     ],
 )
 def test_optional_packages_are_needed_by_what_uses_them(

@@ -19,10 +19,17 @@ from launcher.core.errors import ConfigError
 from support.configs import make_config
 
 
-def make(world_size: int = 2, has_gpu: bool = False, packs: int | None = None, **s: Any) -> Plan:
+def make(
+    world_size: int = 2,
+    has_gpu: bool = False,
+    packs: int | None = None,
+    capability: tuple[int, int] | None = None,
+    **s: Any,
+) -> Plan:
     base: dict[str, Any] = {"batch": {"sequences": 8}, "train": {"steps": 10}}
     config = make_config(**{**base, **s})
-    return plan.make(config, world_size=world_size, has_gpu=has_gpu, train_packs=packs)
+    machine = {"world_size": world_size, "has_gpu": has_gpu, "capability": capability}
+    return plan.make(config, train_packs=packs, **machine)
 
 
 @given(
@@ -143,6 +150,26 @@ def test_automatic_choices(
     made = make(has_gpu=has_gpu, **sections)
     assert made.device == ("cuda" if has_gpu else "cpu")
     assert (made.precision, made.dtype, made.attention) == (precision, dtype, attention)
+
+
+@pytest.mark.parametrize(
+    ("capability", "sections", "precision", "attention"),
+    [
+        ((7, 0), {}, "fp16", "document"),
+        ((7, 5), {}, "fp16", "document"),
+        ((7, 5), {"engine": {"precision": "fp32"}}, "fp32", "document"),
+        ((7, 5), {"model": {"attention": "sdpa"}}, "fp16", "sdpa"),
+        ((8, 0), {}, "bf16", "varlen"),
+        ((8, 9), {"engine": {"precision": "fp16"}}, "fp16", "varlen"),
+        ((9, 0), {}, "bf16", "varlen"),
+        ((10, 0), {}, "bf16", "varlen"),
+    ],
+)
+def test_automatic_choices_are_what_the_oldest_gpu_can(
+    capability: tuple[int, int], sections: dict[str, Any], precision: str, attention: str
+) -> None:
+    made = make(has_gpu=True, capability=capability, **sections)
+    assert (made.precision, made.dtype, made.attention) == (precision, precision, attention)
 
 
 @pytest.mark.parametrize("model", [{"kind": "tiny"}, {"kind": "hf", "name": "nowhere"}])
