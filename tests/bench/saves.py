@@ -80,32 +80,39 @@ def cost(options: argparse.Namespace, folder: Path) -> int:
 
 
 def kill(options: argparse.Namespace, folder: Path) -> int:
-    """Kill and resume; exit code 1 if anything but the unfinished checkpoint was ever lost."""
+    """Kill and resume; exit code 1 if anything but the unfinished checkpoint was ever lost, or the
+    run came to its end too early."""
+    zygote.announce()
+    zygote.begin()
     command = [*LAUNCHER, "train", *words(options, "whole")]
     finished(command, folder)
     run, chance, saved, done = RunDir(folder / "runs" / "killed"), random.Random(0), 0, 0
     command = [*LAUNCHER, "train", *words(options, run.name)]
+    halves = 0
     while done < options.kills:
         process = subprocess.Popen(command, cwd=folder, stdout=QUIETLY, stderr=QUIETLY)
         if not _await_save(run, process):
-            break
+            print(f"the run ended after {done} kills: give it more --steps")
+            return 1
         time.sleep(chance.uniform(0, options.within))
-        for rank in range(options.ranks):
+        ranks = list(range(options.ranks))
+        chance.shuffle(ranks)
+        for rank in ranks:
             beat = read_json(run.heartbeat(rank), {})
-            try:
+            with contextlib.suppress(ProcessLookupError, KeyError):
                 os.kill(int(beat["pid"]), signal.SIGKILL)
-            except (ProcessLookupError, KeyError):
-                continue
         process.wait()
         done += 1
-        newest = newest_valid(run, lambda text: print(f"  {text}"))
+        halves += any(run.checkpoints.glob(".writing-step-*"))
+        damaged: list[str] = []
+        newest = newest_valid(run, damaged.append)
         step = newest.step if newest else 0
-        if step < saved:
-            print(f"kill {done}: step {saved} was there, now step {step} is the newest")
+        print(f"kill {done}: goes on from step {step}", flush=True)
+        if step < saved or damaged:
+            print(f"step {saved} was there; {damaged or 'nothing'} is damaged")
             return 1
         saved = step
         command = [*LAUNCHER, "resume", run.name]
-        print(f"kill {done}: goes on from step {saved}", flush=True)
     finished(command, folder)
     files = [
         checkpoints(RunDir(folder / "runs" / name))[-1].manifest["files"]
@@ -113,7 +120,8 @@ def kill(options: argparse.Namespace, folder: Path) -> int:
     ]
     is_same = files[0] == files[1] and run.status().state is State.succeeded
     print(
-        f"{done} kills; the last checkpoint is {'that' if is_same else 'NOT that'} of a whole run"
+        f"{done} kills, {halves} of them with a checkpoint half written;"
+        f" the last one is {'that' if is_same else 'NOT that'} of a whole run"
     )
     return 0 if is_same else 1
 

@@ -25,7 +25,6 @@ from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives, rendezvous
 from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
-from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.load import load_model
 from launcher.train import restoring
@@ -140,7 +139,7 @@ def run(case, cache, ranks, folder):
     )
     runs = RunDir(folder / case["name"])
     if "from" in case:
-        start = newest_valid(RunDir(case["from"]), print)
+        start = restoring.newest_valid(RunDir(case["from"]), ranks, print)
         engine, head = build(config, made, start, cache)
         losses = train(engine, head, loader, range(start.step, made.steps), ranks)
         return {"name": case["name"], "losses": losses}
@@ -161,7 +160,7 @@ def run(case, cache, ranks, folder):
     rest = train(engine, head, loader, range(half, made.steps), ranks)
     saver.finish()  # what was copied, not what has become of it
     straight = fingerprint(engine)
-    start = newest_valid(runs, print)
+    start = restoring.newest_valid(runs, ranks, print)
     after = score(engine, head, loader)
     restoring.load_weights(start, engine.module)
     back = score(engine, head, loader)
