@@ -12,6 +12,7 @@ the weights must be those of a run that was never stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -23,6 +24,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from support import zygote
 
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir, State
