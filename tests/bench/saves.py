@@ -27,11 +27,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from support import zygote
-
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir, State
 from launcher.model.checkpoint import checkpoints, newest_valid
+from support import zygote
 
 LAUNCHER = (sys.executable, "-m", "launcher.cli")
 TEXT = ("data=text", "objective=text", "data.train=builtin:quickstart-text")
