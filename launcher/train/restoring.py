@@ -55,8 +55,8 @@ def _damage(
         return candidate.damage(ranks.rank, ranks.world_size), ()
     except OSError as error:
         known = storage_error(error, candidate.path)
-        place = f"{candidate.path} on {ranks.host}"
-        return None, known.problems if known else (Problem(place, str(error)),)
+        place, hint = f"{candidate.path} on {ranks.host}", "resume the run where it can be read"
+        return None, known.problems if known else (Problem(place, str(error), hint),)
 
 
 def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:

@@ -29,7 +29,7 @@ from launcher.train.saving import Saver
 from support.configs import make_config
 
 #: Seconds between two looks at what memory the process holds.
-_LOOK_S = 0.002
+_LOOK_S = 0.005
 
 
 def memory():
@@ -55,16 +55,17 @@ class Phases:
 
         watcher = threading.Thread(target=look)
         watcher.start()
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
-            seconds = time.perf_counter() - began
+            seconds, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
             over.set()
             watcher.join()
             peak[:] = map(max, peak, memory())
             rise = [high - low for high, low in zip(peak, before, strict=True)]
-            self.found[name] = {"seconds": seconds, "resident": rise[0], "own": rise[1]}
+            times = {"seconds": seconds, "cpu": cpu}
+            self.found[name] = {**times, "resident": rise[0], "own": rise[1]}
 
 
 def forget(folder):
@@ -93,6 +94,7 @@ def main():
     store = rendezvous.open_store(ranks, 60)
     rendezvous.join(store, ranks, ranks.world_size, torch.device("cpu"), 60)
     torch.set_num_threads(1)
+    runtime.limit_heap_fragmentation()
     connect("cpu")
     config = make_config(**task["config"])
     made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=64)

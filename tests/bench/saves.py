@@ -187,9 +187,10 @@ def _child(ranks: int, part: str, task: Path) -> str:
 
 
 def _seconds(results: list[dict[str, Any]], name: str) -> str:
-    """The median over the turns of the slowest rank's."""
-    slowest = [max(rank[name]["seconds"] for rank in found["ranks"]) for found in results]
-    return f"{statistics.median(slowest):.2f} s"
+    """Medians over the turns: the slowest rank by the clock, and CPU seconds of all ranks."""
+    clock = [max(rank[name]["seconds"] for rank in found["ranks"]) for found in results]
+    cpu = [sum(rank[name]["cpu"] for rank in found["ranks"]) for found in results]
+    return f"{statistics.median(clock):.2f} s ({statistics.median(cpu):.2f})"
 
 
 def _mib(results: list[dict[str, Any]], names: Iterable[str]) -> str:
