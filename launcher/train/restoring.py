@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from launcher.config.derive.tensors import full_shape
 from launcher.core.errors import Problem, StorageError
 from launcher.core.files import storage_error
 from launcher.core.rundir import RunDir
@@ -66,8 +67,11 @@ def load_weights(checkpoint: Checkpoint, model: nn.Module) -> None:
     masters.
     """
     reader = checkpoint.weights()
-    wrong = set(reader.keys()) ^ {name for name, p in model.named_parameters() if p.requires_grad}
-    if wrong:
+    saved = {(name, reader.shape(name)) for name in reader.keys()}  # noqa: SIM118 (no mapping)
+    trained = {
+        (name, tuple(full_shape(p))) for name, p in model.named_parameters() if p.requires_grad
+    }
+    if wrong := {name for name, _ in saved ^ trained}:
         raise StorageError(
             f"the checkpoint's parameters are not this model's: {', '.join(sorted(wrong)[:5])}",
             where=str(checkpoint.path),

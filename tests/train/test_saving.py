@@ -2,18 +2,20 @@
 
 import hashlib
 import json
+import math
 
 import pytest
 import torch
 
 from launcher.config.schema import CheckpointConfig
+from launcher.core.errors import StorageError
 from launcher.core.ranks import Ranks
 from launcher.core.rundir import RunDir
 from launcher.inference.export import find_checkpoint
 from launcher.model import digests
 from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
-from launcher.model.fragments import Fragment
-from launcher.train import saving
+from launcher.model.fragments import Fragment, write_fragments
+from launcher.train import restoring, saving
 
 
 @pytest.fixture
@@ -110,6 +112,27 @@ def test_digests_are_those_of_blocks_however_they_are_written(tmp_path, monkeypa
             digest.update(content[:cut])
             digest.update(memoryview(content)[cut:])
             assert digest.blocks() == expected
+
+
+def test_weights_of_another_shape_are_not_read_as_if_they_fitted(run):
+    folder = write(run, 1)
+    model = torch.nn.Linear(2, 3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    path = folder / "weights-rank-00000.safetensors"
+    for shape, names in (((3, 3), "weight"), ((2, 3), "weight"), ((3, 2), "")):
+        numel = math.prod(shape)
+        parts = [
+            Fragment("weight", shape, 0, numel, lambda numel=numel: torch.ones(numel)),
+            Fragment("bias", (3,), 0, 3, lambda: torch.ones(3)),
+        ]
+        write_fragments(path, parts)
+        (checkpoint,) = checkpoints(run)
+        if names:
+            with pytest.raises(StorageError, match=f"are not this model's: {names}"):
+                restoring.load_weights(checkpoint, model)
+            assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    restoring.load_weights(checkpoint, model)
+    assert all(bool((p == 1).all()) for p in model.parameters())
 
 
 @pytest.mark.parametrize(("free", "fits"), [(8000, False), (9999, False), (10_000, True)])
