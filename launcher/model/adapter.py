@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,11 @@ class AdapterReader:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return tuple(self._tensors[name].shape)
+
+    def reads(self, name: str, offset: int, place: torch.Tensor) -> Iterator[Callable[[], object]]:
+        """What is to be called so that `place` holds the elements from `offset` on."""
+        part = self.tensor(name).reshape(-1).narrow(0, offset, place.numel())
+        yield partial(place.copy_, part)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor as it was saved."""

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
-from launcher.model.fragments import FragmentReader
+from launcher.model import digests
+from launcher.model.fragments import THREADS, FragmentReader
 
 VERSION = 1
 
@@ -49,37 +49,42 @@ class Checkpoint:
         """Optimizer state, by `parameter|state name`."""
         return FragmentReader(sorted(self.path.glob("optimizer-rank-*.safetensors")))
 
-    def damage(self) -> str:
-        """What is wrong with the files, by size and hash; empty if nothing is."""
-        for name, expected in self.manifest["files"].items():
-            path = self.path / name
-            try:
-                size = path.stat().st_size
-            except OSError:
-                return f"{name} is missing"
-            if size != expected["bytes"]:
-                return f"{name} has {size} bytes, not {expected['bytes']}"
+    def damage(self, rank: int = 0, world_size: int = 1) -> tuple[int, str] | None:
+        """What is wrong with the files, by size and digest; None if nothing is.
+
+        Of several ranks each looks at a share of the content, and that which is first of all counts
+        (the least of their answers). Raises `OSError` if a file cannot be read.
+        """
         names = list(self.manifest["files"])
-        with ThreadPoolExecutor(8) as pool:  # reading and hashing release the interpreter
-            found = pool.map(hash_file, [self.path / name for name in names])
-            for name, digest in zip(names, found, strict=True):
-                if digest != self.manifest["files"][name]["blake2b"]:
-                    return f"the content of {name} has changed"
-        return ""
+        for place, name in enumerate(names):
+            try:
+                size = (self.path / name).stat().st_size
+            except FileNotFoundError:
+                return place, f"{name} is missing"
+            if size != (expected := self.manifest["files"][name]["bytes"]):
+                return place, f"{name} has {size} bytes, not {expected}"
+        mine = list(self._blocks())[rank::world_size]
+        with ThreadPoolExecutor(THREADS) as pool:  # reading and hashing release the interpreter
+            found = pool.map(
+                lambda block: digests.of_block(self.path / block[0], *block[1:3]), mine
+            )
+            for (name, _, _, expected), digest in zip(mine, found, strict=True):
+                if digest != expected:
+                    return len(names) + names.index(name), f"the content of {name} has changed"
+        return None
 
+    def passed_over(self, damage: tuple[int, str]) -> str:
+        """The warning where another is taken in its place."""
+        return f"skipping the damaged checkpoint {self.path.name}: {damage[1]}"
 
-def hash_of(content: bytes) -> str:
-    """The digest of a file's content, as a manifest holds it."""
-    return hashlib.blake2b(content, digest_size=32).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    """The same of a file on disk."""
-    digest = hashlib.blake2b(digest_size=32)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    def _blocks(self) -> Iterator[tuple[str, int, int | None, str]]:
+        """Of each block: file, offset, bytes (None: all that follows), digest."""
+        for name, entry in self.manifest["files"].items():
+            if isinstance(entry["blake2b"], str):  # of an earlier version
+                yield name, 0, None, entry["blake2b"]
+                continue
+            for number, digest in enumerate(entry["blake2b"]):
+                yield name, number * digests.BLOCK, digests.BLOCK, digest
 
 
 def checkpoints(run: RunDir) -> list[Checkpoint]:
@@ -99,7 +104,7 @@ def newest_valid(
     candidates = [c for c in reversed(checkpoints(run)) if step is None or c.step == step]
     for candidate in candidates:
         damage = candidate.damage()
-        if not damage:
+        if damage is None:
             return candidate
-        warn(f"skipping the damaged checkpoint {candidate.path.name}: {damage}")
+        warn(candidate.passed_over(damage))
     return None

@@ -8,12 +8,14 @@ there once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,6 +23,11 @@ from torch import Tensor
 
 from launcher.core.errors import StorageError
 from launcher.core.files import storage_errors
+from launcher.model import digests
+
+#: Reads side by side in one process, and the bytes of each at most.
+THREADS = 8
+_READ = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +62,9 @@ class ParameterShard:
 
 def write_fragments(
     path: Path, fragments: Iterable[Fragment], beat: Callable[[], None] = lambda: None
-) -> tuple[int, str]:
-    """Stream fragments into one file, one tensor in memory at a time; returns (bytes, blake2b).
+) -> tuple[int, list[str]]:
+    """Stream fragments into one file, one tensor in memory at a time; returns its bytes and
+    digests.
 
     `beat` is called after each part, as a sign of life. Raises `StorageError` when the disk is
     full or not writable.
@@ -74,7 +82,7 @@ def write_fragments(
         position = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.blake2b(digest_size=32)
+    digest = digests.Digest()
     with storage_errors(path), open(path, "wb") as file:
         for block in _blocks(encoded, parts):
             file.write(block)
@@ -83,7 +91,7 @@ def write_fragments(
         file.flush()
         os.fsync(file.fileno())
         size = file.tell()
-    return size, digest.hexdigest()
+    return size, digest.blocks()
 
 
 #: Bytes that are written and hashed between two signs of life.
@@ -101,6 +109,16 @@ def _blocks(header: bytes, parts: list[Fragment]) -> Iterable[bytes | memoryview
             yield content[start : start + _BLOCK]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A fragment in its file: elements from `offset` on, the first of them at byte `position`."""
+
+    offset: int
+    numel: int
+    path: Path
+    position: int
+
+
 class FragmentReader:
     """Assembles tensors from the fragment files `files`, reading only what is asked for.
 
@@ -108,41 +126,44 @@ class FragmentReader:
     """
 
     def __init__(self, files: Iterable[Path]) -> None:
-        self._parts: dict[str, list[tuple[int, int, Path]]] = {}
+        self._parts: dict[str, list[_Part]] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         for path in files:
             try:
-                with safe_open(path, framework="pt") as file:
-                    index = json.loads((file.metadata() or {})["fragments"])
+                with safe_open(path, framework="pt"):  # looks whether the file is whole
+                    pass
+                header, start = _header(path)
+                index = json.loads(header["__metadata__"]["fragments"])
+                for key, (offset, numel, shape) in index.items():
+                    position = start + header[key]["data_offsets"][0]
+                    self._parts.setdefault(key, []).append(_Part(offset, numel, path, position))
+                    self._shapes[key] = tuple(shape)
             except Exception as error:  # safetensors raises its own class, which it does not export
                 raise StorageError(
                     f"cannot read the fragment file: {error}",
                     where=str(path),
                     hint="the checkpoint is damaged: resume from an older one",
                 ) from error
-            for key, (offset, numel, shape) in index.items():
-                self._parts.setdefault(key, []).append((offset, numel, path))
-                self._shapes[key] = tuple(shape)
         for key, parts in self._parts.items():
-            parts.sort(key=lambda part: part[:2])
+            parts.sort(key=lambda part: (part.offset, part.numel))
             self._check(key, parts)
 
-    def _check(self, key: str, parts: list[tuple[int, int, Path]]) -> None:
+    def _check(self, key: str, parts: list[_Part]) -> None:
         position = 0
-        for offset, numel, path in parts:
-            if offset != position:
-                kind = "missing" if offset > position else "present twice"
+        for part in parts:
+            if part.offset != position:
+                kind = "missing" if part.offset > position else "present twice"
                 raise StorageError(
-                    f"elements {min(offset, position)} to {max(offset, position)}"
+                    f"elements {min(part.offset, position)} to {max(part.offset, position)}"
                     f" of {key} are {kind}",
-                    where=str(path.parent),
+                    where=str(part.path.parent),
                     hint="the checkpoint is damaged: resume from an older one",
                 )
-            position += numel
+            position += part.numel
         if position != self.numel(key):
             raise StorageError(
                 f"{key} has {position} of {self.numel(key)} elements",
-                where=str(parts[0][2].parent),
+                where=str(parts[0].path.parent),
                 hint="the checkpoint is damaged: resume from an older one",
             )
 
@@ -161,17 +182,57 @@ class FragmentReader:
             count *= size
         return count
 
-    def range(self, key: str, offset: int, numel: int) -> Tensor:
-        """Elements [offset, offset + numel) of the flattened tensor: fp32 [numel], on the CPU."""
-        result = torch.empty(numel, dtype=torch.float32)
-        for start, length, path in self._parts[key]:
-            low, high = max(start, offset), min(start + length, offset + numel)
-            if low < high:
-                with safe_open(path, framework="pt") as file:
-                    part = file.get_slice(key)[low - start : high - start]
-                result[low - offset : high - offset] = part
-        return result
+    def reads(self, key: str, offset: int, place: Tensor) -> Iterator[Callable[[], object]]:
+        """What is to be called, in any order and from any thread, so that `place` holds the
+        elements from `offset` on of the flattened tensor.
+
+        `place` is a 1-D view of any dtype, on any device.
+        """
+        end = offset + place.numel()
+        for part in self._parts[key]:
+            low, high = max(part.offset, offset), min(part.offset + part.numel, end)
+            for start in range(low, high, _READ // 4):
+                numel = min(high - start, _READ // 4)
+                position = part.position + 4 * (start - part.offset)
+                yield partial(_read, part.path, position, place.narrow(0, start - offset, numel))
 
     def tensor(self, key: str) -> Tensor:
         """The whole tensor in its shape, fp32, on the CPU."""
-        return self.range(key, 0, self.numel(key)).view(self.shape(key))
+        result = torch.empty(self.numel(key), dtype=torch.float32)
+        for read in self.reads(key, 0, result):
+            read()
+        return result.view(self.shape(key))
+
+
+def read_all(reads: Iterable[Callable[[], object]]) -> None:
+    """Do all `reads`, some at a time: they wait for the disk, and copy without the interpreter."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda read: read(), reads):  # the first that fails ends it
+            pass
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and the byte at which its data begins."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return json.loads(file.read(length)), 8 + length
+
+
+def _read(path: Path, position: int, place: Tensor) -> None:
+    """Fill `place` with the fp32 numbers that lie in a file from byte `position` on."""
+    is_direct = place.device.type == "cpu" and place.dtype == torch.float32
+    numbers = place if is_direct else torch.empty(place.numel(), dtype=torch.float32)
+    left = numbers.numpy().data.cast("B")
+    with storage_errors(path), open(path, "rb", buffering=0) as file:
+        file.seek(position)
+        while len(left):
+            count = file.readinto(left)
+            if not count:
+                raise StorageError(
+                    "the file ends too early",
+                    where=str(path),
+                    hint="the checkpoint is damaged: resume from an older one",
+                )
+            left = left[count:]
+    if not is_direct:
+        place.copy_(numbers)

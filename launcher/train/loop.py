@@ -26,7 +26,7 @@ from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
 from launcher.health.selftest import require_trainable, silent_adapters
 from launcher.health.stragglers import OwnTime, Stragglers, report_slow
-from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
+from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.layers import compile_layers
 from launcher.objectives.base import LossSum, Objective
@@ -465,12 +465,9 @@ class Training:
 def _put_back(run: RunDir, best: int, step: int, model: Any, ranks: Ranks, say: Any) -> int:
     """Put the weights of the checkpoint of step `best` into the model; the step that is in it."""
     if best != step:
-        found = None
-        if ranks.is_main:
-            found = newest_valid(run, lambda text: say(f"warning: {text}"), best)
-        if collectives.gather_objects(found is not None)[0]:
-            chosen = next(c for c in checkpoints(run) if c.step == best)
-            restoring.load_weights(chosen, model)
+        found = restoring.newest_valid(run, ranks, lambda text: say(f"warning: {text}"), best)
+        if found is not None:
+            restoring.load_weights(found, model)
             say(f"the weights of step {best} are the result: the best of all evaluations")
             return best
         say(f"warning: the best weights, of step {best}, are gone: the last ones are the result")

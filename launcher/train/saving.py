@@ -39,7 +39,8 @@ from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.distributed.collectives import gather_objects
 from launcher.health.heartbeat import Heartbeat
-from launcher.model.checkpoint import VERSION, checkpoints, hash_of
+from launcher.model import digests
+from launcher.model.checkpoint import VERSION, checkpoints
 from launcher.model.fragments import Fragment, ParameterShard, write_fragments
 from launcher.train.engine import Engine
 
@@ -341,9 +342,9 @@ def _write(path: Path, content: list[Fragment] | bytes, beat: Callable[[], None]
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        return {"bytes": len(content), "blake2b": hash_of(content)}
-    size, digest = write_fragments(path, content, beat)
-    return {"bytes": size, "blake2b": digest}
+        return {"bytes": len(content), "blake2b": digests.of(content)}
+    size, found = write_fragments(path, content, beat)
+    return {"bytes": size, "blake2b": found}
 
 
 def _commit(pending: _Pending, manifest: dict[str, Any]) -> None:

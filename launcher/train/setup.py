@@ -28,7 +28,7 @@ from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives, devices
 from launcher.health.heartbeat import Heartbeat
 from launcher.model.adapter import count_parameters, inner_model
-from launcher.model.checkpoint import Checkpoint, checkpoints, newest_valid
+from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
@@ -205,14 +205,10 @@ def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:
 
 
 def _start_from(run: RunDir, ranks: Ranks, warn: Any) -> Checkpoint | None:
-    """The checkpoint to go on from, chosen and verified by rank 0 for all ranks."""
-    chosen = None
+    """The checkpoint to go on from, the same on all ranks."""
     if ranks.is_main:
         saving.clean_up(run)
-        found = newest_valid(run, warn)
-        chosen = found.step if found else None
-    chosen = collectives.gather_objects(chosen)[0]
-    return next((c for c in checkpoints(run) if c.step == chosen), None)
+    return restoring.newest_valid(run, ranks, warn)
 
 
 def _origin(config: Config, ranks: Ranks, start: Checkpoint | None, warn: Any) -> dict[str, str]:

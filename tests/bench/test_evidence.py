@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import shlex
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time

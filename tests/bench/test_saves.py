@@ -30,4 +30,19 @@ def test_a_save_is_held_against_the_steps_around_it():
 
 def test_kills_lose_the_unfinished_one_alone():
     shown = run("kill", "--kills=2", "--steps=60", "--every=10", "--within=0.2")
-    assert shown.endswith("the last checkpoint is that of a whole run\n")
+    assert "2 kills, " in shown
+    assert shown.endswith("the last one is that of a whole run\n")
+
+
+def test_a_restore_is_told_part_by_part():
+    (row,) = run("restore", "--stages=3", "--turns=1").splitlines()[-1:]
+    zero, *cells = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (zero, len(cells)) == ("3", 7)
+    assert int(cells[1].removesuffix(" MiB")) > 0
+    for cell in (cells[0], *cells[2:5]):
+        clock, cpu = map(float, cell.strip(")").split(" s ("))
+        assert clock > 0
+        assert cpu > 0
+    for cell in cells[5:]:
+        assert cell.endswith(" MiB")
+        assert len(cell.split(", ")) == 2  # of two ranks

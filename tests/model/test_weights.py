@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from launcher.core.errors import StorageError
-from launcher.model.fragments import Fragment, FragmentReader, write_fragments
+from launcher.model import fragments
+from launcher.model.fragments import Fragment, FragmentReader, read_all, write_fragments
 
 
 def write(path: Path, parts: dict[str, tuple[int, torch.Tensor, tuple[int, ...]]]) -> Path:
@@ -44,6 +45,25 @@ def test_a_tensor_is_put_together_from_any_cut(
     reader = FragmentReader(files)
     assert reader.keys() == ["w"]
     assert torch.equal(reader.tensor("w"), whole)
+    low = min(cuts, default=0) % flat.numel()
+    for dtype in (torch.float32, torch.bfloat16):
+        place = torch.zeros(flat.numel() - low + 2, dtype=dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fragments, "_READ", 12)  # three elements a read
+            read_all(reader.reads("w", low, place[1:-1]))
+        assert torch.equal(place[1:-1], flat[low:].to(dtype))
+        assert place[0] == place[-1] == 0
+
+
+def test_a_file_that_has_become_shorter_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {"w": (0, torch.ones(4), (4,))})
+    reader = FragmentReader([path])
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(StorageError, match="ends too early"):
+        read_all(reader.reads("w", 0, torch.zeros(4)))
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        read_all(reader.reads("w", 0, torch.zeros(4)))
 
 
 @pytest.mark.parametrize(

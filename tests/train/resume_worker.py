@@ -25,14 +25,13 @@ from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives, rendezvous
 from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
-from launcher.model.checkpoint import newest_valid
 from launcher.model.head import TargetHead
 from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
 from launcher.train import restoring
 from launcher.train.saving import Saver
 from launcher.train.setup import make_engine
-from launcher.train.zero import connect
+from launcher.train.zero import connect, import_deepspeed
 from support.configs import make_config
 
 
@@ -123,7 +122,36 @@ def fail(saver, engine, head, loader, ranks, on):
     return {"heard": heard, "steps": collectives.gather_objects(steps)}
 
 
+def misplaced(start, engine):
+    """Trained parameters that are not, on all ranks together, what the checkpoint holds."""
+    saved, wrong = start.weights(), []
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            with import_deepspeed("cpu").zero.GatheredParameters([parameter]):
+                if not torch.equal(parameter.detach().float(), saved.tensor(name)):
+                    wrong.append(name)
+    return wrong
+
+
+def choose(ranks, case):
+    """What each rank takes for the newest whole checkpoint, and what it says meanwhile; on the rank
+    `cannot_open` no further file may be opened."""
+    said, limits = [], resource.getrlimit(resource.RLIMIT_NOFILE)
+    if ranks.rank == case.get("cannot_open"):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        found = restoring.newest_valid(RunDir(case["choose"]), ranks, said.append)
+        answer = found.step if found else None
+    except StorageError as error:
+        answer = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    return {"name": case["name"], "ranks": collectives.gather_objects([answer, said])}
+
+
 def run(case, cache, ranks, folder):
+    if "choose" in case:
+        return choose(ranks, case)
     config = make_config(**case["config"])
     order = PackedOrder(
         cache.lengths, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
@@ -142,10 +170,11 @@ def run(case, cache, ranks, folder):
     )
     runs = RunDir(folder / case["name"])
     if "from" in case:
-        start = newest_valid(RunDir(case["from"]), print)
+        start = restoring.newest_valid(RunDir(case["from"]), ranks, print)
         engine, head = build(config, made, start, cache)
+        wrong = misplaced(start, engine)
         losses = train(engine, head, loader, range(start.step, made.steps), ranks)
-        return {"name": case["name"], "losses": losses}
+        return {"name": case["name"], "losses": losses, "misplaced": wrong}
     half = made.steps // 2
     engine, head = build(config, made, None, cache)
     first = train(engine, head, loader, range(half), ranks)
@@ -163,7 +192,7 @@ def run(case, cache, ranks, folder):
     rest = train(engine, head, loader, range(half, made.steps), ranks)
     saver.finish()  # what was copied, not what has become of it
     straight = fingerprint(engine)
-    start = newest_valid(runs, print)
+    start = restoring.newest_valid(runs, ranks, print)
     after = score(engine, head, loader)
     restoring.load_weights(start, engine.module)
     back = score(engine, head, loader)

@@ -256,6 +256,40 @@ def test_a_stop_in_the_middle_of_a_checkpoint_leaves_none_that_is_half(here):
     assert newest_valid(run, pytest.fail).step == newest
 
 
+def test_a_rank_killed_or_all_asked_to_stop_while_they_write_leave_the_last_whole_one(here):
+    run = here.folder_of("r")
+    words = [word for word in here.words("r") if not word.startswith(("model.", "data."))]
+    data = ("data.train=builtin:quickstart-text", "data.validation_share=0")
+    two = ("launch.processes=2", "batch.sequences=2", "engine=zero2", "train.steps=8")
+
+    def saves(step: int) -> list[object]:
+        return [*run.checkpoints.glob(f".writing-step-{step:08d}/optimizer-*")]
+
+    running = here.start(TRAIN, *words, *data, *SLOW_TO_SAVE, *two)
+    running.wait_until(lambda: saves(2), "a checkpoint that is being written")
+    project.kill_rank(run, 1, signal.SIGKILL)
+    done = running.end()
+    assert done.code == ExitCode.internal, done.output
+    assert "rank 1 was killed by SIGKILL" in run.status().reason
+    whole = newest_valid(run, pytest.fail).step
+    assert whole in (1, 2)  # the disk may have been faster than this test
+
+    running = here.start(RESUME, "r")
+    running.wait_until(lambda: saves(whole + 2), "another checkpoint")
+    running.process.send_signal(signal.SIGTERM)
+    done = running.end()
+    assert done.code == ExitCode.preempted, done.output
+    assert f"resuming from step {whole}" in done.output
+    assert not list(run.checkpoints.glob(".writing-*"))
+    newest = newest_valid(run, pytest.fail).step
+    assert newest in (whole + 2, whole + 3)
+
+    done = here.run(RESUME, "r")
+    assert done.code == ExitCode.ok, done.output
+    assert f"resuming from step {newest}" in done.output
+    assert newest_valid(run, pytest.fail).step == 8
+
+
 # ---- input
 
 

@@ -1,6 +1,7 @@
 """A resumed run equals one never stopped, bit for bit; and it goes on at other numbers of ranks."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,8 @@ def case(name, model, zero, **config):
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory):
+def place(tmp_path_factory):
+    """A folder with prepared data, and a model."""
     folder = tmp_path_factory.mktemp("resume")
     model = make_llama(folder / "model")
     rng = np.random.default_rng(0)
@@ -40,10 +42,20 @@ def setup(tmp_path_factory):
         for length in rng.integers(5, 60, 90)
     ]
     caches.write(folder / "cache", records, max_length=64)
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def setup(place):
+    folder, model = place
     lora = {"peft": {"name": "lora", "rank": 4, "dropout": 0.1}}
     cases = [case(f"full-{zero}", model, zero) for zero in range(4)]
     cases += [case(f"lora-{zero}", model, zero, **lora) for zero in range(4)]
     cases += [case(f"bf16-{zero}", model, zero, engine={"precision": "bf16"}) for zero in range(4)]
+    tied = make_llama(folder / "tied", tie_word_embeddings=True)
+    saved = {"peft": {"name": "lora", "rank": 4, "modules_to_save": ["embed_tokens", "lm_head"]}}
+    cases += [case(f"tied-{zero}", tied, zero) for zero in (2, 3)]
+    cases += [case(f"saved-{zero}", model, zero, **saved) for zero in (2, 3)]
     cases.append(case("muon", model, 2, optim={"name": "muon", "lr": 0.01, "adam_lr": 1e-3}))
     cases.append(case("offload", model, 2, engine={"offload_optimizer": True}))
     return folder, model, run_cases(folder, cases, 2)
@@ -66,6 +78,7 @@ def run_cases(folder, cases, ranks, timeout_s=280):
 @pytest.mark.parametrize(
     "name",
     [f"{kind}-{zero}" for kind in ("full", "lora", "bf16") for zero in range(4)]
+    + [f"{kind}-{zero}" for kind in ("tied", "saved") for zero in (2, 3)]
     + ["muon", "offload"],
 )
 def test_resume_is_bit_equal(setup, name):
@@ -194,6 +207,7 @@ def test_other_ranks_and_other_stages_go_on_from_it(setup):
             entry["from"] = results[f"{kind}-{source}"]["folder"]
             cases.append(entry)
     found = run_cases(folder, cases, 1)
+    assert not [name for name, result in found.items() if result["misplaced"]]
     for zero in (0, 2, 3):
         two_ranks = np.sum([rank["rest"] for rank in results[f"full-{zero}"]["ranks"]], axis=0)
         for name, result in found.items():
@@ -202,3 +216,53 @@ def test_other_ranks_and_other_stages_go_on_from_it(setup):
     lora = [result["losses"] for name, result in found.items() if name.startswith("lora")]
     for losses in lora[1:]:
         np.testing.assert_allclose(losses, lora[0], rtol=1e-2)
+
+
+def test_each_of_three_ranks_reads_its_part_where_parts_are_padded(setup):
+    folder, model, results = setup
+    cases = []
+    for kind, options in (("full", {}), ("lora", {"peft": {"name": "lora", "rank": 4}})):
+        entry = case(f"{kind} at 3", model, 3, batch={"sequences": 3, "micro": 1}, **options)
+        entry["from"] = results[f"{kind}-2"]["folder"]
+        cases.append(entry)
+    found = run_cases(folder, cases, 3)
+    assert [result["misplaced"] for result in found.values()] == [[], []]
+
+
+def test_parts_that_a_node_keeps_beside_are_read_too(setup):
+    folder, model, results = setup
+    hpz = {"zero_optimization": {"zero_hpz_partition_size": 2}}
+    entry = case("hpz", model, 3, engine={"extra": hpz})
+    (found,) = run_cases(folder, [{**entry, "from": results["full-3"]["folder"]}], 2).values()
+    assert not found["misplaced"]
+    np.testing.assert_allclose(found["losses"], results["full-3"]["ranks"][0]["rest"], rtol=1e-5)
+
+
+def test_all_ranks_take_the_same_checkpoint(place):
+    folder, model = place
+    (made,) = run_cases(folder, [case("chosen", model, 2)], 2).values()
+    runs = Path(made["folder"])
+    (whole,) = (runs / "checkpoints").glob("step-*")
+    cases = [{"name": "whole", "choose": str(runs)}]
+    cases.append({"name": "closed", "choose": str(runs), "cannot_open": 1})
+    names = sorted(json.loads((whole / "manifest.json").read_text())["files"])
+    for number, name in enumerate(names):  # each lies in the share of one rank
+        spoilt = folder / f"spoilt-{number}"
+        shutil.copytree(runs, spoilt)
+        manifest = json.loads((whole / "manifest.json").read_text())
+        newer = spoilt / "checkpoints" / "step-00000009"
+        shutil.copytree(whole, newer)
+        (newer / "manifest.json").write_text(json.dumps({**manifest, "step": 9}))
+        content = bytearray((newer / name).read_bytes())
+        content[-40] ^= 1
+        (newer / name).write_bytes(content)
+        cases.append({"name": name, "choose": str(spoilt)})
+    found = run_cases(folder, cases, 2)
+    step = STEPS // 2
+    assert found["whole"]["ranks"] == [[step, []]] * 2
+    (one, _), (other, _) = found["closed"]["ranks"]
+    assert one == other
+    assert "Too many open files" in one
+    for name in names:
+        said = f"skipping the damaged checkpoint step-00000009: the content of {name} has changed"
+        assert found[name]["ranks"] == [[step, [said]]] * 2

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
+import math
 
 import pytest
 import torch
 
 from launcher.config.schema import CheckpointConfig
+from launcher.core.errors import StorageError
 from launcher.core.ranks import Ranks
 from launcher.core.rundir import RunDir
 from launcher.inference.export import find_checkpoint
+from launcher.model import digests
 from launcher.model.checkpoint import VERSION, checkpoints, newest_valid
-from launcher.model.fragments import Fragment
-from launcher.train import saving
+from launcher.model.fragments import Fragment, write_fragments
+from launcher.train import restoring, saving
 
 
 @pytest.fixture
@@ -60,6 +63,76 @@ def test_the_newest_undamaged_one_is_found(run, damage):
     assert newest_valid(run, warnings.append).step == 1
     assert len(warnings) == 1
     assert "step-00000002" in warnings[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7])
+@pytest.mark.parametrize("at", [0, 3, 9, 10, 24, 25])
+def test_ranks_find_in_shares_what_one_finds_alone(run, monkeypatch, world_size, at):
+    monkeypatch.setattr(digests, "BLOCK", 10)
+    folder = write(run, 1)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = bytes(range(26))
+    (folder / "optimizer-rank-00000.safetensors").write_bytes(content)
+    entry = {"bytes": 26, "blake2b": digests.of(content)}
+    manifest["files"]["optimizer-rank-00000.safetensors"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def found():
+        (checkpoint,) = checkpoints(run)
+        answers = [checkpoint.damage(rank, world_size) for rank in range(world_size)]
+        first = min((answer for answer in answers if answer), default=None)
+        assert first == checkpoint.damage()
+        return first, len([answer for answer in answers if answer])
+
+    assert found() == (None, 0)
+    spoilt = bytearray(content)
+    spoilt[at] ^= 1
+    (folder / "optimizer-rank-00000.safetensors").write_bytes(spoilt)
+    changed = "the content of optimizer-rank-00000.safetensors has changed"
+    assert found() == ((3, changed), 1)  # by the one rank in whose share it is
+    (folder / "optimizer-rank-00000.safetensors").write_bytes(content[:at])
+    short = f"optimizer-rank-00000.safetensors has {at} bytes, not 26"
+    assert found() == ((1, short), world_size)
+
+
+def test_digests_are_those_of_blocks_however_they_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(digests, "BLOCK", 10)
+    for size in (0, 1, 9, 10, 11, 20, 35):
+        content = bytes(range(size))
+        expected = [
+            hashlib.blake2b(content[start : start + 10], digest_size=32).hexdigest()
+            for start in range(0, size, 10)
+        ]
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        assert digests.of(content) == expected
+        assert [digests.of_block(path, 10 * n, 10) for n in range(len(expected))] == expected
+        for cut in range(size):
+            digest = digests.Digest()
+            digest.update(content[:cut])
+            digest.update(memoryview(content)[cut:])
+            assert digest.blocks() == expected
+
+
+def test_weights_of_another_shape_are_not_read_as_if_they_fitted(run):
+    folder = write(run, 1)
+    model = torch.nn.Linear(2, 3)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    path = folder / "weights-rank-00000.safetensors"
+    for shape, names in (((3, 3), "weight"), ((2, 3), "weight"), ((3, 2), "")):
+        numel = math.prod(shape)
+        parts = [
+            Fragment("weight", shape, 0, numel, lambda numel=numel: torch.ones(numel)),
+            Fragment("bias", (3,), 0, 3, lambda: torch.ones(3)),
+        ]
+        write_fragments(path, parts)
+        (checkpoint,) = checkpoints(run)
+        if names:
+            with pytest.raises(StorageError, match=f"are not this model's: {names}"):
+                restoring.load_weights(checkpoint, model)
+            assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    restoring.load_weights(checkpoint, model)
+    assert all(bool((p == 1).all()) for p in model.parameters())
 
 
 @pytest.mark.parametrize(("free", "fits"), [(8000, False), (9999, False), (10_000, True)])
