@@ -24,7 +24,8 @@ from launcher.distributed import collectives, rendezvous
 from launcher.health.heartbeat import Heartbeat
 from launcher.model.load import load_model
 from launcher.train import restoring
-from launcher.train.engine import Engine, connect
+from launcher.train.setup import make_engine
+from launcher.train.zero import connect
 from launcher.train.saving import Saver
 from support.configs import make_config
 

@@ -11,7 +11,7 @@ from launcher.health.selftest import require_trainable, silent_adapters
 from launcher.model.head import TargetHead
 from launcher.objectives.sft import Sft
 from launcher.peft.lora import apply
-from launcher.train.engine import ParameterShard
+from launcher.model.fragments import ParameterShard
 from support import caches
 from support.families import small_config
 

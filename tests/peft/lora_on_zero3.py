@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Glm4MoeConfig, LlamaConfig
 from launcher.config.schema import LoraConfig
 from launcher.model.adapter import count_parameters
 from launcher.peft.lora import apply
-from launcher.train.engine import gather_by_layer
+from launcher.train.zero import gather_by_layer
 
 SETTINGS = {
     "train_micro_batch_size_per_gpu": 1,
