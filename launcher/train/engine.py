@@ -186,6 +186,26 @@ class Engine:
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return inner
 
+    def held(self) -> dict[str, int]:
+        """Bytes of this rank's tensors that outlast a step, each storage counted once: `weights`
+        (buffers too), `optimizer` (fp32 copies, moments) and ZeRO-3's `gradients`."""
+        wrapper = self._engine.optimizer
+        model = [*self.module.parameters(), *self.module.buffers()]
+        weights: list[Any] = [*model, *(getattr(tensor, "ds_tensor", None) for tensor in model)]
+        states = self.base_optimizer.state.values()
+        optimizer: list[Any] = [piece.flat for piece in self.pieces()]
+        optimizer += [value for state in states for value in state.values()]
+        gradients: list[Any] = [getattr(wrapper, "grad_partitions_flat_buffer", None)]
+        if self.zero == 3:
+            gradients += [bucket.buffer for bucket in wrapper.ipg_buckets.values()]
+        seen: set[int] = set()
+        uses: dict[str, list[Any]] = {
+            "weights": weights,
+            "optimizer": optimizer,
+            "gradients": gradients,
+        }
+        return {use: _storage_bytes(tensors, seen) for use, tensors in uses.items()}
+
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""
         if self.zero == 3:  # which takes them out of the optimizer's groups between steps
@@ -263,6 +283,18 @@ class Engine:
         scaler = _scaler(self._engine.optimizer)
         for key, value in state.items():
             setattr(scaler, key, value)
+
+
+def _storage_bytes(tensors: list[Any], seen: set[int]) -> int:
+    """Bytes of what `tensors` lie in, of each storage that is not `seen` yet."""
+    found = 0
+    for tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.numel():
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in seen:
+                seen.add(storage.data_ptr())
+                found += storage.nbytes()
+    return found
 
 
 def gather_by_layer(model: nn.Module) -> list[nn.Module]:
