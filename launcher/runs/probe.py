@@ -46,7 +46,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(slots=True)
-class Trial:
+class Candidate:
     """One way to cut the work, and what came of it."""
 
     change: dict[str, Any]
@@ -113,7 +113,7 @@ def require_probable(config: Config) -> None:
         )
 
 
-def probe(config: Config, plan: Plan, say: Say, *, limit_s: float = LIMIT_S) -> list[Trial]:
+def probe(config: Config, plan: Plan, say: Say, *, limit_s: float = LIMIT_S) -> list[Candidate]:
     """Measure `config` and, as long as there is time, other ways to cut it; the first is as typed.
 
     Raises the error of the config itself where it fails in another way than by memory or time.
@@ -121,7 +121,7 @@ def probe(config: Config, plan: Plan, say: Say, *, limit_s: float = LIMIT_S) -> 
     """
     require_probable(config)
     end = time.monotonic() + limit_s
-    trials = [Trial({}, plan)]
+    trials = [Candidate({}, plan)]
     with _folder(config) as folder, _stops_on_signals():
         _measure(trials[0], config, folder, end, say)
         first = trials[0]
@@ -148,7 +148,7 @@ def changed(config: Config, change: dict[str, Any]) -> Config:
     return made
 
 
-def candidates(config: Config, plan: Plan, first: Trial) -> list[Trial]:
+def candidates(config: Config, plan: Plan, first: Candidate) -> list[Candidate]:
     """Other ways to cut the same global batch, the most promising first: those that fit by their
     estimate (scaled by what the first has shown), with little recomputed and few, large pieces."""
     scale = first.peak / first.estimate if first.peak and first.estimate else 1.0
@@ -173,7 +173,7 @@ def candidates(config: Config, plan: Plan, first: Trial) -> list[Trial]:
         if checks.check(here, world_size=plan.world_size, has_gpu=has_gpu):
             continue
         made = plans.make(here, world_size=plan.world_size, has_gpu=has_gpu)
-        trial = Trial(_differences(config, change, plan), made)
+        trial = Candidate(_differences(config, change, plan), made)
         if limit is None or trial.estimate is None or trial.estimate * scale <= _SHARE * limit:
             away = abs(size - plan.micro_batch), abs(zero - config.engine.zero)
             found.append((offloads, recomputes, *away, -size, len(found), trial))
@@ -191,7 +191,7 @@ def _differences(config: Config, change: dict[str, Any], plan: Plan) -> dict[str
     return kept
 
 
-def best(trials: list[Trial]) -> Trial | None:
+def best(trials: list[Candidate]) -> Candidate | None:
     """The fastest that was measured and fits; as typed, unless that is clearly slower."""
     measured = [trial for trial in trials if trial.fits and "step_s" in trial.found]
     found = min(measured, key=lambda trial: trial.found["step_s"], default=None)
@@ -202,12 +202,12 @@ def best(trials: list[Trial]) -> Trial | None:
     return found
 
 
-def require_measured(trials: list[Trial]) -> None:
+def require_measured(trials: list[Candidate]) -> None:
     """Raise `OutOfMemoryError` if all that was tried is too large, `HangError` if nothing of the
     first was measured in time."""
     first = trials[0]
     if first.outcome == "out of time" and "step_s" not in first.found:
-        hint = "prepare the data first with `launcher data prepare`, or give more with --within"
+        hint = "give it more time: --within 600"
         raise HangError("no step has ended within the time of a probe", where="--probe", hint=hint)
     if first.outcome == "out of memory" and best(trials) is None:
         raise OutOfMemoryError(
@@ -217,7 +217,7 @@ def require_measured(trials: list[Trial]) -> None:
         )
 
 
-def _measure(trial: Trial, config: Config, folder: Path, end: float, say: Say) -> None:
+def _measure(trial: Candidate, config: Config, folder: Path, end: float, say: Say) -> None:
     said = " ".join(words(trial.change)) or "as typed"
     say(f"probe    {said} ...")
     began = time.monotonic()
@@ -295,7 +295,7 @@ def _stops_on_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def time_to_end(config: Config, trial: Trial) -> dict[str, float] | None:
+def time_to_end(config: Config, trial: Candidate) -> dict[str, float] | None:
     """Seconds of the whole run by what was measured, and GPU hours; None if steps are unknown or
     not measured. Base and result are evaluated in full, which may take longer."""
     plan, found = trial.plan, trial.found
@@ -312,7 +312,7 @@ def time_to_end(config: Config, trial: Trial) -> dict[str, float] | None:
     return {"seconds": seconds, "gpu_hours": gpus * seconds / 3600}
 
 
-def as_dict(config: Config, trials: list[Trial]) -> dict[str, Any]:
+def as_dict(config: Config, trials: list[Candidate]) -> dict[str, Any]:
     """Plain data: `trials` as they were tried, `fastest` of them by its overrides, `to_end`."""
     fastest = best(trials)
     return {
@@ -325,7 +325,7 @@ def as_dict(config: Config, trials: list[Trial]) -> dict[str, Any]:
 # ---- for people
 
 
-def text(config: Config, trials: list[Trial]) -> str:
+def text(config: Config, trials: list[Candidate]) -> str:
     """Measured beside estimated, the time that a run takes, and what would be faster."""
     first = trials[0]
     lines = [f"measured {first.outcome}{': ' + first.reason if first.reason else ''}"]

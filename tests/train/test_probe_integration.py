@@ -1,4 +1,4 @@
-"""`launcher plan --probe` and memory.json on real ranks: what is measured, proposed, left behind."""
+"""`launcher plan --probe` and memory.json on real ranks: measured, proposed, left behind."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_a_probe_measures_memory_time_and_disk_beside_the_estimate(full):
     for rank in first["ranks"]:
         assert rank["optimizer"] == pytest.approx(found["memory"]["optimizer"], rel=0.01)
         assert rank["weights"] == pytest.approx(found["memory"]["weights"], rel=0.01)
-    # The file's headers and manifest come on top, which count in a model as small as this.
-    assert 0 < first["checkpoint_bytes"] - found["disk"]["checkpoint"] < 40_000
+    # Headers and manifest come on top, which count in a model as small as this.
+    assert 0 < first["checkpoint_bytes"] - found["disk"]["checkpoint"] < 80_000
     assert min(first["step_s"], first["evaluation_s"], first["save_s"]) > 0
     to_end = found["probe"]["to_end"]
     assert to_end["seconds"] > 40 * first["step_s"]

@@ -48,7 +48,7 @@ class _Kind:
 _KINDS = {
     "qwen3": _Kind(attention=1),
     "qwen3_moe": _Kind(attention=1),
-    "olmo2": _Kind(attention=1),
+    "olmo2": _Kind(hidden=2, attention=1),
     "phi3": _Kind(attention=1, inner=2),
     "granite": _Kind(logits=2),
     "gemma2": _Kind(hidden=2, attention=1, logits=3, scores=2),
@@ -164,7 +164,7 @@ class _Rank:
             "gradients": before,
             "activations": kept,
             "logits": self._logits(),
-            "buffers": self._bucket() + self._head_weight(),
+            "buffers": self._bucket(is_in_backward=False) + self._head_weight(),
         }
         # The last layer, first in backward (and under ZeRO-3 in forward, with the next gathered).
         head = self.matrix * self.size if self.is_head_trained else 0
@@ -245,29 +245,32 @@ class _Rank:
         if self.stage == 3:  # a buffer that is always there
             return mine, mine
         if self.stage == 2:
+            # In one format, the copy has room for the whole of a tensor that is partly a rank's.
+            is_cut = self.cut.world_size > 1 and self.summed == self.size and not self.has_adapters
+            mine += self.summed * self._largest() * is_cut
             return (0 if is_first else mine), (mine if is_first else 2 * mine)
         return (0 if is_first else whole), whole
 
-    def _bucket(self) -> float:
-        if self.stage == 0:
+    def _bucket(self, *, is_in_backward: bool = True) -> float:
+        """DeepSpeed's reduction bucket. ZeRO-1 keeps it from the first micro-batch to the last,
+        ZeRO-2 in a backward, ZeRO-3 always."""
+        is_kept = self.stage == 3 or (self.stage == 1 and self.cut.accumulation > 1)
+        if self.stage == 0 or not (is_kept or is_in_backward):
             return 0.0
-        is_kept = self.stage == 3 or self.cut.accumulation > 1 or self.stage == 2
-        elements = bucket(self.trained)
-        return (
-            elements
-            * self.size
-            * (2 if self.stage == 3 and self.cut.device == "cuda" else 1)
-            * is_kept
-        )
+        copies = 2 if self.stage == 3 and self.cut.device == "cuda" else 1  # they overlap there
+        return bucket(self.trained) * self.size * copies
 
     def _copies(self) -> float:
         """Of gradients, as the ranks sum them and the optimizer takes them."""
-        largest = max(map(math.prod, self.shape.tensors.values()), default=0)
-        norm = 0 if self.has_adapters else 8 * largest
+        norm = 0 if self.has_adapters else 8 * self._largest()
         if self.stage == 0:
             several = self.cut.world_size > 1
             return max(min(self.trained, FLAT_ELEMENTS) * self.summed * several, norm)
         return self._bucket() + max(4 * self.share, norm)
+
+    def _largest(self) -> int:
+        """Elements of the largest tensor."""
+        return max(map(math.prod, self.shape.tensors.values()), default=0)
 
     def _gathered(self) -> float:
         """Whole parameters under ZeRO-3: of the layer at work, and of what comes next."""

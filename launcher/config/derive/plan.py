@@ -294,6 +294,8 @@ def _counted(number: float, one: str) -> str:
 
 
 def _gib(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
