@@ -9,17 +9,31 @@ from launcher.cli import VERBS, arguments
 from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
+    from launcher.config.derive.plan import Plan
     from launcher.config.schema import Config
+
+
+PROBE: arguments.Argument = (
+    ["--probe"],
+    {"action": "store_true", "help": "measure real steps, an evaluation and a save on the ranks"},
+)
+WITHIN: arguments.Argument = (
+    ["--within"],
+    {"type": float, "metavar": "SECONDS", "help": "longest time for --probe (default: 110)"},
+)
 
 
 def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
-    parsed = arguments.overrides("plan", words, arguments.JSON)
+    parsed = arguments.overrides("plan", words, arguments.JSON, PROBE, WITHIN)
     from launcher.config import create
     from launcher.config.derive import plan
     from launcher.runs import requirements, start
 
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
+    if parsed.probe:
+        requirements.require(config)
+        return _probe(config, made, parsed.json, parsed.within)
     if parsed.json:
         print(arguments.as_json(plan.as_dict(made)))
     else:
@@ -28,6 +42,27 @@ def plan(words: list[str]) -> int:
     requirements.require(config)
     if config.run.name:
         start.require_free(create.named(config, parsed.overrides))
+    return ExitCode.ok
+
+
+def _probe(config: Config, made: Plan, as_json: bool, within: float | None) -> int:
+    from launcher.config.derive import plan
+    from launcher.runs import probe, start
+
+    start.refuse_in_rank("run")
+    if not as_json:
+        print(plan.describe(config, made), flush=True)
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    trials = probe.probe(config, made, say, limit_s=within or probe.LIMIT_S)
+    if as_json:
+        found = {**plan.as_dict(made), "probe": probe.as_dict(config, trials)}
+        print(arguments.as_json(found))
+    else:
+        print(probe.text(config, trials), flush=True)
+    probe.require_measured(trials)
     return ExitCode.ok
 
 

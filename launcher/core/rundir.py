@@ -95,6 +95,16 @@ class RunDir:
         return self.path / "plan.json"
 
     @property
+    def memory(self) -> Path:
+        """What each rank has held in a step, beside the plan's estimate."""
+        return self.path / "memory.json"
+
+    @property
+    def probe(self) -> Path:
+        """What a probe has measured; a run that has it from its start is one."""
+        return self.path / "probe.json"
+
+    @property
     def status_file(self) -> Path:
         """State, reason, exit code, attempt."""
         return self.path / "status.json"

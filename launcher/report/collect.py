@@ -37,6 +37,8 @@ class RunFacts:
     predictions: list[dict[str, Any]] = field(default_factory=list)
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     attempts: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
+    """memory.json: what each rank held in a step."""
 
 
 def collect(run: RunDir) -> RunFacts:
@@ -52,6 +54,7 @@ def collect(run: RunDir) -> RunFacts:
         config=_mapping(_yaml(run.config)),
         overrides=[str(word) for word in _sequence(_yaml(run.overrides))],
         plan=_mapping(read_json(run.plan)),
+        memory=_mapping(read_json(run.memory)),
         environment=_mapping(read_json(run.environment)),
         train=train,
         held_out=held_out,

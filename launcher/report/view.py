@@ -113,17 +113,15 @@ def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:
 def _plan(facts: RunFacts) -> list[tuple[str, str, str]]:
     """(quantity, planned, measured)."""
     plan, train = facts.plan, facts.train
-    memory = [value for _, value in series(train, "memory_bytes")]
+    process = [value for _, value in series(train, "memory_bytes")]
     last = {key: series(train, key)[-1:] for key in ("tokens", "epoch", "step")}
     rows: list[tuple[str, object, object]] = [
         ("optimizer steps", plan.get("steps"), last["step"][0][1] if last["step"] else None),
         ("epochs", plan.get("epochs"), last["epoch"][0][1] if last["epoch"] else None),
         ("tokens per step", _slots(plan), _per_step(last["tokens"])),
-        (
-            "memory of a rank",
-            _planned_memory(plan),
-            charts.in_bytes(max(memory)) if memory else None,
-        ),
+        ("memory of a rank in a step", _planned_memory(plan), _held(facts)),
+        *_held_by_use(facts),
+        ("memory of rank 0's process", None, charts.in_bytes(max(process)) if process else None),
         ("ranks", plan.get("world_size"), None),
         ("sequences per step", _cut(plan), None),
         ("sequence length", plan.get("max_length"), None),
@@ -209,6 +207,35 @@ def _planned_memory(plan: dict[str, Any]) -> str | None:
     on_device = plan.get("device") != "cpu"
     sizes = (as_number(size) for use, size in uses.items() if not (on_device and use == "host"))
     return charts.in_bytes(sum(size for size in sizes if size is not None))
+
+
+def _ranks(facts: RunFacts) -> list[dict[str, Any]]:
+    ranks = facts.memory.get("ranks")
+    found = [rank for rank in ranks if isinstance(rank, dict)] if isinstance(ranks, list) else []
+    return [rank for rank in found if as_number(rank.get("peak")) is not None]
+
+
+def _held(facts: RunFacts) -> str | None:
+    """The peak of each rank, or of the least and the most where there are many."""
+    peaks = [rank["peak"] for rank in _ranks(facts)]
+    if not peaks:
+        return None
+    low, high = charts.in_bytes(min(peaks)), charts.in_bytes(max(peaks))
+    return high if low == high else f"{low} to {high}, by rank"
+
+
+def _held_by_use(facts: RunFacts) -> list[tuple[str, object, object]]:
+    """Weights and optimizer, planned and as the rank holds them that holds most."""
+    planned = facts.plan.get("memory")
+    fullest = max(_ranks(facts), key=lambda rank: float(rank["peak"]), default=None)
+    if fullest is None or not isinstance(planned, dict):
+        return []
+    rows: list[tuple[str, object, object]] = []
+    for use in ("weights", "optimizer"):
+        before, after = as_number(planned.get(use)), as_number(fullest.get(use))
+        if before is not None and after is not None:
+            rows.append((f"of it {use}", charts.in_bytes(before), charts.in_bytes(after)))
+    return rows
 
 
 def _cut(plan: dict[str, Any]) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +77,11 @@ class Engine(Protocol):
         """The optimizer that holds the state."""
         ...
 
+    def held(self) -> dict[str, int]:
+        """Bytes of this rank's tensors that outlast a step, each storage counted once: `weights`
+        (buffers too), `optimizer` (fp32 copies, moments) and ZeRO-3's `gradients`."""
+        ...
+
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""
         ...
@@ -134,3 +139,18 @@ def clip(parameters: list[nn.Parameter], most: float) -> tuple[float, bool]:
     if is_finite and most:
         torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return float(norm), is_finite
+
+
+def storage_bytes(uses: Mapping[str, Iterable[Any]]) -> dict[str, int]:
+    """Bytes of what tensors lie in, by use; each storage counts once, where it comes first. What is
+    no tensor counts nothing."""
+    seen: set[int] = set()
+    found = dict.fromkeys(uses, 0)
+    for use, tensors in uses.items():
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.numel():
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in seen:
+                    seen.add(storage.data_ptr())
+                    found[use] += storage.nbytes()
+    return found

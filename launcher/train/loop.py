@@ -16,6 +16,7 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config, OnNonFinite
 from launcher.core import console
 from launcher.core.errors import ConfigError, DataError, DivergedError, Preempted, StorageError
+from launcher.core.files import write_json
 from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
@@ -32,6 +33,7 @@ from launcher.model.layers import compile_layers
 from launcher.objectives.base import LossSum, Objective
 from launcher.scoring.evaluator import make_evaluator, score_base
 from launcher.track import meters
+from launcher.track.footprint import Footprint
 from launcher.track.tracker import Trackers
 from launcher.train import restoring, selection, setup
 from launcher.train.engine import StepResult
@@ -157,6 +159,8 @@ class Training:
 
         self.wants_hits = config.train.token_accuracy
 
+        self.footprint = Footprint(device.type)
+        self.taken = 0
         self.is_slow = False
         self.own_time = OwnTime(device)
         if self.engine.zero == 3:
@@ -264,6 +268,12 @@ class Training:
                 where="data.train",
                 hint="raise data.max_length: targets may be cut off",
             )
+        # The second step: the optimizer has its state. Compiled code hides what it holds.
+        is_measured = self.taken == 1 and not (
+            self.config.model.compile and self.device.type == "cpu"
+        )
+        if is_measured:
+            self.footprint.start(self.engine.held())
         losses, counted = self.backward(rows, weight)
         mine = [float(torch.stack(losses).sum()), float(bool(self.stop))]  # waits for the device
         names, sums = _sums(counted)
@@ -282,6 +292,9 @@ class Training:
         rate = self.config.schedule.factor(step, self.num_steps, self.warmup_steps)
         beat("step", step, "update")
         result = self.engine.step(rate)
+        self.taken += 1
+        if is_measured:
+            self.note_memory(self.footprint.stop())
         if self.is_fresh and result.applied and rate > 0:
             self.is_fresh = False
             if silent := silent_adapters(self.engine.pieces()):
@@ -310,6 +323,12 @@ class Training:
             stops = stops or self.stopping()  # asked meanwhile: this checkpoint is the one
         if stops:
             self.stop_now()
+
+    def note_memory(self, mine: dict[str, int]) -> None:
+        """Write what each rank has held in a step beside what the plan says."""
+        measured = collectives.gather_objects(mine)
+        if self.ranks.is_main:
+            write_json(self.run.memory, {"planned": self.plan.memory, "ranks": measured})
 
     def backward(
         self, rows: list[Row], weight: float

@@ -16,7 +16,13 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdamwConfig, Config
 from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
-from launcher.train.engine import StepResult, clip, parameter_groups, require_gradient
+from launcher.train.engine import (
+    StepResult,
+    clip,
+    parameter_groups,
+    require_gradient,
+    storage_bytes,
+)
 
 
 class SingleEngine:
@@ -107,6 +113,21 @@ class SingleEngine:
     def lr(self) -> float:
         """Learning rate of the first parameter group."""
         return float(self.base_optimizer.param_groups[0]["lr"])
+
+    def held(self) -> dict[str, int]:
+        """Bytes of the tensors that outlast a step: `weights` (buffers too), `optimizer` (fp32
+        copies, moments), and no `gradients`."""
+        states = self.base_optimizer.state.values()
+        return storage_bytes(
+            {
+                "weights": [*self.module.parameters(), *self.module.buffers()],
+                "optimizer": [
+                    *self._copies.values(),
+                    *(value for state in states for value in state.values()),
+                ],
+                "gradients": [],
+            }
+        )
 
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: the masters."""

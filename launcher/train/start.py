@@ -138,11 +138,16 @@ def _run(start: _Start, stop: StopFlag, resources: contextlib.ExitStack) -> None
         warning = rendezvous.make_group(store, ranks, device, collective_timeout(config.watchdog))
         if warning and ranks.is_main:
             print(f"warning: {warning}", flush=True)
-        from launcher.train.loop import train
+        from launcher.train.loop import Training, train
 
         # The command line has shown the plan of a new run.
         told = start.attempt == 1 and not start.is_direct
-        train(run, config, ranks, device, stop, heart, told=told)
+        if run.probe.exists():
+            from launcher.train.probe import probe
+
+            probe(Training(run, config, ranks, device, stop, heart, told=True))
+        else:
+            train(run, config, ranks, device, stop, heart, told=told)
         # Not after a failure: the peers may wait in a collective, and leaving waits for them.
         rendezvous.leave()
 

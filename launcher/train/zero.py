@@ -21,7 +21,13 @@ from launcher.core.errors import ConfigError, DivergedError
 from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
 from launcher.model.layers import layer_kinds
-from launcher.train.engine import StepResult, clip, parameter_groups, require_gradient
+from launcher.train.engine import (
+    StepResult,
+    clip,
+    parameter_groups,
+    require_gradient,
+    storage_bytes,
+)
 
 
 def import_deepspeed(device: str) -> Any:
@@ -170,6 +176,26 @@ class ZeroEngine:
         optimizer = self._engine.optimizer
         inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         return inner
+
+    def held(self) -> dict[str, int]:
+        """Bytes of this rank's tensors that outlast a step, each storage counted once: `weights`
+        (buffers too), `optimizer` (fp32 copies, moments) and ZeRO-3's `gradients`."""
+        wrapper = self._engine.optimizer
+        model = [*self.module.parameters(), *self.module.buffers()]
+        states = self.base_optimizer.state.values()
+        gradients: list[Any] = [getattr(wrapper, "grad_partitions_flat_buffer", None)]
+        if self.zero == 3:
+            gradients += [bucket.buffer for bucket in wrapper.ipg_buckets.values()]
+        return storage_bytes(
+            {
+                "weights": [*model, *(getattr(tensor, "ds_tensor", None) for tensor in model)],
+                "optimizer": [
+                    *(piece.flat for piece in self.pieces()),
+                    *(value for state in states for value in state.values()),
+                ],
+                "gradients": gradients,
+            }
+        )
 
     def flat_parameters(self) -> list[Tensor]:
         """What the optimizer works on, in its order: whole parameters, or ZeRO's flat ones."""

@@ -24,9 +24,9 @@ from launcher.distributed import collectives, rendezvous
 from launcher.health.heartbeat import Heartbeat
 from launcher.model.load import load_model
 from launcher.train import restoring
+from launcher.train.saving import Saver
 from launcher.train.setup import make_engine
 from launcher.train.zero import connect
-from launcher.train.saving import Saver
 from support.configs import make_config
 
 #: Seconds between two looks at what memory the process holds.
@@ -99,10 +99,10 @@ def main():
     connect("cpu")
     config = make_config(**task["config"])
     made = plan.make(config, world_size=ranks.world_size, has_gpu=False, train_packs=64)
-    settings = deepspeed.build(config, made)
+    settings = deepspeed.build(config, made) if made.zero == 3 else None
     restores, phases, start = sys.argv[1] == "restore", Phases(), None
     with phases.phase("base"):
-        model = load_model(config.model, made, 0, settings if config.engine.zero == 3 else None)
+        model = load_model(config.model, made, 0, settings)
     if restores:
         if ranks.is_main:
             forget(run.checkpoints / "step-00000001")
@@ -110,7 +110,7 @@ def main():
             start = restoring.newest_valid(run, ranks, print)
         with phases.phase("weights"):
             restoring.load_weights(start, model)
-    engine = Engine(model, config, made, settings)
+    engine = make_engine(model, config, made)
     if start is None:
         save(run, engine, ranks)
     else:

@@ -8,10 +8,10 @@ from transformers import AutoModelForCausalLM
 from launcher.config.schema import LoraConfig, SftConfig
 from launcher.core.errors import ConfigError
 from launcher.health.selftest import require_trainable, silent_adapters
+from launcher.model.fragments import ParameterShard
 from launcher.model.head import TargetHead
 from launcher.objectives.sft import Sft
 from launcher.peft.lora import apply
-from launcher.model.fragments import ParameterShard
 from support import caches
 from support.families import small_config
 

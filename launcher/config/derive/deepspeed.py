@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from launcher.config.derive import peak
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, AdamwConfig, Config, MuonConfig
-
-#: Largest communication bucket in elements. DeepSpeed's default of 5e8 costs 2 GB a rank in fp32.
-BUCKET_ELEMENTS = 50_000_000
 
 
 def build(config: Config, plan: Plan) -> dict[str, Any]:
@@ -60,8 +58,7 @@ def merge(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
 
 def _zero(config: Config, plan: Plan) -> dict[str, Any]:
     engine = config.engine
-    # The bucket is a buffer that every rank allocates: a quarter of all gradients at most.
-    bucket = min(BUCKET_ELEMENTS, max(1_000_000, (plan.trainable or 4 * BUCKET_ELEMENTS) // 4))
+    bucket = peak.bucket(plan.trainable)
     zero: dict[str, Any] = {"stage": engine.zero}
     if engine.zero in (1, 2):
         zero |= {
@@ -75,8 +72,8 @@ def _zero(config: Config, plan: Plan) -> dict[str, Any]:
         zero |= {
             "reduce_bucket_size": bucket,
             # No buffer; frozen weights count too. The engine makes it hold one layer at least.
-            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
-            "stage3_param_persistence_threshold": 100_000,
+            "stage3_prefetch_bucket_size": peak.BUCKET_ELEMENTS,
+            "stage3_param_persistence_threshold": peak.PERSISTENT,
             "stage3_max_live_parameters": 1_000_000_000,
             "stage3_max_reuse_distance": 1_000_000_000,
             # On a GPU gathers run beside the computation; on CPU both want the same cores.

@@ -1,7 +1,6 @@
-"""What one rank will hold in memory, estimated from the model's shape without loading it.
+"""The model's shape without loading it: its parameters, and which of them are trained.
 
-The estimate is meant to be right within a quarter for Llama-like models, to answer "does it fit?"
-before anything is queued. Standard library only.
+`launcher.config.derive.peak` estimates from it what a rank will hold. Standard library only.
 """
 
 from __future__ import annotations
@@ -14,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.derive import tensors
-from launcher.config.schema import AdapterConfig, Config, Quantization, TinyModelConfig
+from launcher.config.schema import AdapterConfig, Config, TinyModelConfig
 from launcher.core import runtime
-
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-#: bytes a parameter of nf4: half a byte, and the scales of its blocks.
-NF4_BYTES = 0.56
-#: target positions whose logits are held at once; the loss is computed in chunks of about this
-#: size.
-LOGIT_CHUNK = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,75 +197,3 @@ def knows_layers(peft: AdapterConfig, shape: ModelShape) -> bool:
     return (
         kind in PLAIN and names <= {*layers, "all-linear"} and saved <= {"embed_tokens", "lm_head"}
     )
-
-
-def estimate(
-    config: Config,
-    shape: ModelShape | None,
-    *,
-    world_size: int,
-    micro_batch: int,
-    precision: str,
-    dtype: str,
-    copies_checkpoint: bool = False,
-) -> dict[str, int] | None:
-    """Bytes of one rank: weights, gradients, optimizer, activations, logits, and host: what is
-    offloaded, and with `copies_checkpoint` what is copied for checkpoints, T * (moments + 4), over
-    W from ZeRO 1.
-
-    With N parameters, T trained ones, W ranks and b bytes a number:
-    weights N*b, over W from ZeRO 3; gradients T*b (T*4 from ZeRO 1), over W from ZeRO 2;
-    optimizer T * (moments + 4 for the fp32 copy), over W from ZeRO 1 (ZeRO 0 in fp32 updates the
-    weights themselves, without a copy).
-    Activations: a block keeps about 2 vectors of `hidden`, 2 of the query, 2 of the key-value and 2
-    of the MLP width per token (`launcher.model.activations`; compiled, 4 of `hidden` and of the
-    MLP); with gradient checkpointing only its input, and one block is alive at a time.
-    Adapters on fused experts keep the sum of weights and update besides.
-    Logits: a chunk of positions in `precision` and twice in fp32 (log-softmax and its gradient).
-    """
-    if shape is None:
-        return None
-    stage, size = config.engine.zero, BYTES[precision]
-    trained = about_trainable(config, shape)
-    nf4 = config.model.quantization is Quantization.nf4
-    weights = shape.parameters * (NF4_BYTES if nf4 else BYTES[dtype])
-    weights += trained * size if isinstance(config.peft, AdapterConfig) else 0
-    copy = 0 if stage == 0 and precision == "fp32" else 4
-    optimizer = trained * (config.optim.moment_bytes + copy) / (world_size if stage >= 1 else 1)
-    weights /= world_size if stage == 3 else 1
-    # Sums over micro-batches and ranks are kept in fp32 where DeepSpeed offers it.
-    is_summed = stage in (1, 2) or (stage == 3 and precision == "bf16")
-    summed = 4 if is_summed and not config.engine.offload_optimizer else size
-    gradients = trained * summed / (world_size if stage >= 2 else 1)
-    tokens = micro_batch * config.data.max_length
-    copies = 4 if config.model.gradient_checkpointing or config.model.compile else 2
-    inside = 2 * (shape.query_width + shape.kv_width)
-    inside += copies * (shape.hidden + shape.intermediate)
-    if config.model.gradient_checkpointing:
-        activations = tokens * size * (shape.layers * shape.hidden + inside)
-    else:
-        activations = tokens * size * shape.layers * inside
-    if isinstance(config.peft, AdapterConfig):
-        made = tensors.of_experts(config.peft, shape.tensors, shape.content)
-        activations += size * made // (shape.layers if config.model.gradient_checkpointing else 1)
-    objective = config.objective
-    outputs = shape.vocab
-    if objective.has_sequence_head:
-        outputs = objective.num_outputs(config.data.labels)
-    logits = min(tokens, LOGIT_CHUNK) * outputs * (size + 8)
-    host = 0.0
-    if config.engine.offload_optimizer:
-        host, optimizer = host + optimizer, 0.0
-    if config.engine.offload_params:
-        host, weights = host + weights, 0.0
-    if copies_checkpoint:
-        host += trained * (config.optim.moment_bytes + 4) / (world_size if stage >= 1 else 1)
-    uses = {
-        "weights": weights,
-        "gradients": gradients,
-        "optimizer": optimizer,
-        "activations": activations,
-        "logits": logits,
-        "host": host,
-    }
-    return {use: int(amount) for use, amount in uses.items()}

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.config.derive import architecture, memory
+from launcher.config.derive import architecture, memory, peak
 from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
 from launcher.core.errors import ConfigError
 
@@ -57,11 +57,14 @@ class Plan:
     trainable: int | None
     """Parameters that are trained; None as long as only the loaded model could tell."""
     memory: dict[str, int] | None
-    """Estimated bytes on one rank by use (see `launcher.config.derive.memory`), or None."""
+    """Estimated bytes on one rank by use (see `launcher.config.derive.peak`), or None."""
     zero: int | None = None
     """ZeRO stage; None on one rank, which has nothing to shard: DeepSpeed is left out."""
     eval_steps: int | None = None
     """Steps between evaluations during training; None: there are none, or steps is unknown."""
+    disk: dict[str, int] | None = None
+    """Estimated bytes of `checkpoint` (one), `checkpoints` (those kept, and one being written) and
+    `export`; None while the model's sizes are not known."""
 
     def to_json(self) -> str:
         """JSON text with one key a field."""
@@ -105,14 +108,10 @@ def make(
     shape = memory.model_shape(config)
     every = config.checkpoint.every_steps
     saves = exports_best(config) or (every is not None and (steps is None or every < steps))
-    estimate = memory.estimate(
-        *(config, shape),
-        world_size=world_size,
-        micro_batch=micro,
-        precision=precision,
-        dtype=dtype,
-        copies_checkpoint=config.checkpoint.background and saves,
-    )
+    zero = resolve_zero(config, world_size, precision)
+    cut = peak.Cut(world_size, micro, per_rank // micro, device, precision, dtype, zero)
+    copies = config.checkpoint.background and saves
+    estimate = peak.estimate(config, shape, cut, copies_checkpoint=copies)
     return Plan(
         world_size=world_size,
         device=device,
@@ -130,9 +129,29 @@ def make(
         parameters=shape.parameters if shape else None,
         trainable=memory.trainable(config, shape) if shape else None,
         memory=estimate,
-        zero=resolve_zero(config, world_size, precision),
+        zero=zero,
         eval_steps=_eval_steps(config, steps),
+        disk=_disk(config, shape, dtype) if shape else None,
     )
+
+
+def _disk(config: Config, shape: memory.ModelShape, dtype: str) -> dict[str, int]:
+    """A checkpoint holds fp32 weights and moments of what is trained; an export of adapters those
+    alone, else the model, both in the format of the weights."""
+    trained = memory.about_trainable(config, shape)
+    one = int(trained * (4 + config.optim.moment_bytes))
+    options = config.checkpoint
+    kept = options.keep_last + options.keep_best + exports_best(config)
+    if options.every_steps is None and not exports_best(config):
+        kept = 1  # the last alone
+    is_adapter = config.peft.name != "none" and not config.export.merge
+    exported = (trained if is_adapter else shape.parameters) * peak.BYTES[dtype]
+    written = one * (kept + 1) if kept > 1 else one
+    return {
+        "checkpoint": one,
+        "checkpoints": written,
+        "export": exported if config.export.at_end else 0,
+    }
 
 
 def exports_best(config: Config) -> bool:
@@ -248,6 +267,12 @@ def describe(config: Config, plan: Plan) -> str:
         lines.append(f"memory   about {_gib(total)} a rank (estimate){host}{_beside(plan)}")
     else:
         lines.append("memory   not known: no sizes of this model are at hand")
+    if plan.disk:
+        one, kept, exported = (plan.disk[k] for k in ("checkpoint", "checkpoints", "export"))
+        export = f", {_gib(exported)} for the export" if exported else ""
+        lines.append(
+            f"disk     about {_gib(kept)} for checkpoints of {_gib(one)}{export} (estimate)"
+        )
     known = architecture.positions(config.model)
     if known is not None and plan.max_length > known.count:
         lines.append(
@@ -306,6 +331,8 @@ def _counted(number: float, one: str) -> str:
 
 
 def _gib(size: int) -> str:
+    if size < 2**20:
+        return f"{size / 2**10:.0f} KiB"
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

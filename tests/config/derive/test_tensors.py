@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import peft
-from launcher.config.derive import memory
+from launcher.config.derive import memory, peak
 from launcher.config.derive.tensors import COUNTED
 from launcher.config.schema import AdapterConfig, LoraConfig
 from launcher.core.errors import ConfigError
@@ -107,9 +107,7 @@ def test_a_method_counts_itself(tmp_path: Path, name: str) -> None:
     assert shape is not None
     assert memory.trainable(config, shape) == trained
     assert memory.about_trainable(config, shape) == trained
-    found = memory.estimate(
-        config, shape, world_size=1, micro_batch=1, precision="fp32", dtype="fp32"
-    )
+    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", None))
     assert found is not None
     assert found["weights"] == 4 * (shape.parameters + trained)
     assert found["optimizer"] == (8 + 4) * trained
@@ -133,9 +131,7 @@ def test_bytes_are_those_of_what_is_trained(tmp_path: Path, options: dict[str, A
     section = {"name": "lora", **options} if options else {"name": "none"}
     config = make_config(model={"name": str(tmp_path)}, peft=section, engine={"zero": 0})
     shape = memory.model_shape(config)
-    found = memory.estimate(
-        config, shape, world_size=1, micro_batch=1, precision="fp32", dtype="fp32"
-    )
+    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", None))
     assert found is not None
     assert shape is not None
     assert found["gradients"] == 4 * trained
@@ -155,7 +151,10 @@ def test_a_layer_that_is_not_there_is_not_counted(tmp_path: Path) -> None:
     assert planned(tmp_path, targets=["q_proj", "c_attn"]) is None
 
 
-def test_adapted_experts_are_kept_a_second_time_or_a_layer_of_them(tmp_path: Path) -> None:
+def test_adapted_experts_are_kept_a_second_time_or_a_layer_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(peak.LOGITS, "cuda", 1)  # so that the layers are what counts
     AutoModelForCausalLM.from_config(family("mixtral")).save_pretrained(tmp_path)
 
     def activations(experts: bool, checkpointing: bool) -> int:
@@ -163,14 +162,8 @@ def test_adapted_experts_are_kept_a_second_time_or_a_layer_of_them(tmp_path: Pat
             model={"name": str(tmp_path), "gradient_checkpointing": checkpointing},
             peft={"name": "lora", "experts": experts},
         )
-        found = memory.estimate(
-            config,
-            memory.model_shape(config),
-            world_size=1,
-            micro_batch=1,
-            precision="bf16",
-            dtype="bf16",
-        )
+        cut = peak.Cut(1, 1, 1, "cuda", "bf16", "bf16", None)
+        found = peak.estimate(config, memory.model_shape(config), cut)
         assert found is not None
         return found["activations"]
 
