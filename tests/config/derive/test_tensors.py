@@ -107,7 +107,7 @@ def test_a_method_counts_itself(tmp_path: Path, name: str) -> None:
     assert shape is not None
     assert memory.trainable(config, shape) == trained
     assert memory.about_trainable(config, shape) == trained
-    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", None))
+    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", 2))
     assert found is not None
     assert found["weights"] == 4 * (shape.parameters + trained)
     assert found["optimizer"] == (8 + 4) * trained
@@ -131,7 +131,7 @@ def test_bytes_are_those_of_what_is_trained(tmp_path: Path, options: dict[str, A
     section = {"name": "lora", **options} if options else {"name": "none"}
     config = make_config(model={"name": str(tmp_path)}, peft=section, engine={"zero": 0})
     shape = memory.model_shape(config)
-    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", None))
+    found = peak.estimate(config, shape, peak.Cut(1, 1, 2, "cpu", "fp32", "fp32", 0))
     assert found is not None
     assert shape is not None
     assert found["gradients"] == 4 * trained
