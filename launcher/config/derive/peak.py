@@ -130,13 +130,14 @@ class _Rank:
 
     @property
     def weights(self) -> float:
-        """Parameters: under ZeRO-3 a rank's share, and small ones whole."""
+        """Parameters: under ZeRO-3 a rank's share (of a group's, too), and small ones whole."""
         nf4 = self.config.model.quantization is Quantization.nf4
         each = NF4_BYTES if nf4 else BYTES[self.cut.dtype]
         added = self.trained * self.size if self.has_adapters else 0
         if self.stage < 3:
             return self.shape.parameters * each + added
-        sharded = (self.shape.parameters * each + added) / self.cut.world_size
+        whole, group = self.shape.parameters * each + added, self.config.engine.secondary_partition
+        sharded = whole / self.cut.world_size + (whole / group if group else 0)
         return sharded + self.persistent * each + added
 
     @property
@@ -259,8 +260,10 @@ class _Rank:
         is_kept = self.stage == 3 or (self.stage == 1 and self.cut.accumulation > 1)
         if self.stage == 0 or not (is_kept or is_in_backward):
             return 0.0
-        copies = 2 if self.stage == 3 and self.cut.device == "cuda" else 1  # they overlap there
-        return bucket(self.trained) * self.size * copies
+        overlaps = self.config.engine.overlap_comm
+        if overlaps is None:
+            overlaps = self.stage == 3 and self.cut.device == "cuda"
+        return bucket(self.trained) * self.size * (2 if overlaps else 1)
 
     def _copies(self) -> float:
         """Of gradients, as the ranks sum them and the optimizer takes them."""

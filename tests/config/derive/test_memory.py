@@ -166,6 +166,19 @@ def test_zero_stages_shard_one_part_after_another(
     assert found["optimizer"] == int(count * optimizer)
 
 
+def test_groups_keep_a_copy_and_overlapping_takes_a_second_bucket() -> None:
+    plain, grouped = (
+        estimate(8, engine={"zero": 3, "secondary_partition": group}) for group in (None, 4)
+    )
+    shape = memory.model_shape(make_config(model={"kind": "tiny"}))
+    assert shape is not None
+    assert grouped["weights"] - plain["weights"] == shape.parameters * 2 // 4
+    for stage, overlaps in ((1, True), (3, None)):  # at stage 2 the loss is the fullest moment
+        alone = estimate(engine={"zero": stage, "overlap_comm": False})
+        both = estimate(engine={"zero": stage, "overlap_comm": overlaps})
+        assert both["buffers"] > alone["buffers"]
+
+
 def test_offload_moves_to_the_host() -> None:
     plain = estimate(engine={"zero": 3})
     moved = estimate(engine={"zero": 3, "offload_optimizer": True, "offload_params": True})
