@@ -50,6 +50,12 @@ def compile_layers(model: nn.Module) -> int:
     return len(layers)
 
 
+def checkpointed(model: nn.Module) -> list[Any]:
+    """The layers that each recompute their activations by themselves, from the first on."""
+    found = _outermost(model, layer_kinds(model))
+    return [layer for layer in found if isinstance(layer, GradientCheckpointingLayer)]
+
+
 def _outermost(module: nn.Module, kinds: set[str]) -> list[nn.Module]:
     """Modules of these classes that lie in no other such one."""
     if type(module).__name__ in kinds:

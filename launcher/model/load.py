@@ -21,7 +21,7 @@ from launcher.config.schema import Attention, Kernels, ModelConfig, Quantization
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 from launcher.core.files import require_readable
-from launcher.model import attention, kernels
+from launcher.model import attention, kernels, layers
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
@@ -118,17 +118,37 @@ def load_model(
     model.config.use_cache = False
     if config.kernels is Kernels.liger:
         kernels.use_liger(model)
-    if config.gradient_checkpointing and not model.supports_gradient_checkpointing:
+    if config.gradient_checkpointing or config.activation_gib is not None:
+        _recompute(model, config, plan)
+    return cast(nn.Module, model.train())
+
+
+def _recompute(model: Any, config: ModelConfig, plan: Plan) -> None:
+    """Let all layers compute their activations again in backward, or as many as the plan says."""
+    some = config.activation_gib is not None
+    key = "activation_gib" if some else "gradient_checkpointing"
+    if not model.supports_gradient_checkpointing:
         raise ConfigError(
             f"{type(model).__name__} cannot compute its activations again",
-            where="model.gradient_checkpointing",
-            hint="set model.gradient_checkpointing=false, and a smaller batch.micro for memory",
+            where=f"model.{key}",
+            hint=f"set model.{key}={'null' if some else 'false'}, and a smaller batch.micro for"
+            " memory",
         )
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+    model.gradient_checkpointing_enable(
+        {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+    )
+    if not some:
+        return
+    found = layers.checkpointed(model)
+    if plan.recomputed is None or not found:
+        known = "the sizes of its layers are not known" if found else "its layers cannot be told"
+        raise ConfigError(
+            f"{known}, so that all would recompute their activations or none",
+            where="model.activation_gib",
+            hint="set model.activation_gib=null, and model.gradient_checkpointing=true",
         )
-    return cast(nn.Module, model.train())
+    for layer in found[plan.recomputed :]:
+        layer.gradient_checkpointing = False
 
 
 def require_positions(model: Any, max_length: int) -> None:

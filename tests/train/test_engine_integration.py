@@ -17,6 +17,8 @@ STEPS = 3
 LENGTH = 64
 #: Records are of equal length, four to a pack, so that packed and unpacked batches hold the same.
 RECORDS, RECORD_LENGTH, PACKS = 48, 16, 4
+#: Two ranks have room for one of the two layers' activations in it.
+SOME_GIB = 0.0003
 
 
 def case(name, model, *, zero, packing=True, micro=None, sequences=4, **config):
@@ -126,6 +128,9 @@ def results(setup):
         case("checkpointed activations", model, zero=2),
     ]
     cases[-1]["config"]["model"]["gradient_checkpointing"] = True
+    for zero in (1, 3):
+        cases.append(case(f"some layers recomputed at stage {zero}", model, zero=zero))
+        cases[-1]["config"]["model"]["activation_gib"] = SOME_GIB
     return {ranks: run_cases(folder, cases, ranks) for ranks in (1, 2)}
 
 

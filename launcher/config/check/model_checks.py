@@ -57,6 +57,10 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         hint = f"leave model.dtype=auto, or set engine.precision={model.dtype.name}"
         found = f"{model.dtype.name} weights with engine.precision={precision}"
         yield Problem("model.dtype", found, hint)
+    if model.gradient_checkpointing and model.activation_gib is not None:
+        hint = "model.activation_gib=null for all layers, or model.gradient_checkpointing=false"
+        found = f"{model.activation_gib:g} with model.gradient_checkpointing=true"
+        yield Problem("model.activation_gib", found, hint)
     if model.kernels is Kernels.liger:
         yield from _liger(config, has_gpu)
     if config.train.deterministic and model.compile and has_gpu:

@@ -70,6 +70,9 @@ class Cut:
     dtype: str
     zero: int | None
     """ZeRO stage; None for the engine of one rank."""
+    recomputed: int | None = None
+    """Layers that recompute their activations; None: all or none, as `gradient_checkpointing`
+    says."""
 
 
 def bucket(trained: int | None) -> int:
@@ -77,6 +80,17 @@ def bucket(trained: int | None) -> int:
     gradients at most."""
     quarter = (trained or 4 * BUCKET_ELEMENTS) // 4
     return min(BUCKET_ELEMENTS, max(LEAST_BUCKET, quarter))
+
+
+def recomputed(config: Config, shape: ModelShape, cut: Cut) -> int | None:
+    """The least number of layers that must recompute their activations for those of a rank to stay
+    within `model.activation_gib`, or all of them; None if that is not set."""
+    if config.model.activation_gib is None:
+        return None
+    rank, most = _Rank(config, shape, cut), config.model.activation_gib * 2**30
+    most -= rank.working()
+    numbers = range(shape.layers)
+    return next((n for n in numbers if sum(rank.activations(n)) <= most), shape.layers)
 
 
 def estimate(
@@ -154,12 +168,10 @@ class _Rank:
 
     def moments(self) -> Iterator[dict[str, float]]:
         """What is held besides weights and optimizer, at each moment that may be the fullest."""
-        inside = self._inside()
-        layers = self.shape.layers
-        if self.config.model.gradient_checkpointing:
-            kept, inner = float(self.tokens * self.size * layers * self.shape.hidden), inside
-        else:
-            kept, inner = inside * layers, 0.0
+        number = self.cut.recomputed
+        if number is None:
+            number = self.shape.layers if self.config.model.gradient_checkpointing else 0
+        kept, inner = self.activations(number)
         before, reducing = self._gradients()
         gathered = self._gathered()
         # The loss: all activations are there, and gradients of the micro-batches before.
@@ -174,7 +186,7 @@ class _Rank:
         is_first = self.cut.accumulation == 1
         yield {
             "gradients": before + (head if is_first and self.stage < 3 else 0),
-            "activations": kept + inner + self._working(),
+            "activations": kept + inner + self.working(),
             "buffers": self._bucket(),
         }
         yield {
@@ -189,6 +201,14 @@ class _Rank:
             "buffers": self._bucket(),
         }
         yield {"gradients": reducing, "buffers": self._copies()}
+
+    def activations(self, recomputed: int) -> tuple[float, float]:
+        """Activations that all layers keep if so many of the first ones recompute theirs, and what
+        one that does adds in backward: nothing where later layers have freed as much by then."""
+        inside = self._inside()
+        inputs = self.tokens * self.size * self.shape.hidden
+        kept = recomputed * inputs + (self.shape.layers - recomputed) * inside
+        return kept, inside if recomputed == self.shape.layers else 0.0
 
     def _inside(self) -> float:
         """Activations of one layer."""
@@ -217,7 +237,7 @@ class _Rank:
         names = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
         return next((int(self.text[name]) for name in names if self.text.get(name)), 0)
 
-    def _working(self) -> float:
+    def working(self) -> float:
         """What backward through an MLP holds beside the activations."""
         inner = self.shape.intermediate * (4 if self.has_adapters else 3)
         return self.tokens * self.size * (inner + 2 * self.shape.hidden)

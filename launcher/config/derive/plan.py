@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.config.derive import architecture, memory, peak
@@ -60,6 +60,8 @@ class Plan:
     """Estimated bytes on one rank by use (see `launcher.config.derive.peak`), or None."""
     zero: int | None = None
     """ZeRO stage; None on one rank, which has nothing to shard: DeepSpeed is left out."""
+    recomputed: int | None = None
+    """Layers that recompute their activations; None: all or none of them."""
     eval_steps: int | None = None
     """Steps between evaluations during training; None: there are none, or steps is unknown."""
     disk: dict[str, int] | None = None
@@ -110,6 +112,7 @@ def make(
     saves = exports_best(config) or (every is not None and (steps is None or every < steps))
     zero = resolve_zero(config, world_size, precision)
     cut = peak.Cut(world_size, micro, per_rank // micro, device, precision, dtype, zero)
+    cut = replace(cut, recomputed=peak.recomputed(config, shape, cut) if shape else None)
     copies = config.checkpoint.background and saves
     estimate = peak.estimate(config, shape, cut, copies_checkpoint=copies)
     return Plan(
@@ -130,6 +133,7 @@ def make(
         trainable=memory.trainable(config, shape) if shape else None,
         memory=estimate,
         zero=zero,
+        recomputed=cut.recomputed,
         eval_steps=_eval_steps(config, steps),
         disk=_disk(config, shape, dtype) if shape else None,
     )
@@ -258,6 +262,11 @@ def describe(config: Config, plan: Plan) -> str:
         f" {ranks} x {plan.micro_batch} micro-batch{accumulation}",
         f"length   {_length_text(plan)}",
     ]
+    if plan.recomputed is not None:
+        lines.append(
+            f"layers   the first {plan.recomputed} recompute their activations, for"
+            f" {config.model.activation_gib:g} GiB"
+        )
     if config.train.early_stop.patience is not None:
         lines.append(f"stop     {_stop_text(config, plan)}")
     if plan.memory:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
-from launcher.config.schema.ranges import PositiveInt, Range
+from launcher.config.schema.ranges import PositiveFloat, PositiveInt, Range
 
 
 class Dtype(Enum):
@@ -73,6 +73,9 @@ class ModelConfig:
     method)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more compute."""
+    activation_gib: PositiveFloat | None = None
+    """GiB that the activations of a rank may take, by the plan's estimate: as many of the first
+    layers recompute theirs as that needs, and no more."""
     compile: bool = False
     """Compile the decoder layers with torch.compile (needs a C++ compiler)."""
     trust_remote_code: bool = False

@@ -179,6 +179,32 @@ def test_groups_keep_a_copy_and_overlapping_takes_a_second_bucket() -> None:
         assert both["buffers"] > alone["buffers"]
 
 
+def test_as_many_layers_recompute_as_the_budget_needs() -> None:
+    sizes = {"layers": 8, "hidden_size": 64}
+    sections: dict[str, Any] = {"batch": {"sequences": 8, "micro": 2}, "train": {"steps": 1}}
+
+    def made(**model: Any) -> plan.Plan:
+        config = make_config(model={"kind": "tiny", **sizes, **model}, **sections)
+        return plan.make(config, world_size=2, has_gpu=False)
+
+    def activations(found: plan.Plan) -> int:
+        assert found.memory is not None
+        return found.memory["activations"]
+
+    none, every = activations(made()), activations(made(gradient_checkpointing=True))
+    numbers = []
+    for share in (1.01, 0.8, 0.5, 0.01):
+        found = made(activation_gib=share * none / 2**30)
+        numbers.append(found.recomputed)
+        assert activations(found) <= max(share * none, every)
+    assert numbers[0] == 0 < numbers[1] < numbers[2] < numbers[3] == 8
+    assert activations(found) <= every
+    assert "the first 8 recompute" in plan.describe(
+        make_config(model={"kind": "tiny", "activation_gib": 1}, **sections), found
+    )
+    assert made().recomputed is None
+
+
 def test_offload_moves_to_the_host() -> None:
     plain = estimate(engine={"zero": 3})
     moved = estimate(engine={"zero": 3, "offload_optimizer": True, "offload_params": True})
