@@ -178,6 +178,8 @@ def candidates(config: Config, plan: Plan, first: Candidate) -> list[Candidate]:
         if checks.check(here, world_size=plan.world_size, has_gpu=has_gpu):
             continue
         made = plans.make(here, world_size=plan.world_size, has_gpu=has_gpu)
+        if made.zero is None and zero != config.engine.zero:
+            continue  # the same engine: one rank shards nothing at any stage
         trial = Candidate(_differences(config, change, plan), made)
         if limit is None or trial.estimate is None or trial.estimate * scale <= _SHARE * limit:
             away = abs(size - plan.micro_batch), abs(zero - config.engine.zero)

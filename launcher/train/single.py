@@ -37,6 +37,7 @@ class SingleEngine:
 
     def __init__(self, model: nn.Module, config: Config, plan: Plan) -> None:
         assert isinstance(config.optim, AdamwConfig)
+        _place(model, plan)
         self.plan, self.module = plan, model
         self.layers: list[nn.Module] = []
         self._clip_norm = config.optim.clip_norm
@@ -145,6 +146,17 @@ class SingleEngine:
 
     def load_scaler_state(self, state: dict[str, Any]) -> None:
         """Nothing to put back."""
+
+
+def _place(model: nn.Module, plan: Plan) -> None:
+    """Move the model to this rank's device, with all its parameters in the precision of the run:
+    adapters are made in fp32. Buffers keep theirs, as tables of positions need it."""
+    if plan.precision == "bf16":
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(torch.bfloat16)
+    if plan.device == "cuda":
+        model.to(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _master(parameter: nn.Parameter) -> nn.Parameter:
