@@ -159,8 +159,10 @@ def make_learner(
         if left_out := getattr(model, "left_out", ""):
             say(left_out)
     trainable, total = count_parameters(model)
-    if ranks.is_main and plan.trainable != trainable:
-        write_json(run.plan, {**plans.as_dict(plan), "trainable": trainable})
+    if plan.trainable != trainable:  # DeepSpeed's buckets are cut by it
+        plan = replace(plan, trainable=trainable)
+        if ranks.is_main:
+            write_json(run.plan, plans.as_dict(plan))
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
