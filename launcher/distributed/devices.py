@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from launcher.config.check.model_checks import CUDA_ONLY
-from launcher.config.derive.plan import AMPERE, Capability
+from launcher.config.derive.plan import ADA, AMPERE, Capability
 from launcher.config.schema import Config, Dtype
 from launcher.core import runtime
 from launcher.core.errors import Problem
@@ -120,19 +120,25 @@ def _beyond(config: Config, places: Mapping[int, Mapping[str, Any]]) -> Iterator
             yield Problem("engine.precision", text, hint)
         elif config.model.dtype is Dtype.bf16:
             yield Problem("model.dtype", text, "model.dtype=auto")
-    if config.model.attention in CUDA_ONLY:
-        older = {
-            rank: tuple(device["capability"])
-            for rank, device in devices.items()
-            if tuple(device.get("capability", AMPERE)) < AMPERE
-        }
-        if older:
-            which = ", ".join(sorted({_version(one) for one in older.values()}))
-            text = (
-                f"the GPU of {_named(list(older), places)} has compute capability {which};"
-                f" {config.model.attention.name} kernels need {_version(AMPERE)}"
-            )
-            yield Problem("model.attention", text, "model.attention=document")
+    if config.model.attention in CUDA_ONLY and (older := _older(AMPERE, places)):
+        text = f"{older} {config.model.attention.name} kernels need {_version(AMPERE)}"
+        yield Problem("model.attention", text, "model.attention=document")
+    if config.model.fp8 and (older := _older(ADA, places)):
+        text = f"{older} matrix products in FP8 need {_version(ADA)}"
+        yield Problem("model.fp8", text, "model.fp8=false")
+
+
+def _older(least: Capability, places: Mapping[int, Mapping[str, Any]]) -> str:
+    """Which ranks have GPUs of less than a compute capability; empty if none has."""
+    found = {
+        rank: tuple(place["device"]["capability"])
+        for rank, place in places.items()
+        if tuple(place["device"].get("capability", least)) < least
+    }
+    if not found:
+        return ""
+    which = ", ".join(sorted({_version(one) for one in found.values()}))
+    return f"the GPU of {_named(list(found), places)} has compute capability {which};"
 
 
 def _without_gpu(

@@ -14,8 +14,9 @@ has the documents padded, for the model's own attention.
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -60,6 +61,9 @@ _HARMLESS = frozenset({"position_ids", "cache_position", "cu_seq_lens_k", "seq_i
 #: Parameters of torch's kernel for packed rows, which change since torch 2.10; see `_keywords`.
 _varlen_parameters: frozenset[str] = frozenset()
 
+#: transformers' function that tells from positions which document each token is of.
+_DETECTION = "find_packed_sequence_indices"
+
 #: Attribute of attention modules that holds the kind of their layer.
 _KIND = "kind_of_layer"
 
@@ -93,11 +97,26 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
 
 
 def register() -> None:
-    """Add both functions to transformers' tables; safe to call again."""
+    """Add both functions to transformers' tables, and let it look for documents only in rows whose
+    documents are not known; safe to call again."""
     AttentionInterface.register(DOCUMENT, document_attention)
     AttentionInterface.register(VARLEN, varlen_attention)
     AttentionMaskInterface.register(DOCUMENT, _mask)
     AttentionMaskInterface.register(VARLEN, _mask)
+    own = getattr(masking_utils, _DETECTION, None)
+    if own is not None and not hasattr(own, "__wrapped__"):
+        setattr(masking_utils, _DETECTION, _unless_known(own))
+
+
+def _unless_known(detect: Callable[..., torch.Tensor | None]) -> Callable[..., Any]:
+    """transformers' search for documents by the positions of tokens, which has the host wait for
+    the device once a mask, left out of packed rows: their masks are not built."""
+
+    @functools.wraps(detect)
+    def found(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+        return detect(*args, **kwargs) if _starts.get() is None else None
+
+    return found
 
 
 def isolates(model: Any) -> bool:

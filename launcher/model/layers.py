@@ -33,7 +33,7 @@ def compile_layers(model: nn.Module) -> int:
     Raises `ConfigError` for a model that names no layers; a layer that cannot be compiled does so
     when it first runs.
     """
-    layers = _outermost(model, layer_kinds(model))
+    layers = decoder_layers(model)
     if not layers:
         raise ConfigError(
             f"{type(inner_model(model)).__name__} does not say what its layers are",
@@ -52,8 +52,13 @@ def compile_layers(model: nn.Module) -> int:
 
 def checkpointed(model: nn.Module) -> list[Any]:
     """The layers that each recompute their activations by themselves, from the first on."""
-    found = _outermost(model, layer_kinds(model))
+    found = decoder_layers(model)
     return [layer for layer in found if isinstance(layer, GradientCheckpointingLayer)]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers from the first on; none if a model does not name them."""
+    return _outermost(model, layer_kinds(model))
 
 
 def _outermost(module: nn.Module, kinds: set[str]) -> list[nn.Module]:

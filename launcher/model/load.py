@@ -21,7 +21,7 @@ from launcher.config.schema import Attention, Kernels, ModelConfig, Quantization
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 from launcher.core.files import require_readable
-from launcher.model import attention, kernels, layers
+from launcher.model import attention, float8, kernels, layers
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
@@ -118,6 +118,8 @@ def load_model(
     model.config.use_cache = False
     if config.kernels is Kernels.liger:
         kernels.use_liger(model)
+    if config.fp8:
+        float8.use_float8(model)
     if config.gradient_checkpointing or config.activation_gib is not None:
         _recompute(model, config, plan)
     return cast(nn.Module, model.train())

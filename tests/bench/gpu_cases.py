@@ -62,6 +62,8 @@ _DEEPSPEED = "engine.extra={zero_optimization:{contiguous_gradients:true}}"
 ABLATIONS = {
     "DeepSpeed, ZeRO-2": f"engine=zero2 {_DEEPSPEED}",
     "compiled": "model.compile=true",
+    "FP8": "model.fp8=true",
+    "FP8, compiled": "model.fp8=true model.compile=true",
     "DeepSpeed, ZeRO-3": f"engine=zero3 {_DEEPSPEED}",
     "one SDPA call a document": "model.attention=document",
     "token accuracy": "train.token_accuracy=true",
@@ -69,7 +71,7 @@ ABLATIONS = {
     "half the micro-batch": "batch.micro=2",
     "fixed segments": "PYTORCH_ALLOC_CONF=expandable_segments:False",
 }
-_NEEDS = {"optim=adamw8bit": ("bitsandbytes",)}
+_NEEDS = {"optim=adamw8bit": ("bitsandbytes",), "model.fp8=true": ("torchao",)}
 
 #: Models of which, with their method, two steps are profiled.
 PROFILES = ("1.7b full", "8b LoRA", "tiny full")

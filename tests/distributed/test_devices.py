@@ -134,6 +134,21 @@ def test_kernels_that_a_gpu_is_too_old_for_are_refused(capability, refused):
 
 
 @pytest.mark.parametrize(
+    ("capability", "refused"), [([8, 0], True), ([8, 6], True), ([8, 9], False), ([9, 0], False)]
+)
+def test_fp8_on_a_gpu_without_it_is_refused(capability, refused):
+    cards = gpu("y") | {"capability": [9, 0]}, gpu("x") | {"capability": capability}
+    problems, _ = judged(CUDA_PLAN, *cards, model={"fp8": True})
+    assert bool(problems) is refused
+    if refused:
+        shown = ".".join(map(str, capability))
+        begin = f"model.fp8: the GPU of rank 1 on a has compute capability {shown}; matrix products"
+        assert problems[0].startswith(begin)
+        assert problems[0].endswith("HINT: model.fp8=false")
+    assert judged(CUDA_PLAN, *cards) == ([], [])
+
+
+@pytest.mark.parametrize(
     ("found", "least"),
     [([], None), ([None, None], None), ([[9, 0], (8, 0)], (8, 0)), ([(7, 5), (10, 0)], (7, 5))],
 )

@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import AutoModelForCausalLM, masking_utils
 
 from launcher.model import attention
-from launcher.model.head import TargetHead
+from launcher.model.head import TargetHead, packed_inputs
 
 COMMON = {
     "vocab_size": 61,
@@ -246,3 +247,42 @@ def test_what_is_computed_again_in_backward_has_the_boundaries_of_its_forward():
     wanted = gradients(plain)
     for name, gradient in gradients(again).items():
         torch.testing.assert_close(gradient, wanted[name], msg=name)
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that the host reads from tensors: on a GPU it waits for each."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("implementation", [attention.DOCUMENT, attention.VARLEN])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2-softcap", "gemma3"])
+def test_no_forward_of_a_packed_row_waits_for_the_device(family, implementation, monkeypatch):
+    """transformers would look into the positions for documents, once a mask."""
+    model, row = make(family, implementation), make_row(LENGTHS)
+    inputs = {**packed_inputs(row), "use_cache": False, "logits_to_keep": row.target_index}
+
+    def forward():
+        with Reads() as reads, attention.packed_row(row.document_starts), torch.no_grad():
+            return model(**inputs).logits, reads.count
+
+    logits, reads = forward()
+    assert reads == 0
+    wrapped = masking_utils.find_packed_sequence_indices
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", wrapped.__wrapped__)
+    before, reads = forward()
+    assert reads > 0
+    assert torch.equal(logits, before)
+
+
+def test_documents_are_still_looked_for_where_they_are_not_known():
+    attention.register()
+    positions = torch.tensor([[0, 1, 0, 1, 2]])
+    find = masking_utils.find_packed_sequence_indices
+    assert find(positions).tolist() == [[0, 0, 1, 1, 1]]
+    with attention.packed_row(torch.tensor([0, 2, 5], dtype=torch.int32)):
+        assert find(positions) is None

@@ -6,8 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from launcher.model.checkpoint import Checkpoint
+from launcher.model.export import Kind, Trained, export
+from launcher.model.verify import verify
 from support import caches
+from support.configs import make_config
 from support.models import make_llama
 from support.ranks import run_ranks
 
@@ -155,6 +161,41 @@ def test_moments_in_8_bit_and_their_counter_go_on(setup):
         for rank in result["ranks"]:
             assert rank["again"] == rank["rest"]
             assert rank["resumed"] == rank["straight"]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_products_in_fp8_train_as_those_in_bf16_resume_and_export_a_plain_model(place, ranks):
+    pytest.importorskip("torchao")
+    folder, model = place
+    cases = [
+        case(f"fp8-{fp8}-{zero}-{ranks}", model, zero, engine={"precision": "bf16"})
+        for fp8 in (False, True)
+        for zero in ((0,) if ranks == 1 else (1, 2))
+    ]
+    for entry in cases:
+        entry["config"]["model"]["fp8"] = "True" in entry["name"]
+    found = run_cases(folder, cases, ranks)
+    for name, result in found.items():
+        plain = found[name.replace("True", "False")]
+        checkpoint = Checkpoint(Path(result["folder"]) / f"checkpoints/step-{STEPS // 2:08d}", {})
+        weights = checkpoint.weights()
+        assert set(weights.keys()) == {key for key, _ in load(model).named_parameters()}
+        for rank, other in zip(result["ranks"], plain["ranks"], strict=True):
+            assert rank["resumed"] == rank["straight"]
+            assert rank["again"] == rank["rest"]
+            assert (rank["straight"] == other["straight"]) is (result is plain)
+            losses, expected = (r["first"] + r["rest"] for r in (rank, other))
+            np.testing.assert_allclose(losses, expected, rtol=0.03)
+        config = make_config(model={"name": str(model), "fp8": True})
+        trained = Trained(config, weights, AutoTokenizer.from_pretrained(model), torch.bfloat16)
+        out = folder / "exports" / name
+        export(trained, Kind.full, out, lambda folder, trained=trained: verify(trained, folder))
+        for key, parameter in load(out).named_parameters():
+            assert torch.equal(parameter, weights.tensor(key).to(torch.bfloat16)), key
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -63,6 +63,8 @@ def _model(config: Config, has_gpu: bool) -> Iterator[Problem]:
         yield Problem("model.activation_gib", found, hint)
     if model.kernels is Kernels.liger:
         yield from _liger(config, has_gpu)
+    if model.fp8:
+        yield from _fp8(config, precision, has_gpu)
     if config.train.deterministic and model.compile and has_gpu:
         hint = "kernels of a GPU are chosen by the clock: model.compile=false"
         yield Problem("train.deterministic", "true with model.compile=true", hint)
@@ -82,6 +84,23 @@ def _liger(config: Config, has_gpu: bool) -> Iterator[Problem]:
     if config.model.compile:
         hint = f"each fuses what the other does: model.compile=false, or {instead}"
         yield Problem("model.kernels", "liger with model.compile=true", hint)
+
+
+def _fp8(config: Config, precision: str, has_gpu: bool) -> Iterator[Problem]:
+    instead = "model.fp8=false"
+    yield from kernels("torchao", "model.fp8", "true", instead, has_gpu)
+    if not config.peft.trains_base:
+        hint = f"torchao computes gradients of frozen weights too: {instead}, or peft=none"
+        yield Problem("model.fp8", f"true with peft={config.peft.name}", hint)
+    if has_gpu and precision != "bf16":
+        hint = f"it takes the place of bf16: engine.precision=bf16, or {instead}"
+        yield Problem("model.fp8", f"true with engine.precision={precision}", hint)
+    elif config.model.dtype is Dtype.fp32:
+        hint = f"it takes the place of bf16: model.dtype=auto, or {instead}"
+        yield Problem("model.fp8", "true with model.dtype=fp32", hint)
+    if config.engine.zero == 3:
+        hint = f"its layers are not known to find sharded weights: engine=zero2, or {instead}"
+        yield Problem("model.fp8", "true with engine.zero=3", hint)
 
 
 def _stored(config: Config) -> Iterator[Problem]:

@@ -217,15 +217,17 @@ class _Rank:
         """Activations of one layer."""
         shape, kind, config = self.shape, self.kind, self.config
         lean = not (config.model.gradient_checkpointing or config.model.compile)
-        copies = 2 if lean else 4
+        hidden, inner_copies = (2, 2) if lean else (4, 4)
+        if lean and config.model.fp8:  # its layers keep their inputs
+            hidden, inner_copies = 4, 3
         inner, chosen = float(shape.intermediate), self._experts()
         if chosen:
             # Gate, up and their product and activation; inputs and outputs of the experts.
             inner = chosen * (2 * float(self.text.get("moe_intermediate_size") or inner))
             inner += chosen * shape.hidden
         width = shape.query_width + shape.kv_width
-        each: float = (2 + kind.attention) * width + (copies + kind.hidden) * shape.hidden
-        each += (copies + kind.inner) * inner
+        each: float = (2 + kind.attention) * width + (hidden + kind.hidden) * shape.hidden
+        each += (inner_copies + kind.inner) * inner
         heads = int(self.text.get("num_attention_heads") or 1)
         each += kind.scores * heads * config.data.max_length
         found = self.tokens * self.size * each

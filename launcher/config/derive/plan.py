@@ -20,6 +20,8 @@ MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
 Capability = tuple[int, int]
 #: Ampere: the first with bf16, and the least that kernels for packed rows are built for.
 AMPERE: Capability = (8, 0)
+#: Ada: the first that multiplies in FP8.
+ADA: Capability = (8, 9)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

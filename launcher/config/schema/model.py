@@ -68,6 +68,9 @@ class ModelConfig:
     kernels: Kernels = Kernels.torch
     """Norms, rotary positions and gated MLPs: the model's own code, or the fused kernels of Liger
     (`liger-kernel`, CUDA)."""
+    fp8: bool = False
+    """Matrix products of the decoder layers in FP8, when all weights are trained in bf16 (torchao;
+    CUDA, compute capability 8.9 or later)."""
     quantization: Quantization = Quantization.none
     """Format of frozen base weights: `nf4` is 4-bit NormalFloat (bitsandbytes, CUDA; needs a `peft`
     method)."""

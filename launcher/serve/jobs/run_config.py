@@ -217,6 +217,7 @@ def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:
         dtype=model.dtype,
         attention=model.attention,
         kernels=model.kernels,
+        fp8=model.fp8,
         quantization=model.quantization,
         gradient_checkpointing=model.gradient_checkpointing,
         compile=model.compile,

@@ -105,6 +105,50 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {"model": {"compile": True}},
         GPU,
     ),
+    ("model.fp8", "true on CPU", "or a GPU", {"model": {"fp8": True}}, {}, {}),
+    (
+        "model.fp8",
+        "true with peft=lora",
+        "peft=none",
+        {"model": {"fp8": True}, "peft": {"name": "lora"}},
+        {"peft": {"name": "lora"}},
+        GPU,
+    ),
+    (
+        "model.fp8",
+        "true with peft=lora",
+        "model.fp8=false",
+        {"model": {"fp8": True, "quantization": "nf4"}, "peft": {"name": "lora"}},
+        {"peft": {"name": "lora"}},
+        GPU,
+    ),
+    *(
+        (
+            "model.fp8",
+            f"true with engine.precision={precision}",
+            "engine.precision=bf16",
+            {"model": {"fp8": True}, "engine": {"precision": precision}},
+            {"engine": {"precision": precision}},
+            GPU,
+        )
+        for precision in ("fp16", "fp32")
+    ),
+    (
+        "model.fp8",
+        "true with model.dtype=fp32",
+        "model.dtype=auto",
+        {"model": {"fp8": True, "dtype": "fp32"}},
+        {"model": {"dtype": "fp32"}},
+        GPU,
+    ),
+    (
+        "model.fp8",
+        "true with engine.zero=3",
+        "engine=zero2",
+        {"model": {"fp8": True}, "engine": {"zero": 3}},
+        {"engine": {"zero": 3}},
+        GPU,
+    ),
     (
         "model.activation_gib",
         "2 with model.gradient_checkpointing=true",
@@ -829,6 +873,7 @@ def test_what_is_compiled_needs_a_compiler(
         ("bitsandbytes", "optim.name", {"optim": {"name": "adamw8bit"}}),
         ("flash_attn", "model.attention", {"model": {"attention": "flash"}}),
         ("liger_kernel", "model.kernels", {"model": {"kernels": "liger"}}),
+        ("torchao", "model.fp8", {"model": {"fp8": True}}),
     ],
 )
 def test_optional_packages_are_needed_by_what_uses_them(

@@ -233,6 +233,19 @@ def test_what_makes_it_smaller() -> None:
     assert estimate(model=quantized, peft={"name": "lora"})["weights"] < plain["weights"]
 
 
+def test_layers_in_fp8_keep_their_inputs() -> None:
+    """What norms and gated MLPs give, which plain layers make again in backward."""
+    plain = estimate()["activations"]
+    eight = estimate(model={"kind": "tiny", "fp8": True})["activations"]
+    shape = memory.model_shape(make_config(model={"kind": "tiny"}))
+    assert shape is not None
+    tokens = 2 * make_config().data.max_length
+    kept = 2 * shape.hidden + shape.intermediate
+    assert eight - plain == shape.layers * tokens * 2 * kept
+    checkpointed = {"kind": "tiny", "gradient_checkpointing": True}
+    assert estimate(model=checkpointed) == estimate(model={**checkpointed, "fp8": True})
+
+
 def test_fp32_without_zero_keeps_no_second_copy() -> None:
     found = estimate(precision="fp32", engine={"zero": 0})
     assert found["optimizer"] == 2 * found["weights"]
