@@ -1,0 +1,88 @@
+"""`batch.micro=auto`: what is tried, what is taken, and that all ranks take the same."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.core.errors import OutOfMemoryError
+from launcher.train import microbatch
+from support.ranks import run_ranks
+
+
+def chosen(seconds, sizes=(1, 2, 4, 8)):
+    """What is taken, and what was tried, where `seconds` are those a token of a size."""
+    tried = []
+
+    def measure(size):
+        tried.append(size)
+        if isinstance(seconds[size], Exception):
+            raise seconds[size]
+        return seconds[size]
+
+    return microbatch.best(microbatch.fastest(sizes, measure)), tried
+
+
+@given(st.integers(1, 500))
+def test_what_is_tried_divides_the_share_of_a_rank_and_grows(per_rank):
+    sizes = microbatch.sizes(per_rank)
+    assert sizes[0] == 1
+    assert sizes[-1] == per_rank
+    assert all(per_rank % size == 0 for size in sizes)
+    assert sizes == sorted(set(sizes))
+
+
+def test_sizes_that_are_close_to_each_other_are_left_out():
+    assert microbatch.sizes(60) == [1, 2, 3, 5, 10, 15, 30, 60]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_it_ends_at_the_first_that_does_not_fit(error):
+    assert chosen({1: 1.0, 2: 0.6, 4: error, 8: 0.1}) == (2, [1, 2, 4])
+
+
+def test_it_ends_where_less_than_5_percent_are_gained():
+    assert chosen({1: 1.0, 2: 0.6, 4: 0.58, 8: 0.1}) == (2, [1, 2, 4])
+    assert chosen({1: 1.0, 2: 0.6, 4: 0.5, 8: 0.4}) == (8, [1, 2, 4, 8])
+    assert chosen({1: 1.0, 2: 1.2, 4: 0.1, 8: 0.1}) == (1, [1, 2])
+
+
+def test_what_is_foreseen_not_to_fit_is_not_taken():
+    assert chosen({1: 1.0, 2: "needs more", 4: 0.1, 8: 0.1}) == (1, [1, 2])
+    # By an estimate alone a run is not refused.
+    assert chosen({1: "needs more", 2: 0.1, 4: 0.1, 8: 0.1}) == (1, [1])
+
+
+def test_nothing_fits_if_the_first_does_not():
+    with pytest.raises(OutOfMemoryError, match="micro-batch of 1 runs out of memory on rank 0"):
+        chosen({1: MemoryError()})
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"):
+        chosen({1: 1.0, 2: RuntimeError("shapes do not match")})
+
+
+@pytest.mark.slow
+def test_all_ranks_take_what_fits_and_is_fast_on_each_of_them(tmp_path):
+    run_ranks("tests/train/microbatch_worker.py", str(tmp_path / "out.json"))
+    first, second = json.loads((tmp_path / "out.json").read_text())
+    assert first == second
+    why = "runs out of memory on rank 1"
+    assert first["at 4"] == {"asked": [1, 2, 4], "best": 2, "why": why}
+    assert first["at 1"]["asked"] == [1]
+    assert f"a micro-batch of 1 {why}" in first["at 1"]["error"]
+    assert first["uneven"] == {"asked": [1, 2, 4], "best": 2, "why": ""}
