@@ -59,7 +59,7 @@ def micro_batches(rows: list[Row], head: Head, packing: bool) -> list[Row]:
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class Tried:
     """What one micro-batch took."""
 
     size: int
@@ -83,7 +83,7 @@ def sizes(per_rank: int) -> list[int]:
     return found
 
 
-def fastest(candidates: Sequence[int], measure: Callable[[int], float | str]) -> list[Trial]:
+def fastest(candidates: Sequence[int], measure: Callable[[int], float | str]) -> list[Tried]:
     """Try `candidates` in turn; the last that was an improvement is `best` of what is returned.
 
     `measure` gives this rank's seconds a token, or why the size cannot fit; it may run out of
@@ -91,7 +91,7 @@ def fastest(candidates: Sequence[int], measure: Callable[[int], float | str]) ->
     that does not fit on some rank, or that is not faster on the slowest one. Raises
     `OutOfMemoryError` if the first has run out of memory on some rank.
     """
-    trials: list[Trial] = []
+    trials: list[Tried] = []
     for size in candidates:
         mine: float | str
         try:
@@ -111,15 +111,15 @@ def fastest(candidates: Sequence[int], measure: Callable[[int], float | str]) ->
     return trials
 
 
-def _agreed(size: int, mine: float | str) -> Trial:
+def _agreed(size: int, mine: float | str) -> Tried:
     found = collectives.gather_objects(mine)
     refusals = [f"{why} on rank {rank}" for rank, why in enumerate(found) if isinstance(why, str)]
     # What has failed says more than what was foreseen.
     refusals.sort(key=lambda why: not why.startswith(_FAILED))
-    return Trial(size, None, refusals[0]) if refusals else Trial(size, max(found))
+    return Tried(size, None, refusals[0]) if refusals else Tried(size, max(found))
 
 
-def best(trials: Sequence[Trial]) -> int:
+def best(trials: Sequence[Tried]) -> int:
     """The micro-batch to take of what `fastest` has tried."""
     kept = trials[0]
     for trial in trials[1:]:
@@ -157,8 +157,8 @@ def estimated(
     chosen = fitting or plan_of((1, "estimate"))
     beyond = "" if fitting else ", which may not fit"
     how = (
-        f"an estimate, as ZeRO-3 is not measured: about {_gib(_taken(chosen))} of"
-        f" {_gib(free)} free{beyond}"
+        f"an estimate, as ZeRO-3 is not measured: about {_size(_taken(chosen))} of"
+        f" {_size(free)} free{beyond}"
     )
     return chosen, how
 
@@ -227,7 +227,7 @@ class Passes:
             and self._last
             and self._last[1] / self._last[0] * size > left
         ):
-            return f"would need more than the {_gib(self._free)} that are free"
+            return f"would need more than the {_size(self._free)} that are free"
         rows = [row.to(self._device) for row in rows]
         was_training = self._model.training
         self._model.train()
@@ -241,8 +241,8 @@ class Passes:
         taken = uses.activations if counted is None else counted
         self._last = (size, taken)
         if taken > left:
-            needed = _gib(taken + uses.reserve)
-            return f"needs {needed} with optimizer and gradients, of {_gib(self._free)} free"
+            needed = _size(taken + uses.reserve)
+            return f"needs {needed} with optimizer and gradients, of {_size(self._free)} free"
         return seconds / len(whole.input_ids)
 
     def _measured(self, rows: list[Row]) -> tuple[int | None, float]:
@@ -305,5 +305,5 @@ def release(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.config.derive import plan
+from launcher.config.schema import variants
 from launcher.core.errors import OutOfMemoryError
+from launcher.data.pack.loader import Loader
+from launcher.data.pack.packing import PackedOrder
+from launcher.model.load import load_model
 from launcher.train import microbatch
+from support import caches
+from support.configs import make_config
+from support.models import make_llama
 from support.ranks import run_ranks
 
 
@@ -74,6 +83,78 @@ def test_nothing_fits_if_the_first_does_not():
 def test_another_error_is_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
         chosen({1: 1.0, 2: RuntimeError("shapes do not match")})
+
+
+LENGTHS = (40, 10, 60, 20, 50, 30, 12, 14)
+
+
+@pytest.fixture(scope="module")
+def passes(tmp_path_factory):
+    """Makes `Passes` of a small model with so many free bytes; and the model."""
+    folder = tmp_path_factory.mktemp("passes")
+    rng = np.random.default_rng(0)
+    records = [(rng.integers(7, 290, n).tolist(), [0] + [1] * (n - 1)) for n in LENGTHS]
+    cache = caches.write(folder / "cache", records, max_length=64)
+    config = make_config(
+        model={"name": str(make_llama(folder / "model", attention_dropout=0.1))},
+        data={"max_length": 64, "packing": False},
+        batch={"sequences": 4},
+        train={"steps": 2},
+    )
+    made = plan.make(config, world_size=1, has_gpu=False)
+    objective = variants.objective(config.objective)
+    model = load_model(config.model, made, 0, None, None)
+    order = PackedOrder(cache.lengths, 64, 0, False, False)
+    cut = {"micro_batch": 1, "accumulation": 4, "rank": 0, "world_size": 1}
+    rows = microbatch.longest(
+        Loader(cache, order, global_sequences=4, **cut), 4, order.num_packs, 1
+    )
+
+    def make(free, reserve=0):
+        return microbatch.Passes(
+            *(model, objective.head(model), objective, cache, rows),
+            config=config,
+            device=torch.device("cpu"),
+            uses_of=lambda size: microbatch.Uses(reserve, 0),
+            free=free,
+        )
+
+    return make, model, rows
+
+
+def test_the_longest_sequences_of_a_rank_are_passed(passes):
+    assert [len(row.input_ids) for row in passes[2]] == [60, 50, 40, 30]
+
+
+def test_passes_leave_nothing_behind(passes):
+    make, model, _ = passes
+    model.eval()
+    before = torch.random.get_rng_state()
+    weights = [parameter.clone() for parameter in model.parameters()]
+    assert make(1 << 30)(4) > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(map(torch.equal, weights, model.parameters()))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert not model.training
+
+
+def test_what_takes_more_than_is_free_does_not_fit(passes):
+    make, _, _ = passes
+    assert make(1 << 30)(1) > 0
+    reserved = make(1 << 30, reserve=1 << 30)(1)
+    assert reserved.startswith("needs 1.00 GiB with optimizer and gradients, of 921.6 MiB free")
+    assert "MiB with optimizer and gradients, of 0.0 MiB free" in make(1024)(1)
+
+
+def test_what_would_surely_take_too_much_is_not_tried_on_a_host(passes):
+    make, _, _ = passes
+    measured = make(1 << 30)
+    measured(1)
+    one = measured._last[1]
+    tight = make(3 * one / microbatch.SHARE)
+    assert tight(1) > 0
+    tight._measured = None  # it would fail
+    assert tight(4).startswith("would need more than the ")
 
 
 @pytest.mark.slow

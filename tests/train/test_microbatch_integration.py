@@ -125,7 +125,7 @@ def test_an_objective_that_makes_its_rows_itself_is_refused(here):
     done = here.run(DIRECT, *words, AUTO)
     assert done.code == ExitCode.usage, done.output
     assert "batch.micro: auto, and objective " in done.output
-    assert "own.py makes its rows itself" in done.output
+    assert "objective.py makes its rows itself" in done.output
     assert "HINT: set batch.micro=null" in done.output
     done = here.run(DIRECT, *words)
     assert done.code == ExitCode.ok, done.output
