@@ -35,6 +35,8 @@ from launcher.train import allocation
 #: Share of the memory that is there which a micro-batch may need: the rest is for what is not
 #: counted, and for pieces that the allocator cannot join.
 SHARE = 0.9
+#: The same where all is estimate, which may be off by a tenth.
+ESTIMATED_SHARE = 0.8
 #: A larger micro-batch is taken if its tokens take at most this share of the time.
 GAIN = 0.95
 #: Sequences of this rank that the longest are searched in.
@@ -139,19 +141,17 @@ def told(plan: Plan, how: str) -> str:
 # ---- by estimate
 
 
-def estimated(
-    plan_of: Callable[[Choice], Plan], ranks: Ranks, device: torch.device, rule: Plan
-) -> tuple[Plan, str]:
-    """The largest micro-batch that fits by the plan's estimate into the memory that is free, and
-    how that came about; the rule's where nothing can be estimated. Before a model is loaded."""
-    free = min(collectives.gather_objects(free_memory(ranks, device)))
+def estimated(plan_of: Callable[[Choice], Plan], free: int, rule: Plan) -> tuple[Plan, str]:
+    """The largest micro-batch that fits by the plan's estimate into `free` bytes, and how that came
+    about; that of `rule` where nothing can be estimated. `free` is measured before the model is
+    loaded, on the rank that has least."""
     chosen = plan_of((rule.micro_batch, "estimate"))
     if chosen.memory is None:
         return chosen, "by the rule for batch.micro=null: no sizes of this model are at hand"
     fitting = None
     for size in sizes(rule.global_sequences // rule.world_size):
         made = plan_of((size, "estimate"))
-        if _taken(made) > SHARE * free:
+        if _taken(made) > ESTIMATED_SHARE * free:
             break
         fitting = made
     chosen = fitting or plan_of((1, "estimate"))

@@ -139,7 +139,8 @@ def _planned(
         return plan, microbatch.told(plan, "as the run has found before")
     plan = plan_of()
     if plan.zero == 3:
-        plan, how = microbatch.estimated(lambda chosen: plan_of(chosen=chosen), ranks, device, plan)
+        free = min(collectives.gather_objects(microbatch.free_memory(ranks, device)))
+        plan, how = microbatch.estimated(lambda chosen: plan_of(chosen=chosen), free, plan)
         return plan, microbatch.told(plan, how)
     return plan, ""
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.config.derive import plan
-from launcher.config.schema import variants
+from launcher.config.schema import MicroBatch, variants
 from launcher.core.errors import OutOfMemoryError
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
@@ -83,6 +83,37 @@ def test_nothing_fits_if_the_first_does_not():
 def test_another_error_is_not_taken_for_a_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes"):
         chosen({1: 1.0, 2: RuntimeError("shapes do not match")})
+
+
+def test_the_largest_that_fits_by_estimate_is_taken_where_nothing_is_measured():
+    config = make_config(
+        model={"kind": "tiny"},
+        batch={"sequences": 32, "micro": MicroBatch.auto},
+        train={"steps": 2},
+        engine={"zero": 3},
+    )
+    machine = {"world_size": 2, "has_gpu": True}
+
+    def plan_of(choice):
+        return plan.make(config, **machine, chosen=choice)
+
+    def taken(size):
+        uses = dict(plan_of((size, "estimate")).memory)
+        return sum(uses.values()) - uses["host"]
+
+    rule = plan.make(config, **machine)
+    assert taken(16) > taken(8) > taken(4)
+    for free, size in ((taken(8), 8), (taken(16) - 1, 8), (taken(16), 16), (10 * taken(16), 16)):
+        made, how = microbatch.estimated(plan_of, int(free / 0.8) + 1, rule)
+        assert (made.micro_batch, made.accumulation, made.micro_by) == (
+            size,
+            16 // size,
+            "estimate",
+        )
+        assert how.startswith("an estimate, as ZeRO-3 is not measured: about ")
+    made, how = microbatch.estimated(plan_of, 1000, rule)
+    assert made.micro_batch == 1
+    assert "which may not fit" in how
 
 
 LENGTHS = (40, 10, 60, 20, 50, 30, 12, 14)
