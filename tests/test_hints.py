@@ -458,7 +458,7 @@ def test_a_run_to_compare_with_is_among_those_that_are_listed(plain, tmp_path, c
     assert "r " in capsys.readouterr().out
 
 
-@shows("plan", "train/start.py")
+@shows("plan", "allocation.py")
 def test_what_needs_less_memory_is_planned(capsys):
     error = train_start._out_of_memory(MemoryError())
     (typed,) = hints.commands(error.problems[0].hint)

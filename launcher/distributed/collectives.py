@@ -73,6 +73,11 @@ def max_over_ranks(value: int) -> int:
     return int(tensor)
 
 
+def all_agree(mine: bool) -> bool:
+    """Whether `mine` is true on every rank; one collective."""
+    return sum_over_ranks([float(not mine)])[0] == 0
+
+
 def gather_objects(value: Any) -> list[Any]:
     """`value` of every rank, in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

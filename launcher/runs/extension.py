@@ -45,7 +45,9 @@ def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) ->
         problems = problems or _end(run, config)
     if problems:
         raise ConfigError(problems)
-    made = plan.make(config, world_size=world_size or 1, has_gpu=has_gpu)
+    ranks = world_size or 1
+    chosen = plan.kept_choice(read_json(run.plan, {}), ranks)
+    made = plan.make(config, world_size=ranks, has_gpu=has_gpu, chosen=chosen)
 
     def write() -> None:
         compose.save(config, run.config)  # the rest follows from it

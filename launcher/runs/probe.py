@@ -13,7 +13,7 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -22,7 +22,7 @@ from launcher.config import create
 from launcher.config.check import checks
 from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import Config
+from launcher.config.schema import Config, MicroBatch
 from launcher.config.schema.launch import TorchrunConfig
 from launcher.config.schema.track import TrackConfig
 from launcher.core.errors import ConfigError, ExitCode, HangError, LauncherError, OutOfMemoryError
@@ -134,7 +134,7 @@ def probe(config: Config, plan: Plan, say: Say, *, limit_s: float = LIMIT_S) -> 
             error = LauncherError(first.reason, where="--probe")
             error.exit_code = ExitCode(first.exit_code or ExitCode.internal)
             raise error
-        trials += candidates(config, plan, first)
+        trials += candidates(config, first.plan, first)
         for trial in trials[1:]:
             # What one takes is known by the one before: a start that cannot end is not begun.
             needed = first.found.get("wall_s", 0.0)
@@ -192,7 +192,9 @@ def _differences(config: Config, change: dict[str, Any], plan: Plan) -> dict[str
     kept = {}
     for key, value in change.items():
         section, _, name = key.rpartition(".")
-        now = plan.micro_batch if key == "batch.micro" else getattr(getattr(config, section), name)
+        now = getattr(getattr(config, section), name)
+        if key == "batch.micro" and now is not MicroBatch.auto:  # which may find another one
+            now = plan.micro_batch
         if now != value:
             kept[key] = value
     return kept
@@ -245,6 +247,9 @@ def _measure(trial: Candidate, config: Config, folder: Path, end: float, say: Sa
     status = observed_run(run)
     trial.found = read_json(run.probe) or {}
     trial.found["wall_s"] = time.monotonic() - began
+    if config.batch.micro is MicroBatch.auto and (found := read_json(run.plan)):
+        keys = ("micro_batch", "accumulation", "micro_by", "memory")
+        trial.plan = replace(trial.plan, **{key: found[key] for key in keys})
     trial.reason, trial.exit_code = status.reason, status.exit_code or 0
     if trial.found.get("is_whole"):
         trial.outcome, trial.reason = "measured", ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,11 +20,10 @@ from launcher.core.files import write_json
 from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.pack.loader import Row, rectangles
+from launcher.data.pack.loader import Row
 from launcher.distributed import collectives
 from launcher.evals.runner import EvaluationStopped
 from launcher.health.heartbeat import Heartbeat
-from launcher.health.isolation import isolate
 from launcher.health.selftest import require_trainable, silent_adapters
 from launcher.health.stragglers import OwnTime, Stragglers, report_slow
 from launcher.model.checkpoint import Checkpoint
@@ -38,6 +37,7 @@ from launcher.track.tracker import Trackers
 from launcher.train import restoring, selection, setup
 from launcher.train.engine import StepResult
 from launcher.train.finish import finish
+from launcher.train.microbatch import micro_batches
 from launcher.train.saving import Saver
 from launcher.train.signals import StopFlag, too_slow_for_grace
 
@@ -137,14 +137,14 @@ class Training:
         self.stopping = partial(_is_asked, stop, heart)
 
         heart.beat("start", 0, "data")
-        self.data = setup.read_data(run, config, ranks, device, self.say, told=told)
-        self.plan, self.objective = self.data.plan, self.data.objective
+        data = setup.read_data(run, config, ranks, device, self.say, told=told)
+        learner = setup.make_learner(run, config, ranks, device, heart, data, self.say)
+        self.data, self.plan, self.objective = learner.data, learner.data.plan, data.objective
         assert self.plan.steps is not None
         assert self.plan.warmup_steps is not None
         self.num_steps, self.warmup_steps = self.plan.steps, self.plan.warmup_steps
-        learner = setup.make_learner(run, config, ranks, device, heart, self.data, self.say)
         self.model, self.head, self.engine = learner.model, learner.head, learner.engine
-        start = learner.start
+        self.is_isolated, start = learner.is_isolated, learner.start
         self.progress = _progress(start) if start else Progress()
         self.saver = Saver(
             *(run, self.engine, ranks, config.checkpoint, heart),
@@ -214,13 +214,10 @@ class Training:
         """Keep the documents of a row apart, and try on the model itself that what is trained
         learns. `ConfigError` where that cannot be."""
 
-        def all_agree(mine: bool) -> bool:
-            return collectives.sum_over_ranks([float(not mine)])[0] == 0
-
         self.engine.eval()
         model, cache, device = self.model, self.data.cache, self.device
-        for note in isolate(self.head, self.engine, model, cache, device, all_agree, trains=True):
-            self.say(f"attention: {note}")
+        if not self.is_isolated:
+            setup.keep_apart(self.head, self.engine, model, cache, device, self.say)
         require_trainable(self.objective, self.head, model, cache, device)
         if self.config.model.compile:
             compile_layers(model)
@@ -558,18 +555,6 @@ def _due(step: int, every: int | None) -> bool:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return ((seed * 1_000_003 + step) * 65_537 + rank) & ((1 << 63) - 1)
-
-
-def micro_batches(rows: list[Row], head: Head, packing: bool) -> list[Row]:
-    """`rows` as `head` computes them: where documents are a line each, in rows that hold little
-    padding or none, as many on every rank."""
-    is_small = not head.keeps_logits and not packing
-    if head.isolates or (is_small and head.pads):
-        return rows
-    parts = [part for row in rows for part in rectangles(row, equal=not head.pads)]
-    count = collectives.max_over_ranks(len(parts))
-    smallest = min(parts, key=lambda part: len(part.input_ids))
-    return parts + [replace(smallest, is_filler=True)] * (count - len(parts))
 
 
 def _counted(found: LossSum, head: Head, row: Row) -> dict[str, tuple[Any, Any]]:

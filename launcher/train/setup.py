@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from launcher import fingerprint
 from launcher.config.derive import deepspeed
 from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import AdapterConfig, Config, variants
+from launcher.config.schema import AdapterConfig, Config, MicroBatch, variants
 from launcher.config.schema.variants import PEFT_METHODS
 from launcher.core.errors import ConfigError, Problem
 from launcher.core.files import read_json, write_json
@@ -27,13 +28,15 @@ from launcher.data.pack.mixture import open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives, devices
 from launcher.health.heartbeat import Heartbeat
+from launcher.health.isolation import isolate
+from launcher.model.activations import save_less
 from launcher.model.adapter import count_parameters, inner_model
 from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
-from launcher.train import restoring, saving
+from launcher.train import microbatch, restoring, saving
 from launcher.train.engine import Engine
 from launcher.train.single import SingleEngine
 from launcher.train.zero import ZeroEngine, connect
@@ -53,6 +56,10 @@ class Data:
     held_out: TokenCache | JoinedCache | None
     objective: Objective
     plan: Plan
+    plan_of: Callable[..., Plan]
+    """`launcher.config.derive.plan.make` of this run; it takes `chosen`."""
+    loader: Callable[[Plan], RowSource]
+    """This rank's rows of prepared data, as a plan cuts them."""
     rows: Any
     """`rows.step(n)` gives this rank's rows of optimizer step `n`."""
 
@@ -69,34 +76,79 @@ def read_data(
     objective: Objective = variants.objective(config.objective)
     objective.settle(config, cache, held_out)
     objective.spec = objective.sequence_head(padding_of(tokenizer))
-    plan = plans.make(
+    plan_of = partial(
+        plans.make,
         config,
         world_size=ranks.world_size,
         has_gpu=device.type == "cuda",
         train_packs=order.num_packs,
         capability=devices.oldest(collectives.gather_objects(devices.capability(device))),
     )
+    plan, found = _planned(run, config, ranks, device, plan_of, objective)
     text = plans.describe(config, plan)
     if told:
         known = plans.describe(config, Plan(**read_json(run.plan))).splitlines()
         text = "\n".join(line for line in text.splitlines() if line not in known)
     if ranks.is_main:
         write_json(run.plan, plans.as_dict(plan))
-    loader: RowSource = Loader(
-        cache,
-        order,
-        global_sequences=plan.global_sequences,
-        micro_batch=plan.micro_batch,
-        accumulation=plan.accumulation,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
-    if device.type == "cuda":
-        loader = Ahead(loader, _pinned_for(device))
-    rows = objective.rows(loader)
+
+    def loader(plan: Plan) -> RowSource:
+        return Loader(
+            cache,
+            order,
+            global_sequences=plan.global_sequences,
+            micro_batch=plan.micro_batch,
+            accumulation=plan.accumulation,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+
     if text:
         say(text)
-    return Data(folders, tokenizer, cache, order.num_packs, held_out, objective, plan, rows)
+    if found:
+        say(found)
+    return Data(
+        *(folders, tokenizer, cache, order.num_packs, held_out, objective, plan, plan_of, loader),
+        rows=_rows(loader(plan), objective, device),
+    )
+
+
+def _planned(
+    run: RunDir,
+    config: Config,
+    ranks: Ranks,
+    device: torch.device,
+    plan_of: Callable[..., Plan],
+    objective: Objective,
+) -> tuple[Plan, str]:
+    """The plan of these ranks, and what to say of a micro-batch that the run has found before, or
+    that is estimated; what is measured follows when there is a model. All ranks plan alike."""
+    if config.batch.micro is not MicroBatch.auto:
+        return plan_of(), ""
+    if type(objective).rows is not Objective.rows:
+        raise ConfigError(
+            f"auto, and objective {config.objective.name} makes its rows itself",
+            where="batch.micro",
+            hint="set batch.micro=null, or a number",
+        )
+    # Of one rank: another may already read what this one is about to write.
+    known = plans.kept_choice(read_json(run.plan, {}), ranks.world_size)
+    known = collectives.gather_objects(known)[0]
+    if known is not None:
+        plan = plan_of(chosen=known)
+        return plan, microbatch.told(plan, "as the run has found before")
+    plan = plan_of()
+    if plan.zero == 3:
+        free = min(collectives.gather_objects(microbatch.free_memory(ranks, device)))
+        plan, how = microbatch.estimated(lambda chosen: plan_of(chosen=chosen), free, plan)
+        return plan, microbatch.told(plan, how)
+    return plan, ""
+
+
+def _rows(loader: RowSource, objective: Objective, device: torch.device) -> RowSource:
+    if device.type == "cuda":
+        loader = Ahead(loader, _pinned_for(device))
+    return objective.rows(loader)
 
 
 def _pinned_for(device: torch.device) -> Callable[[Row], Row]:
@@ -116,6 +168,10 @@ class Learner:
     model: Any
     head: Head
     engine: Engine
+    data: Data
+    """The data, cut into the micro-batches that the engine computes."""
+    is_isolated: bool
+    """Whether documents are kept apart already (see `keep_apart`)."""
     start: Checkpoint | None
     """The checkpoint that it has gone on from."""
     origin: dict[str, str]
@@ -176,14 +232,77 @@ def make_learner(
     head = objective.head(model, counts_hits=config.train.token_accuracy)
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
+    measures = config.batch.micro is MicroBatch.auto and plan.micro_by == "rule"
+    if measures:
+        data = _measured(config, ranks, device, heart, data, model, head, say)
+        if ranks.is_main:
+            write_json(run.plan, {**plans.as_dict(data.plan), "trainable": trainable})
     heart.beat("start", 0, "engine")
-    engine = make_engine(model, config, plan)
+    engine = make_engine(model, config, data.plan)
     if start is not None:
         heart.beat("start", 0, "optimizer")
         restoring.load_optimizer(start, engine)
     gc.freeze()
     gc.enable()
-    return Learner(model, head, engine, start, origin)
+    return Learner(model, head, engine, data, measures, start, origin)
+
+
+def keep_apart(
+    head: Head,
+    caller: Any,
+    model: Any,
+    cache: TokenCache | JoinedCache,
+    device: torch.device,
+    say: Say,
+) -> None:
+    """Find out on a model in evaluation mode how the documents of a row are kept apart in it."""
+    for note in isolate(head, caller, model, cache, device, collectives.all_agree, trains=True):
+        say(f"attention: {note}")
+
+
+def _measured(
+    config: Config,
+    ranks: Ranks,
+    device: torch.device,
+    heart: Heartbeat,
+    data: Data,
+    model: Any,
+    head: Head,
+    say: Say,
+) -> Data:
+    """`data` cut into the micro-batches that are fastest on `model`, which has no engine yet."""
+    plan = data.plan
+
+    def plan_of(size: int) -> Plan:
+        return data.plan_of(chosen=(size, "measured"))
+
+    heart.beat("start", 0, "documents of a row")
+    if not (config.model.gradient_checkpointing or config.model.compile):
+        save_less(model)  # as its engine would
+    was_training = model.training
+    model.eval()
+    keep_apart(head, model, model, data.cache, device, say)
+    model.train(was_training)
+    per_rank = plan.global_sequences // plan.world_size
+    single = data.loader(plan_of(1))
+    passes = microbatch.Passes(
+        *(model, head, data.objective, data.cache),
+        microbatch.longest(single, per_rank, data.num_packs, plan.world_size),
+        config=config,
+        device=device,
+        uses_of=lambda size: microbatch.uses(plan_of(size), model, config),
+        free=microbatch.free_memory(ranks, device),
+    )
+
+    def measure(size: int) -> float | str:
+        heart.beat("start", 0, f"a micro-batch of {size}")
+        return passes(size)
+
+    trials = microbatch.fastest(microbatch.sizes(per_rank), measure)
+    microbatch.release(device)
+    plan = plan_of(microbatch.best(trials))
+    say(microbatch.told(plan, f"measured: {'; '.join(map(str, trials))}"))
+    return replace(data, plan=plan, rows=_rows(data.loader(plan), data.objective, device))
 
 
 def make_engine(model: nn.Module, config: Config, plan: Plan) -> Engine:

@@ -34,7 +34,7 @@ from launcher.core.runtime import Ranks
 from launcher.distributed import devices, rendezvous
 from launcher.health import determinism
 from launcher.health.watchdog import Watchdog, collective_timeout
-from launcher.train import logs
+from launcher.train import allocation, logs
 from launcher.train.signals import StopFlag
 
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             if known is not None:
                 return _failed(start, known)
             traceback.print_exc()
-            if _is_allocation_failure(error):
+            if allocation.is_failure(error):
                 return _failed(start, _out_of_memory(error))
             return _failed(start, LauncherError(f"{type(error).__name__}: {error}"))
     return int(ExitCode.ok)
@@ -309,19 +309,5 @@ def _told(start: _Start, error: LauncherError) -> str:
     return f"{error}\n  HINT: {start.run.command('resume')} goes on from there"
 
 
-def _is_allocation_failure(error: Exception) -> bool:
-    text = str(error)
-    # cuBLAS and cuDNN say ..._STATUS_ALLOC_FAILED where no memory is left for their workspaces.
-    return any(words in text for words in ("DefaultCPUAllocator", "ALLOC_FAILED")) or (
-        "out of memory" in text.lower()
-    )
-
-
 def _out_of_memory(error: BaseException) -> OutOfMemoryError:
-    return OutOfMemoryError(
-        str(error).splitlines()[0] if str(error) else type(error).__name__,
-        where="memory",
-        hint="set batch.micro=1, model.gradient_checkpointing=true, a smaller data.max_length,"
-        " a higher engine.zero, peft=lora, or engine=zero3_offload"
-        " (`launcher plan` shows the estimate of each)",
-    )
+    return allocation.error(str(error).splitlines()[0] if str(error) else type(error).__name__)

@@ -22,7 +22,7 @@ from launcher.distributed import collectives, rendezvous
 from launcher.health.isolation import isolate
 from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
-from launcher.train.loop import micro_batches
+from launcher.train.microbatch import micro_batches
 from launcher.train.setup import make_engine
 from launcher.train.zero import connect
 from support.configs import make_config

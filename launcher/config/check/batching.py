@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.config.derive.plan import global_sequences
-from launcher.config.schema import Config
+from launcher.config.derive import plan
+from launcher.config.schema import Config, MicroBatch
 from launcher.core.errors import Problem
 
 #: keys that the rules here take part in; while one of them is out of range they say nothing.
@@ -29,32 +29,34 @@ def check(config: Config, world_size: int | None) -> Iterator[Problem]:
         found = f"{tokens} is not a multiple of data.max_length={length}"
         yield Problem("batch.tokens", found, _nearest("batch.tokens", tokens, length))
         return
+    if config.batch.micro is MicroBatch.auto and config.model.activation_gib is not None:
+        found = (
+            "auto with model.activation_gib, which recomputes as many layers as a micro-batch asks"
+        )
+        yield Problem("batch.micro", found, "batch.micro=null, or model.activation_gib=null")
+        return
     if world_size is not None:
         yield from _cut(config, world_size)
 
 
 def _cut(config: Config, world_size: int) -> Iterator[Problem]:
-    total = global_sequences(config)
+    total = plan.global_sequences(config)
     in_tokens = config.batch.tokens is not None
     key = "batch.tokens" if in_tokens else "batch.sequences"
     unit = config.data.max_length if in_tokens else 1
-    micro = config.batch.micro
+    micro = None if config.batch.micro is MicroBatch.auto else config.batch.micro
     if total % world_size:
         found = f"{total * unit} ({total} sequences) cannot be shared by {world_size} ranks"
         found = found if in_tokens else f"{total} cannot be shared by {world_size} ranks"
         yield Problem(key, found, _nearest(key, total * unit, world_size * (micro or 1) * unit))
     elif micro is not None and total // world_size % micro:
         share = total // world_size
-        sizes = ", ".join(str(size) for size in _divisors(share))
+        sizes = ", ".join(str(size) for size in plan.divisors(share))
         yield Problem(
             "batch.micro",
             f"{micro} does not divide the {share} sequences of a rank ({total} over {world_size})",
             f"use one of {sizes}; or {_nearest(key, total * unit, world_size * micro * unit)}",
         )
-
-
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _nearest(key: str, value: int, step: int) -> str:

@@ -84,7 +84,7 @@ def out_of_range(section: Any, path: str = "") -> Iterator[Problem]:
         key, value = f"{path}.{name}".lstrip("."), getattr(section, name)
         if dataclasses.is_dataclass(value):
             yield from out_of_range(value, key)
-        elif value is not None and name in limits and not limits[name].holds(value):
+        elif isinstance(value, (int, float)) and name in limits and not limits[name].holds(value):
             yield Problem(key, f"{value} is out of range", f"give a number {limits[name]}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.config.derive import architecture, memory, peak
-from launcher.config.schema import Attention, Config, Dtype, Weights, WsdConfig
+from launcher.config.schema import Attention, Config, Dtype, MicroBatch, Weights, WsdConfig
 from launcher.core.errors import ConfigError
 
 #: tokens that a rank computes at once when `batch.micro` is not given: enough to fill the device's
@@ -18,6 +18,8 @@ MICRO_TOKENS = {"cpu": 1024, "cuda": 16384}
 
 #: A GPU's compute capability: major and minor version.
 Capability = tuple[int, int]
+#: A micro-batch that ranks have found, and how: "measured" or "estimate".
+Choice = tuple[int, str]
 #: Ampere: the first with bf16, and the least that kernels for packed rows are built for.
 AMPERE: Capability = (8, 0)
 #: Ada: the first that multiplies in FP8.
@@ -66,6 +68,9 @@ class Plan:
     """Layers that recompute their activations; None: all or none of them."""
     eval_steps: int | None = None
     """Steps between evaluations during training; None: there are none, or steps is unknown."""
+    micro_by: str = "rule"
+    """What has set the micro-batch: "config", "rule", or for `batch.micro=auto` in the ranks
+    "measured" or "estimate"."""
     disk: dict[str, int] | None = None
     """Estimated bytes of `checkpoint` (one), `checkpoints` (those kept, and one being written) and
     `export`; None while the model's sizes are not known."""
@@ -87,12 +92,14 @@ def make(
     has_gpu: bool,
     train_packs: int | None = None,
     capability: Capability | None = None,
+    chosen: Choice | None = None,
 ) -> Plan:
     """Solve micro-batch, accumulation, steps, precision and attention for `world_size` ranks.
 
     `train_packs` is the number of packs of one epoch; without it `train.epochs` gives no steps yet.
     `capability` is that of the oldest GPU; without it, as before the start, they are taken for
-    Ampere or newer.
+    Ampere or newer. `chosen` is what `batch.micro=auto` has found for so many ranks; without it
+    the rule for `null` stands in.
     Raises `ConfigError` for a batch that cannot be cut; `checks.check` finds that (and more)
     beforehand.
     """
@@ -102,7 +109,11 @@ def make(
         hint = "run launcher.config.check.checks first"
         raise ConfigError(f"{sequences} sequences on {world_size} ranks", where="batch", hint=hint)
     per_rank = sequences // world_size
-    micro = config.batch.micro or micro_batch(per_rank, config.data.max_length, device)
+    micro, micro_by = micro_batch(per_rank, config.data.max_length, device), "rule"
+    if isinstance(config.batch.micro, int):
+        micro, micro_by = config.batch.micro, "config"
+    elif config.batch.micro is MicroBatch.auto and chosen is not None:
+        micro, micro_by = chosen
     if per_rank % micro:
         raise ConfigError(f"{micro} does not divide {per_rank}", where="batch.micro")
     steps, epochs = _length(config, sequences, train_packs)
@@ -136,6 +147,7 @@ def make(
         memory=estimate,
         zero=zero,
         recomputed=cut.recomputed,
+        micro_by=micro_by,
         eval_steps=_eval_steps(config, steps),
         disk=_disk(config, shape, dtype) if shape else None,
     )
@@ -177,7 +189,21 @@ def global_sequences(config: Config) -> int:
 def micro_batch(per_rank: int, max_length: int, device: str) -> int:
     """The largest divisor of `per_rank` whose tokens stay within the device's share; at least 1."""
     most = max(1, MICRO_TOKENS[device] // max_length)
-    return max(size for size in range(1, min(most, per_rank) + 1) if per_rank % size == 0)
+    return max(size for size in divisors(per_rank) if size <= most)
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of `number`, the least first."""
+    return [size for size in range(1, number + 1) if number % size == 0]
+
+
+def kept_choice(before: dict[str, Any], world_size: int) -> Choice | None:
+    """What `batch.micro=auto` has found for a run whose plan.json is `before`; None where it has
+    found nothing, or for another number of ranks."""
+    by = before.get("micro_by")
+    if by not in ("measured", "estimate") or before.get("world_size") != world_size:
+        return None
+    return before["micro_batch"], by
 
 
 def resolve_precision(config: Config, has_gpu: bool, capability: Capability | None = None) -> str:
@@ -261,7 +287,7 @@ def describe(config: Config, plan: Plan) -> str:
         f" attention {plan.attention}",
         f"engine   {_engine_text(plan)} on {ranks} on {plan.device}",
         f"batch    {sequences} of {plan.max_length} tokens ="
-        f" {ranks} x {plan.micro_batch} micro-batch{accumulation}",
+        f" {ranks} x {plan.micro_batch} micro-batch{accumulation}{_guessed(config, plan)}",
         f"length   {_length_text(plan)}",
     ]
     if plan.recomputed is not None:
@@ -291,6 +317,12 @@ def describe(config: Config, plan: Plan) -> str:
             " the model was made for"
         )
     return "\n".join(lines)
+
+
+def _guessed(config: Config, plan: Plan) -> str:
+    if config.batch.micro is MicroBatch.auto and plan.micro_by == "rule":
+        return " (batch.micro=auto: an estimate, the start of the run finds it)"
+    return ""
 
 
 def _engine_text(plan: Plan) -> str:

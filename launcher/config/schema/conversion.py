@@ -217,8 +217,7 @@ def convert(hint: Any, value: Any) -> Any:
         return copy.deepcopy(value)
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
-        return None if value is None else convert(inner[0], value)
+        return None if value is None else _one_of(hint, value)
     if origin is list:  # null, as YAML has it behind a key alone, says: nothing in it
         return [] if value is None else _list(typing.get_args(hint)[0], value)
     if origin is dict:
@@ -230,6 +229,29 @@ def convert(hint: Any, value: Any) -> Any:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _enum(hint, value)
     return {bool: _bool, int: _int, float: _float, str: _str}[hint](value)
+
+
+def _without_null(hint: Any) -> list[Any]:
+    """The types of a union but for that of null: one, and enums whose names may stand for it."""
+    return [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
+
+
+def _one_of(hint: Any, value: Any) -> Any:
+    first, *words = _without_null(hint)
+    for word in words:
+        if isinstance(value, word) or (isinstance(value, str) and value in word.__members__):
+            return _enum(word, value)
+    try:
+        return convert(first, value)
+    except ValueError as error:
+        if not words:
+            raise
+        names = [name for word in words for name in word.__members__]
+        found, tip = error.args
+        expected = " or ".join([describe(first), *names])
+        raise ValueError(
+            found.replace(describe(first), expected), " or ".join([tip, *names])
+        ) from None
 
 
 #: Keys of any type whose words are names: files, hub names, names of layers.
@@ -285,8 +307,9 @@ def describe(hint: Any) -> str:
     if hint is Any or hint is values.Source:
         return "any value"
     if origin in (types.UnionType, typing.Union):
-        inner = [arg for arg in typing.get_args(hint) if arg is not types.NoneType]
-        return f"{describe(inner[0])} or null"
+        first, *words = _without_null(hint)
+        names = [name for word in words for name in word.__members__]
+        return " or ".join([describe(first), *names, "null"])
     if origin is list:
         return "a list"
     if origin is dict:

@@ -23,6 +23,12 @@ class OnNonFinite(Enum):
     skip = "skip"
 
 
+class MicroBatch(Enum):
+    """A micro-batch that is no number."""
+
+    auto = "auto"
+
+
 class Weights(Enum):
     """Which weights of a run are its result."""
 
@@ -38,9 +44,9 @@ class BatchConfig:
     """Global batch in tokens: `data.max_length` times the packs. Give this or `batch.sequences`."""
     sequences: PositiveInt | None = None
     """Global batch in sequences (packs, if packing is on). Give this or `batch.tokens`."""
-    micro: PositiveInt | None = None
-    """Sequences a rank computes at once; default: the most that divide the batch and have no more
-    than 1,024 tokens on CPU, 16,384 on CUDA."""
+    micro: PositiveInt | MicroBatch | None = None
+    """Sequences a rank computes at once; null: the most that divide the batch and have no more than
+    1,024 tokens on CPU, 16,384 on CUDA. auto: the start of a run finds the fastest that fits."""
 
 
 @dataclass(kw_only=True, slots=True)

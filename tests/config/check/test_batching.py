@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.config.check import batching
 from launcher.config.derive import plan
+from launcher.config.schema import MicroBatch
 from launcher.core.errors import Problem
 from support import hints
 from support.configs import make_config
@@ -82,6 +83,20 @@ def test_refused(
         stated = {k.partition(".")[2]: int(v) for k, v in (word.split("=") for word in words)}
         left = check(world_size, packing, **stated)
         assert problem.found not in [one.found for one in left], words
+
+
+def test_auto_and_layers_that_a_memory_budget_chooses_are_refused_together() -> None:
+    batch = {"sequences": 8, "micro": MicroBatch.auto}
+    config = make_config(batch=batch, model={"activation_gib": 2.0})
+    (problem,) = batching.check(config, 2)
+    assert (problem.where, problem.hint) == (
+        "batch.micro",
+        "batch.micro=null, or model.activation_gib=null",
+    )
+    config.batch.micro = None
+    assert list(batching.check(config, 2)) == []
+    config = make_config(batch=batch)
+    assert list(batching.check(config, 2)) == []
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ def test_no_experiment_by_null() -> None:
         ("engine.extra.a.b=5e7", "engine.extra", {"a": {"b": 5e7}}),
         ("engine.extra.flags=[1,true,null,x]", "engine.extra", {"flags": [1, True, None, "x"]}),
         ("engine.precision=bf16", "engine.precision", schema.Dtype.bf16),
+        ("batch.micro=auto", "batch.micro", schema.MicroBatch.auto),
+        ("batch.micro=4", "batch.micro", 4),
+        ("batch.micro=null", "batch.micro", None),
         ("data.packing=No", "data.packing", False),
         ("model.name=null", "model.name", None),
         ("run.name=2024", "run.name", "2024"),
@@ -175,7 +178,8 @@ def test_only_plain_objects_leave() -> None:
 
 def test_a_saved_config_loads_equal(tmp_path: Path) -> None:
     words = ["data.train=[a,b]", "engine.extra={a: {b: 5e7}, c: 1e-5}", "peft=dora", "optim=muon"]
-    config = compose.compose([*words, "schedule=wsd", "model=tiny", "objective=text"])
+    words += ["schedule=wsd", "model=tiny", "objective=text", "batch.micro=auto"]
+    config = compose.compose(words)
     compose.save(config, tmp_path / "config.yaml")
     loaded = compose.load(tmp_path / "config.yaml")
     assert loaded == config

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.config.derive import plan
 from launcher.config.derive.plan import Plan
-from launcher.config.schema import EarlyStopConfig, Weights
+from launcher.config.schema import EarlyStopConfig, MicroBatch, Weights
 from launcher.core.errors import ConfigError
 from support.configs import make_config
 
@@ -233,6 +233,26 @@ def test_rotary_positions_beyond_those_of_training_are_a_warning(tmp_path: Path)
 
     assert "warning" not in told(512)
     assert "warning: data.max_length=513 is beyond the 512 positions that the model" in told(513)
+
+
+def test_auto_is_an_estimate_until_ranks_have_found_a_micro_batch() -> None:
+    batch = {"sequences": 8, "micro": MicroBatch.auto}
+    config = make_config(batch=batch, train={"steps": 4}, data={"max_length": 512})
+    guessed = plan.make(config, world_size=2, has_gpu=False)
+    by_rule = make(2, batch={"sequences": 8}, data={"max_length": 512})
+    assert (guessed.micro_batch, guessed.micro_by) == (by_rule.micro_batch, "rule") == (2, "rule")
+    said = "2 ranks x 2 micro-batch x 2 accumulation (batch.micro=auto: an estimate, the start of"
+    assert said in plan.describe(config, guessed)
+    found = plan.make(config, world_size=2, has_gpu=False, chosen=(4, "measured"))
+    assert (found.micro_batch, found.accumulation, found.micro_by) == (4, 1, "measured")
+    assert "auto" not in plan.describe(config, found)
+    assert plan.kept_choice(json.loads(found.to_json()), 2) == (4, "measured")
+    assert plan.kept_choice(json.loads(found.to_json()), 4) is None
+    assert plan.kept_choice(json.loads(guessed.to_json()), 2) is None
+    assert plan.kept_choice({}, 2) is None  # of an earlier version
+    config.batch.micro = 1
+    given = plan.make(config, world_size=2, has_gpu=False, chosen=(4, "measured"))
+    assert (given.micro_batch, given.micro_by) == (1, "config")
 
 
 @given(packs=st.integers(1, 10_000), epochs=st.floats(0.01, 50), total=st.integers(1, 300))

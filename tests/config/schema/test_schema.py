@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -66,6 +68,27 @@ def test_every_type_can_be_converted_and_described() -> None:
         assert conversion.describe(kind), key
     config = schema.Config()
     assert conversion.build(conversion.to_dict(config)) == (config, [])
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [("auto", schema.MicroBatch.auto), (4, 4), ("4", 4), (None, None)],
+    ids=str,
+)
+def test_a_number_a_word_or_null(value: Any, found: Any) -> None:
+    config, problems = conversion.build({"batch": {"micro": value}})
+    assert (config.batch.micro, problems) == (found, [])
+    plain = conversion.to_dict(config)
+    assert json.loads(json.dumps(plain)) == plain
+    assert conversion.build(plain)[0] == config
+
+
+@pytest.mark.parametrize("value", ["aut", 1.5, True, [1]], ids=str)
+def test_neither_a_number_nor_the_word(value: Any) -> None:
+    _, (problem,) = conversion.build({"batch": {"micro": value}})
+    assert problem.where == "batch.micro"
+    assert problem.found == f"expected a whole number or auto, got {value!r}"
+    assert problem.hint == "write digits only, e.g. 8 or auto"
 
 
 def test_docs_config_is_current() -> None:
