@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from launcher.model import layers
+
 _NORMED = (torch.float32, torch.bfloat16, torch.float16)
 
 Forward = Callable[..., Tensor]
@@ -32,13 +34,20 @@ Forward = Callable[..., Tensor]
 def save_less(model: nn.Module) -> int:
     """Give the modules of `model` that are proven equal their lean forward; returns how many.
 
-    Call it when adapters are in place, and with parameters sharded or whole. Not for models that
-    checkpoint their activations or are compiled: the one has nothing to keep, the other makes its
-    own choice of what to keep.
+    Call it when adapters are in place, and with parameters sharded or whole. Layers that recompute
+    their activations are left as they are, and have nothing to keep. Not for models that are
+    compiled, which makes its own choice of what to keep.
     """
+    recomputing = {
+        id(module)
+        for layer in layers.checkpointed(model)
+        if layer.gradient_checkpointing
+        for module in layer.modules()
+    }
     changed = 0
     for module in model.modules():
-        if "forward" in vars(module):  # someone else has put a forward of his own here
+        # Someone else has put a forward of his own here, or would look for what is not kept.
+        if "forward" in vars(module) or id(module) in recomputing:
             continue
         forward = _linear if type(module) is nn.Linear else _proven(module)
         if forward is not None:

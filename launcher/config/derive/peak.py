@@ -207,16 +207,16 @@ class _Rank:
 
     def activations(self, recomputed: int) -> tuple[float, float]:
         """Activations that all layers keep if so many of the first ones recompute theirs, and what
-        one that does adds in backward: nothing where later layers have freed as much by then."""
-        inside = self._inside()
+        one that does adds in backward, beyond what later layers have freed by then."""
         inputs = self.tokens * self.size * self.shape.hidden
-        kept = recomputed * inputs + (self.shape.layers - recomputed) * inside
-        return kept, inside if recomputed == self.shape.layers else 0.0
+        later = (self.shape.layers - recomputed) * self._inside(recomputes=False)
+        again = self._inside(recomputes=True) if recomputed else 0.0
+        return recomputed * inputs + later, max(0.0, again - later)
 
-    def _inside(self) -> float:
-        """Activations of one layer."""
+    def _inside(self, *, recomputes: bool) -> float:
+        """Activations of one layer, if it keeps them or while it recomputes them."""
         shape, kind, config = self.shape, self.kind, self.config
-        lean = not (config.model.gradient_checkpointing or config.model.compile)
+        lean = not (recomputes or config.model.compile)
         hidden, inner_copies = (2, 2) if lean else (4, 4)
         if lean and config.model.fp8:  # its layers keep their inputs
             hidden, inner_copies = 4, 3
