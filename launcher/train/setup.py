@@ -139,7 +139,7 @@ def _planned(
         return plan, microbatch.told(plan, "as the run has found before")
     plan = plan_of()
     if plan.zero == 3:
-        free = min(collectives.gather_objects(microbatch.free_memory(ranks, device)))
+        free = min(collectives.gather_objects(devices.free_memory(ranks, device)))
         plan, how = microbatch.estimated(lambda chosen: plan_of(chosen=chosen), free, plan)
         return plan, microbatch.told(plan, how)
     return plan, ""
@@ -215,10 +215,6 @@ def make_learner(
         if left_out := getattr(model, "left_out", ""):
             say(left_out)
     trainable, total = count_parameters(model)
-    if plan.trainable != trainable:  # DeepSpeed's buckets are cut by it
-        plan = replace(plan, trainable=trainable)
-        if ranks.is_main:
-            write_json(run.plan, plans.as_dict(plan))
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
@@ -235,8 +231,10 @@ def make_learner(
     measures = config.batch.micro is MicroBatch.auto and plan.micro_by == "rule"
     if measures:
         data = _measured(config, ranks, device, heart, data, model, head, say)
-        if ranks.is_main:
-            write_json(run.plan, {**plans.as_dict(data.plan), "trainable": trainable})
+    # DeepSpeed's buckets are cut by what is trained, which the model's files may not tell.
+    data = replace(data, plan=replace(data.plan, trainable=trainable))
+    if ranks.is_main:
+        write_json(run.plan, plans.as_dict(data.plan))
     heart.beat("start", 0, "engine")
     engine = make_engine(model, config, data.plan)
     if start is not None:
@@ -277,8 +275,7 @@ def _measured(
         return data.plan_of(chosen=(size, "measured"))
 
     heart.beat("start", 0, "documents of a row")
-    if not (config.model.gradient_checkpointing or config.model.compile):
-        save_less(model)  # as its engine would
+    _make_lean(model, config)
     was_training = model.training
     model.eval()
     keep_apart(head, model, model, data.cache, device, say)
@@ -291,7 +288,7 @@ def _measured(
         config=config,
         device=device,
         uses_of=lambda size: microbatch.uses(plan_of(size), model, config),
-        free=microbatch.free_memory(ranks, device),
+        free=devices.free_memory(ranks, device),
     )
 
     def measure(size: int) -> float | str:
@@ -308,9 +305,16 @@ def _measured(
 def make_engine(model: nn.Module, config: Config, plan: Plan) -> Engine:
     """The engine that `plan` asks for, around `model`: DeepSpeed, if there is something to
     shard."""
+    _make_lean(model, config)
     if plan.zero is None:
         return SingleEngine(model, config, plan)
     return ZeroEngine(model, config, plan, deepspeed.build(config, plan))
+
+
+def _make_lean(model: nn.Module, config: Config) -> None:
+    """Let a model that is to keep its activations keep less of them; nothing, the second time."""
+    if not (config.model.gradient_checkpointing or config.model.compile):
+        save_less(model)
 
 
 def _refuse_untrained_tokens(model: Any, num_tokens: int) -> None:

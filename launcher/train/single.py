@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdamwConfig, Config
-from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
 from launcher.train.engine import (
     StepResult,
@@ -41,8 +40,6 @@ class SingleEngine:
         self.plan, self.module = plan, model
         self.layers: list[nn.Module] = []
         self._clip_norm = config.optim.clip_norm
-        if not (config.model.gradient_checkpointing or config.model.compile):
-            save_less(model)
         groups = parameter_groups(model, config.optim.weight_decay)
         self._masters = {p: _master(p) for group in groups for p in group["params"]}
         self._names = {p: name for name, p in model.named_parameters() if p in self._masters}

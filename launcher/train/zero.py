@@ -18,7 +18,6 @@ from launcher.config.derive.plan import Plan
 from launcher.config.schema import Adamw8bitConfig, Config, MuonConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, DivergedError
-from launcher.model.activations import save_less
 from launcher.model.fragments import ParameterShard
 from launcher.model.layers import layer_kinds
 from launcher.train.engine import (
@@ -86,8 +85,6 @@ class ZeroEngine:
             _adamw8bit(groups, config.optim) if isinstance(config.optim, Adamw8bitConfig) else None
         )
         self.module = model
-        if not (config.model.gradient_checkpointing or config.model.compile):
-            save_less(model)
         self.layers = gather_by_layer(model) if self.zero == 3 else []
         """Layers that ZeRO-3 gathers as a whole before they run."""
         if self.layers:

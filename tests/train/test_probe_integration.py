@@ -153,3 +153,23 @@ def test_a_run_tells_what_each_rank_has_held_beside_the_plan(full, zero, peft):
     page = run.path.joinpath("report.html").read_text()
     assert "memory of a rank in a step" in page
     assert "of it optimizer" in page
+
+
+def test_buckets_are_cut_by_what_is_trained_where_the_plan_cannot_count_it(tmp_path):
+    """Without the number, DeepSpeed would get a bucket of 200 MB."""
+    from transformers import HeliumConfig, HeliumForCausalLM
+
+    model = make_llama(tmp_path / "model")
+    sizes = {"vocab_size": 400, "hidden_size": 32, "intermediate_size": 64, "head_dim": 16}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    HeliumForCausalLM(HeliumConfig(**sizes, pad_token_id=0)).save_pretrained(model)
+    here = Project(tmp_path, model)
+    here.write_data(project.conversations(20))
+    words = ("peft=lora", "engine=zero2", "launch.processes=2", "train.steps=2")
+    planned = json.loads(here.run((*LAUNCHER, "plan"), *here.words("x", *words), "--json").output)
+    assert planned["trainable"] is None
+    done = here.run(TRAIN, *here.words("held", *words))
+    assert done.code == ExitCode.ok, done.output
+    run = here.folder_of("held")
+    assert json.loads(run.plan.read_text())["trainable"] > 0
+    assert all(rank["peak"] < 50e6 for rank in json.loads(run.memory.read_text())["ranks"])
