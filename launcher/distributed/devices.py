@@ -16,7 +16,7 @@ import torch
 from launcher.config.check.model_checks import CUDA_ONLY
 from launcher.config.derive.plan import ADA, AMPERE, Capability
 from launcher.config.schema import Config, Dtype
-from launcher.core import runtime
+from launcher.core import processes, runtime
 from launcher.core.errors import Problem
 from launcher.core.runtime import Ranks
 
@@ -93,6 +93,14 @@ def judge(
                 f" on {kind}"
             )
     return found, notes
+
+
+def free_memory(ranks: Ranks, device: torch.device) -> int:
+    """Bytes that this rank may still take: of its GPU, or its share of the host's."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    return processes.available_memory() // ranks.local_world_size
 
 
 def capability(device: torch.device) -> Capability | None:

@@ -10,9 +10,8 @@ import torch
 
 from launcher.config.derive import memory
 from launcher.config.schema import Config
-from launcher.core import processes
 from launcher.core.runtime import Ranks
-from launcher.distributed import collectives
+from launcher.distributed import collectives, devices
 
 #: What the weights may take of the free memory; activations and logits need some of the rest.
 SHARE = 0.7
@@ -32,7 +31,8 @@ def for_generation(
         yield False
         return
     needed = _needed(sharded, config)
-    free = int(min(collectives.gather_objects(_free(ranks))))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    free = int(min(collectives.gather_objects(devices.free_memory(ranks, device))))
     fits = needed <= SHARE * free
     wanted = config.eval.gather_weights
     gathers = fits if wanted is None else wanted
@@ -59,14 +59,6 @@ def _needed(sharded: list[Any], config: Config) -> int:
         return weights
     size = max(p.element_size() for p in sharded)
     return weights + 2 * config.eval.batch_tokens * shape.layers * shape.kv_width * size
-
-
-def _free(ranks: Ranks) -> int:
-    """Bytes that this rank may still take of its device, or of its host's memory."""
-    if torch.cuda.is_available():
-        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return int(torch.cuda.mem_get_info()[0]) + unused
-    return processes.available_memory() // ranks.local_world_size
 
 
 @contextlib.contextmanager

@@ -62,10 +62,7 @@ class Candidate:
     @property
     def estimate(self) -> int | None:
         """Bytes of a rank by the plan, on its device."""
-        uses = self.plan.memory
-        if uses is None:
-            return None
-        return sum(uses.values()) - (uses["host"] if self.plan.device == "cuda" else 0)
+        return self.plan.device_bytes
 
     @property
     def peak(self) -> int | None:

@@ -22,8 +22,6 @@ from torch import nn
 from launcher.config.derive import plan as plans
 from launcher.config.derive.plan import Choice, Plan
 from launcher.config.schema import Config
-from launcher.core import processes
-from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row, RowSource, make_row, rectangles
 from launcher.distributed import collectives
@@ -146,35 +144,21 @@ def estimated(plan_of: Callable[[Choice], Plan], free: int, rule: Plan) -> tuple
     about; that of `rule` where nothing can be estimated. `free` is measured before the model is
     loaded, on the rank that has least."""
     chosen = plan_of((rule.micro_batch, "estimate"))
-    if chosen.memory is None:
+    if chosen.device_bytes is None:
         return chosen, "by the rule for batch.micro=null: no sizes of this model are at hand"
     fitting = None
     for size in sizes(rule.global_sequences // rule.world_size):
         made = plan_of((size, "estimate"))
-        if _taken(made) > ESTIMATED_SHARE * free:
+        if (made.device_bytes or 0) > ESTIMATED_SHARE * free:
             break
         fitting = made
     chosen = fitting or plan_of((1, "estimate"))
     beyond = "" if fitting else ", which may not fit"
     how = (
-        f"an estimate, as ZeRO-3 is not measured: about {_size(_taken(chosen))} of"
+        f"an estimate, as ZeRO-3 is not measured: about {_size(chosen.device_bytes or 0)} of"
         f" {_size(free)} free{beyond}"
     )
     return chosen, how
-
-
-def _taken(plan: Plan) -> int:
-    """Bytes that a rank will take of its device, by estimate."""
-    assert plan.memory is not None
-    return sum(plan.memory.values()) - (plan.memory["host"] if plan.device == "cuda" else 0)
-
-
-def free_memory(ranks: Ranks, device: torch.device) -> int:
-    """Bytes that this rank may still take: of its GPU, or its share of the host's."""
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + kept
-    return processes.available_memory() // ranks.local_world_size
 
 
 # ---- by measuring

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 
-from launcher.core import processes
 from launcher.core.errors import ExitCode
 from launcher.core.files import read_json, write_json
 from launcher.core.rundir import State
 from launcher.data.pack.loader import Row
-from launcher.distributed import collectives
+from launcher.distributed import collectives, devices
 from launcher.train.loop import Training
 
 #: Steps of a probe: one that warms up, one whose memory is measured (on a CPU counted operation by
@@ -94,5 +93,5 @@ def _limit(training: Training) -> int:
     """Bytes that a rank of this host may take: of its GPU, or its share of the free memory."""
     if training.device.type == "cuda":
         return int(torch.cuda.mem_get_info(training.device)[1])
-    mine = processes.available_memory() // training.ranks.local_world_size
+    mine = devices.free_memory(training.ranks, training.device)
     return int(min(collectives.gather_objects(mine)))

@@ -6,12 +6,12 @@ import pytest
 import torch
 import transformers
 
-from launcher.data.pack.loader import Row
 from launcher.model import attention
 from launcher.model.float8 import use_float8
 from launcher.model.head import TargetHead
 from launcher.model.layers import compile_layers
 from support import gpu
+from support.rows import make_row
 
 pytestmark = gpu.ONLY
 
@@ -27,25 +27,6 @@ SIZES = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-
-
-def row(lengths):
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 512, (sum(lengths),), generator=generator)
-    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-    last = set((starts[1:] - 1).tolist())
-    index = torch.tensor([i for i in range(len(ids)) if i not in last])
-    return Row(
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(n) for n in lengths]),
-        document_starts=starts,
-        target_index=index,
-        targets=ids[index + 1],
-        longest=max(lengths),
-        records=list(range(len(lengths))),
-        packs=[0],
-        sizes=[len(lengths)],
-    ).to("cuda")
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -66,9 +47,10 @@ def test_losses_and_gradients_are_near_those_of_bf16(lengths, compiled):
     assert use_float8(model) == 14
     if compiled:
         compile_layers(model)
-    expected = TargetHead(plain).loss(plain, row(lengths))
+    row = make_row(lengths, 512).to("cuda")
+    expected = TargetHead(plain).loss(plain, row)
     expected.backward()
-    found = TargetHead(model).loss(model, row(lengths))
+    found = TargetHead(model).loss(model, row)
     found.backward()
     torch.testing.assert_close(found, expected, rtol=0.03, atol=0)
     wanted = dict(plain.named_parameters())

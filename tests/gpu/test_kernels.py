@@ -6,11 +6,11 @@ import pytest
 import torch
 import transformers
 
-from launcher.data.pack.loader import Row
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.model.kernels import use_liger
 from support import gpu
+from support.rows import make_row
 
 pytestmark = gpu.ONLY
 
@@ -29,25 +29,6 @@ SIZES = {
 LENGTHS = (100, 1, 300, 47)
 
 
-def row():
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 512, (sum(LENGTHS),), generator=generator)
-    starts = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0)], dtype=torch.int32)
-    last = set((starts[1:] - 1).tolist())
-    index = torch.tensor([i for i in range(len(ids)) if i not in last])
-    return Row(
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(n) for n in LENGTHS]),
-        document_starts=starts,
-        target_index=index,
-        targets=ids[index + 1],
-        longest=max(LENGTHS),
-        records=list(range(len(LENGTHS))),
-        packs=[0],
-        sizes=[len(LENGTHS)],
-    ).to("cuda")
-
-
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma2"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 3e-2)])
 def test_losses_and_gradients_are_those_of_the_models_own_code(family, dtype, tolerance):
@@ -60,10 +41,11 @@ def test_losses_and_gradients_are_those_of_the_models_own_code(family, dtype, to
         dtype=getattr(torch, dtype),
     ).to("cuda")
     fused = copy.deepcopy(plain)
-    expected = TargetHead(plain).loss(plain, row())
+    row = make_row(LENGTHS, 512).to("cuda")
+    expected = TargetHead(plain).loss(plain, row)
     expected.backward()  # before Liger replaces the rotary positions of the class
     assert use_liger(fused)
-    found = TargetHead(fused).loss(fused, row())
+    found = TargetHead(fused).loss(fused, row)
     found.backward()
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
     wanted = dict(plain.named_parameters())

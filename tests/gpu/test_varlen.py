@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.data.pack.loader import Row
 from launcher.model import attention
 from launcher.model.head import TargetHead
 from support import gpu
+from support.rows import make_row
 
 pytestmark = gpu.ONLY
 
@@ -126,27 +126,9 @@ def make_model(family, implementation, dtype):
     return model.to("cuda", dtype)
 
 
-def make_row():
-    total = sum(LENGTHS)
-    ids = torch.randint(3, 500, (total,), generator=torch.Generator().manual_seed(1))
-    last = set(torch.tensor(LENGTHS).cumsum(0).sub(1).tolist())
-    index = torch.tensor([i for i in range(total) if i not in last and i % 3])
-    return Row(
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(length) for length in LENGTHS]),
-        document_starts=starts_of(LENGTHS).cpu(),
-        target_index=index,
-        targets=ids[index + 1],
-        longest=max(LENGTHS),
-        records=list(range(len(LENGTHS))),
-        packs=[0],
-        sizes=[1] * len(LENGTHS),
-    ).to("cuda")
-
-
 def loss_and_gradients(family, kind, dtype):
     model = make_model(family, attention.IMPLEMENTATIONS[kind], dtype)
-    row = make_row()
+    row = make_row(LENGTHS, 500, seed=1, learns=lambda i: i % 3 != 0).to("cuda")
     loss = TargetHead(model).loss(model, row) / len(row.targets)
     loss.backward()
     return loss.detach(), {name: p.grad.float() for name, p in model.named_parameters()}

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, masking_utils
 
 from launcher.model import attention
 from launcher.model.head import TargetHead, packed_inputs
+from support.rows import make_row
 
 COMMON = {
     "vocab_size": 61,
@@ -58,24 +59,8 @@ def make(family, implementation):
     return model.eval()
 
 
-def make_row(lengths):
-    generator = torch.Generator().manual_seed(2)
-    total = sum(lengths)
-    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-    ids = torch.randint(3, 61, (total,), generator=generator)
-    last = set((starts[1:] - 1).tolist())
-    index = torch.tensor([i for i in range(total) if i not in last and i % 3 != 1])
-    positions = torch.cat([torch.arange(n) for n in lengths])
-    return SimpleNamespace(
-        input_ids=ids,
-        position_ids=positions,
-        document_starts=starts,
-        target_index=index,
-        targets=ids[index + 1],
-        longest=max(lengths),
-        weights=None,
-        lengths=lengths,
-    )
+def row_of(lengths):
+    return make_row(lengths, 61, seed=2, learns=lambda i: i % 3 != 1)
 
 
 def one_by_one(model, row):
@@ -100,7 +85,7 @@ def gradients(model):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("packed", ["document", "varlen"])
 def test_packed_equals_one_document_at_a_time(family, packed):
-    row = make_row(LENGTHS)
+    row = row_of(LENGTHS)
     reference = make(family, "eager")
     expected = one_by_one(reference, row)
     expected.backward()
@@ -116,14 +101,14 @@ def test_packed_equals_one_document_at_a_time(family, packed):
 @pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma3"])
 @pytest.mark.parametrize("unpacked", ["sdpa", "eager"])
 def test_padded_rows_of_other_attentions_give_the_same(family, unpacked):
-    row = make_row(LENGTHS)
+    row = row_of(LENGTHS)
     expected = one_by_one(make(family, "eager"), row)
     model = make(family, unpacked)
     torch.testing.assert_close(TargetHead(model).loss(model, row), expected, rtol=2e-5, atol=1e-4)
 
 
 def test_a_document_is_blind_to_its_neighbours():
-    row = make_row(LENGTHS)
+    row = row_of(LENGTHS)
     model = make("llama", attention.DOCUMENT)
     head = TargetHead(model)
     before, _ = head.score(model, row)
@@ -234,7 +219,7 @@ def test_a_model_that_does_not_hand_boundaries_on_has_them_all_the_same():
 
 
 def test_what_is_computed_again_in_backward_has_the_boundaries_of_its_forward():
-    row = make_row(LENGTHS)
+    row = row_of(LENGTHS)
     plain = make("llama", attention.DOCUMENT)
     TargetHead(plain).loss(plain, row).backward()
     again = make("llama", attention.DOCUMENT).train()
@@ -263,7 +248,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral-window", "gemma2-softcap", "gemma3"])
 def test_no_forward_of_a_packed_row_waits_for_the_device(family, implementation, monkeypatch):
     """transformers would look into the positions for documents, once a mask."""
-    model, row = make(family, implementation), make_row(LENGTHS)
+    model, row = make(family, implementation), row_of(LENGTHS)
     inputs = {**packed_inputs(row), "use_cache": False, "logits_to_keep": row.target_index}
 
     def forward():

@@ -1,7 +1,6 @@
 """Compiled decoder layers: one graph for all layers and rows, and the numbers of the plain ones."""
 
 import functools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from launcher.model import attention
 from launcher.model.head import TargetHead
 from launcher.model.layers import compile_layers
 from support import caches
+from support.rows import make_row
 
 SIZES = {
     "vocab_size": 61,
@@ -73,29 +73,15 @@ def make(family, **changes):
     return model.train()
 
 
-def make_row(lengths):
-    generator = torch.Generator().manual_seed(2)
-    starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-    ids = torch.randint(3, 61, (sum(lengths),), generator=generator)
-    last = set((starts[1:] - 1).tolist())
-    index = torch.tensor([i for i in range(len(ids)) if i not in last and i % 3 != 1])
-    return SimpleNamespace(
-        input_ids=ids,
-        position_ids=torch.cat([torch.arange(n) for n in lengths]),
-        document_starts=starts,
-        target_index=index,
-        targets=ids[index + 1],
-        longest=max(lengths),
-        weights=None,
-        lengths=lengths,
-    )
+def row_of(lengths):
+    return make_row(lengths, 61, seed=2, learns=lambda i: i % 3 != 1)
 
 
 def trained(model, head):
     """Loss and gradients of every row."""
     for lengths in ROWS:
         model.zero_grad()
-        loss = head.loss(model, make_row(lengths))
+        loss = head.loss(model, row_of(lengths))
         loss.backward()
         yield loss, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
@@ -133,7 +119,7 @@ def test_layers_of_a_kind_share_a_graph_for_rows_of_any_length(family, graphs, c
     require_equal(model, reference)
     assert counters["stats"]["unique_graphs"] == graphs
     assert not counters["graph_break"]
-    row, heads = make_row(ROWS[0]), (TargetHead(model.eval()), TargetHead(reference.eval()))
+    row, heads = row_of(ROWS[0]), (TargetHead(model.eval()), TargetHead(reference.eval()))
     assert torch.equal(heads[0].score(model, row)[0], heads[1].score(reference, row)[0])
     assert counters["stats"]["unique_graphs"] == graphs  # evaluated as plain layers
 
@@ -169,7 +155,7 @@ def test_no_copy_of_a_weight_is_kept_for_backward():
     """ZeRO-3 takes a layer's weights away after its forward and puts them back before backward."""
     model, reference = make("llama"), make("llama")
     compile_layers(model)
-    loss = TargetHead(model).loss(model, make_row(ROWS[0]))
+    loss = TargetHead(model).loss(model, row_of(ROWS[0]))
     weights = list(model.model.layers.parameters())
     memory = [StorageWeakRef(weight.untyped_storage()) for weight in weights]
     kept = [weight.detach().clone() for weight in weights]
@@ -179,7 +165,7 @@ def test_no_copy_of_a_weight_is_kept_for_backward():
     for weight, data in zip(weights, kept, strict=True):
         weight.data = data
     loss.backward()
-    TargetHead(reference).loss(reference, make_row(ROWS[0])).backward()
+    TargetHead(reference).loss(reference, row_of(ROWS[0])).backward()
     wanted = dict(reference.named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-5)
@@ -219,7 +205,7 @@ def test_a_layer_that_cannot_be_compiled_says_so(monkeypatch):
     model = make("llama")
     compile_layers(model)
     with pytest.raises(ConfigError, match="LlamaDecoderLayer cannot(?s:.)*for this device"):
-        TargetHead(model).loss(model, make_row(ROWS[0]))
+        TargetHead(model).loss(model, row_of(ROWS[0]))
 
 
 def test_a_model_that_names_no_layers_is_refused():

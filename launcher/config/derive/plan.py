@@ -75,6 +75,13 @@ class Plan:
     """Estimated bytes of `checkpoint` (one), `checkpoints` (those kept, and one being written) and
     `export`; None while the model's sizes are not known."""
 
+    @property
+    def device_bytes(self) -> int | None:
+        """Estimated bytes that a rank takes of its device, which for a CPU is the host."""
+        if self.memory is None:
+            return None
+        return sum(self.memory.values()) - (self.memory["host"] if self.device == "cuda" else 0)
+
     def to_json(self) -> str:
         """JSON text with one key a field."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
@@ -297,9 +304,9 @@ def describe(config: Config, plan: Plan) -> str:
         )
     if config.train.early_stop.patience is not None:
         lines.append(f"stop     {_stop_text(config, plan)}")
-    if plan.memory:
-        apart = plan.memory["host"] if plan.device == "cuda" else 0
-        total = sum(plan.memory.values()) - apart
+    if plan.memory and plan.device_bytes is not None:
+        total = plan.device_bytes
+        apart = sum(plan.memory.values()) - total
         host = f", {_gib(apart)} on the host" if apart else ""
         lines.append(f"memory   about {_gib(total)} a rank (estimate){host}{_beside(plan)}")
     else:
