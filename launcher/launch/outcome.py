@@ -132,9 +132,8 @@ def of_agent(text: str) -> Death | None:
     """The rank that torch's agent names in its log as the cause."""
     stragglers = _KILLED_BY_AGENT.findall(text)
     deaths = [Death(int(r), int(c)) for r, c, pid in _EVERY.findall(text) if pid not in stragglers]
-    killed = [death for death in deaths if death.was_killed]
-    if killed:
-        return killed[0]
+    if any(death.was_killed for death in deaths):
+        return first(deaths)
     # One line each time the agent has started the ranks: only the last start counts.
     every = list(_FIRST.finditer(text))
     if not every:
@@ -146,9 +145,14 @@ def of_agent(text: str) -> Death | None:
 
 
 def first(deaths: Sequence[Death]) -> Death | None:
-    """The cause among ends that were seen in this order."""
+    """The cause among ends that were seen in this order.
+
+    An abort comes after every other signal: it is how gloo's and NCCL's threads end a rank that
+    has lost its peer.
+    """
     killed = [death for death in deaths if death.was_killed]
-    return next(iter([*killed, *deaths]), None)
+    others = [death for death in killed if death.code != -signal.SIGABRT]
+    return next(iter([*others, *killed, *deaths]), None)
 
 
 def _deaths(plan: LaunchPlan) -> list[Death]:

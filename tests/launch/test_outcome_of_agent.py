@@ -29,6 +29,24 @@ def test_only_the_last_start_of_the_ranks_counts():
     assert of_agent(TWICE) == Death(rank=1, code=75)
 
 
+#: The order of such a list is that of the ranks: an abort is what a lost peer leads to.
+ABORTED = """
+[0]:
+  rank      : 0 (local_rank: 0)
+  exitcode  : -6 (pid: 41)
+[1]:
+  rank      : 1 (local_rank: 1)
+  exitcode  : {code} (pid: 42)
+"""
+
+
+@pytest.mark.parametrize(("code", "rank"), [(-9, 1), (-11, 1), (-6, 0), (-15, 0), (1, 0)])
+def test_an_abort_is_the_echo_of_another_signal(code: int, rank: int):
+    found = of_agent(ABORTED.format(code=code))
+    assert found == Death(rank, code if rank else -6)
+    assert first([Death(0, -6), Death(1, code)]) == found
+
+
 def test_silent_agent():
     assert of_agent("RendezvousTimeoutError") is None
 

@@ -64,7 +64,7 @@ def processes(before: Collection[int] = ()) -> dict[int, str]:
     for pid in pids().difference(before):
         entry = Path("/proc", str(pid))
         try:
-            if marker not in (entry / "environ").read_bytes().split(b"\0"):
+            if marker not in _environ(entry).split(b"\0"):
                 continue
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip()
         except OSError:
@@ -72,6 +72,17 @@ def processes(before: Collection[int] = ()) -> dict[int, str]:
         if command and not any(helper in command for helper in HELPERS):
             found[pid] = command.decode(errors="replace")
     return found
+
+
+def _environ(entry: Path) -> bytes:
+    """A process's environment, waited for while the process is within `exec`: its parent goes on
+    some instructions before it can be read."""
+    for _ in range(50):
+        found = (entry / "environ").read_bytes()
+        if found or not os.readlink(entry / "exe"):  # kernel threads and the dead raise OSError
+            return found
+        time.sleep(0.002)
+    return b""
 
 
 def kill(pids: list[int]) -> None:
