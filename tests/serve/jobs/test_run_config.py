@@ -17,6 +17,7 @@ from launcher.config.schema import WandbMode
 from launcher.core.errors import ConfigError
 from launcher.serve import naming
 from launcher.serve.db.tables import Job
+from launcher.serve.jobs.methods import DPO, SUPERVISED
 from launcher.serve.jobs.run_config import Inputs, numbers, translate
 from launcher.serve.site import Offer, Queue, Site
 from support.draws import examples
@@ -30,7 +31,8 @@ OFFERS = {
 
 
 def job(**changes: Any) -> Job:
-    made = {"id": "ftjob-a", "model": "tiny", "seed": 7, "asked": AUTO, **changes}
+    made = {"id": "ftjob-a", "model": "tiny", "seed": 7, "asked": AUTO, "method": "supervised"}
+    made |= changes
     return Job(**made)
 
 
@@ -56,8 +58,23 @@ def inputs(folder: Path, examples: int = 20, **changes: Any) -> Inputs:
     ],
 )
 def test_numbers(asked, examples, ranks, found):
-    used = numbers({**AUTO, **asked}, examples, ranks)
+    used = numbers(SUPERVISED, {**AUTO, **asked}, examples, ranks)
     assert (used.n_epochs, used.batch_size, used.learning_rate_multiplier) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "examples", "found"),
+    [
+        ({}, 10, (10, 1, 0.1)),
+        ({}, 50, (3, 1, 0.1)),
+        ({}, 1000, (1, 2, 0.1)),
+        ({"beta": 1, "n_epochs": 4}, 1000, (4, 2, 1.0)),
+    ],
+)
+def test_numbers_of_preferences(asked, examples, found):
+    used = numbers(DPO, {**AUTO, "beta": "auto", **asked}, examples, 1)
+    assert (used.n_epochs, used.batch_size, used.options["beta"]) == found
+    assert list(used.as_dict()) == [*AUTO, "beta"]
 
 
 def test_a_job_is_a_run(tmp_path):
