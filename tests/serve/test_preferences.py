@@ -59,7 +59,7 @@ def finished(served: Served, files: Path) -> dict[str, Any]:
 def test_a_model_comes_to_prefer_the_rare_answer(finished: dict[str, Any]) -> None:
     assert (finished["before"], finished["after"]) == (USUAL, RARE)
     used = finished["method"]["dpo"]["hyperparameters"]
-    assert used == {"n_epochs": 10, "batch_size": 4, "learning_rate_multiplier": 1.0, "beta": 0.2}
+    assert used == {"n_epochs": 10, "batch_size": 4, "learning_rate_multiplier": 3.0, "beta": 0.2}
     assert finished["method"]["type"] == "dpo"
     assert finished["trained_tokens"] > 0
 

@@ -13,7 +13,7 @@ let job = await openai.fineTuning.jobs.create({
   model,
   training_file: file.id,
   seed: 7,
-  method: { type: "dpo", dpo: { hyperparameters: { beta: 0.2, batch_size: 4, n_epochs: "auto" } } },
+  method: { type: "dpo", dpo: { hyperparameters: { beta: 0.2, batch_size: 4, learning_rate_multiplier: 3, n_epochs: "auto" } } },
 });
 while (["validating_files", "queued", "running"].includes(job.status)) {
   await new Promise((done) => setTimeout(done, 250));

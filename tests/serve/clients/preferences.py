@@ -18,7 +18,8 @@ def main(model: str, pairs: str, held_out: str) -> None:
         method = {"type": "supervised", "supervised": {"hyperparameters": CHATS}}
         model = tune(client, "gpt-3.5-turbo", method, model).fine_tuned_model
     before = answer(client, model)
-    method = {"type": "dpo", "dpo": {"hyperparameters": {"beta": 0.2, "batch_size": 4}}}
+    numbers = {"beta": 0.2, "batch_size": 4, "learning_rate_multiplier": 3}
+    method = {"type": "dpo", "dpo": {"hyperparameters": numbers}}
     job = tune(client, model, method, pairs, held_out)
     events = list(client.fine_tuning.jobs.list_events(job.id))[::-1]
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
