@@ -65,8 +65,8 @@ SUPERVISED = Method(
         "valid_mean_token_accuracy": "valid_mean_token_accuracy",
     },
 )
-#: Of two answers the better one gains. A model that can answer is moved a little: with a tenth of the
-#: rate that taught it to answer, 160 steps on 32 pairs made a small one babble.
+#: Of two answers the better one gains. A model that can answer is moved a little: with a tenth of
+#: the rate that taught it to answer, 160 steps on 32 pairs made a small one babble.
 DPO = Method(
     examples=PREFERENCES,
     words=("objective=dpo", "data=preference", "train.token_accuracy=false"),

@@ -97,6 +97,48 @@ def test_a_job_is_a_run(tmp_path):
     assert made.plan.global_sequences == 6
 
 
+def test_a_job_of_preferences_is_a_run_of_its_objective(tmp_path):
+    asked = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 2.0, "beta": 0.5}
+    validation = tmp_path / "validation.jsonl"
+    given = inputs(tmp_path, validation=validation)
+    made = translate(Site(models=OFFERS), job(asked=asked, method="dpo"), given, [])
+    config = made.config
+    assert (config.objective.name, config.objective.beta) == ("dpo", 0.5)
+    assert (config.data.format, config.train.token_accuracy) == ("preference", False)
+    assert config.optim.lr == pytest.approx(5e-3 / 40 * 2)
+    assert "preference_accuracy" in config.eval.metrics
+    assert made.plan.global_sequences == 6
+    again = compose.compose(made.words)
+    assert (again.objective, again.optim.lr) == (config.objective, config.optim.lr)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart", "launch.processes=1"],
+        ["model=tiny", "objective=sft", "data=prompt"],
+        ["model=tiny", "objective=text", "data=text"],
+        ["model=tiny", "train.token_accuracy=true"],
+    ],
+)
+def test_an_offer_for_conversations_is_one_for_preferences_too(tmp_path, words):
+    site = Site(models={"tiny": Offer(overrides=words)})
+    asked = job(asked={**AUTO, "beta": "auto"}, method="dpo")
+    config = translate(site, asked, inputs(tmp_path), []).config
+    assert (config.objective.name, config.objective.beta) == ("dpo", 0.1)
+    assert (config.data.format, config.data.overlong.name) == ("preference", "truncate")
+
+
+def test_an_offer_says_the_rest_of_an_objective(tmp_path):
+    words = ["model=tiny", "objective.loss=ipo", "objective.beta=0.3"]
+    site = Site(models={"tiny": Offer(overrides=words)})
+    asked = job(asked={**AUTO, "beta": "auto"}, method="dpo")
+    made = translate(site, asked, inputs(tmp_path), [])
+    assert made.config.objective.loss.name == "ipo"
+    # What a client is told of is what is used.
+    assert made.config.objective.beta == made.numbers.options["beta"] == 0.1
+
+
 def test_what_a_site_makes_of_keys_of_a_job_is_made_of_the_jobs(tmp_path):
     (tmp_path / "schedule").mkdir()
     (tmp_path / "schedule" / "ours.yaml").write_text("name: cosine\nwarmup: ${train.epochs}\n")
