@@ -7,7 +7,7 @@ from typing import Any
 
 from launcher import record_fields
 from launcher.serve.files import messages
-from launcher.serve.files.examples import Examples
+from launcher.serve.files.examples import ExampleKind
 
 _KNOWN = record_fields.known("chat") | {*record_fields.ANSWERS_BESIDE}
 #: By these a file of preferences is told.
@@ -51,4 +51,4 @@ def _objects(
     yield "the example", record, _KNOWN
 
 
-CONVERSATIONS = Examples(fault_of, _objects, lambda record: record["messages"])
+CONVERSATIONS = ExampleKind(fault_of, _objects, lambda record: record["messages"])

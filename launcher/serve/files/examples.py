@@ -10,7 +10,7 @@ Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class ExampleKind:
     """A kind of examples."""
 
     fault: Callable[[Record], str]

@@ -8,7 +8,7 @@ from typing import Any
 from launcher import record_fields
 from launcher.record_fields import is_given
 from launcher.serve.files import messages
-from launcher.serve.files.examples import Examples
+from launcher.serve.files.examples import ExampleKind
 
 _ANSWERS = ("preferred_output", "non_preferred_output")
 _MEMBERS = ("input", *_ANSWERS)
@@ -123,4 +123,4 @@ def _messages(record: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
     return [*record["input"]["messages"], *(turn for name in _ANSWERS for turn in record[name])]
 
 
-PREFERENCES = Examples(fault_of, _objects, _messages)
+PREFERENCES = ExampleKind(fault_of, _objects, _messages)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher import record_fields
-from launcher.serve.files.examples import Examples
+from launcher.serve.files.examples import ExampleKind
 
 _SHOWN = 5
 #: Names and places that are counted, of a file that has a new one in every line.
@@ -32,7 +32,7 @@ class _Found:
 class Unread:
     """What is counted of one file of examples of a kind."""
 
-    def __init__(self, kind: Examples) -> None:
+    def __init__(self, kind: ExampleKind) -> None:
         self._kind = kind
         self._found: dict[tuple[str, str], _Found] = {}
 

@@ -13,7 +13,7 @@ from typing import IO
 
 from launcher.core.files import fsync_folder, storage_errors
 from launcher.core.jsontext import Repeated, one_of_each
-from launcher.serve.files.examples import Examples
+from launcher.serve.files.examples import ExampleKind
 from launcher.serve.files.messages import MOST_DEPTH, depth_exceeds
 from launcher.serve.files.unread_members import Unread
 
@@ -30,7 +30,7 @@ class FileFault(Exception):
 
 
 def keep(
-    content: IO[bytes], path: Path, name: str, kind: Examples, *, least: int, line_bytes: int
+    content: IO[bytes], path: Path, name: str, kind: ExampleKind, *, least: int, line_bytes: int
 ) -> tuple[int, str | None]:
     """Check a file of such examples and keep it at `path`, whole or not at all; returns their
     number, and what is to be told of members that nobody reads.
@@ -67,7 +67,7 @@ def _copy(
     out: IO[bytes],
     name: str,
     line_bytes: int,
-    kind: Examples,
+    kind: ExampleKind,
     unread: Unread,
 ) -> int:
     count, number = 0, 0
@@ -89,7 +89,7 @@ def _copy(
     return count
 
 
-def fault_of(line: bytes, kind: Examples, number: int = 0, unread: Unread | None = None) -> str:
+def fault_of(line: bytes, kind: ExampleKind, number: int = 0, unread: Unread | None = None) -> str:
     """What is wrong with a line, to be read after "Example 3"; empty if nothing is. Then `unread`
     counts its members, as line `number`."""
     try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.serve.jobs.methods import Method, Names
+from launcher.serve.jobs.methods import Names, TrainingMethod
 
 #: Steps whose mean time is the pace.
 _RECENT = 20
@@ -83,7 +83,12 @@ BEGIN = Place()
 
 
 def read(
-    path: Path, place: Place, method: Method, *, evaluates: Callable[[int], bool], ended: bool
+    path: Path,
+    place: Place,
+    method: TrainingMethod,
+    *,
+    evaluates: Callable[[int], bool],
+    ended: bool,
 ) -> tuple[list[Measured], Place]:
     """Steps in the file from `place` on, and where to read on from.
 
@@ -104,7 +109,11 @@ def read(
 
 
 def _read(
-    file: IO[bytes], position: int, method: Method, evaluates: Callable[[int], bool], ended: bool
+    file: IO[bytes],
+    position: int,
+    method: TrainingMethod,
+    evaluates: Callable[[int], bool],
+    ended: bool,
 ) -> tuple[list[Measured], int]:
     found: list[Measured] = []
     last: Measured | None = None
@@ -133,7 +142,7 @@ def expected_end(steps: Sequence[Measured], total: int) -> int | None:
     return math.ceil(steps[-1].time + left * sum(paces) / len(paces))
 
 
-def table(steps: Iterable[Measured], method: Method) -> bytes:
+def table(steps: Iterable[Measured], method: TrainingMethod) -> bytes:
     """The result file: a CSV line a step, cells empty where nothing was measured."""
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")

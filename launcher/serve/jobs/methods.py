@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from launcher.serve.files.conversations import CONVERSATIONS
-from launcher.serve.files.examples import Examples
+from launcher.serve.files.examples import ExampleKind
 from launcher.serve.files.preferences import PREFERENCES
 
 #: A name of a number, in a run's metrics.jsonl or of a validation -> its name for clients.
@@ -24,10 +24,10 @@ class Option:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class TrainingMethod:
     """What holds of all jobs of a method."""
 
-    examples: Examples
+    examples: ExampleKind
     """What a line of its files is."""
     words: tuple[str, ...]
     """Overrides of its runs, whatever the site says."""
@@ -49,7 +49,7 @@ class Method:
     """Overrides that the site's may replace."""
 
 
-SUPERVISED = Method(
+SUPERVISED = TrainingMethod(
     examples=CONVERSATIONS,
     first=("data=chat",),
     words=("train.token_accuracy=true",),
@@ -67,7 +67,7 @@ SUPERVISED = Method(
 )
 #: Of two answers the better one gains. A model that can answer is moved a little: with a tenth of
 #: the rate that taught it to answer, 160 steps on 32 pairs made a small one babble.
-DPO = Method(
+DPO = TrainingMethod(
     examples=PREFERENCES,
     words=("objective=dpo", "data=preference", "train.token_accuracy=false"),
     metrics=(

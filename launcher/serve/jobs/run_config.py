@@ -21,7 +21,7 @@ from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization
 from launcher.core.errors import ConfigError, Problem
 from launcher.runs.slots import Slots
 from launcher.serve.db.tables import Job
-from launcher.serve.jobs.methods import METHODS, Method
+from launcher.serve.jobs.methods import METHODS, TrainingMethod
 from launcher.serve.naming import offer_of
 from launcher.serve.site import ProjectSettings, Site
 
@@ -74,7 +74,7 @@ class Translation:
     numbers: Numbers
 
 
-def numbers(method: Method, asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
+def numbers(method: TrainingMethod, asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     """Hyperparameters with `auto` resolved for a training file of `examples`.
 
     Batch: 0.2 % of the examples, at least 1. Epochs: as few as the method takes, or as many as 150
@@ -147,7 +147,9 @@ def _site_words(site: Site, name: str, project: str) -> list[str]:
     return [*site.overrides, *offer.overrides, *own.overrides, *account]
 
 
-def _choice_words(site_words: Sequence[str], job: Job, method: Method, inputs: Inputs) -> list[str]:
+def _choice_words(
+    site_words: Sequence[str], job: Job, method: TrainingMethod, inputs: Inputs
+) -> list[str]:
     """What a job settles whatever the site's config is."""
     words = [
         *method.words,
@@ -175,7 +177,9 @@ def _choice_words(site_words: Sequence[str], job: Job, method: Method, inputs: I
     return words
 
 
-def _set_numbers(config: Config, method: Method, used: Numbers, inputs: Inputs) -> list[str]:
+def _set_numbers(
+    config: Config, method: TrainingMethod, used: Numbers, inputs: Inputs
+) -> list[str]:
     """Set what depends on what the site has settled; returns it as words."""
     every = used.steps_of_epoch(inputs.examples)
     values: dict[str, Any] = {

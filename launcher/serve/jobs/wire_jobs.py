@@ -83,7 +83,7 @@ class Supervised(RequestBody):
     hyperparameters: Hyperparameters | None = None
 
 
-class Dpo(RequestBody):
+class DpoMethod(RequestBody):
     """The method `dpo`: of two answers to one input, the better one is learned."""
 
     hyperparameters: DpoHyperparameters | None = None
@@ -94,7 +94,7 @@ class Method(RequestBody):
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
-    dpo: Dpo | None = None
+    dpo: DpoMethod | None = None
     reinforcement: dict[str, Any] | None = None
 
     @model_validator(mode="after")

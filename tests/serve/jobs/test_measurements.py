@@ -9,7 +9,7 @@ import pytest
 
 from launcher.serve.jobs import measurements
 from launcher.serve.jobs.measurements import Measured, Place
-from launcher.serve.jobs.methods import DPO, SUPERVISED, Method
+from launcher.serve.jobs.methods import DPO, SUPERVISED, TrainingMethod
 
 
 def train(step: int, loss: object = 1.0, **more: object) -> str:
@@ -29,7 +29,7 @@ def read_of(path: Path, place: Place = measurements.BEGIN) -> tuple[list[Measure
     return measurements.read(path, place, SUPERVISED, evaluates=never, ended=False)
 
 
-def whole(path: Path, method: Method = SUPERVISED) -> list[Measured]:
+def whole(path: Path, method: TrainingMethod = SUPERVISED) -> list[Measured]:
     return measurements.read(path, measurements.BEGIN, method, evaluates=never, ended=True)[0]
 
 
