@@ -92,11 +92,9 @@ class Objective:
 
     def refusal(self, example: Example) -> BadRecord | None:
         """Why nothing can be learned from an example, as far as it shows; None if it can."""
-        from launcher.data.formats.base import NO_PAIRS, BadRecord, Preference
+        from launcher.data.formats.learned import refusal
 
-        if isinstance(example, Preference) and not self.options.learns_pairs:
-            return BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
-        return None
+        return refusal(example, self.options)
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
         """What makes tokens of examples; made in each process."""

@@ -267,7 +267,7 @@ def test_a_run_keeps_the_files_it_names_and_may_move(kept, tmp_path, monkeypatch
     plain = yaml.safe_load(kept.config.read_text())
     assert (plain["objective"]["name"], plain["data"]["format"]) == ("objective.py", "format.py")
     config = compose.load(kept.config)
-    assert (config.objective.beta, config.objective.learns_pairs) == (0.7, True)
+    assert (config.objective.beta, config.objective.learns) == (0.7, ("pairs",))
     assert config.objective.name == str(kept.path / "objective.py")
     assert (kept.path / "format.py").is_file()
     moved = kept.path.rename(tmp_path / "moved")

@@ -171,6 +171,7 @@ def _options(config: Config, part: Part, format_name: str) -> EncodingOptions:
         chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
+        ranked=data.ranked,
         objective=to_dict(own),
         share=part.share,
         seed=config.seed,

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong, conversion, variants
+from launcher.config.schema import Overlong, Ranking, conversion, variants
 from launcher.data.cache import Column
 from launcher.data.chat.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.formats import Example, Reader
 from launcher.data.formats.base import BadRecord
+from launcher.data.formats.learned import examples_for
 from launcher.data.prepare.encoding import Encoded, Piece
 from launcher.data.sources import Chunk
 
@@ -38,6 +39,7 @@ class Fate(IntEnum):
 _FATES = {
     None: Fate.whole,
     Overlong.truncate: Fate.truncated,
+    Overlong.cut_prompt: Fate.truncated,
     Overlong.split: Fate.split,
     Overlong.drop: Fate.dropped,
 }
@@ -71,6 +73,7 @@ class EncodingOptions:
     chat: ChatOptions
     max_length: int
     overlong: Overlong
+    ranked: Ranking
     objective: dict[str, Any]
     """Its options as plain data: the class of a user's own file cannot be sent to a process."""
     share: float
@@ -160,13 +163,14 @@ class Worker:
                 weights.append(1.0)
                 continue
             weights.append(read[1])
-            refused = self._objective.refusal(read[0])
+            taken = examples_for(read[0], self._objective.options, self._options.ranked)
+            refused = next(filter(None, map(self._objective.refusal, taken)), None)
             encoded.append(refused or _NOTHING)
             if refused is None:
-                places.append(len(encoded) - 1)
-                examples.append(read[0])
+                places += [len(encoded) - 1] * len(taken)
+                examples += taken
         for place, item in zip(places, self._encoder.encode(examples), strict=True):
-            encoded[place] = item
+            encoded[place] = _together(encoded[place], item)
         records = list(zip(lines, encoded, weights, strict=True))
         return [
             self._batch(
@@ -240,6 +244,20 @@ class Worker:
         if pieces and deeds and not kept:
             return pieces, Overlong.truncate
         return pieces, next(iter(kept or deeds), None)
+
+
+def _together(made: Encoded | BadRecord, item: Encoded | BadRecord) -> Encoded | BadRecord:
+    """What several examples of one record become."""
+    if made is _NOTHING or isinstance(made, BadRecord):
+        return item if made is _NOTHING else made
+    if isinstance(item, BadRecord):
+        return item
+    return Encoded(
+        made.pieces + item.pieces,
+        tuple(dict.fromkeys((*made.left_out, *item.left_out))),
+        made.has_literals or item.has_literals,
+        made.trains and item.trains,
+    )
 
 
 def is_held_out(raw: Any, share: float, seed: int) -> bool:

@@ -1,0 +1,132 @@
+"""What objectives learn from, and what is said of data that they do not learn from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from launcher.config.check import checks
+from launcher.config.compose import compose
+from launcher.config.schema import Config, ObjectiveConfig, Ranking, variants
+from launcher.config.schema.kinds import KINDS, readable
+from launcher.core.errors import ConfigError
+from launcher.data.cache import TokenCache
+from launcher.data.formats.base import Chat, Pair, Preference, Ranked, Text, Unpaired
+from launcher.data.formats.learned import examples_for, refusal
+from launcher.data.prepare.preparation import prepare
+from support import hints
+
+Configure = Callable[..., Config]
+MakeData = Callable[..., Path]
+
+
+@dataclass(kw_only=True, slots=True)
+class PairsAlone(ObjectiveConfig):
+    learns: ClassVar[tuple[str, ...]] = ("pairs",)
+
+
+@dataclass(kw_only=True, slots=True)
+class VerdictsAlone(ObjectiveConfig):
+    learns: ClassVar[tuple[str, ...]] = ("unpaired",)
+
+
+def said(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}]
+
+
+ASKED = [{"role": "user", "content": "q"}]
+GOOD, FAIR, BAD = map(said, ("good", "fair", "bad"))
+PAIR = Preference(ASKED, GOOD, BAD, [{"name": "f"}], {"x": 1}, margin=2.0)
+RANKED = Ranked(ASKED, (GOOD, FAIR, BAD), (3.0, 2.0, 1.0))
+JUDGED = Unpaired(ASKED, GOOD, True)
+
+
+def test_what_is_taken_is_made_of_what_is_there() -> None:
+    pairs, verdicts = PairsAlone(), VerdictsAlone()
+    assert examples_for(PAIR, pairs) == [PAIR]
+    assert examples_for(RANKED, pairs) == RANKED.pairs()
+    assert examples_for(RANKED, pairs, Ranking.extremes) == RANKED.pairs(extremes=True)
+    assert examples_for(JUDGED, verdicts) == [JUDGED]
+    beside = [{"name": "f"}], {"x": 1}
+    sides = [Unpaired(ASKED, GOOD, True, *beside), Unpaired(ASKED, BAD, False, *beside)]
+    assert examples_for(PAIR, verdicts) == sides
+    # One in the middle would be good against one answer and bad against another.
+    extremes = [Unpaired(ASKED, GOOD, True), Unpaired(ASKED, BAD, False)]
+    assert examples_for(RANKED, verdicts) == extremes
+
+
+EXAMPLES = [Chat([*ASKED, *GOOD]), Pair("q", "a"), Text("t"), PAIR, RANKED, JUDGED]
+
+
+@pytest.mark.parametrize("name", sorted(variants.OPTIONS["objective"]))
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: type(example).__name__)
+def test_an_example_is_learned_or_refused_with_the_objective_that_learns_it(
+    name: str, example: Any
+) -> None:
+    options = variants.OPTIONS["objective"][name]()
+    refused = refusal(example, options)
+    if example.kind in readable(options.learns):
+        assert refused is None
+        return
+    assert refused is not None
+    assert KINDS[example.kind] in refused.found
+    if variants.learners(example.kind):
+        ((word,),) = hints.ways(refused.hint)
+        typed = compose.compose([word, "model=tiny", "data.train=x.jsonl"]).objective
+        assert refusal(example, typed) is None
+
+
+@pytest.mark.parametrize("name", sorted(variants.OPTIONS["objective"]))
+@pytest.mark.parametrize("format_name", sorted(variants.FORMATS))
+def test_a_format_of_another_kind_is_found_before_anything_starts(
+    name: str, format_name: str
+) -> None:
+    words = ["model=tiny", "data.train=x.jsonl", "batch.sequences=8", "eval=none"]
+    config = compose.compose([*words, f"objective={name}", f"data={format_name}"])
+    found = checks.check(config, world_size=1, has_gpu=False)
+    mine = [p for p in found if f"{name} with data.format={format_name}" in p.found]
+    kind = variants.kind_of_format(format_name)
+    if kind in readable(config.objective.learns):
+        assert mine == [] or (name, format_name) == ("sft", "text")
+        return
+    (problem,) = mine
+    for typed in hints.ways(problem.hint):
+        mended = compose.compose([*words, f"objective={name}", f"data={format_name}", *typed])
+        assert checks.check(mended, world_size=1, has_gpu=False) == []
+
+
+RECORDS = {
+    "pairs": [{"prompt": f"p {i}", "chosen": "a", "rejected": "b"} for i in range(3)],
+    "unpaired": [{"prompt": f"p {i}", "completion": "a", "label": i < 2} for i in range(3)],
+    "ranked": [{"prompt": "p", "answers": ["a", "b"], "scores": [1, 2]} for _ in range(3)],
+    "answers": [{"prompt": f"p {i}", "completion": "a"} for i in range(3)],
+}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "unpaired"])
+def test_judged_answers_in_a_run_that_learns_answers(
+    configure: Configure, make_data: MakeData, kind: str
+) -> None:
+    data = make_data(RECORDS[kind])
+    with pytest.raises(ConfigError, match=r"sft with \w+ data") as caught:
+        prepare(configure(train=data))
+    hint = caught.value.problems[0].hint
+    assert variants.how_to_learn(kind) in hint
+    *_, answers = hints.ways(hint)
+    words = dict(word.split("=", 1) for word in answers)
+    columns = {"weight": "label"} if kind == "unpaired" else {"completion": "chosen"}
+    assert words["data"] == "prompt"
+    config = configure(train=data, format="prompt", columns=columns)
+    kept = TokenCache.open(str(prepare(config)["train"]))
+    assert len(kept) == (2 if kind == "unpaired" else 3)
+
+
+def test_ranked_answers_in_a_run_that_learns_answers(
+    configure: Configure, make_data: MakeData
+) -> None:
+    with pytest.raises(ConfigError, match="sft with ranked data") as caught:
+        prepare(configure(train=make_data(RECORDS["ranked"])))
+    assert caught.value.problems[0].where == "objective.name"
+    assert caught.value.problems[0].hint
