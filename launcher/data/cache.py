@@ -103,6 +103,8 @@ class Counts:
     """Records of which the chat template leaves something out."""
     spelled: int = 0
     """Records that spell control tokens in their texts, which are kept as text."""
+    overlong: int = 0
+    """Of the dropped, those of which nothing to learn is left within `data.max_length`."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))

@@ -64,6 +64,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
                 expect_context=objective.expects_context and reading.format != "text",
                 expect_end=not config.objective.has_sequence_head,
                 max_length=config.data.max_length,
+                overlong=config.data.overlong,
                 tokenizer=tokenizer,
                 stamp=_stamp(folder.name),
                 columns=objective.columns,

@@ -34,6 +34,8 @@ class Fate(IntEnum):
     truncated = 2
     dropped = 3
     split = 4
+    lost = 5
+    """Dropped because nothing to learn is left within `data.max_length`."""
 
 
 _FATES = {
@@ -41,7 +43,7 @@ _FATES = {
     Overlong.truncate: Fate.truncated,
     Overlong.cut_prompt: Fate.truncated,
     Overlong.split: Fate.split,
-    Overlong.drop: Fate.dropped,
+    Overlong.drop: Fate.lost,
 }
 
 
