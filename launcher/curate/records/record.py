@@ -153,6 +153,15 @@ def identity(record: Record) -> tuple[bytes, bytes, bytes]:
     return whole, (question if asked else whole)[:8], digest(answered)[:8]
 
 
+def sides(record: Record) -> tuple[bytes, bytes, bytes]:
+    """Hashes of what is asked, and of it with the answer and with the worse answer, [8] each; zeros
+    where there is no such answer. Case and white space do not count."""
+    asked = (_plain(record.system), _plain(record.prompt))
+    said = (record.answer, record.rejected)
+    better, worse = (b"" if text is None else digest(*asked, _plain(text)) for text in said)
+    return digest(*asked)[:8], better[:8] or bytes(8), worse[:8] or bytes(8)
+
+
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold()
 
@@ -207,7 +216,8 @@ def _judged(
         text="\n".join(filter(None, (asked, answer, rejected))),
         roles=[message["role"] for message in (*prompt, *better)],
         system=system,
-        answers=(answer,),
+        # Of a bad answer nothing is expected.
+        answers=() if place.get("verdict") is False else (answer,),
         rejected=rejected,
         **place,
     )

@@ -8,7 +8,17 @@ from typing import Any
 
 from launcher.config.schema import ObjectiveConfig, Ranking, variants
 from launcher.config.schema.kinds import KINDS, readable
-from launcher.data.formats.base import BadRecord, Example, Preference, Ranked
+from launcher.data.formats.base import (
+    BadRecord,
+    Chat,
+    Example,
+    Messages,
+    Pair,
+    Preference,
+    Ranked,
+    Text,
+    Unpaired,
+)
 from launcher.data.formats.jsonfields import decoded
 from launcher.data.formats.preference import how_to_learn_chosen
 from launcher.data.formats.unpaired import how_to_learn_good
@@ -29,6 +39,26 @@ def examples_for(
     if takes_pairs:
         return made
     return [side for pair in made if isinstance(pair, Preference) for side in pair.sides] or made
+
+
+def learned_texts(example: Example) -> list[Chat | Pair | Text]:
+    """What is learned of an example, as texts and conversations of their own: of a pair one for
+    each answer, of ranked answers of the best and the worst."""
+    if isinstance(example, Chat | Pair | Text):
+        return [example]
+    if isinstance(example, Unpaired):
+        return [conversation_with(example, example.answer)]
+    if isinstance(example, Ranked):
+        extremes = (example.answers[0], example.answers[-1])
+        return [conversation_with(example, answer) for answer in extremes]
+    return [conversation_with(example, answer) for answer in (example.chosen, example.rejected)]
+
+
+def conversation_with(example: Preference | Ranked | Unpaired, answer: Messages) -> Chat:
+    """The conversation of a prompt with one of its answers, which alone is learned."""
+    asked = (i for i, turn in enumerate(example.prompt) if turn["role"] == "assistant")
+    whole = [*example.prompt, *answer]
+    return Chat(whole, example.tools, frozenset(asked), example.template_options)
 
 
 def refusal(example: Example, options: ObjectiveConfig) -> BadRecord | None:
