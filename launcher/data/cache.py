@@ -138,6 +138,8 @@ class Index:
     """Fields of each `Column`, and under `values` the different ones of a `json` column."""
     turn_ends: dict[str, list[int]] | None = None
     """How learned turns end, as `launcher.data.chat.turn_ends` counts; None where nobody knows."""
+    documents: list[str] = field(default_factory=list)
+    """What the documents of a record are called, where they have names."""
 
 
 class TokenCache:

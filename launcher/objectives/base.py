@@ -78,6 +78,8 @@ class Objective:
 
     columns: ClassVar[Sequence[Column]] = ()
     """What is kept in prepared data beside tokens and targets."""
+    documents: ClassVar[Sequence[str]] = ()
+    """What the documents of a record are called, where each has as many."""
     about_end: str = ""
     """What `output_line` takes from the run's end, whatever the checkpoint."""
     expects_context: ClassVar[bool] = True

@@ -48,6 +48,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
         tokenizer=str(tokenizer.name_or_path),
         max_length=config.data.max_length,
         turn_ends=objective.turn_ends(reading.format, tokenizer),
+        documents=list(objective.documents),
     )
     with contextlib.ExitStack() as stack:
         writers: list[SplitWriter | None] = []

@@ -90,6 +90,7 @@ class Objective(base.Objective):
     """Loss per pair."""
 
     columns = (Column("reference"),)
+    documents = ("chosen", "rejected")
 
     def refusal(self, example):
         if not isinstance(example, Preference):
