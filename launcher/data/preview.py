@@ -22,6 +22,7 @@ from launcher.core.errors import DataError, ExitCode, LauncherError, Problem
 from launcher.core.files import write_json
 from launcher.core.rundir import RunDir
 from launcher.data import formats
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord, Example
 from launcher.data.formats.learned import examples_for
 from launcher.data.prepare.reading import DETECT_RECORDS, PartReader
@@ -107,7 +108,9 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
             (f"{reading.files[chunk.file]}:{line}", raw)
             for chunk in reading.chunks(None) or ()
             for line, raw in chunk.parse()
-            if not share or is_held_out(raw, share, config.seed) == (split == "validation")
+            if not share
+            or is_held_out(question_of(raw, reading.format, item.columns), share, config.seed)
+            == (split == "validation")
         )
         for place, raw in islice(lines, item.limit):
             read = reader.read(raw)

@@ -68,7 +68,8 @@ class DataConfig:
     """Held-out data, same forms as `data.train`; if not given, a share of the training data."""
     validation_share: ShareBelowOne = 0.05
     """Share of records held out when `data.validation` is not given, chosen by a seeded hash of
-    each record's content: no record changes sides when the data grows. 0 = no validation."""
+    each record's content (of answers that are judged: of their prompt): no record changes sides
+    when the data grows. 0 = no validation."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     columns: dict[str, str] = field(default_factory=dict)

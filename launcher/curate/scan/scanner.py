@@ -18,10 +18,11 @@ from launcher.curate.scan.grams import Grams, evaluated
 from launcher.curate.scan.inputs import TRAIN, Task, TaskReader
 from launcher.curate.scan.table import COLUMNS, Array, Bad, RecordBatch
 from launcher.data.chat.masking import ChatOptions, kinds_as_bits
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord, Example
 from launcher.data.formats.learned import learned_texts
 from launcher.data.prepare.encoding import ExampleEncoder
-from launcher.data.prepare.worker import unit_hash
+from launcher.data.prepare.worker import is_held_out
 
 _NO_SIDES = (bytes(8), bytes(8), bytes(8))
 
@@ -94,7 +95,8 @@ class Scanner:
         options = self._options
         if not options.share or isinstance(raw, BadRecord):
             return False
-        return unit_hash(raw, options.seed) < options.share
+        asked = question_of(raw, task.format, task.columns)
+        return is_held_out(asked, options.share, options.seed)
 
     def _bad(self, task: Task, line: int, reason: BadRecord) -> Bad:
         return Bad(task.input.file, line, task.number, reason.found, reason.hint, reason.rule)

@@ -9,10 +9,12 @@ from typing import Any
 
 from launcher.data.formats.base import BadRecord, Messages, kind
 from launcher.data.formats.messages import ROLES, read_history, read_turns
-from launcher.record_fields import is_given
+from launcher.record_fields import JUDGED, is_given
 
 #: What may say what the answers follow.
 ASKED = ("prompt", "messages", "conversations", "instruction", "input", "query", "question")
+#: What begins with what the answers follow, where nothing else says it.
+_WHOLE = ("chosen", "preferred_output", "messages", "conversations")
 #: Speakers in a dialogue that is one text (Anthropic's).
 _SPEAKER = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):[ \t]?")
 
@@ -42,6 +44,21 @@ def prompt_of(record: Mapping[str, Any]) -> Messages:
         said = dialogue(raw) or [{"role": "user", "content": raw}]
         return [*turns.messages, *said]
     return [*turns.messages, *read_turns(raw, name).messages]
+
+
+def question_of(raw: Any, format_name: str | None, columns: Mapping[str, str]) -> Any:
+    """What decides on which side of a split a record stands: itself, or, where answers are judged,
+    what they follow, so that all answers to one prompt stand together."""
+    if format_name not in JUDGED or not isinstance(raw, Mapping):
+        return raw
+    record = {**raw, **{want: raw[have] for want, have in columns.items() if have in raw}}
+    name = asked_in(record)
+    if name is not None:
+        return [record.get("history"), record[name], name == "instruction" and record.get("input")]
+    whole = next((record[field] for field in _WHOLE if is_given(record.get(field))), None)
+    if isinstance(whole, list):
+        return whole[:-1] or raw
+    return (whole.rpartition("\n\nAssistant:")[0] if isinstance(whole, str) else "") or raw
 
 
 def answer_of(raw: Any, name: str) -> Messages:

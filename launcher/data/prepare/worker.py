@@ -17,6 +17,7 @@ from launcher.config.schema import Overlong, Ranking, conversion, variants
 from launcher.data.cache import Column
 from launcher.data.chat.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.formats import Example, Reader
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord
 from launcher.data.formats.learned import examples_for
 from launcher.data.prepare.encoding import Encoded, Piece
@@ -183,7 +184,10 @@ class Worker:
 
     def _side(self, raw: Any) -> int:
         own = self._options
-        return VALIDATION if own.share and is_held_out(raw, own.share, own.seed) else TRAIN
+        if not own.share or isinstance(raw, BadRecord):
+            return TRAIN
+        asked = question_of(raw, own.format, own.columns)
+        return VALIDATION if is_held_out(asked, own.share, own.seed) else TRAIN
 
     def _batch(
         self,
@@ -263,7 +267,7 @@ def _together(made: Encoded | BadRecord, item: Encoded | BadRecord) -> Encoded |
 
 
 def is_held_out(raw: Any, share: float, seed: int) -> bool:
-    """Whether a record, as it was parsed, belongs to the held-out share."""
+    """Whether a record belongs to the held-out share, by what `question_of` says of it."""
     return not isinstance(raw, BadRecord) and unit_hash(raw, seed) < share
 
 

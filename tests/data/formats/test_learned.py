@@ -13,6 +13,7 @@ from launcher.config.schema import Config, ObjectiveConfig, Ranking, variants
 from launcher.config.schema.kinds import KINDS, readable
 from launcher.core.errors import ConfigError
 from launcher.data.cache import TokenCache
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import Chat, Pair, Preference, Ranked, Text, Unpaired
 from launcher.data.formats.learned import examples_for, refusal
 from launcher.data.prepare.preparation import prepare
@@ -55,6 +56,73 @@ def test_what_is_taken_is_made_of_what_is_there() -> None:
     # One in the middle would be good against one answer and bad against another.
     extremes = [Unpaired(ASKED, GOOD, True), Unpaired(ASKED, BAD, False)]
     assert examples_for(RANKED, verdicts) == extremes
+
+
+def split(name: str, records: list[dict[str, Any]], columns: dict[str, str]) -> list[Any]:
+    return [question_of(record, name, columns) for record in records]
+
+
+TURNS = [*ASKED, *GOOD]
+WORSE = [*ASKED, *BAD]
+#: Records of one prompt in each layout, and one of another.
+TOGETHER: list[tuple[str, dict[str, str], list[dict[str, Any]], dict[str, Any]]] = [
+    (
+        "preference",
+        {},
+        [{"prompt": "q", "chosen": a, "rejected": "b"} for a in "xyz"],
+        {"prompt": "r", "chosen": "x", "rejected": "b"},
+    ),
+    (
+        "preference",
+        {},
+        [{"chosen": TURNS, "rejected": WORSE}, {"chosen": WORSE, "rejected": TURNS}],
+        {"chosen": GOOD, "rejected": BAD},
+    ),
+    (
+        "preference",
+        {},
+        [{"chosen": f"\n\nHuman: q\n\nAssistant: {a}", "rejected": "b"} for a in "xyz"],
+        {"chosen": "\n\nHuman: r\n\nAssistant: x", "rejected": "b"},
+    ),
+    (
+        "preference",
+        {},
+        [
+            {"input": {"messages": ASKED}, "preferred_output": one, "non_preferred_output": BAD}
+            for one in (GOOD, FAIR)
+        ],
+        {"input": {"messages": TURNS}, "preferred_output": GOOD, "non_preferred_output": BAD},
+    ),
+    (
+        "unpaired",
+        {"prompt": "asked"},
+        [{"asked": "q", "completion": a, "label": True} for a in "xyz"],
+        {"asked": "r", "completion": "x", "label": True},
+    ),
+    (
+        "unpaired",
+        {},
+        [{"messages": TURNS, "label": True}, {"messages": WORSE, "label": False}],
+        {"messages": GOOD, "label": True},
+    ),
+    (
+        "ranked",
+        {},
+        [{"instruction": "i", "input": "q", "answers": ["a", b], "ranks": [1, 2]} for b in "xyz"],
+        {"instruction": "i", "input": "r", "answers": ["a", "x"], "ranks": [1, 2]},
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "columns", "records", "other"), TOGETHER)
+def test_all_answers_to_a_prompt_are_held_out_or_none(
+    name: str, columns: dict[str, str], records: list[dict[str, Any]], other: dict[str, Any]
+) -> None:
+    first, *rest, last = split(name, [*records, other], columns)
+    assert all(own == first for own in rest)
+    assert last != first
+    # Of other formats each record counts for itself.
+    assert split("chat", records, columns) == records
 
 
 EXAMPLES = [Chat([*ASKED, *GOOD]), Pair("q", "a"), Text("t"), PAIR, RANKED, JUDGED]
