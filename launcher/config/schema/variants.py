@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, launch, plugins, sweep
+from launcher.config.schema import Config, launch, plugins, preference, sweep
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.config.schema.kinds import KINDS, FormatRow, readable
@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "sft": schema.SftConfig,
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
+        "dpo": preference.DpoConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -132,6 +133,7 @@ OBJECTIVES = PluginTable(
         "sft": "launcher.objectives.sft:Sft",
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
+        "dpo": "launcher.objectives.preference.dpo:Dpo",
     },
     own="Objective",
 )

@@ -20,7 +20,7 @@ from launcher.curate.scan.table import COLUMNS, Array, Bad, RecordBatch
 from launcher.data.chat.masking import ChatOptions, kinds_as_bits
 from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord, Example
-from launcher.data.formats.learned import learned_texts
+from launcher.data.formats.learned import texts_of
 from launcher.data.prepare.encoding import ExampleEncoder
 from launcher.data.prepare.worker import is_held_out
 
@@ -51,6 +51,7 @@ class Scanner:
         self._options = options
         self._reading = TaskReader(options.labels)
         self._encoder = None
+        self._has_template = bool(tokenizer and tokenizer.chat_template)
         if tokenizer:
             all_targets = options.all_targets
             self._encoder = ExampleEncoder(tokenizer, chat=chat, all_targets=all_targets)
@@ -111,7 +112,7 @@ class Scanner:
         """
         if self._encoder is None or self._options.held_out:
             return [(-1, -1, 0)] * len(examples), {}
-        shown = [learned_texts(example) for example in examples]
+        shown = [texts_of(example, has_template=self._has_template) for example in examples]
         encoded = iter(self._encoder.encode([text for own in shown for text in own]))
         lengths: list[tuple[int, int, int]] = []
         refused: dict[int, BadRecord] = {}

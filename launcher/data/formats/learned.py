@@ -41,24 +41,33 @@ def examples_for(
     return [side for pair in made if isinstance(pair, Preference) for side in pair.sides] or made
 
 
-def learned_texts(example: Example) -> list[Chat | Pair | Text]:
+def texts_of(example: Example, *, has_template: bool) -> list[Chat | Pair | Text]:
     """What is learned of an example, as texts and conversations of their own: of a pair one for
     each answer, of ranked answers of the best and the worst."""
     if isinstance(example, Chat | Pair | Text):
         return [example]
-    if isinstance(example, Unpaired):
-        return [conversation_with(example, example.answer)]
-    if isinstance(example, Ranked):
-        extremes = (example.answers[0], example.answers[-1])
-        return [conversation_with(example, answer) for answer in extremes]
-    return [conversation_with(example, answer) for answer in (example.chosen, example.rejected)]
+    if isinstance(example, Preference):
+        answers: tuple[Messages, ...] = example.chosen, example.rejected
+    elif isinstance(example, Ranked):
+        answers = example.answers[0], example.answers[-1]
+    else:
+        answers = (example.answer,)
+    return [side_of(example, answer, has_template=has_template) for answer in answers]
 
 
-def conversation_with(example: Preference | Ranked | Unpaired, answer: Messages) -> Chat:
-    """The conversation of a prompt with one of its answers, which alone is learned."""
-    asked = (i for i, turn in enumerate(example.prompt) if turn["role"] == "assistant")
+def side_of(
+    example: Preference | Ranked | Unpaired, answer: Messages, *, has_template: bool
+) -> Chat | Pair:
+    """A prompt with one of its answers, which alone is learned; without a chat template, as texts
+    where that says it all."""
     whole = [*example.prompt, *answer]
-    return Chat(whole, example.tools, frozenset(asked), example.template_options)
+    asked = frozenset(i for i, turn in enumerate(example.prompt) if turn["role"] == "assistant")
+    texts = [turn.get("content") for turn in whole]
+    roles = [turn["role"] for turn in whole]
+    is_plain = roles == ["user", "assistant"] and all(isinstance(text, str) for text in texts)
+    if not has_template and is_plain:
+        return Pair(str(texts[0]), str(texts[1]))
+    return Chat(whole, example.tools, asked, example.template_options)
 
 
 def refusal(example: Example, options: ObjectiveConfig) -> BadRecord | None:
