@@ -12,11 +12,13 @@ from launcher.config.compose import compose
 from launcher.config.schema import Config, ObjectiveConfig, Ranking, variants
 from launcher.config.schema.kinds import KINDS, readable
 from launcher.core.errors import ConfigError
-from launcher.data.cache import TokenCache
+from launcher.data import show
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import Chat, Pair, Preference, Ranked, Text, Unpaired
 from launcher.data.formats.learned import examples_for, refusal
 from launcher.data.prepare.preparation import prepare
+from launcher.objectives.preference.encoder import MARGIN
 from support import hints
 
 Configure = Callable[..., Config]
@@ -198,3 +200,119 @@ def test_ranked_answers_in_a_run_that_learns_answers(
         prepare(configure(train=make_data(RECORDS["ranked"])))
     assert caught.value.problems[0].where == "objective.name"
     assert caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize("kind", ["answers", "unpaired"])
+def test_other_data_in_a_run_that_learns_pairs(
+    configure: Configure, make_data: MakeData, kind: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"dpo with \w+ data") as caught:
+        prepare(configure(train=make_data(RECORDS[kind]), objective="dpo"))
+    hint = caught.value.problems[0].hint
+    assert ["objective=sft" if kind == "answers" else "data=preference"] in hints.ways(hint)
+
+
+def dpo(configure: Configure, train: Any, **data: Any) -> TokenCache | JoinedCache:
+    return TokenCache.open(str(prepare(configure(train=train, objective="dpo", **data))["train"]))
+
+
+def margins(cache: TokenCache | JoinedCache) -> list[list[float]]:
+    return [cache.column(MARGIN, i).tolist() for i in range(len(cache))]
+
+
+def answers(cache: TokenCache | JoinedCache, record: int, tokenizer: Any) -> list[str]:
+    """What is learned of each document."""
+    tokens, targets = cache.record(record)
+    found, start = [], 0
+    for length in cache.documents(record):
+        part = slice(start, start + length)
+        found.append(tokenizer.decode(tokens[part][targets[part] == 1].tolist()))
+        start += length
+    return found
+
+
+def test_every_kind_of_judged_answers_becomes_pairs(
+    configure: Configure, make_data: MakeData, make_tokenizer: Callable[..., Any]
+) -> None:
+    rated = {"prompt": "p", "chosen": "good", "rejected": "bad"}
+    rated |= {"score_chosen": 4, "score_rejected": 1.5}
+    cache = dpo(configure, make_data([rated, RECORDS["pairs"][0]]))
+    assert margins(cache) == [[2.5, 2.5], [0.0, 0.0]]
+    said = ["good<|im_end|>", "bad<|im_end|>"]
+    assert answers(cache, 0, make_tokenizer()) == said
+    scored = [
+        {"response": text, "score": score} for text, score in zip("bca", (2, 1, 5), strict=True)
+    ]
+    data = make_data([{"prompt": "p", "completions": scored, "weight": 2}], "ranked.jsonl")
+    cache = dpo(configure, data)
+    assert (cache.index.counts.read, len(cache)) == (1, 3)
+    assert [answers(cache, i, make_tokenizer()) for i in range(3)] == [
+        ["a<|im_end|>", "b<|im_end|>"],
+        ["a<|im_end|>", "c<|im_end|>"],
+        ["b<|im_end|>", "c<|im_end|>"],
+    ]
+    assert margins(cache) == [[3.0] * 2, [4.0] * 2, [1.0] * 2]
+    assert [cache.weight(i) for i in range(3)] == [2.0] * 3
+    extremes = dpo(configure, data, ranked="extremes")
+    assert margins(extremes) == [[4.0, 4.0]]
+
+
+def test_formats_of_pairs_are_mixed(configure: Configure, make_data: MakeData) -> None:
+    first = make_data(RECORDS["pairs"], "pairs.jsonl")
+    asked = [{"asked": f"r {i}", "answers": ["a", "b"], "scores": [1, 2]} for i in range(4)]
+    second = make_data(asked, "ranked.jsonl")
+    sources = [
+        {"path": str(first), "weight": 1},
+        {"path": str(second), "weight": 3, "columns": {"prompt": "asked"}},
+    ]
+    cache = dpo(configure, sources)
+    assert isinstance(cache, JoinedCache)
+    assert [len(part) for part in cache.parts] == [3, 4]
+    assert [part.index.format for part in cache.parts] == ["preference", "ranked"]
+    assert margins(cache) == [[0.0, 0.0]] * 3 + [[1.0, 1.0]] * 4
+
+
+def test_a_prompt_that_fills_the_length_leaves_the_answers_whole_by_option(
+    configure: Configure,
+    make_data: MakeData,
+    make_tokenizer: Callable[..., Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    long = {"prompt": "how many foxes? " * 40, "chosen": "seven of them", "rejected": "none"}
+    data = make_data([RECORDS["pairs"][0], long])
+    cache = dpo(configure, data, max_length=64)
+    assert (len(cache), cache.index.counts.overlong) == (1, 1)
+    assert "1 of 2 records are dropped" in (said := capsys.readouterr().err)
+    (typed,) = hints.ways(said.partition("HINT: ")[2].partition("\n")[0])
+    assert typed == ["data.overlong=cut_prompt"]
+    cache = dpo(configure, data, max_length=64, overlong="cut_prompt")
+    assert (len(cache), cache.index.counts.truncated, cache.index.counts.dropped) == (2, 1, 0)
+    assert answers(cache, 1, make_tokenizer()) == ["seven of them<|im_end|>", "none<|im_end|>"]
+    assert len(cache.record(1)[0]) <= 64
+    # Both prompts keep as much.
+    tokens, targets = cache.record(1)
+    first, second = cache.documents(1)
+    assert first - targets[:first].sum() == second - targets[first:].sum()
+    # Conversations that end with their answer are cut alike.
+    talk = make_data([{"prompt": long["prompt"], "completion": "seven"}], "talk.jsonl")
+    config = configure(train=talk, max_length=40, overlong="cut_prompt")
+    cache = TokenCache.open(str(prepare(config)["train"]))
+    assert answers(cache, 0, make_tokenizer()) == ["seven<|im_end|>"]
+    assert len(cache.record(0)[0]) == 40
+
+
+def test_both_answers_are_shown_with_what_is_learned_in_each(
+    configure: Configure, make_data: MakeData, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = make_data([{"prompt": "p", "chosen": "good", "rejected": "bad", "margin": 2}])
+    folder = prepare(configure(train=data, objective="dpo"))["train"]
+    assert show.main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    head, chosen, rejected, *_ = said.split("\n---")[0], *said.split("\n--- ")[1:]
+    assert head.startswith(f"{data}:1  record 0, ")
+    assert head.endswith(", margin 2")
+    assert chosen.startswith("chosen: ")
+    assert "user\np<|im_end|>" in chosen
+    assert "[[good<|im_end|>]]" in chosen
+    assert rejected.startswith("rejected: ")
+    assert "[[bad<|im_end|>]]" in rejected
