@@ -23,6 +23,9 @@ OPTIONS: dict[str, dict[str, type]] = {
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
         "dpo": preference.DpoConfig,
+        "orpo": preference.OrpoConfig,
+        "simpo": preference.SimpoConfig,
+        "cpo": preference.CpoConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -134,6 +137,9 @@ OBJECTIVES = PluginTable(
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
         "dpo": "launcher.objectives.preference.dpo:Dpo",
+        "orpo": "launcher.objectives.preference.orpo:Orpo",
+        "simpo": "launcher.objectives.preference.simpo:Simpo",
+        "cpo": "launcher.objectives.preference.cpo:Cpo",
     },
     own="Objective",
 )
