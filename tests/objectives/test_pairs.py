@@ -239,8 +239,12 @@ def test_its_options_are_explained_and_completed(tmp_path, monkeypatch):
     for line in lines:
         assert completion.words(["train"], ["train", *line], "objective.be") == ["objective.beta="]
     assert completion.words(["train"], ["train", folder], "objective=pai") == ["objective=pairs"]
+    # An option that no objective of the launcher's has.
+    (tmp_path / "own.py").write_text(file.read_text().replace("beta", "bezel"))
+    own = completion.words(["train"], ["train", "objective.name=own.py"], "objective.bez")
+    assert own == ["objective.bezel="]
     for line in (["objective=sft"], ["objective.name=gone.py"], ["gone.yaml"], ["--config-dir=no"]):
-        assert completion.words(["train"], ["train", *line], "objective.be") == []
+        assert completion.words(["train"], ["train", *line], "objective.bez") == []
 
 
 @pytest.fixture
