@@ -90,4 +90,6 @@ def way_out(options: ObjectiveConfig, kind: str, record: Mapping[str, Any]) -> s
             ways.append(how_to_learn_chosen(record))
         elif kind == "unpaired":
             ways.append(how_to_learn_good(record))
+    elif options.learns[0] == "labels":
+        ways.append("or name the columns: 'data.columns={text: COLUMN, label: COLUMN}'")
     return "; ".join(filter(None, ways)) or variants.other_way(options, kind)
