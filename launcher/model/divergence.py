@@ -1,4 +1,4 @@
-"""How far a student's distribution over tokens lies from a teacher's, chunk by chunk of the targets.
+"""How far a student's distribution over tokens lies from a teacher's, by parts of the targets.
 
 With logits z of the student and z' of the teacher, q = softmax(z / T), p = softmax(z' / T):
 
@@ -111,9 +111,7 @@ def _widened(gradient: Tensor, logits: Tensor) -> Tensor:
     return torch.nn.functional.pad(gradient, (0, missing)) if missing else gradient
 
 
-def most_likely(
-    logits: Tensor, count: int, size: int, temperature: float
-) -> tuple[Tensor, Tensor]:
+def most_likely(logits: Tensor, count: int, size: int, temperature: float) -> tuple[Tensor, Tensor]:
     """What `TopTeacher` knows of `logits` [t, at least `size`], tokens int32 [t, count] and
     log-probabilities fp32 [t, count + 1]."""
     cool = logits[:, :size].float() / temperature

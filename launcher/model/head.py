@@ -1,4 +1,4 @@
-"""LM head at the target positions only, in chunks: a loss, log-probabilities, or what else is asked.
+"""LM head at the target positions only, in chunks: a loss, log-probabilities, or others' questions.
 
 The model is called with `logits_to_keep` = the target positions, and its LM head is given a
 forward that returns the loss itself: gradients for the hidden states and the head's weight are
@@ -80,8 +80,8 @@ class Criterion(Protocol):
 
     def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """Loss sum of the targets `part` by their fp32 logits [t, V], a scalar, and its gradient
-        [t, V]. It leaves the logits as they are. Called for each part in order, and once more if the
-        model turns out to change its logits."""
+        [t, V]. It leaves the logits as they are. Called for each part in order, and once more if
+        the model turns out to change its logits."""
         ...
 
 
@@ -95,6 +95,23 @@ class CrossEntropy:
         """See `Criterion`."""
         weights = None if self._weights is None else self._weights[part]
         return loss_and_gradient(logits, self._targets[part], self._smoothing, weights)
+
+
+class Scores:
+    """What is scored of the targets, from their logits by parts."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self._targets = targets
+        self.losses = targets.new_empty(len(targets), dtype=torch.float32)
+        """Cross entropy in nats: fp32 [T]."""
+        self.correct = torch.empty_like(targets, dtype=torch.bool)
+        """Whether the target is the first choice: bool [T]."""
+
+    def __call__(self, logits: Tensor, part: slice) -> None:
+        """Take in the fp32 logits [t, V] of the targets `part`."""
+        targets = self._targets[part]
+        self.losses[part] = nn.functional.cross_entropy(logits, targets, reduction="none")
+        self.correct[part] = logits.argmax(-1) == targets
 
 
 class _Wish(Enum):
@@ -132,7 +149,7 @@ class TargetHead:
     pools = False
 
     def __init__(self, model: nn.Module, *, counts_hits: bool = False) -> None:
-        self._counts_hits = counts_hits
+        self.model, self._counts_hits = model, counts_hits
         self.hits: Tensor | None = None
         self.isolates = attention.isolates(model)
         self.pads = True
@@ -192,16 +209,9 @@ class TargetHead:
     @torch.no_grad()
     def score(self, caller: Any, row: RowTensors) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
-        losses = row.targets.new_empty(len(row.targets), dtype=torch.float32)
-        correct = torch.empty_like(row.targets, dtype=torch.bool)
-
-        def see(logits: Tensor, part: slice) -> None:
-            own = row.targets[part]
-            losses[part] = nn.functional.cross_entropy(logits, own, reduction="none")
-            correct[part] = logits.argmax(-1) == own
-
-        self.see(caller, row, see)
-        return losses, correct
+        found = Scores(row.targets)
+        self.see(caller, row, found)
+        return found.losses, found.correct
 
     @torch.no_grad()
     def see(self, caller: Any, row: RowTensors, see: Callable[[Tensor, slice], None]) -> None:
@@ -222,7 +232,8 @@ class TargetHead:
             hidden, head = request.result, self.head
             assert hidden is not None
             assert head is not None
-            weight, bias = head.weight.detach(), head.bias if head.bias is None else head.bias.detach()
+            weight = head.weight.detach()
+            bias = None if head.bias is None else head.bias.detach()
             return lambda part: nn.functional.linear(hidden[part], weight, bias)
         logits = self._logits(caller, row)
         return lambda part: logits[part]

@@ -25,6 +25,7 @@ from launcher.core.rundir import RunDir
 from launcher.model.sequence_head import SequenceHead
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from launcher.data.cache import Column, JoinedCache, TokenCache
@@ -162,6 +163,11 @@ class Objective:
         if self.options.has_sequence_head:
             return SequenceOutputs(model)
         return TargetHead(model, counts_hits=counts_hits)
+
+    def companions(self, device: torch.device) -> Sequence[tuple[Head, Any]]:
+        """Models that are computed beside the one in training, each under its head, on `device`:
+        their documents are kept apart too before any loss is asked for."""
+        return ()
 
     def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
         """Write into an exported folder what a user of it must know beside the model."""

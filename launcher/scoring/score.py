@@ -62,6 +62,8 @@ def score(
     )
     for found in isolate(head, model.eval(), model, evaluator.cache, device):
         note(f"attention: {found}")
+    for own, other in objective.companions(device):
+        isolate(own, other, other, evaluator.cache, device)
     return evaluator.metrics, evaluator.everything(model, model)
 
 

@@ -217,7 +217,7 @@ class Training:
         self.engine.eval()
         model, cache, device = self.model, self.data.cache, self.device
         if not self.is_isolated:
-            setup.keep_apart(self.head, self.engine, model, cache, device, self.say)
+            setup.keep_apart(self.head, self.engine, model, self.data, device, self.say)
         require_trainable(self.objective, self.head, model, cache, device)
         if self.config.model.compile:
             compile_layers(model)

@@ -129,6 +129,8 @@ class ObjectiveConfig:
     model_kind: ClassVar[str] = "a model that makes no text"
     #: Whether it learns from two answers of which one is better.
     learns_pairs: ClassVar[bool] = False
+    #: Further copies of a chunk of logits that the loss holds.
+    logit_copies: ClassVar[int] = 0
     #: Whether an example becomes several documents, which stay in one pack.
     groups_documents: ClassVar[bool] = False
     #: What is measured on each held-out record (`variants.RECORDS`, or of its own).
@@ -144,6 +146,16 @@ class ObjectiveConfig:
     name: str = "sft"
     """Objective: see the table in docs/config.md, or the path of a Python file with the classes
     `Objective` and `Options`."""
+
+    @property
+    def models(self) -> Mapping[str, tuple[str, str | None]]:
+        """Further models that are learned from: option -> hub name or folder, and revision."""
+        return {}
+
+    @property
+    def beside(self) -> Mapping[str, tuple[str, str | None]]:
+        """Those of `models` that every rank holds whole while it trains."""
+        return {}
 
     def refused(self, config: Config) -> Iterator[Problem]:
         """What is wrong with the rest of the config: what the facts above rule out, for whatever

@@ -35,6 +35,7 @@ class DistillConfig(ObjectiveConfig):
     own_metrics: ClassVar[Mapping[str, Any]] = {
         "divergence": MetricRow(f"{_HERE}.records:TeacherDivergence", "divergence"),
     }
+    logit_copies: ClassVar[int] = 3
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation", "divergence")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy", "divergence")
 
@@ -56,7 +57,7 @@ class DistillConfig(ObjectiveConfig):
     teacher thinks unlikely counts."""
     top_k: PositiveInt | None = None
     """Compare the teacher's most likely tokens, so many, and the rest as one: they are made once
-    and kept in the cache. null: the teacher runs beside the student, and all tokens are compared."""
+    and kept in the cache. null: the teacher runs beside the student, and all are compared."""
     all_tokens: bool = False
     """Learn at every token instead of answers alone, as plain text needs it."""
 
@@ -69,6 +70,11 @@ class DistillConfig(ObjectiveConfig):
     def models(self) -> Mapping[str, tuple[str, str | None]]:
         """The teacher."""
         return {"teacher": (self.teacher, self.teacher_revision)} if self.teacher else {}
+
+    @property
+    def beside(self) -> Mapping[str, tuple[str, str | None]]:
+        """The teacher, unless all that counts of it is in the cache."""
+        return self.models if self.top_k is None else {}
 
     def encoding(self, split: str) -> dict[str, Any]:
         """As the objectives `sft` and `text` do: their prepared data is the same."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, launch, plugins, sweep
+from launcher.config.schema import Config, distill, launch, plugins, sweep
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.core.errors import ConfigError
@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "sft": schema.SftConfig,
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
+        "distill": distill.DistillConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -98,6 +99,7 @@ OBJECTIVES = PluginTable(
         "sft": "launcher.objectives.sft:Sft",
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
+        "distill": "launcher.objectives.distill.objective:Distill",
     },
     own="Objective",
 )
