@@ -12,32 +12,10 @@ from launcher.model import head as head_module
 from launcher.model.divergence import Measure, TopTeacher, WholeTeacher, most_likely
 from launcher.model.head import TargetHead
 from launcher.objectives.distill.loss import Mixture
+from support.distillation import divergence, grouped
 from support.heads import Tiny, row_of
 
 KINDS = list(Divergence)
-
-
-def plain(kind, beta, p, q):
-    """Of each line of two distributions [t, groups], by the definition."""
-
-    def kl(one, other):
-        return (one * (one.log() - other.log())).sum(-1)
-
-    if kind is Divergence.forward:
-        return kl(p, q)
-    if kind is Divergence.reverse:
-        return kl(q, p)
-    mixed = beta * p + (1 - beta) * q
-    return beta * kl(p, mixed) + (1 - beta) * kl(q, mixed)
-
-
-def grouped(chances, tokens):
-    """[t, V] summed over `tokens` [t, k], each by itself, and all others; nothing if none are."""
-    known = chances.gather(1, tokens)
-    if tokens.shape[1] == chances.shape[1]:
-        return known
-    others = torch.ones_like(chances).scatter(1, tokens, 0.0)
-    return torch.cat([known, (chances * others).sum(-1, keepdim=True)], 1)
 
 
 def expected_loss(model, teacher_logits, row, kind, beta, share, heat, size, tokens=None):
@@ -48,7 +26,7 @@ def expected_loss(model, teacher_logits, row, kind, beta, share, heat, size, tok
     q = (logits[:, :size] / heat).softmax(-1)
     if tokens is not None:
         p, q = grouped(p, tokens), grouped(q, tokens)
-    both = (1 - share) * ce + share * heat**2 * plain(kind, beta, p, q)
+    both = (1 - share) * ce + share * heat**2 * divergence(kind, beta, p, q)
     return (both if row.weights is None else both * row.weights).sum()
 
 

@@ -37,7 +37,7 @@ def _of_folder(name: str, where: str) -> Problem | None:
     folder = runtime.user_path(name)
     whole = f"{where}=FOLDER, the folder of a Hugging Face model such as a run's export"
     if adapter.is_adapter(folder):
-        hint = f"{where}=FOLDER of a whole model: `launcher export RUN --merge` merges a run's"
+        hint = f"{where}=FOLDER of a whole model: merge the adapter into its base first"
         return Problem(where, f"{name} is an adapter", hint)
     if folder.is_dir():
         is_model = (folder / "config.json").is_file()
