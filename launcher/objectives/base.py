@@ -12,7 +12,7 @@ Preparation imports it in many processes, so what only training needs is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -146,6 +146,10 @@ class Objective:
 
     def require_same(self, other: Objective) -> None:
         """`DataError` unless results of both can be compared record by record."""
+
+    def apart(self, other: Objective) -> Collection[str]:
+        """Names of metrics that mean something else in results of the other."""
+        return ()
 
     # ---- the model
 

@@ -135,6 +135,8 @@ class ObjectiveConfig:
     groups_documents: ClassVar[bool] = False
     #: What is measured on each held-out record (`variants.RECORDS`, or of its own).
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
+    #: What its held-out loss is, where other objectives have the same: their runs are compared.
+    held_out_loss: ClassVar[str] = ""
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     #: Passes over held-out records that it brings along: name -> "module:attribute" of the class of
@@ -192,6 +194,8 @@ class ObjectiveConfig:
 class SftConfig(ObjectiveConfig):
     """Supervised fine-tuning: cross entropy on the target tokens (assistant turns, completions)."""
 
+    held_out_loss: ClassVar[str] = "cross entropy of targets"
+
     name: str = "sft"
     """Name of the objective."""
     label_smoothing: ShareBelowOne = 0.0
@@ -210,6 +214,7 @@ class TextConfig(ObjectiveConfig):
     """Continued pre-training: cross entropy on every token."""
 
     learns_every_token: ClassVar[bool] = True
+    held_out_loss: ClassVar[str] = "cross entropy of targets"
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens")
 
     name: str = "text"

@@ -35,6 +35,7 @@ class DistillConfig(ObjectiveConfig):
     own_metrics: ClassVar[Mapping[str, Any]] = {
         "divergence": MetricRow(f"{_HERE}.records:TeacherDivergence", "divergence"),
     }
+    held_out_loss: ClassVar[str] = "cross entropy of targets"
     logit_copies: ClassVar[int] = 3
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation", "divergence")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy", "divergence")

@@ -20,7 +20,7 @@ others as one: a lower bound of the above (`launcher.model.divergence`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,18 @@ class Distill(Objective):
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what a run knows of its teacher."""
         self._facts = teacher.Facts(**state)
+
+    def apart(self, other: Objective) -> Collection[str]:
+        """The divergence, where it is from another teacher or measured otherwise."""
+        if isinstance(other, Distill) and self._measured() == other._measured():
+            return ()
+        return ("divergence",)
+
+    def _measured(self) -> list[Any]:
+        options = self.options
+        how = [options.divergence, options.temperature, options.beta, options.top_k]
+        named = options.teacher, options.teacher_revision
+        return [*how, *(self.facts.files or named)]
 
     # ---- the models
 
