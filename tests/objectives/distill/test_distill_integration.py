@@ -1,0 +1,106 @@
+"""Distillation by the real command: what it logs, scores and keeps, resumed and compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from launcher.core.errors import ExitCode
+from launcher.core.files import read_json
+from support.chats import chat
+from support.models import make_llama
+from support.project import LAUNCHER, Project, checkpoint_files, conversations
+
+pytestmark = pytest.mark.slow
+
+TRAIN = (*LAUNCHER, "train")
+STEPS = 4
+WORDS = (
+    *("objective=distill", "objective.teacher=teacher", "objective.alpha=0.6"),
+    *("objective.temperature=1.5", "batch.sequences=4", "launch.processes=2", "batch.micro=1"),
+    *("optim.lr=1e-2", "schedule=constant", "engine.precision=fp32", "peft=none"),
+)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    made = Project(tmp_path_factory.mktemp("distill"))
+    made.write_data(conversations(60))
+    sizes = {"hidden_size": 48, "num_hidden_layers": 3, "initializer_range": 0.3}
+    make_llama(made.folder / "teacher", seed=1, **sizes)
+    held_out = [chat(f"What is {n} + {n}?", f"It is {2 * n}.") for n in range(60, 70)]
+    text = "".join(json.dumps(record) + "\n" for record in held_out)
+    (made.folder / "held_out.jsonl").write_text(text)
+    return made
+
+
+@pytest.fixture(scope="module")
+def first(here):
+    """The run that is scored, exported and reported too."""
+    more = ("eval=default", "data.validation=held_out.jsonl", "export.at_end=true", "engine=zero3")
+    more += (f"train.steps={STEPS}", "checkpoint.every_steps=2")
+    done = here.run(TRAIN, *here.words("first", *WORDS, *more))
+    assert done.code == ExitCode.ok, done.output
+    return here.folder_of("first"), done.output
+
+
+def test_what_it_logs_and_scores(first):
+    run, output = first
+    assert "teacher  teacher (" in output
+    lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+    trained = [line for line in lines if line["kind"] == "train"]
+    assert len(trained) == STEPS
+    for line in trained:
+        parts = 0.4 * line["cross_entropy"] + 0.6 * 1.5**2 * line["divergence"]
+        assert line["loss"] == pytest.approx(parts, rel=1e-5)
+        assert line["divergence"] > 0
+    comparison = read_json(run.eval / "comparison.json")
+    wanted = {"loss", "perplexity", "token_accuracy", "divergence"}
+    assert comparison["metrics"].keys() == wanted
+    assert all(comparison["metrics"][name]["records"] == 10 for name in ("loss", "divergence"))
+    loss = comparison["metrics"]["loss"]
+    assert np.exp(loss["tuned"]) == pytest.approx(comparison["metrics"]["perplexity"]["tuned"])
+    assert (run.export / "config.json").is_file()
+
+
+def test_a_run_that_goes_on_is_bit_equal(here, first):
+    words = here.words("short", *WORDS, "engine=zero3", "checkpoint.every_steps=2")
+    done = here.run(TRAIN, *words, "train.steps=2")
+    assert done.code == ExitCode.ok, done.output
+    done = here.run((*LAUNCHER, "resume"), "short", f"train.steps={STEPS}")
+    assert done.code == ExitCode.ok, done.output
+    found = checkpoint_files(here.folder_of("short"))
+    assert found[STEPS] == checkpoint_files(first[0])[STEPS]
+    # The same with another teacher would be no continuation.
+    shutil.move(here.folder / "teacher", here.folder / "before")
+    try:
+        make_llama(here.folder / "teacher", seed=2)
+        done = here.run((*LAUNCHER, "resume"), "short", f"train.steps={STEPS + 1}")
+        assert done.code == ExitCode.usage, done.output
+        assert "the weights of the teacher" in done.output
+    finally:
+        shutil.rmtree(here.folder / "teacher")
+        shutil.move(here.folder / "before", here.folder / "teacher")
+
+
+def test_it_is_compared_with_plain_fine_tuning_and_scored_again(here, first):
+    words = [word for word in WORDS if not word.startswith("objective")]
+    more = ("eval=default", "data.validation=held_out.jsonl", "train.steps=2")
+    done = here.run(TRAIN, *here.words("plain", *words, *more))
+    assert done.code == ExitCode.ok, done.output
+    done = here.run((*LAUNCHER, "compare"), "plain", "first", "--json")
+    assert done.code == ExitCode.ok, done.output
+    (made,) = json.loads(done.output[done.output.index("[") :])
+    assert made["metrics"].keys() == {"loss", "perplexity", "token_accuracy"}
+    done = here.run((*LAUNCHER, "compare"), "first:base", "first", "--json")
+    (made,) = json.loads(done.output[done.output.index("[") :])
+    assert "divergence" in made["metrics"]
+    done = here.run((*LAUNCHER, "eval"), "first", "--json")
+    assert done.code == ExitCode.ok, done.output
+    scores = json.loads(done.output[done.output.index("{") :])
+    tuned = read_json(first[0].eval / "comparison.json")["metrics"]
+    for name in ("loss", "divergence"):
+        assert scores[name] == pytest.approx(tuned[name]["tuned"], rel=1e-4)
