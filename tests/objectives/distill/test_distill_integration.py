@@ -104,3 +104,28 @@ def test_it_is_compared_with_plain_fine_tuning_and_scored_again(here, first):
     tuned = read_json(first[0].eval / "comparison.json")["metrics"]
     for name in ("loss", "divergence"):
         assert scores[name] == pytest.approx(tuned[name]["tuned"], rel=1e-4)
+
+
+def test_a_student_learns_more_of_few_records_with_a_teacher(tmp_path):
+    made = Project(tmp_path, model=tmp_path)
+    common = (
+        *("model=tiny", "data.train=builtin:quickstart-chat", "data.max_length=256"),
+        *("data.validation=builtin:quickstart-chat", "eval.limit=200", "engine=zero0"),
+        *("batch.tokens=2048", "optim.lr=5e-3", "optim.beta2=0.99", "schedule.warmup=0.05"),
+        *("launch.processes=1", "train.threads=1"),
+    )
+    small = (*common, "model.layers=1", "data.limit=200", "train.steps=80")
+    taught = ("objective=distill", "objective.teacher=runs/teacher/export", "objective.alpha=0.9")
+    for words in (
+        (*common, "train.steps=150", "eval=none", "run.name=teacher"),
+        (*small, "run.name=alone"),
+        (*small, *taught, "objective.temperature=2", "run.name=taught"),
+    ):
+        done = made.run(TRAIN, *words)
+        assert done.code == ExitCode.ok, done.output
+    done = made.run((*LAUNCHER, "compare"), "alone", "taught", "--json", "--require", "better")
+    assert done.code == ExitCode.ok, done.output
+    (found,) = json.loads(done.output[done.output.index("[") :])
+    loss = found["metrics"]["loss"]
+    assert loss["verdict"] == "better"
+    assert loss["tuned"] < 0.9 * loss["base"]
