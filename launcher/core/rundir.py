@@ -100,6 +100,12 @@ class RunDir:
         return self.path / "memory.json"
 
     @property
+    def reference(self) -> Path:
+        """Which model the columns of the objective's reference are of; not there where it has
+        none."""
+        return self.path / "reference.json"
+
+    @property
     def probe(self) -> Path:
         """What a probe has measured; a run that has it from its start is one."""
         return self.path / "probe.json"

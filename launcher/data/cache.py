@@ -212,10 +212,47 @@ class TokenCache:
         column = self.columns[name]
         if column.is_json and name not in self._meanings:
             raise ValueError(f"column {name} has JSON values: `give` says what they are in a row")
-        bounds = self._goals if column.per is Per.target else self._groups
-        part = slice(i, i + 1) if bounds is None else slice(int(bounds[i]), int(bounds[i + 1]))
-        numbers = self._numbers[name][part]
+        numbers = self._numbers[name][self.places(column, i)]
         return self._meanings[name][numbers] if name in self._meanings else numbers
+
+    def places(self, column: Column, i: int) -> slice:
+        """Which documents, or targets, of the cache are those of record `i`."""
+        if column.per is Per.target:
+            return slice(int(self.goals[i]), int(self.goals[i + 1]))
+        if self._groups is None:
+            return slice(i, i + 1)
+        return slice(int(self._groups[i]), int(self._groups[i + 1]))
+
+    def attach(self, column: Column, values: NDArray[Any]) -> None:
+        """Give the records a further column, or other values of it: all documents' or targets'
+        numbers, one after another."""
+        self.columns[column.name] = column
+        self._numbers[column.name] = (
+            values if column.width == 1 else values.reshape(-1, column.width)
+        )
+
+    @functools.cached_property
+    def goals(self) -> NDArray[np.int64]:
+        """First target of each record, int64 [records + 1]; counted where it is not kept."""
+        if self._goals is not None:
+            return self._goals
+        counts = np.empty(len(self) + 1, np.int64)
+        counts[0] = 0
+        for i in range(len(self)):
+            flags = self.record(i)[1]
+            starts = np.cumsum([0, *self.documents(i)[:-1]])
+            counts[i + 1] = int(flags.sum()) - int(flags[starts].sum())
+        return np.cumsum(counts)
+
+    @property
+    def num_documents(self) -> int:
+        """Documents of all records."""
+        return len(self) if self._groups is None else int(self._groups[-1])
+
+    @property
+    def num_targets(self) -> int:
+        """Targets of all records, those that have a token before them in their document."""
+        return int(self.goals[-1])
 
     def value(self, name: str, i: int) -> Any:
         """Value of a `json` column for the first document of record `i`."""

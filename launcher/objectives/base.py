@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from launcher.data.formats.base import BadRecord
     from launcher.data.pack.loader import Row, RowSource
     from launcher.data.prepare.worker import Encoder
+    from launcher.data.reference import ReferenceStore
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
@@ -79,6 +80,9 @@ class Objective:
 
     columns: ClassVar[Sequence[Column]] = ()
     """What is kept in prepared data beside tokens and targets."""
+    reference: ClassVar[Sequence[Column]] = ()
+    """What the model before training makes of each document or target: worked out once, before the
+    first step, and in a row like any column from then on (see `refer`)."""
     about_end: str = ""
     """What `output_line` takes from the run's end, whatever the checkpoint."""
     expects_context: ClassVar[bool] = True
@@ -88,6 +92,8 @@ class Objective:
         self.options: ObjectiveConfig = options
         self.spec: SequenceHead | None = None
         """The sequence head of the run's model, once it is made."""
+        self.store: ReferenceStore | None = None
+        """Where the columns of `reference` are kept, once the run's base is known."""
 
     # ---- from example to documents
 
@@ -104,6 +110,13 @@ class Objective:
         from launcher.data.prepare.encoding import ExampleEncoder
 
         return ExampleEncoder(tokenizer, chat=chat, all_targets=self.options.learns_every_token)
+
+    def question(
+        self, cache: TokenCache | JoinedCache, record: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Tokens and target flags of what a held-out record asks the model to write."""
+        tokens, targets = cache.record(record)
+        return tokens.tolist(), targets.tolist()
 
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
         """How turns end, as `launcher.data.chat.turn_ends` counts; None where the targets tell."""
@@ -188,6 +201,11 @@ class Objective:
     def rows(self, prepared: RowSource) -> RowSource:
         """Where the rows of a step come from: prepared data."""
         return prepared
+
+    def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
+        """The columns of `reference` for the documents or targets of a row, by the model before
+        training, without gradients."""
+        raise NotImplementedError
 
     def weight(self, row: Row) -> float:
         """What the loss sum of this row is divided by, summed over the global batch: its target

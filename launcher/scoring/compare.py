@@ -90,7 +90,7 @@ def _scored(name: str, run: RunDir, part: str, *, is_run: bool) -> Results:
         speaker = open_speaker(run, checkpoint=step, base=part == "base")
     else:
         speaker = open_folder(Path(name), run)
-    return score(run, speaker)[1]
+    return score(run, speaker, is_base=part == "base")[1]
 
 
 def against(first: Side, other: Side) -> dict[str, Any]:

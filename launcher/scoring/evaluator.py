@@ -164,24 +164,16 @@ class Evaluator:
         return results
 
     def _rows(self) -> Iterator[tuple[Row | None, list[int]]]:
-        """This rank's rows, as the head has documents laid out, and their record ids."""
-        head = self.head
-        lengths = [int(self.cache.lengths[i]) for i in self.ids]
-        if not head.isolates:  # each document is a line
-            documents = map(self.cache.documents, self.ids)
-            lengths = [len(own) * max(own) for own in documents]
-        batches = runner.plan_batches(
-            lengths,
-            batch_tokens=min(self.config.eval.batch_tokens, self._batch_cap()),
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            lockstep=self.plan.zero == 3,
-            new_tokens=None if head.isolates else 0,
-            equal=not (head.isolates or head.pads),
+        """This rank's rows, and their record ids."""
+        return rows_to_score(
+            *(self.cache, self.ids, self.head, self.config, self.plan, self.ranks, self.device)
         )
-        return runner.rows_of(
-            batches, self.ids, lambda ids: make_row(self.cache, ids).to(self.device)
-        )
+
+    def sets(self) -> Iterator[tuple[TokenCache | JoinedCache, list[int], str]]:
+        """What is scored, further sets too: cache, records and what to call them."""
+        yield self.cache, self.ids, "held-out records"
+        for split, own in self.further.items():
+            yield own.cache, own.ids, f"records of {split}"
 
     def text(self, record: int) -> str:
         """A record as text, without special tokens."""
@@ -207,10 +199,6 @@ class Evaluator:
         found = self.objective.lines(base, tuned, metrics, self.cache.where, self.text)
         return store.filled(found)
 
-    def _batch_cap(self) -> int:
-        """Evaluation keeps no activations, so twice a training row fits where training fits."""
-        return max(self.plan.max_length, 2 * self.plan.micro_batch * self.plan.max_length)
-
     def prompts(self, model: Any) -> list[TokenizedPrompt]:
         """The validation records that ask for an answer, at most `eval.generate_limit`."""
         if self._prompts is None:
@@ -226,8 +214,8 @@ class Evaluator:
         return self._prompts
 
     def _split(self, record: int) -> tuple[list[int], list[int]] | None:
-        tokens, targets = self.cache.record(record)
-        return runner.prompt_and_reference(tokens.tolist(), targets.tolist())
+        tokens, targets = self.objective.question(self.cache, record)
+        return runner.prompt_and_reference(tokens, targets)
 
     # ---- the base model's results, made once
 
@@ -262,6 +250,35 @@ class Evaluator:
         return Journal(run.eval / "journal", name, _digest([name, *depends]), self.ranks.rank)
 
 
+def rows_to_score(
+    cache: TokenCache | JoinedCache,
+    ids: Sequence[int],
+    head: Head,
+    config: Config,
+    plan: Plan,
+    ranks: Ranks,
+    device: torch.device,
+) -> Iterator[tuple[Row | None, list[int]]]:
+    """This rank's rows of the records `ids`, as the head has documents laid out, and the records
+    of each: none of filler, which is computed where ranks have to stay in step."""
+    lengths = [int(cache.lengths[i]) for i in ids]
+    if not head.isolates:  # each document is a line
+        documents = map(cache.documents, ids)
+        lengths = [len(own) * max(own) for own in documents]
+    # Nothing is kept for a backward pass, so twice a training row fits where training fits.
+    most = max(plan.max_length, 2 * plan.micro_batch * plan.max_length)
+    batches = runner.plan_batches(
+        lengths,
+        batch_tokens=min(config.eval.batch_tokens, most),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        lockstep=plan.zero == 3,
+        new_tokens=None if head.isolates else 0,
+        equal=not (head.isolates or head.pads),
+    )
+    return runner.rows_of(batches, ids, lambda chosen: make_row(cache, chosen).to(device))
+
+
 def make_evaluator(
     config: Config,
     plan: Plan,
@@ -284,6 +301,8 @@ def make_evaluator(
     def make(split: str, of: Config = config) -> Evaluator:
         cache = TokenCache.open(Path(folders[split]))
         objective.prepare(cache)
+        if objective.store is not None:
+            objective.store.attach(cache)
         common = (tokenizer, head, device, should_stop, objective, generate, ends)
         return Evaluator(of, plan, ranks, cache, *common)
 

@@ -13,6 +13,7 @@ from launcher.config.derive import plan as plans
 from launcher.core import runtime
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
+from launcher.data.reference import ReferenceStore
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
@@ -26,15 +27,17 @@ from launcher.objectives.base import of_run
 from launcher.scoring import harness
 from launcher.scoring.evaluator import make_evaluator
 from launcher.scoring.held_out import held_out
+from launcher.scoring.referee import Referee
 
 
 def score(
-    run: RunDir, speaker: Speaker, *, by_vllm: bool = False
+    run: RunDir, speaker: Speaker, *, by_vllm: bool = False, is_base: bool = False
 ) -> tuple[list[Metric[Any]], Results]:
     """Score a model in this process as the run does: its metrics, and the results of each record.
 
-    `by_vllm`: vLLM makes the answers, and `speaker` is of no use afterwards. Raises `DataError` if
-    the run has no held-out records.
+    `by_vllm`: vLLM makes the answers, and `speaker` is of no use afterwards. `is_base`: it is the
+    model before training, which then fills what is missing of the objective's reference. Raises
+    `DataError` if the run has no held-out records, or misses that of its base.
     """
     config = compose.load(run.config)
     held_out(run)
@@ -46,12 +49,14 @@ def score(
     wanted = attention.IMPLEMENTATIONS[plan.attention]
     inner.set_attn_implementation(attention.supported(type(inner), wanted))
     objective = of_run(run, config)
+    if objective.reference:
+        objective.store = ReferenceStore.of_run(run, config, objective.reference)
     folders = read_json(run.data)
-    head = objective.head(model)
+    head, alone = objective.head(model), runtime.Ranks(0, 1, 0, 1, "", "none")
     evaluator = make_evaluator(
         config,
         plan,
-        runtime.Ranks(0, 1, 0, 1, "", "none"),
+        alone,
         folders,
         speaker.tokenizer,
         head,
@@ -64,6 +69,16 @@ def score(
         note(f"attention: {found}")
     for own, other in objective.companions(device):
         isolate(own, other, other, evaluator.cache, device)
+    if objective.store is not None:
+        referee = Referee(
+            *(config, plan, alone, device, objective, head),
+            should_stop=lambda: False,
+            say=note,
+        )
+        for cache, ids, what in evaluator.sets():
+            if not is_base:
+                objective.store.require(cache, ids, run)
+            referee.fill(model, cache, ids, what)
     return evaluator.metrics, evaluator.everything(model, model)
 
 
@@ -90,7 +105,7 @@ def main(argv: list[str]) -> int:
         if options.vllm:
             vllm.need()
         speaker = open_speaker(run, checkpoint=options.checkpoint, base=options.base)
-        scores = score_all(*score(run, speaker, by_vllm=options.vllm))
+        scores = score_all(*score(run, speaker, by_vllm=options.vllm, is_base=options.base))
         if options.json:
             print(json.dumps(scores, indent=2))
         else:

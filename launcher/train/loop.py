@@ -31,6 +31,7 @@ from launcher.model.head import Head
 from launcher.model.layers import compile_layers
 from launcher.objectives.base import LossSum, Objective
 from launcher.scoring.evaluator import make_evaluator, score_base
+from launcher.scoring.referee import Referee
 from launcher.track import meters
 from launcher.track.footprint import Footprint
 from launcher.track.tracker import Trackers
@@ -143,6 +144,7 @@ class Training:
         assert self.plan.steps is not None
         assert self.plan.warmup_steps is not None
         self.num_steps, self.warmup_steps = self.plan.steps, self.plan.warmup_steps
+        self.learner = learner
         self.model, self.head, self.engine = learner.model, learner.head, learner.engine
         self.is_isolated, start = learner.is_isolated, learner.start
         self.progress = _progress(start) if start else Progress()
@@ -223,8 +225,12 @@ class Training:
             compile_layers(model)
 
     def begin(self) -> None:
-        """Score the base, or make up for the evaluation that a stop has cut short."""
+        """Ask the model that the run begins with what the objective wants of it, go on from a
+        checkpoint, and score the base, or make up for the evaluation that a stop has cut short."""
         step = self.progress.step
+        if self.objective.reference:
+            self.refer()
+        setup.go_on(self.learner, self.heart, self.say)
         if self.ranks.is_main:
             self.run.set_status(State.running, step=step, steps=self.num_steps)
         if self.evaluator is not None and step == 0:
@@ -240,6 +246,25 @@ class Training:
             self.stop_now()
         if step and self.progress.evaluated < step and self.evaluates():
             self.evaluate()
+
+    def refer(self) -> None:
+        """Fill the columns of `Objective.reference` for the records of the steps to come, and for
+        those that are scored."""
+        self.heart.beat("eval", 0, "reference")
+        self.engine.eval()
+        referee = Referee(
+            *(self.config, self.plan, self.ranks, self.device, self.objective, self.head),
+            should_stop=self.stopping,
+            say=self.say,
+        )
+        count = self.plan.global_sequences
+        packs = range(self.progress.step * count, self.num_steps * count)
+        packs = packs[: self.data.order.num_packs]  # an epoch has all records
+        chosen = {int(i) for pack in packs for i in self.data.order.pack(pack)}
+        referee.fill(self.engine, self.data.cache, sorted(chosen), "training records")
+        if self.evaluator is not None:
+            for cache, ids, what in self.evaluator.sets():
+                referee.fill(self.engine, cache, ids, what)
 
     def ends(self) -> bool:
         """Whether the last step is done."""
@@ -368,7 +393,7 @@ class Training:
             "loss": progress.window_loss / (progress.window_weight or math.nan),
             "lr": self.engine.lr,
             "grad_norm": result.grad_norm,
-            "epoch": progress.step * self.plan.global_sequences / self.data.num_packs,
+            "epoch": progress.step * self.plan.global_sequences / self.data.order.num_packs,
             "skipped": progress.skipped,
             **self.meter.read(),
             **self.stragglers.read(),

@@ -67,7 +67,7 @@ def probe(training: Training) -> None:
 def longest(training: Training) -> tuple[int, int]:
     """The optimizer step, of an epoch or the first 200, whose largest micro-batch has the most
     tokens, and its tokens over all ranks."""
-    per_epoch = -(-training.data.num_packs // training.plan.global_sequences)
+    per_epoch = -(-training.data.order.num_packs // training.plan.global_sequences)
     best = (0, 0, 0)
     for step in range(min(per_epoch, _SEARCHED)):
         sizes = [len(row.input_ids) for row in training.data.rows.step(step)]

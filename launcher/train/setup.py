@@ -24,7 +24,7 @@ from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Ahead, Loader, Row, RowSource
-from launcher.data.pack.mixture import open_data
+from launcher.data.pack.mixture import Order, open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives, devices
 from launcher.health.heartbeat import Heartbeat
@@ -36,6 +36,7 @@ from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
 from launcher.objectives.base import Objective
+from launcher.scoring import referee
 from launcher.train import microbatch, restoring, saving
 from launcher.train.engine import Engine
 from launcher.train.single import SingleEngine
@@ -52,7 +53,7 @@ class Data:
     """data.json: split -> folder of its cache."""
     tokenizer: Any
     cache: TokenCache | JoinedCache
-    num_packs: int
+    order: Order
     held_out: TokenCache | JoinedCache | None
     objective: Objective
     plan: Plan
@@ -108,7 +109,7 @@ def read_data(
     if found:
         say(found)
     return Data(
-        *(folders, tokenizer, cache, order.num_packs, held_out, objective, plan, plan_of, loader),
+        *(folders, tokenizer, cache, order, held_out, objective, plan, plan_of, loader),
         rows=_rows(loader(plan), objective, device),
     )
 
@@ -173,7 +174,7 @@ class Learner:
     is_isolated: bool
     """Whether documents are kept apart already (see `keep_apart`)."""
     start: Checkpoint | None
-    """The checkpoint that it has gone on from."""
+    """The checkpoint to go on from (see `go_on`)."""
     origin: dict[str, str]
     """What the weights stand on (see `launcher.fingerprint.origin`)."""
 
@@ -187,7 +188,7 @@ def make_learner(
     data: Data,
     say: Say,
 ) -> Learner:
-    """The model with its adapters and the weights of the newest valid checkpoint, under an engine.
+    """The model with its adapters as a new run has them, under an engine.
 
     Raises `ConfigError` for what cannot be trained or does not stand on the base that it began on.
     """
@@ -218,13 +219,13 @@ def make_learner(
     say(f"parameters: {trainable:,} trainable of {total:,} ({trainable / total:.2%})")
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
-    if start is None and isinstance(config.peft, AdapterConfig) and config.peft.adapter:
-        restoring.load_adapter(config.peft.adapter, model)
-        say(f"going on from the adapter in {config.peft.adapter}")
-    if start is not None:
-        heart.beat("start", 0, "weights")
-        restoring.load_weights(start, model)
-        say(f"resuming from step {start.step}")
+    adapter = config.peft.adapter if isinstance(config.peft, AdapterConfig) else None
+    if adapter and (start is None or (objective.reference and Path(adapter).is_dir())):
+        restoring.load_adapter(adapter, model)
+        say(f"going on from the adapter in {adapter}")
+    if objective.reference:
+        objective.store = referee.open_store(run, config, plan, ranks, objective, origin)
+        objective.store.attach(data.cache)
     head = objective.head(model, counts_hits=config.train.token_accuracy)
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")
@@ -237,12 +238,21 @@ def make_learner(
         write_json(run.plan, plans.as_dict(data.plan))
     heart.beat("start", 0, "engine")
     engine = make_engine(model, config, data.plan)
-    if start is not None:
-        heart.beat("start", 0, "optimizer")
-        restoring.load_optimizer(start, engine)
     gc.freeze()
     gc.enable()
     return Learner(model, head, engine, data, measures, start, origin)
+
+
+def go_on(learner: Learner, heart: Heartbeat, say: Say) -> None:
+    """Put what the checkpoint holds that a run goes on from, if there is one, into the model and
+    its optimizer, which are those of a new run until then."""
+    if learner.start is None:
+        return
+    heart.beat("start", 0, "weights")
+    restoring.load_weights(learner.start, learner.model)
+    heart.beat("start", 0, "optimizer")
+    restoring.load_optimizer(learner.start, learner.engine)
+    say(f"resuming from step {learner.start.step}")
 
 
 def keep_apart(
@@ -289,7 +299,7 @@ def _measured(
     single = data.loader(plan_of(1))
     passes = microbatch.Passes(
         *(model, head, data.objective, data.cache),
-        microbatch.longest(single, per_rank, data.num_packs, plan.world_size),
+        microbatch.longest(single, per_rank, data.order.num_packs, plan.world_size),
         config=config,
         device=device,
         uses_of=lambda size: microbatch.uses(plan_of(size), model, config),

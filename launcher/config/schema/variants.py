@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, distill, launch, plugins, sweep
+from launcher.config.schema import Config, distill, launch, plugins, preference, sweep
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.core.errors import ConfigError
@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
         "distill": distill.DistillConfig,
+        "dpo": preference.DpoConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -100,6 +101,7 @@ OBJECTIVES = PluginTable(
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
         "distill": "launcher.objectives.distill.objective:Distill",
+        "dpo": "launcher.objectives.preference.dpo:Dpo",
     },
     own="Objective",
 )

@@ -1,0 +1,106 @@
+"""Options of the objectives that learn which of two answers is the better."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any, ClassVar
+
+from launcher.config.schema import Config, ObjectiveConfig
+from launcher.config.schema.data import Overlong
+from launcher.config.schema.eval import MetricRow
+from launcher.config.schema.ranges import NonNegativeFloat, PositiveFloat, Range
+from launcher.core.errors import Problem
+
+_HERE = "launcher.objectives.preference"
+
+
+@dataclass(kw_only=True, slots=True)
+class PairsConfig(ObjectiveConfig):
+    """What all objectives over pairs of answers share."""
+
+    learns_pairs: ClassVar[bool] = True
+    groups_documents: ClassVar[bool] = True
+    #: Whether answers are judged against the model before training.
+    has_reference: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("loss", "pairs", "generation")
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("loss", "preference_accuracy", "preference_margin"),
+        *("chosen_change", "rejected_change"),
+    )
+    own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:PairRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        "preference_accuracy": MetricRow(f"{_HERE}.metrics:PreferenceAccuracy", "pairs"),
+        "preference_margin": MetricRow(f"{_HERE}.metrics:PreferenceMargin", "pairs"),
+        "chosen_change": MetricRow(f"{_HERE}.metrics:ChosenChange", "pairs"),
+        "rejected_change": MetricRow(f"{_HERE}.metrics:RejectedChange", "pairs"),
+    }
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Data without pairs, and answers that would be torn apart."""
+        name, data = self.name, config.data
+        if data.format not in ("auto", "preference") and not data.format.endswith(".py"):
+            hint = "pairs come from records {prompt, chosen, rejected}: data=preference; answers"
+            hint += " alone are learned with objective=sft"
+            yield Problem("data.format", f"{data.format} with objective={name}", hint)
+        if data.overlong is Overlong.split:
+            hint = "a preference is of whole answers: data.overlong=truncate or drop"
+            yield Problem("data.overlong", f"split with objective={name}", hint)
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """Both answers are documents of one record."""
+        return {"pairs": True}
+
+
+class DpoLoss(Enum):
+    """What `objective=dpo` makes of a pair."""
+
+    sigmoid = "sigmoid"
+    hinge = "hinge"
+    ipo = "ipo"
+    robust = "robust"
+    apo_zero = "apo_zero"
+    apo_down = "apo_down"
+
+
+@dataclass(kw_only=True, slots=True)
+class DpoConfig(PairsConfig):
+    """Direct preference optimisation: of two answers, the better one gains more on the model
+    before training (the reference)."""
+
+    name: str = "dpo"
+    """Name of the objective."""
+    loss: DpoLoss = DpoLoss.sigmoid
+    """Loss of a pair: docs/preference.md says which to take when."""
+    beta: PositiveFloat = 0.1
+    """What a step away from the reference costs: the smaller, the further the model may move."""
+    label_smoothing: Annotated[float, Range(0, 0.5, open_high=True)] = 0.0
+    """Share of pairs that are believed to be labelled the wrong way round (sigmoid, robust)."""
+    length_normalization: bool | None = None
+    """Divide log-ratios by the tokens of their answer; null does so with loss=ipo alone."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the cross entropy of the chosen answer, per token of it, beside the loss (RPO)."""
+    margin_weight: NonNegativeFloat = 0.0
+    """Weight of the difference of both ratings, by which the chosen answer has to lead (ODPO;
+    sigmoid, hinge, robust)."""
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether log-ratios are divided by the lengths of their answers."""
+        if self.length_normalization is None:
+            return self.loss is DpoLoss.ipo
+        return self.length_normalization
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Options that the loss has no use for."""
+        yield from PairsConfig.problems(self, config)
+        loss = self.loss.name
+        if self.label_smoothing and self.loss not in (DpoLoss.sigmoid, DpoLoss.robust):
+            hint = "it knows no wrong labels: objective.label_smoothing=0, or objective.loss=robust"
+            found = f"{self.label_smoothing} with objective.loss={loss}"
+            yield Problem("objective.label_smoothing", found, hint)
+        if self.margin_weight and self.loss.name not in ("sigmoid", "hinge", "robust"):
+            hint = "it asks for no margin: objective.margin_weight=0, or objective.loss=sigmoid"
+            found = f"{self.margin_weight} with objective.loss={loss}"
+            yield Problem("objective.margin_weight", found, hint)

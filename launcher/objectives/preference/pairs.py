@@ -1,0 +1,215 @@
+"""What objectives over pairs of answers share: from record to report, all but the loss."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from launcher.data.cache import Column, JoinedCache, TokenCache
+from launcher.data.chat.masking import ChatOptions
+from launcher.data.formats import Example
+from launcher.data.formats.base import BadRecord, Preference
+from launcher.evals.metric import Metric
+from launcher.evals.records import LossRecord, Results
+from launcher.objectives.base import LossSum, Objective
+from launcher.objectives.preference import outcome
+from launcher.objectives.preference.encoder import MARGIN, PairEncoder
+from launcher.objectives.preference.records import PairRecord, pair_records
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from launcher.data.pack.loader import Row
+
+#: Column of the sums of log-probabilities that the model before training gives to the answers.
+REFERENCE = "reference"
+
+
+class Answers(NamedTuple):
+    """The pairs of a row, each fp32 [pairs, 2]: the chosen answer first."""
+
+    log_probs: Tensor
+    """Sums over the answers' tokens, in nats, with gradients."""
+    tokens: Tensor
+    reference: Tensor | None
+    """The same sums of the model before training."""
+    margins: Tensor
+    """fp32 [pairs]: differences of both ratings."""
+
+    @property
+    def gains(self) -> Tensor:
+        """Log-ratios to the reference."""
+        assert self.reference is not None
+        return self.log_probs - self.reference
+
+
+class Judged(NamedTuple):
+    """What a loss makes of `Answers`."""
+
+    losses: Tensor
+    """fp32 [pairs], with gradients."""
+    rewards: Tensor
+    """fp32 [pairs, 2]: what is compared of both answers."""
+
+
+class Pairs(Objective):
+    """Loss per pair. A subclass says what the loss is (`judge_pairs`), and by `reference` whether
+    the model before training has part in it."""
+
+    columns: ClassVar[Sequence[Column]] = (Column(MARGIN),)
+
+    @abstractmethod
+    def judge_pairs(self, answers: Answers) -> Judged:
+        """Losses and rewards of pairs."""
+
+    # ---- from example to documents
+
+    def refusal(self, example: Example) -> BadRecord | None:
+        """Why there is no preference in an example; None if there is."""
+        if isinstance(example, Preference):
+            return None
+        return BadRecord(
+            "no pair of answers",
+            hint="a record has prompt, chosen and rejected; to learn answers alone: objective=sft",
+        )
+
+    def encoder(self, tokenizer: Any, chat: ChatOptions) -> PairEncoder:
+        """Both answers, each behind the prompt."""
+        return PairEncoder(tokenizer, chat)
+
+    def question(
+        self, cache: TokenCache | JoinedCache, record: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """That of the chosen answer."""
+        tokens, targets = cache.record(record)
+        end = cache.documents(record)[0]
+        return tokens[:end].tolist(), targets[:end].tolist()
+
+    # ---- learning
+
+    def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
+        """Sums of the log-probabilities of each answer's tokens, fp32 [documents]."""
+        return {REFERENCE: _sums(head.log_probs(caller, row), row)}
+
+    def weight(self, row: Row) -> float:
+        """Number of pairs, each counted with its weight."""
+        weights = row.record_weights
+        return float(len(row.records) if weights is None else weights.sum())
+
+    def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
+        """Sum of the losses of the row's pairs; beside it the means by which people follow it."""
+        answers = self._answers(head, caller, row)
+        losses, rewards = self.judge_pairs(answers)
+        total = losses.sum() if row.record_weights is None else losses @ row.record_weights
+        return LossSum(total, _logged(answers, rewards.detach()))
+
+    def _answers(self, head: Any, caller: Any, row: Row) -> Answers:
+        import torch
+
+        of_targets = row.document_of_targets()
+        sums = _sums(head.log_probs(caller, row), row)
+        counts = torch.bincount(of_targets, minlength=len(sums)).to(sums.dtype)
+        reference = row.columns.get(REFERENCE)
+        return Answers(
+            sums.view(-1, 2),
+            counts.view(-1, 2),
+            None if reference is None else reference.view(-1, 2),
+            row.columns[MARGIN].view(-1, 2)[:, 0],
+        )
+
+    # ---- held-out records
+
+    def score(
+        self,
+        head: Any,
+        caller: Any,
+        rows: Iterable[tuple[Row | None, Sequence[int]]],
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, list[Any]]:
+        """The loss of each pair, and both answers."""
+        import torch
+
+        from launcher.evals.runner import poll
+
+        losses: list[LossRecord] = []
+        pairs: list[PairRecord] = []
+        for row, ids in rows:
+            poll(should_stop)
+            if row is None:
+                continue
+            with torch.no_grad():
+                answers = self._answers(head, caller, row)
+                found, rewards = self.judge_pairs(answers)
+            if not ids:
+                continue
+            sums, given = answers.log_probs.tolist(), rewards.tolist()
+            tokens = answers.tokens.long().tolist()
+            reference = None if answers.reference is None else answers.reference.tolist()
+            for i, record in enumerate(ids):
+                pair = PairRecord(
+                    id=record,
+                    chosen=sums[i][0],
+                    rejected=sums[i][1],
+                    reward_chosen=given[i][0],
+                    reward_rejected=given[i][1],
+                    tokens=tokens[i],
+                    reference=None if reference is None else reference[i],
+                )
+                pairs.append(pair)
+                losses.append(LossRecord(record, float(found[i]), 1, int(pair.is_right)))
+        return {"loss": losses, "pairs": pairs}
+
+    def about(self, results: Results) -> dict[str, Any]:
+        """Means over the held-out pairs."""
+        return {"preferences": outcome.means(pair_records(results))}
+
+    def about_comparison(
+        self, results: Results, metrics: Sequence[Metric[Any]]
+    ) -> tuple[dict[str, Any], list[str]]:
+        """The same, with a warning where the chosen answers have become less likely."""
+        return self.about(results), outcome.warnings(pair_records(results))
+
+    def sections(self, results: Results, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What became of both answers."""
+        records = pair_records(results)
+        return [outcome.section(records)] if records else []
+
+    def lines(
+        self,
+        base: Results | None,
+        tuned: Results,
+        metrics: Sequence[Metric[Any]],
+        where: Callable[[int], str],
+        text: Callable[[int], str],
+    ) -> list[dict[str, Any]]:
+        """The generated answers where there are any; else each pair with what it is rewarded."""
+        found = super().lines(base, tuned, metrics, where, text)
+        return found or outcome.lines(base, tuned, where, text)
+
+
+def _sums(log_probs: Tensor, row: Row) -> Tensor:
+    """Those of each document's targets added up: fp32 [documents]."""
+    zeros = log_probs.new_zeros(len(row.document_starts) - 1)
+    return zeros.index_add(0, row.document_of_targets(), log_probs)
+
+
+def _logged(answers: Answers, rewards: Tensor) -> dict[str, tuple[Any, Any]]:
+    """Numerators and denominators of what is logged beside the loss."""
+    count = len(rewards)
+    chosen, rejected = rewards.unbind(1)
+    sums, tokens = answers.log_probs.detach().sum(0), answers.tokens.sum(0)
+    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
+    logged = {
+        "preference_accuracy": (right, count),
+        "reward_margin": ((chosen - rejected).sum(), count),
+        "reward_chosen": (chosen.sum(), count),
+        "reward_rejected": (rejected.sum(), count),
+        "log_prob_chosen": (sums[0], tokens[0]),
+        "log_prob_rejected": (sums[1], tokens[1]),
+    }
+    if answers.reference is not None:
+        changes = answers.gains.detach().sum(0)
+        logged["chosen_change"] = (changes[0], tokens[0])
+        logged["rejected_change"] = (changes[1], tokens[1])
+    return logged

@@ -1,0 +1,176 @@
+"""What the model before training makes of the records of a run, worked out once for all runs that
+begin with it: by all ranks, before the first step, without a second model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from launcher import fingerprint
+from launcher.config.compose import compose
+from launcher.config.derive.plan import Plan
+from launcher.config.schema import AdapterConfig, Config
+from launcher.core.errors import ConfigError
+from launcher.core.files import write_json
+from launcher.core.rundir import RunDir
+from launcher.core.runtime import Ranks
+from launcher.data.cache import JoinedCache, Per, TokenCache
+from launcher.data.pack.loader import Row
+from launcher.data.reference import ReferenceStore, Values
+from launcher.distributed import collectives
+from launcher.evals import runner
+from launcher.model.head import Head
+from launcher.objectives.base import Objective
+from launcher.scoring.evaluator import rows_to_score
+
+#: Batches of every rank after which what is there is kept.
+_ROUND = 64
+#: Seconds between two lines of progress.
+_EVERY_S = 10.0
+
+
+def open_store(
+    run: RunDir,
+    config: Config,
+    plan: Plan,
+    ranks: Ranks,
+    objective: Objective,
+    origin: dict[str, str],
+) -> ReferenceStore:
+    """Where the columns of `objective.reference` are kept for the model that the run began with;
+    the run folder says which that is. All ranks call this."""
+    known = ranks.is_main and run.reference.is_file()
+    identity = [] if known else _identity(config, plan, objective, origin)
+    if ranks.is_main and not known:
+        write_json(run.reference, {"model": identity})
+    collectives.barrier()
+    return ReferenceStore.of_run(run, config, objective.reference)
+
+
+def _identity(
+    config: Config, plan: Plan, objective: Objective, origin: dict[str, str]
+) -> list[Any]:
+    """What decides the values: the question, the model and how it computes."""
+    refer = type(objective).refer
+    parts: list[Any] = [f"{refer.__module__}.{refer.__qualname__}", origin]
+    parts += [plan.dtype, plan.precision, config.model.quantization.name]
+    parts.append(config.model.add_tokens)
+    if not origin["base"]:  # made from its config and the seed
+        parts.append([compose.to_dict(config)["model"], config.seed])
+    if isinstance(config.peft, AdapterConfig) and config.peft.adapter:
+        folder = Path(config.peft.adapter)
+        parts += [fingerprint.file_digest(path) for path in sorted(folder.glob("adapter_model.*"))]
+    return parts
+
+
+class Referee:
+    """Fills the columns of `objective.reference`; every rank calls the same methods."""
+
+    def __init__(
+        self,
+        config: Config,
+        plan: Plan,
+        ranks: Ranks,
+        device: torch.device,
+        objective: Objective,
+        head: Head,
+        *,
+        should_stop: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self._config, self._plan, self._ranks, self._device = config, plan, ranks, device
+        self._objective, self._head = objective, head
+        self._should_stop, self._say = should_stop, say
+
+    def fill(
+        self, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int], what: str
+    ) -> None:
+        """Work out what is missing for `records` of `cache`, with a line of progress now and then.
+
+        What is there is kept when this is cut short: raises
+        `launcher.evals.runner.EvaluationStopped`.
+        """
+        store = self._objective.store
+        assert store is not None
+        # Of one rank: another run may be filling the columns.
+        mine = store.missing(cache, records) if self._ranks.is_main else []
+        missing = collectives.gather_objects(mine)[0]
+        if not missing:
+            return
+        self._require_adapter()
+        started = said = time.monotonic()
+        count = 0
+        for part in self._rounds(cache, missing):
+            values = self._values(caller, cache, part)
+            gathered = collectives.gather_objects(values)
+            if self._ranks.is_main:
+                store.add(cache, {i: own for found in gathered for i, own in found.items()})
+            count += len(part)
+            if time.monotonic() - said > _EVERY_S and count < len(missing):
+                said = time.monotonic()
+                self._say(f"reference: {count:,} of {len(missing):,} {what}")
+        collectives.barrier()
+        store.attach(cache)  # what other hosts have mapped before need not show what is there now
+        seconds = time.monotonic() - started
+        self._say(f"reference: the model before training on {count:,} {what}, {seconds:.1f} s")
+
+    def _require_adapter(self) -> None:
+        """Raises `ConfigError` where the model before training can no longer be made."""
+        peft = self._config.peft
+        if isinstance(peft, AdapterConfig) and peft.adapter and not Path(peft.adapter).is_dir():
+            raise ConfigError(
+                f"the adapter that the run began with is gone: {peft.adapter}",
+                where="peft.adapter",
+                hint="put it back: what the model before training makes of further records is"
+                " needed",
+            )
+
+    def _rounds(
+        self, cache: TokenCache | JoinedCache, records: Sequence[int]
+    ) -> Iterator[Sequence[int]]:
+        """The records in parts, each of some batches a rank."""
+        most = _ROUND * self._ranks.world_size * self._config.eval.batch_tokens
+        filled = np.cumsum([int(cache.lengths[i]) for i in records]) // most
+        bounds = np.flatnonzero(np.diff(filled)) + 1
+        for begin, end in zip([0, *bounds], [*bounds, len(records)], strict=True):
+            yield records[int(begin) : int(end)]
+
+    @torch.no_grad()
+    def _values(
+        self, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int]
+    ) -> dict[int, Values]:
+        """Of this rank's share."""
+        found: dict[int, Values] = {}
+        rows = rows_to_score(
+            cache, records, self._head, self._config, self._plan, self._ranks, self._device
+        )
+        for row, ids in rows:
+            runner.poll(self._should_stop)
+            if row is None:
+                continue
+            columns = self._objective.refer(self._head, caller, row)
+            if ids:
+                made = {name: values.cpu().numpy() for name, values in columns.items()}
+                found |= self._split(row, ids, made)
+        return found
+
+    def _split(self, row: Row, ids: Sequence[int], made: Values) -> dict[int, Values]:
+        """The values of each record of a row."""
+        documents = np.cumsum([0, *row.sizes])
+        starts = row.document_starts.cpu().numpy()[documents]
+        targets = np.searchsorted(row.target_index.cpu().numpy(), starts)
+        bounds = {
+            column.name: targets if column.per is Per.target else documents
+            for column in self._objective.reference
+        }
+        return {
+            record: {
+                name: values[bounds[name][i] : bounds[name][i + 1]] for name, values in made.items()
+            }
+            for i, record in enumerate(ids)
+        }
