@@ -66,7 +66,7 @@ def origin(config: Config, base: Path | None) -> dict[str, str]:
     model = model_digest(base, with_code=config.model.trust_remote_code) if base else ""
     own = config.objective.name
     others = {
-        key: folder and weights_digest(folder) or ""
+        key: weights_digest(folder) + model_digest(folder) if folder else ""
         for key, named in config.objective.models.items()
         for folder in (memory.local_folder(*named),)
     }

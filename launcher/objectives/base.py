@@ -83,6 +83,8 @@ class Objective:
     reference: ClassVar[Sequence[Column]] = ()
     """What the model before training makes of each document or target: worked out once, before the
     first step, and in a row like any column from then on (see `refer`)."""
+    asks: str = "the model before training"
+    """Which model the columns of `reference` are of; another one is given by `referent`."""
     about_end: str = ""
     """What `output_line` takes from the run's end, whatever the checkpoint."""
     expects_context: ClassVar[bool] = True
@@ -204,7 +206,18 @@ class Objective:
 
     def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
         """The columns of `reference` for the documents or targets of a row, by the model before
-        training, without gradients."""
+        training or the `referent`, without gradients."""
+        raise NotImplementedError
+
+    @property
+    def referent_identity(self) -> Sequence[Any] | None:
+        """What decides, of a model other than that before training, what `refer` makes of it; None
+        where that one is asked. It is JSON."""
+        return None
+
+    def referent(self, student: Any, device: torch.device) -> tuple[Head, Any]:
+        """That other model, under its head, loaded on `device` for as long as it is asked, in the
+        number format of `student`."""
         raise NotImplementedError
 
     def weight(self, row: Row) -> float:

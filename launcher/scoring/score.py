@@ -71,12 +71,12 @@ def score(
         isolate(own, other, other, evaluator.cache, device)
     if objective.store is not None:
         referee = Referee(
-            *(config, plan, alone, device, objective, head),
+            *(config, plan, alone, device, objective, head, model),
             should_stop=lambda: False,
             say=note,
         )
         for cache, ids, what in evaluator.sets():
-            if not is_base:
+            if not is_base and objective.referent_identity is None:
                 objective.store.require(cache, ids, run)
             referee.fill(model, cache, ids, what)
     return evaluator.metrics, evaluator.everything(model, model)

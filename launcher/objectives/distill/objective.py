@@ -20,14 +20,14 @@ others as one: a lower bound of the above (`launcher.model.divergence`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from launcher.config.schema import Config
 from launcher.config.schema.distill import DistillConfig
-from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.cache import Column, JoinedCache, Per, TokenCache
 from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.distill import teacher
 from launcher.objectives.distill.records import DivergenceRecord
@@ -41,10 +41,15 @@ if TYPE_CHECKING:
     from launcher.model.head import Head, TargetHead
 
 
+#: Columns of what is kept of a teacher.
+TOKENS, LOG_PROBS = "teacher_tokens", "teacher_log_probs"
+
+
 class Distill(Objective):
     """Cross entropy mixed with a divergence from the teacher, per target token."""
 
     options: DistillConfig
+    asks = "the teacher"
 
     def __init__(self, options: DistillConfig) -> None:
         super().__init__(options)
@@ -114,6 +119,51 @@ class Distill(Objective):
             self._teacher = teacher.load(self.options, self.facts, model)
         return super().head(model, counts_hits=counts_hits)
 
+    @property
+    def reference(self) -> Sequence[Column]:  # type: ignore[override]
+        """The teacher's likeliest tokens at each target, and the log-probabilities of these and of
+        all others together."""
+        count = self.options.top_k
+        if count is None:
+            return ()
+        return (
+            Column(TOKENS, Per.target, "int32", count),
+            Column(LOG_PROBS, Per.target, "float32", count + 1),
+        )
+
+    @property
+    def referent_identity(self) -> Sequence[Any] | None:
+        """The teacher is asked, where it does not run beside the student."""
+        if self.options.top_k is None:
+            return None
+        named = (
+            [] if self.facts.is_folder else [self.options.teacher, self.options.teacher_revision]
+        )
+        return [self.facts.tokens, self.options.temperature, *named]
+
+    def referent(self, student: Any, device: torch.device) -> tuple[TargetHead, Any]:
+        """The teacher."""
+        asked = teacher.load(self.options, self.facts, student)
+        return asked, asked.model.to(device)
+
+    def refer(self, head: TargetHead, caller: Any, row: Row) -> Mapping[str, torch.Tensor]:
+        """What is kept of the teacher's distribution at the row's targets."""
+        import torch
+
+        from launcher.model.divergence import most_likely
+
+        assert self.options.top_k is not None
+        count, number = self.options.top_k, len(row.targets)
+        tokens = row.targets.new_empty((number, count), dtype=torch.int32)
+        log_probs = row.targets.new_empty((number, count + 1), dtype=torch.float32)
+
+        def see(logits: torch.Tensor, part: slice) -> None:
+            heat = self.options.temperature
+            tokens[part], log_probs[part] = most_likely(logits, count, self.facts.tokens, heat)
+
+        head.see(caller, row, see)
+        return {TOKENS: tokens, LOG_PROBS: log_probs}
+
     def companions(self, device: torch.device) -> Sequence[tuple[Head, Any]]:
         """The teacher, on `device`."""
         if self._teacher is None:
@@ -141,8 +191,16 @@ class Distill(Objective):
 
     def _of(self, row: Row) -> Teacher:
         """What the teacher says of the row's targets."""
-        from launcher.model.divergence import WholeTeacher
+        from launcher.model.divergence import TopTeacher, WholeTeacher
 
+        if (count := self.options.top_k) is not None:
+            number = len(row.targets)
+            return TopTeacher(
+                row.columns[TOKENS].reshape(number, count),
+                row.columns[LOG_PROBS].reshape(number, count + 1),
+                self.facts.tokens,
+                self._measure(),
+            )
         assert self._teacher is not None
         logits = self._teacher.logits_by_part(self._teacher.model, row)
         return WholeTeacher(logits, self.facts.tokens, self._measure())

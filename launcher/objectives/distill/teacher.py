@@ -30,6 +30,8 @@ class Facts:
     """Tokens of the vocabulary that student and teacher share."""
     files: list[list[Any]]
     """Name, size and time of the teacher's files, where they are here."""
+    is_folder: bool
+    """Whether it is named by a folder, and not as one of the hub."""
     max_length: int
     """Tokens of the longest text."""
     trust_remote_code: bool
@@ -54,7 +56,12 @@ def require_same_tokens(config: Config, *, loads: bool) -> int:
     other = vocabulary.difference(ours, theirs)
     if other:
         raise ConfigError([teacher_checks.of_tokenizer(WHERE, name, other)])
-    return max(ours.values()) + 1
+    count, most = max(ours.values()) + 1, config.objective.top_k  # type: ignore[attr-defined]
+    if most is not None and most > count:
+        found = f"{most:,} of {count:,} tokens"
+        hint = "objective.top_k=null compares all of them, beside the teacher"
+        raise ConfigError(found, where="objective.top_k", hint=hint)
+    return count
 
 
 def facts(config: Config) -> Facts:
@@ -64,6 +71,7 @@ def facts(config: Config) -> Facts:
     return Facts(
         tokens=require_same_tokens(config, loads=True),
         files=[[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+        is_folder=runtime.user_path(_named(config.objective)[0]).is_dir(),
         max_length=config.data.max_length,
         trust_remote_code=config.model.trust_remote_code,
     )

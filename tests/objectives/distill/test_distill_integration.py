@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
 from launcher.core.errors import ExitCode
 from launcher.core.files import read_json
 from support.chats import chat
 from support.models import make_llama
-from support.project import LAUNCHER, Project, checkpoint_files, conversations
+from support.project import LAUNCHER, Project, checkpoint_files, conversations, losses
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +86,54 @@ def test_a_run_that_goes_on_is_bit_equal(here, first):
     finally:
         shutil.rmtree(here.folder / "teacher")
         shutil.move(here.folder / "before", here.folder / "teacher")
+
+
+def test_what_is_kept_of_all_tokens_is_as_good_as_the_teacher_and_made_once(here, first):
+    """And so in another cut of the batch."""
+    count = len(AutoTokenizer.from_pretrained(here.model))
+    more = ("eval=default", "data.validation=held_out.jsonl", f"train.steps={STEPS}")
+    ways = {
+        "kept": (*WORDS, "engine=zero3"),
+        "again": (*WORDS, "engine=zero0", "launch.processes=1", "batch.micro=4"),
+    }
+    output = {}
+    for name, words in ways.items():
+        done = here.run(TRAIN, *here.words(name, *words, *more, f"objective.top_k={count}"))
+        assert done.code == ExitCode.ok, done.output
+        output[name] = done.output
+        for part in ("loss", "cross_entropy", "divergence"):
+            found, known = (losses(here.folder_of(one), part) for one in (name, "first"))
+            assert found.keys() == known.keys()
+            np.testing.assert_allclose(list(found.values()), list(known.values()), rtol=1e-5)
+        found, known = (
+            read_json(here.folder_of(one).eval / "comparison.json")["metrics"]
+            for one in (name, "first")
+        )
+        for metric, row in known.items():
+            for side in ("base", "tuned"):
+                assert found[metric][side] == pytest.approx(row[side], rel=1e-4)
+    assert "teacher  teacher, asked once before the first step" in output["kept"]
+    for what in ("training records", "held-out records"):
+        assert re.search(rf"reference: the teacher on \d+ {what}", output["kept"])
+        assert f"{what}, " not in output["again"]
+    done = here.run((*LAUNCHER, "eval"), "kept", "--json")
+    assert done.code == ExitCode.ok, done.output
+    scores = json.loads(done.output[done.output.index("{") :])
+    assert scores["divergence"] == pytest.approx(found["divergence"]["tuned"], rel=1e-4)
+
+
+def test_a_run_with_few_kept_tokens_goes_on_bit_equal(here):
+    words = (*WORDS, "objective.top_k=5", "objective.divergence=jsd", "engine=zero2", "peft=lora")
+    words = (*(word for word in words if word != "peft=none"), "checkpoint.every_steps=2")
+    for name, steps in (("few", STEPS), ("fewer", 2)):
+        done = here.run(TRAIN, *here.words(name, *words, f"train.steps={steps}"))
+        assert done.code == ExitCode.ok, done.output
+    done = here.run((*LAUNCHER, "resume"), "fewer", f"train.steps={STEPS}")
+    assert done.code == ExitCode.ok, done.output
+    found, known = (checkpoint_files(here.folder_of(name))[STEPS] for name in ("fewer", "few"))
+    assert found == known
+    far = losses(here.folder_of("few"), "divergence")
+    assert all(0 < value < np.log(2) for value in far.values())  # what bounds it
 
 
 def test_it_is_compared_with_plain_fine_tuning_and_scored_again(here, first):
