@@ -51,7 +51,7 @@ def require_same_tokens(config: Config, *, loads: bool) -> int:
             name=name, revision=revision, trust_remote_code=config.model.trust_remote_code
         )
         ours = load_tokenizer(config.model).get_vocab()
-        with _blamed_on_teacher():
+        with blamed():
             theirs = load_tokenizer(model).get_vocab()
     other = vocabulary.difference(ours, theirs)
     if other:
@@ -97,7 +97,7 @@ def _read(name: str, revision: str | None) -> Mapping[str, int] | None:
 
 
 @contextmanager
-def _blamed_on_teacher() -> Iterator[None]:
+def blamed() -> Iterator[None]:
     """What is wrong with a model within it is said of the teacher."""
     try:
         yield
@@ -122,7 +122,7 @@ def load(options: DistillConfig, known: Facts, student: Any) -> TargetHead:
     from launcher.model.load import load_frozen
 
     name, revision = _named(options)
-    with _blamed_on_teacher():
+    with blamed():
         model = load_frozen(
             ModelConfig(name=name, revision=revision, trust_remote_code=known.trust_remote_code),
             next(p for p in student.parameters() if p.is_floating_point()).dtype,
