@@ -23,6 +23,9 @@ OPTIONS: dict[str, dict[str, type]] = {
         "classify": schema.ClassifyConfig,
         "distill": distill.DistillConfig,
         "dpo": preference.DpoConfig,
+        "orpo": preference.OrpoConfig,
+        "simpo": preference.SimpoConfig,
+        "cpo": preference.CpoConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -102,6 +105,9 @@ OBJECTIVES = PluginTable(
         "classify": "launcher.objectives.classify.objective:Classify",
         "distill": "launcher.objectives.distill.objective:Distill",
         "dpo": "launcher.objectives.preference.dpo:Dpo",
+        "orpo": "launcher.objectives.preference.orpo:Orpo",
+        "simpo": "launcher.objectives.preference.simpo:Simpo",
+        "cpo": "launcher.objectives.preference.cpo:Cpo",
     },
     own="Objective",
 )
