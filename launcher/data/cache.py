@@ -70,7 +70,7 @@ class Column:
     name: str
     per: Per = Per.document
     dtype: str = "float32"
-    """float32, int64, or `json`: any JSON value, of which there are few different ones."""
+    """float32, int32, int64, or `json`: any JSON value, of which there are few different ones."""
     width: int = 1
     """Numbers in a value."""
 

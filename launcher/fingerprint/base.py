@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.config.derive import memory
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
@@ -55,7 +56,7 @@ _OTHERS = ("adapter_", "optimizer", "scheduler", "training_args", "rng_state")
 
 def origin(config: Config, base: Path | None) -> dict[str, str]:
     """Digests of the weights in `base`, the folder of the run's base, of how it computes with them,
-    of its tokenizer, and of an objective in a file of the user's.
+    of its tokenizer, of an objective in a file of the user's, and of models that it learns from.
 
     Without a folder the base has no digest.
     """
@@ -64,11 +65,17 @@ def origin(config: Config, base: Path | None) -> dict[str, str]:
     digest = hashlib.blake2b(tokenizer.encode(), digest_size=16).hexdigest()
     model = model_digest(base, with_code=config.model.trust_remote_code) if base else ""
     own = config.objective.name
+    others = {
+        key: weights_digest(folder) + model_digest(folder) if folder else ""
+        for key, named in config.objective.models.items()
+        for folder in (memory.local_folder(*named),)
+    }
     return {
         "base": weights_digest(base) if base else "",
         "model": model,
         "tokenizer": digest,
         **({"objective": hashes.digest(Path(own))} if own.endswith(".py") else {}),
+        **others,
     }
 
 
@@ -133,6 +140,7 @@ _WORDS = {
     "model": "the base's config.json or code",
     "tokenizer": "the tokenizer or its chat template",
     "objective": "the file of the objective",
+    "teacher": "the weights of the teacher",
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bases
+from launcher.config import schema
 from launcher.config.derive import data_entries
 from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import (
@@ -209,8 +210,11 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
 
 
 def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
-    """How the objective makes tokens of examples."""
+    """How the objective makes tokens of examples: what several of the launcher's make alike, they
+    share."""
     encoding = config.objective.encoding(split)
+    if type(config.objective).__module__.startswith(f"{schema.__name__}."):
+        return encoding
     name, *options = objective_identity(config, hashes)
     if not options:
         return encoding

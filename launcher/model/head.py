@@ -1,4 +1,4 @@
-"""LM head at the target positions only, in chunks: cross entropy, or log-probabilities.
+"""LM head at the target positions only, in chunks: a loss, log-probabilities, or others' questions.
 
 The model is called with `logits_to_keep` = the target positions, and its LM head is given a
 forward that returns the loss itself: gradients for the hidden states and the head's weight are
@@ -75,12 +75,52 @@ class Head(Protocol):
         ...
 
 
+class Criterion(Protocol):
+    """A loss of logits, a part of the targets at a time."""
+
+    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Loss sum of the targets `part` by their fp32 logits [t, V], a scalar, and its gradient
+        [t, V]. It leaves the logits as they are. Called for each part in order, and once more if
+        the model turns out to change its logits."""
+        ...
+
+
+class CrossEntropy:
+    """The (weighted) cross entropy of the targets, with label smoothing; a `Criterion`."""
+
+    def __init__(self, targets: Tensor, smoothing: float, weights: Tensor | None) -> None:
+        self._targets, self._smoothing, self._weights = targets, smoothing, weights
+
+    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """See `Criterion`."""
+        weights = None if self._weights is None else self._weights[part]
+        return loss_and_gradient(logits, self._targets[part], self._smoothing, weights)
+
+
+class Scores:
+    """What is scored of the targets, from their logits by parts."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self._targets = targets
+        self.losses = targets.new_empty(len(targets), dtype=torch.float32)
+        """Cross entropy in nats: fp32 [T]."""
+        self.correct = torch.empty_like(targets, dtype=torch.bool)
+        """Whether the target is the first choice: bool [T]."""
+
+    def __call__(self, logits: Tensor, part: slice) -> None:
+        """Take in the fp32 logits [t, V] of the targets `part`."""
+        targets = self._targets[part]
+        self.losses[part] = nn.functional.cross_entropy(logits, targets, reduction="none")
+        self.correct[part] = logits.argmax(-1) == targets
+
+
 class _Wish(Enum):
     """What the patched head is to compute."""
 
     loss = "loss"
-    score = "score"
+    see = "see"
     log_probs = "log_probs"
+    hidden = "hidden"
 
 
 @dataclass(slots=True)
@@ -90,10 +130,9 @@ class _Request:
     targets: Tensor
     keep: Tensor
     wish: _Wish
-    smoothing: float = 0.0
-    weights: Tensor | None = None
+    criterion: Criterion | None = None
+    see: Callable[[Tensor, slice], None] | None = None
     result: Tensor | None = None
-    losses: Tensor | None = None
     correct: Tensor | None = None
 
 
@@ -110,7 +149,7 @@ class TargetHead:
     pools = False
 
     def __init__(self, model: nn.Module, *, counts_hits: bool = False) -> None:
-        self._counts_hits = counts_hits
+        self.model, self._counts_hits = model, counts_hits
         self.hits: Tensor | None = None
         self.isolates = attention.isolates(model)
         self.pads = True
@@ -127,14 +166,18 @@ class TargetHead:
     def loss(self, caller: Any, row: RowTensors, smoothing: float = 0.0) -> Tensor:
         """Sum of the (weighted) cross entropy over the row's targets in nats: fp32 scalar with
         gradients."""
-        wish = _Request(row.targets, row.target_index, _Wish.loss, smoothing, row.weights)
+        return self.learn(caller, row, CrossEntropy(row.targets, smoothing, row.weights))
+
+    def learn(self, caller: Any, row: RowTensors, criterion: Criterion) -> Tensor:
+        """Sum of `criterion` over the row's targets: fp32 scalar with gradients."""
+        wish = _Request(row.targets, row.target_index, _Wish.loss, criterion)
         if (request := self._fused(caller, row, wish)) is not None:
             assert request.result is not None
             self.hits = request.correct
             return request.result
         total: Tensor
         total, self.hits = _LogitsLoss.apply(
-            self._logits(caller, row), row.targets, smoothing, row.weights, self._counts_hits
+            self._logits(caller, row), row.targets, criterion, self._counts_hits
         )
         return total
 
@@ -166,12 +209,34 @@ class TargetHead:
     @torch.no_grad()
     def score(self, caller: Any, row: RowTensors) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
-        wish = _Request(row.targets, row.target_index, _Wish.score)
+        found = Scores(row.targets)
+        self.see(caller, row, found)
+        return found.losses, found.correct
+
+    @torch.no_grad()
+    def see(self, caller: Any, row: RowTensors, see: Callable[[Tensor, slice], None]) -> None:
+        """Show `see` the fp32 logits [t, V] of each part of the row's targets, in order and without
+        gradients."""
+        wish = _Request(row.targets, row.target_index, _Wish.see, see=see)
+        if self._fused(caller, row, wish) is None:
+            _show(self._logits(caller, row), None, see)
+
+    @torch.no_grad()
+    def logits_by_part(self, caller: Any, row: RowTensors) -> Callable[[slice], Tensor]:
+        """What gives the logits [t, V] of a part of the row's targets, without gradients: whole
+        they are held of models alone that change logits after the head."""
+        if self.head is not None and not self._is_fused:
+            self.score(caller, row)  # a scalar tells, which no model takes for logits
+        wish = _Request(row.targets, row.target_index, _Wish.hidden)
         if (request := self._fused(caller, row, wish)) is not None:
-            assert request.losses is not None
-            assert request.correct is not None
-            return request.losses, request.correct
-        return _score(self._logits(caller, row), row.targets)
+            hidden, head = request.result, self.head
+            assert hidden is not None
+            assert head is not None
+            weight = head.weight.detach()
+            bias = None if head.bias is None else head.bias.detach()
+            return lambda part: nn.functional.linear(hidden[part], weight, bias)
+        logits = self._logits(caller, row)
+        return lambda part: logits[part]
 
     def _fused(self, caller: Any, row: RowTensors, request: _Request) -> _Request | None:
         """What the patched head made of a forward; None, from now on, for a model that changes its
@@ -230,13 +295,16 @@ class TargetHead:
             request.result, request.correct = _HeadLogProbs.apply(
                 flat, head.weight, head.bias, request.targets, self._counts_hits
             )
-        elif request.wish is _Wish.score:
-            request.losses, request.correct = _score_hidden(flat, head, request.targets)
-            request.result = request.losses.sum()
+        elif request.wish is _Wish.see:
+            assert request.see is not None
+            _show(flat, head, request.see)
+            request.result = flat.new_zeros(())
+        elif request.wish is _Wish.hidden:
+            request.result = flat
         else:
             request.result, request.correct = _HeadLoss.apply(
                 *(flat, head.weight, head.bias, request.targets),
-                *(request.smoothing, request.weights, self._counts_hits),
+                *(request.criterion, self._counts_hits),
             )
         return request.result
 
@@ -357,7 +425,7 @@ def _sums_wide(device: torch.device, dtype: torch.dtype) -> bool:
     return bool((total == _TILE + 2.0**-9).all())
 
 
-def _loss_and_gradient(
+def loss_and_gradient(
     logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Summed cross entropy of fp32 `logits` [t, V], and its gradient [t, V] (reuses one buffer)."""
@@ -378,10 +446,6 @@ def _loss_and_gradient(
 
 def _hits(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(-1) == targets).sum()
-
-
-def _part(weights: Tensor | None, part: slice) -> Tensor | None:
-    return None if weights is None else weights[part]
 
 
 class _Gradients:
@@ -418,7 +482,7 @@ class _Gradients:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Linear head and cross entropy; both gradients are formed in forward, chunk by chunk."""
+    """Linear head and a criterion; both gradients are formed in forward, chunk by chunk."""
 
     @staticmethod
     def forward(
@@ -427,8 +491,7 @@ class _HeadLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        smoothing: float,
-        weights: Tensor | None,
+        criterion: Criterion,
         counts: bool,
     ) -> tuple[Tensor, Tensor | None]:
         gradients = _Gradients(ctx, hidden, weight, bias)
@@ -440,9 +503,7 @@ class _HeadLoss(torch.autograd.Function):
             logits = nn.functional.linear(hidden[part], weight, bias).float()
             if hits is not None:
                 hits += _hits(logits, targets[part])
-            loss, gradient = _loss_and_gradient(
-                logits, targets[part], smoothing, _part(weights, part)
-            )
+            loss, gradient = criterion(logits, part)
             total += loss
             gradients.add(part, gradient)
             del logits, gradient  # or they would live while the next ones are made
@@ -460,7 +521,6 @@ class _HeadLoss(torch.autograd.Function):
             None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
             None if weight is None else weight.mul_(scale).to(ctx.dtypes[0]),
             None if bias is None else bias.mul_(scale).to(ctx.dtypes[1]),
-            None,
             None,
             None,
             None,
@@ -561,16 +621,11 @@ def _log_prob_gradient(logits: Tensor, targets: Tensor, norms: Tensor, grads: Te
 
 
 class _LogitsLoss(torch.autograd.Function):
-    """Cross entropy of given logits [T, V]; fp32 exists for one chunk at a time."""
+    """A criterion of given logits [T, V]; fp32 exists for one chunk at a time."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits: Tensor,
-        targets: Tensor,
-        smoothing: float,
-        weights: Tensor | None,
-        counts: bool,
+        ctx: Any, logits: Tensor, targets: Tensor, criterion: Criterion, counts: bool
     ) -> tuple[Tensor, Tensor | None]:
         gradient = torch.empty_like(logits)
         total = logits.new_zeros((), dtype=torch.float32)
@@ -578,9 +633,7 @@ class _LogitsLoss(torch.autograd.Function):
         size = _chunk(logits.shape[-1], logits.device)
         for start in range(0, logits.shape[0], size):
             part = slice(start, start + size)
-            loss, grad = _loss_and_gradient(
-                logits[part].float(), targets[part], smoothing, _part(weights, part)
-            )
+            loss, grad = criterion(logits[part].float(), part)
             total += loss
             gradient[part] = grad
             del grad
@@ -592,32 +645,17 @@ class _LogitsLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None, None
+        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None
 
 
-def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return _score_chunks(logits, targets, logits.shape[-1], lambda part: part)
-
-
-def _score_hidden(hidden: Tensor, head: nn.Linear, targets: Tensor) -> tuple[Tensor, Tensor]:
-    return _score_chunks(
-        hidden,
-        targets,
-        head.weight.shape[0],
-        lambda part: nn.functional.linear(part, head.weight, head.bias),
-    )
-
-
-def _score_chunks(
-    values: Tensor, targets: Tensor, vocab: int, logits_of: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    losses = values.new_empty(len(targets), dtype=torch.float32)
-    correct = torch.empty_like(targets, dtype=torch.bool)
+def _show(values: Tensor, head: nn.Linear | None, see: Callable[[Tensor, slice], None]) -> None:
+    """Give `see` logits in fp32 by parts: `values` [T, ...], or what `head` makes of them."""
+    vocab = values.shape[-1] if head is None else head.weight.shape[0]
     size = _chunk(vocab, values.device)
-    for start in range(0, len(targets), size):
+    for start in range(0, len(values), size):
         part = slice(start, start + size)
-        logits = logits_of(values[part]).float()
-        losses[part] = nn.functional.cross_entropy(logits, targets[part], reduction="none")
-        correct[part] = logits.argmax(-1) == targets[part]
+        logits = values[part]
+        if head is not None:
+            logits = nn.functional.linear(logits, head.weight, head.bias)
+        see(logits.float(), part)
         del logits
-    return losses, correct

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -86,7 +87,7 @@ def load_model(
     # transformers shards while loading only as long as this object lives.
     sharding = _zero3_config(zero3) if zero3 is not None else None
     model: Any
-    try:
+    with _explained(source):
         options["attn_implementation"] = _implementation(config, plan, source, head)
         try:
             model = open_pretrained(source, head, **options)
@@ -96,13 +97,6 @@ def load_model(
                 raise
             options["attn_implementation"] = "eager"
             model = open_pretrained(source, head, **options)
-    except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
-        require_readable(runtime.user_path(source))
-        raise ConfigError(
-            f"cannot load {source!r}: {_first_line(error)}",
-            where="model.name",
-            hint=_hint(source, str(error)),
-        ) from error
     require_positions(model, plan.max_length)
     if getattr(model, "_hf_peft_config_loaded", False):  # transformers has opened its base too
         raise ConfigError(
@@ -123,6 +117,41 @@ def load_model(
     if config.gradient_checkpointing or config.activation_gib is not None:
         _recompute(model, config, plan)
     return cast(nn.Module, model.train())
+
+
+def load_frozen(
+    config: ModelConfig, dtype: torch.dtype, implementation: str, max_length: int
+) -> Any:
+    """A model that is asked and not trained, whole and on the CPU, with transformers' attention of
+    this name or what it has instead. Raises `ConfigError` as `load_model` does."""
+    attention.register()
+    source = model_source(config)
+    with _explained(source):
+        model = open_pretrained(
+            source,
+            None,
+            dtype=dtype,
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
+        model.set_attn_implementation(attention.supported(type(model), implementation))
+    require_positions(model, max_length)
+    model.config.use_cache = False
+    return model.requires_grad_(False).eval()
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """What transformers says of a model that it cannot open, as `ConfigError` with a hint."""
+    try:
+        yield
+    except (OSError, ValueError, ImportError, *_DAMAGED, *_UNFIT) as error:
+        require_readable(runtime.user_path(source))
+        raise ConfigError(
+            f"cannot load {source!r}: {_first_line(error)}",
+            where="model.name",
+            hint=_hint(source, str(error)),
+        ) from error
 
 
 def _recompute(model: Any, config: ModelConfig, plan: Plan) -> None:

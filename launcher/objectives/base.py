@@ -12,7 +12,7 @@ Preparation imports it in many processes, so what only training needs is importe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from launcher.core.rundir import RunDir
 from launcher.model.sequence_head import SequenceHead
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from launcher.data.cache import Column, JoinedCache, TokenCache
@@ -84,6 +85,8 @@ class Objective:
     reference: ClassVar[Sequence[Column]] = ()
     """What the model before training makes of each document or target: worked out once, before the
     first step, and in a row like any column from then on (see `refer`)."""
+    asks: str = "the model before training"
+    """Which model the columns of `reference` are of; another one is given by `referent`."""
     about_end: str = ""
     """What `output_line` takes from the run's end, whatever the checkpoint."""
     expects_context: ClassVar[bool] = True
@@ -159,6 +162,10 @@ class Objective:
     def require_same(self, other: Objective) -> None:
         """`DataError` unless results of both can be compared record by record."""
 
+    def apart(self, other: Objective) -> Collection[str]:
+        """Names of metrics that mean something else in results of the other."""
+        return ()
+
     # ---- the model
 
     def sequence_head(self, padding: int = 0) -> SequenceHead | None:
@@ -175,6 +182,11 @@ class Objective:
         if self.options.has_sequence_head:
             return SequenceOutputs(model)
         return TargetHead(model, counts_hits=counts_hits)
+
+    def companions(self, device: torch.device) -> Sequence[tuple[Head, Any]]:
+        """Models that are computed beside the one in training, each under its head, on `device`:
+        their documents are kept apart too before any loss is asked for."""
+        return ()
 
     def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
         """Write into an exported folder what a user of it must know beside the model."""
@@ -194,7 +206,18 @@ class Objective:
 
     def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
         """The columns of `reference` for the documents or targets of a row, by the model before
-        training, without gradients."""
+        training or the `referent`, without gradients."""
+        raise NotImplementedError
+
+    @property
+    def referent_identity(self) -> Sequence[Any] | None:
+        """What decides, of a model other than that before training, what `refer` makes of it; None
+        where that one is asked. It is JSON."""
+        return None
+
+    def referent(self, student: Any, device: torch.device) -> tuple[Head, Any]:
+        """That other model, under its head, loaded on `device` for as long as it is asked, in the
+        number format of `student`."""
         raise NotImplementedError
 
     def weight(self, row: Row) -> float:

@@ -113,15 +113,17 @@ def against(first: Side, other: Side) -> dict[str, Any]:
             hint = "answers are compared that were made and judged alike"
             raise DataError(found, where=f"eval.{key}", hint=hint)
     objectives = [of_run(side.run, side.config) for side in (first, other)]
-    if type(objectives[0]) is not type(objectives[1]):
+    losses = [objective.options.held_out_loss for objective in objectives]
+    if type(objectives[0]) is not type(objectives[1]) and (not losses[0] or losses[0] != losses[1]):
         names = [side.config.objective.name for side in (first, other)]
         raise DataError(
             f"{first.name} was trained with objective={names[0]}, {other.name} with {names[1]}",
             where="objective.name",
-            hint="compare models of one objective",
+            hint="compare models of one objective, or of those whose held-out loss is the same",
         )
     objectives[0].require_same(objectives[1])
-    metrics = shared_metrics(first, other)
+    apart = objectives[0].apart(objectives[1])
+    metrics = [one for one in shared_metrics(first, other) if one.name not in apart]
     pair = first.results, _alike(other, first)
     if any(isinstance(metric, judge.WinRate) for metric in metrics):
         note(f"asking the judge {first.config.eval.judge.model} at {first.config.eval.judge.url}")

@@ -1,5 +1,6 @@
-"""What the model before training makes of the records of a run, worked out once for all runs that
-begin with it: by all ranks, before the first step, without a second model."""
+"""What the model before training, or another one that is learned from, makes of the records of a
+run, worked out once for all runs that ask it the same: by all ranks, before the first step. The
+model before training is no second one; another is loaded if something is missing, and goes."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from launcher.data.pack.loader import Row
 from launcher.data.reference import ReferenceStore, Values
 from launcher.distributed import collectives
 from launcher.evals import runner
+from launcher.health.isolation import isolate
 from launcher.model.head import Head
 from launcher.objectives.base import Objective
 from launcher.scoring.evaluator import rows_to_score
@@ -56,8 +58,12 @@ def _identity(
     config: Config, plan: Plan, objective: Objective, origin: dict[str, str]
 ) -> list[Any]:
     """What decides the values: the question, the model and how it computes."""
-    refer = type(objective).refer
-    parts: list[Any] = [f"{refer.__module__}.{refer.__qualname__}", origin]
+    refer, other = type(objective).refer, objective.referent_identity
+    question = f"{refer.__module__}.{refer.__qualname__}"
+    if other is not None:
+        keys = config.objective.models
+        return [question, {key: origin[key] for key in keys}, plan.dtype, plan.precision, *other]
+    parts: list[Any] = [question, origin]
     parts += [plan.dtype, plan.precision, config.model.quantization.name]
     parts.append(config.model.add_tokens)
     if not origin["base"]:  # made from its config and the seed
@@ -79,13 +85,18 @@ class Referee:
         device: torch.device,
         objective: Objective,
         head: Head,
+        student: Any,
         *,
         should_stop: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
         self._config, self._plan, self._ranks, self._device = config, plan, ranks, device
-        self._objective, self._head = objective, head
+        self._objective, self._head, self._student = objective, head, student
         self._should_stop, self._say = should_stop, say
+        self._other: tuple[Head, Any] | None = None
+        # Many numbers a token are kept more often.
+        widths = sum(column.width for column in objective.reference)
+        self._batches = max(1, 8 * _ROUND // max(8, widths))
 
     def fill(
         self, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int], what: str
@@ -102,11 +113,11 @@ class Referee:
         missing = collectives.gather_objects(mine)[0]
         if not missing:
             return
-        self._require_adapter()
+        head, caller = self._asked(cache, caller)
         started = said = time.monotonic()
         count = 0
         for part in self._rounds(cache, missing):
-            values = self._values(caller, cache, part)
+            values = self._values(head, caller, cache, part)
             gathered = collectives.gather_objects(values)
             if self._ranks.is_main:
                 store.add(cache, {i: own for found in gathered for i, own in found.items()})
@@ -117,7 +128,19 @@ class Referee:
         collectives.barrier()
         store.attach(cache)  # what other hosts have mapped before need not show what is there now
         seconds = time.monotonic() - started
-        self._say(f"reference: the model before training on {count:,} {what}, {seconds:.1f} s")
+        self._say(f"reference: {self._objective.asks} on {count:,} {what}, {seconds:.1f} s")
+
+    def _asked(self, cache: TokenCache | JoinedCache, caller: Any) -> tuple[Head, Any]:
+        """Whom to ask: a head, and what is called for a forward."""
+        if self._objective.referent_identity is None:
+            self._require_adapter()
+            return self._head, caller
+        if self._other is None:
+            self._other = self._objective.referent(self._student, self._device)
+            head, model = self._other
+            for note in isolate(head, model, model, cache, self._device, collectives.all_agree):
+                self._say(f"attention of {self._objective.asks}: {note}")
+        return self._other
 
     def _require_adapter(self) -> None:
         """Raises `ConfigError` where the model before training can no longer be made."""
@@ -134,7 +157,7 @@ class Referee:
         self, cache: TokenCache | JoinedCache, records: Sequence[int]
     ) -> Iterator[Sequence[int]]:
         """The records in parts, each of some batches a rank."""
-        most = _ROUND * self._ranks.world_size * self._config.eval.batch_tokens
+        most = self._batches * self._ranks.world_size * self._config.eval.batch_tokens
         filled = np.cumsum([int(cache.lengths[i]) for i in records]) // most
         bounds = np.flatnonzero(np.diff(filled)) + 1
         for begin, end in zip([0, *bounds], [*bounds, len(records)], strict=True):
@@ -142,18 +165,18 @@ class Referee:
 
     @torch.no_grad()
     def _values(
-        self, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int]
+        self, head: Head, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int]
     ) -> dict[int, Values]:
         """Of this rank's share."""
         found: dict[int, Values] = {}
         rows = rows_to_score(
-            cache, records, self._head, self._config, self._plan, self._ranks, self._device
+            cache, records, head, self._config, self._plan, self._ranks, self._device
         )
         for row, ids in rows:
             runner.poll(self._should_stop)
             if row is None:
                 continue
-            columns = self._objective.refer(self._head, caller, row)
+            columns = self._objective.refer(head, caller, row)
             if ids:
                 made = {name: values.cpu().numpy() for name, values in columns.items()}
                 found |= self._split(row, ids, made)

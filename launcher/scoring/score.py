@@ -67,14 +67,16 @@ def score(
     )
     for found in isolate(head, model.eval(), model, evaluator.cache, device):
         note(f"attention: {found}")
+    for own, other in objective.companions(device):
+        isolate(own, other, other, evaluator.cache, device)
     if objective.store is not None:
         referee = Referee(
-            *(config, plan, alone, device, objective, head),
+            *(config, plan, alone, device, objective, head, model),
             should_stop=lambda: False,
             say=note,
         )
         for cache, ids, what in evaluator.sets():
-            if not is_base:
+            if not is_base and objective.referent_identity is None:
                 objective.store.require(cache, ids, run)
             referee.fill(model, cache, ids, what)
     return evaluator.metrics, evaluator.everything(model, model)

@@ -38,7 +38,7 @@ from launcher.track.tracker import Trackers
 from launcher.train import restoring, selection, setup
 from launcher.train.engine import StepResult
 from launcher.train.finish import finish
-from launcher.train.microbatch import micro_batches
+from launcher.train.microbatch import micro_batches, release
 from launcher.train.saving import Saver
 from launcher.train.signals import StopFlag, too_slow_for_grace
 
@@ -219,7 +219,7 @@ class Training:
         self.engine.eval()
         model, cache, device = self.model, self.data.cache, self.device
         if not self.is_isolated:
-            setup.keep_apart(self.head, self.engine, model, cache, device, self.say)
+            setup.keep_apart(self.head, self.engine, model, self.data, device, self.say)
         require_trainable(self.objective, self.head, model, cache, device)
         if self.config.model.compile:
             compile_layers(model)
@@ -254,6 +254,7 @@ class Training:
         self.engine.eval()
         referee = Referee(
             *(self.config, self.plan, self.ranks, self.device, self.objective, self.head),
+            self.model,
             should_stop=self.stopping,
             say=self.say,
         )
@@ -265,6 +266,9 @@ class Training:
         if self.evaluator is not None:
             for cache, ids, what in self.evaluator.sets():
                 referee.fill(self.engine, cache, ids, what)
+        if self.objective.referent_identity is not None:
+            del referee
+            release(self.device)
 
     def ends(self) -> bool:
         """Whether the last step is done."""

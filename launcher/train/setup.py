@@ -259,13 +259,18 @@ def keep_apart(
     head: Head,
     caller: Any,
     model: Any,
-    cache: TokenCache | JoinedCache,
+    data: Data,
     device: torch.device,
     say: Say,
 ) -> None:
-    """Find out on a model in evaluation mode how the documents of a row are kept apart in it."""
-    for note in isolate(head, caller, model, cache, device, collectives.all_agree, trains=True):
+    """Find out on a model in evaluation mode how the documents of a row are kept apart in it, and
+    in those that the objective asks beside it."""
+    agree = collectives.all_agree
+    for note in isolate(head, caller, model, data.cache, device, agree, trains=True):
         say(f"attention: {note}")
+    for own, other in data.objective.companions(device):
+        for note in isolate(own, other, other, data.cache, device, agree):
+            say(f"attention of {inner_model(other).name_or_path}: {note}")
 
 
 def _measured(
@@ -288,7 +293,7 @@ def _measured(
     _make_lean(model, config)
     was_training = model.training
     model.eval()
-    keep_apart(head, model, model, data.cache, device, say)
+    keep_apart(head, model, model, data, device, say)
     model.train(was_training)
     per_rank = plan.global_sequences // plan.world_size
     single = data.loader(plan_of(1))

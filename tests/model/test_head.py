@@ -1,51 +1,14 @@
 """The fused head against the plain formula: loss, gradients, scores, models it must leave alone."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.model import head as head_module
-from launcher.model.attention import DOCUMENT
 from launcher.model.head import TargetHead
+from support.heads import Tiny, row_of
 from support.memory import peak_bytes
-
-
-class Tiny(torch.nn.Module):
-    """The shape of a causal language model: embedding, head, optional change of the logits."""
-
-    def __init__(self, vocab, width, bias, after=None):
-        super().__init__()
-        self.embed = torch.nn.Embedding(vocab, width)
-        self.lm_head = torch.nn.Linear(width, vocab, bias=bias)
-        self.after = after
-        self.config = SimpleNamespace(_attn_implementation=DOCUMENT)
-
-    def get_output_embeddings(self):
-        return self.lm_head
-
-    def forward(self, input_ids, logits_to_keep=None, **kwargs):
-        hidden = self.embed(input_ids)
-        if logits_to_keep is not None:
-            hidden = hidden[:, logits_to_keep]
-        logits = self.lm_head(hidden)
-        return SimpleNamespace(logits=self.after(logits) if self.after else logits)
-
-
-def row_of(tokens, learned):
-    index = torch.tensor([i for i, flag in enumerate(learned[1:]) if flag], dtype=torch.long)
-    ids = torch.tensor(tokens)
-    return SimpleNamespace(
-        input_ids=ids,
-        position_ids=torch.arange(len(tokens)),
-        document_starts=torch.tensor([0, len(tokens)], dtype=torch.int32),
-        target_index=index,
-        targets=ids[index + 1],
-        longest=len(tokens),
-        weights=None,
-    )
 
 
 def plain(model, row, smoothing=0.0):
@@ -265,3 +228,19 @@ def test_chunks_on_a_gpu_are_whole_tiles(device, vocab, rows):
 
 def test_only_a_gpu_adds_products_of_half_numbers_to_whole_ones():
     assert not head_module._sums_wide(torch.device("cpu"), torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "after", [None, lambda x: x * 0.5, lambda x: x[..., :5], lambda x: x.view(*x.shape[:-1], 7)]
+)
+def test_logits_by_part_are_those_of_the_model(after):
+    torch.manual_seed(0)
+    model = Tiny(7, 5, bias=True, after=after)  # an output of the body could be taken for logits
+    row = row_of([3, 1, 4, 1, 0, 2, 2, 1], [0, 1, 1, 0, 1, 1, 0, 1])
+    head = TargetHead(model)
+    given = head.logits_by_part(model, row)
+    with torch.no_grad():
+        expected = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
+    for part in (slice(0, 2), slice(2, 5)):
+        torch.testing.assert_close(given(part), expected[part])
+        assert not given(part).requires_grad

@@ -11,7 +11,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launcher.config.check import batching, deepspeed_keys, eval_checks, model_checks
+from launcher.config.check import (
+    batching,
+    deepspeed_keys,
+    eval_checks,
+    model_checks,
+    teacher_checks,
+)
 from launcher.config.derive import architecture, copies, data_entries, plan
 from launcher.config.schema import (
     AdapterConfig,
@@ -57,6 +63,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *eval_checks.check(config),
         *_kinds(config),
         *config.objective.refused(config),
+        *teacher_checks.check(config),
         *_launch(config),
     ]
     if not any(problem.where in batching.KEYS for problem in problems):

@@ -67,7 +67,12 @@ def model_shape(config: Config) -> ModelShape | None:
             },
             None,
         )
-    folder = local_folder(model.name, model.revision) if model.name else None
+    return shape_of(model.name, model.revision) if model.name else None
+
+
+def shape_of(name: str, revision: str | None) -> ModelShape | None:
+    """The shape of a model in a folder or in the hub's local cache, or None."""
+    folder = local_folder(name, revision)
     if folder is None:
         return None
     try:

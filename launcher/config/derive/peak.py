@@ -104,7 +104,8 @@ def estimate(
     `weights`, `gradients`, `optimizer` (moments, and the fp32 copy of the weights), `activations`,
     `logits` (a chunk of them and the gradients of the head), `buffers` (of DeepSpeed: buckets,
     gathered parameters, copies of gradients), and `host`: what is offloaded, and with
-    `copies_checkpoint` what is copied for checkpoints.
+    `copies_checkpoint` what is copied for checkpoints. Models that the objective holds beside the
+    one in training are among the weights.
     """
     if shape is None:
         return None
@@ -120,8 +121,16 @@ def estimate(
         host += rank.trained * (config.optim.moment_bytes + 4) / ranks
     most = max(rank.moments(), key=lambda moment: sum(moment.values()))
     uses = {**kept, **most, "host": host}
+    uses["weights"] = uses.get("weights", 0.0) + beside(config, cut.dtype)
     names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "host")
     return {name: int(uses.get(name, 0.0)) for name in names}
+
+
+def beside(config: Config, dtype: str) -> int:
+    """Bytes of the models that the objective holds beside the one in training, as far as they are
+    known."""
+    shapes = (memory.shape_of(*named) for named in config.objective.beside.values())
+    return sum(shape.parameters * BYTES[dtype] for shape in shapes if shape)
 
 
 class _Rank:
@@ -259,7 +268,7 @@ class _Rank:
             return self.kind.logits * self.tokens * outputs * self.size + chunk * (
                 4 + 4 * (not is_wide)
             )
-        found = chunk * (8 + (0 if self.size == 4 else 4))
+        found = chunk * (8 + (0 if self.size == 4 else 4) + 4 * objective.logit_copies)
         found += 2 * self.tokens * self.shape.hidden * self.size
         return found + (4 * self.matrix if self.is_head_trained else 0)
 

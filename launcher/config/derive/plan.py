@@ -302,6 +302,8 @@ def describe(config: Config, plan: Plan) -> str:
             f"layers   the first {plan.recomputed} recompute their activations, for"
             f" {config.model.activation_gib:g} GiB"
         )
+    for key, (name, revision) in config.objective.models.items():
+        lines.append(f"{key:<8} {name}{_size_beside(config, plan, key, revision)}")
     if config.train.early_stop.patience is not None:
         lines.append(f"stop     {_stop_text(config, plan)}")
     if plan.memory and plan.device_bytes is not None:
@@ -324,6 +326,17 @@ def describe(config: Config, plan: Plan) -> str:
             " the model was made for"
         )
     return "\n".join(lines)
+
+
+def _size_beside(config: Config, plan: Plan, key: str, revision: str | None) -> str:
+    """What a further model of the objective holds of each rank, or that it holds nothing."""
+    name = config.objective.models[key][0]
+    if key not in config.objective.beside:
+        return ", asked once before the first step"
+    shape = memory.shape_of(name, revision)
+    size = f" ({shape.parameters:,} parameters)" if shape else ""
+    each = f", {_gib(shape.parameters * peak.BYTES[plan.dtype])} of each rank" if shape else ""
+    return f"{size}, {plan.dtype}{each}"
 
 
 def _guessed(config: Config, plan: Plan) -> str:

@@ -137,10 +137,14 @@ class ObjectiveConfig:
     model_kind: ClassVar[str] = "a model that makes no text"
     #: Kinds of examples that it takes (`kinds.KINDS`), the one that it is made for first.
     learns: ClassVar[tuple[str, ...]] = ("answers", "labels", "texts")
+    #: Further copies of a chunk of logits that the loss holds.
+    logit_copies: ClassVar[int] = 0
     #: Whether an example becomes several documents, which stay in one pack.
     groups_documents: ClassVar[bool] = False
     #: What is measured on each held-out record (`variants.RECORDS`, or of its own).
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation")
+    #: What its held-out loss is, where other objectives have the same: their runs are compared.
+    held_out_loss: ClassVar[str] = ""
     #: The metrics that are taken unless others are named.
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy")
     #: Passes over held-out records that it brings along: name -> "module:attribute" of the class of
@@ -152,6 +156,16 @@ class ObjectiveConfig:
     name: str = "sft"
     """Objective: see the table in docs/config.md, or the path of a Python file with the classes
     `Objective` and `Options`."""
+
+    @property
+    def models(self) -> Mapping[str, tuple[str, str | None]]:
+        """Further models that are learned from: option -> hub name or folder, and revision."""
+        return {}
+
+    @property
+    def beside(self) -> Mapping[str, tuple[str, str | None]]:
+        """Those of `models` that every rank holds whole while it trains."""
+        return {}
 
     def refused(self, config: Config) -> Iterator[Problem]:
         """What is wrong with the rest of the config: what the facts above rule out, for whatever
@@ -185,6 +199,8 @@ class ObjectiveConfig:
 class SftConfig(ObjectiveConfig):
     """Supervised fine-tuning: cross entropy on the target tokens (assistant turns, completions)."""
 
+    held_out_loss: ClassVar[str] = "cross entropy of targets"
+
     name: str = "sft"
     """Name of the objective."""
     label_smoothing: ShareBelowOne = 0.0
@@ -203,6 +219,7 @@ class TextConfig(ObjectiveConfig):
 
     learns: ClassVar[tuple[str, ...]] = ("texts", "answers", "labels")
     learns_every_token: ClassVar[bool] = True
+    held_out_loss: ClassVar[str] = "cross entropy of targets"
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens")
 
     name: str = "text"

@@ -27,6 +27,7 @@ OPTIONS = [(group, option) for group, options in groups.list_groups().items() fo
 NEEDS = {
     "objective=classify": ["eval=classify"],
     "eval=classify": ["objective=classify"],
+    "objective=distill": ["objective.teacher=somebody/a-larger-model"],
     "data=text": ["objective=text"],
     "objective=text": ["data=text"],
 }
