@@ -104,3 +104,32 @@ class DpoConfig(PairsConfig):
             hint = "it asks for no margin: objective.margin_weight=0, or objective.loss=sigmoid"
             found = f"{self.margin_weight} with objective.loss={loss}"
             yield Problem("objective.margin_weight", found, hint)
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig(PairsConfig):
+    """A reward model: a head with one output, higher for the better of two answers."""
+
+    has_sequence_head: ClassVar[bool] = True
+    model_kind: ClassVar[str] = "a reward model"
+    records: ClassVar[tuple[str, ...]] = ("loss", "pairs")
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy", "preference_margin")
+    own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:RewardRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        name: PairsConfig.own_metrics[name] for name in ("preference_accuracy", "preference_margin")
+    }
+
+    name: str = "reward"
+    """Name of the objective."""
+    margin_weight: NonNegativeFloat = 0.0
+    """Weight of the difference of both ratings, by which the chosen answer's reward has to lead."""
+    centering: NonNegativeFloat = 0.0
+    """Weight of the square of the sum of both rewards, which holds their mean at 0."""
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """A pair that is too long keeps its ends."""
+        return {**PairsConfig.encoding(self, split), "keeps": "ends"}
+
+    def num_outputs(self, labels: list[str]) -> int:
+        """The reward."""
+        return 1

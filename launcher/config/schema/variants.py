@@ -22,6 +22,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
         "dpo": preference.DpoConfig,
+        "reward": preference.RewardConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -100,6 +101,7 @@ OBJECTIVES = PluginTable(
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
         "dpo": "launcher.objectives.preference.dpo:Dpo",
+        "reward": "launcher.objectives.preference.reward:Reward",
     },
     own="Objective",
 )
