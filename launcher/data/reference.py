@@ -53,11 +53,12 @@ class ReferenceStore:
     def require(self, cache: TokenCache | JoinedCache, records: Iterable[int], run: RunDir) -> None:
         """`DataError` if values of `records` are missing."""
         if missing := self.missing(cache, records):
+            again = run.command("eval", more=["--base"], anywhere=True)
             raise DataError(
                 f"of {len(missing):,} records nobody knows what the model before training makes of"
                 " them: they have been deleted from the cache",
                 where=str(self._root),
-                hint=f"let it make them again: {run.command('eval', anywhere=True)} --base",
+                hint=f"let it make them again: {again}",
             )
 
     def attach(self, cache: TokenCache | JoinedCache) -> None:

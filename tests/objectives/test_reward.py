@@ -20,12 +20,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from launcher.config.compose import compose
 from launcher.config.schema import Overlong, preference, variants
-from launcher.core.errors import DataError, ExitCode
+from launcher.core.errors import ConfigError, DataError, ExitCode
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
-from launcher.data.cache import TokenCache
+from launcher.data.cache import Index, TokenCache
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats.base import Preference
+from launcher.data.prepare.writing import CacheWriter
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import LossRecord, Results
@@ -179,11 +180,41 @@ def test_what_is_no_record_with_an_answer_is_refused(tokenizers, text):
         tokens_of(tokenizers["template"], config, text)
 
 
+def rated(folder: Path, *margins: float) -> TokenCache:
+    """Prepared pairs of these margins."""
+    with CacheWriter(folder, columns=Reward.columns, grouped=True) as writer:
+        for line, margin in enumerate(margins, 1):
+            writer.append(
+                np.array([7, 8, 9, 10], np.int32),
+                np.array([0, 1, 0, 1], np.uint8),
+                np.array([4], np.int32),
+                np.array([[0, line]], np.int32),
+                np.array([1], np.float32),
+                documents=[(2, 2)],
+                columns={MARGIN: [margin, margin]},
+            )
+        writer.finish(Index(key="", files=["records"], format="tokens", tokenizer="", max_length=9))
+    cache = TokenCache.open(folder)
+    assert isinstance(cache, TokenCache)
+    return cache
+
+
+def test_margins_without_ratings_are_refused(tmp_path):
+    config = make_config(objective={"name": "reward"})
+    made = objective(margin_weight=0.5)
+    made.settle(config, rated(tmp_path / "rated", 0.0, 2.0), None)
+    unrated = rated(tmp_path / "unrated", 0.0, 0.0)
+    with pytest.raises(ConfigError, match="margin_weight=0, or") as caught:
+        made.settle(config, unrated, None)
+    assert caught.value.problems[0].where == "objective.margin_weight"
+    objective().settle(config, unrated, None)
+
+
 def test_the_heads_seed_is_that_of_the_run(tmp_path):
     config = make_config(objective={"name": "reward"})
     config.seed = 5
     made = objective()
-    made.settle(config, None, None)
+    made.settle(config, rated(tmp_path / "data", 0.0, 0.0), None)
     again = objective()
     again.restore(made.state)
     head = again.sequence_head(3)

@@ -22,13 +22,8 @@ class PairsConfig(ObjectiveConfig):
 
     learns_pairs: ClassVar[bool] = True
     groups_documents: ClassVar[bool] = True
-    #: Whether answers are judged against the model before training.
-    has_reference: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs", "generation")
-    metrics: ClassVar[tuple[str, ...]] = (
-        *("loss", "preference_accuracy", "preference_margin"),
-        *("chosen_change", "rejected_change"),
-    )
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy", "preference_margin")
     own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:PairRecord"}
     own_metrics: ClassVar[Mapping[str, Any]] = {
         "preference_accuracy": MetricRow(f"{_HERE}.metrics:PreferenceAccuracy", "pairs"),
@@ -69,6 +64,11 @@ class DpoConfig(PairsConfig):
     """Direct preference optimisation: of two answers, the better one gains more on the model
     before training (the reference)."""
 
+    metrics: ClassVar[tuple[str, ...]] = (
+        *PairsConfig.metrics,
+        *("chosen_change", "rejected_change"),
+    )
+
     name: str = "dpo"
     """Name of the objective."""
     loss: DpoLoss = DpoLoss.sigmoid
@@ -107,13 +107,55 @@ class DpoConfig(PairsConfig):
 
 
 @dataclass(kw_only=True, slots=True)
+class OrpoConfig(PairsConfig):
+    """Odds ratio preference optimisation: chosen answers and the preference learned in one stage,
+    without a reference."""
+
+    name: str = "orpo"
+    """Name of the objective."""
+    odds_weight: PositiveFloat = 0.1
+    """Weight of the odds ratio beside the cross entropy of the chosen answer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class SimpoConfig(PairsConfig):
+    """Simple preference optimisation: answers compared by their log-probability a token, without a
+    reference."""
+
+    name: str = "simpo"
+    """Name of the objective."""
+    beta: PositiveFloat = 2.0
+    """What a nat a token is worth as a reward."""
+    gamma: NonNegativeFloat = 1.0
+    """By how much the chosen answer's reward has to lead."""
+    label_smoothing: Annotated[float, Range(0, 0.5, open_high=True)] = 0.0
+    """Share of pairs that are believed to be labelled the wrong way round."""
+    sft_weight: NonNegativeFloat = 0.0
+    """Weight of the cross entropy of the chosen answer, per token of it, beside the loss."""
+
+
+@dataclass(kw_only=True, slots=True)
+class CpoConfig(PairsConfig):
+    """Contrastive preference optimisation: answers compared by their log-probability, without a
+    reference."""
+
+    name: str = "cpo"
+    """Name of the objective."""
+    beta: PositiveFloat = 0.1
+    """What a nat is worth as a reward."""
+    label_smoothing: Annotated[float, Range(0, 0.5, open_high=True)] = 0.0
+    """Share of pairs that are believed to be labelled the wrong way round."""
+    sft_weight: NonNegativeFloat = 1.0
+    """Weight of the cross entropy of the chosen answer, per token of it, beside the loss."""
+
+
+@dataclass(kw_only=True, slots=True)
 class RewardConfig(PairsConfig):
     """A reward model: a head with one output, higher for the better of two answers."""
 
     has_sequence_head: ClassVar[bool] = True
     model_kind: ClassVar[str] = "a reward model"
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs")
-    metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy", "preference_margin")
     own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:RewardRecord"}
     own_metrics: ClassVar[Mapping[str, Any]] = {
         name: PairsConfig.own_metrics[name] for name in ("preference_accuracy", "preference_margin")

@@ -24,6 +24,7 @@ import numpy as np
 
 from launcher.config.schema import Config, Overlong
 from launcher.config.schema.preference import RewardConfig
+from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.chat.masking import ChatOptions
@@ -109,8 +110,17 @@ class Reward(PairTask):
         train: TokenCache | JoinedCache,
         held_out: TokenCache | JoinedCache | None,
     ) -> None:
-        """The seed of the head's first weights."""
+        """The seed of the head's first weights; `ConfigError` for margins where no record of the
+        training data is rated."""
         self._seed = config.seed
+        rated = (train.column(MARGIN, i).any() for i in range(len(train)))
+        if self.options.margin_weight and not any(rated):
+            raise ConfigError(
+                f"{self.options.margin_weight:g}, and no pair of the training data has ratings that"
+                " differ",
+                where="objective.margin_weight",
+                hint="objective.margin_weight=0, or give the records ratings",
+            )
 
     @property
     def state(self) -> dict[str, Any] | None:
