@@ -133,7 +133,7 @@ def require_texts(texts: Sequence[str], where: str) -> None:
     """`DataError` for a text with nothing in it."""
     for number, text in enumerate(texts, start=1):
         if not text.strip():
-            hint = "a label is of a text: give one a line on stdin, or one for each -p"
+            hint = "give a text a line on stdin, or one for each -p"
             raise DataError(f"text {number} is empty", where=where, hint=hint)
 
 
