@@ -138,7 +138,7 @@ def test_extreme_answers_have_finite_gradients(name):
         (["objective.label_smoothing=0.5"], "objective.label_smoothing"),
         (["objective.loss=ipo", "objective.margin_weight=1"], "objective.margin_weight"),
         (["data.overlong=split"], "data.overlong"),
-        (["data=chat"], "data.format"),
+        (["data=chat"], "objective.name"),
     ],
 )
 def test_options_that_a_loss_has_no_use_for(words, where):
