@@ -229,6 +229,7 @@ def test_the_heads_seed_is_that_of_the_run(tmp_path):
 
 WORDS = (
     *("objective=reward", "data=preference", "data.max_length=160", "objective.centering=0.05"),
+    "objective.margin_weight=0.5",
     *("data.shuffle=false", f"batch.sequences={PAIRS}", "data.packing=false", "seed=3"),
     *(f"train.steps={STEPS}", "optim.lr=1e-3", "schedule=constant", "optim.clip_norm=0"),
     *("engine.precision=fp32", "peft=none", "checkpoint.every_steps=null"),
@@ -241,8 +242,8 @@ CUTS = {
 }
 
 
-def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """The better answer says yes."""
+def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The better answer says yes; ratings differ by the margin."""
     draw = random.Random(seed)
     words = ["red", "blue", "green", "seven", "eight", "nine", "apple", "pear", "plum"]
 
@@ -250,7 +251,12 @@ def pairs(count: int, seed: int = 0) -> list[dict[str, str]]:
         return " ".join(draw.choices(words, k=draw.randint(1, most)))
 
     return [
-        {"prompt": text(6), "chosen": f"yes {text(9)} yes", "rejected": f"no {text(9)} no"}
+        {
+            "prompt": text(6),
+            "chosen": f"yes {text(9)} yes",
+            "rejected": f"no {text(9)} no",
+            "margin": draw.choice([0.5, 1.0, 2.0]),
+        }
         for _ in range(count)
     ]
 
@@ -284,6 +290,7 @@ def plain_losses(run: RunDir) -> list[float]:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0
     )
+    margins = [record["margin"] for record in pairs(STEPS * PAIRS)]
     losses = []
     for step in range(STEPS):
         total = 0.0
@@ -291,7 +298,8 @@ def plain_losses(run: RunDir) -> list[float]:
             tokens = torch.from_numpy(cache.record(record)[0].astype(np.int64))
             better, worse = tokens.split(cache.documents(record))
             chosen, rejected = (model(own[None]).logits[0, 0] for own in (better, worse))
-            loss = (1 + (rejected - chosen).exp()).log() + 0.05 * (chosen + rejected).square()
+            lead = chosen - rejected - 0.5 * margins[record]
+            loss = (1 + (-lead).exp()).log() + 0.05 * (chosen + rejected).square()
             (loss / PAIRS).backward()
             total += float(loss.detach())
         losses.append(total / PAIRS)

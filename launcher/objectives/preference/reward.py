@@ -119,7 +119,7 @@ class Reward(PairTask):
                 f"{self.options.margin_weight:g}, and no pair of the training data has ratings that"
                 " differ",
                 where="objective.margin_weight",
-                hint="objective.margin_weight=0, or give the records ratings",
+                hint="objective.margin_weight=0, or give the records a margin",
             )
 
     @property
