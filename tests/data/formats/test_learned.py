@@ -154,9 +154,10 @@ def test_a_format_of_another_kind_is_found_before_anything_starts(
     name: str, format_name: str, tiny_llama: Path
 ) -> None:
     words = ["model=tiny", "data.train=x.jsonl", "batch.sequences=8", "eval=none"]
+    own = [f"objective={name}"]
     if name == "distill":
-        words.append(f"objective.teacher={tiny_llama}")
-    config = compose.compose([*words, f"objective={name}", f"data={format_name}"])
+        own.append(f"objective.teacher={tiny_llama}")
+    config = compose.compose([*words, *own, f"data={format_name}"])
     found = checks.check(config, world_size=1, has_gpu=False)
     mine = [p for p in found if f"{name} with data.format={format_name}" in p.found]
     kind = variants.kind_of_format(format_name)
@@ -165,7 +166,10 @@ def test_a_format_of_another_kind_is_found_before_anything_starts(
         return
     (problem,) = mine
     for typed in hints.ways(problem.hint):
-        mended = compose.compose([*words, f"objective={name}", f"data={format_name}", *typed])
+        is_other = any(word.startswith("objective=") for word in typed)
+        mended = compose.compose(
+            [*words, *([] if is_other else own), f"data={format_name}", *typed]
+        )
         assert checks.check(mended, world_size=1, has_gpu=False) == []
 
 
