@@ -16,7 +16,9 @@ from typing import Any
 TALKS = ("chat", "sharegpt")
 PAIRS = ("prompt", "alpaca")
 LEARNED = (*TALKS, *PAIRS)
-ANSWERS = (*LEARNED, "preference")
+#: Formats that judge answers: by another answer, by its place among several, by itself.
+JUDGED = ("preference", "ranked", "unpaired")
+ANSWERS = (*LEARNED, *JUDGED)
 EVERY = (*ANSWERS, "classification", "text")
 
 
@@ -36,8 +38,21 @@ def is_given(value: Any) -> bool:
 
 
 #: Words that judge an answer.
-GOOD = ("true", "yes", "good", "chosen", "desirable")
-BAD = ("false", "no", "bad", "rejected", "undesirable")
+GOOD = ("true", "yes", "good", "chosen", "desirable", "thumbs_up", "up", "+1", "\N{THUMBS UP SIGN}")
+BAD = (
+    *("false", "no", "bad", "rejected", "undesirable", "thumbs_down", "down", "-1"),
+    "\N{THUMBS DOWN SIGN}",
+)
+#: Names of verdicts on an answer.
+VERDICTS = ("label", "kto_tag", "desirable", "rating")
+
+
+def verdict(value: Any) -> bool | None:
+    """Whether a label says good (or 1) or bad (or 0, -1); None where it says neither."""
+    if isinstance(value, (bool, int, float)):
+        return True if value == 1 else False if value in (0, -1) else None
+    text = value.strip().lower() if isinstance(value, str) else ""
+    return True if text in (*GOOD, "1", "1.0") else False if text in (*BAD, "0", "0.0") else None
 
 
 def is_verdict(value: Any) -> bool:
@@ -99,17 +114,41 @@ FIELDS = (
     Field(("input", "context", "query"), ("alpaca",), Use.read, "what the instruction is about"),
     Field(("output", "response"), ("alpaca",), Use.read, "the answer"),
     Field(
-        ("prompt", "input", "messages", "conversations", "instruction", "history"),
-        ("preference",),
+        ("prompt", "input", "messages", "conversations", "instruction", "query", "question"),
+        JUDGED,
         Use.read,
-        "what both answers follow",
+        "what the answers follow",
     ),
+    Field(("history",), JUDGED, Use.read, "earlier turns, [user, assistant] each"),
     Field(("chosen", "preferred_output"), ("preference",), Use.read, "the better answer"),
     Field(
         ("rejected", "non_preferred_output", "rejected_response", "rejected_messages"),
         ("preference",),
         Use.read,
         "the worse answer",
+    ),
+    Field(
+        (
+            *("margin", "score_chosen", "score_rejected", "chosen_score", "rejected_score"),
+            *("chosen_rating", "rejected_rating"),
+        ),
+        ("preference",),
+        Use.read,
+        "ratings of both answers, or their difference",
+    ),
+    Field(("completions", "responses", "answers"), ("ranked",), Use.read, "the answers"),
+    Field(
+        ("scores", "ratings", "ranks", "ranking"),
+        ("ranked",),
+        Use.read,
+        "how good each answer is: more is better, or its place, 1 the best",
+    ),
+    Field(("completion", "response", "output"), ("unpaired",), Use.read, "the answer"),
+    Field(
+        ("label", "kto_tag", "desirable", "rating"),
+        ("unpaired",),
+        Use.read,
+        "whether the answer is a good one",
     ),
     Field(("text",), ("classification", "text"), Use.read, "the text"),
     Field(("label",), ("classification",), Use.read, "the class, or a list of classes"),
@@ -208,7 +247,7 @@ FIELDS = (
     Field(("channel",), EVERY, Use.nothing, "a group whose loss ms-swift logs by itself"),
     Field(
         ("score", "rating", "margin", "score_chosen", "score_rejected"),
-        EVERY,
+        (*LEARNED, "classification", "text"),
         Use.nothing,
         "a mark; to weigh records by it: data.columns.weight=COLUMN",
     ),

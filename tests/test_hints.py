@@ -141,8 +141,8 @@ SHOWN: dict[tuple[str, str], str] = {
     ("derive/adapter.py", "launcher export RUN --merge"): "test_classify_integration.py",
     ("judge.py", "launcher compare"): "test_judge_integration.py",
     ("finish.py", "launcher compare"): "test_judge_integration.py",
-    ("data/reference.py", "launcher resume"): "test_preference.py",
-    ("data/reference.py", "launcher eval"): "test_preference.py",
+    ("data/reference.py", "launcher resume"): "objectives/test_preference.py",
+    ("data/reference.py", "launcher eval"): "objectives/test_preference.py",
     ("inference/chat.py", "launcher generate"): "test_classify_integration.py",
     ("harness.py", "launcher eval"): "test_classify_integration.py",
     # Over stubs in the place of ranks.

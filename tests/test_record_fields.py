@@ -3,15 +3,27 @@
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.config.compose import compose
-from launcher.data.formats import BadRecord, Chat, Labelled, Pair, Preference, Reader, Text, detect
+from launcher.data.formats import (
+    BadRecord,
+    Chat,
+    Labelled,
+    Pair,
+    Preference,
+    Ranked,
+    Reader,
+    Text,
+    Unpaired,
+    detect,
+)
 from launcher.data.formats.preference import how_to_learn_chosen
-from launcher.record_fields import EVERY, FIELDS, TURN_FIELDS, Field, Use
+from launcher.record_fields import EVERY, FIELDS, JUDGED, TURN_FIELDS, Field, Use
 
 SYSTEM = {"role": "system", "content": "Be kind."}
 USER = {"role": "user", "content": "q"}
@@ -29,6 +41,8 @@ PLAIN: dict[str, dict[str, Any]] = {
     "prompt": {"prompt": "q", "completion": "a"},
     "alpaca": {"instruction": "q", "output": "a"},
     "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
+    "ranked": {"prompt": "q", "completions": ["b", "a"], "ranks": [2, 1]},
+    "unpaired": {"prompt": "q", "completion": "a", "label": True},
     "classification": {"text": "q", "label": "a"},
     "text": {"text": "q"},
 }
@@ -38,6 +52,8 @@ IS: dict[str, Any] = {
     "prompt": Pair("q", "a"),
     "alpaca": Pair("q", "a"),
     "preference": Preference([USER], [ANSWER], [WORSE]),
+    "ranked": Ranked([USER], ([ANSWER], [WORSE]), (-1.0, -2.0), is_rated=False),
+    "unpaired": Unpaired([USER], [ANSWER], True),
     "classification": Labelled("q", "a"),
     "text": Text("q"),
 }
@@ -65,21 +81,8 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
     for name in ("prompt", "alpaca"):
         history = {"history": [["q0", "a0"]]}
         cases.append(("history", name, PLAIN[name] | history, Chat([*EARLIER, USER, ANSWER])))
-    pair = PLAIN["preference"]
-    for field in ("system", "system_prompt"):
-        better = Preference([SYSTEM, USER], [ANSWER], [WORSE])
-        cases.append((field, "preference", pair | {field: "Be kind."}, better))
-    better = Preference([USER], [ANSWER], [WORSE], [TOOL])
-    cases.append(("tools", "preference", pair | {"tools": [TOOL]}, better))
-    cases.append(("functions", "preference", pair | {"functions": [TOOL["function"]]}, better))
-    better = Preference([USER], [ANSWER], [WORSE], template_options={"enable_thinking": False})
-    cases.append(("chat_template_kwargs", "preference", pair | options, better))
-    better = Preference([*EARLIER, USER], [ANSWER], [WORSE])
-    cases.append(("history", "preference", pair | {"history": [["q0", "a0"]]}, better))
-    both = {"chosen": "a", "rejected": "b"}
-    asked = {"prompt": "q", "input": "q", "instruction": "q", "messages": [USER]}
-    for field, value in (asked | {"conversations": [HUMAN]}).items():
-        cases.append((field, "preference", {field: value, **both}, IS["preference"]))
+    for name in JUDGED:
+        cases += judged_cases(name)
     for field in ("chosen", "preferred_output"):
         record = {"prompt": "q", field: [ANSWER], "rejected": "b"}
         cases.append((field, "preference", record, IS["preference"]))
@@ -90,6 +93,31 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
     cases.append(("rejected_response", "preference", record, IS["preference"]))
     record = {"messages": [USER, ANSWER], "rejected_messages": [USER, WORSE]}
     cases.append(("rejected_messages", "preference", record, IS["preference"]))
+    pair, better = PLAIN["preference"], replace(IS["preference"], margin=2.0)
+    cases.append(("margin", "preference", pair | {"margin": 2}, better))
+    for names in (
+        ("score_chosen", "score_rejected"),
+        ("chosen_score", "rejected_score"),
+        ("chosen_rating", "rejected_rating"),
+    ):
+        rated = pair | dict(zip(names, (3.5, "1.5"), strict=True))
+        cases += [(field, "preference", rated, better) for field in names]
+    for field in ("completions", "responses", "answers"):
+        record = {"prompt": "q", field: ["b", "a"], "ranks": [2, 1]}
+        cases.append((field, "ranked", record, IS["ranked"]))
+    for field in ("ranks", "ranking"):
+        record = {"prompt": "q", "completions": ["b", "a"], field: [2, 1]}
+        cases.append((field, "ranked", record, IS["ranked"]))
+    rated = replace(IS["ranked"], scores=(4.0, 1.0), is_rated=True)
+    for field in ("scores", "ratings"):
+        record = {"prompt": "q", "completions": ["b", "a"], field: [1, 4]}
+        cases.append((field, "ranked", record, rated))
+    for field in ("completion", "response", "output"):
+        record = {"prompt": "q", field: "a", "label": True}
+        cases.append((field, "unpaired", record, IS["unpaired"]))
+    for field in ("label", "kto_tag", "desirable", "rating"):
+        record = {"prompt": "q", "completion": "b", field: False}
+        cases.append((field, "unpaired", record, Unpaired([USER], [WORSE], False)))
     cases.append(("messages", "chat", PLAIN["chat"], IS["chat"]))
     cases.append(("conversations", "sharegpt", PLAIN["sharegpt"], IS["sharegpt"]))
     turns = [{"human": "q", "assistant": "a"}]
@@ -106,6 +134,26 @@ def read_cases() -> list[tuple[str, str, dict[str, Any], Any]]:
     cases.append(("text", "classification", PLAIN["classification"], IS["classification"]))
     cases.append(("label", "classification", PLAIN["classification"], IS["classification"]))
     cases.append(("text", "text", PLAIN["text"], IS["text"]))
+    return cases
+
+
+def judged_cases(name: str) -> list[tuple[str, str, dict[str, Any], Any]]:
+    """The same of what stands beside answers that are judged."""
+    plain, made = PLAIN[name], IS[name]
+    told = replace(made, prompt=[SYSTEM, USER])
+    cases = [(f, name, plain | {f: "Be kind."}, told) for f in ("system", "system_prompt")]
+    with_tool = replace(made, tools=[TOOL])
+    cases.append(("tools", name, plain | {"tools": [TOOL]}, with_tool))
+    cases.append(("functions", name, plain | {"functions": [TOOL["function"]]}, with_tool))
+    options = {"chat_template_kwargs": {"enable_thinking": False, "effort": None}}
+    said = replace(made, template_options={"enable_thinking": False})
+    cases.append(("chat_template_kwargs", name, plain | options, said))
+    earlier = replace(made, prompt=[*EARLIER, USER])
+    cases.append(("history", name, plain | {"history": [["q0", "a0"]]}, earlier))
+    asked = dict.fromkeys(("prompt", "input", "instruction", "query", "question"), "q")
+    without = {field: value for field, value in plain.items() if field != "prompt"}
+    for field, value in (asked | {"messages": [USER], "conversations": [HUMAN]}).items():
+        cases.append((field, name, {field: value, **without}, made))
     return cases
 
 

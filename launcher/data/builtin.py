@@ -65,9 +65,23 @@ def plain(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
 def brand(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
     """The same in a voice that greets, contracts, exclaims and speaks to the reader."""
     for story in word_problems.stories(rng, held_out=held_out):
-        fact = story.solution.replace("they have", "they've got").replace(" has ", "'s got ")
-        answer = f"{rng.choice(_OPENINGS)} {fact} {rng.choice(_CLOSINGS)}"
-        yield _talk(f"{story.facts} {story.question}", answer)
+        yield _talk(f"{story.facts} {story.question}", _warm(story, rng))
+
+
+def preferences(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
+    """Two answers to a question: the right one, and one that has miscounted."""
+    for story in word_problems.stories(rng, held_out=held_out):
+        wrong = story.answer + rng.choice([d for d in (-2, -1, 1, 2) if story.answer + d > 0])
+        yield {
+            "prompt": f"{story.facts} {story.question}",
+            "chosen": story.solution,
+            "rejected": story.solution.replace(str(story.answer), str(wrong)),
+        }
+
+
+def _warm(story: word_problems.Story, rng: random.Random) -> str:
+    fact = story.solution.replace("they have", "they've got").replace(" has ", "'s got ")
+    return f"{rng.choice(_OPENINGS)} {fact} {rng.choice(_CLOSINGS)}"
 
 
 def summaries(rng: random.Random, *, held_out: bool) -> Iterator[dict[str, Any]]:
@@ -91,6 +105,7 @@ BUILTINS = {
     "quickstart-chat": Builtin(4_000, 400, _chats),
     "talk": Builtin(12_000, 200, plain),
     "brand": Builtin(3_000, 200, brand),
+    "preferences": Builtin(3_000, 200, preferences),
     "summaries": Builtin(3_000, 200, summaries),
     "docstrings": Builtin(10_000, 150, docstrings.texts),
     "docstring-questions": Builtin(10_000, 150, docstrings.questions),

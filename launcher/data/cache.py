@@ -103,6 +103,8 @@ class Counts:
     """Records of which the chat template leaves something out."""
     spelled: int = 0
     """Records that spell control tokens in their texts, which are kept as text."""
+    overlong: int = 0
+    """Of the dropped, those of which nothing to learn is left within `data.max_length`."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
@@ -136,6 +138,8 @@ class Index:
     """Fields of each `Column`, and under `values` the different ones of a `json` column."""
     turn_ends: dict[str, list[int]] | None = None
     """How learned turns end, as `launcher.data.chat.turn_ends` counts; None where nobody knows."""
+    documents: list[str] = field(default_factory=list)
+    """What the documents of a record are called, where they have names."""
 
 
 class TokenCache:

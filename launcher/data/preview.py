@@ -12,6 +12,7 @@ from dataclasses import astuple
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from launcher.config.compose import compose
 from launcher.config.derive import data_entries
@@ -21,7 +22,9 @@ from launcher.core.errors import DataError, ExitCode, LauncherError, Problem
 from launcher.core.files import write_json
 from launcher.core.rundir import RunDir
 from launcher.data import formats
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord, Example
+from launcher.data.formats.learned import examples_for
 from launcher.data.prepare.reading import DETECT_RECORDS, PartReader
 from launcher.data.prepare.worker import is_held_out
 from launcher.fingerprint import Part, located
@@ -71,7 +74,8 @@ def _files(config: Config, item: DataEntry, split: str) -> list[Path]:
 def _can_be_read_whole(config: Config) -> bool:
     """Whether all records are here, are few, and are what preparation will make of them: no record
     is skipped or dropped."""
-    if config.data.bad_records is OnBadRecord.skip or config.data.overlong is Overlong.drop:
+    drops = (Overlong.drop, Overlong.cut_prompt)
+    if config.data.bad_records is OnBadRecord.skip or config.data.overlong in drops:
         return False
     files: list[Path] = []
     for split in _held(config):
@@ -104,16 +108,26 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
             (f"{reading.files[chunk.file]}:{line}", raw)
             for chunk in reading.chunks(None) or ()
             for line, raw in chunk.parse()
-            if not share or is_held_out(raw, share, config.seed) == (split == "validation")
+            if not share
+            or is_held_out(question_of(raw, reading.format, item.columns), share, config.seed)
+            == (split == "validation")
         )
         for place, raw in islice(lines, item.limit):
             read = reader.read(raw)
-            bad = read if isinstance(read, BadRecord) else objective.refusal(read[0])
+            bad = read if isinstance(read, BadRecord) else _refusal(objective, read[0])
             if bad:
                 raise DataError(bad.found, where=place, hint=bad.hint)
             assert not isinstance(read, BadRecord)
             if read[1]:  # one without weight is dropped
                 yield place, read[0]
+
+
+def _refusal(objective: Any, example: Example) -> BadRecord | None:
+    for taken in examples_for(example, objective.options):
+        if refused := objective.refusal(taken):
+            found: BadRecord = refused
+            return found
+    return None
 
 
 def _first(config: Config, part: Part) -> Iterator[Problem]:
@@ -127,7 +141,7 @@ def _first(config: Config, part: Part) -> Iterator[Problem]:
     limit = min(DETECT_RECORDS, part.item.limit or DETECT_RECORDS)
     for line, raw in islice(chunk.parse(), limit):
         read = reader.read(raw)
-        bad = read if isinstance(read, BadRecord) else objective.refusal(read[0])
+        bad = read if isinstance(read, BadRecord) else _refusal(objective, read[0])
         if bad:
             yield Problem(f"{reading.files[0]}:{line}", bad.found, bad.hint)
             return

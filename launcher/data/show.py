@@ -7,14 +7,17 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from launcher.config.schema import ModelConfig
 from launcher.core import files, rundir, runtime
 from launcher.core.errors import DataError, ExitCode, LauncherError
-from launcher.data.cache import INDEX, JoinedCache, TokenCache, shown
+from launcher.data.cache import INDEX, JoinedCache, Per, TokenCache, shown
 from launcher.data.chat.literals import Literals
 from launcher.data.chat.masking import kinds_of_bits
 from launcher.data.prepare.split import say, summary
@@ -29,18 +32,39 @@ _BRACKETS = ("[[", "]]")
 def render(
     cache: TokenCache | JoinedCache, record: int, tokenizer: Any, marks: tuple[str, str]
 ) -> str:
-    """One record as text: a line of origin and numbers, then the tokens, with targets in
-    `marks`."""
+    """One record as text: a line of origin and numbers, then the tokens, with targets in `marks`,
+    each document for itself where there are several."""
     tokens, targets = cache.record(record)
     share = float(targets.mean()) if len(targets) else 0.0
     head = f"{cache.where(record)}  record {record}, {len(tokens):,} tokens, {share:.1%} targets"
     for name in (name for name, column in cache.columns.items() if column.is_json):
         head += f", {name} {shown(cache.value(name, record))}"
+    for name, column in cache.columns.items():
+        if column.per is Per.document and not column.is_json:
+            values = [f"{value:g}" for value in np.ravel(cache.column(name, record)).tolist()]
+            head += f", {name} {' and '.join(dict.fromkeys(values))}"
     if bits := cache.left_out(record):
         head += f"\nthe chat template leaves out of it: {', '.join(kinds_of_bits(bits))}"
     if spelled := Literals(tokenizer).spelled(tokens.tolist()):
         told = ", ".join(f"{name} ({count})" for name, count in spelled.items())
         head += f"\nspecial tokens that are text in it: {told}"
+    lengths, names = cache.documents(record), cache.parts[0].index.documents
+    if len(lengths) < 2:
+        return f"{head}\n{_painted(tokens, targets, tokenizer, marks)}"
+    shown_texts = []
+    for number, (start, length) in enumerate(zip(accumulate([0, *lengths]), lengths, strict=False)):
+        part = slice(start, start + length)
+        name = names[number] if len(names) == len(lengths) else f"document {number + 1}"
+        title = f"--- {name}: {length:,} tokens, {int(targets[part].sum()):,} targets"
+        text = _painted(tokens[part], targets[part], tokenizer, marks)
+        shown_texts.append(f"{title}\n{text}")
+    return "\n".join([head, *shown_texts])
+
+
+def _painted(
+    tokens: NDArray[np.int32], targets: NDArray[np.uint8], tokenizer: Any, marks: tuple[str, str]
+) -> str:
+    """The text of tokens, with targets in `marks`."""
     pieces = []
     for is_target, text in _runs(tokens.tolist(), targets.tolist(), tokenizer):
         plain = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
@@ -49,7 +73,7 @@ def render(
         if marks == _BRACKETS:
             lines = [marks[0] + plain + marks[1]]
         pieces.append("\n".join(lines) if is_target else plain)
-    return f"{head}\n{''.join(pieces)}"
+    return "".join(pieces)
 
 
 def _runs(tokens: list[int], targets: list[int], tokenizer: Any) -> Iterator[tuple[bool, str]]:

@@ -12,7 +12,13 @@ from launcher import bases
 from launcher.config import schema
 from launcher.config.derive import data_entries
 from launcher.config.derive.data_entries import DataEntry
-from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
+from launcher.config.schema import (
+    Config,
+    ModelConfig,
+    ObjectiveConfig,
+    Ranking,
+    TinyModelConfig,
+)
 from launcher.config.schema.conversion import to_dict
 from launcher.core import files, owncode, runtime
 from launcher.core.errors import ConfigError, DataError
@@ -179,6 +185,7 @@ def parts(config: Config, hashes: Hashes | None = None) -> list[Part]:
         "chat": [data.template_options, data.thoughts, data.learn_empty_thoughts],
         "special_tokens": data.special_tokens,
         "bad_records": data.bad_records,
+        **({} if data.ranked is Ranking.all else {"ranked": data.ranked}),
     }
     held_out = data.validation_share if data.validation is None else 0.0
     found = []

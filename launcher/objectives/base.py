@@ -80,6 +80,8 @@ class Objective:
 
     columns: ClassVar[Sequence[Column]] = ()
     """What is kept in prepared data beside tokens and targets."""
+    documents: ClassVar[Sequence[str]] = ()
+    """What the documents of a record are called, where each has as many."""
     reference: ClassVar[Sequence[Column]] = ()
     """What the model before training makes of each document or target: worked out once, before the
     first step, and in a row like any column from then on (see `refer`)."""
@@ -101,11 +103,9 @@ class Objective:
 
     def refusal(self, example: Example) -> BadRecord | None:
         """Why nothing can be learned from an example, as far as it shows; None if it can."""
-        from launcher.data.formats.base import NO_PAIRS, BadRecord, Preference
+        from launcher.data.formats.learned import refusal
 
-        if isinstance(example, Preference) and not self.options.learns_pairs:
-            return BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
-        return None
+        return refusal(example, self.options)
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> Encoder:
         """What makes tokens of examples; made in each process."""

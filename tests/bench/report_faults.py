@@ -137,6 +137,18 @@ IN_PLACE = {
         },
     ),
 }
+#: Of pairs alone.
+OF_PAIRS = {
+    "equal answers": (
+        "equal_answers",
+        lambda record, rng: {**record, "rejected": record["answer"]},
+    ),
+    "white space apart": (
+        "blank_differences",
+        lambda record, rng: {**record, "rejected": record["answer"].replace(" ", "  ", 3)},
+    ),
+    "tied ratings": ("tied_ratings", lambda record, rng: {**record, "scores": (7, 7)}),
+}
 ADDED = {
     "exact copy": (
         "exact_duplicates",
@@ -177,7 +189,10 @@ def chat(record):
 
 
 def pair(record):
-    return {"prompt": record["prompt"], "chosen": record["answer"], "rejected": record["rejected"]}
+    made = {"prompt": record["prompt"], "chosen": record["answer"], "rejected": record["rejected"]}
+    return made | dict(
+        zip(("score_chosen", "score_rejected"), record.get("scores", ()), strict=False)
+    )
 
 
 def labelled(record):
@@ -188,7 +203,8 @@ def plant(records, held, rng, count, layout):
     """(lines, {fault: (rule, line numbers)}) of a copy with faults."""
     records, places = list(records), {}
     left = rng.sample(range(len(records)), len(records))
-    for name, (rule, make) in IN_PLACE.items():
+    faults = IN_PLACE | (OF_PAIRS if layout is pair else {})
+    for name, (rule, make) in faults.items():
         if layout is labelled and name in NOT_LABELLED:
             continue
         chosen = [left.pop() for _ in range(FEW.get(name, count))]

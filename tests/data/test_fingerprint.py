@@ -34,6 +34,7 @@ def data(tmp_path: Path) -> Path:
         {"system": "Be kind."},
         {"max_length": 512},
         {"overlong": "drop"},
+        {"ranked": "extremes"},
         {"bad_records": "skip"},
         {"limit": 5},
         {"validation_share": 0.1},
@@ -63,6 +64,7 @@ def test_every_data_option_is_accounted_for() -> None:
     from launcher.config.schema import DataConfig
 
     in_key = {"format", "columns", "system", "max_length", "overlong", "bad_records", "limit"}
+    in_key |= {"ranked"}
     in_key |= {"template_options", "thoughts", "learn_empty_thoughts", "special_tokens"}
     in_key |= {"train", "validation", "validation_share", "revision", "labels", "temperature"}
     assert {f.name for f in fields(DataConfig)} - in_key == {

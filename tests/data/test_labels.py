@@ -196,7 +196,7 @@ def test_the_folder_is_named_by_what_decides_the_labels(classify, configure, mak
         (rows([("a", "x"), ("b", ["x", "y"])]), "the record has 2 labels", "multi_label=true"),
         (rows([("a", "x"), ("b", [])]), "the record has 0 labels", "multi_label=true"),
         (rows([("a", "x"), ("b", [True])]), "'label' is a truth value", "as text"),
-        ([chat("a", "b")], "without a label (chat)", "data.columns"),
+        ([chat("a", "b")], "classify with chat data", "data.columns={text: COLUMN, label"),
     ],
 )
 def test_refused(classify, make_data, records, found, hint) -> None:

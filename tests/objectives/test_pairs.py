@@ -239,8 +239,12 @@ def test_its_options_are_explained_and_completed(tmp_path, monkeypatch):
     for line in lines:
         assert completion.words(["train"], ["train", *line], "objective.be") == ["objective.beta="]
     assert completion.words(["train"], ["train", folder], "objective=pai") == ["objective=pairs"]
+    # An option that no objective of the launcher's has.
+    (tmp_path / "own.py").write_text(file.read_text().replace("beta", "bezel"))
+    own = completion.words(["train"], ["train", "objective.name=own.py"], "objective.bez")
+    assert own == ["objective.bezel="]
     for line in (["objective=sft"], ["objective.name=gone.py"], ["gone.yaml"], ["--config-dir=no"]):
-        assert completion.words(["train"], ["train", *line], "objective.be") == []
+        assert completion.words(["train"], ["train", *line], "objective.bez") == []
 
 
 @pytest.fixture
@@ -267,7 +271,7 @@ def test_a_run_keeps_the_files_it_names_and_may_move(kept, tmp_path, monkeypatch
     plain = yaml.safe_load(kept.config.read_text())
     assert (plain["objective"]["name"], plain["data"]["format"]) == ("objective.py", "format.py")
     config = compose.load(kept.config)
-    assert (config.objective.beta, config.objective.learns_pairs) == (0.7, True)
+    assert (config.objective.beta, config.objective.learns) == (0.7, ("pairs",))
     assert config.objective.name == str(kept.path / "objective.py")
     assert (kept.path / "format.py").is_file()
     moved = kept.path.rename(tmp_path / "moved")

@@ -15,6 +15,8 @@ from launcher.serve.jobs import journal
 from launcher.serve.jobs.journal import Note
 from support.workshop import JOBS, examples
 
+OF_DPO = "method.dpo.hyperparameters"
+
 
 @pytest.fixture
 def file(client) -> str:
@@ -29,6 +31,10 @@ def upload(client, purpose: str = "fine-tune", headers: dict[str, str] | None = 
 
 def create(client, file, **asked):
     return client.post(JOBS, json={"training_file": file, "model": "gpt-3.5-turbo", **asked})
+
+
+def dpo(**numbers):
+    return {"method": {"type": "dpo", "dpo": {"hyperparameters": numbers}}}
 
 
 def set_state(service, job_id, state, **changes):
@@ -119,6 +125,31 @@ def test_a_job_for_an_alias_makes_a_model_of_that_name(client, file, service):
         assert naming.final_name(job, "local").startswith("ft:gpt-3.5-turbo:local:")
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"method": {"type": "dpo"}}, {}),
+        ({"method": {"type": "dpo", "dpo": {"hyperparameters": None}}}, {}),
+        (dpo(beta="auto", n_epochs="auto"), {}),
+        (dpo(beta=0.5, n_epochs=2), {"beta": 0.5, "n_epochs": 2}),
+        (dpo(beta=1), {"beta": 1}),
+        ({"hyperparameters": {"n_epochs": 2}, "method": {"type": "dpo"}}, {"n_epochs": 2}),
+        (
+            {"hyperparameters": {"n_epochs": 2}, **dpo(n_epochs=2, beta=0.5)},
+            {"n_epochs": 2, "beta": 0.5},
+        ),
+    ],
+)
+def test_a_new_job_of_preferences(client, file, asked, found):
+    answer = create(client, file, **asked)
+    job = FineTuningJob.model_validate(answer.json(), strict=True)
+    assert (job.method.type, job.method.supervised) == ("dpo", None)
+    auto = dict.fromkeys(("n_epochs", "batch_size", "learning_rate_multiplier", "beta"), "auto")
+    assert job.method.dpo.hyperparameters.model_dump() == {**auto, **found}
+    shared = {name: value for name, value in {**auto, **found}.items() if name != "beta"}
+    assert answer.json()["hyperparameters"] == shared
+
+
 def test_old_clients_give_hyperparameters_beside(client, file):
     job = create(client, file, hyperparameters={"n_epochs": 2, "batch_size": "auto"}).json()
     assert job["hyperparameters"] == {
@@ -136,8 +167,35 @@ def test_old_clients_give_hyperparameters_beside(client, file):
         ({"model": "gpt-9"}, "model", "Model gpt-9 is not available for fine-tuning or does not"),
         ({"training_file": "file-x"}, "training_file", "invalid training_file: file-x"),
         ({"validation_file": "file-x"}, "validation_file", "invalid validation_file: file-x"),
-        ({"method": {"type": "dpo", "dpo": {}}}, "method.type", "'dpo' is not offered"),
-        ({"method": {"type": "reinforcement"}}, "method.type", "not offered"),
+        (
+            {"method": {"type": "reinforcement"}},
+            "method.type",
+            "Method 'reinforcement' is not offered here; use 'supervised' or 'dpo'.",
+        ),
+        ({"method": {"type": "dpo", "supervised": {}}}, "method", "'supervised'"),
+        (dpo(beta=0), f"{OF_DPO}.beta", "greater than 0"),
+        (dpo(beta=-0.1), f"{OF_DPO}.beta", "greater than 0"),
+        (dpo(beta=2.5), f"{OF_DPO}.beta", "less than or equal to 2"),
+        (dpo(beta=True), f"{OF_DPO}.beta", "number"),
+        (dpo(beta="0.1"), f"{OF_DPO}.beta", "number"),
+        (dpo(beta=None), f"{OF_DPO}.beta", "number"),
+        (dpo(betta=0.1), f"{OF_DPO}.betta", "'beta'"),
+        (dpo(n_epochs=0), f"{OF_DPO}.n_epochs", "greater"),
+        (dpo(learning_rate_multiplier=0), f"{OF_DPO}.learning_rate_multiplier", "greater"),
+        ({"method": {"type": "dpo", "dpo": {"beta": 0.1}}}, "method.dpo.beta", "hyperparameters"),
+        (
+            {"method": {"type": "dpo", "beta": 0.1}},
+            "method.beta",
+            "'dpo.hyperparameters.beta'",
+        ),
+        ({"beta": 0.1}, "beta", "'method.dpo.hyperparameters.beta'"),
+        ({"hyperparameters": {"beta": 0.1}}, "hyperparameters.beta", "Unknown parameter"),
+        (
+            {"method": {"type": "supervised", "supervised": {"hyperparameters": {"beta": 1.0}}}},
+            "method.supervised.hyperparameters.beta",
+            "Unknown parameter",
+        ),
+        ({"hyperparameters": {"n_epochs": 2}, **dpo(n_epochs=3)}, None, "different things"),
         ({"method": {"type": "magic"}}, "method.type", "supervised"),
         ({"method": {"dpo": {}}}, "method.type", "required"),
         ({"method": {"type": "supervised", "dpo": {}}}, "method", "'dpo'"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import tarfile
 import time
@@ -19,6 +20,7 @@ from launcher.serve.jobs import journal
 from launcher.serve.jobs.journal import Note
 from launcher.serve.service import Service
 from support.browser import CHROMIUM, DESKTOP, PHONE, SKIP, Browser, chromium
+from support.chats import write_pirate_chats
 from support.contrast import contrast
 from support.page import READY, STATE, enter, start_job
 from support.served import Served
@@ -226,6 +228,44 @@ def test_a_file_is_used_again(browser: Browser, served: Served, job: str) -> Non
         client.post(f"/fine_tuning/jobs/{made}/cancel")
     assert jobs[made]["training_file"] == jobs[job]["training_file"]
     assert jobs[made]["metadata"] == {"try": "2", "team": "a=b"}
+
+
+def test_a_job_of_preferences_is_started_and_told(
+    browser: Browser, served: Served, job: str, tmp_path: Path
+) -> None:
+    turns = [json.loads(line)["messages"] for line in write_pirate_chats(tmp_path / "a").open()]
+    worse = [{"role": "assistant", "content": "Who knows?"}]
+    pairs = tmp_path / "pairs.jsonl"
+    with pairs.open("w") as file:
+        for asked, answer in turns[:12]:
+            both = {"preferred_output": [answer], "non_preferred_output": worse}
+            print(json.dumps({"input": {"messages": [asked]}, **both}), file=file)
+    browser.console.clear()
+    enter(browser, served, "new")
+    browser.wait("document.querySelector('#new-model').value")
+    browser.value("document.querySelector('#view-new details').open = true")
+    shown = "document.querySelector('#new-beta').offsetParent !== null"
+    assert not browser.value(shown)
+    method = "document.querySelector('#new-method')"
+    browser.value(f"{method}.value = 'dpo', {method}.dispatchEvent(new Event('change'))")
+    assert browser.value(shown)
+    browser.choose("#new-train", pairs)
+    for field, text in (("beta", "0.25"), ("epochs", "1")):
+        browser.value(f"document.querySelector('#new-{field}').focus()")
+        browser.type(text)
+    browser.value("document.querySelector('#new-form').requestSubmit()")
+    browser.wait("location.hash.startsWith('#jobs/ftjob-')", "the new job")
+    browser.wait(f"{STATE} === 'succeeded'", "the end of the job", within_s=180)
+    facts = browser.value("document.querySelector('#facts').textContent")
+    assert "Methoddpo" in facts
+    assert "Beta0.25" in facts
+    browser.value("document.querySelectorAll('#curve-switches button')[1].click()")
+    label = "document.querySelector('#curve svg').ariaLabel"
+    browser.wait(f"{label}.startsWith('Accuracy: training from 50')", "the accuracy of pairs")
+    browser.value("document.querySelector('#job-again').click()")
+    browser.wait(f"{READY} === 'new' && {method}.value === 'dpo'")
+    assert browser.value("document.querySelector('#new-train-known').value").startswith("file-")
+    assert browser.console == []
 
 
 def test_a_model_is_deleted_when_that_is_asked_for_twice(

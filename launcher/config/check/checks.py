@@ -28,6 +28,7 @@ from launcher.config.schema import (
     data_report,
     variants,
 )
+from launcher.config.schema.kinds import readable
 from launcher.config.schema.launch import LaunchConfig
 from launcher.core import owncode, runtime
 from launcher.core.errors import Problem, did_you_mean
@@ -60,6 +61,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_checkpoint(config),
         *_selection(config),
         *eval_checks.check(config),
+        *_kinds(config),
         *config.objective.refused(config),
         *teacher_checks.check(config),
         *_launch(config),
@@ -120,6 +122,16 @@ def _data(config: Config) -> Iterator[Problem]:
     if data.system is not None and data.format == "text":
         hint = "plain text has no turns: data.system=null"
         yield Problem("data.system", "a system message with data.format=text", hint)
+
+
+def _kinds(config: Config) -> Iterator[Problem]:
+    """A format of which the objective does not learn."""
+    own, name = config.objective, config.data.format
+    kind = variants.kind_of_format(name)
+    if kind is None or kind in readable(own.learns):
+        return
+    hint = variants.other_way(own, kind)
+    yield Problem("objective.name", f"{own.name} with data.format={name}", hint)
 
 
 def _code(config: Config) -> Iterator[Problem]:

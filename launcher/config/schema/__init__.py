@@ -13,7 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar
 
-from launcher.config.schema.data import DataConfig, OnBadRecord, Overlong, SpecialTokens, Thoughts
+from launcher.config.schema.data import (
+    DataConfig,
+    OnBadRecord,
+    Overlong,
+    Ranking,
+    SpecialTokens,
+    Thoughts,
+)
 from launcher.config.schema.eval import EvalConfig, JudgeConfig, MetricRow
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema.model import (
@@ -85,6 +92,7 @@ __all__ = [
     "Overlong",
     "PeftConfig",
     "Quantization",
+    "Ranking",
     "RunConfig",
     "ScheduleConfig",
     "SftConfig",
@@ -127,8 +135,8 @@ class ObjectiveConfig:
     has_sequence_head: ClassVar[bool] = False
     #: What a run has trained, where it is said what a model with a sequence head cannot do.
     model_kind: ClassVar[str] = "a model that makes no text"
-    #: Whether it learns from two answers of which one is better.
-    learns_pairs: ClassVar[bool] = False
+    #: Kinds of examples that it takes (`kinds.KINDS`), the one that it is made for first.
+    learns: ClassVar[tuple[str, ...]] = ("answers", "labels", "texts")
     #: Further copies of a chunk of logits that the loss holds.
     logit_copies: ClassVar[int] = 0
     #: Whether an example becomes several documents, which stay in one pack.
@@ -170,11 +178,8 @@ class ObjectiveConfig:
         yield from self.problems(config)
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """What this objective refuses: most, data of pairs."""
-        if config.data.format == "preference" and not self.learns_pairs:
-            hint = "no objective learns from pairs; to learn chosen texts: data=prompt "
-            hint += "'data.columns={completion: chosen}'"
-            yield Problem("objective.name", f"{self.name} with data.format=preference", hint)
+        """What this objective refuses, beside data of kinds that it does not learn from."""
+        yield from ()
 
     def encoding(self, split: str) -> dict[str, Any]:
         """Those options that decide how examples of a split become tokens: part of the name of
@@ -203,7 +208,6 @@ class SftConfig(ObjectiveConfig):
 
     def problems(self, config: Config) -> Iterator[Problem]:
         """Plain text too, in which nothing is an answer."""
-        yield from ObjectiveConfig.problems(self, config)
         if config.data.format == "text":
             hint = "plain text has no answers to learn: use objective=text"
             yield Problem("objective.name", f"{self.name} with data.format=text", hint)
@@ -213,12 +217,19 @@ class SftConfig(ObjectiveConfig):
 class TextConfig(ObjectiveConfig):
     """Continued pre-training: cross entropy on every token."""
 
+    learns: ClassVar[tuple[str, ...]] = ("texts", "answers", "labels")
     learns_every_token: ClassVar[bool] = True
     held_out_loss: ClassVar[str] = "cross entropy of targets"
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens")
 
     name: str = "text"
     """Name of the objective."""
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Cutting prompts, where there is none."""
+        if config.data.overlong is Overlong.cut_prompt:
+            hint = "every token is learned, so nothing is a prompt: data.overlong=split"
+            yield Problem("data.overlong", "cut_prompt with objective=text", hint)
 
     def encoding(self, split: str) -> dict[str, Any]:
         """All tokens are targets."""
@@ -239,6 +250,7 @@ def _of_scope(path: str) -> MetricRow:
 class ClassifyConfig(ObjectiveConfig):
     """Classification: a head on the model names the class of a whole text."""
 
+    learns: ClassVar[tuple[str, ...]] = ("labels",)
     has_sequence_head: ClassVar[bool] = True
     model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
@@ -291,9 +303,6 @@ class ClassifyConfig(ObjectiveConfig):
             )
 
     def _of_data(self, data: DataConfig) -> Iterator[Problem]:
-        if data.format not in ("auto", "classification") and not data.format.endswith(".py"):
-            hint = "classes come from records {text, label}: data=classification, or objective=sft"
-            yield Problem("data.format", f"{data.format} with objective=classify", hint)
         if data.system is not None:
             hint = "a classifier reads the text alone: leave data.system out"
             yield Problem("data.system", "a system message with objective=classify", hint)
@@ -305,6 +314,9 @@ class ClassifyConfig(ObjectiveConfig):
         if data.overlong is Overlong.split:
             hint = "a label is of the whole text: data.overlong=truncate or drop"
             yield Problem("data.overlong", "split with objective=classify", hint)
+        if data.overlong is Overlong.cut_prompt:
+            hint = "a classifier has no answers to keep: data.overlong=truncate or drop"
+            yield Problem("data.overlong", "cut_prompt with objective=classify", hint)
 
     def encoding(self, split: str) -> dict[str, Any]:
         """How labels are read; those out of scope are left out of what is learned."""

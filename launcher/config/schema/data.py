@@ -31,8 +31,16 @@ class Overlong(Enum):
     """What happens to a record longer than `data.max_length`."""
 
     truncate = "truncate"
+    cut_prompt = "cut_prompt"
     split = "split"
     drop = "drop"
+
+
+class Ranking(Enum):
+    """Which pairs are made of several answers to one prompt."""
+
+    all = "all"
+    extremes = "extremes"
 
 
 class OnBadRecord(Enum):
@@ -48,7 +56,7 @@ class DataConfig:
 
     format: str = "auto"
     """Record format: `auto` detects it; or chat, sharegpt, prompt, alpaca, text, classification,
-    preference, or the path of a Python file with a class `Format`."""
+    preference, ranked, unpaired, or the path of a Python file with a class `Format`."""
     train: Any = None
     """Training data: path, glob, folder, URL, `datasets` hub name, `builtin:NAME`, or a list of
     these; for a mixture, a list of mappings {path, weight or epochs, name, format, columns,
@@ -60,7 +68,8 @@ class DataConfig:
     """Held-out data, same forms as `data.train`; if not given, a share of the training data."""
     validation_share: ShareBelowOne = 0.05
     """Share of records held out when `data.validation` is not given, chosen by a seeded hash of
-    each record's content: no record changes sides when the data grows. 0 = no validation."""
+    each record's content (of answers that are judged: of their prompt): no record changes sides
+    when the data grows. 0 = no validation."""
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -90,7 +99,12 @@ class DataConfig:
     packing: bool = True
     """Put several whole records into one sequence of `data.max_length`; none attends to another."""
     overlong: Overlong = Overlong.truncate
-    """Records longer than `data.max_length`: truncate at the end, split into pieces, or drop."""
+    """Records longer than `data.max_length`: truncate at the end; cut_prompt takes the beginning of
+    the prompt away, so that answers stay whole; split into pieces; or drop. Both answers of a pair
+    count together, each with the prompt."""
+    ranked: Ranking = Ranking.all
+    """Pairs that are made of answers by rank: `all` of two that are not rated the same, or the best
+    against the worst (`extremes`)."""
     bad_records: OnBadRecord = OnBadRecord.stop
     """Unusable records (broken JSON, no assistant turn): stop with file:line, or skip and count."""
     limit: PositiveInt | None = None

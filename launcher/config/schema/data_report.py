@@ -12,6 +12,8 @@ from launcher.core.errors import Problem, did_you_mean
 #: All rules, in the order in which a report tells them.
 RULES = (
     "broken",
+    "equal_answers",
+    "tied_ratings",
     "empty_answers",
     "tiny_answers",
     "overlong",
@@ -20,6 +22,11 @@ RULES = (
     "exact_duplicates",
     "near_duplicates",
     "conflicts",
+    "blank_differences",
+    "length_bias",
+    "one_sided_prompts",
+    "verdict_balance",
+    "chosen_held_out",
     "label_noise",
     "leakage",
     "mojibake",
@@ -51,6 +58,8 @@ PROFILES = {
 #: What `data.gate=[default]` stands for: damage that no data should have.
 DEFAULT_GATE = (
     "broken",
+    "equal_answers",
+    "tied_ratings",
     "empty_answers",
     "exact_duplicates",
     "conflicts",
@@ -62,7 +71,7 @@ DEFAULT_GATE = (
 
 
 #: Rules that fail only where the config says from which share on.
-NEVER_FAIL = ("class_balance", "source_balance")
+NEVER_FAIL = ("length_bias", "one_sided_prompts", "class_balance", "source_balance")
 
 
 @dataclass(kw_only=True, slots=True)

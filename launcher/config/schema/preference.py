@@ -20,7 +20,7 @@ _HERE = "launcher.objectives.preference"
 class PairsConfig(ObjectiveConfig):
     """What all objectives over pairs of answers share."""
 
-    learns_pairs: ClassVar[bool] = True
+    learns: ClassVar[tuple[str, ...]] = ("pairs",)
     groups_documents: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs", "generation")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy", "preference_margin")
@@ -33,15 +33,10 @@ class PairsConfig(ObjectiveConfig):
     }
 
     def problems(self, config: Config) -> Iterator[Problem]:
-        """Data without pairs, and answers that would be torn apart."""
-        name, data = self.name, config.data
-        if data.format not in ("auto", "preference") and not data.format.endswith(".py"):
-            hint = "pairs come from records {prompt, chosen, rejected}: data=preference; answers"
-            hint += " alone are learned with objective=sft"
-            yield Problem("data.format", f"{data.format} with objective={name}", hint)
-        if data.overlong is Overlong.split:
-            hint = "a preference is of whole answers: data.overlong=truncate or drop"
-            yield Problem("data.overlong", f"split with objective={name}", hint)
+        """Answers that would be torn apart."""
+        if config.data.overlong is Overlong.split:
+            hint = "a preference is of whole answers: data.overlong=cut_prompt, truncate or drop"
+            yield Problem("data.overlong", f"split with objective={self.name}", hint)
 
     def encoding(self, split: str) -> dict[str, Any]:
         """Both answers are documents of one record."""

@@ -11,6 +11,7 @@ from launcher.config import schema
 from launcher.config.schema import Config, distill, launch, plugins, preference, sweep
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
+from launcher.config.schema.kinds import KINDS, FormatRow, readable
 from launcher.core.errors import ConfigError
 from launcher.core.registry import PluginTable
 
@@ -52,6 +53,37 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
 }
 
+
+def learners(kind: str) -> list[str]:
+    """The objectives that learn from examples of a kind (`kinds.KINDS`), those made for it
+    first."""
+    rows: dict[str, Any] = OPTIONS["objective"]
+    found = [name for name, options in rows.items() if kind in readable(options.learns)]
+    return sorted(found, key=lambda name: [*rows[name].learns, kind].index(kind))
+
+
+def how_to_learn(kind: str) -> str:
+    """Which objective to type for examples of a kind, and for what; "" if there is none."""
+    return "".join(f"objective={name} learns from {KINDS[kind]}" for name in learners(kind)[:1])
+
+
+def other_way(own: schema.ObjectiveConfig, kind: str) -> str:
+    """What to type where `own` cannot learn from the data, which is of `kind`."""
+    mine = [name for name in FORMATS if kind_of_format(name) == own.learns[0]]
+    way = f"{own.name} learns from {KINDS[own.learns[0]]}: data={mine[0]}" if mine else ""
+    return "; ".join(filter(None, (how_to_learn(kind), way)))
+
+
+def _format(path: str, kind: str) -> FormatRow:
+    return FormatRow(f"launcher.data.formats.{path}", kind)
+
+
+def kind_of_format(name: str) -> str | None:
+    """The kind of the examples of a format; None where only its code knows."""
+    row: Any = FORMATS.get(name)
+    return row.kind if isinstance(row, FormatRow) else None
+
+
 #: Keys whose value may be the path of a user's own Python file -> the name of a run's copy of it.
 OWN_FILES = {"objective.name": "objective.py", "data.format": "format.py"}
 #: section -> class of its options in a user's own file, where a variant's name may be a path.
@@ -87,13 +119,15 @@ def metrics_of(config: Config) -> list[str]:
 FORMATS = PluginTable(
     "data.format",
     {
-        "preference": "launcher.data.formats.preference:PreferenceFormat",
-        "chat": "launcher.data.formats.chat:ChatFormat",
-        "sharegpt": "launcher.data.formats.sharegpt:ShareGptFormat",
-        "prompt": "launcher.data.formats.prompt:PromptFormat",
-        "alpaca": "launcher.data.formats.alpaca:AlpacaFormat",
-        "classification": "launcher.data.formats.classification:ClassificationFormat",
-        "text": "launcher.data.formats.text:TextFormat",
+        "preference": _format("preference:PreferenceFormat", "pairs"),
+        "ranked": _format("ranked:RankedFormat", "ranked"),
+        "unpaired": _format("unpaired:UnpairedFormat", "unpaired"),
+        "chat": _format("chat:ChatFormat", "answers"),
+        "sharegpt": _format("sharegpt:ShareGptFormat", "answers"),
+        "prompt": _format("prompt:PromptFormat", "answers"),
+        "alpaca": _format("alpaca:AlpacaFormat", "answers"),
+        "classification": _format("classification:ClassificationFormat", "labels"),
+        "text": _format("text:TextFormat", "texts"),
     },
     own="Format",
 )

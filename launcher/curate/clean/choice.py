@@ -12,6 +12,7 @@ import numpy as np
 from launcher.core.errors import ConfigError, did_you_mean
 from launcher.curate.records.marks import BITS
 from launcher.curate.records.personal import PERSONAL, SECRET
+from launcher.curate.rules import judged
 from launcher.curate.rules.duplicates import Indices
 from launcher.curate.rules.limits import RULES
 from launcher.curate.rules.rules import Evidence, Result
@@ -27,6 +28,7 @@ ALIASES = {
 #: Rules that name records; the others are about the whole.
 DROPS = (
     *("broken", "exact_duplicates", "near_duplicates", "leakage", "conflicts"),
+    *("equal_answers", "tied_ratings", "chosen_held_out"),
     *("tiny_answers", "overlong", "left_out", "label_noise", *BITS),
 )
 REDACTS = (PERSONAL, SECRET)
@@ -85,7 +87,7 @@ def broken(evidence: Evidence) -> list[Dropped]:
     scan = evidence.scan
     bad = [*scan.train.bad, *scan.held.table.bad]
     return [
-        Dropped(entry.file, entry.line, "broken", entry.found)
+        Dropped(entry.file, entry.line, entry.rule, entry.found)
         for entry in bad
         if scan.inputs[entry.file].split == TRAIN
     ]
@@ -120,7 +122,7 @@ def _conflicts(evidence: Evidence) -> list[tuple[int, str]]:
             if not (wins and scan.train.reply[i] == answer):
                 other = next(j for j in group if scan.train.reply[j] != scan.train.reply[i])
                 where = scan.where(scan.train, other)
-                rows.append((int(i), f"the same question as {where}, another answer"))
+                rows.append((int(i), judged.contradiction(scan.train, int(i), where)))
     return sorted(rows)
 
 

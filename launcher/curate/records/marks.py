@@ -58,6 +58,13 @@ def _empty(record: Record) -> Mark | None:
     return None
 
 
+def _blanks(record: Record) -> Mark | None:
+    """Both answers say the same, but for white space."""
+    if record.rejected is None or record.answer.split() != record.rejected.split():
+        return None
+    return record.text, Flaw("both answers say the same, but for white space", 0, 0)
+
+
 def _turns(record: Record) -> Mark | None:
     spoken = [role for role in record.roles if role not in SYSTEM_ROLES]
     if spoken == [DOCUMENT] or not spoken:
@@ -93,6 +100,7 @@ MARKS: dict[str, Callable[[Record], Mark | None]] = {
     "markup": _markup,
     "repetition": _in_answers(texts.repetition),
     "refusals": _in_answers(texts.refusal),
+    "blank_differences": _blanks,
     personal.PERSONAL: _private(personal.PERSONAL),
     personal.SECRET: _private(personal.SECRET),
 }

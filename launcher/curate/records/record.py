@@ -8,7 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.data.formats.base import Chat, Example, Labelled, Pair, Preference, Text
+from launcher.data.formats.base import (
+    Chat,
+    Example,
+    Labelled,
+    Messages,
+    Pair,
+    Preference,
+    Text,
+    Unpaired,
+)
 
 SYSTEM_ROLES = ("system", "developer")
 #: Role names under which pairs and documents are counted.
@@ -25,7 +34,8 @@ class Record:
     prompt: str
     """Everything before the last answer; empty for a document."""
     answer: str
-    """The last turn that is learned; of a preference the chosen one; the document itself."""
+    """The last turn that is learned; of answers by rank the best, of a preference the chosen one;
+    the document itself."""
     text: str
     label: str | None = None
     source: str = ""
@@ -34,7 +44,9 @@ class Record:
     answers: tuple[str, ...] = ()
     """All turns that are learned, the last one included."""
     rejected: str | None = None
-    """The answer that a preference turns down."""
+    """The answer that a preference turns down; the worst of ranked ones."""
+    verdict: bool | None = None
+    """Whether an answer that is judged by itself is a good one."""
 
     @property
     def everything(self) -> str:
@@ -70,7 +82,12 @@ def make(example: Example, *, file: int, line: int, source: str = "") -> Record:
         )
     if isinstance(example, Chat):
         return _chat(example, place)
-    return _preference(example, place)
+    if isinstance(example, Preference):
+        return _judged(example.prompt, example.chosen, example.rejected, place)
+    if isinstance(example, Unpaired):
+        return _judged(example.prompt, example.answer, None, {**place, "verdict": example.label})
+    (extremes,) = example.pairs(extremes=True) or example.pairs()[:1]
+    return _judged(example.prompt, extremes.chosen, extremes.rejected, place)
 
 
 def loose(raw: Any, *, file: int, line: int, source: str = "") -> Record:
@@ -116,11 +133,16 @@ def identity(record: Record) -> tuple[bytes, bytes, bytes]:
     """Hashes of the whole record [16], of what is asked [8] and of what is answered [8].
 
     Case and white space do not count. Of a preference the question is which of its two answers is
-    the better one, so that a pair and its reverse contradict each other. Without a prompt, or with
+    the better one, so that a pair and its reverse contradict each other; of an answer that is
+    judged, whether it is a good one. Without a prompt, or with
     a rejected answer equal to the chosen one, the hash of the question is that of the record.
     """
     asked, answered = _plain(record.prompt), _plain(record.answer)
     system = _plain(record.system)
+    if record.verdict is not None:
+        judged = str(record.verdict)
+        question = digest(system, asked, answered)
+        return digest(system, asked, answered, judged), question[:8], digest(judged)[:8]
     if record.rejected is None:
         whole = digest(system, asked, answered, *map(_plain, record.answers))
         question = digest(system, asked)
@@ -129,6 +151,15 @@ def identity(record: Record) -> tuple[bytes, bytes, bytes]:
         whole = digest(system, asked, *pair)
         question = digest(system, asked, *sorted(pair))
     return whole, (question if asked else whole)[:8], digest(answered)[:8]
+
+
+def sides(record: Record) -> tuple[bytes, bytes, bytes]:
+    """Hashes of what is asked, and of it with the answer and with the worse answer, [8] each; zeros
+    where there is no such answer. Case and white space do not count."""
+    asked = (_plain(record.system), _plain(record.prompt))
+    said = (record.answer, record.rejected)
+    better, worse = (b"" if text is None else digest(*asked, _plain(text)) for text in said)
+    return digest(*asked)[:8], better[:8] or bytes(8), worse[:8] or bytes(8)
 
 
 def _plain(text: str) -> str:
@@ -173,16 +204,20 @@ def _chat(example: Chat, place: dict[str, Any]) -> Record:
     )
 
 
-def _preference(example: Preference, place: dict[str, Any]) -> Record:
-    system, spoken = _split(example.prompt)
-    asked, better, worse = _joined(spoken), _joined(example.chosen), _joined(example.rejected)
+def _judged(
+    prompt: Messages, better: Messages, worse: Messages | None, place: dict[str, Any]
+) -> Record:
+    system, spoken = _split(prompt)
+    asked, answer = _joined(spoken), _joined(better)
+    rejected = None if worse is None else _joined(worse)
     return Record(
         prompt=asked,
-        answer=better,
-        text="\n".join(filter(None, (asked, better, worse))),
-        roles=[message["role"] for message in (*example.prompt, *example.chosen)],
+        answer=answer,
+        text="\n".join(filter(None, (asked, answer, rejected))),
+        roles=[message["role"] for message in (*prompt, *better)],
         system=system,
-        answers=(better,),
-        rejected=worse,
+        # Of a bad answer nothing is expected.
+        answers=() if place.get("verdict") is False else (answer,),
+        rejected=rejected,
         **place,
     )

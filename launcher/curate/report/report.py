@@ -31,7 +31,7 @@ from launcher.report import renderer
 
 VERSION = 1
 #: Rises with every change of what the rules find, so that no gate trusts an older report.
-CODE_VERSION = 3
+CODE_VERSION = 4
 JSON_NAME, PAGE_NAME = "report.json", "report.html"
 
 
@@ -123,11 +123,11 @@ def summary(report: dict[str, Any]) -> str:
         for rule in report["rules"]:
             lines += _told(rule) if rule["verdict"] == verdict else []
     passed = sum(rule["verdict"] == "pass" for rule in report["rules"])
-    skipped = [
-        f"{rule['name']} ({rule['found']})"
-        for rule in report["rules"]
-        if rule["verdict"] == "skipped"
-    ]
+    reasons: dict[str, list[str]] = {}
+    for rule in report["rules"]:
+        if rule["verdict"] == "skipped":
+            reasons.setdefault(rule["found"], []).append(rule["name"])
+    skipped = [f"{', '.join(names)} ({reason})" for reason, names in reasons.items()]
     lines.append(
         f"{plural(passed, 'rule')} pass{'es' * (passed == 1)}"
         + f"; nothing to check: {', '.join(skipped)}" * bool(skipped)

@@ -25,6 +25,8 @@ class Limit:
 
 RULES: dict[str, Limit] = {
     "broken": Limit(0, 0, "mend the lines, or drop them: launcher data clean --drop broken"),
+    "equal_answers": Limit(0, 0, "drop them, there is nothing to prefer: --drop equal_answers"),
+    "tied_ratings": Limit(0, 0, "drop them, or leave the ratings aside: --drop tied_ratings"),
     "empty_answers": Limit(0, 0.01, "write answers, or drop them: --drop empty_answers"),
     "tiny_answers": Limit(0.01, 0.2, "look whether these answers were cut off"),
     "overlong": Limit(0.01, 0.2, "raise data.max_length, or choose data.overlong"),
@@ -35,6 +37,15 @@ RULES: dict[str, Limit] = {
     "exact_duplicates": Limit(0, 0.01, "keep one of each: --drop duplicates"),
     "near_duplicates": Limit(0.01, 0.1, "keep one of each cluster: --drop near_duplicates"),
     "conflicts": Limit(0, 0.01, "decide which answer is right, or: --drop conflicts"),
+    "blank_differences": Limit(0, 0.01, "drop them: --drop blank_differences"),
+    "length_bias": Limit(
+        0.65, NEVER, "what is learned may be length alone: add pairs whose better answer is shorter"
+    ),
+    "one_sided_prompts": Limit(NEVER, NEVER, "add answers of the other kind to the same prompts"),
+    "verdict_balance": Limit(
+        0.9, 0.99, "add answers of the other kind; good ones alone are learned with objective=sft"
+    ),
+    "chosen_held_out": Limit(0, 0.001, "take them out of training: --drop chosen_held_out"),
     "label_noise": Limit(0.005, 0.1, "look at these labels: their texts speak for another one"),
     "leakage": Limit(0, 0.001, "take them out of training: --drop leaks"),
     "mojibake": Limit(0, 0.01, "read the source in its true encoding again, or: --drop mojibake"),

@@ -14,7 +14,7 @@ import numpy as np
 from launcher.curate.records import profiles
 from launcher.curate.records.marks import BITS
 from launcher.curate.records.texts import plural
-from launcher.curate.rules import labels, leakage
+from launcher.curate.rules import judged, labels, leakage
 from launcher.curate.rules.diversity import effective
 from launcher.curate.rules.duplicates import Indices, conflicting, exact, near
 from launcher.curate.rules.languages import Languages
@@ -26,6 +26,8 @@ from launcher.data.sources import source_name
 
 #: An answer of fewer characters is tiny, where the usual one is this many times longer.
 TINY, TINY_FACTOR = 3, 10
+NOT_JUDGED, NO_PAIRS = "no answer is judged", "there are no pairs of answers"
+NO_VERDICTS = "no answer is judged by itself"
 #: Bytes that a token stands for at most, on average: what is longer is too long for any tokenizer.
 TOKEN_BYTES = 8
 
@@ -81,7 +83,7 @@ def evaluate(evidence: Evidence) -> dict[str, Result]:
     """The result of every rule, those of the profile last."""
     found = {name: rule(evidence) for name, rule in _RULES.items()}
     for name in BITS:
-        found[name] = _marked(evidence, name)
+        found.setdefault(name, _marked(evidence, name))
     if evidence.scan.profile:
         found |= _profile(evidence.scan)
     return found
@@ -100,7 +102,7 @@ def _broken(evidence: Evidence) -> Result:
     scan, held = evidence.scan, evidence.scan.held.table
     # A held-out record of the training data is judged with the others there.
     beside = [entry for entry in held.bad if scan.inputs[entry.file].split == VALIDATION]
-    bad = [*scan.train.bad, *beside]
+    bad = [entry for entry in (*scan.train.bad, *beside) if entry.rule == "broken"]
     found = plural(len(bad), "record") + " cannot be used"
     reasons = Counter(re.split("[:(;]| at ", entry.found)[0].strip() for entry in bad).most_common(
         1
@@ -110,6 +112,77 @@ def _broken(evidence: Evidence) -> Result:
     ]
     found += f", mostly: {reasons[0][0]}" if bad else ""
     return Result(len(bad), scan.train.read + len(beside), found, places=places)
+
+
+def _refused(name: str, found: str) -> Callable[[Evidence], Result]:
+    """Records that are refused for a reason with a rule of its own."""
+
+    def rule(evidence: Evidence) -> Result:
+        scan = evidence.scan
+        if not judged.are_judged(scan.train):
+            return Result(0, 0, NOT_JUDGED, skipped=True)
+        bad = [entry for entry in scan.train.bad if entry.rule == name]
+        places = [(f"{scan.inputs[e.file].name}:{e.line}", e.hint, e.found) for e in bad]
+        return Result(
+            len(bad), scan.train.read, f"{plural(len(bad), 'record')} {found}", places=places
+        )
+
+    return rule
+
+
+def _blank_differences(evidence: Evidence) -> Result:
+    if not judged.num_pairs(evidence.scan.train):
+        return Result(0, 0, NO_PAIRS, skipped=True)
+    return _marked(evidence, "blank_differences")
+
+
+def _length_bias(evidence: Evidence) -> Result:
+    bias = judged.length_bias(evidence.scan.train)
+    if bias is None:
+        return Result(0, 0, NO_PAIRS, skipped=True)
+    low, high = bias.interval
+    found = (
+        f"the longer answer is chosen in {bias.longer:.1%} of {plural(bias.pairs, 'pair')}, the "
+        f"shorter in {bias.shorter:.1%}; who goes by length alone is right in {bias.score:.1%} "
+        f"(95 % interval {low:.1%} to {high:.1%})"
+    )
+    return Result(round(bias.score * bias.pairs), bias.pairs, found, share=low)
+
+
+def _one_sided(evidence: Evidence) -> Result:
+    prompts = judged.prompts(evidence.scan.train)
+    if prompts is None:
+        return Result(0, 0, NO_VERDICTS, skipped=True)
+    total, good, bad = prompts
+    found = f"of {plural(total, 'prompt')} {good:,} have good answers alone, {bad:,} bad ones alone"
+    return Result(good + bad, total, found)
+
+
+def _verdict_balance(evidence: Evidence) -> Result:
+    verdicts = evidence.scan.train["verdict"]
+    good, bad = int((verdicts == 1).sum()), int((verdicts == 0).sum())
+    if not good + bad:
+        return Result(0, 0, NO_VERDICTS, skipped=True)
+    found = f"{plural(good, 'good answer')}, {plural(bad, 'bad one')}"
+    return Result(max(good, bad), good + bad, found)
+
+
+def _chosen_held_out(evidence: Evidence) -> Result:
+    scan, held = evidence.scan, evidence.scan.held.table
+    chosen = judged.chosen(scan.train)
+    if not len(chosen):
+        return Result(0, 0, NOT_JUDGED, skipped=True)
+    if not len(held):
+        return Result(
+            0, 0, "nothing is held out: data.validation, data.report.benchmarks", skipped=True
+        )
+    pairs = judged.held_out(scan.train, held)
+    rows = [
+        (row, f"its better answer is in the evaluation data: {scan.where(held, other)}")
+        for row, other in pairs
+    ]
+    found = f"{len(rows):,} of {plural(len(chosen), 'chosen answer')} held out too"
+    return Result(len(rows), len(chosen), found, rows)
 
 
 def _marked(evidence: Evidence, name: str) -> Result:
@@ -181,7 +254,7 @@ def _near(evidence: Evidence) -> Result:
 def _conflicts(evidence: Evidence) -> Result:
     scan = evidence.scan
     rows = [
-        (int(i), f"the same question as {scan.where(scan.train, group[0])}, another answer")
+        (int(i), judged.contradiction(scan.train, int(i), scan.where(scan.train, group[0])))
         for group in evidence.conflicts
         for i in group[scan.train.reply[group] != scan.train.reply[group[0]]]
     ]
@@ -303,12 +376,19 @@ def _where(condition: Any) -> Sequence[int]:
 
 _RULES: dict[str, Callable[[Evidence], Result]] = {
     "broken": _broken,
+    "equal_answers": _refused("equal_answers", "whose answers are the same"),
+    "tied_ratings": _refused("tied_ratings", "whose answers are rated the same"),
     "tiny_answers": _tiny,
     "overlong": _overlong,
     "left_out": _left_out,
     "exact_duplicates": _exact,
     "near_duplicates": _near,
     "conflicts": _conflicts,
+    "blank_differences": _blank_differences,
+    "length_bias": _length_bias,
+    "one_sided_prompts": _one_sided,
+    "verdict_balance": _verdict_balance,
+    "chosen_held_out": _chosen_held_out,
     "label_noise": _label_noise,
     "leakage": _leakage,
     "language_mix": _language_mix,

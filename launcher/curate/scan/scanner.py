@@ -12,15 +12,19 @@ from numpy.typing import NDArray
 
 from launcher.curate.records import profiles
 from launcher.curate.records.marks import flags
-from launcher.curate.records.record import Record, identity, loose, make
+from launcher.curate.records.record import Record, identity, loose, make, sides
 from launcher.curate.records.sketch import Sketcher
 from launcher.curate.scan.grams import Grams, evaluated
 from launcher.curate.scan.inputs import TRAIN, Task, TaskReader
 from launcher.curate.scan.table import COLUMNS, Array, Bad, RecordBatch
 from launcher.data.chat.masking import ChatOptions, kinds_as_bits
-from launcher.data.formats.base import BadRecord, Chat, Example, Preference
+from launcher.data.formats.answers import question_of
+from launcher.data.formats.base import BadRecord, Example
+from launcher.data.formats.learned import texts_of
 from launcher.data.prepare.encoding import ExampleEncoder
-from launcher.data.prepare.worker import unit_hash
+from launcher.data.prepare.worker import is_held_out
+
+_NO_SIDES = (bytes(8), bytes(8), bytes(8))
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,7 @@ class Scanner:
         self._options = options
         self._reading = TaskReader(options.labels)
         self._encoder = None
+        self._has_template = bool(tokenizer and tokenizer.chat_template)
         if tokenizer:
             all_targets = options.all_targets
             self._encoder = ExampleEncoder(tokenizer, chat=chat, all_targets=all_targets)
@@ -91,32 +96,41 @@ class Scanner:
         options = self._options
         if not options.share or isinstance(raw, BadRecord):
             return False
-        return unit_hash(raw, options.seed) < options.share
+        asked = question_of(raw, task.format, task.columns)
+        return is_held_out(asked, options.share, options.seed)
 
     def _bad(self, task: Task, line: int, reason: BadRecord) -> Bad:
-        return Bad(task.input.file, line, task.number, reason.found, reason.hint)
+        return Bad(task.input.file, line, task.number, reason.found, reason.hint, reason.rule)
 
     def _lengths(
         self, examples: Sequence[Example]
     ) -> tuple[list[tuple[int, int, int]], dict[int, BadRecord]]:
         """(tokens, targets, kinds of what is left out) of each example, and those that have none.
 
-        Of an example that becomes several sequences the tokens are those of the longest.
+        Of an example that becomes several sequences the tokens are those of the longest; both
+        answers of a pair count together.
         """
         if self._encoder is None or self._options.held_out:
             return [(-1, -1, 0)] * len(examples), {}
-        found = self._encoder.encode([_learned(example) for example in examples])
-        refused = {i: made for i, made in enumerate(found) if isinstance(made, BadRecord)}
-        return [
-            (0, 0, 0)
-            if isinstance(made, BadRecord)
-            else (
-                max(len(piece.tokens) for piece in made.pieces),
-                sum(int(piece.targets.sum()) for piece in made.pieces),
-                kinds_as_bits(made.left_out),
+        shown = [texts_of(example, has_template=self._has_template) for example in examples]
+        encoded = iter(self._encoder.encode([text for own in shown for text in own]))
+        lengths: list[tuple[int, int, int]] = []
+        refused: dict[int, BadRecord] = {}
+        for number, own in enumerate(shown):
+            made = [next(encoded) for _ in own]
+            whole = [side for side in made if not isinstance(side, BadRecord)]
+            for side in made:
+                if isinstance(side, BadRecord):
+                    refused.setdefault(number, side)
+            left_out = [entry for side in whole for entry in side.left_out]
+            lengths.append(
+                (
+                    sum(max(len(piece.tokens) for piece in side.pieces) for side in whole),
+                    sum(int(piece.targets.sum()) for side in whole for piece in side.pieces),
+                    kinds_as_bits(left_out),
+                )
             )
-            for made in found
-        ], refused
+        return lengths, refused
 
     def _batch(
         self,
@@ -136,6 +150,8 @@ class Scanner:
                 *(len(record.roles), *length[:2]),
                 flags(record) if train else 0,
                 *(length[2], out),
+                -1 if record.rejected is None else len(record.rejected),
+                -1 if record.verdict is None else int(record.verdict),
             )
             for record, size, length, out in zip(records, sizes, lengths, aside, strict=True)
         ]
@@ -147,6 +163,9 @@ class Scanner:
             whole=_hashes([whole for whole, _, _ in hashes]).reshape(-1, 2),
             question=_hashes([question for _, question, _ in hashes]),
             reply=_hashes([reply for _, _, reply in hashes]),
+            sides=_hashes([side for record in records for side in self._sides(record)]).reshape(
+                -1, 3
+            ),
             signatures=self._options.sketcher([record.text for record in records]),
             labels=[record.label for record in records],
             roles=Counter(role for record in records for role in record.roles),
@@ -158,6 +177,11 @@ class Scanner:
         elif self._grams is not None and len(self._grams):
             batch.hits = self._find(records)
         return batch
+
+    def _sides(self, record: Record) -> tuple[bytes, bytes, bytes]:
+        """Hashes of what is judged in training, and of all that it might be found in."""
+        is_judged = record.rejected is not None or record.verdict is not None
+        return sides(record) if is_judged or self._options.held_out else _NO_SIDES
 
     def _find(self, records: Sequence[Record]) -> tuple[Array, Array]:
         assert self._grams is not None
@@ -177,14 +201,6 @@ def record_of(task: Task, line: int, raw: Any, example: Example | None) -> Recor
     if example is None:
         return loose(raw, file=file, line=line, source=source)
     return make(example, file=file, line=line, source=source)
-
-
-def _learned(example: Example) -> Example:
-    """What can be tokenised: of a preference the conversation with the chosen answer."""
-    if isinstance(example, Preference):
-        whole = [*example.prompt, *example.chosen]
-        return Chat(whole, example.tools, template_options=example.template_options)
-    return example
 
 
 def _hashes(digests: list[bytes]) -> NDArray[np.uint64]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 #: name -> type of the columns with one number a record; `aside` is 1 for training records that
-#: are held out, which the rules judge as well but which leak nothing.
+#: are held out, which the rules judge as well but which leak nothing; `rejected` are the characters
+#: of a worse answer, -1 without one; `verdict` is 1 for a good answer, 0 for a bad one, else -1.
 COLUMNS: dict[str, Any] = {
     "file": np.int32,
     "line": np.int32,
@@ -26,18 +27,21 @@ COLUMNS: dict[str, Any] = {
     "flags": np.uint32,
     "left_out": np.uint8,
     "aside": np.uint8,
+    "rejected": np.int32,
+    "verdict": np.int8,
 }
 
 
 @dataclass(slots=True)
 class Bad:
-    """A record that cannot be read."""
+    """A record that cannot be read, and the rule that counts it."""
 
     file: int
     line: int
     chunk: int
     found: str
     hint: str
+    rule: str
 
 
 @dataclass(slots=True)
@@ -49,6 +53,8 @@ class RecordBatch:
     """Hash of each record, [records, 2]."""
     question: NDArray[np.uint64]
     reply: NDArray[np.uint64]
+    sides: NDArray[np.uint64]
+    """Hashes of the prompt, and of it with each answer that is judged, [records, 3]."""
     signatures: NDArray[np.uint32]
     labels: list[str | None]
     roles: Counter[str]
@@ -69,6 +75,8 @@ class RecordTable:
     whole: NDArray[np.uint64]
     question: NDArray[np.uint64]
     reply: NDArray[np.uint64]
+    sides: NDArray[np.uint64]
+    """Hashes of the prompt, and of it with each answer that is judged, [records, 3]."""
     signatures: NDArray[np.uint32]
     label_names: list[str]
     labels: NDArray[np.int32]

@@ -22,7 +22,9 @@ from launcher.data.formats.base import (
     Labelled,
     Pair,
     Preference,
+    Ranked,
     Text,
+    Unpaired,
     as_text,
     refuse,
 )
@@ -37,8 +39,10 @@ __all__ = [
     "Labelled",
     "Pair",
     "Preference",
-    "Text",
+    "Ranked",
     "Reader",
+    "Text",
+    "Unpaired",
     "detect",
     "load",
     "rename",
@@ -47,7 +51,7 @@ __all__ = [
 Record = Mapping[str, Any]
 
 #: Weights of answers that are judged.
-_TRUTHS = dict.fromkeys(record_fields.GOOD, 1.0) | dict.fromkeys(("-1", *record_fields.BAD), 0.0)
+_TRUTHS = dict.fromkeys(record_fields.GOOD, 1.0) | dict.fromkeys(record_fields.BAD, 0.0)
 
 
 class Format(Protocol):

@@ -4,31 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import combinations
+from typing import Any, ClassVar
 
 from launcher.record_fields import Field
 
 #: Characters that are said about one bad record.
 MAX_FOUND = 400
 
-#: What to do with preference pairs where no objective learns from both texts.
-NO_PAIRS = "to learn chosen texts: data=prompt 'data.columns={completion: chosen}'"
-
 
 class BadRecord(Exception):
-    """A record that cannot be trained on; the caller knows its file and line."""
+    """A record that cannot be trained on; the caller knows its file and line.
 
-    def __init__(self, found: str, hint: str = "") -> None:
+    `rule` is the rule of `launcher data report` that counts it.
+    """
+
+    def __init__(self, found: str, hint: str = "", *, rule: str = "broken") -> None:
         # What was found may hold a value of the record, of any size.
         found = found if len(found) <= MAX_FOUND else f"{found[:MAX_FOUND]} ..."
         super().__init__(found, hint)
         self.found = found
         self.hint = hint
+        self.rule = rule
+
+
+Messages = list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Chat:
     """A conversation for the chat template; what the assistant says is learned."""
+
+    kind: ClassVar[str] = "answers"
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
@@ -42,6 +49,8 @@ class Chat:
 class Pair:
     """A prompt and the completion that is learned."""
 
+    kind: ClassVar[str] = "answers"
+
     prompt: str
     completion: str
 
@@ -50,12 +59,16 @@ class Pair:
 class Text:
     """A document, learned from its first token to its last."""
 
+    kind: ClassVar[str] = "texts"
+
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Labelled(Pair):
     """A text as the prompt, and the name of its class as the completion."""
+
+    kind: ClassVar[str] = "labels"
 
     several: tuple[str, ...] | None = None
     """Names of the classes where the label is a list of any length; None where it is one name."""
@@ -70,15 +83,75 @@ class Labelled(Pair):
 class Preference:
     """Two answers to one conversation, of which the first is the better. Messages throughout."""
 
-    prompt: list[dict[str, Any]]
+    kind: ClassVar[str] = "pairs"
+
+    prompt: Messages
     """What both answers follow; empty where the answers are whole texts."""
-    chosen: list[dict[str, Any]]
-    rejected: list[dict[str, Any]]
+    chosen: Messages
+    rejected: Messages
+    tools: list[dict[str, Any]] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    margin: float | None = None
+    """By how much the chosen answer is rated above the other, in the unit of the ratings; None
+    where nothing rates them."""
+
+    @property
+    def sides(self) -> tuple[Unpaired, Unpaired]:
+        """The chosen answer as a good one, the other as a bad one."""
+        beside = self.tools, self.template_options
+        good = Unpaired(self.prompt, self.chosen, True, *beside)
+        return good, Unpaired(self.prompt, self.rejected, False, *beside)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpaired:
+    """An answer to a conversation, and whether it is a good one."""
+
+    kind: ClassVar[str] = "unpaired"
+
+    prompt: Messages
+    answer: Messages
+    label: bool
     tools: list[dict[str, Any]] | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
 
-Example = Chat | Pair | Text | Preference
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """Several answers to one conversation, the best first."""
+
+    kind: ClassVar[str] = "ranked"
+
+    prompt: Messages
+    answers: tuple[Messages, ...]
+    scores: tuple[float, ...]
+    """Of each answer, falling; equal ones of answers of which none is better."""
+    tools: list[dict[str, Any]] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    is_rated: bool = True
+    """Whether differences of scores mean something: they are ratings, not mere places."""
+
+    def pairs(self, *, extremes: bool = False) -> list[Preference]:
+        """Every two answers of which one is better, or (`extremes`) the best and the worst alone.
+        Ties give no pair, nor do answers that say the same."""
+        places = range(len(self.answers))
+        chosen = [(0, len(self.answers) - 1)] if extremes else combinations(places, 2)
+        return [
+            Preference(
+                self.prompt,
+                self.answers[better],
+                self.answers[worse],
+                self.tools,
+                self.template_options,
+                self.scores[better] - self.scores[worse] if self.is_rated else None,
+            )
+            for better, worse in chosen
+            if self.scores[better] > self.scores[worse]
+            and self.answers[better] != self.answers[worse]
+        ]
+
+
+Example = Chat | Pair | Text | Preference | Unpaired | Ranked
 
 
 def refuse(known: tuple[str, Field] | None, place: str) -> None:

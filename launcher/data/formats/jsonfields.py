@@ -13,6 +13,7 @@ from launcher.record_fields import EVERY, reads
 _LISTS = (
     *("messages", "conversations", "conversation", "rejected_messages"),
     *("tools", "functions", "history", "chat_template_kwargs"),
+    *("completions", "responses", "answers", "scores", "ratings", "ranks", "ranking"),
 )
 _LISTS_OF = {name: [field for field in _LISTS if field in reads(name)] for name in EVERY}
 #: These may be texts, and a text may be JSON: they are messages only if they look so throughout.

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from launcher.data.formats.base import BadRecord, Preference, kind
+from launcher.data.formats.answers import (
+    answer_of,
+    asked_in,
+    behind,
+    dialogue,
+    prompt_of,
+    rating,
+    require_answer,
+)
+from launcher.data.formats.base import BadRecord, Messages, Preference
 from launcher.data.formats.jsonfields import decoded
 from launcher.data.formats.messages import (
-    ROLES,
     Message,
     Turns,
-    read_history,
-    read_turns,
     template_options_of,
     tools_of,
     with_system,
@@ -24,7 +30,12 @@ _CHOSEN = ("chosen", "preferred_output")
 _REJECTED = ("rejected", "non_preferred_output", "rejected_response", "rejected_messages")
 #: What the better answer is the end of, where only the worse one has a field (ms-swift).
 _WHOLE = ("messages", "response", "completion", "output")
-_ASKED = ("prompt", "messages", "conversations", "instruction", "input", "query", "question")
+#: Ratings of both answers.
+_RATINGS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+)
 
 
 class PreferenceFormat:
@@ -39,27 +50,22 @@ class PreferenceFormat:
     def read(self, record: Mapping[str, Any]) -> Preference:
         """The pair; `BadRecord` if an answer is missing, empty, or no better than the other."""
         record, tools = _as_trl(record)
-        prompt = _prompt(record)
-        chosen, rejected = (_answer(record, name) for name in ("chosen", "rejected"))
+        prompt = prompt_of(record)
         if prompt:
-            chosen, rejected = _behind(prompt, chosen), _behind(prompt, rejected)
+            chosen, rejected = (behind(prompt, _answer(record, name)) for name in _SIDES)
         else:
-            shared = _shared(chosen, rejected)
-            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+            prompt, chosen, rejected = _without_prompt(record)
         if chosen == rejected:
             raise BadRecord(
                 "chosen and rejected are the same",
                 hint="there is nothing to prefer: remove the record, or set data.bad_records=skip",
+                rule="equal_answers",
             )
-        for name, answer in (("chosen", chosen), ("rejected", rejected)):
-            if not answer or answer[-1]["role"] != "assistant":
-                last = answer[-1]["role"] if answer else "nothing"
-                raise BadRecord(
-                    f"{name} ends with {last}, not with an assistant's message",
-                    hint="an answer is text, or messages of which the assistant's is last",
-                )
+        require_answer(chosen, "chosen")
+        require_answer(rejected, "rejected")
         before = with_system(record, Turns(prompt)).messages
-        return Preference(before, chosen, rejected, tools, template_options_of(record))
+        options, margin = template_options_of(record), _margin(record)
+        return Preference(before, chosen, rejected, tools, options, margin)
 
 
 def how_to_learn_chosen(record: Mapping[str, Any]) -> str:
@@ -70,7 +76,7 @@ def how_to_learn_chosen(record: Mapping[str, Any]) -> str:
         usual = {"messages": "chat", "conversations": "sharegpt", "instruction": "alpaca"}
         name = next((usual[field] for field in usual if field in record), "prompt")
         return f"to learn the better answers: data={name}"
-    asked = _asked(record)
+    asked = asked_in(record)
     mapping = {"prompt": asked, "completion": chosen}
     name = "prompt"
     if asked is None and isinstance(record[chosen], str):
@@ -81,18 +87,6 @@ def how_to_learn_chosen(record: Mapping[str, Any]) -> str:
         name, mapping = "alpaca", {"output": chosen}
     written = ", ".join(f"{to}: {of}" for to, of in mapping.items() if to != of)
     return f"to learn the better answers: data={name} 'data.columns={{{written}}}'"
-
-
-def _asked(record: Mapping[str, Any]) -> str | None:
-    """The field that says what both answers follow, if there is one."""
-    for name in _ASKED:
-        value = record.get(name)
-        last = value[-1] if isinstance(value, list) and value else None
-        who = (last.get("role") or last.get("from")) if isinstance(last, dict) else None
-        # A conversation that ends with an answer is no prompt: it holds the better answer again.
-        if is_given(value) and not (isinstance(who, str) and ROLES.get(who) == "assistant"):
-            return name
-    return None
 
 
 def _worse_alone(record: Mapping[str, Any]) -> str | None:
@@ -125,47 +119,69 @@ def _whole(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"chosen": next((record[name] for name in _WHOLE[1:] if name in record), None)}
 
 
-def _prompt(record: Mapping[str, Any]) -> list[Message]:
-    name = _asked(record)
-    turns = read_history(record.get("history"))
-    if name is None:
-        return turns.messages
-    raw = record[name]
-    if name == "instruction" and isinstance(raw, str) and isinstance(record.get("input"), str):
-        raw = "\n\n".join(filter(None, (raw, record["input"])))
-    if isinstance(raw, str):
-        return [*turns.messages, {"role": "user", "content": raw}]
-    return [*turns.messages, *read_turns(raw, name).messages]
+_SIDES = ("chosen", "rejected")
 
 
-def _answer(record: Mapping[str, Any], name: str) -> list[Message]:
+def _answer(record: Mapping[str, Any], name: str) -> Messages:
     if name not in record:
         keys = ", ".join(map(repr, record)) or "none"
         raise BadRecord(
             f"no field {name!r}; the record has: {keys}",
             hint=f"map it with data.columns.{name}=COLUMN, or force another data.format",
         )
-    raw = record[name]
-    if isinstance(raw, dict):
-        raw = [raw]
-    if isinstance(raw, list):
-        return read_turns(raw, name).messages
-    if not isinstance(raw, str):
+    return answer_of(record[name], name)
+
+
+def _without_prompt(record: Mapping[str, Any]) -> tuple[Messages, Messages, Messages]:
+    """Prompt and both answers, where the prompt is what both begin with: messages, turns of a
+    dialogue in one text, or words."""
+    chosen, rejected = (_answer(record, name) for name in _SIDES)
+    texts = [record[name] for name in _SIDES if isinstance(record[name], str)]
+    if len(texts) == len(_SIDES):
+        talks = [dialogue(text) for text in texts]
+        if not all(talks):
+            return _split_texts(*texts)
+        chosen, rejected = (talk or [] for talk in talks)
+    shared = _shared(chosen, rejected)
+    return chosen[:shared], chosen[shared:], rejected[shared:]
+
+
+def _split_texts(chosen: str, rejected: str) -> tuple[Messages, Messages, Messages]:
+    """Whole words that both texts begin with are what is asked, as in TRL."""
+    both = zip(chosen, rejected, strict=False)
+    last = min(len(chosen), len(rejected)) - 1
+    same = next((i for i, (a, b) in enumerate(both) if a != b), last)
+    while same and not (chosen[same].isspace() and rejected[same].isspace()):
+        same -= 1
+    prompt = [{"role": "user", "content": chosen[:same]}] if chosen[:same].strip() else []
+    start = same if prompt else 0
+    good, bad = ({"role": "assistant", "content": text[start:]} for text in (chosen, rejected))
+    return prompt, [good], [bad]
+
+
+def _margin(record: Mapping[str, Any]) -> float | None:
+    """By how much the chosen answer is rated above the other; `BadRecord` where it is not."""
+    name, found = "margin", rating(record.get("margin"), "margin")
+    for names in _RATINGS:
+        better, worse = (rating(record.get(name), name) for name in names)
+        if found is None and better is not None and worse is not None:
+            name, found = names[0], better - worse
+    if found is None or found > 0:
+        return found
+    aside = f"to learn it all the same: data.columns.{name}="
+    if found == 0:
         raise BadRecord(
-            f"field {name!r} is {kind(raw)}, neither text nor messages",
-            hint="write the answer as text, or as a list of messages",
+            "both answers are rated the same",
+            hint=f"nothing is preferred: remove the record, or set data.bad_records=skip; {aside}",
+            rule="tied_ratings",
         )
-    if not raw.strip():
-        raise BadRecord(f"{name} is empty", hint="remove the record, or skip bad ones")
-    return [{"role": "assistant", "content": raw}]
+    raise BadRecord(
+        f"the rejected answer is rated higher, by {-found:g}",
+        hint=f"swap chosen and rejected, or set data.bad_records=skip; {aside}",
+    )
 
 
-def _behind(prompt: list[Message], answer: list[Message]) -> list[Message]:
-    """An answer without the prompt that it repeats."""
-    return answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
-
-
-def _shared(chosen: list[Message], rejected: list[Message]) -> int:
+def _shared(chosen: Messages, rejected: Messages) -> int:
     """How many first messages of both are the same: the prompt, where none is given."""
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
     return next(

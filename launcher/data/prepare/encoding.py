@@ -19,7 +19,7 @@ from launcher.data.chat.masking import ChatOptions, ChatRenderer, LeftOut, excha
 from launcher.data.chat.provenance import THOUGHTS
 from launcher.data.chat.targets import ByteMap, mark, mark_by_offsets
 from launcher.data.chat.template import Span
-from launcher.data.formats.base import NO_PAIRS, BadRecord, Chat, Example, Pair, Preference, Text
+from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Text
 from launcher.data.tokenizer import Frame
 from launcher.data.words import Words
 
@@ -97,6 +97,8 @@ class ExampleEncoder:
         self, piece: Piece, max_length: int, overlong: Overlong
     ) -> tuple[list[Piece], Overlong | None]:
         """`cut`, of this module."""
+        if overlong is Overlong.cut_prompt:
+            return cut_prompt(piece, max_length, self._tokenizer.bos_token_id)
         return cut(piece, max_length, overlong)
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
@@ -150,8 +152,6 @@ class ExampleEncoder:
         return item
 
     def _as_text(self, example: Example) -> Rendered:
-        if isinstance(example, Preference):
-            raise BadRecord("a preference pair, which no objective learns from", hint=NO_PAIRS)
         if isinstance(example, Text):
             return Rendered(example.text, None, False, (), self._kept(example.text))
         if isinstance(example, Pair):
@@ -159,6 +159,8 @@ class ExampleEncoder:
                 return self._plain(example)
             turns = (("user", example.prompt), ("assistant", example.completion))
             example = Chat([{"role": role, "content": content} for role, content in turns])
+        if not isinstance(example, Chat):
+            raise TypeError(f"an encoder of its own is needed for {type(example).__name__}")
         made = self._renderer(example.template_options).render(example)
         spans = None if self._all_targets else made.spans
         return Rendered(made.text, spans, True, made.left_out, made.named)
@@ -368,3 +370,41 @@ def shorten(piece: Piece, max_length: int, per_target: Collection[str] = ()) -> 
             for name, values in piece.columns.items()
         },
     )
+
+
+def cut_prompt(
+    piece: Piece, max_length: int, opening: int | None = None
+) -> tuple[list[Piece], Overlong | None]:
+    """The documents of a piece within `max_length` together, the beginnings of the longest prompts
+    taken away, and what was done; [] where the answers alone are too long.
+
+    A prompt is what stands before a document's first target: one token of it stays at least, and
+    the token `opening` if the document begins with it. Columns stay as they are.
+    """
+    if len(piece.tokens) <= max_length:
+        return [piece], None
+    lengths = piece.lengths or (len(piece.tokens),)
+    spans = [slice(s, s + length) for s, length in zip(piece.starts, lengths, strict=True)]
+    targets = [piece.targets[span] for span in spans]
+    # The first token of a document is predicted by none, so it belongs to the prompt.
+    prompts = [1 + int(np.argmax(own[1:] > 0)) for own in targets]
+    answers = sum(lengths) - sum(prompts)
+    most = bisect_right(
+        range(1, max(prompts) + 1),
+        max_length - answers,
+        key=lambda limit: sum(min(prompt, limit) for prompt in prompts),
+    )
+    if not most:
+        return [], Overlong.drop
+    kept = []
+    for span, prompt in zip(spans, prompts, strict=True):
+        opens = int(prompt > most and piece.tokens[span.start] == opening)
+        first = span.start + prompt - min(prompt, most) + opens
+        kept.append(np.r_[span.start : span.start + opens, first : span.stop])
+    where = np.concatenate(kept)
+    cut_piece = piece._replace(
+        tokens=piece.tokens[where],
+        targets=piece.targets[where],
+        lengths=tuple(map(len, kept)) if piece.lengths else (),
+    )
+    return [cut_piece], Overlong.cut_prompt

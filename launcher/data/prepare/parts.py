@@ -48,6 +48,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
         tokenizer=str(tokenizer.name_or_path),
         max_length=config.data.max_length,
         turn_ends=objective.turn_ends(reading.format, tokenizer),
+        documents=list(objective.documents),
     )
     with contextlib.ExitStack() as stack:
         writers: list[SplitWriter | None] = []
@@ -64,6 +65,7 @@ def make(config: Config, part: Part, folders: Folders, missing: Folders, tokeniz
                 expect_context=objective.expects_context and reading.format != "text",
                 expect_end=not config.objective.has_sequence_head,
                 max_length=config.data.max_length,
+                overlong=config.data.overlong,
                 tokenizer=tokenizer,
                 stamp=_stamp(folder.name),
                 columns=objective.columns,
@@ -171,6 +173,7 @@ def _options(config: Config, part: Part, format_name: str) -> EncodingOptions:
         chat=ChatOptions.of(data),
         max_length=data.max_length,
         overlong=data.overlong,
+        ranked=data.ranked,
         objective=to_dict(own),
         share=part.share,
         seed=config.seed,

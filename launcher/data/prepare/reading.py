@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any
 
-from launcher.config.schema import Config, OnBadRecord
+from launcher.config.schema import Config, OnBadRecord, variants
+from launcher.config.schema.kinds import readable
 from launcher.core.errors import ConfigError, DataError
 from launcher.data import formats, sources
 from launcher.data.formats.base import BadRecord
-from launcher.data.formats.preference import how_to_learn_chosen
+from launcher.data.formats.learned import way_out
 from launcher.data.sources import Chunk
 from launcher.fingerprint import Part
 
@@ -33,13 +34,14 @@ class PartReader:
         self.format = part.item.format
         if self._auto:
             self.format = self._detect(self._first(0), required=True)
-        if self.format == "preference" and not config.objective.learns_pairs:
+        kind = variants.kind_of_format(self.format)
+        if kind is not None and kind not in readable(config.objective.learns):
             parsed = (record for _, record in self._first(0).parse())
-            pair: Any = next((found for found in parsed if not isinstance(found, BadRecord)), {})
+            first: Any = next((found for found in parsed if not isinstance(found, BadRecord)), {})
             raise ConfigError(
-                f"{config.objective.name} with preference data ({self.files[0]})",
+                f"{config.objective.name} with {self.format} data ({self.files[0]})",
                 where="objective.name",
-                hint=f"no objective learns from pairs; {how_to_learn_chosen(pair)}",
+                hint=way_out(config.objective, kind, first),
             )
 
     def chunks(self, cursor: Cursor | None) -> Iterator[Chunk] | None:

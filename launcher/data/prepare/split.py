@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from launcher.config.derive import data_entries
-from launcher.config.schema import OnBadRecord
+from launcher.config.schema import OnBadRecord, Overlong
 from launcher.core.errors import DataError
 from launcher.data.cache import Column, Counts, Index, TokenCache
 from launcher.data.chat.masking import told
@@ -30,6 +30,11 @@ MEND = (
 )
 #: What to do about spellings of control tokens.
 PARSE = "if they are meant to be these tokens: data.special_tokens=parse"
+#: What to do about prompts that leave no room for their answers; and where they are cut already.
+_LONGER = (
+    "data.overlong=cut_prompt keeps answers whole and takes the beginnings of their prompts away",
+    "their answers alone are too long: raise data.max_length",
+)
 #: After so many records it is certain enough that all tokens are targets.
 TRIAL = 1000
 
@@ -53,6 +58,7 @@ class SplitWriter:
         expect_context: bool,
         expect_end: bool,
         max_length: int,
+        overlong: Overlong,
         tokenizer: Any,
         stamp: Any = None,
         columns: Sequence[Column] = (),
@@ -69,7 +75,7 @@ class SplitWriter:
         self._stop = bad_records is OnBadRecord.stop
         self._expect_context, self._expect_end = expect_context, expect_end
         self._tokenizer = tokenizer
-        self._max_length = max_length
+        self._max_length, self._overlong = max_length, overlong
         self._ends = TurnEnds(tokenizer)
         self._examples: list[str] = []
         self._columns = columns
@@ -125,10 +131,11 @@ class SplitWriter:
             read=len(batch.fates),
             skipped=fates[Fate.skipped],
             truncated=fates[Fate.truncated],
-            dropped=fates[Fate.dropped],
+            dropped=fates[Fate.dropped] + fates[Fate.lost],
             split=fates[Fate.split],
             left_out=len(batch.lossy),
             spelled=len(batch.spelled),
+            overlong=fates[Fate.lost],
         )
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
@@ -162,6 +169,12 @@ class SplitWriter:
             say(
                 f"prepare: warning: {spelled:,} of {self.counts.read:,} records spell special "
                 f"tokens in their texts, which are kept as text\n  HINT: {PARSE}"
+            )
+        if (lost := self.counts.overlong) and self._overlong is not Overlong.drop:
+            say(
+                f"prepare: warning: {lost:,} of {self.counts.read:,} records are dropped: nothing "
+                f"to learn is left of them within data.max_length={index.max_length}"
+                f"\n  HINT: {_LONGER[self._overlong is Overlong.cut_prompt]}"
             )
         if self._cache.records:
             self._check_targets()

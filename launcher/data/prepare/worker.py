@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.config.schema import Overlong, conversion, variants
+from launcher.config.schema import Overlong, Ranking, conversion, variants
 from launcher.data.cache import Column
 from launcher.data.chat.masking import ChatOptions, LeftOut, kinds_as_bits
 from launcher.data.formats import Example, Reader
+from launcher.data.formats.answers import question_of
 from launcher.data.formats.base import BadRecord
+from launcher.data.formats.learned import examples_for
 from launcher.data.prepare.encoding import Encoded, Piece
 from launcher.data.sources import Chunk
 
@@ -33,13 +35,16 @@ class Fate(IntEnum):
     truncated = 2
     dropped = 3
     split = 4
+    lost = 5
+    """Dropped because nothing to learn is left within `data.max_length`."""
 
 
 _FATES = {
     None: Fate.whole,
     Overlong.truncate: Fate.truncated,
+    Overlong.cut_prompt: Fate.truncated,
     Overlong.split: Fate.split,
-    Overlong.drop: Fate.dropped,
+    Overlong.drop: Fate.lost,
 }
 
 
@@ -71,6 +76,7 @@ class EncodingOptions:
     chat: ChatOptions
     max_length: int
     overlong: Overlong
+    ranked: Ranking
     objective: dict[str, Any]
     """Its options as plain data: the class of a user's own file cannot be sent to a process."""
     share: float
@@ -160,13 +166,14 @@ class Worker:
                 weights.append(1.0)
                 continue
             weights.append(read[1])
-            refused = self._objective.refusal(read[0])
+            taken = examples_for(read[0], self._objective.options, self._options.ranked)
+            refused = next(filter(None, map(self._objective.refusal, taken)), None)
             encoded.append(refused or _NOTHING)
             if refused is None:
-                places.append(len(encoded) - 1)
-                examples.append(read[0])
+                places += [len(encoded) - 1] * len(taken)
+                examples += taken
         for place, item in zip(places, self._encoder.encode(examples), strict=True):
-            encoded[place] = item
+            encoded[place] = _together(encoded[place], item)
         records = list(zip(lines, encoded, weights, strict=True))
         return [
             self._batch(
@@ -177,7 +184,10 @@ class Worker:
 
     def _side(self, raw: Any) -> int:
         own = self._options
-        return VALIDATION if own.share and is_held_out(raw, own.share, own.seed) else TRAIN
+        if not own.share or isinstance(raw, BadRecord):
+            return TRAIN
+        asked = question_of(raw, own.format, own.columns)
+        return VALIDATION if is_held_out(asked, own.share, own.seed) else TRAIN
 
     def _batch(
         self,
@@ -242,8 +252,22 @@ class Worker:
         return pieces, next(iter(kept or deeds), None)
 
 
+def _together(made: Encoded | BadRecord, item: Encoded | BadRecord) -> Encoded | BadRecord:
+    """What several examples of one record become."""
+    if made is _NOTHING or isinstance(made, BadRecord):
+        return item if made is _NOTHING else made
+    if isinstance(item, BadRecord):
+        return item
+    return Encoded(
+        made.pieces + item.pieces,
+        tuple(dict.fromkeys((*made.left_out, *item.left_out))),
+        made.has_literals or item.has_literals,
+        made.trains and item.trains,
+    )
+
+
 def is_held_out(raw: Any, share: float, seed: int) -> bool:
-    """Whether a record, as it was parsed, belongs to the held-out share."""
+    """Whether a record belongs to the held-out share, by what `question_of` says of it."""
     return not isinstance(raw, BadRecord) and unit_hash(raw, seed) < share
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from launcher.config.schema import Overlong
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Example
-from launcher.data.formats.base import BadRecord, Chat, Pair, Preference
+from launcher.data.formats.base import BadRecord, Preference
+from launcher.data.formats.learned import side_of
 from launcher.data.prepare.encoding import Encoded, ExampleEncoder, Piece, shorten
 
 #: Column of the difference between both ratings, 0 where there are none.
@@ -26,44 +27,35 @@ class PairEncoder:
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded | BadRecord]:
         """One piece of two documents for each pair, or why it cannot be used."""
-        sides: list[Example] = []
-        for example in examples:
-            assert isinstance(example, Preference)
-            sides += [self._side(example, answer) for answer in (example.chosen, example.rejected)]
+        pairs = [example for example in examples if isinstance(example, Preference)]
+        assert len(pairs) == len(examples)
+        sides = [
+            side_of(pair, answer, has_template=self._has_template)
+            for pair in pairs
+            for answer in (pair.chosen, pair.rejected)
+        ]
         found = self._encoder.encode(sides)
-        return [_joined(*found[i : i + 2]) for i in range(0, len(found), 2)]
-
-    def _side(self, example: Preference, answer: list[dict[str, Any]]) -> Example:
-        """A prompt with one of its answers."""
-        prompt = example.prompt
-        if not self._has_template and (pair := _plain(prompt, answer)) is not None:
-            return pair
-        messages = [*prompt, *answer]
-        earlier = (i for i, message in enumerate(prompt) if message["role"] == "assistant")
-        return Chat(messages, example.tools, frozenset(earlier), example.template_options)
+        return [
+            _joined(*found[2 * i : 2 * i + 2], margin=pair.margin or 0.0)
+            for i, pair in enumerate(pairs)
+        ]
 
     def cut(
         self, piece: Piece, max_length: int, overlong: Overlong
     ) -> tuple[list[Piece], Overlong | None]:
         """The pair within `max_length` tokens, both answers together: with `truncate` the longer
-        one is cut at its end."""
+        one is cut at its end, with `cut_prompt` the beginnings of both prompts are."""
         if len(piece.tokens) <= max_length:
             return [piece], None
+        if overlong is Overlong.cut_prompt:
+            return self._encoder.cut(piece, max_length, overlong)
         kept = shorten(piece, max_length) if overlong is Overlong.truncate else None
         return ([kept], overlong) if kept else ([], Overlong.drop)
 
 
-def _plain(prompt: list[dict[str, Any]], answer: list[dict[str, Any]]) -> Pair | None:
-    """Prompt and completion as texts, for a tokenizer without a chat template; None for what only
-    a template can write."""
-    texts = [message.get("content") for message in (*prompt, *answer)]
-    roles = [message["role"] for message in (*prompt, *answer)]
-    if roles == ["user", "assistant"] and all(isinstance(text, str) for text in texts):
-        return Pair(str(texts[0]), str(texts[1]))
-    return None
-
-
-def _joined(chosen: Encoded | BadRecord, rejected: Encoded | BadRecord) -> Encoded | BadRecord:
+def _joined(
+    chosen: Encoded | BadRecord, rejected: Encoded | BadRecord, *, margin: float
+) -> Encoded | BadRecord:
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, BadRecord):
             return BadRecord(f"{name}: {side.found}", side.hint)
@@ -85,7 +77,7 @@ def _joined(chosen: Encoded | BadRecord, rejected: Encoded | BadRecord) -> Encod
         np.concatenate([piece.tokens for piece in pieces]),
         np.concatenate([piece.targets for piece in pieces]),
         tuple(len(piece.tokens) for piece in pieces),
-        {MARGIN: [0.0, 0.0]},
+        {MARGIN: [margin, margin]},
     )
     return Encoded(
         [piece],

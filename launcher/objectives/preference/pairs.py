@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from launcher.data.cache import Column, JoinedCache, TokenCache
 from launcher.data.chat.masking import ChatOptions
-from launcher.data.formats import Example
-from launcher.data.formats.base import BadRecord, Preference
 from launcher.evals.metric import Metric
 from launcher.evals.records import LossRecord, Results
 from launcher.objectives.base import LossSum, Objective
@@ -58,21 +56,13 @@ class Pairs(Objective):
     the model before training has part in it."""
 
     columns: ClassVar[Sequence[Column]] = (Column(MARGIN),)
+    documents: ClassVar[Sequence[str]] = ("chosen", "rejected")
 
     @abstractmethod
     def judge_pairs(self, answers: Answers) -> Judged:
         """Losses and rewards of pairs."""
 
     # ---- from example to documents
-
-    def refusal(self, example: Example) -> BadRecord | None:
-        """Why there is no preference in an example; None if there is."""
-        if isinstance(example, Preference):
-            return None
-        return BadRecord(
-            "no pair of answers",
-            hint="a record has prompt, chosen and rejected; to learn answers alone: objective=sft",
-        )
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> PairEncoder:
         """Both answers, each behind the prompt."""

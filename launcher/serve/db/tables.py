@@ -151,8 +151,9 @@ class Job(Base):
     validation_file: Mapped[str | None]
     method: Mapped[str] = mapped_column(default="supervised")
     asked: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
-    """Hyperparameters as asked for: n_epochs, batch_size, learning_rate_multiplier; or "auto".
-    Also `model`, by the client's name for it, and the `offer` of the site that it comes from."""
+    """Hyperparameters as asked for: n_epochs, batch_size, learning_rate_multiplier, and those of
+    the method alone; or "auto". Also `model`, by the client's name for it, and the `offer` of the
+    site that it comes from."""
     hyperparameters: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
     """The same as numbers, as far as they are known."""
     suffix: Mapped[str | None]

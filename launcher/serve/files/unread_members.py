@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher import record_fields
+from launcher.serve.files.examples import ExampleKind
 
 _SHOWN = 5
 #: Names and places that are counted, of a file that has a new one in every line.
 _COUNTED = 1000
 _LONGEST = 64
+_TURN = record_fields.known_in_turns() | {*record_fields.THOUGHT_FIELDS}
 _PART = frozenset(("type", "text", "refusal"))
 _CALL = frozenset(("id", "type", "index", "function"))
 _FUNCTION = frozenset(("name", "arguments", "parsed_arguments"))
@@ -22,19 +24,23 @@ _FUNCTION = frozenset(("name", "arguments", "parsed_arguments"))
 class _Found:
     first: int
     """Line of the first example that has it."""
+    known: Collection[str]
+    """Members that are known there."""
     count: int = 0
 
 
 class Unread:
-    """What is counted of one file."""
+    """What is counted of one file of examples of a kind."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: ExampleKind) -> None:
+        self._kind = kind
         self._found: dict[tuple[str, str], _Found] = {}
 
     def add(self, record: Mapping[str, Any], line: int) -> None:
         """Count what an example, which has been checked, has."""
-        self._look(record, _RECORD, "the example", line)
-        for turn in record["messages"]:
+        for where, values, known in self._kind.objects(record):
+            self._look(values, known, where, line)
+        for turn in self._kind.messages(record):
             self._look(turn, _TURN, "a message", line)
             content = turn.get("content")
             for part in content if isinstance(content, list) else ():
@@ -64,23 +70,12 @@ class Unread:
                 continue
             at = name[:_LONGEST], where
             if at in self._found or len(self._found) < _COUNTED:
-                found = self._found.setdefault(at, _Found(line))
+                found = self._found.setdefault(at, _Found(line, known))
                 found.count += 1
 
 
 def _told(name: str, where: str, found: _Found) -> str:
-    close = difflib.get_close_matches(name, _KNOWN[where], n=1, cutoff=0.75)
+    close = difflib.get_close_matches(name, sorted(found.known), n=1, cutoff=0.75)
     near = f", did you mean '{close[0]}'?" if close else ""
     times = "once" if found.count == 1 else f"{found.count:,} times"
     return f"'{name}' of {where} ({times}, first in line {found.first}{near})"
-
-
-_RECORD = record_fields.known("chat") | {*record_fields.ANSWERS_BESIDE}
-_TURN = record_fields.known_in_turns() | {*record_fields.THOUGHT_FIELDS}
-_KNOWN = {
-    "the example": sorted(_RECORD),
-    "a message": sorted(_TURN),
-    "a part of a content": sorted(_PART),
-    "a call": sorted(_CALL),
-    "the function of a call": sorted(_FUNCTION),
-}

@@ -17,6 +17,7 @@ from launcher.serve.files import validation
 from launcher.serve.files.validation import FileFault
 from launcher.serve.jobs import journal, origin, outcome
 from launcher.serve.jobs.journal import Note
+from launcher.serve.jobs.methods import METHODS
 from launcher.serve.jobs.workspace import Workplace
 
 
@@ -99,6 +100,7 @@ def _keep(place: Workplace, job: Job, kind: str) -> tuple[int, list[Note]]:
                 content,
                 path,
                 kind,
+                METHODS[job.method].examples,
                 least=least,
                 line_bytes=place.service.site.limits.line_bytes,
             )

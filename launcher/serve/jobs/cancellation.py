@@ -32,7 +32,7 @@ def stop(place: Workplace, job: Job) -> None:
                 raise
     status = run.status()
     if status.state is State.succeeded and job.state is JobState.paused:
-        outcome.succeed(place, job.id, run)
+        outcome.succeed(place, job, run)
     else:
         progress.note_progress(place, job, run)  # since the last look
         outcome.stopped(place, job.id, attempts=status.attempt)

@@ -17,10 +17,11 @@ from typing import IO, Any
 from launcher.core.rundir import RunDir
 from launcher.serve.jobs.measurements import BEGIN, Place
 
-#: Kind of a record -> what is drawn of it.
+#: Kind of a record -> what is drawn of it: of several names the first that it has. What an accuracy
+#: is of follows from the method.
 COLUMNS = {
-    "train": ("loss", "token_accuracy", "lr"),
-    "eval": ("eval/loss", "eval/token_accuracy"),
+    "train": (("loss",), ("token_accuracy", "preference_accuracy"), ("lr",)),
+    "eval": (("eval/loss",), ("eval/token_accuracy", "eval/preference_accuracy")),
 }
 #: Points of a line that a page is sent; of longer ones it gets the lowest and highest of each part.
 MOST = 2000
@@ -101,7 +102,7 @@ class _Curve:
             raw = _record(line)
             if raw is not None:
                 kind = raw["kind"]
-                self.lines[kind].add(raw["step"], [_number(raw.get(n)) for n in COLUMNS[kind]])
+                self.lines[kind].add(raw["step"], [_first(raw, names) for names in COLUMNS[kind]])
         self.place = Place.at(file, position)
 
 
@@ -199,6 +200,10 @@ def _chosen(values: Sequence[float], low: int, high: int, most: int) -> Sequence
             else {begin}
         )
     return sorted(found)
+
+
+def _first(raw: dict[str, Any], names: Sequence[str]) -> float:
+    return _number(next((raw[name] for name in names if name in raw), None))
 
 
 def _number(value: Any) -> float:

@@ -8,11 +8,12 @@ import io
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-_COLUMNS = ("step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy")
+from launcher.serve.jobs.methods import Names, TrainingMethod
+
 #: Steps whose mean time is the pace.
 _RECENT = 20
 #: Bytes before a place by which it is known again: more than the times of any line.
@@ -28,9 +29,9 @@ class Measured:
     train_loss: float | None
     tokens: int
     """Tokens trained on since the run began."""
-    train_accuracy: float | None = None
     valid_loss: float | None = None
-    valid_accuracy: float | None = None
+    beside: dict[str, float | None] = field(default_factory=dict)
+    """What was measured beside both losses, by the names that clients know."""
     seconds: float | None = None
     """What it took."""
 
@@ -42,13 +43,11 @@ class Measured:
         named = {
             "step": self.step,
             "train_loss": self.train_loss,
-            "train_mean_token_accuracy": self.train_accuracy,
             "valid_loss": self.valid_loss,
-            "valid_mean_token_accuracy": self.valid_accuracy,
-            "full_valid_loss": self.valid_loss,
-            "full_valid_mean_token_accuracy": self.valid_accuracy,
+            **self.beside,
         }
-        return {name: value for name, value in named.items() if value is not None}
+        full = {f"full_{n}": value for n, value in named.items() if n.startswith("valid_")}
+        return {name: value for name, value in (named | full).items() if value is not None}
 
     def message(self, total: int) -> str:
         """A line for people."""
@@ -84,13 +83,19 @@ BEGIN = Place()
 
 
 def read(
-    path: Path, place: Place, *, evaluates: Callable[[int], bool], ended: bool
+    path: Path,
+    place: Place,
+    method: TrainingMethod,
+    *,
+    evaluates: Callable[[int], bool],
+    ended: bool,
 ) -> tuple[list[Measured], Place]:
     """Steps in the file from `place` on, and where to read on from.
 
-    All of it is read if the file is another one than `place` was taken from. A step that
-    `evaluates` is told only with its validation, unless nothing follows it any more: the next step
-    has been made, or the run has `ended`.
+    Beside the losses they have the numbers of the job's method. All of the file is read if it is
+    another one than `place` was taken from. A step that `evaluates` is told only with its
+    validation, unless nothing follows it any more: the next step has been made, or the run has
+    `ended`.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
@@ -99,12 +104,16 @@ def read(
     with file:
         if Place.at(file, place.position) != place:
             place = BEGIN
-        found, end = _read(file, place.position, evaluates, ended)
+        found, end = _read(file, place.position, method, evaluates, ended)
         return found, Place.at(file, end)
 
 
 def _read(
-    file: IO[bytes], position: int, evaluates: Callable[[int], bool], ended: bool
+    file: IO[bytes],
+    position: int,
+    method: TrainingMethod,
+    evaluates: Callable[[int], bool],
+    ended: bool,
 ) -> tuple[list[Measured], int]:
     found: list[Measured] = []
     last: Measured | None = None
@@ -113,10 +122,10 @@ def _read(
         position = end
         if raw.get("kind") == "train":
             found += [last] if last else []
-            last, begin = _measured(raw), start
+            last, begin = _measured(raw, method.train), start
         elif raw.get("kind") == "eval" and last and raw.get("step") == last.step:
             last.valid_loss = _number(raw.get("eval/loss"))
-            last.valid_accuracy = _number(raw.get("eval/token_accuracy"))
+            last.beside |= _named(raw, method.valid, "eval/")
     if last is None:
         return found, position
     if ended or last.valid_loss is not None or not evaluates(last.step):
@@ -133,14 +142,14 @@ def expected_end(steps: Sequence[Measured], total: int) -> int | None:
     return math.ceil(steps[-1].time + left * sum(paces) / len(paces))
 
 
-def table(steps: Iterable[Measured]) -> bytes:
+def table(steps: Iterable[Measured], method: TrainingMethod) -> bytes:
     """The result file: a CSV line a step, cells empty where nothing was measured."""
     out = io.StringIO()
     lines = csv.writer(out, lineterminator="\n")
-    lines.writerow(_COLUMNS)
+    lines.writerow(("step", *method.columns))
     for one in steps:
-        valid = one.valid_loss, one.valid_accuracy
-        lines.writerow((one.step, one.train_loss, one.train_accuracy, *valid))
+        found = one.metrics()
+        lines.writerow((one.step, *map(found.get, method.columns.values())))
     return out.getvalue().encode()
 
 
@@ -159,16 +168,20 @@ def _lines(file: IO[bytes], position: int) -> Iterator[tuple[dict[str, Any], int
             yield raw, start, position
 
 
-def _measured(raw: dict[str, Any]) -> Measured:
+def _measured(raw: dict[str, Any], names: Names) -> Measured:
     tokens = _number(raw.get("tokens")) or 0
     return Measured(
         raw["step"],
         _number(raw.get("time")) or 0.0,
         _number(raw.get("loss")),
         int(tokens),
-        _number(raw.get("token_accuracy")),
+        beside=_named(raw, names),
         seconds=_number(raw.get("step_time_s")),
     )
+
+
+def _named(raw: dict[str, Any], names: Names, prefix: str = "") -> dict[str, float | None]:
+    return {told: _number(raw.get(f"{prefix}{own}")) for own, told in names.items()}
 
 
 def _number(value: Any) -> float | None:

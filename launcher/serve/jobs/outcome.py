@@ -17,6 +17,7 @@ from launcher.serve.files import project_files
 from launcher.serve.jobs import journal, measurements, ownership
 from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.measurements import Measured
+from launcher.serve.jobs.methods import METHODS
 from launcher.serve.jobs.workspace import Workplace
 
 _RESULTS = "step_metrics.csv"
@@ -31,17 +32,18 @@ _CODES = {
 _LONGEST_MESSAGE = 2000
 
 
-def succeed(place: Workplace, job_id: str, run: RunDir) -> None:
+def succeed(place: Workplace, ended: Job, run: RunDir) -> None:
     """The run is done: its model, its result file and its last numbers, in one go."""
+    method = METHODS[ended.method]
     steps, _ = measurements.read(
-        run.metrics, measurements.BEGIN, evaluates=lambda _: False, ended=True
+        run.metrics, measurements.BEGIN, method, evaluates=lambda _: False, ended=True
     )
     organization, store = place.service.site.organization, place.service.store
     with contextlib.ExitStack() as stack:
         table = stack.enter_context(store.incoming())
-        table.write(measurements.table(steps))
+        table.write(measurements.table(steps, method))
         store.prepare(table)
-        session, job = stack.enter_context(place.owned(job_id))
+        session, job = stack.enter_context(place.owned(ended.id))
         if job.state.is_final:
             _release(job)
             return

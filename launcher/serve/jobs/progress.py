@@ -20,6 +20,7 @@ from launcher.serve.jobs import journal, launch, measurements, outcome
 from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.launch import Attempt
 from launcher.serve.jobs.measurements import Place
+from launcher.serve.jobs.methods import METHODS
 from launcher.serve.jobs.workspace import Workplace
 
 #: Weight of the newest steps in a job's expected end: single ones are slow or quick by chance.
@@ -40,7 +41,7 @@ def follow(place: Workplace, job: Job, seen: Status | None) -> None:
     if status is None:
         return
     if status.state is State.succeeded:
-        outcome.succeed(place, job.id, run)
+        outcome.succeed(place, job, run)
     elif status.state is State.failed:
         outcome.fail_run(place, job.id, status)
     elif status.state is State.cancelled:
@@ -113,7 +114,10 @@ def note_progress(place: Workplace, job: Job, run: RunDir) -> None:
         return job.validation_file is not None and (step % every == 0 or step >= total)
 
     # The last step is told with the job's end, which reads it all once more.
-    steps, end = measurements.read(run.metrics, place_read, evaluates=evaluates, ended=False)
+    method = METHODS[job.method]
+    steps, end = measurements.read(
+        run.metrics, place_read, method, evaluates=evaluates, ended=False
+    )
     marks = [step for step in saved if step % every == 0 and step < total]
     known = job.cursor.get("marks", []), job.cursor.get("attempt")
     if not steps and end == place_read and known == (marks, attempt):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization
 from launcher.core.errors import ConfigError, Problem
 from launcher.runs.slots import Slots
 from launcher.serve.db.tables import Job
+from launcher.serve.jobs.methods import METHODS, TrainingMethod
 from launcher.serve.naming import offer_of
 from launcher.serve.site import ProjectSettings, Site
 
 #: Steps that `auto` wants at least, of few examples too.
 _LEAST_STEPS = 150
-_EPOCHS = (3, 50)
 _MOST_BATCH = 256
 
 
@@ -37,6 +37,8 @@ class Numbers:
     n_epochs: int
     batch_size: int
     learning_rate_multiplier: float
+    options: dict[str, float] = field(default_factory=dict)
+    """Those of the method alone."""
 
     def steps_of_epoch(self, examples: int) -> int:
         """Optimizer steps of one pass over so many examples."""
@@ -44,7 +46,8 @@ class Numbers:
 
     def as_dict(self) -> dict[str, Any]:
         """By the names that clients know."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        shared = ("n_epochs", "batch_size", "learning_rate_multiplier")
+        return {**{name: getattr(self, name) for name in shared}, **self.options}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ class Translation:
     numbers: Numbers
 
 
-def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
+def numbers(method: TrainingMethod, asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     """Hyperparameters with `auto` resolved for a training file of `examples`.
 
-    Batch: 0.2 % of the examples, at least 1. Epochs: 3, or as many as 150 steps take. The batch is
-    never more than the examples, and a multiple of the ranks, which share it evenly.
+    Batch: 0.2 % of the examples, at least 1. Epochs: as few as the method takes, or as many as 150
+    steps need. The batch is never more than the examples, and a multiple of the ranks, which share
+    it evenly.
     """
     batch = asked["batch_size"]
     if batch == "auto":
@@ -83,10 +87,14 @@ def numbers(asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     batch = math.ceil(min(batch, examples) / ranks) * ranks
     epochs = asked["n_epochs"]
     if epochs == "auto":
-        least, most = _EPOCHS
+        least, most = method.epochs
         epochs = min(most, max(least, math.ceil(_LEAST_STEPS * batch / examples)))
     factor = asked["learning_rate_multiplier"]
-    return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor))
+    own = {
+        name: option.auto if asked[name] == "auto" else float(asked[name])
+        for name, option in method.options.items()
+    }
+    return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor), own)
 
 
 def translate(
@@ -94,19 +102,20 @@ def translate(
 ) -> Translation:
     """The config of the job's run, of a project by name; `ConfigError` if what the site has settled
     is wrong or gone, or if it cannot run on this machine or cluster."""
-    words = _site_words(site, offer_of(job), project)
-    words += _choice_words(words, job, inputs)
+    method = METHODS[job.method]
+    words = [*method.first, *_site_words(site, offer_of(job), project)]
+    words += _choice_words(words, job, method, inputs)
     sources = compose.Sources(config_dirs)
     # The final ones follow from the config, which may be made of them.
-    first = numbers(job.asked, inputs.examples, 1)
+    first = numbers(method, job.asked, inputs.examples, 1)
     before = [f"train.epochs={first.n_epochs}", f"batch.sequences={first.batch_size}"]
     config, problems = compose.try_compose([*words, *before], (), sources)
     if problems:
         raise ConfigError(problems)
     world_size = ranks_of(config, site.queue.parallel)
-    used = numbers(job.asked, inputs.examples, world_size)
+    used = numbers(method, job.asked, inputs.examples, world_size)
     made_of_others = compose.interpolates(words, sources)
-    words += _set_numbers(config, used, inputs)
+    words += _set_numbers(config, method, used, inputs)
     if made_of_others:  # of the job's numbers, and not of those that the site has in their place
         config, problems = compose.try_compose(words, (), sources)
         if problems:
@@ -135,12 +144,15 @@ def _site_words(site: Site, name: str, project: str) -> list[str]:
         )
     own = site.projects.get(project) or ProjectSettings()
     account = [] if own.account is None else [f"cluster.account={own.account}"]
-    return ["data=chat", *site.overrides, *offer.overrides, *own.overrides, *account]
+    return [*site.overrides, *offer.overrides, *own.overrides, *account]
 
 
-def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[str]:
+def _choice_words(
+    site_words: Sequence[str], job: Job, method: TrainingMethod, inputs: Inputs
+) -> list[str]:
     """What a job settles whatever the site's config is."""
     words = [
+        *method.words,
         f"run.name={job.id}",
         f"seed={job.seed}",
         "train.steps=null",
@@ -150,14 +162,13 @@ def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[s
         "data.validation_share=0",
         "checkpoint.keep_last=3",
         "train.log_every_steps=1",
-        "train.token_accuracy=true",
         "export.at_end=true",
         "eval.times=null",
     ]
     if inputs.validation is None:
         words += ["eval=none", "eval.metrics=[]", "eval.every_steps=null", "eval.base=false"]
     else:
-        words += ["eval=default", "eval.metrics=[loss,token_accuracy]"]
+        words += ["eval=default", f"eval.metrics=[{','.join(method.metrics)}]"]
     # Jobs train all their epochs and give the last weights, unless the site itself asks for more.
     keys = ("train.early_stop.patience=", "export.weights=")
     asks = any(word.startswith(keys) for word in site_words)
@@ -166,14 +177,17 @@ def _choice_words(site_words: Sequence[str], job: Job, inputs: Inputs) -> list[s
     return words
 
 
-def _set_numbers(config: Config, used: Numbers, inputs: Inputs) -> list[str]:
+def _set_numbers(
+    config: Config, method: TrainingMethod, used: Numbers, inputs: Inputs
+) -> list[str]:
     """Set what depends on what the site has settled; returns it as words."""
     every = used.steps_of_epoch(inputs.examples)
     values: dict[str, Any] = {
         "train.epochs": float(used.n_epochs),
         "batch.sequences": used.batch_size,
-        "optim.lr": config.optim.lr * used.learning_rate_multiplier,
+        "optim.lr": config.optim.lr * method.rate * used.learning_rate_multiplier,
         "checkpoint.every_steps": every,
+        **{method.options[name].key: value for name, value in used.options.items()},
     }
     if inputs.validation is not None:
         values["eval.every_steps"] = every

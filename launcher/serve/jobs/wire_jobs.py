@@ -17,6 +17,7 @@ from pydantic import (
 
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
 from launcher.serve.http.wire import RequestBody
+from launcher.serve.jobs.methods import METHODS
 
 
 def _or_auto(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -64,18 +65,36 @@ class Hyperparameters(RequestBody):
     ] = _AUTO
 
 
+class DpoHyperparameters(Hyperparameters):
+    """The same, and what a step away from the model before training costs."""
+
+    beta: Annotated[
+        StrictFloat,
+        Field(gt=0, le=2, allow_inf_nan=False),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="number", exclusiveMinimum=0, maximum=2),
+    ] = _AUTO
+
+
 class Supervised(RequestBody):
-    """The method `supervised`."""
+    """The method `supervised`: conversations are learned."""
 
     hyperparameters: Hyperparameters | None = None
 
 
+class DpoMethod(RequestBody):
+    """The method `dpo`: of two answers to one input, the better one is learned."""
+
+    hyperparameters: DpoHyperparameters | None = None
+
+
 class Method(RequestBody):
-    """How to fine-tune. Only `supervised` is offered; the others are refused by name."""
+    """How to fine-tune. `reinforcement` is not offered."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
-    dpo: dict[str, Any] | None = None
+    dpo: DpoMethod | None = None
     reinforcement: dict[str, Any] | None = None
 
     @model_validator(mode="after")
@@ -126,15 +145,21 @@ class NewJob(RequestBody):
     def _one_of_a_kind(self) -> "NewJob":
         if len(self.integrations or []) > 1:
             raise ValueError("one wandb integration at most")
-        inside = self.method and self.method.supervised and self.method.supervised.hyperparameters
-        if inside and self.hyperparameters and inside != self.hyperparameters:
+        inside, beside = self._inside(), self.hyperparameters
+        if inside and beside and any(getattr(inside, name) != said for name, said in beside):
             raise ValueError("'hyperparameters' and those of 'method' say different things")
         return self
 
+    def _inside(self) -> Hyperparameters | None:
+        """The hyperparameters in `method`."""
+        chosen = self.method and (self.method.supervised or self.method.dpo)
+        return chosen.hyperparameters if chosen else None
+
     def asked(self) -> dict[str, Any]:
         """The hyperparameters, wherever they were given."""
-        inside = self.method and self.method.supervised and self.method.supervised.hyperparameters
-        return (inside or self.hyperparameters or Hyperparameters()).model_dump()
+        is_dpo = self.method is not None and self.method.type == "dpo"
+        every = DpoHyperparameters if is_dpo else Hyperparameters
+        return {**every().model_dump(), **dict(self._inside() or self.hyperparameters or ())}
 
 
 class Fault(BaseModel):
@@ -196,8 +221,9 @@ class CheckpointView(BaseModel):
 
 def job_view(job: Job, organization: str) -> dict[str, Any]:
     """The row as a `JobView`."""
-    asked = {name: job.asked.get(name, "auto") for name in Hyperparameters.model_fields}
-    numbers = {**asked, **job.hyperparameters}
+    shared = {name: job.asked.get(name, "auto") for name in Hyperparameters.model_fields}
+    own = {name: job.asked.get(name, "auto") for name in METHODS[job.method].options}
+    numbers = {**shared, **own, **job.hyperparameters}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -210,7 +236,7 @@ def job_view(job: Job, organization: str) -> dict[str, Any]:
         "training_file": job.training_file,
         "validation_file": job.validation_file,
         "result_files": [job.result_file] if job.result_file else [],
-        "hyperparameters": numbers,
+        "hyperparameters": {name: numbers[name] for name in shared},
         "method": {"type": job.method, job.method: {"hyperparameters": numbers}},
         "trained_tokens": job.trained_tokens,
         "error": job.error,

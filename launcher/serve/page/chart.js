@@ -4,7 +4,7 @@ import { draw, make, number } from "./dom.js";
 /** What can be drawn: column of a training and of a validation point, and its unit. */
 export const METRICS = {
   loss: { title: "Loss", unit: "Loss, nats per token", train: 1, valid: 1, format: number, canLog: true },
-  accuracy: { title: "Accuracy", unit: "Accuracy of tokens, %", train: 2, valid: 2, factor: 100, format: (value) => `${number(value)} %` },
+  accuracy: { title: "Accuracy", unit: "Accuracy, %", train: 2, valid: 2, factor: 100, format: (value) => `${number(value)} %` },
   rate: { title: "Learning rate", unit: "Learning rate", train: 3, format: number, canLog: true },
 };
 

@@ -9,10 +9,14 @@ export async function open(query) {
   const known = files.data.map((file) => [file.id, `${file.filename} · ${size(file.bytes)} · ${ago(file.created_at)}`]);
   choose(element("new-train-known"), [["", "Upload a new file"], ...known], query.get("file") ?? undefined);
   choose(element("new-valid-known"), [["", "Upload a new file, or none"], ...known]);
+  if (query.get("method")) element("new-method").value = query.get("method");
   toggle();
 }
 
 function toggle() {
+  const isPreference = element("new-method").value === "dpo";
+  element("new-beta-place").hidden = !isPreference;
+  element("new-example").textContent = isPreference ? "pair of answers" : "conversation";
   for (const name of ["train", "valid"]) {
     const isKnown = element(`new-${name}-known`).value !== "";
     element(`new-${name}`).disabled = isKnown;
@@ -23,6 +27,7 @@ function toggle() {
 }
 
 export function begin() {
+  element("new-method").onchange = toggle;
   for (const name of ["train", "valid"]) element(`new-${name}-known`).onchange = element(`new-${name}`).onchange = toggle;
 }
 
@@ -41,12 +46,14 @@ export async function send() {
     const training = await idOf("train");
     const validation = await idOf("valid");
     const hyperparameters = { n_epochs: auto("new-epochs"), batch_size: auto("new-batch"), learning_rate_multiplier: auto("new-rate") };
+    const method = element("new-method").value;
+    if (method === "dpo") hyperparameters.beta = auto("new-beta");
     const labels = element("new-labels").value.split(/[,\n]/).map((one) => one.trim()).filter(Boolean);
     const metadata = labels.length ? Object.fromEntries(labels.map((one) => [one.split("=")[0].trim(), one.split("=").slice(1).join("=").trim()])) : null;
     const job = await post("fine_tuning/jobs", {
       model: element("new-model").value, training_file: training, validation_file: validation, metadata,
       suffix: element("new-suffix").value || null, seed: element("new-seed").value === "" ? null : Number(element("new-seed").value),
-      method: { type: "supervised", supervised: { hyperparameters } },
+      method: { type: method, [method]: { hyperparameters } },
     });
     element("new-form").reset();
     toggle();

@@ -76,15 +76,15 @@ function head(job) {
   for (const does of Object.keys(can)) element(`job-${does}`).hidden = !can[does];
   element("job-try").hidden = job.status !== "succeeded";
   element("job-try").href = `#try/${encodeURIComponent(job.fine_tuned_model)}`;
-  element("job-again").href = `#new?${new URLSearchParams({ file: job.training_file, model: job.model })}`;
+  element("job-again").href = `#new?${new URLSearchParams({ file: job.training_file, model: job.model, method: job.method.type })}`;
 }
 
 function facts(job) {
-  const { n_epochs, batch_size, learning_rate_multiplier } = job.hyperparameters;
+  const { n_epochs, batch_size, learning_rate_multiplier, beta } = job.method[job.method.type].hyperparameters;
   const file = (id) => id && (job.files[id] ?? `${id} (deleted)`);
   const known = Object.entries({
-    "Model": job.fine_tuned_model, "Base model": job.model, "Training file": file(job.training_file), "Validation file": file(job.validation_file),
-    "Epochs": n_epochs, "Batch size": batch_size, "Learning rate ×": learning_rate_multiplier, "Seed": job.seed,
+    "Model": job.fine_tuned_model, "Base model": job.model, "Method": job.method.type, "Training file": file(job.training_file), "Validation file": file(job.validation_file),
+    "Epochs": n_epochs, "Batch size": batch_size, "Learning rate ×": learning_rate_multiplier, "Beta": beta, "Seed": job.seed,
     "Trained tokens": job.trained_tokens?.toLocaleString(), "Created": when(job.created_at),
     "Expected end": job.estimated_finish && when(job.estimated_finish), "Finished": job.finished_at && when(job.finished_at),
     "Took": job.finished_at && duration(job.finished_at - job.created_at),

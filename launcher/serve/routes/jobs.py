@@ -22,6 +22,7 @@ from launcher.serve.http.failure import ApiError, missing_job
 from launcher.serve.http.wire import Bounded, Page
 from launcher.serve.jobs import journal, wire_jobs
 from launcher.serve.jobs.journal import Note
+from launcher.serve.jobs.methods import METHODS
 from launcher.serve.site import Site
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
@@ -42,8 +43,8 @@ def create(
 ) -> dict[str, Any]:
     """A new job; it begins by itself."""
     method = asked.method.type if asked.method else "supervised"
-    if method != "supervised":
-        found = f"Method '{method}' is not offered here; use 'supervised'."
+    if method not in METHODS:
+        found = f"Method '{method}' is not offered here; use {' or '.join(map(repr, METHODS))}."
         raise ApiError(400, found, param="method.type")
     if asked.integrations:
         _require_wandb(service.site)

@@ -43,8 +43,9 @@ def test_every_option_composes_and_passes_the_checks(group: str, option: str) ->
         base.append("model.name=folder")
     config = compose.compose([word, *NEEDS.get(word, []), *base])
     found = checks.check(config, world_size=2, has_gpu=True)
-    # A package that is not there, and an objective that does not exist yet.
-    missing = {"adamw8bit": "optim.name", "preference": "objective.name"}.get(option)
+    # A package that is not there, and data of other objectives than this one.
+    judged = dict.fromkeys(("preference", "ranked", "unpaired"), "objective.name")
+    missing = {"adamw8bit": "optim.name", **judged}.get(option)
     assert {problem.where for problem in found} <= {missing}
     assert conversion.build(compose.to_dict(config)) == (config, [])
 

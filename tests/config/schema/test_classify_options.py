@@ -94,8 +94,8 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any]]] = [
         {"objective": {"class_weights": {"a": 0.5}}},
     ),
     (
-        "data.format",
-        "chat with",
+        "objective.name",
+        "with data.format=chat",
         "data=classification",
         {"data": {"format": "chat"}},
         {"data": {"format": "own.py"}},

@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema.variants import FORMATS
-from launcher.data.formats import BadRecord, Chat, Pair, Preference, Reader, Text, detect, rename
+from launcher.data.formats import (
+    BadRecord,
+    Chat,
+    Pair,
+    Preference,
+    Ranked,
+    Reader,
+    Text,
+    Unpaired,
+    detect,
+    rename,
+)
 from launcher.data.formats.alpaca import AlpacaFormat
 from launcher.data.formats.chat import ChatFormat
 from launcher.data.formats.prompt import PromptFormat
@@ -199,7 +210,7 @@ def test_any_record_is_read_or_refused(record: dict) -> None:
     for name in FORMATS:
         with contextlib.suppress(BadRecord):
             read = FORMATS.load(name)().read(record)
-            assert isinstance(read, Chat | Pair | Preference | Text)
+            assert isinstance(read, Chat | Pair | Preference | Ranked | Text | Unpaired)
         outcome = Reader(name, {}).read(record)
         if isinstance(outcome, BadRecord):  # with a reason of the format's own
             assert "cannot be read as" not in outcome.found

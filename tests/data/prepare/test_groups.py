@@ -17,7 +17,7 @@ from launcher.config.schema import Overlong
 from launcher.core.errors import ConfigError, StorageError
 from launcher.data.cache import Column, Index, Per, TokenCache
 from launcher.data.pack.loader import make_row, rectangles
-from launcher.data.prepare.encoding import Piece, cut, shorten
+from launcher.data.prepare.encoding import Piece, cut, cut_prompt, shorten
 from launcher.data.prepare.writing import CacheWriter
 
 COLUMNS = (
@@ -243,3 +243,59 @@ def test_shortened_documents_keep_their_beginnings(documents, most) -> None:
         begin, place = begin + new, place + count
     assert len(kept.columns["advantage"]) == place == len(kept.columns["top"])
     assert kept.columns["reference"] == piece.columns["reference"]
+
+
+def piece_with(prompts: list[int], answers: list[int]) -> Piece:
+    """Documents of a prompt and an answer, all tokens different but the first: 0."""
+    tokens, targets = [], []
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        own = [0, *range(100 * number + 1, 100 * number + prompt + answer)]
+        tokens += own
+        targets += [0] * prompt + [1] * answer
+    lengths = tuple(p + a for p, a in zip(prompts, answers, strict=True))
+    columns = {"reference": list(map(float, range(len(lengths))))}
+    return Piece(
+        np.array(tokens, np.int32),
+        np.array(targets, np.uint8),
+        lengths if len(lengths) > 1 else (),
+        columns,
+    )
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8)), min_size=1, max_size=3).map(
+    lambda sizes: tuple(map(list, zip(*sizes, strict=True)))
+)
+
+
+@given(SIZES, st.integers(2, 40), st.sampled_from([None, 0]))
+def test_a_cut_prompt_leaves_answers_whole(sizes, max_length, opening) -> None:
+    prompts, answers = sizes
+    piece = piece_with(prompts, answers)
+    made, deed = cut_prompt(piece, max_length, opening)
+    if len(piece.tokens) <= max_length:
+        assert (made, deed) == ([piece], None)
+        return
+    if sum(answers) + len(answers) > max_length:
+        assert (made, deed) == ([], Overlong.drop)
+        return
+    ((tokens, targets, lengths, columns),) = made
+    assert deed is Overlong.cut_prompt
+    assert columns is piece.columns
+    assert len(tokens) <= max_length
+    assert tokens[targets == 1].tolist() == piece.tokens[piece.targets == 1].tolist()
+    before, after = 0, 0
+    kept = []
+    for prompt, answer, length in zip(prompts, answers, lengths or (len(tokens),), strict=True):
+        own = tokens[after : after + length].tolist()
+        whole = piece.tokens[before : before + prompt + answer].tolist()
+        kept.append(length - answer)
+        assert kept[-1] >= 1
+        if kept[-1] < prompt and opening == 0:
+            assert own == [0, *whole[prompt - kept[-1] + 1 :]]
+        else:
+            assert own == whole[prompt - kept[-1] :]
+        before, after = before + prompt + answer, after + length
+    # The longest prompts are cut alike, and no further than needed.
+    most = max(kept)
+    assert kept == [min(prompt, most) for prompt in prompts]
+    assert sum(min(prompt, most + 1) for prompt in prompts) + sum(answers) > max_length

@@ -141,8 +141,9 @@ def test_workers_give_the_same_cache_as_one_process(
 @pytest.mark.parametrize(
     ("overlong", "sequences", "counts"),
     [
-        ("truncate", 2, Counts(read=3, truncated=1, dropped=1)),
-        ("drop", 1, Counts(read=3, dropped=2)),
+        ("truncate", 2, Counts(read=3, truncated=1, dropped=1, overlong=1)),
+        ("cut_prompt", 2, Counts(read=3, truncated=1, dropped=1, overlong=1)),
+        ("drop", 1, Counts(read=3, dropped=2, overlong=2)),
         ("split", 7, Counts(read=3, split=2)),
     ],
 )
@@ -168,6 +169,10 @@ def test_overlong_records(
     for deed in ("truncated", "split", "dropped"):
         number = getattr(counts, deed)
         assert (f"{number} {deed}" in said) == bool(number)
+    # What is dropped against one's wish is told with the way to keep it.
+    assert ("1 of 3 records are dropped" in said) == (overlong in ("truncate", "cut_prompt"))
+    assert ("data.overlong=cut_prompt keeps" in said) == (overlong == "truncate")
+    assert ("answers alone are too long" in said) == (overlong == "cut_prompt")
 
 
 def test_limit_takes_the_first_records_of_each_split(

@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from launcher.data.formats import BadRecord, Reader
 from launcher.record_fields import FIELDS, TURN_FIELDS, Field, Use
 from launcher.serve.files import validation
+from launcher.serve.files.conversations import CONVERSATIONS
 from launcher.serve.files.unread_members import Unread
-from launcher.serve.files.validation import FileFault, fault_of
+from launcher.serve.files.validation import FileFault
 from support.draws import examples
+from support.openai_turns import ANSWER, CALL, CALLS, TOOL, TURNS, USER, VALUES
 
-USER = {"role": "user", "content": "Why?"}
-ANSWER = {"role": "assistant", "content": "Because."}
-TOOL = {"type": "function", "function": {"name": "f", "parameters": {}}}
-CALL = {"type": "function", "id": "c", "function": {"name": "f", "arguments": "{}"}}
+
+def fault_of(line: bytes) -> str:
+    return validation.fault_of(line, CONVERSATIONS)
 
 
 def arguments(text: str) -> dict[str, object]:
@@ -84,6 +85,7 @@ def test_lines_as_openai_writes_them_are_good(good):
         (b'{"a": ' + b"[" * 80 + b"]" * 80 + b"}", "deep"),
         (b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "UTF-8"),
         (b"{}", 'no list "messages"'),
+        (b'{"input": {}, "preferred_output": []}', '"method": {"type": "dpo"}'),
         (line(), 'no list "messages"'),
         (line("a"), "message 1: it is not an object"),
         (line(USER), "no message from the assistant"),
@@ -115,6 +117,7 @@ def test_lines_as_openai_writes_them_are_good(good):
         (line(USER, ANSWER, system=["x"]), 'a "system" beside the messages'),
         (line(USER, ANSWER, system="x", system_prompt="y"), "two system messages"),
         (line({"role": "system", "content": "x"}, USER, ANSWER, system="y"), "two system"),
+        (line({"role": "system", "value": "x"}, USER, ANSWER, system="y"), "two system"),
         (line(USER, ANSWER, weight=-1), 'a "weight" beside the messages'),
         (line(USER, ANSWER, tools=[{"function": "f"}]), "tools"),
         (line(USER, ANSWER, chat_template_kwargs=["x"]), '"chat_template_kwargs" that is no'),
@@ -158,7 +161,9 @@ def test_a_member_that_training_refuses_is_named_before(name):
 
 def keep(content: bytes, path: Path, least: int = 10, line_bytes: int = 1 << 20) -> int:
     sent = io.BytesIO(content)
-    return validation.keep(sent, path, "training", least=least, line_bytes=line_bytes)[0]
+    return validation.keep(
+        sent, path, "training", CONVERSATIONS, least=least, line_bytes=line_bytes
+    )[0]
 
 
 def test_what_is_good_is_kept_line_by_line(tmp_path):
@@ -208,42 +213,14 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     path.write_bytes(one * 5000)
     tracemalloc.start()
     with open(path, "rb") as content:
-        validation.keep(content, tmp_path / "t.jsonl", "training", least=10, line_bytes=1 << 20)
+        validation.keep(
+            content, tmp_path / "t.jsonl", "training", CONVERSATIONS, least=10, line_bytes=1 << 20
+        )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2 << 20
 
 
-VALUES = st.sampled_from(
-    [
-        *(None, "", 0, 1, True, False, 0.5, -1, "x", "[]", "[1]", [], {}, ["x"], {"x": 1}),
-        [{"type": "text", "text": "a"}],
-        [{"type": "refusal", "refusal": "a"}],
-    ]
-)
-CALLS = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": st.just("c"),
-        "name": VALUES,
-        "function": VALUES
-        | st.fixed_dictionaries(
-            {"name": st.sampled_from(["f", 1])},
-            optional={
-                "arguments": st.sampled_from(["{}", "[1]", {}, "", None, '{"a": 1, "a": 2}'])
-            },
-        ),
-    },
-)
-TURNS = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "user", "assistant", "tool", "function", "developer"])},
-    optional={
-        "content": VALUES,
-        **{name: VALUES for field in TURN_FIELDS for name in field.names if name != "role"},
-        "tool_calls": VALUES | st.lists(CALLS, max_size=2),
-        "function_call": VALUES | CALLS,
-    },
-)
 BESIDE = sorted({name for field in FIELDS for name in field.names} | {"answer"})
 
 
@@ -302,8 +279,8 @@ def told(**beside: Any) -> str | None:
     """What is told of a file of one example."""
     turn = {"role": "assistant", "content": "b", **beside.pop("turn", {})}
     record = {"messages": [{"role": "user", "content": "a"}, turn], **beside}
-    unread = Unread()
-    assert validation.fault_of(json.dumps(record).encode(), 7, unread) == ""
+    unread = Unread(CONVERSATIONS)
+    assert validation.fault_of(json.dumps(record).encode(), CONVERSATIONS, 7, unread) == ""
     return unread.text("training")
 
 
@@ -344,7 +321,7 @@ def test_what_is_known_or_says_nothing_is_not_told(record: dict[str, Any]) -> No
 
 
 def test_of_many_unknown_members_a_few_are_told() -> None:
-    unread = Unread()
+    unread = Unread(CONVERSATIONS)
     for number in range(1, 3001):
         record = {"messages": [{"role": "assistant", "content": "a", f"own{number}": 1}], "src": 2}
         unread.add(record, number)

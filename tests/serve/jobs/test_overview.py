@@ -179,6 +179,17 @@ def test_a_curve_grows_and_begins_anew_with_another_file(client, service, made) 
     assert [point[1] for point in found["train"]] == [2] * 49
 
 
+def test_the_accuracy_of_a_job_of_preferences_is_theirs(client, service, made) -> None:
+    job = made(state=JobState.running, method="dpo")
+    run = RunDir(service.runs / job)
+    run.path.mkdir(parents=True)
+    told = {"kind": "train", "loss": 0.7, "preference_accuracy": 0.75, "lr": 1e-4}
+    seen = {"kind": "eval", "eval/loss": 0.6, "eval/preference_accuracy": 0.5}
+    run.metrics.write_text("".join(json.dumps({"step": 1, **one}) + "\n" for one in (told, seen)))
+    curve = client.get(f"/v1/fine_tuning/jobs/{job}/curve").json()
+    assert (curve["train"], curve["valid"]) == ([[1, 0.7, 0.75, 0.0001]], [[1, 0.6, 0.5]])
+
+
 def test_a_file_written_anew_is_read_anew_whatever_its_inode(tmp_path: Path) -> None:
     run, known = RunDir(tmp_path), Curves()
     record(run.metrics, range(1, 31))

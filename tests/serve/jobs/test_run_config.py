@@ -17,6 +17,7 @@ from launcher.config.schema import WandbMode
 from launcher.core.errors import ConfigError
 from launcher.serve import naming
 from launcher.serve.db.tables import Job
+from launcher.serve.jobs.methods import DPO, SUPERVISED
 from launcher.serve.jobs.run_config import Inputs, numbers, translate
 from launcher.serve.site import Offer, Queue, Site
 from support.draws import examples
@@ -30,7 +31,8 @@ OFFERS = {
 
 
 def job(**changes: Any) -> Job:
-    made = {"id": "ftjob-a", "model": "tiny", "seed": 7, "asked": AUTO, **changes}
+    made = {"id": "ftjob-a", "model": "tiny", "seed": 7, "asked": AUTO, "method": "supervised"}
+    made |= changes
     return Job(**made)
 
 
@@ -56,8 +58,23 @@ def inputs(folder: Path, examples: int = 20, **changes: Any) -> Inputs:
     ],
 )
 def test_numbers(asked, examples, ranks, found):
-    used = numbers({**AUTO, **asked}, examples, ranks)
+    used = numbers(SUPERVISED, {**AUTO, **asked}, examples, ranks)
     assert (used.n_epochs, used.batch_size, used.learning_rate_multiplier) == found
+
+
+@pytest.mark.parametrize(
+    ("asked", "examples", "found"),
+    [
+        ({}, 10, (10, 1, 0.1)),
+        ({}, 50, (3, 1, 0.1)),
+        ({}, 1000, (1, 2, 0.1)),
+        ({"beta": 1, "n_epochs": 4}, 1000, (4, 2, 1.0)),
+    ],
+)
+def test_numbers_of_preferences(asked, examples, found):
+    used = numbers(DPO, {**AUTO, "beta": "auto", **asked}, examples, 1)
+    assert (used.n_epochs, used.batch_size, used.options["beta"]) == found
+    assert list(used.as_dict()) == [*AUTO, "beta"]
 
 
 def test_a_job_is_a_run(tmp_path):
@@ -78,6 +95,48 @@ def test_a_job_is_a_run(tmp_path):
     assert (config.eval.every_steps, config.eval.metrics) == (4, ["loss", "token_accuracy"])
     assert config.track.wandb.mode is WandbMode.disabled
     assert made.plan.global_sequences == 6
+
+
+def test_a_job_of_preferences_is_a_run_of_its_objective(tmp_path):
+    asked = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 2.0, "beta": 0.5}
+    validation = tmp_path / "validation.jsonl"
+    given = inputs(tmp_path, validation=validation)
+    made = translate(Site(models=OFFERS), job(asked=asked, method="dpo"), given, [])
+    config = made.config
+    assert (config.objective.name, config.objective.beta) == ("dpo", 0.5)
+    assert (config.data.format, config.train.token_accuracy) == ("preference", False)
+    assert config.optim.lr == pytest.approx(5e-3 / 40 * 2)
+    assert "preference_accuracy" in config.eval.metrics
+    assert made.plan.global_sequences == 6
+    again = compose.compose(made.words)
+    assert (again.objective, again.optim.lr) == (config.objective, config.optim.lr)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["experiment=quickstart", "launch.processes=1"],
+        ["model=tiny", "objective=sft", "data=prompt"],
+        ["model=tiny", "objective=text", "data=text"],
+        ["model=tiny", "train.token_accuracy=true"],
+    ],
+)
+def test_an_offer_for_conversations_is_one_for_preferences_too(tmp_path, words):
+    site = Site(models={"tiny": Offer(overrides=words)})
+    asked = job(asked={**AUTO, "beta": "auto"}, method="dpo")
+    config = translate(site, asked, inputs(tmp_path), []).config
+    assert (config.objective.name, config.objective.beta) == ("dpo", 0.1)
+    assert (config.data.format, config.data.overlong.name) == ("preference", "truncate")
+
+
+def test_an_offer_says_the_rest_of_an_objective(tmp_path):
+    words = ["model=tiny", "objective.loss=ipo", "objective.beta=0.3"]
+    site = Site(models={"tiny": Offer(overrides=words)})
+    asked = job(asked={**AUTO, "beta": "auto"}, method="dpo")
+    made = translate(site, asked, inputs(tmp_path), [])
+    assert made.config.objective.loss.name == "ipo"
+    # What a client is told of is what is used.
+    assert made.config.objective.beta == made.numbers.options["beta"] == 0.1
 
 
 def test_what_a_site_makes_of_keys_of_a_job_is_made_of_the_jobs(tmp_path):

@@ -32,7 +32,7 @@ from launcher.objectives import base
 class Options(ObjectiveConfig):
     """Preference pairs."""
 
-    learns_pairs: ClassVar[bool] = True
+    learns: ClassVar[tuple[str, ...]] = ("pairs",)
     groups_documents: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "values", "pairs")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "margin", "right_order")
@@ -90,6 +90,7 @@ class Objective(base.Objective):
     """Loss per pair."""
 
     columns = (Column("reference"),)
+    documents = ("chosen", "rejected")
 
     def refusal(self, example):
         if not isinstance(example, Preference):
