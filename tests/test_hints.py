@@ -166,6 +166,7 @@ ABOUT = {
     ("config/reference.py", "launcher train my.yaml"),
     ("spec.py", "launcher join"),
     ("classify/export.py", "launcher generate"),
+    ("reward_export.py", "launcher generate"),
     ("wandb_agents.py", "launcher train"),
 }
 

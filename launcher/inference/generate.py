@@ -1,12 +1,12 @@
 """`python -m launcher.inference.generate RUN_DIR -p TEXT`: answers to prompts on stdout as they
-come; of a classifier the label of each text and its probability."""
+come; of a classifier the label of each text and its probability, of a reward model the reward."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from launcher.config.compose import compose
 from launcher.config.schema import Config
@@ -112,20 +112,20 @@ def _show_outputs(
     if options.checkpoint is not None and objective.about_end:
         note(f"note: {objective.about_end} is that of the run's end")
     line = objective.output_line(run, base=options.base, warn=note)
-    for outputs in _outputs(speaker, texts, config.data.max_length):
+    documents = [objective.tokens_of(speaker.tokenizer, config, text) for text in texts]
+    for outputs in _outputs(speaker.model, documents):
         print(line(outputs), flush=True)
 
 
-def _outputs(speaker: Speaker, texts: Sequence[str], longest: int) -> Iterator[Tensor]:
-    """Outputs of the sequence head for each text, cut to `longest` tokens: fp32 [outputs]."""
+def _outputs(model: Any, documents: Iterable[Sequence[int]]) -> Iterator[Tensor]:
+    """Outputs of the sequence head for the tokens of each text: fp32 [outputs]."""
     import torch
 
-    model = speaker.model.eval()
-    for text in texts:
-        tokens = speaker.tokenizer(text, return_tensors="pt", truncation=True, max_length=longest)
-        inputs = {name: tokens[name].to(model.device) for name in ("input_ids", "attention_mask")}
+    model.eval()
+    for tokens in documents:
+        ids = torch.tensor([tokens], device=model.device)
         with torch.inference_mode():
-            outputs = model(**inputs).logits[0].float()
+            outputs = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0].float()
         yield outputs
 
 
@@ -133,7 +133,7 @@ def require_texts(texts: Sequence[str], where: str) -> None:
     """`DataError` for a text with nothing in it."""
     for number, text in enumerate(texts, start=1):
         if not text.strip():
-            hint = "a label is of a text: give one a line on stdin, or one for each -p"
+            hint = "give a text a line on stdin, or one for each -p"
             raise DataError(f"text {number} is empty", where=where, hint=hint)
 
 

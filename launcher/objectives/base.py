@@ -191,6 +191,12 @@ class Objective:
     def describe_export(self, folder: Path, config: Config, run: RunDir | None) -> None:
         """Write into an exported folder what a user of it must know beside the model."""
 
+    def tokens_of(self, tokenizer: Any, config: Config, text: str) -> list[int]:
+        """Token ids of a text that `launcher generate` is given where the model makes no text."""
+        longest = config.data.max_length
+        ids: list[int] = tokenizer(text, truncation=True, max_length=longest)["input_ids"]
+        return ids
+
     def output_line(
         self, run: RunDir, *, base: bool = False, warn: Callable[[str], None] = print
     ) -> Callable[[Tensor], str]:

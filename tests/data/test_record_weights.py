@@ -56,13 +56,15 @@ def test_weights_that_are_none(weight: Any) -> None:
 def test_a_weighted_loss_is_that_of_repeated_targets(
     weights: list[float], smoothing: float
 ) -> None:
-    from launcher.model.head import _LogitsLoss
+    from launcher.model.head import CrossEntropy, _LogitsLoss
 
     torch.manual_seed(0)
     logits = torch.randn(len(weights), 7, requires_grad=True)
     targets = torch.arange(len(weights)) % 7
     scale = torch.tensor(weights)
-    total, _ = _LogitsLoss.apply(logits.clone(), targets, smoothing, scale, False)
+    total, _ = _LogitsLoss.apply(
+        logits.clone(), targets, CrossEntropy(targets, smoothing, scale), False
+    )
     (got,) = torch.autograd.grad(total, logits)
     each = torch.nn.functional.cross_entropy(
         logits, targets, reduction="none", label_smoothing=smoothing

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -196,8 +194,9 @@ def test_a_text_is_named_as_the_threshold_of_its_run_says(folders, tmp_path) -> 
         model = open_classifier(folders["decoder"], classes.head(0))[0].eval()
         line = classify(classes).output_line(run)
         found = []
-        speaker: Any = SimpleNamespace(model=model, tokenizer=tokenizer)
-        for text, outputs in zip(texts, _outputs(speaker, texts, 8), strict=True):
+        config = make_config(data={"max_length": 8})
+        documents = [classify(classes).tokens_of(tokenizer, config, text) for text in texts]
+        for text, outputs in zip(texts, _outputs(model, documents), strict=True):
             with torch.no_grad():
                 tokens = torch.tensor([tokenizer(text)["input_ids"][:8]])
                 torch.testing.assert_close(outputs, model(input_ids=tokens).logits[0])

@@ -142,3 +142,31 @@ class CpoConfig(PairsConfig):
     """Share of pairs that are believed to be labelled the wrong way round."""
     sft_weight: NonNegativeFloat = 1.0
     """Weight of the cross entropy of the chosen answer, per token of it, beside the loss."""
+
+
+@dataclass(kw_only=True, slots=True)
+class RewardConfig(PairsConfig):
+    """A reward model: a head with one output, higher for the better of two answers."""
+
+    has_sequence_head: ClassVar[bool] = True
+    model_kind: ClassVar[str] = "a reward model"
+    records: ClassVar[tuple[str, ...]] = ("loss", "pairs")
+    own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:RewardRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        name: PairsConfig.own_metrics[name] for name in ("preference_accuracy", "preference_margin")
+    }
+
+    name: str = "reward"
+    """Name of the objective."""
+    margin_weight: NonNegativeFloat = 0.0
+    """Weight of the difference of both ratings, by which the chosen answer's reward has to lead."""
+    centering: NonNegativeFloat = 0.0
+    """Weight of the square of the sum of both rewards, which holds their mean at 0."""
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """A pair that is too long keeps its ends."""
+        return {**PairsConfig.encoding(self, split), "keeps": "ends"}
+
+    def num_outputs(self, labels: list[str]) -> int:
+        """The reward."""
+        return 1

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "orpo": preference.OrpoConfig,
         "simpo": preference.SimpoConfig,
         "cpo": preference.CpoConfig,
+        "reward": preference.RewardConfig,
     },
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
@@ -142,6 +143,7 @@ OBJECTIVES = PluginTable(
         "orpo": "launcher.objectives.preference.orpo:Orpo",
         "simpo": "launcher.objectives.preference.simpo:Simpo",
         "cpo": "launcher.objectives.preference.cpo:Cpo",
+        "reward": "launcher.objectives.preference.reward:Reward",
     },
     own="Objective",
 )

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from launcher.evals.metric import Floats, Ratio
-from launcher.objectives.preference.records import PairRecord
+from launcher.objectives.preference.records import PairRecord, Rewarded
 
 
-class PreferenceAccuracy(Ratio[PairRecord]):
+class PreferenceAccuracy(Ratio[Rewarded]):
     """Share of pairs whose chosen answer has the higher reward; equal rewards count half.
 
     Of an objective with a reference, the model before training rewards all answers with 0: half of
@@ -22,19 +22,19 @@ class PreferenceAccuracy(Ratio[PairRecord]):
     unit = "share"
     leads = True
 
-    def values(self, records: Sequence[PairRecord]) -> tuple[Floats, Floats]:
+    def values(self, records: Sequence[Rewarded]) -> tuple[Floats, Floats]:
         """1, 1/2 or 0 of each pair."""
         signs = np.sign([record.margin for record in records])
         return (1 + signs) / 2, np.ones(len(records))
 
 
-class PreferenceMargin(Ratio[PairRecord]):
+class PreferenceMargin(Ratio[Rewarded]):
     """Mean lead of the chosen answer's reward."""
 
     name = "preference_margin"
     higher_is_better = True
 
-    def values(self, records: Sequence[PairRecord]) -> tuple[Floats, Floats]:
+    def values(self, records: Sequence[Rewarded]) -> tuple[Floats, Floats]:
         """The lead in each pair."""
         return np.array([record.margin for record in records]), np.ones(len(records))
 

@@ -8,22 +8,29 @@ from typing import Any
 import numpy as np
 
 from launcher.evals.records import Results
-from launcher.objectives.preference.records import PairRecord, pair_records
+from launcher.objectives.preference.records import PairRecord, Rewarded, pair_records
 
 #: Nats a token by which chosen answers may become less likely before it is warned of.
 FALL = 0.05
 
 
-def means(records: Sequence[PairRecord]) -> dict[str, float]:
-    """Mean rewards and margin of the pairs, and for each answer the log-probability of a token and
-    its change on the reference, in nats; without a reference no changes."""
+def reward_means(records: Sequence[Rewarded]) -> dict[str, float]:
+    """Mean rewards and margin of the pairs."""
     if not records:
         return {}
-    found = {
+    return {
         "reward_chosen": float(np.mean([r.reward_chosen for r in records])),
         "reward_rejected": float(np.mean([r.reward_rejected for r in records])),
         "margin": float(np.mean([r.margin for r in records])),
     }
+
+
+def means(records: Sequence[PairRecord]) -> dict[str, float]:
+    """Mean rewards and margin of the pairs, and for each answer the log-probability of a token and
+    its change on the reference, in nats; without a reference no changes."""
+    found = reward_means(records)
+    if not records:
+        return found
     for side, name in enumerate(("chosen", "rejected")):
         tokens = sum(r.tokens[side] for r in records)
         found[f"log_prob_{name}"] = sum((r.chosen, r.rejected)[side] for r in records) / tokens
@@ -63,6 +70,22 @@ def section(records: Sequence[PairRecord]) -> dict[str, Any]:
             ]
         )
     columns = ["Answer", "Mean reward", "Log-probability a token", "Change on the reference"]
+    return _section(records, {"columns": columns, "rows": rows})
+
+
+def reward_section(records: Sequence[Rewarded]) -> dict[str, Any]:
+    """A section of the report: how both answers are rewarded, and whether length decides."""
+    rows = []
+    for name in ("chosen", "rejected"):
+        own = [getattr(record, f"reward_{name}") for record in records]
+        rows.append([name.capitalize(), f"{np.mean(own):.3f}", f"{np.std(own):.3f}"])
+    columns = ["Answer", "Mean reward", "Standard deviation"]
+    return _section(records, {"columns": columns, "rows": rows})
+
+
+def _section(records: Sequence[Rewarded], answers: dict[str, Any]) -> dict[str, Any]:
+    """That section around the table of both answers."""
+    margin = np.mean([r.margin for r in records])
     quantiles = [
         [f"{q:.0%}", f"{np.quantile([r.margin for r in records], q):.3f}"]
         for q in (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -70,15 +93,15 @@ def section(records: Sequence[PairRecord]) -> dict[str, Any]:
     return {
         "title": "Preferences",
         "blocks": [
-            {"text": f"The mean margin of {len(records)} held-out pairs is {found['margin']:.3f}."},
-            {"columns": columns, "rows": rows},
+            {"text": f"The mean margin of {len(records)} held-out pairs is {margin:.3f}."},
+            answers,
             {"columns": ["Quantile", "Margin"], "rows": quantiles},
             {"columns": ["Chosen answer", "Pairs", "Preferred"], "rows": _by_length(records)},
         ],
     }
 
 
-def _by_length(records: Sequence[PairRecord]) -> list[list[str]]:
+def _by_length(records: Sequence[Rewarded]) -> list[list[str]]:
     """How often chosen answers are preferred where they are longer, equally long and shorter."""
     rows = []
     for name, sign in (("longer", 1), ("as long", 0), ("shorter", -1)):

@@ -13,7 +13,7 @@ from launcher.evals.records import LossRecord, Results
 from launcher.objectives.base import LossSum, Objective
 from launcher.objectives.preference import outcome
 from launcher.objectives.preference.encoder import MARGIN, PairEncoder
-from launcher.objectives.preference.records import PairRecord, pair_records
+from launcher.objectives.preference.records import PairRecord, Rewarded, pair_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,22 +51,81 @@ class Judged(NamedTuple):
     """fp32 [pairs, 2]: what is compared of both answers."""
 
 
-class Pairs(Objective):
-    """Loss per pair. A subclass says what the loss is (`judge_pairs`), and by `reference` whether
-    the model before training has part in it."""
+class PairTask(Objective):
+    """What concerns pairs of answers, whatever is computed of them."""
 
     columns: ClassVar[Sequence[Column]] = (Column(MARGIN),)
     documents: ClassVar[Sequence[str]] = ("chosen", "rejected")
-
-    @abstractmethod
-    def judge_pairs(self, answers: Answers) -> Judged:
-        """Losses and rewards of pairs."""
 
     # ---- from example to documents
 
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> PairEncoder:
         """Both answers, each behind the prompt."""
         return PairEncoder(tokenizer, chat)
+
+    # ---- learning
+
+    def weight(self, row: Row) -> float:
+        """Number of pairs, each counted with its weight."""
+        weights = row.record_weights
+        return float(len(row.records) if weights is None else weights.sum())
+
+    # ---- held-out records
+
+    @abstractmethod
+    def judged(
+        self, head: Any, caller: Any, row: Row, ids: Sequence[int]
+    ) -> tuple[list[float], Sequence[Rewarded]]:
+        """Loss and record of each pair of a row; `ids` are those of its records, or none of a row
+        that does not count."""
+
+    def score(
+        self,
+        head: Any,
+        caller: Any,
+        rows: Iterable[tuple[Row | None, Sequence[int]]],
+        should_stop: Callable[[], bool] | None,
+    ) -> dict[str, list[Any]]:
+        """The loss of each pair, and both answers."""
+        import torch
+
+        from launcher.evals.runner import poll
+
+        losses: list[LossRecord] = []
+        pairs: list[Rewarded] = []
+        for row, ids in rows:
+            poll(should_stop)
+            if row is None:
+                continue
+            with torch.no_grad():
+                nats, found = self.judged(head, caller, row, ids)
+            pairs += found
+            losses += [
+                LossRecord(pair.id, loss, 1, int(pair.is_right))
+                for pair, loss in zip(found, nats, strict=False)
+            ]
+        return {"loss": losses, "pairs": pairs}
+
+    def lines(
+        self,
+        base: Results | None,
+        tuned: Results,
+        metrics: Sequence[Metric[Any]],
+        where: Callable[[int], str],
+        text: Callable[[int], str],
+    ) -> list[dict[str, Any]]:
+        """The generated answers where there are any; else each pair with what it is rewarded."""
+        found = super().lines(base, tuned, metrics, where, text)
+        return found or outcome.lines(base, tuned, where, text)
+
+
+class Pairs(PairTask):
+    """Loss per pair. A subclass says what the loss is (`judge_pairs`), and by `reference` whether
+    the model before training has part in it."""
+
+    @abstractmethod
+    def judge_pairs(self, answers: Answers) -> Judged:
+        """Losses and rewards of pairs."""
 
     def question(
         self, cache: TokenCache | JoinedCache, record: int
@@ -81,11 +140,6 @@ class Pairs(Objective):
     def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
         """Sums of the log-probabilities of each answer's tokens, fp32 [documents]."""
         return {REFERENCE: _sums(head.log_probs(caller, row), row)}
-
-    def weight(self, row: Row) -> float:
-        """Number of pairs, each counted with its weight."""
-        weights = row.record_weights
-        return float(len(row.records) if weights is None else weights.sum())
 
     def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's pairs; beside it the means by which people follow it."""
@@ -110,45 +164,27 @@ class Pairs(Objective):
 
     # ---- held-out records
 
-    def score(
-        self,
-        head: Any,
-        caller: Any,
-        rows: Iterable[tuple[Row | None, Sequence[int]]],
-        should_stop: Callable[[], bool] | None,
-    ) -> dict[str, list[Any]]:
-        """The loss of each pair, and both answers."""
-        import torch
-
-        from launcher.evals.runner import poll
-
-        losses: list[LossRecord] = []
-        pairs: list[PairRecord] = []
-        for row, ids in rows:
-            poll(should_stop)
-            if row is None:
-                continue
-            with torch.no_grad():
-                answers = self._answers(head, caller, row)
-                found, rewards = self.judge_pairs(answers)
-            if not ids:
-                continue
-            sums, given = answers.log_probs.tolist(), rewards.tolist()
-            tokens = answers.tokens.long().tolist()
-            reference = None if answers.reference is None else answers.reference.tolist()
-            for i, record in enumerate(ids):
-                pair = PairRecord(
-                    id=record,
-                    chosen=sums[i][0],
-                    rejected=sums[i][1],
-                    reward_chosen=given[i][0],
-                    reward_rejected=given[i][1],
-                    tokens=tokens[i],
-                    reference=None if reference is None else reference[i],
-                )
-                pairs.append(pair)
-                losses.append(LossRecord(record, float(found[i]), 1, int(pair.is_right)))
-        return {"loss": losses, "pairs": pairs}
+    def judged(
+        self, head: Any, caller: Any, row: Row, ids: Sequence[int]
+    ) -> tuple[list[float], Sequence[Rewarded]]:
+        """Loss and record of each pair."""
+        answers = self._answers(head, caller, row)
+        losses, rewards = self.judge_pairs(answers)
+        sums, given = answers.log_probs.tolist(), rewards.tolist()
+        tokens = answers.tokens.long().tolist()
+        reference = None if answers.reference is None else answers.reference.tolist()
+        return losses.tolist(), [
+            PairRecord(
+                id=record,
+                chosen=sums[i][0],
+                rejected=sums[i][1],
+                reward_chosen=given[i][0],
+                reward_rejected=given[i][1],
+                tokens=tokens[i],
+                reference=None if reference is None else reference[i],
+            )
+            for i, record in enumerate(ids)
+        ]
 
     def about(self, results: Results) -> dict[str, Any]:
         """Means over the held-out pairs."""
@@ -165,18 +201,6 @@ class Pairs(Objective):
         records = pair_records(results)
         return [outcome.section(records)] if records else []
 
-    def lines(
-        self,
-        base: Results | None,
-        tuned: Results,
-        metrics: Sequence[Metric[Any]],
-        where: Callable[[int], str],
-        text: Callable[[int], str],
-    ) -> list[dict[str, Any]]:
-        """The generated answers where there are any; else each pair with what it is rewarded."""
-        found = super().lines(base, tuned, metrics, where, text)
-        return found or outcome.lines(base, tuned, where, text)
-
 
 def _sums(log_probs: Tensor, row: Row) -> Tensor:
     """Those of each document's targets added up: fp32 [documents]."""
@@ -186,15 +210,9 @@ def _sums(log_probs: Tensor, row: Row) -> Tensor:
 
 def _logged(answers: Answers, rewards: Tensor) -> dict[str, tuple[Any, Any]]:
     """Numerators and denominators of what is logged beside the loss."""
-    count = len(rewards)
-    chosen, rejected = rewards.unbind(1)
     sums, tokens = answers.log_probs.detach().sum(0), answers.tokens.sum(0)
-    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
     logged = {
-        "preference_accuracy": (right, count),
-        "reward_margin": ((chosen - rejected).sum(), count),
-        "reward_chosen": (chosen.sum(), count),
-        "reward_rejected": (rejected.sum(), count),
+        **logged_of(rewards),
         "log_prob_chosen": (sums[0], tokens[0]),
         "log_prob_rejected": (sums[1], tokens[1]),
     }
@@ -203,3 +221,16 @@ def _logged(answers: Answers, rewards: Tensor) -> dict[str, tuple[Any, Any]]:
         logged["chosen_change"] = (changes[0], tokens[0])
         logged["rejected_change"] = (changes[1], tokens[1])
     return logged
+
+
+def logged_of(rewards: Tensor) -> dict[str, tuple[Any, Any]]:
+    """Numerators and denominators of what is logged of rewards, [pairs, 2] without gradients."""
+    count = len(rewards)
+    chosen, rejected = rewards.unbind(1)
+    right = (chosen > rejected).sum() + 0.5 * (chosen == rejected).sum()
+    return {
+        "preference_accuracy": (right, count),
+        "reward_margin": ((chosen - rejected).sum(), count),
+        "reward_chosen": (chosen.sum(), count),
+        "reward_rejected": (rejected.sum(), count),
+    }

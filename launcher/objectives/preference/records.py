@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from launcher.evals.records import Results
 
 
-@dataclass(frozen=True, slots=True)
-class PairRecord:
-    """Sums of log-probabilities in nats over each answer's tokens."""
+class Rewarded:
+    """What all records of pairs have in common: the rewards of both answers."""
+
+    __slots__ = ()
 
     id: int
-    chosen: float = field(metadata={"digits": 6})
-    rejected: float = field(metadata={"digits": 6})
-    reward_chosen: float = field(metadata={"digits": 6})
-    """By how much the objective rewards each answer: what its loss compares."""
-    reward_rejected: float = field(metadata={"digits": 6})
+    reward_chosen: float
+    reward_rejected: float
     tokens: list[int]
-    """Learned tokens of both answers."""
-    reference: list[float] | None = None
-    """Both sums of the model before training; None for an objective without a reference."""
 
     @property
     def task(self) -> tuple[int, ...]:
@@ -38,6 +34,33 @@ class PairRecord:
         return self.margin > 0
 
 
-def pair_records(results: Results) -> list[PairRecord]:
+@dataclass(frozen=True, slots=True)
+class PairRecord(Rewarded):
+    """Sums of log-probabilities in nats over each answer's tokens."""
+
+    id: int
+    chosen: float = field(metadata={"digits": 6})
+    rejected: float = field(metadata={"digits": 6})
+    reward_chosen: float = field(metadata={"digits": 6})
+    """By how much the objective rewards each answer: what its loss compares."""
+    reward_rejected: float = field(metadata={"digits": 6})
+    tokens: list[int]
+    """Learned tokens of both answers."""
+    reference: list[float] | None = None
+    """Both sums of the model before training; None for an objective without a reference."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardRecord(Rewarded):
+    """What the head of a reward model gives both answers."""
+
+    id: int
+    reward_chosen: float = field(metadata={"digits": 6})
+    reward_rejected: float = field(metadata={"digits": 6})
+    tokens: list[int]
+    """Learned tokens of both answers."""
+
+
+def pair_records(results: Results) -> list[Any]:
     """What a model makes of the pairs; [] where none was asked."""
     return results.passes.get("pairs", [])

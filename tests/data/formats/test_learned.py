@@ -151,9 +151,11 @@ def test_an_example_is_learned_or_refused_with_the_objective_that_learns_it(
 @pytest.mark.parametrize("name", sorted(variants.OPTIONS["objective"]))
 @pytest.mark.parametrize("format_name", sorted(variants.FORMATS))
 def test_a_format_of_another_kind_is_found_before_anything_starts(
-    name: str, format_name: str
+    name: str, format_name: str, tiny_llama: Path
 ) -> None:
     words = ["model=tiny", "data.train=x.jsonl", "batch.sequences=8", "eval=none"]
+    if name == "distill":
+        words.append(f"objective.teacher={tiny_llama}")
     config = compose.compose([*words, f"objective={name}", f"data={format_name}"])
     found = checks.check(config, world_size=1, has_gpu=False)
     mine = [p for p in found if f"{name} with data.format={format_name}" in p.found]
