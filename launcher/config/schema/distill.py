@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
-from launcher.config.schema import Config, ObjectiveConfig
+from launcher.config.schema import Config, ObjectiveConfig, Overlong
 from launcher.config.schema.eval import MetricRow
 from launcher.config.schema.ranges import PositiveFloat, PositiveInt, Range, ShareAboveZero
 from launcher.core.errors import Problem
@@ -83,7 +83,6 @@ class DistillConfig(ObjectiveConfig):
 
     def problems(self, config: Config) -> Iterator[Problem]:
         """A teacher that is not there, and what nothing is learned from."""
-        yield from ObjectiveConfig.problems(self, config)
         if self.teacher is None:
             yield Problem("objective.teacher", "no teacher is given", _FOLDER)
         if self.beta is not None and self.divergence is not Divergence.jsd:
@@ -93,3 +92,6 @@ class DistillConfig(ObjectiveConfig):
         if config.data.format == "text" and not self.all_tokens:
             hint = "plain text has no answers to learn: objective.all_tokens=true"
             yield Problem("data.format", "text with objective=distill", hint)
+        if config.data.overlong is Overlong.cut_prompt and self.all_tokens:
+            hint = "every token is learned, so nothing is a prompt: data.overlong=split"
+            yield Problem("data.overlong", "cut_prompt with objective.all_tokens=true", hint)

@@ -128,6 +128,12 @@ def test_what_is_no_model_is_refused(here: Path) -> None:
             {},
         ),
         ("data.format", "text with objective=distill", {}, {"data": {"format": "text"}}),
+        (
+            "data.overlong",
+            "cut_prompt with objective.all_tokens=true",
+            {"all_tokens": True},
+            {"data": {"overlong": "cut_prompt"}},
+        ),
     ],
 )
 def test_options_that_do_not_fit(
