@@ -21,6 +21,7 @@ from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.pack.loader import Row
+from launcher.data.pack.mixture import records_of
 from launcher.distributed import collectives
 from launcher.evals.runner import EvaluationStopped
 from launcher.health.heartbeat import Heartbeat
@@ -260,9 +261,8 @@ class Training:
         )
         count = self.plan.global_sequences
         packs = range(self.progress.step * count, self.num_steps * count)
-        packs = packs[: self.data.order.num_packs]  # an epoch has all records
-        chosen = {int(i) for pack in packs for i in self.data.order.pack(pack)}
-        referee.fill(self.engine, self.data.cache, sorted(chosen), "training records")
+        records = records_of(self.data.order, packs, len(self.data.cache))
+        referee.fill(self.engine, self.data.cache, records, "training records")
         if self.evaluator is not None:
             for cache, ids, what in self.evaluator.sets():
                 referee.fill(self.engine, cache, ids, what)

@@ -102,6 +102,16 @@ def open_data(folder: str | Path, config: Config) -> tuple[TokenCache | JoinedCa
     )
 
 
+def records_of(order: Order, packs: range, most: int) -> list[int]:
+    """The records in some packs of `order`, ascending, each once; `most` are all there are."""
+    found: set[int] = set()
+    for pack in packs:
+        found.update(order.pack(pack).tolist())
+        if len(found) == most:
+            break
+    return sorted(found)
+
+
 def make_order(
     cache: TokenCache | JoinedCache,
     max_length: int,

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.data.pack.mixture import records_of
 from launcher.data.pack.packing import PackedOrder, best_fit_decreasing, permute
 
 CAPACITY = 32
@@ -44,6 +45,17 @@ def test_any_pack_is_found_without_the_others(
     in_order = [walked.pack(i).tolist() for i in range(501)]
     for place in places:
         assert make().pack(place).tolist() == in_order[place]
+
+
+@given(LENGTHS, st.integers(0, 200), st.integers(0, 200), MODES)
+def test_records_of_packs_are_all_that_are_in_them(
+    lengths: list[int], begin: int, count: int, mode: tuple[bool, bool]
+) -> None:
+    shuffle, packing = mode
+    order = PackedOrder(np.array(lengths), CAPACITY, 3, shuffle=shuffle, packing=packing)
+    packs = range(begin, begin + count)  # of several epochs, from the middle of one
+    known = {record for pack in packs for record in order.pack(pack).tolist()}
+    assert records_of(order, packs, len(lengths)) == sorted(known)
 
 
 @given(LENGTHS)
