@@ -96,6 +96,8 @@ class Objective:
         self.options: ObjectiveConfig = options
         self.spec: SequenceHead | None = None
         """The sequence head of the run's model, once it is made."""
+        self.batch: Mapping[str, float] = {}
+        """What `over_batch` has found for the global batch whose losses are asked for."""
         self.store: ReferenceStore | None = None
         """Where the columns of `reference` are kept, once the run's base is known."""
 
@@ -230,6 +232,12 @@ class Objective:
         """What the loss sum of this row is divided by, summed over the global batch: its target
         tokens, each counted with the weight of its record."""
         return float(len(row.targets) if row.weights is None else row.weights.sum())
+
+    def over_batch(self, head: Any, caller: Any, row: Row) -> Mapping[str, tuple[Any, Any]]:
+        """What the loss of a row needs of the whole global batch: numerators and denominators, by
+        name, which are added up over its rows and divided, and stand in `batch` before the loss of
+        any row is asked for. Without gradients; the model is in evaluation mode."""
+        return {}
 
     def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Loss sum of one row, in nats. `caller` is what to call for a forward."""

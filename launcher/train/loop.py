@@ -300,6 +300,8 @@ class Training:
         )
         if is_measured:
             self.footprint.start(self.engine.held())
+        if type(self.objective).over_batch is not Objective.over_batch:
+            self.objective.batch = self.over_batch(rows)
         losses, counted = self.backward(rows, weight)
         mine = [float(torch.stack(losses).sum()), float(bool(self.stop))]  # waits for the device
         names, sums = _sums(counted)
@@ -355,6 +357,22 @@ class Training:
         measured = collectives.gather_objects(mine)
         if self.ranks.is_main:
             write_json(self.run.memory, {"planned": self.plan.memory, "ranks": measured})
+
+    @torch.no_grad()
+    def over_batch(self, rows: list[Row]) -> dict[str, float]:
+        """What the objective needs of the global batch before it says the loss of a row; every rank
+        has rows, and an objective the same names in each."""
+        self.heart.beat("step", self.progress.step, "look over the batch")
+        self.engine.eval()
+        found = []
+        for row in rows:
+            own = self.objective.over_batch(self.head, self.engine, row)
+            found.append(dict.fromkeys(own, (0.0, 0.0)) if row.is_filler else own)
+        self.engine.train()
+        names = sorted(found[0])
+        sums = [float(sum(row[name][side] for row in found)) for name in names for side in (0, 1)]
+        sums = collectives.sum_over_ranks(sums)
+        return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names)}
 
     def backward(
         self, rows: list[Row], weight: float

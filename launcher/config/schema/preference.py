@@ -170,3 +170,42 @@ class RewardConfig(PairsConfig):
     def num_outputs(self, labels: list[str]) -> int:
         """The reward."""
         return 1
+
+
+@dataclass(kw_only=True, slots=True)
+class KtoConfig(ObjectiveConfig):
+    """Kahneman-Tversky optimisation: answers of which each is good or bad, against the model before
+    training (the reference)."""
+
+    learns: ClassVar[tuple[str, ...]] = ("unpaired",)
+    groups_documents: ClassVar[bool] = True
+    records: ClassVar[tuple[str, ...]] = ("loss", "verdicts", "generation")
+    metrics: ClassVar[tuple[str, ...]] = (
+        *("loss", "verdict_accuracy", "reward_gap", "good_change", "bad_change"),
+    )
+    own_records: ClassVar[Mapping[str, str]] = {"verdicts": f"{_HERE}.verdicts:VerdictRecord"}
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        "verdict_accuracy": MetricRow(f"{_HERE}.verdicts:VerdictAccuracy", "verdicts"),
+        "reward_gap": MetricRow(f"{_HERE}.verdicts:RewardGap", "verdicts"),
+        "good_change": MetricRow(f"{_HERE}.verdicts:GoodChange", "verdicts"),
+        "bad_change": MetricRow(f"{_HERE}.verdicts:BadChange", "verdicts"),
+    }
+
+    name: str = "kto"
+    """Name of the objective."""
+    beta: PositiveFloat = 0.1
+    """What a step away from the reference costs: the smaller, the further the model may move."""
+    desirable_weight: PositiveFloat = 1.0
+    """Weight of good answers. With weights, good and bad answers should count about alike."""
+    undesirable_weight: PositiveFloat = 1.0
+    """Weight of bad answers."""
+
+    def problems(self, config: Config) -> Iterator[Problem]:
+        """Answers that would be torn apart."""
+        if config.data.overlong is Overlong.split:
+            hint = "a verdict is of a whole answer: data.overlong=cut_prompt, truncate or drop"
+            yield Problem("data.overlong", f"split with objective={self.name}", hint)
+
+    def encoding(self, split: str) -> dict[str, Any]:
+        """An answer and a mismatched one are documents of one record."""
+        return {"verdicts": True}

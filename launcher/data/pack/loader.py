@@ -71,6 +71,12 @@ class Row:
         own["columns"] = {name: changed(values) for name, values in self.columns.items()}
         return replace(self, **own)
 
+    def every(self, count: int, first: int = 0) -> Row:
+        """Of each `count` documents the one at place `first`: those of a record, where each has as
+        many."""
+        last = len(self.document_starts) - 1
+        return _documents(self, range(first, last, count), self.records, [1] * len(self.records))
+
     def document_of_targets(self) -> torch.Tensor:
         """int64 [targets]: which document each one is of."""
         return torch.searchsorted(self.document_starts.long(), self.target_index, right=True) - 1
@@ -182,6 +188,17 @@ def _records(row: Row, chosen: list[int]) -> Row:
     """These records of `row`, in this order."""
     firsts = np.cumsum([0, *row.sizes]).tolist()
     documents = [d for i in chosen for d in range(firsts[i], firsts[i + 1])]
+    made = _documents(
+        row, documents, [row.records[i] for i in chosen], [row.sizes[i] for i in chosen]
+    )
+    if row.record_weights is not None:
+        made.record_weights = row.record_weights[chosen]
+    return made
+
+
+def _documents(row: Row, documents: Sequence[int], records: list[int], sizes: list[int]) -> Row:
+    """These documents of `row`, in this order, of `records` that have `sizes` of them; weights by
+    record are those of `row`."""
     starts = row.document_starts.tolist()
     spans = [(starts[d], starts[d + 1]) for d in documents]
     lengths = [end - start for start, end in spans]
@@ -195,23 +212,21 @@ def _records(row: Row, chosen: list[int]) -> Row:
         row.target_index[index] - start + int(begin)
         for index, (start, _), begin in zip(learned, spans, begins[:-1], strict=True)
     ]
-    return Row(
+    return replace(
+        row,
         input_ids=torch.cat([row.input_ids[start:end] for start, end in spans]),
         position_ids=torch.cat([row.position_ids[start:end] for start, end in spans]),
-        document_starts=torch.from_numpy(begins),
+        document_starts=torch.from_numpy(begins).to(row.document_starts.device),
         target_index=torch.cat(moved),
         targets=row.targets[own],
         longest=max(lengths),
-        records=[row.records[i] for i in chosen],
-        packs=row.packs,
-        sizes=[row.sizes[i] for i in chosen],
-        record_weights=None if row.record_weights is None else row.record_weights[chosen],
+        records=records,
+        sizes=sizes,
         weights=None if row.weights is None else row.weights[own],
         columns={
-            name: values[own if name in row.by_target else documents]
+            name: values[own if name in row.by_target else list(documents)]
             for name, values in row.columns.items()
         },
-        by_target=row.by_target,
     )
 
 

@@ -139,7 +139,7 @@ class Pairs(PairTask):
 
     def refer(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
         """Sums of the log-probabilities of each answer's tokens, fp32 [documents]."""
-        return {REFERENCE: _sums(head.log_probs(caller, row), row)}
+        return {REFERENCE: sums_of(head.log_probs(caller, row), row)}
 
     def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's pairs; beside it the means by which people follow it."""
@@ -152,7 +152,7 @@ class Pairs(PairTask):
         import torch
 
         of_targets = row.document_of_targets()
-        sums = _sums(head.log_probs(caller, row), row)
+        sums = sums_of(head.log_probs(caller, row), row)
         counts = torch.bincount(of_targets, minlength=len(sums)).to(sums.dtype)
         reference = row.columns.get(REFERENCE)
         return Answers(
@@ -202,7 +202,7 @@ class Pairs(PairTask):
         return [outcome.section(records)] if records else []
 
 
-def _sums(log_probs: Tensor, row: Row) -> Tensor:
+def sums_of(log_probs: Tensor, row: Row) -> Tensor:
     """Those of each document's targets added up: fp32 [documents]."""
     zeros = log_probs.new_zeros(len(row.document_starts) - 1)
     return zeros.index_add(0, row.document_of_targets(), log_probs)
