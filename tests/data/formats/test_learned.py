@@ -215,7 +215,8 @@ def test_other_data_in_a_run_that_learns_pairs(
     with pytest.raises(ConfigError, match=r"dpo with \w+ data") as caught:
         prepare(configure(train=make_data(RECORDS[kind]), objective="dpo"))
     hint = caught.value.problems[0].hint
-    assert ["objective=sft" if kind == "answers" else "data=preference"] in hints.ways(hint)
+    learns = {"answers": "objective=sft", "unpaired": "objective=kto"}[kind]
+    assert [learns] in hints.ways(hint)
 
 
 def dpo(configure: Configure, train: Any, **data: Any) -> TokenCache | JoinedCache:
