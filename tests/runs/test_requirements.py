@@ -125,7 +125,7 @@ CLASSES = ("objective=classify", "eval=classify")
         (["data.train=maths.jsonl", *PROMPT, "data.validation=labelled.jsonl"], "labelled.jsonl:1"),
         (["data.train=train.jsonl", "eval.general=maths.jsonl"], "maths.jsonl:1: no known format"),
         (["data.train=labelled.jsonl", *CLASSES, "data.labels=[b]"], "'a' is not in data.labels"),
-        (["data.train=train.jsonl", *CLASSES], "a record without a label (chat)"),
+        (["data.train=train.jsonl", *CLASSES], "classify with chat data"),
         (["data.train=broken.jsonl"], "broken.jsonl:2: "),
         (["data.train=own.jsonl", "data.format=own.py"], "own.jsonl:1: says so itself"),
         (["data.train={path: maths.jsonl, weight: 1}"], "maths.jsonl:1: no known format"),
