@@ -112,7 +112,7 @@ def equal(options):
         model, pairs = plain(options.model, options.pairs, folder)
         for title, (own, objective, theirs) in OBJECTIVES.items():
             more = (*own.split(), "data.shuffle=false", "data.packing=false", "engine=zero0")
-            more += (f"batch.sequences={options.batch}", "optim.clip_norm=0")
+            more += (f"batch.sequences={options.batch}", "optim.clip_norm=0", "optim.lr=1e-4")
             chosen = words(options, model, pairs, folder, *more)
             output([*TRAIN, *chosen], folder)
             ours = lines(folder, chosen)
