@@ -240,13 +240,12 @@ class TokenCache:
         """First target of each record, int64 [records + 1]; counted where it is not kept."""
         if self._goals is not None:
             return self._goals
-        counts = np.empty(len(self) + 1, np.int64)
-        counts[0] = 0
-        for i in range(len(self)):
-            flags = self.record(i)[1]
-            starts = np.cumsum([0, *self.documents(i)[:-1]])
-            counts[i + 1] = int(flags.sum()) - int(flags[starts].sum())
-        return np.cumsum(counts)
+        starts = self.offsets[:-1] if self._documents is None else self._documents[:-1]
+        firsts = self.targets[starts].astype(np.int64)
+        if self._groups is not None:
+            firsts = np.add.reduceat(firsts, self._groups[:-1])
+        counts = np.add.reduceat(self.targets, self.offsets[:-1], dtype=np.int64) - firsts
+        return np.concatenate([[0], np.cumsum(counts)])
 
     @property
     def num_documents(self) -> int:

@@ -126,10 +126,7 @@ def loss_records(
     `EvaluationStopped`.
     """
     results: list[LossRecord] = []
-    for row, ids in rows:
-        poll(should_stop)
-        if row is None:
-            continue
+    for row, ids in computed(rows, should_stop):
         losses, correct = score(row)
         if not ids:
             continue
@@ -198,6 +195,19 @@ def prompt_and_reference(
         return None
     start = int(context[-1]) + 1
     return [int(t) for t in tokens[:start]], [int(t) for t in tokens[start:end]]
+
+
+def computed(
+    rows: Iterable[tuple[RowT | None, Sequence[int]]],
+    should_stop: Callable[[], bool] | None = None,
+) -> Iterator[tuple[RowT, Sequence[int]]]:
+    """The rows of a pass that are to be computed, each with its ids: filler, which has none, too,
+    but no round without a row. `should_stop` is asked in each round; raises
+    `EvaluationStopped`."""
+    for row, ids in rows:
+        poll(should_stop)
+        if row is not None:
+            yield row, ids
 
 
 def poll(should_stop: Callable[[], bool] | None) -> None:

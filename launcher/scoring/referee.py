@@ -172,10 +172,7 @@ class Referee:
         rows = rows_to_score(
             cache, records, head, self._config, self._plan, self._ranks, self._device
         )
-        for row, ids in rows:
-            runner.poll(self._should_stop)
-            if row is None:
-                continue
+        for row, ids in runner.computed(rows, self._should_stop):
             columns = self._objective.refer(head, caller, row)
             if ids:
                 made = {name: values.cpu().numpy() for name, values in columns.items()}

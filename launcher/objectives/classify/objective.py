@@ -307,10 +307,7 @@ def _scored_classes(
 
     losses: list[LossRecord] = []
     classes: list[ClassRecord] = []
-    for row, ids in rows:
-        runner.poll(should_stop)
-        if row is None:
-            continue
+    for row, ids in runner.computed(rows, should_stop):
         targets, nats, chances = (values.cpu() for values in score(row))
         several = targets.dim() > 1
         truths = targets.tolist()

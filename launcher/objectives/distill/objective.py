@@ -225,10 +225,7 @@ class Distill(Objective):
         from launcher.evals import runner
 
         losses, divergences = [], []
-        for row, ids in rows:
-            runner.poll(should_stop)
-            if row is None:
-                continue
+        for row, ids in runner.computed(rows, should_stop):
             loss, correct, far = self._scored(head, caller, row)
             pair = (row, ids)
             losses += runner.loss_records([pair], partial(_second, other=(loss, correct)))

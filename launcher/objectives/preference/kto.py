@@ -162,13 +162,10 @@ class Kto(Objective):
         """Each answer; losses follow in `judge`, which knows the baseline of all."""
         import torch
 
-        from launcher.evals.runner import poll
+        from launcher.evals.runner import computed
 
         records: list[VerdictRecord] = []
-        for row, ids in rows:
-            poll(should_stop)
-            if row is None:
-                continue
+        for row, ids in computed(rows, should_stop):
             with torch.no_grad():
                 both = _answers(head, caller, row)
             columns = (both.log_probs, both.reference, both.tokens, both.good)

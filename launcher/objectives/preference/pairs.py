@@ -89,14 +89,11 @@ class PairTask(Objective):
         """The loss of each pair, and both answers."""
         import torch
 
-        from launcher.evals.runner import poll
+        from launcher.evals.runner import computed
 
         losses: list[LossRecord] = []
         pairs: list[Rewarded] = []
-        for row, ids in rows:
-            poll(should_stop)
-            if row is None:
-                continue
+        for row, ids in computed(rows, should_stop):
             with torch.no_grad():
                 nats, found = self.judged(head, caller, row, ids)
             pairs += found
