@@ -82,7 +82,7 @@ def disturbed(here: Project, run: str, name: str, draw: random.Random, kills: in
     folder = here.folder_of(run)
 
     def step() -> int:
-        return folder.status.step or 0
+        return folder.status().step or 0
 
     for _ in range(kills):
         wanted = draw.randint(min(step() + 1, STEPS - 1), STEPS - 1)

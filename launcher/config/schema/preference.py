@@ -29,8 +29,10 @@ class PairsConfig(ObjectiveConfig):
         "preference_accuracy": MetricRow(f"{_HERE}.metrics:PreferenceAccuracy", "pairs"),
         "preference_margin": MetricRow(f"{_HERE}.metrics:PreferenceMargin", "pairs"),
         "chosen_change": MetricRow(f"{_HERE}.metrics:ChosenChange", "pairs"),
-        "rejected_change": MetricRow(f"{_HERE}.metrics:RejectedChange", "pairs"),
-        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "pairs"),
+        "rejected_change": MetricRow(
+            f"{_HERE}.metrics:RejectedChange", "pairs", lower_is_better=True
+        ),
+        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "pairs", lower_is_better=True),
     }
 
     def problems(self, config: Config) -> Iterator[Problem]:
@@ -189,8 +191,8 @@ class KtoConfig(ObjectiveConfig):
         "verdict_accuracy": MetricRow(f"{_HERE}.verdicts:VerdictAccuracy", "verdicts"),
         "reward_gap": MetricRow(f"{_HERE}.verdicts:RewardGap", "verdicts"),
         "good_change": MetricRow(f"{_HERE}.verdicts:GoodChange", "verdicts"),
-        "bad_change": MetricRow(f"{_HERE}.verdicts:BadChange", "verdicts"),
-        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "verdicts"),
+        "bad_change": MetricRow(f"{_HERE}.verdicts:BadChange", "verdicts", lower_is_better=True),
+        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "verdicts", lower_is_better=True),
     }
 
     name: str = "kto"
