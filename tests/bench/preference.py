@@ -21,15 +21,15 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from measured import TORCHRUN, TWO_RANKS, lines, peer, run
+
 HERE = Path(__file__).resolve().parent
 TRAIN = [sys.executable, "-m", "launcher.train"]
-RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 #: Name -> overrides here; objective and options there.
 OBJECTIVES = {
     "dpo": ("objective=dpo", "dpo", {"loss_type": ["sigmoid"], "beta": 0.1}),
@@ -51,28 +51,6 @@ OBJECTIVES = {
 }
 
 
-def output(command, folder):
-    """stdout of a command, and the peak resident size of its largest process in bytes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder / "out.txt", "w+") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=folder
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))} failed:\n{text[-4000:]}")
-    return text, usage.ru_maxrss * 1024
-
-
-def peer(command, folder):
-    text, _ = output(command, folder)
-    line = next(line for line in text.splitlines() if line.startswith("RESULT "))
-    return json.loads(line.removeprefix("RESULT "))
-
-
 def words(options, model, pairs, folder, *more):
     return [
         *("model=hf", f"model.name={model}", "data=preference", f"data.train={pairs}"),
@@ -82,12 +60,6 @@ def words(options, model, pairs, folder, *more):
         *("checkpoint.every_steps=null", f"train.steps={options.steps}", f"run.root={folder}"),
         *(f"run.name=run-{time.time_ns()}", *more),
     ]
-
-
-def lines(folder, chosen):
-    name = next(word for word in chosen if word.startswith("run.name=")).partition("=")[2]
-    text = (folder / name / "metrics.jsonl").read_text()
-    return [line for line in map(json.loads, text.splitlines()) if line["kind"] == "train"]
 
 
 def plain(model, pairs, folder):
@@ -114,7 +86,7 @@ def equal(options):
             more = (*own.split(), "data.shuffle=false", "data.packing=false", "engine=zero0")
             more += (f"batch.sequences={options.batch}", "optim.clip_norm=0", "optim.lr=1e-4")
             chosen = words(options, model, pairs, folder, *more)
-            output([*TRAIN, *chosen], folder)
+            run([*TRAIN, *chosen], folder)
             ours = lines(folder, chosen)
             script = [options.trl, str(HERE / "preference_trl.py"), "equal", str(model), str(pairs)]
             rest = [objective, json.dumps(theirs), str(options.steps), str(options.batch)]
@@ -132,8 +104,7 @@ def ours(options, weights, folder):
     more = ["objective=dpo", "engine=zero2", f"batch.sequences={options.batch}"]
     more += ["peft=lora", "peft.rank=16"] if weights == "lora" else ["peft=none"]
     chosen = words(options, options.model, options.pairs, folder, *more)
-    started = time.time()
-    text, memory = output([sys.executable, *RANKS, "-m", "launcher.train", *chosen], folder)
+    text, started, memory = run([*TORCHRUN, "-m", "launcher.train", *chosen], folder)
     records = lines(folder, chosen)
     first, last = records[2], records[-1]
     asked = sum(map(float, re.findall(r"reference: .*, ([0-9.]+) s", text)))
@@ -150,7 +121,7 @@ def speed(options):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ours(options, "full", folder)  # warm caches: prepared data, page cache
-        script = [options.trl, *RANKS, str(HERE / "preference_trl.py"), "speed"]
+        script = [options.trl, *TWO_RANKS, str(HERE / "preference_trl.py"), "speed"]
         for turn in range(options.turns):
             for weights in options.weights:
                 args = [options.model, options.pairs, weights, str(options.steps)]
