@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -308,21 +307,6 @@ def test_a_run_is_compared_and_its_export_gives_transformers_the_same_rewards(he
     refused = here.run((*LAUNCHER, "chat", "full"))
     assert refused.code == ExitCode.usage
     assert "a reward model" in refused.output
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_weights(here, full):
-    run = here.folder_of("killed")
-    words = here.words("killed", *WORDS, *LEARNING, "checkpoint.every_steps=2")
-    started = here.start((*LAUNCHER, "train"), *words)
-    started.wait_until(lambda: project.checkpoint_files(run), "the first checkpoint")
-    project.kill_rank(run, 1, signal.SIGKILL)
-    started.end()
-    done = here.run((*LAUNCHER, "resume", "killed"))
-    assert done.code == ExitCode.ok, done.output
-    assert project.losses(run) == project.losses(full)
-    weights = [path / "export" / "model.safetensors" for path in (run.path, full.path)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 @pytest.mark.slow
