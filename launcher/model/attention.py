@@ -68,7 +68,7 @@ _DETECTION = "find_packed_sequence_indices"
 _KIND = "kind_of_layer"
 
 
-class Keys(NamedTuple):
+class RowKeys(NamedTuple):
     """What the tokens of a packed row attend to where it is more than they are themselves."""
 
     where: torch.Tensor
@@ -81,7 +81,7 @@ class Keys(NamedTuple):
 
 class _PackedRow(NamedTuple):
     starts: torch.Tensor
-    keys: Keys | None
+    keys: RowKeys | None
 
 
 _row: ContextVar[_PackedRow | None] = ContextVar("packed_row", default=None)
@@ -92,7 +92,7 @@ class Unknown(ConfigError):
 
 
 @contextmanager
-def packed_row(starts: torch.Tensor | None, keys: Keys | None = None) -> Iterator[None]:
+def packed_row(starts: torch.Tensor | None, keys: RowKeys | None = None) -> Iterator[None]:
     """Mark a forward over a row of documents that begin at `starts`, int32 [documents + 1]: the
     last is the row's length. No mask is built; attention and mixers stay within documents."""
     token = _row.set(None if starts is None else _PackedRow(starts, keys))
@@ -248,7 +248,7 @@ def document_attention(
     return _by_document(*arguments, position_bias, of_keys), None
 
 
-def _keys(pattern: _Pattern, position_bias: torch.Tensor | None) -> Keys | None:
+def _keys(pattern: _Pattern, position_bias: torch.Tensor | None) -> RowKeys | None:
     """Those of the row; `Unknown` where they cannot be attended to."""
     if torch.compiler.is_compiling():  # it is for rows without any
         return None

@@ -274,19 +274,19 @@ class TargetHead:
         inputs, packed, keep = self._layout(row)
         return _select(self._call(caller, inputs, packed), keep, len(row.targets))
 
-    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], Packed, Tensor]:
+    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], RowLayout, Tensor]:
         """Inputs of the model, how documents lie in a row if they do, and which of their positions
         are predicted from."""
         if self.isolates:
             inputs, packed = packed_inputs(row, shares=self.shares)
             keep = packed.place(row.target_index)
         else:
-            inputs, packed = padded_inputs(row), Packed()
+            inputs, packed = padded_inputs(row), RowLayout()
             keep = _kept(row, inputs["attention_mask"])
         own = self.inputs.accepted({**inputs, "logits_to_keep": keep, "use_cache": False})
         return own, packed, keep
 
-    def _call(self, caller: Any, inputs: dict[str, Any], packed: Packed) -> Tensor:
+    def _call(self, caller: Any, inputs: dict[str, Any], packed: RowLayout) -> Tensor:
         with attention.packed_row(packed.starts, packed.keys):
             logits: Tensor = caller(**inputs).logits
         return logits
@@ -374,12 +374,12 @@ def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     )
 
 
-class Packed(NamedTuple):
+class RowLayout(NamedTuple):
     """How documents lie in one row; in none where nothing is said."""
 
     starts: Tensor | None = None
     """int32 [documents + 1]: where each one's computed tokens begin."""
-    keys: attention.Keys | None = None
+    keys: attention.RowKeys | None = None
     """What these attend to, if it is more than they are."""
 
     def place(self, index: Tensor) -> Tensor:
@@ -387,7 +387,7 @@ class Packed(NamedTuple):
         return index if self.keys is None else self.keys.where[index]
 
 
-def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], Packed]:
+def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], RowLayout]:
     """One line with all documents, for attention that is told where they begin; with `shares` what
     documents of a record begin with alike stands there once."""
     sharing = row.sharing if shares else None
@@ -397,9 +397,11 @@ def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], Pac
         row.document_starts,
         row.longest,
     )
-    packed = Packed(starts)
+    packed = RowLayout(starts)
     if sharing is not None:
-        packed = Packed(sharing.document_starts, attention.Keys(sharing.where, starts, row.longest))
+        packed = RowLayout(
+            sharing.document_starts, attention.RowKeys(sharing.where, starts, row.longest)
+        )
         ids, positions = ids[sharing.kept], positions[sharing.kept]
         starts, longest = sharing.document_starts, sharing.longest
     return {

@@ -98,7 +98,7 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (p * terms[:, :TOP]).sum(-1) + others * terms[:, TOP:].mean(-1)
 
 
-class Answered(Protocol):
+class Drifted(Protocol):
     """A held-out record with an answer, or two."""
 
     @property
@@ -116,24 +116,24 @@ class Answered(Protocol):
         """How many these are, or how many of each."""
 
 
-class ReferenceKl(Ratio[Answered]):
+class ReferenceKl(Ratio[Drifted]):
     """Mean divergence from the model before training, in nats a token of the answers."""
 
     name = "reference_kl"
     higher_is_better = False
 
-    def values(self, records: Sequence[Answered]) -> tuple[Floats, Floats]:
+    def values(self, records: Sequence[Drifted]) -> tuple[Floats, Floats]:
         """Divergence and tokens of each record; none where nothing is known of the reference."""
         return _sums(records)
 
 
-def _sums(records: Sequence[Answered]) -> tuple[Floats, Floats]:
+def _sums(records: Sequence[Drifted]) -> tuple[Floats, Floats]:
     far = [record.divergence or 0.0 for record in records]
     tokens = [0 if one.divergence is None else np.sum(one.tokens) for one in records]
     return np.array(far, np.float64), np.array(tokens, np.float64)
 
 
-def sentence(records: Sequence[Answered]) -> list[dict[str, str]]:
+def sentence(records: Sequence[Drifted]) -> list[dict[str, str]]:
     """A block of the report: how far the model has gone; none where it is not known."""
     far, tokens = _sums(records)
     if not tokens.sum():
