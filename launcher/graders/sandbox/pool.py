@@ -79,7 +79,7 @@ class CodeSandbox:
     def _start(self) -> _Worker:
         try:
             return _Worker(self.limits, namespaces=True)
-        except PermissionError as error:
+        except _Refused as error:
             if self.limits.sandbox is SandboxLevel.strict:
                 raise ConfigError(
                     f"strict, and this machine has no namespaces: {error}",
@@ -102,9 +102,12 @@ class CodeSandbox:
         self.close()
 
 
+class _Refused(Exception):
+    """This machine does not give a process namespaces of its own."""
+
+
 class _Worker:
-    """One process of `launcher.graders.sandbox.worker`; raises `PermissionError` without what it
-    asks for."""
+    """One process of `launcher.graders.sandbox.worker`; raises `_Refused`."""
 
     def __init__(self, limits: GradersConfig, *, namespaces: bool) -> None:
         self._place = tempfile.mkdtemp(prefix="launcher-sandbox-")
@@ -136,7 +139,7 @@ class _Worker:
             raise
         if "refused" in hello:
             self.end()
-            raise PermissionError(hello["refused"])
+            raise _Refused(hello["refused"])
         self.level = str(hello["level"])
 
     def ask(self, job: Mapping[str, Any], within_s: float) -> dict[str, Any]:
