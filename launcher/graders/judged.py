@@ -182,9 +182,7 @@ def _message(value: Any, name: str, members: Members) -> tuple[str, Template]:
     content = fields.get("content")
     parts = [_text(part) for part in (content if isinstance(content, list) else [content])]
     if None in parts or not parts:
-        hint = (
-            'write a text or {"type": "input_text", "text": "..."}; images and sounds are not read'
-        )
+        hint = 'write a text or {"type": "input_text", "text": "..."}; no images and sounds'
         members.complain(f"{name}.content", "not only texts", hint)
     role = "system" if fields.get("role") == "developer" else str(fields.get("role"))
     return role, members.filled("\n".join(part or "" for part in parts), f"{name}.content")

@@ -180,7 +180,7 @@ def test_an_endpoint_that_is_away_does_not_hold_up_a_batch():
         (
             SCORE,
             {"input": [{"role": "user", "content": {"type": "input_image", "image_url": "x"}}]},
-            "images and sounds",
+            "no images and sounds",
         ),
         (SCORE, {"range": [1, 0]}, "no range"),
         (SCORE, {"sampling_params": {"top_k": 3}}, "sampling_params.top_k"),
