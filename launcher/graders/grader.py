@@ -145,7 +145,7 @@ class Grader(ABC):
         return deepcopy(self._wire)
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
-        """Let go of what waits for the next answer."""
+        """Let go of what waits for the next answer; it starts again with that one."""
 
 
 def _watched(pairs: Sequence[Pair], alive: Callable[[], None]) -> Iterator[Pair]:

@@ -43,11 +43,10 @@ class _JudgedGrader(Grader):
         extra = {_SAMPLING[name]: value for name, value in sampling.items() if name in _SAMPLING}
         if setting.judge.url is None:
             members.complain("model", "no endpoint to ask it at", _URL_HINT)
-        self._endpoint = Endpoint(
-            replace(
-                setting.judge, model=members.text("model"), extra={**setting.judge.extra, **extra}
-            )
+        self._judge = replace(
+            setting.judge, model=members.text("model"), extra={**setting.judge.extra, **extra}
         )
+        self._endpoint = Endpoint(self._judge)
         self.at_once = setting.judge.concurrency
 
     #: whether the wire form has `sampling_params`.
@@ -80,8 +79,9 @@ class _JudgedGrader(Grader):
         return found, {"reply": reply}
 
     def close(self) -> None:
-        """Make no new tries."""
+        """Make no new tries of what is asked now."""
         self._endpoint.close()
+        self._endpoint = Endpoint(self._judge)
 
 
 _URL_HINT = (

@@ -97,8 +97,12 @@ class Evaluator:
         return results
 
     def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
-        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot."""
+        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot,
+        `DataError` if a metric could not score answers to these records."""
         if self._generates:
+            for metric in self.metrics:
+                if metric.needs == "generation":
+                    metric.check(self.prompts(model))
             with (
                 gathered.for_generation(model, self.config, self.ranks, say),
                 generation.inference(model),
@@ -234,7 +238,7 @@ class Evaluator:
             self.plan.precision,
             self.plan.dtype,
             [self.head.layout, *(version(package) for package in _COMPUTE)],
-            sorted(options.metrics or ()),
+            sorted([*(options.metrics or ()), *(one.state for one in self.metrics if one.state)]),
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
             options.batch_tokens,
