@@ -141,6 +141,8 @@ class _Worker:
             self.end()
             raise _Refused(hello["refused"])
         self.level = str(hello["level"])
+        if namespaces:
+            os.rmdir(self._place)  # its root is elsewhere by now
 
     def ask(self, job: Mapping[str, Any], within_s: float) -> dict[str, Any]:
         """The answer to a job; `OSError` if there is none."""
