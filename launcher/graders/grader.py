@@ -137,8 +137,9 @@ class Grader(ABC):
         templates = list(self.templates())
         for where, item in items:
             for path in dict.fromkeys(path for one in templates for path in one.missing(item)):
-                known = ", ".join(sorted(map(str, item))) or "none"
-                yield Problem(where, f"no field {path}, which the grader {self.name} reads", known)
+                found = f"no field {path}, which the grader {self.name} reads"
+                known = ", ".join(sorted(map(str, item))) or "no fields"
+                yield Problem(where, found, f"it has {known}: mend the template, or the data")
 
     def to_wire(self) -> dict[str, Any]:
         """The wire form, as it was given."""

@@ -96,13 +96,15 @@ class Evaluator:
             results.passes["generation"] = self._answers(model, journal, say)
         return results
 
+    def check(self, model: Any) -> None:
+        """`DataError` if a metric could not score answers to these records."""
+        for metric in self.metrics:
+            if metric.needs == "generation":
+                metric.check(self.prompts(model))
+
     def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
-        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot,
-        `DataError` if a metric could not score answers to these records."""
+        """Generate a few tokens if answers are measured; `ConfigError` if the model cannot."""
         if self._generates:
-            for metric in self.metrics:
-                if metric.needs == "generation":
-                    metric.check(self.prompts(model))
             with (
                 gathered.for_generation(model, self.config, self.ranks, say),
                 generation.inference(model),

@@ -237,6 +237,7 @@ class Training:
         if self.evaluator is not None and step == 0:
             self.heart.beat("eval", 0)
             self.engine.eval()
+            self.evaluator.check(self.model)
             if self.config.eval.base:
                 held_out = self.data.folders["validation"]
                 score_base(self.evaluator, self.run, self.engine, self.model, held_out, self.say)

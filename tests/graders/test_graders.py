@@ -123,4 +123,4 @@ def test_check_finds_fields_that_items_lack_before_anything_is_graded():
     problems = list(made.check(items))
     assert [problem.where for problem in problems] == ["d.jsonl:2", "d.jsonl:3", "d.jsonl:3"]
     assert "item.n" in problems[0].found
-    assert "r" in problems[0].hint
+    assert problems[0].hint == "it has r: mend the template, or the data"

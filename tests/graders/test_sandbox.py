@@ -162,7 +162,9 @@ with CodeSandbox(GradersConfig(workers=1, sandbox=SandboxLevel.LEVEL)) as sandbo
 
 
 def test_without_namespaces_limits_hold_and_strict_refuses():
-    assert _without_namespaces(_ASK.replace("LEVEL", "auto")).stdout == "limits\n"
+    limited = _without_namespaces(_ASK.replace("LEVEL", "auto"))
+    assert limited.stdout == "limits\n"
+    assert "network and files are open to it" in limited.stderr
     refused = _without_namespaces(_ASK.replace("LEVEL", "strict"))
     assert refused.returncode == 1
     assert "this machine has no namespaces: unshare: No space left" in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import queue
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import GradersConfig, SandboxLevel
-from launcher.core import runtime
+from launcher.core import runtime, streams
 from launcher.core.errors import ConfigError
 
 #: Seconds beyond an answer's own time after which a worker is given up.
@@ -86,6 +87,7 @@ class CodeSandbox:
                     where="sandbox",
                     hint=_HINT,
                 ) from error
+            _warn(str(error))
         return _Worker(self.limits, namespaces=False)
 
     def close(self) -> None:
@@ -100,6 +102,15 @@ class CodeSandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@functools.cache
+def _warn(why: str) -> None:
+    """Say once what does not stand around the code."""
+    streams.remark(
+        f"warning: code of graders runs without namespaces ({why}): network and files are open to"
+        " it. docs/graders.md#the-sandbox says what to allow"
+    )
 
 
 class _Refused(Exception):

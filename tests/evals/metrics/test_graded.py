@@ -7,10 +7,11 @@ import json
 import pytest
 
 from launcher.config.schema import EvalConfig
-from launcher.core.errors import ConfigError, DataError
+from launcher.core.errors import ConfigError, DataError, ExitCode
 from launcher.evals.comparison.paired import Resampling, compare
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Generation, TokenizedPrompt
+from support.project import LAUNCHER, Project
 from support.results import results_of
 
 GRADER = """
@@ -87,3 +88,21 @@ def test_what_its_scores_depend_on_is_the_content_of_the_file(tmp_path, metric):
 def test_a_file_that_is_no_grader_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"none\.yaml"):
         make_metrics(EvalConfig(metrics=[f"grader:{tmp_path}/none.yaml"]))
+
+
+@pytest.mark.slow
+def test_a_run_stops_before_it_begins_where_records_lack_a_field(tmp_path):
+    made = Project(tmp_path)
+    made.write_data([{"prompt": f"{n} + 1?", "completion": f"{n + 1}"} for n in range(20)])
+    (tmp_path / "g.yaml").write_text(
+        "type: numeric_match\nname: n\nreference: '{{ item.solution }}'\n"
+    )
+    words = ("data=prompt", "eval=default", "data.validation_share=0.3", "train.steps=1")
+    absent = made.words("absent", *words, "eval.metrics=[grader:none.yaml]")
+    refused = made.run((*LAUNCHER, "plan"), *absent)
+    assert refused.code == ExitCode.usage
+    assert "none.yaml: cannot be read" in refused.output
+    done = made.run((*LAUNCHER, "train"), *made.words("r", *words, "eval.metrics=[grader:g.yaml]"))
+    assert done.code == ExitCode.data
+    assert "no field item.solution, which the grader n reads" in done.output
+    assert "it has completion, prompt, reference" in done.output
