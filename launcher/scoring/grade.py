@@ -40,7 +40,7 @@ _HINT = (
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerLine:
     """One answer of the file: its line, its place among the line's answers, and what it is."""
 
     line: int
@@ -54,9 +54,9 @@ class Answer:
         return blake2b(json.dumps(parts).encode(), digest_size=12).hexdigest()
 
 
-def read(path: Path, field: str | None) -> list[Answer]:
+def read(path: Path, field: str | None) -> list[AnswerLine]:
     """The answers of a file; `DataError` for lines that have none."""
-    found: list[Answer] = []
+    found: list[AnswerLine] = []
     try:
         with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
@@ -70,7 +70,7 @@ def read(path: Path, field: str | None) -> list[Answer]:
     return found
 
 
-def _answers(line: str, number: int, where: str, field: str | None) -> Iterator[Answer]:
+def _answers(line: str, number: int, where: str, field: str | None) -> Iterator[AnswerLine]:
     try:
         record = jsontext.DECODER.decode(line.strip())
     except (ValueError, RecursionError) as error:
@@ -93,7 +93,7 @@ def _answers(line: str, number: int, where: str, field: str | None) -> Iterator[
         if not isinstance(sample, str | dict):
             raise DataError(f"the answer is no text: {sample!r:.80}", where=where, hint=_HINT)
         try:
-            yield Answer(number, place, item, Sample.of(sample))
+            yield AnswerLine(number, place, item, Sample.of(sample))
         except DataError as error:
             problem = error.problems[0]
             raise DataError(problem.found, where=where, hint=problem.hint) from error
@@ -130,7 +130,7 @@ class Kept:
         except (ValueError, LookupError, TypeError):
             pass  # cut short by what stopped the command
 
-    def grade(self, answer: Answer) -> Grade | None:
+    def grade(self, answer: AnswerLine) -> Grade | None:
         """The grade that is kept of an answer; one without a score is asked for again."""
         found = self._lines.get(answer.key(self._grader))
         if found is None or found["score"] is None:
@@ -140,7 +140,7 @@ class Kept:
             found["score"], errors, found["sub_scores"], found["metadata"], found["seconds"]
         )
 
-    def add(self, graded: Sequence[tuple[Answer, Grade]]) -> None:
+    def add(self, graded: Sequence[tuple[AnswerLine, Grade]]) -> None:
         """Keep further grades."""
         if self._path is None:
             return
@@ -148,20 +148,20 @@ class Kept:
             # What a kill has cut short stays a line of its own.
             file.write("\n" + "".join(self._line(*pair) for pair in graded))
 
-    def settle(self, graded: Sequence[tuple[Answer, Grade]]) -> None:
+    def settle(self, graded: Sequence[tuple[AnswerLine, Grade]]) -> None:
         """Write all grades anew, in the order of the answers."""
         if self._path is not None:
             write_atomic(self._path, "".join(self._line(*pair) for pair in graded))
 
-    def _line(self, answer: Answer, grade: Grade) -> str:
+    def _line(self, answer: AnswerLine, grade: Grade) -> str:
         about = {"line": answer.line, "sample": answer.number, "key": answer.key(self._grader)}
         content = {**about, **asdict(grade), "seconds": round(grade.seconds, 6)}
         return json.dumps(content, ensure_ascii=False, default=str) + "\n"
 
 
 def grade_file(
-    answers: Sequence[Answer], grader: Grader, kept: Kept
-) -> Iterator[list[tuple[Answer, Grade]]]:
+    answers: Sequence[AnswerLine], grader: Grader, kept: Kept
+) -> Iterator[list[tuple[AnswerLine, Grade]]]:
     """The grades of all answers, chunk by chunk, in order; what is kept is not graded again."""
     start, done, new = time.monotonic(), 0, 0
     told = start
@@ -183,7 +183,7 @@ def grade_file(
 
 
 def summary(
-    graded: Sequence[tuple[Answer, Grade]], grader: Grader, labels: Sequence[Any] | None
+    graded: Sequence[tuple[AnswerLine, Grade]], grader: Grader, labels: Sequence[Any] | None
 ) -> dict[str, Any]:
     """All that is told of the grades, as JSON; figures that are not finite are None."""
     scores = [grade.score for _, grade in graded]

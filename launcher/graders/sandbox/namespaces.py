@@ -105,10 +105,11 @@ def build(place: str, folders: Sequence[str]) -> None:
         os.mkdir(place + folder)
     system.mount("proc", f"{place}/proc", "proc", system.MS_NOSUID | system.MS_NODEV)
     system.become_root_folder(place)
-    flags = system.MS_REMOUNT | system.MS_BIND | system.MS_RDONLY
-    system.mount("none", "/", flags=flags | system.MS_NOSUID | system.MS_NODEV)
     # A namespace within has all capabilities again, and with them much more of the kernel.
     _write("/proc/sys/user/max_user_namespaces", "0")
+    flags = system.MS_REMOUNT | system.MS_BIND | system.MS_RDONLY
+    for mounted in ("/", "/proc"):  # in the latter are switches of the whole machine
+        system.mount("none", mounted, flags=flags | system.MS_NOSUID | system.MS_NODEV)
 
 
 def _shown(folders: Sequence[str]) -> Iterator[tuple[str, str]]:

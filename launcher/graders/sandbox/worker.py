@@ -220,7 +220,8 @@ _RESULTS = {"score": float, "exit_code": int, "error": str}
 def _how(status: int) -> str:
     if status >= 0:
         return f"it ended itself with exit code {status}"
-    return f"it was ended by {signal.Signals(-status).name}"
+    known = -status in signal.valid_signals() and -status < signal.SIGRTMIN
+    return f"it was ended by {signal.Signals(-status).name if known else f'signal {-status}'}"
 
 
 def _resident(process: int) -> int:
