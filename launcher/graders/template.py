@@ -11,7 +11,8 @@ from launcher.core.errors import ConfigError, did_you_mean
 from launcher.graders.errors import Ungraded
 from launcher.graders.sample import FIELDS, Sample
 
-_PLACE = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+#: What is between has no such braces itself, so that many that are never closed cost little.
+_PLACE = re.compile(r"\{\{((?:(?!\{\{|\}\}).)*)\}\}", re.DOTALL)
 _STEP = re.compile(r"""\.\s*([\w-]+)|\[\s*(-?\d+)\s*\]|\[\s*(?:"([^"\]]*)"|'([^'\]]*)')\s*\]""")
 _ROOT = re.compile(r"\s*(\w+)")
 

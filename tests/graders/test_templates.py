@@ -40,10 +40,16 @@ def filled(text: str, item=ITEM, sample=SAMPLE) -> str:
         ("{{ sample.output_tools[0].function.name }}", "add"),
         ("{{ sample.output_tools }}", '[{"function": {"name": "add"}}]'),
         ("{ item.x } {{", "{ item.x } {{"),
+        ("{{ {{ item.x }} }}", "{{ X }}"),
     ],
 )
 def test_places(text, expected):
     assert filled(text) == expected
+
+
+def test_braces_that_are_never_closed_cost_little():
+    text = "{{ x" * 60_000
+    assert filled(text) == text
 
 
 @given(st.text())

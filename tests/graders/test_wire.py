@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai.types import graders as api
 
 from launcher.core.errors import ConfigError
 from launcher.graders.members import MAX_TEXT
-from launcher.graders.wire import from_file, from_wire
+from launcher.graders.wire import GRADERS, from_file, from_wire
 
 CHECK = {
     "type": "string_check",
@@ -114,3 +116,30 @@ def test_a_yaml_file_that_grows_by_references_is_refused(tmp_path):
     path.write_text("\n".join(lines))
     with pytest.raises(ConfigError, match="too many values"):
         from_file(path)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda part: (
+        st.lists(part, max_size=3)
+        | st.dictionaries(st.text(max_size=4) | st.integers(), part, max_size=3)
+    ),
+    max_leaves=6,
+)
+_MEMBERS = (
+    *("name", "input", "reference", "operation", "evaluation_metric", "tolerance", "schema"),
+    *("source", "image_tag", "command", "files", "file", "model", "range", "sampling_params"),
+    *("labels", "passing_labels", "prompt", "graders", "calculate_output", "other"),
+)
+
+
+@given(st.sampled_from(sorted(GRADERS)), st.dictionaries(st.sampled_from(_MEMBERS), _JSON))
+@settings(max_examples=300)
+def test_any_members_make_a_grader_or_an_error_that_helps(kind, members):
+    try:
+        made = from_wire({"name": "g", **members, "type": kind})
+    except ConfigError as error:
+        problems = [problem for problem in error.problems if not (problem.where and problem.hint)]
+    else:
+        problems = [] if made.to_wire()["type"] == kind else [made]
+    assert problems == []
