@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,19 +36,8 @@ class ReferenceStore:
     """Columns of `columns` made by the model that `identity` tells, in `root`."""
 
     def __init__(self, root: Path, identity: Sequence[Any], columns: Sequence[Column]) -> None:
-        self._root, self._identity, self._columns = root, list(identity), list(columns)
-
-    @classmethod
-    def of_run(cls, run: RunDir, config: Config, columns: Sequence[Column]) -> ReferenceStore:
-        """Those of the model that a run began with; `DataError` for one that has not begun."""
-        kept = read_json(run.reference)
-        if not isinstance(kept, dict):
-            raise DataError(
-                "the run has not asked the model before training yet, on which its objective rests",
-                where=str(run),
-                hint=f"train it first: {run.command('resume', anywhere=True)}",
-            )
-        return cls(cache_root(config) / "reference", kept["model"], columns)
+        self.columns = list(columns)
+        self._root, self._identity = root, list(identity)
 
     def require(self, cache: TokenCache | JoinedCache, records: Iterable[int], run: RunDir) -> None:
         """`DataError` if values of `records` are missing."""
@@ -67,7 +56,7 @@ class ReferenceStore:
         for part in cache.parts:
             folder = self._folder(part)
             self._make(folder, part)
-            for column in self._columns:
+            for column in self.columns:
                 size = _count(part, column) * column.width
                 values = _mapped(folder / _file(column), column.stored, size)
                 part.attach(column, values)
@@ -92,7 +81,7 @@ class ReferenceStore:
             fcntl.flock(lock, fcntl.LOCK_EX)
             done = np.memmap(folder / "done.bin", np.uint8, "r+")
             new = [record for record in values if not done[record]]
-            for column in self._columns:
+            for column in self.columns:
                 kept = np.memmap(folder / _file(column), column.stored, "r+")
                 for record in new:
                     where = part.places(column, record)
@@ -106,7 +95,7 @@ class ReferenceStore:
         return _mapped(self._folder(part) / "done.bin", np.uint8, len(part))
 
     def _folder(self, part: TokenCache) -> Path:
-        parts = [part.folder.name, self._identity, [str(column) for column in self._columns]]
+        parts = [part.folder.name, self._identity, [str(column) for column in self.columns]]
         digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
         return self._root / digest
 
@@ -116,7 +105,7 @@ class ReferenceStore:
             folder.mkdir(parents=True, exist_ok=True)
             sizes = {"done.bin": len(part)} | {
                 _file(column): _count(part, column) * column.width * column.stored.itemsize
-                for column in self._columns
+                for column in self.columns
             }
             if all((folder / name).is_file() for name in sizes):
                 return
@@ -127,6 +116,29 @@ class ReferenceStore:
                         file.truncate(size)
                 about = {"data": part.folder.name, "model": self._identity}
                 write_json(folder / "about.json", about)
+
+
+class References(NamedTuple):
+    """What is kept of training records, and what of those that are scored."""
+
+    train: ReferenceStore
+    held_out: ReferenceStore
+
+    @classmethod
+    def of_run(
+        cls, run: RunDir, config: Config, train: Sequence[Column], held_out: Sequence[Column] | None
+    ) -> References:
+        """Those of the model that a run began with; `DataError` for one that has not begun."""
+        kept = read_json(run.reference)
+        if not isinstance(kept, dict):
+            raise DataError(
+                "the run has not asked the model before training yet, on which its objective rests",
+                where=str(run),
+                hint=f"train it first: {run.command('resume', anywhere=True)}",
+            )
+        root, model = cache_root(config) / "reference", kept["model"]
+        own = ReferenceStore(root, model, train)
+        return cls(own, own if held_out is None else ReferenceStore(root, model, held_out))
 
 
 def _file(column: Column) -> str:

@@ -92,6 +92,18 @@ class _Excerpt:
         return 1.0
 
 
+class _Plain:
+    """Records of a cache without its columns."""
+
+    def __init__(self, cache: TokenCache | JoinedCache) -> None:
+        self._cache = cache
+        self.is_weighted = False
+        self.columns: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+
 class _Probe:
     """Some documents of the data, and what a head makes of them; all ranks ask it the same."""
 
@@ -140,6 +152,16 @@ class _Probe:
         other[self.border - 1] = self.row.input_ids[self.border]
         self.changed = replace(self.row, input_ids=other)
         self._behind = self.head.documents_of_probe(self.row) > 0
+
+    def sharing(self, cache: TokenCache | JoinedCache) -> Row | None:
+        """Some records with documents that begin alike, the shortest ones; None if there are
+        none."""
+        whole: Any = _Plain(cache)
+        rows = (make_row(whole, [i]) for i in self._several if len(cache.documents(i)) > 1)
+        found = [row for row in rows if row.sharing is not None]
+        found.sort(key=lambda row: len(row.input_ids))
+        chosen = [i for row in found[:3] for i in row.records]
+        return make_row(whole, chosen).to(self._device) if chosen else None
 
     def lay_equal(self) -> None:
         """Compare documents of one length: the longest one, behind another order of its tokens."""
@@ -223,7 +245,9 @@ def isolate(
     except _NothingToSee:
         return []
     inner = inner_model(model)
-    notes = _Choice(head, probe, model, inner, agree).make()
+    choice = _Choice(head, probe, model, inner, agree)
+    notes = choice.make()
+    head.shares = choice.shares(cache)
     if trains:
         model.train()
         with as_refusal(inner, " in training"):
@@ -267,6 +291,23 @@ class _Choice:
         elif head.pools:
             why = "a head of its own"
         return self._in_lines(why)
+
+    def shares(self, cache: TokenCache | JoinedCache) -> bool:
+        """Whether what documents of a record begin with alike may be computed once: whether the
+        losses stay what they are. Documents that are not in a row have nothing in common."""
+        head, probe = self._head, self._probe
+        if head.layout != "row" or (row := probe.sharing(cache)) is None:
+            return False
+        head.shares = False
+        apart = probe.losses(row)
+        head.shares = True
+        try:
+            off = float((probe.losses(row) - apart).abs().mean())
+        except torch.OutOfMemoryError:
+            raise
+        except (attention.Unknown, *_FAILURES):
+            off = math.inf
+        return self._is_close(off)
 
     def _alone(self) -> Tensor:
         """The losses of documents that nothing lies beside, with plain attention. `ConfigError` if

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -67,7 +67,24 @@ _DETECTION = "find_packed_sequence_indices"
 #: Attribute of attention modules that holds the kind of their layer.
 _KIND = "kind_of_layer"
 
-_starts: ContextVar[torch.Tensor | None] = ContextVar("document_starts", default=None)
+
+class Keys(NamedTuple):
+    """What the tokens of a packed row attend to where it is more than they are themselves."""
+
+    where: torch.Tensor
+    """int64 [keys]: which token each key and value is of."""
+    starts: torch.Tensor
+    """int32 [documents + 1]: where those of each document begin; its tokens are the last ones."""
+    longest: int
+    """Keys of the document with most of them."""
+
+
+class _PackedRow(NamedTuple):
+    starts: torch.Tensor
+    keys: Keys | None
+
+
+_row: ContextVar[_PackedRow | None] = ContextVar("packed_row", default=None)
 
 
 class Unknown(ConfigError):
@@ -75,25 +92,26 @@ class Unknown(ConfigError):
 
 
 @contextmanager
-def packed_row(starts: torch.Tensor | None) -> Iterator[None]:
+def packed_row(starts: torch.Tensor | None, keys: Keys | None = None) -> Iterator[None]:
     """Mark a forward over a row of documents that begin at `starts`, int32 [documents + 1]: the
     last is the row's length. No mask is built; attention and mixers stay within documents."""
-    token = _starts.set(starts)
+    token = _row.set(None if starts is None else _PackedRow(starts, keys))
     try:
         yield
     finally:
-        _starts.reset(token)
+        _row.reset(token)
 
 
 def document_starts() -> torch.Tensor | None:
     """The boundaries of the packed row whose forward is running; None outside of one."""
-    return _starts.get()
+    row = _row.get()
+    return None if row is None else row.starts
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For `torch.utils.checkpoint`: what is computed again in backward, when the forward is over,
     is computed with the same boundaries."""
-    return nullcontext(), packed_row(_starts.get())
+    return nullcontext(), packed_row(*(_row.get() or (None, None)))
 
 
 def register() -> None:
@@ -114,7 +132,7 @@ def _unless_known(detect: Callable[..., torch.Tensor | None]) -> Callable[..., A
 
     @functools.wraps(detect)
     def found(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-        return detect(*args, **kwargs) if _starts.get() is None else None
+        return detect(*args, **kwargs) if _row.get() is None else None
 
     return found
 
@@ -136,7 +154,7 @@ def supported(model_class: Any, implementation: str) -> str:
 
 
 def _mask(*args: Any, use_vmap: bool = False, **kwargs: Any) -> torch.Tensor | None:
-    if _starts.get() is None:
+    if _row.get() is None:
         return sdpa_mask(*args, use_vmap=use_vmap, **kwargs)
     if use_vmap:  # so it is for masks with a pattern of the model's own alone
         raise Unknown("a mask of its own, which attention within documents cannot follow")
@@ -209,21 +227,38 @@ def document_attention(
     from; `position_bias` [1, H, N, N] is added to the scores. Outside a packed row (generation)
     this is transformers' SDPA. Raises `Unknown` for what is none of these.
     """
-    starts = _starts.get() if cu_seq_lens_q is None else cu_seq_lens_q
+    starts = document_starts() if cu_seq_lens_q is None else cu_seq_lens_q
     if starts is None:
         return _unpacked(
             *(module, query, key, value, attention_mask, scaling, dropout),
             *(softcap, s_aux, position_bias, kwargs),
         )
     pattern = _pattern(module, query, key, sliding_window, kwargs)
+    if (keys := _keys(pattern, position_bias)) is not None:
+        key, value = key.index_select(2, keys.where), value.index_select(2, keys.where)
     if _has_cpu_kernel(query, value, dropout, softcap, position_bias):
         if torch.compiler.is_compiling():
             options = (scaling, pattern.window, pattern.chunk)
             return cpu_attention.packed(query, key, value, s_aux, starts, *options)[0], None
         cuts = cut(starts.tolist(), pattern.chunk)
-        return attend(query, key, value, s_aux, cuts, scaling, pattern.window), None
+        theirs = cuts if keys is None else keys.starts.tolist()
+        return attend(query, key, value, s_aux, cuts, theirs, scaling, pattern.window), None
     arguments = (query, key, value, starts, pattern, scaling, dropout, softcap, s_aux)
-    return _by_document(*arguments, position_bias), None
+    of_keys = None if keys is None else keys.starts
+    return _by_document(*arguments, position_bias, of_keys), None
+
+
+def _keys(pattern: _Pattern, position_bias: torch.Tensor | None) -> Keys | None:
+    """Those of the row; `Unknown` where they cannot be attended to."""
+    if torch.compiler.is_compiling():  # it is for rows without any
+        return None
+    row = _row.get()
+    keys = None if row is None else row.keys
+    if keys is None:
+        return None
+    if pattern.chunk is not None or position_bias is not None:
+        raise Unknown("attention for which no beginnings can be shared")
+    return keys
 
 
 def _in_pieces(
@@ -237,28 +272,30 @@ def _in_pieces(
     softcap: float | None,
     sinks: torch.Tensor | None,
     position_bias: torch.Tensor | None,
+    of_keys: torch.Tensor | None,
 ) -> torch.Tensor:
     """`document_attention` with a call a document, [1, N, H, D]."""
     cuts = cut(starts.tolist(), pattern.chunk)
     lengths = [end - start for start, end in pairwise(cuts)]
+    own = lengths if of_keys is None else of_keys.diff().tolist()
     # split, not slices: its backward is one concatenation, that of a slice fills a whole gradient.
-    documents = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), cuts, strict=False)
+    split = query.split(lengths, dim=2), *(x.split(own, dim=2) for x in (key, value))
     pieces = []
-    for q, k, v, start in documents:
-        length = q.shape[2]
-        within = pattern.window is None or length <= pattern.window
+    for q, k, v, start in zip(*split, cuts, strict=False):
+        length, before = q.shape[2], k.shape[2] - q.shape[2]
+        within = (pattern.window is None or length + before <= pattern.window) and not before
         bias = None
         if position_bias is not None:
             bias = position_bias[:, :, start : start + length, start : start + length]
         if softcap is not None or sinks is not None:
-            mask = window_mask(length, pattern.window, q.device)
+            mask = window_mask(length, pattern.window, q.device, before)
             pieces.append(_scored(q, k, v, mask, scaling, dropout, softcap, sinks, bias))
         elif bias is not None:
-            mask = window_mask(length, pattern.window, q.device)
+            mask = window_mask(length, pattern.window, q.device, before)
             masked = bias.to(q.dtype).masked_fill(~mask, torch.finfo(q.dtype).min)
             pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=masked))
         elif not within:
-            mask = window_mask(length, pattern.window, q.device)
+            mask = window_mask(length, pattern.window, q.device, before)
             pieces.append(_sdpa(q, k, v, scaling, dropout, attn_mask=mask))
         else:
             pieces.append(_sdpa(q, k, v, scaling, dropout, is_causal=True))
@@ -308,7 +345,7 @@ def varlen_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The same function as `document_attention` in one kernel call, for CUDA in 16 bit."""
-    starts = _starts.get() if cu_seq_lens_q is None else cu_seq_lens_q
+    starts = document_starts() if cu_seq_lens_q is None else cu_seq_lens_q
     plain = softcap is None and s_aux is None and position_bias is None and not dropout
     if starts is None or not plain or not _has_kernel(query, value):
         return document_attention(
@@ -318,8 +355,13 @@ def varlen_attention(
         )
     pattern = _pattern(module, query, key, sliding_window, kwargs)
     sliding_window = pattern.window
+    keys = _keys(pattern, position_bias)
     if not max_length_q or pattern.chunk is not None:
         starts, max_length_q = _stretches(starts, pattern.chunk)
+    of_keys, longest = starts, max_length_q
+    if keys is not None:
+        key, value = key.index_select(2, keys.where), value.index_select(2, keys.where)
+        of_keys, longest = keys.starts, keys.longest
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in (query, key, value))
     options = _varlen_options(sliding_window)
     groups = q.shape[1] // k.shape[1]
@@ -330,7 +372,7 @@ def varlen_attention(
     from torch.nn.attention.varlen import varlen_attn
 
     out: Any = varlen_attn(
-        q, k, v, starts, starts, max_length_q, max_length_q, scale=scaling, **options
+        q, k, v, starts, of_keys, max_length_q, longest, scale=scaling, **options
     )
     packed: torch.Tensor = out.unsqueeze(0)
     return packed, None

@@ -25,10 +25,11 @@ def cut(starts: list[int], chunk: int | None) -> list[int]:
     return [*(i for start, end in pairwise(starts) for i in range(start, end, chunk)), starts[-1]]
 
 
-def window_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """Boolean [length, length]: token i sees j where i - window < j <= i."""
-    mask = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    return mask if window is None else mask.triu(1 - window)
+def window_mask(length: int, window: int | None, device: torch.device, before: int = 0) -> Tensor:
+    """Boolean [length, before + length]: of the last tokens of a stretch, token i sees j where
+    i - window < j <= i."""
+    mask = torch.ones(length, before + length, dtype=torch.bool, device=device).tril(before)
+    return mask if window is None else mask.triu(before + 1 - window)
 
 
 def attend(
@@ -37,14 +38,16 @@ def attend(
     value: Tensor,
     sinks: Tensor | None,
     starts: list[int],
+    of_keys: list[int],
     scaling: float | None,
     window: int | None,
 ) -> Tensor:
-    """query [1, H, N, D], key and value [1, K, N, D], sinks [H] -> [1, N, H, D], with gradients.
+    """query [1, H, N, D], key and value [1, K, M, D], sinks [H] -> [1, N, H, D], with gradients.
 
-    `starts` are those of the stretches, and N; a token sees `window` tokens, itself included.
+    `starts` are those of the stretches, and N; `of_keys` those of their keys, and M: where these
+    are more, the tokens are the last of them. A token sees `window` tokens, itself included.
     """
-    result: Tensor = _Attend.apply(query, key, value, sinks, starts, scaling, window)
+    result: Tensor = _Attend.apply(query, key, value, sinks, starts, of_keys, scaling, window)
     return result
 
 
@@ -59,21 +62,18 @@ class _Attend(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         sinks: Tensor | None,
-        starts: list[int],
-        scaling: float | None,
-        window: int | None,
+        *options: Any,
     ) -> Tensor:
-        result, sums = _forward(query, key, value, sinks, starts, scaling, window)
+        result, sums = _forward(query, key, value, sinks, *options)
         ctx.save_for_backward(query, key, value, result, sums, sinks)
-        ctx.starts, ctx.scaling, ctx.window = starts, scaling, window
+        ctx.options = options
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        options = (ctx.starts, ctx.scaling, ctx.window)
-        gradients, of_sinks = _backward(grads[0], *(*ctx.saved_tensors, *options))
-        return *gradients, of_sinks, None, None, None
+        gradients, of_sinks = _backward(grads[0], *ctx.saved_tensors, *ctx.options)
+        return *gradients, of_sinks, None, None, None, None
 
 
 def _forward(
@@ -82,15 +82,16 @@ def _forward(
     value: Tensor,
     sinks: Tensor | None,
     starts: list[int],
+    of_keys: list[int],
     scaling: float | None,
     window: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Output [1, N, H, D] and the logarithms of the summed exponentials [1, H, N]."""
     result, sums = _empty(query)
     out = result.transpose(1, 2)
-    for start, end in pairwise(starts):
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        mask = _additive_window(q, window)
+    for (start, end), (first, last) in zip(pairwise(starts), pairwise(of_keys), strict=True):
+        q, k, v = query[:, :, start:end], key[:, :, first:last], value[:, :, first:last]
+        mask = _additive_window(q, k, window)
         piece, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, mask is None, attn_mask=mask, scale=scaling
         )
@@ -119,36 +120,39 @@ def _backward(
     sums: Tensor,
     sinks: Tensor | None,
     starts: list[int],
+    of_keys: list[int],
     scaling: float | None,
     window: int | None,
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
     """Gradients of query, key and value, and of the sinks."""
     out, grad = result.transpose(1, 2), grad.transpose(1, 2)
     gradients = tuple(torch.empty_like(x) for x in (query, key, value))
-    for start, end in pairwise(starts):
+    for (start, end), (first, last) in zip(pairwise(starts), pairwise(of_keys), strict=True):
         part = (slice(None), slice(None), slice(start, end))
-        q, k, v = query[part], key[part], value[part]
-        mask = _additive_window(q, window)
+        theirs = (slice(None), slice(None), slice(first, last))
+        q, k, v = query[part], key[theirs], value[theirs]
+        mask = _additive_window(q, k, window)
         pieces = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(grad[part], q, k, v, out[part], sums[part], 0.0, mask is None),
             attn_mask=mask,
             scale=scaling,
         )
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient[part] = piece
+        for gradient, piece, place in zip(gradients, pieces, (part, theirs, theirs), strict=True):
+            gradient[place] = piece
     if sinks is None:
         return gradients, None
     share = torch.exp(sinks.to(sums.dtype).view(1, -1, 1) - sums)
     return gradients, -(share * (grad * out).sum(-1)).sum((0, 2)).to(sinks.dtype)
 
 
-def _additive_window(query: Tensor, window: int | None) -> Tensor | None:
-    """What the CPU kernel adds to scores of a stretch longer than `window`; None for others."""
-    length = query.shape[2]
-    if window is None or length <= window:
+def _additive_window(query: Tensor, key: Tensor, window: int | None) -> Tensor | None:
+    """What the CPU kernel adds to scores of a stretch longer than `window`, or with more keys than
+    tokens; None for others."""
+    length, count = query.shape[2], key.shape[2]
+    if count == length and (window is None or length <= window):
         return None
-    mask = window_mask(length, window, query.device)
-    zeros = query.new_zeros(length, length)
+    mask = window_mask(length, window, query.device, count - length)
+    zeros = query.new_zeros(length, count)
     return zeros.masked_fill_(~mask, -torch.inf)
 
 
@@ -170,7 +174,7 @@ def packed(
     every `chunk` tokens; and the logarithms of the summed exponentials [1, H, N], without
     gradients."""
     cuts = cut(starts.tolist(), chunk)
-    return _forward(query, key, value, sinks, cuts, scaling, window)
+    return _forward(query, key, value, sinks, cuts, cuts, scaling, window)
 
 
 @packed.register_fake
@@ -194,7 +198,7 @@ def _packed_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cuts = cut(starts.tolist(), chunk)
     (of_query, of_key, of_value), of_sinks = _backward(
-        grad, query, key, value, result, sums, sinks, cuts, scaling, window
+        grad, query, key, value, result, sums, sinks, cuts, cuts, scaling, window
     )
     return of_query, of_key, of_value, query.new_empty(0) if of_sinks is None else of_sinks
 

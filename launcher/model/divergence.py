@@ -61,6 +61,10 @@ class Teacher(Protocol):
         its gradient by these, [t, V]."""
         ...
 
+    def far(self, logits: Tensor, part: slice) -> Tensor:
+        """The divergence alone."""
+        ...
+
 
 class WholeTeacher:
     """All of it: `logits_of` gives the teacher's logits [t, at least `size`] of a part of the
@@ -71,13 +75,21 @@ class WholeTeacher:
 
     def against(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """See `Teacher`."""
-        heat = self._measure.temperature
-        log_p = (self._logits_of(part)[:, : self._size].float() / heat).log_softmax(-1)
-        log_q = (logits[:, : self._size] / heat).log_softmax(-1)
+        log_p, log_q = self._both(logits, part)
         found, own = self._measure(log_p, log_q)
         del log_p
         own -= log_q.exp_().mul_(own.sum(-1, keepdim=True))
-        return found, _widened(own.div_(heat), logits)
+        return found, _widened(own.div_(self._measure.temperature), logits)
+
+    def far(self, logits: Tensor, part: slice) -> Tensor:
+        """See `Teacher`."""
+        return self._measure(*self._both(logits, part))[0]
+
+    def _both(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of teacher and student, each [t, size]."""
+        heat = self._measure.temperature
+        log_p = (self._logits_of(part)[:, : self._size].float() / heat).log_softmax(-1)
+        return log_p, (logits[:, : self._size] / heat).log_softmax(-1)
 
 
 class TopTeacher:
@@ -90,19 +102,31 @@ class TopTeacher:
 
     def against(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         """See `Teacher`."""
-        heat, tokens = self._measure.temperature, self._tokens[part].long()
-        cool = logits[:, : self._size] / heat
-        norm = cool.logsumexp(-1, keepdim=True)
-        others = cool.scatter(1, tokens, -math.inf)
-        rest = others.logsumexp(-1, keepdim=True)
-        log_q = torch.cat([cool.gather(1, tokens), rest], 1) - norm
+        tokens = self._tokens[part].long()
+        cool = logits[:, : self._size] / self._measure.temperature
+        norm, others, rest, log_q = self._grouped(cool, tokens)
         found, own = self._measure(self._log_probs[part], log_q)
         # A token of the rest has its share of what the rest is to lose.
         lowest = torch.finfo(rest.dtype).min  # nothing is in the rest: no share of it is NaN
         gradient = others.sub_(rest.clamp_(min=lowest)).exp_().mul_(own[:, -1:])
         gradient.scatter_add_(1, tokens, own[:, :-1])
         gradient -= cool.sub_(norm).exp_().mul_(own.sum(-1, keepdim=True))
-        return found, _widened(gradient.div_(heat), logits)
+        return found, _widened(gradient.div_(self._measure.temperature), logits)
+
+    def far(self, logits: Tensor, part: slice) -> Tensor:
+        """See `Teacher`."""
+        cool = logits[:, : self._size] / self._measure.temperature
+        *_, log_q = self._grouped(cool, self._tokens[part].long())
+        return self._measure(self._log_probs[part], log_q)[0]
+
+    @staticmethod
+    def _grouped(cool: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of logits at the temperature: their log-sum [t, 1], those of all other tokens [t, size],
+        the log-sum of these [t, 1], and the log-probabilities of the groups, [t, k + 1]."""
+        norm = cool.logsumexp(-1, keepdim=True)
+        others = cool.scatter(1, tokens, -math.inf)
+        rest = others.logsumexp(-1, keepdim=True)
+        return norm, others, rest, torch.cat([cool.gather(1, tokens), rest], 1) - norm
 
 
 def _widened(gradient: Tensor, logits: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class RowTensors(Protocol):
     targets: Tensor
     weights: Tensor | None
     longest: int
+    sharing: Any
+    """None, or a `launcher.data.pack.loader.Sharing`."""
 
 
 class Head(Protocol):
@@ -55,6 +57,9 @@ class Head(Protocol):
     layout: str
     """How documents are kept apart, as `launcher.health.isolation` has found out."""
     inputs: ForwardInputs
+    shares: bool
+    """Whether what documents of a record begin with alike is computed once, where they lie side by
+    side."""
     hits: Tensor | None
     """Targets of the last loss or log-probabilities that are the model's first choice:
     int64 scalar, if counted."""
@@ -152,6 +157,7 @@ class TargetHead:
         self.model, self._counts_hits = model, counts_hits
         self.hits: Tensor | None = None
         self.isolates = attention.isolates(model)
+        self.shares = False
         self.pads = True
         self.layout = ""
         self.inputs = ForwardInputs(model)
@@ -243,10 +249,10 @@ class TargetHead:
         logits."""
         if self.head is None:
             return None
-        inputs, starts, request.keep = self._layout(row)
+        inputs, packed, request.keep = self._layout(row)
         self._request = request
         try:
-            logits = self._call(caller, inputs, starts)
+            logits = self._call(caller, inputs, packed)
             if _is_same(logits, request.result):
                 # What left the model: ZeRO-3 gathers weights for backward by hooks on it.
                 request.result = logits
@@ -265,22 +271,23 @@ class TargetHead:
 
     def _logits(self, caller: Any, row: RowTensors) -> Tensor:
         """Logits [targets, vocabulary] of the model itself."""
-        inputs, starts, keep = self._layout(row)
-        return _select(self._call(caller, inputs, starts), keep, len(row.targets))
+        inputs, packed, keep = self._layout(row)
+        return _select(self._call(caller, inputs, packed), keep, len(row.targets))
 
-    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], Tensor | None, Tensor]:
-        """Inputs of the model, where their documents start if they lie in one row, and which of
-        their positions are predicted from."""
+    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], Packed, Tensor]:
+        """Inputs of the model, how documents lie in a row if they do, and which of their positions
+        are predicted from."""
         if self.isolates:
-            inputs, keep = packed_inputs(row), row.target_index
+            inputs, packed = packed_inputs(row, shares=self.shares)
+            keep = packed.place(row.target_index)
         else:
-            inputs = padded_inputs(row)
+            inputs, packed = padded_inputs(row), Packed()
             keep = _kept(row, inputs["attention_mask"])
         own = self.inputs.accepted({**inputs, "logits_to_keep": keep, "use_cache": False})
-        return own, row.document_starts if self.isolates else None, keep
+        return own, packed, keep
 
-    def _call(self, caller: Any, inputs: dict[str, Any], starts: Tensor | None) -> Tensor:
-        with attention.packed_row(starts):
+    def _call(self, caller: Any, inputs: dict[str, Any], packed: Packed) -> Tensor:
+        with attention.packed_row(packed.starts, packed.keys):
             logits: Tensor = caller(**inputs).logits
         return logits
 
@@ -367,17 +374,42 @@ def _is_same(logits: Tensor, result: Tensor | None) -> bool:
     )
 
 
-def packed_inputs(row: RowTensors) -> dict[str, Any]:
-    """One line with all documents, for attention that is told where they begin."""
-    starts = row.document_starts
+class Packed(NamedTuple):
+    """How documents lie in one row; in none where nothing is said."""
+
+    starts: Tensor | None = None
+    """int32 [documents + 1]: where each one's computed tokens begin."""
+    keys: attention.Keys | None = None
+    """What these attend to, if it is more than they are."""
+
+    def place(self, index: Tensor) -> Tensor:
+        """Where tokens of the row, int64 [n], stand among the computed ones."""
+        return index if self.keys is None else self.keys.where[index]
+
+
+def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], Packed]:
+    """One line with all documents, for attention that is told where they begin; with `shares` what
+    documents of a record begin with alike stands there once."""
+    sharing = row.sharing if shares else None
+    ids, positions, starts, longest = (
+        row.input_ids,
+        row.position_ids,
+        row.document_starts,
+        row.longest,
+    )
+    packed = Packed(starts)
+    if sharing is not None:
+        packed = Packed(sharing.document_starts, attention.Keys(sharing.where, starts, row.longest))
+        ids, positions = ids[sharing.kept], positions[sharing.kept]
+        starts, longest = sharing.document_starts, sharing.longest
     return {
-        "input_ids": row.input_ids.unsqueeze(0),
-        "position_ids": row.position_ids.unsqueeze(0),
+        "input_ids": ids.unsqueeze(0),
+        "position_ids": positions.unsqueeze(0),
         "cu_seq_lens_q": starts,
         "cu_seq_lens_k": starts,
-        "max_length_q": row.longest,
-        "max_length_k": row.longest,
-    }
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }, packed
 
 
 def padded_inputs(row: RowTensors, padding: int = 0) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class SequenceOutputs:
         implementation = inner.config._attn_implementation
         self.isolates = attention.isolates(inner) and reads_last_token(type(inner))
         self.pads = True
+        self.shares = False
         self.layout = ""
         self.inputs = ForwardInputs(model)
         if self.isolates:
@@ -51,10 +52,11 @@ class SequenceOutputs:
             with attention.packed_row(None):
                 logits: Tensor = caller(**padded).logits
             return logits.float()
-        self._ends = self._last_tokens(row)
+        inputs, packed = packed_inputs(row, shares=self.shares)
+        self._ends = packed.place(self._last_tokens(row))
         try:
-            with attention.packed_row(row.document_starts):
-                own = self.inputs.accepted({**packed_inputs(row), "use_cache": False})
+            with attention.packed_row(packed.starts, packed.keys):
+                own = self.inputs.accepted({**inputs, "use_cache": False})
                 logits = caller(**own).logits
         finally:
             self._ends = None

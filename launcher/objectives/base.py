@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from launcher.data.formats.base import BadRecord
     from launcher.data.pack.loader import Row, RowSource
     from launcher.data.prepare.worker import Encoder
-    from launcher.data.reference import ReferenceStore
+    from launcher.data.reference import References
     from launcher.evals.metric import Metric
     from launcher.evals.records import Results
     from launcher.model.head import Head
@@ -85,6 +85,8 @@ class Objective:
     reference: ClassVar[Sequence[Column]] = ()
     """What the model before training makes of each document or target: worked out once, before the
     first step, and in a row like any column from then on (see `refer`)."""
+    held_out_reference: ClassVar[Sequence[Column] | None] = None
+    """The same of held-out records, where more is asked of them (see `refer_held_out`)."""
     asks: str = "the model before training"
     """Which model the columns of `reference` are of; another one is given by `referent`."""
     about_end: str = ""
@@ -98,8 +100,10 @@ class Objective:
         """The sequence head of the run's model, once it is made."""
         self.batch: Mapping[str, float] = {}
         """What `over_batch` has found for the global batch whose losses are asked for."""
-        self.store: ReferenceStore | None = None
+        self.references: References | None = None
         """Where the columns of `reference` are kept, once the run's base is known."""
+        self.is_base = False
+        """Whether the model that is scored is the one before training."""
 
     # ---- from example to documents
 
@@ -216,6 +220,10 @@ class Objective:
         """The columns of `reference` for the documents or targets of a row, by the model before
         training or the `referent`, without gradients."""
         raise NotImplementedError
+
+    def refer_held_out(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
+        """The columns of `held_out_reference` where there are others than of `reference`."""
+        return self.refer(head, caller, row)
 
     @property
     def referent_identity(self) -> Sequence[Any] | None:

@@ -16,6 +16,7 @@ from launcher.config.schema import Config, variants
 from launcher.core.errors import ConfigError, DataError, ExitCode
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir, find_run
+from launcher.core.runtime import user_path
 from launcher.data.cache import TokenCache
 from launcher.evals import judge, store
 from launcher.evals.comparison.paired import Resampling
@@ -47,15 +48,39 @@ def sides(names: Sequence[str]) -> list[Side]:
     """The results that each name stands for; those that no run has stored are made now.
 
     RUN: what the run scored at its end; RUN:base: its base; RUN:STEP: a checkpoint; FOLDER: a
-    Hugging Face folder, scored as the first run among the names scores. Raises `ConfigError` for no
-    such thing, `DataError` for a run without held-out records.
+    Hugging Face folder, scored as the first run among the names scores. A RUN with whose export
+    another one of them began, to learn otherwise or from other data, stands for the base of that.
+    Raises `ConfigError` for no such thing, `DataError` for a run without held-out records.
     """
     runs = {name: find_run(name.partition(":")[0]) for name in names if not _is_model(name)}
     if not runs:
         hint = "its held-out data and metrics are taken; train one, or see `launcher status`"
         raise ConfigError("a run must be among them", where="launcher compare", hint=hint)
-    first = next(iter(runs.values()))
+    bases = _bases(runs)
+    for name, base in bases.items():
+        note(f"{base.removesuffix(':base')} began with the export of {name}: {base} stands for it")
+        runs[base] = runs[base.removesuffix(":base")]
+    names = [bases.get(name, name) for name in names]
+    first = next(runs[name] for name in names if name in runs)
     return [_side(name, runs.get(name), first) for name in names]
+
+
+def _bases(runs: Mapping[str, RunDir]) -> dict[str, str]:
+    """Of the names of whole runs those with whose export another one began, which cannot be
+    compared as they are, and that one's base."""
+    found = {}
+    for name, further in runs.items():
+        config = compose.load(further.config)
+        began = [config.model.name, getattr(config.peft, "adapter", None)]
+        folders = [user_path(path).resolve() for path in began if path]
+        for start, run in runs.items():
+            if ":" in start + name or run.export.resolve() not in folders:
+                continue
+            other = compose.load(run.config)
+            held_out = [read_json(one.data, {}).get("validation") for one in (run, further)]
+            if type(config.objective) is not type(other.objective) or held_out[0] != held_out[1]:
+                found[start] = f"{name}:base"
+    return found
 
 
 def _is_model(name: str) -> bool:

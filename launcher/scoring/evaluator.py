@@ -23,6 +23,7 @@ from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.chat.turn_ends import taught
 from launcher.data.pack.loader import Row, make_row
+from launcher.data.reference import References, ReferenceStore
 from launcher.distributed import collectives, gathered
 from launcher.evals import generation, runner, store
 from launcher.evals.comparison.record_sets import TRAIN
@@ -175,11 +176,15 @@ class Evaluator:
             *(self.cache, self.ids, self.head, self.config, self.plan, self.ranks, self.device)
         )
 
-    def sets(self) -> Iterator[tuple[TokenCache | JoinedCache, list[int], str]]:
-        """What is scored, further sets too: cache, records and what to call them."""
-        yield self.cache, self.ids, "held-out records"
+    def referred(
+        self, references: References
+    ) -> Iterator[tuple[ReferenceStore, TokenCache | JoinedCache, list[int], str]]:
+        """What is scored, further sets too: where its reference is kept, cache, records and what
+        to call them."""
+        yield references.held_out, self.cache, self.ids, "held-out records"
         for split, own in self.further.items():
-            yield own.cache, own.ids, f"records of {split}"
+            kept = references.train if split == TRAIN else references.held_out
+            yield kept, own.cache, own.ids, f"records of {split}"
 
     def text(self, record: int) -> str:
         """A record as text, without special tokens."""
@@ -307,8 +312,8 @@ def make_evaluator(
     def make(split: str, of: Config = config) -> Evaluator:
         cache = TokenCache.open(Path(folders[split]))
         objective.prepare(cache)
-        if objective.store is not None:
-            objective.store.attach(cache)
+        if (kept := objective.references) is not None:
+            (kept.train if split == TRAIN else kept.held_out).attach(cache)
         common = (tokenizer, head, device, should_stop, objective, generate, ends)
         return Evaluator(of, plan, ranks, cache, *common)
 
@@ -381,7 +386,9 @@ def score_base(
     known = store.read_results(target, kinds) or store.read_results(cached, kinds)
     if not _agreed(known is not None):
         started = time.monotonic()
+        evaluator.objective.is_base = True
         results = evaluator.everything(engine, model, journal, say)
+        evaluator.objective.is_base = False
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)

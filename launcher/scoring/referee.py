@@ -20,9 +20,9 @@ from launcher.core.errors import ConfigError
 from launcher.core.files import write_json
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
-from launcher.data.cache import JoinedCache, Per, TokenCache
+from launcher.data.cache import Column, JoinedCache, Per, TokenCache
 from launcher.data.pack.loader import Row
-from launcher.data.reference import ReferenceStore, Values
+from launcher.data.reference import References, ReferenceStore, Values
 from launcher.distributed import collectives
 from launcher.evals import runner
 from launcher.health.isolation import isolate
@@ -36,14 +36,14 @@ _ROUND = 64
 _EVERY_S = 10.0
 
 
-def open_store(
+def open_references(
     run: RunDir,
     config: Config,
     plan: Plan,
     ranks: Ranks,
     objective: Objective,
     origin: dict[str, str],
-) -> ReferenceStore:
+) -> References:
     """Where the columns of `objective.reference` are kept for the model that the run began with;
     the run folder says which that is. All ranks call this."""
     known = ranks.is_main and run.reference.is_file()
@@ -51,7 +51,12 @@ def open_store(
     if ranks.is_main and not known:
         write_json(run.reference, {"model": identity})
     collectives.barrier()
-    return ReferenceStore.of_run(run, config, objective.reference)
+    return references_of(run, config, objective)
+
+
+def references_of(run: RunDir, config: Config, objective: Objective) -> References:
+    """The same of a run that has begun; `DataError` for another one."""
+    return References.of_run(run, config, objective.reference, objective.held_out_reference)
 
 
 def _identity(
@@ -94,20 +99,21 @@ class Referee:
         self._objective, self._head, self._student = objective, head, student
         self._should_stop, self._say = should_stop, say
         self._other: tuple[Head, Any] | None = None
-        # Many numbers a token are kept more often.
-        widths = sum(column.width for column in objective.reference)
-        self._batches = max(1, 8 * _ROUND // max(8, widths))
 
     def fill(
-        self, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int], what: str
+        self,
+        store: ReferenceStore,
+        caller: Any,
+        cache: TokenCache | JoinedCache,
+        records: Sequence[int],
+        what: str,
     ) -> None:
-        """Work out what is missing for `records` of `cache`, with a line of progress now and then.
+        """Work out what `store` misses for `records` of `cache`, with a line of progress now and
+        then.
 
         What is there is kept when this is cut short: raises
         `launcher.evals.runner.EvaluationStopped`.
         """
-        store = self._objective.store
-        assert store is not None
         # Of one rank: another run may be filling the columns.
         mine = store.missing(cache, records) if self._ranks.is_main else []
         missing = collectives.gather_objects(mine)[0]
@@ -116,8 +122,8 @@ class Referee:
         head, caller = self._asked(cache, caller)
         started = said = time.monotonic()
         count = 0
-        for part in self._rounds(cache, missing):
-            values = self._values(head, caller, cache, part)
+        for part in self._rounds(store, cache, missing):
+            values = self._values(store, head, caller, cache, part)
             gathered = collectives.gather_objects(values)
             if self._ranks.is_main:
                 store.add(cache, {i: own for found in gathered for i, own in found.items()})
@@ -154,10 +160,12 @@ class Referee:
             )
 
     def _rounds(
-        self, cache: TokenCache | JoinedCache, records: Sequence[int]
+        self, store: ReferenceStore, cache: TokenCache | JoinedCache, records: Sequence[int]
     ) -> Iterator[Sequence[int]]:
         """The records in parts, each of some batches a rank."""
-        most = self._batches * self._ranks.world_size * self._config.eval.batch_tokens
+        # Many numbers a token are kept more often.
+        batches = max(1, 8 * _ROUND // max(8, sum(column.width for column in store.columns)))
+        most = batches * self._ranks.world_size * self._config.eval.batch_tokens
         filled = np.cumsum([int(cache.lengths[i]) for i in records]) // most
         bounds = np.flatnonzero(np.diff(filled)) + 1
         for begin, end in zip([0, *bounds], [*bounds, len(records)], strict=True):
@@ -165,32 +173,40 @@ class Referee:
 
     @torch.no_grad()
     def _values(
-        self, head: Head, caller: Any, cache: TokenCache | JoinedCache, records: Sequence[int]
+        self,
+        store: ReferenceStore,
+        head: Head,
+        caller: Any,
+        cache: TokenCache | JoinedCache,
+        records: Sequence[int],
     ) -> dict[int, Values]:
         """Of this rank's share."""
         found: dict[int, Values] = {}
+        references, objective = self._objective.references, self._objective
+        assert references is not None
+        refer = objective.refer if store is references.train else objective.refer_held_out
         rows = rows_to_score(
             cache, records, head, self._config, self._plan, self._ranks, self._device
         )
         for row, ids in runner.computed(rows, self._should_stop):
-            columns = self._objective.refer(head, caller, row)
+            columns = refer(head, caller, row)
             if ids:
                 made = {name: values.cpu().numpy() for name, values in columns.items()}
-                found |= self._split(row, ids, made)
+                found |= _split(store.columns, row, ids, made)
         return found
 
-    def _split(self, row: Row, ids: Sequence[int], made: Values) -> dict[int, Values]:
-        """The values of each record of a row."""
-        documents = np.cumsum([0, *row.sizes])
-        starts = row.document_starts.cpu().numpy()[documents]
-        targets = np.searchsorted(row.target_index.cpu().numpy(), starts)
-        bounds = {
-            column.name: targets if column.per is Per.target else documents
-            for column in self._objective.reference
+
+def _split(
+    columns: Sequence[Column], row: Row, ids: Sequence[int], made: Values
+) -> dict[int, Values]:
+    """The values of each record of a row."""
+    documents = np.cumsum([0, *row.sizes])
+    starts = row.document_starts.cpu().numpy()[documents]
+    targets = np.searchsorted(row.target_index.cpu().numpy(), starts)
+    bounds = {column.name: targets if column.per is Per.target else documents for column in columns}
+    return {
+        record: {
+            name: values[bounds[name][i] : bounds[name][i + 1]] for name, values in made.items()
         }
-        return {
-            record: {
-                name: values[bounds[name][i] : bounds[name][i + 1]] for name, values in made.items()
-            }
-            for i, record in enumerate(ids)
-        }
+        for i, record in enumerate(ids)
+    }

@@ -13,7 +13,6 @@ from launcher.config.derive import plan as plans
 from launcher.core import runtime
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
-from launcher.data.reference import ReferenceStore
 from launcher.evals import generation, vllm
 from launcher.evals.metric import Metric, score_all
 from launcher.evals.records import Results
@@ -27,7 +26,7 @@ from launcher.objectives.base import of_run
 from launcher.scoring import harness
 from launcher.scoring.evaluator import make_evaluator
 from launcher.scoring.held_out import held_out
-from launcher.scoring.referee import Referee
+from launcher.scoring.referee import Referee, references_of
 
 
 def score(
@@ -50,7 +49,7 @@ def score(
     inner.set_attn_implementation(attention.supported(type(inner), wanted))
     objective = of_run(run, config)
     if objective.reference:
-        objective.store = ReferenceStore.of_run(run, config, objective.reference)
+        objective.references = references_of(run, config, objective)
     folders = read_json(run.data)
     head, alone = objective.head(model), runtime.Ranks(0, 1, 0, 1, "", "none")
     evaluator = make_evaluator(
@@ -69,16 +68,17 @@ def score(
         note(f"attention: {found}")
     for own, other in objective.companions(device):
         isolate(own, other, other, evaluator.cache, device)
-    if objective.store is not None:
+    if objective.references is not None:
         referee = Referee(
             *(config, plan, alone, device, objective, head, model),
             should_stop=lambda: False,
             say=note,
         )
-        for cache, ids, what in evaluator.sets():
+        for kept, cache, ids, what in evaluator.referred(objective.references):
             if not is_base and objective.referent_identity is None:
-                objective.store.require(cache, ids, run)
-            referee.fill(model, cache, ids, what)
+                kept.require(cache, ids, run)
+            referee.fill(kept, model, cache, ids, what)
+    objective.is_base = is_base
     return evaluator.metrics, evaluator.everything(model, model)
 
 

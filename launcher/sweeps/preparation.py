@@ -31,12 +31,9 @@ from launcher.sweeps.pool import Pool
 from launcher.sweeps.table import pasted
 from launcher.sweeps.trials import Maker
 
-#: Metrics of this package -> whether more is better; those of a user need `sweep.direction`.
+#: Values of a training step -> whether more is better; those of an objective need
+#: `sweep.direction`.
 _MORE_IS_BETTER = {
-    "eval/loss": False,
-    "eval/perplexity": False,
-    "eval/token_accuracy": True,
-    "eval/exact_match": True,
     "loss": False,
     "tokens_per_s": True,
     "target_tokens_per_s": True,
@@ -163,6 +160,10 @@ def _sweeper(found: space.Space) -> str | None:
 def _maximize(config: Config) -> bool:
     if config.sweep.direction is not Direction.auto:
         return config.sweep.direction is Direction.maximize
+    scored, _, name = config.sweep.metric.rpartition("/")
+    row = variants.metric_rows(config).get(name) if scored else None
+    if row is not None:
+        return not row.lower_is_better
     if config.sweep.metric not in _MORE_IS_BETTER:
         hint = "sweep.direction=minimize or sweep.direction=maximize"
         found = f"whether more {config.sweep.metric} is better is not known"

@@ -223,7 +223,10 @@ class Training:
             setup.keep_apart(self.head, self.engine, model, self.data, device, self.say)
         require_trainable(self.objective, self.head, model, cache, device)
         if self.config.model.compile:
+            self.head.shares = False  # its graphs are of rows whose tokens attend to themselves
             compile_layers(model)
+        if self.head.shares:
+            self.say("attention: what documents of a record begin with alike is computed once")
 
     def begin(self) -> None:
         """Ask the model that the run begins with what the objective wants of it, go on from a
@@ -263,10 +266,12 @@ class Training:
         count = self.plan.global_sequences
         packs = range(self.progress.step * count, self.num_steps * count)
         records = records_of(self.data.order, packs, len(self.data.cache))
-        referee.fill(self.engine, self.data.cache, records, "training records")
+        references = self.objective.references
+        assert references is not None
+        referee.fill(references.train, self.engine, self.data.cache, records, "training records")
         if self.evaluator is not None:
-            for cache, ids, what in self.evaluator.sets():
-                referee.fill(self.engine, cache, ids, what)
+            for kept, cache, ids, what in self.evaluator.referred(references):
+                referee.fill(kept, self.engine, cache, ids, what)
         if self.objective.referent_identity is not None:
             del referee
             release(self.device)

@@ -224,8 +224,9 @@ def make_learner(
         restoring.load_adapter(adapter, model)
         say(f"going on from the adapter in {adapter}")
     if objective.reference:
-        objective.store = referee.open_store(run, config, plan, ranks, objective, origin)
-        objective.store.attach(data.cache)
+        references = referee.open_references(run, config, plan, ranks, objective, origin)
+        references.train.attach(data.cache)
+        objective.references = references
     head = objective.head(model, counts_hits=config.train.token_accuracy)
     if device.type == "cuda" and config.engine.offload_optimizer:
         say("loading DeepSpeed's CPU Adam (built the first time, about a minute)")

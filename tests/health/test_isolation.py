@@ -1,5 +1,6 @@
 """Records that are computed together do not see each other, whatever the model is made of."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -144,6 +145,90 @@ def test_loss_and_gradients_of_a_row_are_those_of_its_records_alone(name, cache)
     for key, gradient in gradients(model).items():
         scale = float(wanted[key].abs().max())
         torch.testing.assert_close(gradient, wanted[key], rtol=1e-3, atol=1e-4 + 1e-4 * scale)
+
+
+class Beginning:
+    """Records of several documents, most of which begin alike."""
+
+    is_weighted = False
+    columns: dict = {}
+    lengths = (44, 9, 47)
+
+    def __init__(self):
+        draw = torch.Generator().manual_seed(3)
+
+        def tokens(count):
+            return torch.randint(3, 61, (count,), generator=draw).tolist()
+
+        prompt, other = tokens(10), tokens(12)
+        self._records = [
+            [prompt + tokens(4), prompt + tokens(20)],
+            [tokens(9)],
+            [other, other + tokens(3), other + tokens(2) + tokens(6)],
+        ]
+        assert [sum(map(len, one)) for one in self._records] == list(self.lengths)
+
+    def __len__(self):
+        return 3
+
+    def documents(self, i):
+        return list(map(len, self._records[i]))
+
+    def record(self, i):
+        documents = self._records[i]
+        flags = [int(place % 3 == 1) for one in documents for place in range(len(one))]
+        return np.array(sum(documents, []), np.int32), np.array(flags, np.uint8)
+
+    def weight(self, i):
+        return 1.0
+
+
+def test_what_is_computed_again_reads_beginnings_again():
+    records, found = Beginning(), []
+    for checkpoints in (False, True):
+        model = make("llama")
+        head = TargetHead(model)
+        isolate(head, model, model, records, CPU)
+        if checkpoints:
+            options = {"use_reentrant": False, "context_fn": attention.checkpoint_contexts}
+            model.gradient_checkpointing_enable(options)
+        head.log_probs(model.train(), make_row(records, range(3))).sum().backward()
+        assert head.shares
+        found.append(gradients(model))
+    for key, gradient in found[1].items():
+        torch.testing.assert_close(gradient, found[0][key])
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", MODELS)
+def test_what_documents_begin_with_alike_is_computed_once(name):
+    records = Beginning()
+    row = make_row(records, range(3))
+    assert len(row.input_ids) == 100
+    assert len(row.sharing.kept) == 100 - 10 - 11 - 12
+    found = {}
+    for shares in (False, True):
+        model = make(name)
+        head = TargetHead(model)
+        isolate(head, model, model, records, CPU)
+        if shares:
+            # Of attention in chunks nobody can tell which of them a beginning lies in.
+            assert head.shares == (head.layout == "row" and name != "llama4-chunks")
+        head.shares = head.shares and shares
+        seen = []
+        model.get_input_embeddings().register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(inputs[0].numel())
+        )
+        log_probs = head.log_probs(model, row)
+        log_probs[::2].sum().backward()
+        found[shares] = log_probs.detach(), gradients(model)
+        if head.isolates:
+            assert seen == [67 if head.shares else 100]
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=1e-5, atol=1e-5)
+    for key, gradient in found[True][1].items():
+        scale = float(found[False][1][key].abs().max())
+        wanted = found[False][1][key]
+        torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-4 + 1e-4 * scale)
 
 
 @pytest.mark.parametrize("name", ["qwen3.5", "falcon-h1"])

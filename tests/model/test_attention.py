@@ -249,7 +249,11 @@ class Reads(TorchDispatchMode):
 def test_no_forward_of_a_packed_row_waits_for_the_device(family, implementation, monkeypatch):
     """transformers would look into the positions for documents, once a mask."""
     model, row = make(family, implementation), row_of(LENGTHS)
-    inputs = {**packed_inputs(row), "use_cache": False, "logits_to_keep": row.target_index}
+    inputs = {
+        **packed_inputs(row, shares=False)[0],
+        "use_cache": False,
+        "logits_to_keep": row.target_index,
+    }
 
     def forward():
         with Reads() as reads, attention.packed_row(row.document_starts), torch.no_grad():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def test_what_is_scored():
     config = compose.compose(["objective=kto", "model.name=m", "data.train=x", "eval=default"])
     config.eval.metrics = [*config.objective.metrics]
     records = [record(0, True, 2.0, 1.0), record(1, True, -1.0, 3.0), record(2, False, -4.0)]
+    records[0] = replace(records[0], divergence=0.75)
     results = Results({"verdicts": records})
     Kto(config.objective).judge(results)
     scores = score_all(make_metrics(config.eval, config.objective.own_metrics), results)
@@ -67,6 +69,7 @@ def test_what_is_scored():
         "reward_gap": pytest.approx(0.05 + 0.4),
         "good_change": pytest.approx(1 / 8),
         "bad_change": pytest.approx(-1.0),
+        "reference_kl": pytest.approx(0.75 / 4),
     }
     assert not verdicts.warnings(records)
     (told,) = verdicts.warnings([record(0, True, -4.0)])

@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from launcher.data.formats.base import BadRecord, Preference
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results
-from launcher.objectives.preference import outcome
+from launcher.objectives.preference import drift, outcome
 from launcher.objectives.preference.encoder import PairEncoder
 from launcher.objectives.preference.pairs import Answers
 from launcher.objectives.preference.records import PairRecord
@@ -211,6 +212,7 @@ def test_what_is_scored():
     config = compose.compose(["objective=dpo", "model.name=m", "data.train=x", "eval=default"])
     config.eval.metrics = [*config.objective.metrics[1:]]
     records = [record(0, -2.0, -6.0), record(1, -6.0, -2.0), record(2, -3.0, -3.0)]
+    records[:2] = [replace(one, divergence=one.id + 0.5) for one in records[:2]]
     scores = score_all(
         make_metrics(config.eval, config.objective.own_metrics), Results({"pairs": records})
     )
@@ -219,6 +221,7 @@ def test_what_is_scored():
         "preference_margin": 0.0,
         "chosen_change": pytest.approx((2 - 2 + 1) / 6),
         "rejected_change": pytest.approx((-2 + 2 + 1) / 12),
+        "reference_kl": pytest.approx((0.5 + 1.5) / 12),
     }
 
 
@@ -334,6 +337,7 @@ def objective_of(run: Any) -> Any:
 @pytest.fixture(scope="module")
 def first(here):
     more = ("eval=default", "data.validation=held_out.jsonl", "eval.metrics=null")
+    more += ("export.at_end=true",)
     return trained(here, "first", *DPO, *TWO, *more)
 
 
@@ -344,10 +348,58 @@ def test_dpo_is_that_of_plain_pytorch(first):
     assert "reference: the model before training on 24 training records" in output
     scores = read_json(run.eval / "base.json")["metrics"]
     assert scores["loss"] == pytest.approx(math.log(2), rel=1e-6)
-    assert scores["preference_accuracy"] == pytest.approx(0.5, abs=0.5)
+    # Whatever cut the reference was made by: the base has gained nothing, to the last digit.
+    assert scores["preference_accuracy"] == 0.5
+    assert scores["chosen_change"] == scores["rejected_change"] == 0
+    assert scores["reference_kl"] == pytest.approx(0, abs=1e-6)
     comparison = read_json(run.eval / "comparison.json")
     assert comparison["metrics"].keys() == {*preference.DpoConfig.metrics}
     assert "Preferences" in (run.path / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_how_far_a_model_has_gone_is_that_of_plain_pytorch(first):
+    from transformers import AutoModelForCausalLM
+
+    run, _ = first
+    cache = TokenCache.open(read_json(run.data)["validation"])
+    folders = compose.load(run.config).model.name, str(run.export)
+    base, tuned = map(AutoModelForCausalLM.from_pretrained, folders)
+    counted, whole, count = 0.0, 0.0, 0
+    for number in range(len(cache)):
+        tokens, flags = (torch.from_numpy(x.astype(np.int64)) for x in cache.record(number))
+        sizes = cache.documents(number)
+        for own, learned in zip(tokens.split(sizes), flags.split(sizes), strict=True):
+            rows = learned[1:].bool()
+            with torch.no_grad():
+                q, p = (one(own[None]).logits[0, :-1][rows].softmax(-1) for one in (tuned, base))
+            terms = q * (q / p).log() - q + p
+            counted += float(terms.gather(1, p.topk(drift.TOP).indices).sum())
+            whole += float(terms.sum())
+            count += int(rows.sum())
+    found = read_json(run.eval / "comparison.json")["metrics"]["reference_kl"]
+    assert found["base"] == pytest.approx(0, abs=1e-6)
+    # A random model hardly prefers any token: most of it is in those that are drawn.
+    assert counted < 0.2 * whole
+    assert found["tuned"] == pytest.approx(whole / count, rel=0.1)
+
+
+def test_what_is_drawn_stands_for_all_others():
+    """Over many tokens the estimate is the divergence itself, for models near and far."""
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4000, 97, generator=draw)
+    log_p = logits.log_softmax(-1)
+    tokens, kept = drift._kept(log_p, torch.rand(4000, generator=draw, dtype=torch.float64))
+    tokens = tokens.long()
+    assert torch.equal(kept, log_p.gather(1, tokens))
+    assert not (tokens[:, : drift.TOP, None] == tokens[:, None, drift.TOP :]).any()
+    for size, rel in ((0.0, 0.0), (0.1, 0.01), (1.0, 0.05)):
+        moved = logits + size * torch.randn(4000, 97, generator=draw)
+        log_q = moved.log_softmax(-1)
+        whole = float((log_q.exp() * (log_q - log_p)).sum(-1).mean())
+        found = drift._divergence(kept, log_q.gather(1, tokens))
+        assert float(found.min()) >= 0
+        assert float(found.mean()) == pytest.approx(whole, rel=rel, abs=1e-6)
 
 
 @pytest.mark.slow
@@ -418,3 +470,41 @@ def test_a_killed_run_goes_on_to_the_bit_and_a_lost_reference_is_made_again(here
     assert longer.code == ExitCode.ok, longer.output
     straight, _ = trained(here, "straight", *DPO, *more, "train.steps=8")
     np.testing.assert_allclose(numbers(killed), numbers(straight), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_is_compared_with_the_fine_tuned_model_that_it_began_with(here):
+    records = [project.chat(one["prompt"], one["chosen"]) for one in pairs(24)]
+    (here.folder / "chats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
+    tuned = here.run(
+        TRAIN,
+        *here.words("tuned", "data.train=chats.jsonl", "data.validation_share=0.2", "peft=none"),
+        *("batch.sequences=4", "train.steps=4", "eval=default", "export.at_end=true"),
+    )
+    assert tuned.code == ExitCode.ok, tuned.output
+    start = f"model.name={here.folder_of('tuned').export}"
+    more = ("eval=default", "data.validation=held_out.jsonl", "launch.processes=1")
+    run, _ = trained(here, "preferred", *DPO, *more, start)
+    done = here.run((*LAUNCHER, "compare"), "tuned", "preferred", "--json")
+    assert done.code == ExitCode.ok, done.output
+    assert "preferred began with the export of tuned: preferred:base stands for it" in done.output
+    (made,) = json.loads(done.output[done.output.index("[\n") :])
+    own = read_json(run.eval / "comparison.json")["metrics"]
+    assert made["metrics"].keys() == own.keys() == {*preference.DpoConfig.metrics}
+    assert all(made["metrics"][name] == own[name] for name in own)
+    backwards = here.run((*LAUNCHER, "compare"), "preferred", "tuned")
+    assert "preferred:base against preferred" in backwards.output
+
+
+@pytest.mark.slow
+def test_packs_learn_what_single_pairs_do(here):
+    """All pairs in each step, so that it does not matter which of them lie in a pack."""
+    every = ("batch.sequences=24", "launch.processes=1", "batch.micro=4")
+    alone, _ = trained(here, "alone", *DPO, *every)
+    packed = ("data.packing=true", "data.max_length=480")
+    once, _ = trained(here, "once", *DPO, *packed, "batch.sequences=1", "train.steps=1")
+    packs = round(1 / project.losses(once, "epoch")[1])
+    assert 2 <= packs <= 8
+    ranks = ("launch.processes=2", "engine=zero2") if packs % 2 == 0 else ("engine=zero0",)
+    run, _ = trained(here, "packed", *DPO, *packed, *ranks, f"batch.sequences={packs}")
+    np.testing.assert_allclose(numbers(run), numbers(alone), rtol=1e-5)

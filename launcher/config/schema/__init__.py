@@ -271,7 +271,10 @@ class ClassifyConfig(ObjectiveConfig):
         "f1_macro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Macro", "classes"),
         "f1_micro": MetricRow(f"{_CLASSIFY}.metrics.f1:F1Micro", "classes"),
         "ece": MetricRow(
-            f"{_CLASSIFY}.metrics.ece:Ece", "classes", excludes="objective.multi_label"
+            f"{_CLASSIFY}.metrics.ece:Ece",
+            "classes",
+            excludes="objective.multi_label",
+            lower_is_better=True,
         ),
         "auroc": _of_scope("auroc:Auroc"),
     }

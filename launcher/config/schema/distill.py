@@ -33,7 +33,9 @@ class DistillConfig(ObjectiveConfig):
         "divergence": f"{_HERE}.records:DivergenceRecord",
     }
     own_metrics: ClassVar[Mapping[str, Any]] = {
-        "divergence": MetricRow(f"{_HERE}.records:TeacherDivergence", "divergence"),
+        "divergence": MetricRow(
+            f"{_HERE}.records:TeacherDivergence", "divergence", lower_is_better=True
+        ),
     }
     held_out_loss: ClassVar[str] = "cross entropy of targets"
     logit_copies: ClassVar[int] = 3

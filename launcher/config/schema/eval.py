@@ -36,6 +36,8 @@ class MetricRow:
     """Option that it has no meaning with, if that is true."""
     package: str = ""
     """Package of the extra `eval` that computes it."""
+    lower_is_better: bool = False
+    """The opposite of what its class says, for who may not import that."""
     needs_base: str = ""
     """What it does with the base's answers, if it has no meaning without them."""
 

@@ -29,7 +29,10 @@ class PairsConfig(ObjectiveConfig):
         "preference_accuracy": MetricRow(f"{_HERE}.metrics:PreferenceAccuracy", "pairs"),
         "preference_margin": MetricRow(f"{_HERE}.metrics:PreferenceMargin", "pairs"),
         "chosen_change": MetricRow(f"{_HERE}.metrics:ChosenChange", "pairs"),
-        "rejected_change": MetricRow(f"{_HERE}.metrics:RejectedChange", "pairs"),
+        "rejected_change": MetricRow(
+            f"{_HERE}.metrics:RejectedChange", "pairs", lower_is_better=True
+        ),
+        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "pairs", lower_is_better=True),
     }
 
     def problems(self, config: Config) -> Iterator[Problem]:
@@ -61,7 +64,7 @@ class DpoConfig(PairsConfig):
 
     metrics: ClassVar[tuple[str, ...]] = (
         *PairsConfig.metrics,
-        *("chosen_change", "rejected_change"),
+        *("chosen_change", "rejected_change", "reference_kl"),
     )
 
     name: str = "dpo"
@@ -181,14 +184,15 @@ class KtoConfig(ObjectiveConfig):
     groups_documents: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "verdicts", "generation")
     metrics: ClassVar[tuple[str, ...]] = (
-        *("loss", "verdict_accuracy", "reward_gap", "good_change", "bad_change"),
+        *("loss", "verdict_accuracy", "reward_gap", "good_change", "bad_change", "reference_kl"),
     )
     own_records: ClassVar[Mapping[str, str]] = {"verdicts": f"{_HERE}.verdicts:VerdictRecord"}
     own_metrics: ClassVar[Mapping[str, Any]] = {
         "verdict_accuracy": MetricRow(f"{_HERE}.verdicts:VerdictAccuracy", "verdicts"),
         "reward_gap": MetricRow(f"{_HERE}.verdicts:RewardGap", "verdicts"),
         "good_change": MetricRow(f"{_HERE}.verdicts:GoodChange", "verdicts"),
-        "bad_change": MetricRow(f"{_HERE}.verdicts:BadChange", "verdicts"),
+        "bad_change": MetricRow(f"{_HERE}.verdicts:BadChange", "verdicts", lower_is_better=True),
+        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "verdicts", lower_is_better=True),
     }
 
     name: str = "kto"

@@ -161,8 +161,10 @@ PEFT_METHODS = PluginTable("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = PluginTable(
     "eval.metrics",
     {
-        "loss": MetricRow("launcher.evals.metrics.loss:Loss", "loss"),
-        "perplexity": MetricRow("launcher.evals.metrics.perplexity:Perplexity", "tokens"),
+        "loss": MetricRow("launcher.evals.metrics.loss:Loss", "loss", lower_is_better=True),
+        "perplexity": MetricRow(
+            "launcher.evals.metrics.perplexity:Perplexity", "tokens", lower_is_better=True
+        ),
         "token_accuracy": MetricRow(
             "launcher.evals.metrics.token_accuracy:TokenAccuracy", "tokens"
         ),
@@ -203,8 +205,12 @@ METRICS = PluginTable(
             example="eval.answer_words=[5,80]",
         ),
         "distinct": MetricRow("launcher.evals.metrics.variety:Distinct", "generation"),
-        "repetition": MetricRow("launcher.evals.metrics.variety:Repetition", "generation"),
-        "style_distance": MetricRow("launcher.evals.metrics.style:StyleDistance", "generation"),
+        "repetition": MetricRow(
+            "launcher.evals.metrics.variety:Repetition", "generation", lower_is_better=True
+        ),
+        "style_distance": MetricRow(
+            "launcher.evals.metrics.style:StyleDistance", "generation", lower_is_better=True
+        ),
         "style_classifier": MetricRow(
             "launcher.evals.metrics.style_classifier:StyleClassifier",
             "generation",

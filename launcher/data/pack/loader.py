@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, fields, replace
+from itertools import pairwise
 from threading import Thread
 from typing import Any, Protocol
 
@@ -15,6 +16,24 @@ from numpy.typing import NDArray
 from launcher.core.errors import ConfigError
 from launcher.data.cache import Column, JoinedCache, Per, TokenCache
 from launcher.data.pack.mixture import Order
+
+#: Tokens that two documents must begin with alike for these to be computed once.
+LEAST_SHARED = 8
+
+
+@dataclass(slots=True)
+class Sharing:
+    """How a row is computed where documents of one record begin alike: their common beginning once,
+    whose keys and values all of them read."""
+
+    kept: torch.Tensor
+    """int64 [computed]: places in the row of the tokens that are computed."""
+    where: torch.Tensor
+    """int64 [tokens]: of each token of the row its place among these."""
+    document_starts: torch.Tensor
+    """int32 [documents + 1]: as of the row, among these."""
+    longest: int
+    """Computed tokens of the document with most of them."""
 
 
 @dataclass(slots=True)
@@ -54,6 +73,8 @@ class Row:
     """Names of the columns with a value for each target."""
     is_filler: bool = False
     """Whether it is computed only because other ranks have one more: nothing of it counts."""
+    sharing: Sharing | None = None
+    """How it can be computed with fewer tokens, where it can."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Row:
         """The same row with its tensors on `device`."""
@@ -69,6 +90,9 @@ class Row:
 
         own = {f.name: changed(getattr(self, f.name)) for f in fields(self)}
         own["columns"] = {name: changed(values) for name, values in self.columns.items()}
+        if (shared := self.sharing) is not None:
+            parts = {f.name: changed(getattr(shared, f.name)) for f in fields(shared)}
+            own["sharing"] = Sharing(**parts)
         return replace(self, **own)
 
     def every(self, count: int, first: int = 0) -> Row:
@@ -137,6 +161,7 @@ def make_row(
         name: np.concatenate([cache.column(name, i) for i in chosen]) for name in cache.columns
     }
     return Row(
+        sharing=_sharing(tokens, starts, sizes, len(learned)),
         input_ids=torch.from_numpy(tokens),
         position_ids=torch.from_numpy(positions),
         document_starts=torch.from_numpy(starts),
@@ -150,6 +175,39 @@ def make_row(
         weights=weights,
         columns={name: torch.from_numpy(values) for name, values in columns.items()},
         by_target=frozenset(n for n, c in cache.columns.items() if c.per is Per.target),
+    )
+
+
+def _sharing(
+    tokens: NDArray[np.int64], starts: NDArray[np.int32], sizes: Sequence[int], targets: int
+) -> Sharing | None:
+    """By what each document has in common with the one before it in its record."""
+    if max(sizes) < 2:
+        return None
+    firsts = set(np.cumsum([0, *sizes]).tolist())
+    where, kept, lengths = np.arange(len(tokens)), [], []
+    count = before = 0
+    for number, (start, end) in enumerate(pairwise(starts.tolist())):
+        common = 0
+        if number not in firsts:
+            most = min(start - before, end - start) - 1  # each has a token of its own
+            differ = np.flatnonzero(tokens[before : before + most] != tokens[start : start + most])
+            common = int(differ[0]) if len(differ) else most
+            common = common if common >= LEAST_SHARED else 0
+        own = end - start - common
+        where[start : start + common] = where[before : before + common]
+        where[start + common : end] = np.arange(count, count + own)
+        kept.append(np.arange(start + common, end))
+        lengths.append(own)
+        count, before = count + own, start
+    # A model that gives logits for all tokens is told from one that gives them for targets.
+    if not targets < count < len(tokens):
+        return None
+    return Sharing(
+        torch.from_numpy(np.concatenate(kept)),
+        torch.from_numpy(where),
+        torch.from_numpy(np.cumsum([0, *lengths], dtype=np.int32)),
+        max(lengths),
     )
 
 
@@ -222,6 +280,7 @@ def _documents(row: Row, documents: Sequence[int], records: list[int], sizes: li
         longest=max(lengths),
         records=records,
         sizes=sizes,
+        sharing=None,
         weights=None if row.weights is None else row.weights[own],
         columns={
             name: values[own if name in row.by_target else list(documents)]

@@ -245,7 +245,7 @@ class Distill(Objective):
 
         def see(logits: torch.Tensor, part: slice) -> None:
             found(logits, part)
-            far[part] = known.against(logits, part)[0]
+            far[part] = known.far(logits, part)
 
         head.see(caller, row, see)
         return found.losses, found.correct, far

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from launcher.config.schema.preference import DpoConfig, DpoLoss
 from launcher.data.cache import Column
+from launcher.objectives.preference import drift
 from launcher.objectives.preference.pairs import REFERENCE, Answers, Judged, Pairs
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Dpo(Pairs):
 
     options: DpoConfig
     reference: ClassVar[Sequence[Column]] = (Column(REFERENCE),)
+    held_out_reference: ClassVar[Sequence[Column]] = (*reference, *drift.COLUMNS)
 
     def judge_pairs(self, answers: Answers) -> Judged:
         """Losses, and beta times the gains as rewards."""

@@ -28,9 +28,9 @@ from launcher.data.chat.masking import ChatOptions
 from launcher.evals.metric import Metric
 from launcher.evals.records import LossRecord, Results
 from launcher.objectives.base import LossSum, Objective
-from launcher.objectives.preference import verdicts
+from launcher.objectives.preference import drift, verdicts
 from launcher.objectives.preference.encoder import VERDICT, VerdictEncoder
-from launcher.objectives.preference.pairs import REFERENCE, sums_of
+from launcher.objectives.preference.pairs import REFERENCE, sums_of, tokens_of
 from launcher.objectives.preference.verdicts import VerdictRecord, verdict_records
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Kto(Objective):
     columns: ClassVar[Sequence[Column]] = (Column(VERDICT),)
     documents: ClassVar[Sequence[str]] = ("answer", "mismatched")
     reference: ClassVar[Sequence[Column]] = (Column(REFERENCE),)
+    held_out_reference: ClassVar[Sequence[Column]] = (*reference, *drift.COLUMNS)
 
     # ---- from example to documents
 
@@ -105,6 +106,11 @@ class Kto(Objective):
         """Sums of the log-probabilities of each document's answer, fp32 [documents]."""
         return {REFERENCE: sums_of(head.log_probs(caller, row), row)}
 
+    def refer_held_out(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
+        """The same, and what is kept to see how far the model goes."""
+        log_probs, kept = drift.of_reference(head, caller, row)
+        return {REFERENCE: sums_of(log_probs, row), **kept}
+
     def weight(self, row: Row) -> float:
         """Number of answers, each counted with its weight."""
         weights = row.record_weights
@@ -112,14 +118,16 @@ class Kto(Objective):
 
     def over_batch(self, head: Any, caller: Any, row: Row) -> Mapping[str, tuple[Any, Any]]:
         """The gains of mismatched answers, for the baseline."""
-        gains = _answers(head, caller, row.every(2, 1)).gains
+        others = row.every(2, 1)
+        gains = _answers(others, head.log_probs(caller, others)).gains
         weights = row.record_weights
         total = gains.sum() if weights is None else gains @ weights
         return {BASELINE: (total, self.weight(row))}
 
     def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's answers, by the baseline of the global batch."""
-        found = _answers(head, caller, row.every(2))
+        own = row.every(2)
+        found = _answers(own, head.log_probs(caller, own))
         baseline = self._baseline(self.batch.get(BASELINE, 0.0))
         losses = self.judge_answers(found, baseline)
         total = losses.sum() if row.record_weights is None else losses @ row.record_weights
@@ -167,9 +175,12 @@ class Kto(Objective):
         records: list[VerdictRecord] = []
         for row, ids in computed(rows, should_stop):
             with torch.no_grad():
-                both = _answers(head, caller, row)
-            columns = (both.log_probs, both.reference, both.tokens, both.good)
+                log_probs, far = drift.of_model(head, caller, row)
+                both = _answers(row, log_probs)
+            base = both.log_probs if self.is_base else both.reference
+            columns = (both.log_probs, base, both.tokens, both.good)
             sums, reference, tokens, good = (values.view(-1, 2).tolist() for values in columns)
+            gone = None if far is None else sums_of(far, row)[::2].tolist()
             records += [
                 VerdictRecord(
                     id=record,
@@ -179,6 +190,7 @@ class Kto(Objective):
                     reference=reference[i][0],
                     tokens=int(tokens[i][0]),
                     mismatched=sums[i][1] - reference[i][1],
+                    divergence=None if gone is None else gone[i],
                 )
                 for i, record in enumerate(ids)
             ]
@@ -232,10 +244,7 @@ class Kto(Objective):
         return found or verdicts.lines(base, tuned, where, text)
 
 
-def _answers(head: Any, caller: Any, row: Row) -> Verdicts:
-    """The documents of a row."""
-    import torch
-
-    sums = sums_of(head.log_probs(caller, row), row)
-    counts = torch.bincount(row.document_of_targets(), minlength=len(sums)).to(sums.dtype)
-    return Verdicts(sums, counts, row.columns[REFERENCE], row.columns[VERDICT])
+def _answers(row: Row, log_probs: Tensor) -> Verdicts:
+    """The documents of a row, by what is found at each target."""
+    sums = sums_of(log_probs, row)
+    return Verdicts(sums, tokens_of(row, sums), row.columns[REFERENCE], row.columns[VERDICT])

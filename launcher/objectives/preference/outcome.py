@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from launcher.evals.records import Results
+from launcher.objectives.preference import drift
 from launcher.objectives.preference.records import PairRecord, Rewarded, pair_records
 
 #: Nats a token by which chosen answers may become less likely before it is warned of.
@@ -70,7 +71,7 @@ def section(records: Sequence[PairRecord]) -> dict[str, Any]:
             ]
         )
     columns = ["Answer", "Mean reward", "Log-probability a token", "Change on the reference"]
-    return _section(records, {"columns": columns, "rows": rows})
+    return _section(records, {"columns": columns, "rows": rows}, drift.sentence(records))
 
 
 def reward_section(records: Sequence[Rewarded]) -> dict[str, Any]:
@@ -83,7 +84,9 @@ def reward_section(records: Sequence[Rewarded]) -> dict[str, Any]:
     return _section(records, {"columns": columns, "rows": rows})
 
 
-def _section(records: Sequence[Rewarded], answers: dict[str, Any]) -> dict[str, Any]:
+def _section(
+    records: Sequence[Rewarded], answers: dict[str, Any], more: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
     """That section around the table of both answers."""
     margin = np.mean([r.margin for r in records])
     quantiles = [
@@ -94,6 +97,7 @@ def _section(records: Sequence[Rewarded], answers: dict[str, Any]) -> dict[str, 
         "title": "Preferences",
         "blocks": [
             {"text": f"The mean margin of {len(records)} held-out pairs is {margin:.3f}."},
+            *more,
             answers,
             {"columns": ["Quantile", "Margin"], "rows": quantiles},
             {"columns": ["Chosen answer", "Pairs", "Preferred"], "rows": _by_length(records)},

@@ -11,7 +11,7 @@ from launcher.data.chat.masking import ChatOptions
 from launcher.evals.metric import Metric
 from launcher.evals.records import LossRecord, Results
 from launcher.objectives.base import LossSum, Objective
-from launcher.objectives.preference import outcome
+from launcher.objectives.preference import drift, outcome
 from launcher.objectives.preference.encoder import MARGIN, PairEncoder
 from launcher.objectives.preference.records import PairRecord, Rewarded, pair_records
 
@@ -34,6 +34,8 @@ class Answers(NamedTuple):
     """The same sums of the model before training."""
     margins: Tensor
     """fp32 [pairs]: differences of both ratings."""
+    drift: Tensor | None = None
+    """Sums of the divergence from the reference over the answers' tokens, where it is known."""
 
     @property
     def gains(self) -> Tensor:
@@ -138,25 +140,28 @@ class Pairs(PairTask):
         """Sums of the log-probabilities of each answer's tokens, fp32 [documents]."""
         return {REFERENCE: sums_of(head.log_probs(caller, row), row)}
 
+    def refer_held_out(self, head: Any, caller: Any, row: Row) -> Mapping[str, Tensor]:
+        """The same, and what is kept to see how far the model goes."""
+        log_probs, kept = drift.of_reference(head, caller, row)
+        return {REFERENCE: sums_of(log_probs, row), **kept}
+
     def loss(self, head: Any, caller: Any, row: Row) -> LossSum:
         """Sum of the losses of the row's pairs; beside it the means by which people follow it."""
-        answers = self._answers(head, caller, row)
+        answers = self._answers(row, head.log_probs(caller, row))
         losses, rewards = self.judge_pairs(answers)
         total = losses.sum() if row.record_weights is None else losses @ row.record_weights
         return LossSum(total, _logged(answers, rewards.detach()))
 
-    def _answers(self, head: Any, caller: Any, row: Row) -> Answers:
-        import torch
-
-        of_targets = row.document_of_targets()
-        sums = sums_of(head.log_probs(caller, row), row)
-        counts = torch.bincount(of_targets, minlength=len(sums)).to(sums.dtype)
-        reference = row.columns.get(REFERENCE)
+    def _answers(self, row: Row, log_probs: Tensor, far: Tensor | None = None) -> Answers:
+        """The pairs of a row, by what is found at each target."""
+        sums = sums_of(log_probs, row)
+        reference = sums.detach() if self.is_base else row.columns.get(REFERENCE)
         return Answers(
             sums.view(-1, 2),
-            counts.view(-1, 2),
-            None if reference is None else reference.view(-1, 2),
+            tokens_of(row, sums).view(-1, 2),
+            reference.view(-1, 2) if self.reference and reference is not None else None,
             row.columns[MARGIN].view(-1, 2)[:, 0],
+            None if far is None else sums_of(far, row).view(-1, 2),
         )
 
     # ---- held-out records
@@ -165,11 +170,12 @@ class Pairs(PairTask):
         self, head: Any, caller: Any, row: Row, ids: Sequence[int]
     ) -> tuple[list[float], Sequence[Rewarded]]:
         """Loss and record of each pair."""
-        answers = self._answers(head, caller, row)
+        answers = self._answers(row, *drift.of_model(head, caller, row))
         losses, rewards = self.judge_pairs(answers)
         sums, given = answers.log_probs.tolist(), rewards.tolist()
         tokens = answers.tokens.long().tolist()
         reference = None if answers.reference is None else answers.reference.tolist()
+        far = None if answers.drift is None else answers.drift.sum(1).tolist()
         return losses.tolist(), [
             PairRecord(
                 id=record,
@@ -179,6 +185,7 @@ class Pairs(PairTask):
                 reward_rejected=given[i][1],
                 tokens=tokens[i],
                 reference=None if reference is None else reference[i],
+                divergence=None if far is None else far[i],
             )
             for i, record in enumerate(ids)
         ]
@@ -203,6 +210,11 @@ def sums_of(log_probs: Tensor, row: Row) -> Tensor:
     """Those of each document's targets added up: fp32 [documents]."""
     zeros = log_probs.new_zeros(len(row.document_starts) - 1)
     return zeros.index_add(0, row.document_of_targets(), log_probs)
+
+
+def tokens_of(row: Row, sums: Tensor) -> Tensor:
+    """Targets of each document, like `sums`."""
+    return row.document_of_targets().bincount(minlength=len(sums)).to(sums.dtype)
 
 
 def _logged(answers: Answers, rewards: Tensor) -> dict[str, tuple[Any, Any]]:

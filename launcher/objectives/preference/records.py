@@ -48,6 +48,8 @@ class PairRecord(Rewarded):
     """Learned tokens of both answers."""
     reference: list[float] | None = None
     """Both sums of the model before training; None for an objective without a reference."""
+    divergence: float | None = field(default=None, metadata={"digits": 6})
+    """From the model before training, summed over the tokens of both answers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from launcher.evals.metric import Floats, Metric, Ratio
 from launcher.evals.records import Results
+from launcher.objectives.preference import drift
 from launcher.objectives.preference.outcome import FALL
 
 
@@ -27,6 +28,8 @@ class VerdictRecord:
     tokens: int
     mismatched: float = field(metadata={"digits": 6})
     """Log-ratio to the reference of another answer behind the same prompt."""
+    divergence: float | None = field(default=None, metadata={"digits": 6})
+    """From the model before training, summed over the answer's tokens."""
 
     @property
     def task(self) -> tuple[bool, int]:
@@ -153,7 +156,8 @@ def section(records: Sequence[VerdictRecord]) -> dict[str, Any]:
         if found[name]
     ]
     columns = ["Answers", "Number", "Mean reward", "Change on the reference, nats a token"]
-    return {"title": "Good and bad answers", "blocks": [{"columns": columns, "rows": rows}]}
+    blocks = [{"columns": columns, "rows": rows}, *drift.sentence(records)]
+    return {"title": "Good and bad answers", "blocks": blocks}
 
 
 def lines(

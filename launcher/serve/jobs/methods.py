@@ -72,7 +72,7 @@ DPO = TrainingMethod(
     words=("objective=dpo", "data=preference", "train.token_accuracy=false"),
     metrics=(
         *("loss", "preference_accuracy", "preference_margin"),
-        *("chosen_change", "rejected_change"),
+        *("chosen_change", "rejected_change", "reference_kl"),
     ),
     rate=0.025,
     epochs=(1, 10),

@@ -5,6 +5,7 @@ import threading
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.data.cache import TokenCache
-from launcher.data.pack.loader import Ahead, Loader, Row, make_row, rectangles
+from launcher.data.pack.loader import LEAST_SHARED, Ahead, Loader, Row, make_row, rectangles
 from launcher.data.pack.packing import PackedOrder
 from support import caches
 
@@ -200,3 +201,61 @@ def test_rectangles_hold_the_row_and_little_padding(
         learned += part.targets.tolist()
     assert sorted(r for part in parts for r in part.records) == list(range(len(lengths)))
     assert sorted(learned) == sorted(row.targets.tolist())
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_a_row_is_whole_again_once_what_is_shared_is_spread(data: st.DataObject) -> None:
+    """Of each token that is left out another one stands in its place, with the same beginning."""
+    token = st.integers(0, 2)
+    beginnings = data.draw(st.lists(st.lists(token, max_size=14), min_size=1, max_size=3))
+    document = st.tuples(st.sampled_from(beginnings), st.lists(token, min_size=1, max_size=12)).map(
+        lambda pair: pair[0] + pair[1]
+    )
+    records = data.draw(
+        st.lists(st.lists(document, min_size=1, max_size=4), min_size=1, max_size=4)
+    )
+    share = data.draw(st.sampled_from([0.2, 0.8, 1.0]))
+
+    class Records:
+        columns: dict[str, Any] = {}
+        is_weighted = False
+
+        def record(self, i: int) -> Any:
+            tokens = np.concatenate([np.array(one, np.int32) for one in records[i]])
+            flags = np.random.default_rng(i).random(len(tokens)) < share
+            return tokens, flags.astype(np.uint8)
+
+        def documents(self, i: int) -> list[int]:
+            return list(map(len, records[i]))
+
+        column = weight = None
+
+    row = make_row(Records(), range(len(records)))  # type: ignore[arg-type]
+    begins = row.document_starts.tolist()
+    common = 0
+    for own in records:
+        for one, other in pairwise(own):
+            most = min(len(one), len(other)) - 1
+            alike = next((k for k in range(most) if one[k] != other[k]), most)
+            common += alike if alike >= LEAST_SHARED else 0
+    shared = row.sharing
+    if shared is None:
+        assert not common or len(row.targets) >= len(row.input_ids) - common
+        return
+    assert len(shared.kept) == len(row.input_ids) - common
+    for values in (row.input_ids, row.position_ids):
+        assert torch.equal(values[shared.kept][shared.where], values)
+    assert torch.equal(shared.where[shared.kept], torch.arange(len(shared.kept)))
+    counts = shared.document_starts.diff()
+    assert shared.longest == int(counts.max())
+    assert int(counts.min()) > 0
+    for begin, end in pairwise(begins):
+        places = shared.kept[shared.where[begin:end]].tolist()
+        for count, place in enumerate(places):  # what lies before it in its document is the same
+            start = place - count
+            assert start in begins
+            same = row.input_ids[start : place + 1], row.input_ids[begin : begin + count + 1]
+            assert torch.equal(*same)
+        own = int(counts[begins.index(begin)])
+        assert places[len(places) - own :] == list(range(end - own, end))

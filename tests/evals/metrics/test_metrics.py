@@ -4,9 +4,10 @@ import math
 
 import pytest
 
-from launcher.config.schema import EvalConfig
+from launcher.config.schema import EvalConfig, variants
 from launcher.config.schema.variants import METRICS
 from launcher.core.errors import ConfigError
+from launcher.core.registry import load
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.metrics.exact_match import ExactMatch, normalise
 from launcher.evals.records import Generation, LossRecord
@@ -111,3 +112,11 @@ def test_a_group_outside_the_match_is_empty_text():
     metric = ExactMatch(EvalConfig(answer_pattern="a(b)?"))
     assert metric.match("a", "a") is True
     assert metric.match("a", "ab") is False
+
+
+def test_rows_say_of_metrics_what_their_classes_do():
+    rows = dict(METRICS)
+    for options in variants.OPTIONS["objective"].values():
+        rows |= options.own_metrics
+    for name, row in rows.items():
+        assert load(row.path).higher_is_better is not row.lower_is_better, name
