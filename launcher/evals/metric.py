@@ -6,7 +6,7 @@ To add one: a file with a subclass, a row in `launcher.config.schema.variants.ME
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -39,6 +39,9 @@ class Metric(ABC, Generic[R]):
     pairwise: ClassVar[bool] = False
     #: whether it learns from the answers of the first model, which then has to be the base.
     learns_from_base: ClassVar[bool] = False
+
+    #: called about once a second by one that takes long over its values.
+    sign_of_life: Callable[[], None] = staticmethod(lambda: None)
 
     #: what is known of it, where an objective has brought it.
     row: MetricRow | None = None

@@ -194,6 +194,8 @@ class Training:
                 *(config, self.plan, ranks, self.data.folders, self.data.tokenizer, self.head),
                 *(device, self.stopping, self.objective),
             )
+            for metric in self.evaluator.metrics:
+                metric.sign_of_life = heart.again
         self.selection = selection.make(
             config,
             self.evaluator.metrics if self.evaluator else None,

@@ -63,7 +63,7 @@ class Graded(Ratio[Generation]):
         if new:
             fields = _fields(record.where for record in new)
             pairs = [(_item(fields, r.where, r.prompt, r.reference), Sample(r.answer)) for r in new]
-            grades = self._grader.grade_all(pairs)
+            grades = self._grader.grade_all(pairs, self.sign_of_life)
             self._grader.close()
             self._grades.update(zip(map(_key, new), grades, strict=True))
         found = [self._grades[_key(record)].score for record in records]

@@ -69,6 +69,19 @@ def test_answers_without_a_score_do_not_count_and_are_told(tmp_path, data):
     assert "1 of 3 answers have no score, e.g. invalid_variable_error" in metric.notes()[0]
 
 
+@pytest.mark.slow
+def test_what_takes_long_gives_signs_of_life(tmp_path):
+    path = tmp_path / "slow.yaml"
+    source = "import time\\ndef grade(sample, item):\\n  time.sleep(1.2)\\n  return 1"
+    path.write_text(f'type: python\nname: slow\nsource: "{source}"\n')
+    (metric,) = make_metrics(EvalConfig(metrics=[f"grader:{path}"]))
+    signs = []
+    metric.sign_of_life = lambda: signs.append(None)
+    records = [Generation(i, "d:1", "q", "", "") for i in range(2)]
+    assert metric.score(records) == 1
+    assert signs
+
+
 def test_fields_that_records_lack_are_found_before_there_are_answers(data, metric):
     prompts = [TokenizedPrompt(i, [1], str(i), f"{data}:{i + 1}") for i in range(20)]
     metric.check(prompts)
