@@ -97,8 +97,10 @@ class Grader(ABC):
                 while pending:
                     _, pending = wait(pending, _SIGN_OF_LIFE_S, FIRST_COMPLETED)
                     alive()
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                self.close()  # whoever waits for a new try gives up
+                raise
         return [future.result() for future in futures]
 
     def _graded(self, item: Mapping[str, Any], sample: Sample) -> Grade:

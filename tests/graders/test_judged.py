@@ -159,6 +159,18 @@ def test_trouble_is_told_of_each_answer(status, kind):
     assert f"HTTP {status}" in grades[0].errors[0].message
 
 
+@pytest.mark.slow
+def test_who_stops_a_batch_does_not_wait_for_new_tries():
+    def stop():
+        raise KeyboardInterrupt
+
+    with serve(lambda *_: (503, {"Retry-After": "50"})) as served:
+        made = grader(SCORE, served.url, retries=5)
+        with pytest.raises(KeyboardInterrupt):
+            made.grade_all([({"q": str(n)}, Sample("")) for n in range(30)], stop)
+        assert len(served.requests) < 30
+
+
 def test_an_endpoint_that_is_away_does_not_hold_up_a_batch():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

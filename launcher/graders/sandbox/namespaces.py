@@ -1,5 +1,9 @@
 """A world of its own for a process: no network, no other processes, and of all files the ones that
-are shown, which cannot be changed. Standard library only."""
+are shown, which cannot be changed. Standard library only.
+
+bubblewrap makes the same of a command; here the process itself has to be inside, from which code is
+forked.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ _LINE = (
 _HINT = (
     "allow user namespaces: sysctl user.max_user_namespaces=15000, on Ubuntu also"
     " kernel.apparmor_restrict_unprivileged_userns=0, in Docker --security-opt seccomp=unconfined"
-    " --security-opt systempaths=unconfined; Linux 5.14 or newer. Or trust the code: sandbox auto"
+    " --security-opt systempaths=unconfined; Linux 5.14 or newer. Or trust the code:"
+    " eval.graders.sandbox=auto, of launcher grade --sandbox auto"
 )
 
 
@@ -84,7 +85,7 @@ class CodeSandbox:
             if self.limits.sandbox is SandboxLevel.strict:
                 raise ConfigError(
                     f"strict, and this machine has no namespaces: {error}",
-                    where="sandbox",
+                    where="eval.graders.sandbox",
                     hint=_HINT,
                 ) from error
             _warn(str(error))
