@@ -9,7 +9,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from launcher.core.errors import Problem
 from launcher.graders.errors import GradingError, Ungraded
 from launcher.graders.members import Members
 from launcher.graders.sample import Sample
-from launcher.graders.template import Template
 
 #: An item of the data, and what a model answered to it.
 Pair = tuple[Mapping[str, Any], Sample]
@@ -95,7 +94,9 @@ class Grader(ABC):
             pending = set(futures)
             try:
                 while pending:
-                    _, pending = wait(pending, _SIGN_OF_LIFE_S, FIRST_COMPLETED)
+                    done, pending = wait(pending, _SIGN_OF_LIFE_S, FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()  # what is no error of a single answer ends them all
                     alive()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -123,22 +124,15 @@ class Grader(ABC):
         score, (low, high) = grade.score, self.range
         if score is None or (math.isfinite(score) and low <= score <= high):
             return grade
-        error = GradingError(
-            "other_error", f"a score of {score}, which is not within {low:g} to {high:g}"
-        )
-        if not math.isfinite(score):
-            error = GradingError("other_error", f"a score of {score}, which is no number")
+        wrong = f"not within {low:g} to {high:g}" if math.isfinite(score) else "no number"
+        error = GradingError("other_error", f"a score of {score}, which is {wrong}")
         return replace(grade, score=None, errors=(*grade.errors, error))
-
-    def templates(self) -> Iterable[Template]:
-        """All places where fields of items and samples are put in."""
-        return self._templates
 
     def check(self, items: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Problem]:
         """What the templates name and an item lacks, for each item and where it stands."""
-        templates = list(self.templates())
         for where, item in items:
-            for path in dict.fromkeys(path for one in templates for path in one.missing(item)):
+            paths = (path for template in self._templates for path in template.missing(item))
+            for path in dict.fromkeys(paths):
                 found = f"no field {path}, which the grader {self.name} reads"
                 known = ", ".join(sorted(map(str, item))) or "no fields"
                 yield Problem(where, found, f"it has {known}: mend the template, or the data")

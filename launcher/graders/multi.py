@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from launcher.core.errors import ConfigError
+from launcher.core.errors import ConfigError, Problem
 from launcher.graders.errors import GradingError
 from launcher.graders.formula import FUNCTIONS, Formula
 from launcher.graders.grader import Grade, Grader, Pair, Setting
 from launcher.graders.members import Members
 from launcher.graders.sample import Sample
-from launcher.graders.template import Template
 from launcher.graders.wire import from_wire
 
 MAX_GRADERS = 20
@@ -78,10 +77,11 @@ class MultiGrader(Grader):
         except (ArithmeticError, ValueError) as error:
             return None, (GradingError("formula_parse_error", f"{error} with {known}"),)
 
-    def templates(self) -> Iterator[Template]:
-        """Those of all graders."""
+    def check(self, items: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Problem]:
+        """What each of the graders finds."""
+        known = list(items)
         for grader in self.graders.values():
-            yield from grader.templates()
+            yield from grader.check(known)
 
     def close(self) -> None:
         """Close all."""

@@ -121,6 +121,6 @@ def test_check_finds_fields_that_items_lack_before_anything_is_graded():
     made = multi("same + number")
     items = [("d.jsonl:1", {"r": 1, "n": 2}), ("d.jsonl:2", {"r": 1}), ("d.jsonl:3", {})]
     problems = list(made.check(items))
-    assert [problem.where for problem in problems] == ["d.jsonl:2", "d.jsonl:3", "d.jsonl:3"]
-    assert "item.n" in problems[0].found
-    assert problems[0].hint == "it has r: mend the template, or the data"
+    assert [problem.where for problem in problems] == ["d.jsonl:3", "d.jsonl:2", "d.jsonl:3"]
+    assert "item.n" in problems[1].found
+    assert problems[1].hint == "it has r: mend the template, or the data"

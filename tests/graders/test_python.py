@@ -81,6 +81,14 @@ def test_a_source_that_cannot_be_run_is_found_before_the_run(python, source, fou
     assert found in "".join(problem.found for problem in problems)
 
 
+def test_a_source_within_a_multi_grader_is_tried_too():
+    form = {"type": "python", "name": "g", "source": "def grade(sample, item: pass"}
+    both = {"type": "multi", "name": "m", "graders": {"g": form}, "calculate_output": "g"}
+    made = from_wire(both)
+    assert [problem.where for problem in made.check([])] == ["grader.graders.g.source"]
+    made.close()
+
+
 def test_many_are_graded_side_by_side_and_in_order(python):
     grader = python("def grade(sample, item):\n    return item['n']\n")
     pairs = [({"n": n}, Sample("")) for n in range(50)]

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from launcher.graders.sandbox import system
 
 #: Where code may write.
-WORK = "/tmp"  # noqa: S108 - of the new world
+WORK = "/sandbox"
+#: Where programs do, too; it may be where Python lies.
+_TEMPORARY = "/tmp"  # noqa: S108 - of the new world
 #: Who runs code there, where root may let somebody else do so; the number outside and inside.
 _NOBODY, INSIDE = 65534, 1
 
@@ -107,6 +109,8 @@ def build(place: str, folders: Sequence[str]) -> None:
     _write(f"{place}/etc/passwd", f"root:x:0:0::{WORK}:/bin/sh\ngrader:x:1:1::{WORK}:/bin/sh\n")
     for folder in ("/proc", WORK):
         os.mkdir(place + folder)
+    if not os.path.lexists(place + _TEMPORARY):
+        os.symlink(WORK, place + _TEMPORARY)
     system.mount("proc", f"{place}/proc", "proc", system.MS_NOSUID | system.MS_NODEV)
     system.become_root_folder(place)
     # A namespace within has all capabilities again, and with them much more of the kernel.
