@@ -1,15 +1,14 @@
 """Preference tuning as TRL's users get it, a peer of `preference.py`; needs trl, not the launcher.
 
-usage: python preference_trl.py equal MODEL PAIRS.jsonl OBJECTIVE OPTIONS_JSON STEPS BATCH
+usage: python preference_trl.py equal MODEL RECORDS.jsonl TRAINER OPTIONS_JSON STEPS BATCH
        torchrun --nproc-per-node 2 preference_trl.py speed MODEL PAIRS.jsonl full|lora STEPS BATCH
 
-`equal` takes the pairs in their order on one process, in fp32, and prints `RESULT {json}` with
+`equal` takes the records in their order on one process, in fp32, and prints `RESULT {json}` with
 the losses and gradient norms of the steps. `speed` trains under DeepSpeed ZeRO-2 on CPU ranks and
-prints tokens (without padding) a second over steps 4 to the last, and the peak resident size.
+prints tokens (without padding) a second over steps 4 to the last.
 """
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -17,7 +16,7 @@ import time
 import torch
 from datasets import load_dataset
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 
 START = time.time()
 
@@ -32,19 +31,65 @@ class Clock(TrainerCallback):
         self.ends.append((time.time(), state.num_input_tokens_seen))
 
 
-def classes(objective):
-    """Config and trainer of an objective."""
-    if objective == "dpo":
+class Norms(TrainerCallback):
+    """The gradient norm of each step, summed in fp64: what is logged is summed in fp32, which on
+    CPUs is 1e-4 off where a tensor has a million numbers."""
+
+    def __init__(self):
+        self.found = []
+
+    def on_pre_optimizer_step(self, args, state, control, model, **kwargs):
+        norms = [own.grad.double().norm() for own in model.parameters() if own.grad is not None]
+        self.found.append(float(torch.stack(norms).norm()))
+
+
+def classes(name):
+    """Config and class of a trainer."""
+    if name == "dpo":
         from trl import DPOConfig, DPOTrainer
 
         return DPOConfig, DPOTrainer
-    if objective == "reward":
+    if name == "kto":
+        from trl import KTOConfig, KTOTrainer
+
+        return KTOConfig, KTOTrainer
+    if name == "reward":
         from trl import RewardConfig, RewardTrainer
 
         return RewardConfig, RewardTrainer
-    from trl.experimental.cpo import CPOConfig, CPOTrainer
+    if name == "gkd":
+        from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    return CPOConfig, CPOTrainer
+        return GKDConfig, GKDTrainer
+    if name == "cpo":
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        return CPOConfig, CPOTrainer
+    from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+    class OfAnswers(ORPOTrainer):
+        """Its cross entropy is that of each chosen answer, a token, as in the paper's equation 6,
+        in place of that of all tokens of the batch's prompts and chosen answers."""
+
+        def concatenated_forward(self, model, batch):
+            chosen, rejected, *logits, _ = super().concatenated_forward(model, batch)
+            return chosen, rejected, *logits, -chosen.mean()
+
+    return ORPOConfig, OfAnswers if name == "orpo of answers" else ORPOTrainer
+
+
+def tokenized(records, tokenizer):
+    """Prompts with completions as tokens, the latter marked; GKD makes them of chats alone."""
+
+    def one(record):
+        asked = tokenizer(record["prompt"])["input_ids"]
+        tokens = tokenizer(record["prompt"] + record["completion"] + tokenizer.eos_token)
+        ids = tokens["input_ids"]
+        assert ids[: len(asked)] == asked
+        mask = [0] * len(asked) + [1] * (len(ids) - len(asked))
+        return {"input_ids": ids, "attention_mask": [1] * len(ids), "completion_mask": mask}
+
+    return records.map(one)
 
 
 def common(folder, steps, batch):
@@ -66,8 +111,8 @@ def common(folder, steps, batch):
     }
 
 
-def equal(model, pairs, objective, options, steps, batch):
-    config, trainer = classes(objective)
+def equal(model, records, name, options, steps, batch):
+    config, trainer = classes(name)
 
     class Ordered(trainer):
         """Takes the records in their order."""
@@ -76,22 +121,25 @@ def equal(model, pairs, objective, options, steps, batch):
             return SequentialSampler(self.train_dataset)
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    if objective == "reward":
-        model = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32)
-        model.config.pad_token_id = tokenizer.pad_token_id
+    data = load_dataset("json", data_files=records, split="train")
+    more, norms = {}, Norms()
+    if name == "gkd":
+        data = tokenized(data, tokenizer)
+        more["teacher_model"] = options.pop("teacher")
     with tempfile.TemporaryDirectory() as folder:
         # A small step: Adam's first ones blow up the last digits of gradients near 0.
         shared = {**common(folder, steps, batch), "learning_rate": 1e-4}
-        own = config(**shared, max_grad_norm=1e9, **options)
         made = Ordered(
             model=model,
-            args=own,
-            train_dataset=load_dataset("json", data_files=pairs, split="train"),
+            args=config(**shared, max_grad_norm=1e9, **options),
+            train_dataset=data,
             processing_class=tokenizer,
+            callbacks=[norms],
+            **more,
         )
         made.train()
-        logs = [line for line in made.state.log_history if "grad_norm" in line]
-    return {"losses": [x["loss"] for x in logs], "norms": [x["grad_norm"] for x in logs]}
+        losses = [line["loss"] for line in made.state.log_history if "grad_norm" in line]
+    return {"losses": losses, "norms": norms.found}
 
 
 def speed(model, pairs, weights, steps, batch):
@@ -127,17 +175,16 @@ def speed(model, pairs, weights, steps, batch):
     return {
         "tokens_per_s": (last - first) / (end - begin),
         "first_step_s": clock.ends[0][0] - START,
-        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "is_main": trainer.args.process_index == 0,
     }
 
 
 if __name__ == "__main__":
-    verb, model, pairs, what, *rest = sys.argv[1:]
+    verb, model, records, what, *rest = sys.argv[1:]
     if verb == "equal":
         options, steps, batch = json.loads(rest[0]), int(rest[1]), int(rest[2])
-        print("RESULT", json.dumps(equal(model, pairs, what, options, steps, batch)))
+        print("RESULT", json.dumps(equal(model, records, what, options, steps, batch)))
     else:
-        found = speed(model, pairs, what, int(rest[0]), int(rest[1]))
+        found = speed(model, records, what, int(rest[0]), int(rest[1]))
         if found.pop("is_main"):
             print("RESULT", json.dumps(found))

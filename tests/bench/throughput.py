@@ -13,41 +13,17 @@ resident size of one rank.
 
 import argparse
 import functools
-import json
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from measured import TORCHRUN, lines, peer, run
+
 HERE = Path(__file__).resolve().parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-
-
-def run(command, folder):
-    """(stdout, start in seconds since the epoch, peak resident bytes of the largest process)."""
-    started = time.time()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(folder / "out.txt", "w+") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=folder
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        text = out.read()
-    if process.returncode:
-        raise SystemExit(f"{shlex.join(command)} failed:\n{text[-4000:]}")
-    return text, started, usage.ru_maxrss * 1024
-
-
-def peer(command, folder):
-    text, _, memory = run(command, folder)
-    line = next(line for line in text.splitlines() if line.startswith("RESULT "))
-    return {**json.loads(line.removeprefix("RESULT ")), "memory": memory}
 
 
 def ours(options, zero, folder):
@@ -70,8 +46,7 @@ def ours(options, zero, folder):
         f"run.name=zero{zero}-{time.time_ns()}",
     ]
     _, started, memory = run([*TORCHRUN, "-m", "launcher.train", *words], folder)
-    lines = (folder / words[-1].partition("=")[2] / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = lines(folder, words)
     first, last = records[2], records[-1]
     seconds = last["time"] - first["time"]
     return {

@@ -89,6 +89,37 @@ def test_what_the_labels_tell_is_foreseen(
         assert said in str(found[0][0])
 
 
+PAIR = {"prompt": "a", "chosen": "b", "rejected": "c"}
+RATED = {**PAIR, "score_chosen": 3, "score_rejected": 1}
+RANKED = {"prompt": "a", "responses": ["b", "c"], "scores": [5, 3]}
+ANSWER = {"prompt": "a", "completion": "b", "label": True}
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "train", "said"),
+    [
+        ("dpo", {"margin_weight": 1.0}, [PAIR] * 3, "no pair of the training data is rated"),
+        ("reward", {"margin_weight": 1.0}, [PAIR] * 3, "no pair of the training data is rated"),
+        ("dpo", {"margin_weight": 1.0}, [PAIR, RATED], None),
+        ("reward", {"margin_weight": 1.0}, [RANKED, RANKED], None),
+        ("dpo", {}, [PAIR] * 3, None),
+        ("orpo", {}, [PAIR] * 3, None),
+        ("kto", {}, [ANSWER] * 3, "all 3 answers are good"),
+        ("kto", {}, [{**ANSWER, "label": "bad"}] * 3, "all 3 answers are bad"),
+        ("kto", {}, [ANSWER, {**ANSWER, "label": False}], None),
+        ("kto", {}, [PAIR], None),
+    ],
+)
+def test_what_the_answers_tell_is_foreseen(
+    configure: Callable[..., Config], make_data, objective, options, train, said
+) -> None:
+    config = configure(objective=objective, train=make_data(train))
+    config = replace(config, objective=replace(config.objective, **options))
+    found = foreseen(config)
+    assert found == met(config)
+    assert [said in problem.found for problem in found[0]] == [True] * bool(said)
+
+
 def test_several_files_are_read_as_preparation_reads_them(classify, make_data) -> None:
     paths = [str(make_data(rows([name] * 9), f"{name}.jsonl")) for name in ("shop", "oos")]
     for train in (paths, [{"path": path} for path in paths]):

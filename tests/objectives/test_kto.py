@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import random
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from launcher.config.compose import compose
 from launcher.config.schema.preference import KtoConfig
 from launcher.core.errors import ExitCode
 from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats.base import BadRecord, Unpaired
@@ -28,11 +27,8 @@ from launcher.objectives.preference import verdicts
 from launcher.objectives.preference.encoder import VerdictEncoder
 from launcher.objectives.preference.kto import Kto, Verdicts
 from launcher.objectives.preference.verdicts import VerdictRecord
-from support import project, rows
-from support.project import LAUNCHER, Project
-
-TRAIN = (*LAUNCHER, "train")
-STEPS, ANSWERS = 3, 8
+from support import answers, project, rows
+from support.project import LAUNCHER
 
 
 def test_the_loss_is_that_of_the_paper():
@@ -119,111 +115,52 @@ def test_every_second_document_of_a_row(lengths: list[tuple[int, int]]) -> None:
 # ---- real ranks
 
 
-def answers(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    words = ["red", "blue", "green", "seven", "eight", "nine", "apple", "pear", "plum"]
-
-    def text(most: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(1, most)))
-
-    return [
-        {"prompt": f"{i} {text(6)}", "completion": text(9), "label": draw.random() < 0.6}
-        for i in range(count)
-    ]
-
-
 WORDS = (
     *("objective=kto", "objective.beta=0.5", "objective.undesirable_weight=1.5", "data=unpaired"),
-    *("data.max_length=160", "data.shuffle=false", "data.packing=false"),
-    *(f"batch.sequences={ANSWERS}", "seed=3", f"train.steps={STEPS}", "optim.lr=1e-3"),
-    *("schedule=constant", "optim.clip_norm=0", "checkpoint.every_steps=null", "peft=none"),
-    "engine.precision=fp32",
+    *answers.WORDS,
 )
-CUTS = {
-    "two ranks": ("launch.processes=2", "batch.micro=1", "engine=zero2"),
-    "one rank": ("launch.processes=1", "batch.micro=8", "engine=zero0"),
-    "parameters in parts": ("launch.processes=2", "batch.micro=2", "engine=zero3"),
-}
+CUTS = ("two-ranks", "one-rank", "parameters-in-parts")
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    made = Project(tmp_path_factory.mktemp("kto"))
-    made.write_data(answers(STEPS * ANSWERS))
-    text = "".join(json.dumps(one) + "\n" for one in answers(9, seed=1))
-    (made.folder / "held_out.jsonl").write_text(text)
-    return made
+    return answers.place(tmp_path_factory.mktemp("kto"), answers.verdicts)
 
 
-def plain_losses(run: Any) -> list[float]:
+def plain_losses(run: RunDir) -> list[float]:
     """The same training by one document a forward, torch's own log-softmax and AdamW; the baseline
     is that of the whole batch."""
-    from transformers import AutoModelForCausalLM
+    model, base = (answers.base_model(run) for _ in range(2))
+    beta = compose.load(run.config).objective.beta
 
-    config = compose.load(run.config)
-    cache = TokenCache.open(read_json(run.data)["train"])
-    model, base = (
-        AutoModelForCausalLM.from_pretrained(config.model.name, dtype=torch.float32)
-        for _ in range(2)
-    )
-    optim, options = config.optim, config.objective
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0
-    )
+    def gain(document: answers.Document) -> torch.Tensor:
+        own, other = (answers.log_probs(of, document).sum() for of in (model, base))
+        return own - other.detach()
 
-    def gain(tokens: torch.Tensor, learned: torch.Tensor) -> torch.Tensor:
-        def total(of: Any) -> torch.Tensor:
-            scores = of(tokens[None]).logits[0, :-1].log_softmax(-1)
-            return (scores.gather(1, tokens[1:, None])[:, 0] * learned[1:]).sum()
-
-        return total(model) - total(base).detach()
-
-    losses = []
-    for step in range(STEPS):
-        documents = []
-        for number in range(step * ANSWERS, (step + 1) * ANSWERS):
-            tokens, flags = (torch.from_numpy(x.astype(np.int64)) for x in cache.record(number))
-            first = cache.documents(number)[0]
-            is_good = bool(cache.column("verdict", number)[0])
-            documents.append(
-                (tokens[:first], flags[:first], tokens[first:], flags[first:], is_good)
-            )
+    def losses_of(cache: TokenCache, records: Sequence[int]) -> Iterator[torch.Tensor]:
+        found = [answers.documents(cache, record) for record in records]
         with torch.no_grad():
-            baseline = max(0.0, float(sum(gain(*found[2:4]) for found in documents)) / ANSWERS)
-        total = 0.0
-        for tokens, flags, _, _, is_good in documents:
-            lead = options.beta * (gain(tokens, flags) - baseline)
-            loss = 1 - torch.sigmoid(lead) if is_good else 1.5 * (1 - torch.sigmoid(-lead))
-            (loss / ANSWERS).backward()
-            total += float(loss.detach())
-        losses.append(total / ANSWERS)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+            gains = [float(gain(mismatched)) for _, mismatched in found]
+        baseline = max(0.0, np.mean(gains))
+        for record, (answer, _) in zip(records, found, strict=True):
+            lead = beta * (gain(answer) - baseline)
+            is_good = bool(cache.column("verdict", record)[0])
+            yield 1 - torch.sigmoid(lead) if is_good else 1.5 * (1 - torch.sigmoid(-lead))
 
-
-def trained(here: Project, name: str, *words: str) -> Any:
-    done = here.run(TRAIN, *here.words(name, *WORDS, *words))
-    assert done.code == ExitCode.ok, done.output
-    return here.folder_of(name)
-
-
-def numbers(run: Any) -> list[float]:
-    found = project.losses(run)
-    return [found[step] for step in sorted(found)]
+    return answers.plain_losses(run, model, losses_of)
 
 
 @pytest.fixture(scope="module")
 def first(here):
     more = ("eval=default", "data.validation=held_out.jsonl")
-    return trained(here, "first", *CUTS["two ranks"], *more)
+    run, _ = here.trained("first", *WORDS, *answers.CUTS["two-ranks"], *more)
+    return run
 
 
 @pytest.mark.slow
 def test_losses_are_those_of_plain_pytorch(first):
-    known = plain_losses(first)
-    np.testing.assert_allclose(numbers(first), known, rtol=1e-5)
-    assert project.losses(first, "baseline")[STEPS] > 0  # it has part in the last loss
+    np.testing.assert_allclose(project.curve(first), plain_losses(first), rtol=1e-5)
+    assert project.losses(first, "baseline")[answers.STEPS] > 0  # it has part in the last loss
     comparison = read_json(first.eval / "comparison.json")
     assert comparison["metrics"].keys() == {*KtoConfig.metrics}
     assert comparison["metrics"]["verdict_accuracy"]["base"] == pytest.approx(0.5)
@@ -231,26 +168,24 @@ def test_losses_are_those_of_plain_pytorch(first):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [name for name in CUTS if name != "two ranks"])
+@pytest.mark.parametrize("cut", CUTS[1:])
 def test_losses_do_not_depend_on_the_cut(here, first, cut):
-    run = trained(here, cut.replace(" ", "-"), *CUTS[cut])
-    np.testing.assert_allclose(numbers(run), numbers(first), rtol=1e-5)
+    run, _ = here.trained(cut, *WORDS, *answers.CUTS[cut])
+    np.testing.assert_allclose(project.curve(run), project.curve(first), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_pairs_are_a_good_and_a_bad_answer_each_and_one_kind_alone_is_refused(here):
     pairs = [
         {"prompt": one["prompt"], "chosen": one["completion"], "rejected": "nothing at all"}
-        for one in answers(8)
+        for one in answers.verdicts(8)
     ]
-    text = "".join(json.dumps(one) + "\n" for one in pairs)
-    (here.folder / "pairs.jsonl").write_text(text)
-    one_kind = [{**one, "label": True} for one in answers(8)]
-    text = "".join(json.dumps(one) + "\n" for one in one_kind)
-    (here.folder / "good.jsonl").write_text(text)
-    run = trained(here, "pairs", "data=preference", "data.train=pairs.jsonl", "train.steps=1")
+    here.write_data(pairs, "pairs.jsonl")
+    here.write_data([{**one, "label": True} for one in answers.verdicts(8)], "good.jsonl")
+    more = ("data=preference", "data.train=pairs.jsonl", "train.steps=1")
+    run, _ = here.trained("pairs", *WORDS, *more)
     cache = TokenCache.open(read_json(run.data)["train"])
     assert [float(cache.column("verdict", i)[0]) for i in range(len(cache))] == [1.0, 0.0] * 8
-    refused = here.run(TRAIN, *here.words("good", *WORDS, "data.train=good.jsonl"))
+    refused = here.run((*LAUNCHER, "train"), *here.words("good", *WORDS, "data.train=good.jsonl"))
     assert refused.code == ExitCode.data, refused.output
     assert "all 8 answers are good" in refused.output

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from launcher.config.compose import completion, compose, explanation
 from launcher.config.schema import Config
 from launcher.core.errors import ConfigError, ExitCode
 from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.comparison.paired import compare
@@ -32,82 +32,36 @@ from launcher.evals.store import read_results
 from launcher.fingerprint import objective_identity
 from launcher.report import summary
 from launcher.runs import status
-from support import project
+from support import answers, project
+from support.answers import CUTS
 from support.html import Page
-from support.project import LAUNCHER, Project
+from support.project import LAUNCHER
 
 HERE = Path(__file__).parent / "pairs"
 TRAIN = (*LAUNCHER, "train", "--config-dir", str(HERE))
-STEPS, PAIRS = 3, 8
 NAME = "objective.name"
-WORDS = (
-    *("objective=pairs", "data=preference", "data.max_length=160"),
-    *("data.shuffle=false", "data.packing=false", f"batch.sequences={PAIRS}", "seed=3"),
-    *(f"train.steps={STEPS}", "optim.lr=1e-3", "schedule=constant", "optim.clip_norm=0"),
-    *("checkpoint.every_steps=null", "peft=none", "engine.precision=fp32"),
-)
-#: Ways to cut the same work, the one that asks most first: two ranks, micro-batches, packs.
-CUTS = {
-    "two ranks": ("launch.processes=2", "batch.micro=1", "engine=zero2"),
-    "one rank": ("launch.processes=1", "batch.micro=8", "engine=zero0"),
-    "parameters in parts": ("launch.processes=2", "batch.micro=2", "engine=zero3"),
-    "a document a line": ("launch.processes=2", "batch.micro=4", "model.attention=sdpa"),
-}
-
-
-def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    words = ["red", "blue", "green", "seven", "eight", "nine", "apple", "pear", "plum"]
-
-    def text(most: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(1, most)))
-
-    made = ({"prompt": text(6), "chosen": text(9), "rejected": text(9)} for _ in range(9 * count))
-    return [one for one in made if one["chosen"] != one["rejected"]][:count]
+WORDS = ("objective=pairs", "data=preference", *answers.WORDS)
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    made = Project(tmp_path_factory.mktemp("pairs"))
-    made.write_data(pairs(STEPS * PAIRS))
-    text = "".join(json.dumps(record) + "\n" for record in pairs(9, seed=1))
-    (made.folder / "held_out.jsonl").write_text(text)
-    return made
+    return answers.place(tmp_path_factory.mktemp("pairs"), answers.pairs)
 
 
-def plain_losses(run) -> list[float]:
+def plain_losses(run: RunDir) -> list[float]:
     """The same training by one document a forward, torch's own log-softmax and AdamW."""
-    from transformers import AutoModelForCausalLM
+    chances = len(load_tokenizer(compose.load(run.config).model))
+    model = answers.base_model(run)
 
-    config = compose.load(run.config)
-    cache = TokenCache.open(read_json(run.data)["train"])
-    vocabulary = len(load_tokenizer(config.model))
-    model = AutoModelForCausalLM.from_pretrained(config.model.name, dtype=torch.float32)
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0
-    )
-    losses = []
-    for step in range(STEPS):
-        total = 0.0
-        for record in range(step * PAIRS, (step + 1) * PAIRS):
-            tokens, flags = (torch.from_numpy(x.astype(np.int64)) for x in cache.record(record))
-            gains, begin = [], 0
-            for length in cache.documents(record):
-                own, learned = tokens[begin : begin + length], flags[begin : begin + length]
-                scores = model(own[None]).logits[0, :-1].log_softmax(-1)
-                chances = scores.gather(1, own[1:, None])[:, 0]
-                gain = (chances * learned[1:]).sum() + learned[1:].sum() * np.log(vocabulary)
-                gains.append(gain)
-                begin += length
-            assert len(gains) == 2
-            loss = -torch.nn.functional.logsigmoid(0.5 * (gains[0] - gains[1]))
-            (loss / PAIRS).backward()
-            total += float(loss.detach())
-        losses.append(total / PAIRS)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+    def gain(document: answers.Document) -> torch.Tensor:
+        return answers.log_probs(model, document).sum() + document[1][1:].sum() * np.log(chances)
+
+    def losses_of(cache: TokenCache, records: Sequence[int]) -> Iterator[torch.Tensor]:
+        for record in records:
+            chosen, rejected = map(gain, answers.documents(cache, record))
+            yield -torch.nn.functional.logsigmoid(0.5 * (chosen - rejected))
+
+    return answers.plain_losses(run, model, losses_of)
 
 
 @pytest.fixture(scope="module")
@@ -115,37 +69,29 @@ def first(here):
     """The run that is held out to, evaluated, exported and reported too."""
     more = ("eval=default", "data.validation=held_out.jsonl", "export.at_end=true")
     more += ("train.token_accuracy=true",)
-    done = here.run(TRAIN, *here.words("first", *WORDS, *CUTS["two ranks"], *more))
-    assert done.code == ExitCode.ok, done.output
-    return here.folder_of("first"), done.output
+    run, _ = here.trained("first", *WORDS, *CUTS["two-ranks"], *more, command=TRAIN)
+    return run
 
 
 @pytest.mark.slow
 def test_losses_are_those_of_plain_pytorch(first):
-    run, output = first
-    losses = project.losses(run)
-    np.testing.assert_allclose(
-        [losses[step] for step in sorted(losses)], plain_losses(run), rtol=2e-5
-    )
+    np.testing.assert_allclose(project.curve(first), plain_losses(first), rtol=2e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cut", [name for name in CUTS if name != "two ranks"])
+@pytest.mark.parametrize("cut", [name for name in CUTS if name != "two-ranks"])
 def test_losses_do_not_depend_on_the_cut(here, first, cut):
-    done = here.run(TRAIN, *here.words(cut.replace(" ", "-"), *WORDS, *CUTS[cut]))
-    assert done.code == ExitCode.ok, done.output
-    found, known = project.losses(here.folder_of(cut.replace(" ", "-"))), project.losses(first[0])
-    assert found.keys() == known.keys()
-    np.testing.assert_allclose(list(found.values()), list(known.values()), rtol=2e-5)
+    run, _ = here.trained(cut, *WORDS, *CUTS[cut], command=TRAIN)
+    np.testing.assert_allclose(project.curve(run), project.curve(first), rtol=2e-5)
 
 
 @pytest.mark.slow
 def test_what_it_logs_scores_and_keeps_is_there(first):
-    run, output = first
+    run = first
     lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
     shares = [line["pair_accuracy"] for line in lines if line["kind"] == "train"]
-    assert len(shares) == STEPS
-    assert all(0 <= share <= 1 and (share * PAIRS) % 1 == 0 for share in shares)
+    assert len(shares) == answers.STEPS
+    assert all(0 <= share <= 1 and (share * answers.BATCH) % 1 == 0 for share in shares)
     assert all(0 <= line["token_accuracy"] <= 1 for line in lines if line["kind"] == "train")
     comparison = read_json(run.eval / "comparison.json")
     assert comparison["metrics"].keys() == {"loss", "margin", "right_order"}
@@ -153,8 +99,8 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert comparison["metrics"]["loss"]["records"] == 9
     base, tuned = (read_json(run.eval / f"{side}.json") for side in ("base", "tuned"))
     assert base["mean_margin"] != tuned["mean_margin"] == comparison["mean_margin"]
-    answers = [json.loads(line) for line in (run.eval / "predictions.jsonl").open()]
-    assert [line["id"] for line in answers] == list(range(9))
+    told = [json.loads(line) for line in (run.eval / "predictions.jsonl").open()]
+    assert [line["id"] for line in told] == list(range(9))
     # Its own records of held-out pairs are kept and read again.
     stored = read_results(run.eval / "tuned.json", passes(compose.load(run.config).objective))
     own = comparison["metrics"]["right_order"]
@@ -164,7 +110,7 @@ def test_what_it_logs_scores_and_keeps_is_there(first):
     assert "objective-1" in page.ids
     assert f"Margins The mean margin is {comparison['mean_margin']:.3f}. Quantile" in page.text
     assert summary.headline_metric(comparison) == "right_order"
-    assert answers[0]["where"] in page.text
+    assert told[0]["where"] in page.text
     assert (run.export / "config.json").is_file()
 
 
@@ -175,8 +121,8 @@ def test_a_run_goes_on_with_the_file_it_began_with(here, first):
     for file in (HERE / "objective").glob("pairs.*"):
         (own / file.name).write_text(file.read_text())
     command = (*LAUNCHER, "train", "--config-dir", str(here.folder))
-    words = (*WORDS, *CUTS["one rank"], "checkpoint.every_steps=1")
-    assert here.run(command, *here.words("own", *words)).code == ExitCode.ok
+    words = (*WORDS, *CUTS["one-rank"], "checkpoint.every_steps=1")
+    here.trained("own", *words, command=command)
     (own / "pairs.py").write_text("another objective\n")
     done = here.run((*LAUNCHER, "resume"), "own", "train.steps=4")
     assert done.code == ExitCode.ok, done.output

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import shutil
 import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,26 +18,24 @@ from torch.nn.functional import logsigmoid
 
 from launcher.config.compose import compose
 from launcher.config.schema import preference, variants
-from launcher.core.errors import ExitCode
+from launcher.core.errors import ConfigError, ExitCode
 from launcher.core.files import read_json
+from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats.base import BadRecord, Preference
-from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results
 from launcher.objectives.preference import drift, outcome
 from launcher.objectives.preference.encoder import PairEncoder
 from launcher.objectives.preference.pairs import Answers
 from launcher.objectives.preference.records import PairRecord
-from support import hints, project
+from support import answers, hints, project
+from support.answers import CUTS
 from support.project import LAUNCHER, Project
 
-TRAIN = (*LAUNCHER, "train")
-STEPS, PAIRS = 3, 8
 
-
-def answers(seed: int = 0, pairs: int = 5) -> Answers:
+def drawn(seed: int = 0, pairs: int = 5) -> Answers:
     """Random log-probabilities in fp64, of which gradients may be asked."""
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(1, 9, (pairs, 2), generator=draw).double()
@@ -85,7 +83,7 @@ def by_hand(loss: str, found: Answers, i: int, beta: float, wrong: float) -> flo
 @pytest.mark.parametrize("loss", list(preference.DpoLoss))
 @pytest.mark.parametrize("seed", range(3))
 def test_dpo_losses_are_those_of_the_papers(loss, seed):
-    found = answers(seed)
+    found = drawn(seed)
     wrong = 0.2 if loss.name in ("sigmoid", "robust") else 0.0
     made = judged("dpo", found, loss=loss, beta=0.4, label_smoothing=wrong)
     known = [by_hand(loss.name, found, i, 0.4, wrong) for i in range(5)]
@@ -103,14 +101,14 @@ def test_dpo_losses_are_those_of_the_papers(loss, seed):
     ],
 )
 def test_losses_without_a_reference_are_those_of_the_papers(name, options):
-    found = answers(4)
+    found = drawn(4)
     made = judged(name, found._replace(reference=None), **options)
     known = [by_hand(name, found, i, 0.4, 0.0) for i in range(5)]
     np.testing.assert_allclose(made.losses.tolist(), known, rtol=1e-12)
 
 
 def test_what_is_added_to_a_loss():
-    found = answers()
+    found = drawn()
     plain = judged("dpo", found, beta=0.4)
     nats = -found.log_probs[:, 0] / found.tokens[:, 0]
     rpo = judged("dpo", found, beta=0.4, sft_weight=0.5)
@@ -139,6 +137,8 @@ def test_extreme_answers_have_finite_gradients(name):
         (["objective.label_smoothing=0.5"], "objective.label_smoothing"),
         (["objective.loss=ipo", "objective.margin_weight=1"], "objective.margin_weight"),
         (["data.overlong=split"], "data.overlong"),
+        (["objective=cpo", "eval.metrics=[chosen_change]"], "eval.metrics"),
+        (["objective=reward", "eval.metrics=[chosen_change]"], "eval.metrics"),
         (["data=chat"], "objective.name"),
     ],
 )
@@ -151,6 +151,25 @@ def test_options_that_a_loss_has_no_use_for(words, where):
     problems = list(checks.check(config, world_size=1, has_gpu=False))
     (problem,) = [one for one in problems if one.where == where]
     assert problem.hint
+
+
+@pytest.mark.parametrize("name", ["dpo", "reward"])
+def test_margins_without_ratings_are_refused_and_what_is_hinted_at_mends_it(tmp_path, name):
+    words = (f"objective={name}", "data=preference", "data.train=x.jsonl", "model.name=m")
+
+    def settle(cache: TokenCache, *more: str) -> None:
+        config = compose.compose([*words, *more])
+        variants.objective(config.objective).settle(config, cache, None)
+
+    rated = answers.rated_cache(tmp_path / "rated", 0.0, 2.0)
+    unrated = answers.rated_cache(tmp_path / "unrated", 0.0, 0.0)
+    settle(rated, "objective.margin_weight=0.5")
+    with pytest.raises(ConfigError, match=r"0\.5, and no pair of the training data") as caught:
+        settle(unrated, "objective.margin_weight=0.5")
+    (problem,) = caught.value.problems
+    assert problem.where == "objective.margin_weight"
+    (way,) = hints.ways(problem.hint)
+    settle(unrated, "objective.margin_weight=0.5", *way)
 
 
 # ---- from record to documents
@@ -239,24 +258,8 @@ def test_chosen_answers_that_become_less_likely_are_warned_of():
 # ---- real ranks
 
 
-def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    draw = random.Random(seed)
-    words = ["red", "blue", "green", "seven", "eight", "nine", "apple", "pear", "plum"]
-
-    def text(most: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(1, most)))
-
-    made = ({"prompt": text(6), "chosen": text(9), "rejected": text(9)} for _ in range(9 * count))
-    return [one for one in made if one["chosen"] != one["rejected"]][:count]
-
-
-WORDS = (
-    *("data=preference", "data.max_length=160", "data.shuffle=false", "data.packing=false"),
-    *(f"batch.sequences={PAIRS}", "seed=3", f"train.steps={STEPS}", "optim.lr=1e-3"),
-    *("schedule=constant", "optim.clip_norm=0", "checkpoint.every_steps=null", "peft=none"),
-    "engine.precision=fp32",
-)
-TWO = ("launch.processes=2", "batch.micro=1", "engine=zero2")
+WORDS = ("data=preference", *answers.WORDS)
+TWO = CUTS["two-ranks"]
 DPO = ("objective=dpo", "objective.beta=0.5")
 #: Others, with options that make each part of their losses count.
 OTHERS = {
@@ -269,68 +272,28 @@ OTHERS = {
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    made = Project(tmp_path_factory.mktemp("preference"))
-    made.write_data(pairs(STEPS * PAIRS))
-    text = "".join(json.dumps(one) + "\n" for one in pairs(9, seed=1))
-    (made.folder / "held_out.jsonl").write_text(text)
-    return made
+    return answers.place(tmp_path_factory.mktemp("preference"), answers.pairs)
 
 
-def plain_losses(run, objective) -> list[float]:
+def plain_losses(run: RunDir, objective: Any) -> list[float]:
     """The same training by one document a forward, torch's own log-softmax and AdamW."""
-    from transformers import AutoModelForCausalLM
+    model, base = (answers.base_model(run) for _ in range(2))
 
-    config = compose.load(run.config)
-    cache = TokenCache.open(read_json(run.data)["train"])
-    load_tokenizer(config.model)
-    model, base = (
-        AutoModelForCausalLM.from_pretrained(config.model.name, dtype=torch.float32)
-        for _ in range(2)
-    )
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0
-    )
-    losses = []
-    for step in range(STEPS):
-        total = 0.0
-        for number in range(step * PAIRS, (step + 1) * PAIRS):
-            tokens, flags = (torch.from_numpy(x.astype(np.int64)) for x in cache.record(number))
-            sums, counts, references, begin = [], [], [], 0
-            for length in cache.documents(number):
-                own, learned = tokens[begin : begin + length], flags[begin : begin + length]
-                for one, into in ((model, sums), (base, references)):
-                    scores = one(own[None]).logits[0, :-1].log_softmax(-1)
-                    into.append((scores.gather(1, own[1:, None])[:, 0] * learned[1:]).sum())
-                counts.append(learned[1:].sum().float())
-                begin += length
-            found = Answers(
-                torch.stack(sums)[None],
-                torch.stack(counts)[None],
-                torch.stack(references).detach()[None],
-                torch.zeros(1),
+    def losses_of(cache: TokenCache, numbers: Sequence[int]) -> Iterator[torch.Tensor]:
+        for number in numbers:
+            both = answers.documents(cache, number)
+            sums, references = (
+                torch.stack([answers.log_probs(one, document).sum() for document in both])
+                for one in (model, base)
             )
-            loss = objective.judge_pairs(found).losses.sum()
-            (loss / PAIRS).backward()
-            total += float(loss.detach())
-        losses.append(total / PAIRS)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+            counts = torch.stack([learned[1:].sum().float() for _, learned in both])
+            found = (sums[None], counts[None], references.detach()[None], torch.zeros(1))
+            yield objective.judge_pairs(Answers(*found)).losses.sum()
+
+    return answers.plain_losses(run, model, losses_of)
 
 
-def trained(here: Project, name: str, *words: str) -> Any:
-    done = here.run(TRAIN, *here.words(name, *WORDS, *words))
-    assert done.code == ExitCode.ok, done.output
-    return here.folder_of(name), done.output
-
-
-def numbers(run: Any) -> list[float]:
-    found = project.losses(run)
-    return [found[step] for step in sorted(found)]
-
-
-def objective_of(run: Any) -> Any:
+def objective_of(run: RunDir) -> Any:
     return variants.objective(compose.load(run.config).objective)
 
 
@@ -338,13 +301,13 @@ def objective_of(run: Any) -> Any:
 def first(here):
     more = ("eval=default", "data.validation=held_out.jsonl", "eval.metrics=null")
     more += ("export.at_end=true",)
-    return trained(here, "first", *DPO, *TWO, *more)
+    return here.trained("first", *WORDS, *DPO, *TWO, *more)
 
 
 @pytest.mark.slow
 def test_dpo_is_that_of_plain_pytorch(first):
     run, output = first
-    np.testing.assert_allclose(numbers(run), plain_losses(run, objective_of(run)), rtol=1e-5)
+    np.testing.assert_allclose(project.curve(run), plain_losses(run, objective_of(run)), rtol=1e-5)
     assert "reference: the model before training on 24 training records" in output
     scores = read_json(run.eval / "base.json")["metrics"]
     assert scores["loss"] == pytest.approx(math.log(2), rel=1e-6)
@@ -403,36 +366,29 @@ def test_what_is_drawn_stands_for_all_others():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("cut", "words"),
-    {
-        "one rank": ("launch.processes=1", "batch.micro=8", "engine=zero0"),
-        "parameters in parts": ("launch.processes=2", "batch.micro=2", "engine=zero3"),
-        "a document a line": ("launch.processes=1", "batch.micro=4", "model.attention=sdpa"),
-    }.items(),
-)
-def test_dpo_does_not_depend_on_the_cut(here, first, cut, words):
-    run, output = trained(here, cut.replace(" ", "-"), *DPO, *words)
-    np.testing.assert_allclose(numbers(run), numbers(first[0]), rtol=1e-5)
+@pytest.mark.parametrize("cut", [name for name in CUTS if name != "two-ranks"])
+def test_dpo_does_not_depend_on_the_cut(here, first, cut):
+    run, output = here.trained(cut, *WORDS, *DPO, *CUTS[cut])
+    np.testing.assert_allclose(project.curve(run), project.curve(first[0]), rtol=1e-5)
     assert "reference: the model before" not in output  # the first run has asked it
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(OTHERS))
 def test_others_are_those_of_plain_pytorch(here, name):
-    run, _ = trained(here, name, *OTHERS[name], *TWO)
-    np.testing.assert_allclose(numbers(run), plain_losses(run, objective_of(run)), rtol=1e-5)
+    run, _ = here.trained(name, *WORDS, *OTHERS[name], *TWO)
+    np.testing.assert_allclose(project.curve(run), plain_losses(run, objective_of(run)), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_adapters_are_judged_against_their_base(here, first):
     lora = ("peft=lora", "peft.rank=4", "peft.dropout=0", "optim.lr=1e-2")
-    one, output = trained(here, "lora", *DPO, *lora, "launch.processes=1", "batch.micro=4")
+    one, output = here.trained("lora", *WORDS, *DPO, *lora, "launch.processes=1", "batch.micro=4")
     assert "reference: the model before" not in output  # it is the base, which was asked before
-    assert numbers(one)[0] == pytest.approx(math.log(2), rel=1e-5)
-    assert numbers(one)[2] < numbers(one)[0]
-    two, _ = trained(here, "lora-3", *DPO, *lora, "launch.processes=2", "engine=zero3")
-    np.testing.assert_allclose(numbers(two), numbers(one), rtol=1e-5)
+    assert project.curve(one)[0] == pytest.approx(math.log(2), rel=1e-5)
+    assert project.curve(one)[2] < project.curve(one)[0]
+    two, _ = here.trained("lora-3", *WORDS, *DPO, *lora, "launch.processes=2", "engine=zero3")
+    np.testing.assert_allclose(project.curve(two), project.curve(one), rtol=1e-5)
 
 
 def typed(here: Project, done: Any) -> list[str]:
@@ -448,8 +404,8 @@ def typed(here: Project, done: Any) -> list[str]:
 def test_a_killed_run_goes_on_to_the_bit_and_a_lost_reference_is_made_again(here, first):
     more = ("checkpoint.every_steps=2", "eval=default", "data.validation=held_out.jsonl")
     more += ("train.steps=6", "data.cache=own", *TWO)
-    whole, _ = trained(here, "whole", *DPO, *more)
-    running = here.start(TRAIN, *here.words("killed", *WORDS, *DPO, *more))
+    whole, _ = here.trained("whole", *WORDS, *DPO, *more)
+    running = here.start((*LAUNCHER, "train"), *here.words("killed", *WORDS, *DPO, *more))
     killed = here.folder_of("killed")
     running.wait_until(lambda: [*killed.checkpoints.glob("step-*2/manifest.json")], "a checkpoint")
     project.kill_rank(killed, 1, signal.SIGKILL)
@@ -468,23 +424,21 @@ def test_a_killed_run_goes_on_to_the_bit_and_a_lost_reference_is_made_again(here
     # Further steps read further records, and ask the base, not the model that has learned.
     longer = here.run((*LAUNCHER, "resume"), "runs/killed", "train.steps=8")
     assert longer.code == ExitCode.ok, longer.output
-    straight, _ = trained(here, "straight", *DPO, *more, "train.steps=8")
-    np.testing.assert_allclose(numbers(killed), numbers(straight), rtol=1e-5)
+    straight, _ = here.trained("straight", *WORDS, *DPO, *more, "train.steps=8")
+    np.testing.assert_allclose(project.curve(killed), project.curve(straight), rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_run_is_compared_with_the_fine_tuned_model_that_it_began_with(here):
-    records = [project.chat(one["prompt"], one["chosen"]) for one in pairs(24)]
-    (here.folder / "chats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records))
-    tuned = here.run(
-        TRAIN,
-        *here.words("tuned", "data.train=chats.jsonl", "data.validation_share=0.2", "peft=none"),
+    records = [project.chat(one["prompt"], one["chosen"]) for one in answers.pairs(24)]
+    here.write_data(records, "chats.jsonl")
+    here.trained(
+        *("tuned", "data.train=chats.jsonl", "data.validation_share=0.2", "peft=none"),
         *("batch.sequences=4", "train.steps=4", "eval=default", "export.at_end=true"),
     )
-    assert tuned.code == ExitCode.ok, tuned.output
     start = f"model.name={here.folder_of('tuned').export}"
     more = ("eval=default", "data.validation=held_out.jsonl", "launch.processes=1")
-    run, _ = trained(here, "preferred", *DPO, *more, start)
+    run, _ = here.trained("preferred", *WORDS, *DPO, *more, start)
     done = here.run((*LAUNCHER, "compare"), "tuned", "preferred", "--json")
     assert done.code == ExitCode.ok, done.output
     assert "preferred began with the export of tuned: preferred:base stands for it" in done.output
@@ -500,11 +454,11 @@ def test_a_run_is_compared_with_the_fine_tuned_model_that_it_began_with(here):
 def test_packs_learn_what_single_pairs_do(here):
     """All pairs in each step, so that it does not matter which of them lie in a pack."""
     every = ("batch.sequences=24", "launch.processes=1", "batch.micro=4")
-    alone, _ = trained(here, "alone", *DPO, *every)
+    alone, _ = here.trained("alone", *WORDS, *DPO, *every)
     packed = ("data.packing=true", "data.max_length=480")
-    once, _ = trained(here, "once", *DPO, *packed, "batch.sequences=1", "train.steps=1")
+    once, _ = here.trained("once", *WORDS, *DPO, *packed, "batch.sequences=1", "train.steps=1")
     packs = round(1 / project.losses(once, "epoch")[1])
     assert 2 <= packs <= 8
     ranks = ("launch.processes=2", "engine=zero2") if packs % 2 == 0 else ("engine=zero0",)
-    run, _ = trained(here, "packed", *DPO, *packed, *ranks, f"batch.sequences={packs}")
-    np.testing.assert_allclose(numbers(run), numbers(alone), rtol=1e-5)
+    run, _ = here.trained("packed", *WORDS, *DPO, *packed, *ranks, f"batch.sequences={packs}")
+    np.testing.assert_allclose(project.curve(run), project.curve(alone), rtol=1e-5)

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import json
 import math
-import random
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from launcher.config.compose import compose
 from launcher.config.schema import Overlong, preference, variants
-from launcher.core.errors import ConfigError, DataError, ExitCode
+from launcher.core.errors import DataError, ExitCode
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
-from launcher.data.cache import Index, TokenCache
+from launcher.data.cache import TokenCache
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats.base import Preference
-from launcher.data.prepare.writing import CacheWriter
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import LossRecord, Results
@@ -37,12 +35,11 @@ from launcher.objectives.preference.encoder import MARGIN
 from launcher.objectives.preference.records import RewardRecord
 from launcher.objectives.preference.reward import Reward, RewardEncoder
 from launcher.objectives.preference.reward_export import tokens_of
-from support import project, rows
+from support import answers, project, rows
+from support.answers import CUTS
 from support.configs import make_config
 from support.models import make_llama, make_tokenizer
 from support.project import LAUNCHER, Project
-
-STEPS, PAIRS = 3, 8
 
 
 class Known:
@@ -182,41 +179,11 @@ def test_what_is_no_record_with_an_answer_is_refused(tokenizers, text):
         tokens_of(tokenizers["template"], config, text)
 
 
-def rated(folder: Path, *margins: float) -> TokenCache:
-    """Prepared pairs of these margins."""
-    with CacheWriter(folder, columns=Reward.columns, grouped=True) as writer:
-        for line, margin in enumerate(margins, 1):
-            writer.append(
-                np.array([7, 8, 9, 10], np.int32),
-                np.array([0, 1, 0, 1], np.uint8),
-                np.array([4], np.int32),
-                np.array([[0, line]], np.int32),
-                np.array([1], np.float32),
-                documents=[(2, 2)],
-                columns={MARGIN: [margin, margin]},
-            )
-        writer.finish(Index(key="", files=["records"], format="tokens", tokenizer="", max_length=9))
-    cache = TokenCache.open(folder)
-    assert isinstance(cache, TokenCache)
-    return cache
-
-
-def test_margins_without_ratings_are_refused(tmp_path):
-    config = make_config(objective={"name": "reward"})
-    made = objective(margin_weight=0.5)
-    made.settle(config, rated(tmp_path / "rated", 0.0, 2.0), None)
-    unrated = rated(tmp_path / "unrated", 0.0, 0.0)
-    with pytest.raises(ConfigError, match="margin_weight=0, or") as caught:
-        made.settle(config, unrated, None)
-    assert caught.value.problems[0].where == "objective.margin_weight"
-    objective().settle(config, unrated, None)
-
-
 def test_the_heads_seed_is_that_of_the_run(tmp_path):
     config = make_config(objective={"name": "reward"})
     config.seed = 5
     made = objective()
-    made.settle(config, rated(tmp_path / "data", 0.0, 0.0), None)
+    made.settle(config, answers.rated_cache(tmp_path / "data", 0.0, 0.0), None)
     again = objective()
     again.restore(made.state)
     head = again.sequence_head(3)
@@ -230,94 +197,44 @@ def test_the_heads_seed_is_that_of_the_run(tmp_path):
 # ---- real ranks
 
 WORDS = (
-    *("objective=reward", "data=preference", "data.max_length=160", "objective.centering=0.05"),
-    "objective.margin_weight=0.5",
-    *("data.shuffle=false", f"batch.sequences={PAIRS}", "data.packing=false", "seed=3"),
-    *(f"train.steps={STEPS}", "optim.lr=1e-3", "schedule=constant", "optim.clip_norm=0"),
-    *("engine.precision=fp32", "peft=none", "checkpoint.every_steps=null"),
+    *("objective=reward", "objective.centering=0.05", "objective.margin_weight=0.5"),
+    *("data=preference", *answers.WORDS),
 )
-#: Ways to cut the same work, the one that asks most first.
-CUTS = {
-    "parameters-in-parts": ("launch.processes=2", "batch.micro=2", "engine=zero3"),
-    "one-rank": ("launch.processes=1", "batch.micro=8", "engine=zero0"),
-    "a-document-a-line": ("launch.processes=2", "batch.micro=4", "model.attention=sdpa"),
-}
-
-
-def pairs(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """The better answer says yes; ratings differ by the margin."""
-    draw = random.Random(seed)
-    words = ["red", "blue", "green", "seven", "eight", "nine", "apple", "pear", "plum"]
-
-    def text(most: int) -> str:
-        return " ".join(draw.choices(words, k=draw.randint(1, most)))
-
-    return [
-        {
-            "prompt": text(6),
-            "chosen": f"yes {text(9)} yes",
-            "rejected": f"no {text(9)} no",
-            "margin": draw.choice([0.5, 1.0, 2.0]),
-        }
-        for _ in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory):
-    made = Project(tmp_path_factory.mktemp("reward"))
-    made.write_data(pairs(STEPS * PAIRS))
-    for name, records in {"held_out": pairs(24, 1), "many": pairs(160, 2)}.items():
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        (made.folder / f"{name}.jsonl").write_text(text)
+    made = answers.place(tmp_path_factory.mktemp("reward"), answers.rated_pairs, held_out=24)
+    made.write_data(answers.rated_pairs(160, 2), "many.jsonl")
     return made
-
-
-def train(here: Project, name: str, *words: str) -> RunDir:
-    done = here.run((*LAUNCHER, "train"), *here.words(name, *WORDS, *words))
-    assert done.code == ExitCode.ok, done.output
-    return here.folder_of(name)
 
 
 def plain_losses(run: RunDir) -> list[float]:
     """The same training by one document a forward, transformers' own classifier and AdamW."""
-    config = compose.load(run.config)
-    cache = TokenCache.open(read_json(run.data)["train"])
+    model_of = compose.load(run.config).model
     made = objective()
     made.restore(read_json(run.objective)["state"])
-    head = made.sequence_head(load_tokenizer(config.model).pad_token_id)
-    model, _ = open_classifier(config.model.name, head)
+    head = made.sequence_head(load_tokenizer(model_of).pad_token_id)
+    model, _ = open_classifier(model_of.name, head)
     model.float()
-    optim = config.optim
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=optim.lr, betas=(optim.beta1, optim.beta2), weight_decay=0.0
-    )
-    margins = [record["margin"] for record in pairs(STEPS * PAIRS)]
-    losses = []
-    for step in range(STEPS):
-        total = 0.0
-        for record in range(step * PAIRS, (step + 1) * PAIRS):
-            tokens = torch.from_numpy(cache.record(record)[0].astype(np.int64))
-            better, worse = tokens.split(cache.documents(record))
-            chosen, rejected = (model(own[None]).logits[0, 0] for own in (better, worse))
+    margins = [pair["margin"] for pair in answers.rated_pairs(answers.STEPS * answers.BATCH)]
+
+    def losses_of(cache: TokenCache, records: Sequence[int]) -> Iterator[torch.Tensor]:
+        for record in records:
+            chosen, rejected = (
+                model(tokens[None]).logits[0, 0] for tokens, _ in answers.documents(cache, record)
+            )
             lead = chosen - rejected - 0.5 * margins[record]
-            loss = (1 + (-lead).exp()).log() + 0.05 * (chosen + rejected).square()
-            (loss / PAIRS).backward()
-            total += float(loss.detach())
-        losses.append(total / PAIRS)
-        optimizer.step()
-        optimizer.zero_grad()
-    return losses
+            yield (1 + (-lead).exp()).log() + 0.05 * (chosen + rejected).square()
+
+    return answers.plain_losses(run, model, losses_of)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", CUTS)
 def test_losses_are_those_of_plain_pytorch(here, cut):
-    run = train(here, cut, *CUTS[cut])
-    found = project.losses(run)
-    np.testing.assert_allclose(
-        [found[step] for step in sorted(found)], plain_losses(run), rtol=1e-5
-    )
+    run, _ = here.trained(cut, *WORDS, *CUTS[cut])
+    np.testing.assert_allclose(project.curve(run), plain_losses(run), rtol=1e-5)
 
 
 LEARNING = (
@@ -329,7 +246,8 @@ LEARNING = (
 
 @pytest.fixture(scope="module")
 def full(here):
-    return train(here, "full", *LEARNING)
+    run, _ = here.trained("full", *WORDS, *LEARNING)
+    return run
 
 
 def held_out(here: Project) -> list[tuple[str, str]]:
@@ -400,24 +318,9 @@ def test_a_run_is_compared_and_its_export_gives_transformers_the_same_rewards(he
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_weights(here, full):
-    run = here.folder_of("killed")
-    words = here.words("killed", *WORDS, *LEARNING, "checkpoint.every_steps=2")
-    started = here.start((*LAUNCHER, "train"), *words)
-    started.wait_until(lambda: project.checkpoint_files(run), "the first checkpoint")
-    project.kill_rank(run, 1, signal.SIGKILL)
-    started.end()
-    done = here.run((*LAUNCHER, "resume", "killed"))
-    assert done.code == ExitCode.ok, done.output
-    assert project.losses(run) == project.losses(full)
-    weights = [path / "export" / "model.safetensors" for path in (run.path, full.path)]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
-
-
-@pytest.mark.slow
 def test_adapters_are_saved_with_their_head(here):
     words = ("peft=lora", "engine=zero3", "optim.lr=1e-2", "train.steps=8")
-    run = train(here, "adapters", *LEARNING, *words)
+    run, _ = here.trained("adapters", *WORDS, *LEARNING, *words)
     assert read_json(run.export / "adapter_config.json")["task_type"] == "SEQ_CLS"
     assert read_json(run.export / "classes.json") == {"names": ["reward"]}
     require_same_rewards(here, run, run.export)

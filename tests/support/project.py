@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.core.errors import ExitCode
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
 from support.chats import chat
@@ -95,10 +96,10 @@ class Project:
         self.model = model or make_llama(folder / "model")
         self._started = 0
 
-    def write_data(self, records: Iterable[dict[str, Any]]) -> None:
+    def write_data(self, records: Iterable[dict[str, Any]], name: str = "data.jsonl") -> None:
         """One JSON line a record."""
         text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        (self.folder / "data.jsonl").write_text(text)
+        (self.folder / name).write_text(text)
 
     def start(
         self, command: Iterable[str], *words: str, address_space: int | None = None, **environ: str
@@ -127,6 +128,14 @@ class Project:
     def run(self, command: Iterable[str], *words: str, **options: Any) -> Done:
         """Run a command to its end."""
         return self.start(command, *words, **options).end()
+
+    def trained(
+        self, name: str, *more: str, command: Iterable[str] = (*LAUNCHER, "train")
+    ) -> tuple[RunDir, str]:
+        """A run of this name that has come to its end, and what it has said."""
+        done = self.run(command, *self.words(name, *more))
+        assert done.code == ExitCode.ok, done.output
+        return self.folder_of(name), done.output
 
     def words(self, name: str, *more: str) -> tuple[str, ...]:
         """Overrides of a run of this name."""
@@ -161,6 +170,12 @@ def losses(run: RunDir, name: str = "loss") -> dict[int, Any]:
     steps = [line["step"] for line in lines if line["kind"] == "train"]
     assert len(steps) == len(set(steps))
     return {line["step"]: line[name] for line in lines if line["kind"] == "train"}
+
+
+def curve(run: RunDir) -> list[float]:
+    """Training losses, in the order of steps."""
+    found = losses(run)
+    return [found[step] for step in sorted(found)]
 
 
 def rank_pid(run: RunDir, rank: int) -> int:

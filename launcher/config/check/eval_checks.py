@@ -54,13 +54,14 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
     if row is None:
         hint = did_you_mean(name, rows)
         yield Problem("eval.metrics", f"unknown metric {name!r}", hint)
-    elif row.records not in config.objective.records:
+    elif row.records not in config.objective.records or not _is_brought(name, config):
         others = [
             n
             for n, cls in variants.OPTIONS["objective"].items()
             if row.records in getattr(cls, "records", ())
+            and (name in variants.METRICS or name in getattr(cls, "own_metrics", {}))
         ]
-        fitting = [other for other in rows if rows[other].fits(config)]
+        fitting = [n for n, own in rows.items() if own.fits(config) and _is_brought(n, config)]
         goes = " or ".join(f"objective={other}" for other in others)
         hint = f"it goes with {goes}; here eval=default takes the usual ones"
         hint += f" of {', '.join(fitting)}"
@@ -75,6 +76,11 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
     elif found := row.problem(config):
         hint = f"for example {row.example}" if row.example else f"leave {name} out"
         yield Problem("eval.metrics", f"{name} {found}", hint)
+
+
+def _is_brought(name: str, config: Config) -> bool:
+    """Whether a metric is the launcher's or the objective's, and not that of another objective."""
+    return name in variants.METRICS or name in config.objective.own_metrics
 
 
 def _own_metric(name: str, config: Config) -> Iterator[Problem]:

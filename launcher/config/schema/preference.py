@@ -28,11 +28,6 @@ class PairsConfig(ObjectiveConfig):
     own_metrics: ClassVar[Mapping[str, Any]] = {
         "preference_accuracy": MetricRow(f"{_HERE}.metrics:PreferenceAccuracy", "pairs"),
         "preference_margin": MetricRow(f"{_HERE}.metrics:PreferenceMargin", "pairs"),
-        "chosen_change": MetricRow(f"{_HERE}.metrics:ChosenChange", "pairs"),
-        "rejected_change": MetricRow(
-            f"{_HERE}.metrics:RejectedChange", "pairs", lower_is_better=True
-        ),
-        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "pairs", lower_is_better=True),
     }
 
     def problems(self, config: Config) -> Iterator[Problem]:
@@ -66,6 +61,14 @@ class DpoConfig(PairsConfig):
         *PairsConfig.metrics,
         *("chosen_change", "rejected_change", "reference_kl"),
     )
+    own_metrics: ClassVar[Mapping[str, Any]] = {
+        **PairsConfig.own_metrics,
+        "chosen_change": MetricRow(f"{_HERE}.metrics:ChosenChange", "pairs"),
+        "rejected_change": MetricRow(
+            f"{_HERE}.metrics:RejectedChange", "pairs", lower_is_better=True
+        ),
+        "reference_kl": MetricRow(f"{_HERE}.drift:ReferenceKl", "pairs", lower_is_better=True),
+    }
 
     name: str = "dpo"
     """Name of the objective."""
@@ -155,9 +158,6 @@ class RewardConfig(PairsConfig):
     model_kind: ClassVar[str] = "a reward model"
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs")
     own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:RewardRecord"}
-    own_metrics: ClassVar[Mapping[str, Any]] = {
-        name: PairsConfig.own_metrics[name] for name in ("preference_accuracy", "preference_margin")
-    }
 
     name: str = "reward"
     """Name of the objective."""

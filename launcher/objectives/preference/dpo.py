@@ -42,11 +42,16 @@ class Dpo(Pairs):
     reference: ClassVar[Sequence[Column]] = (Column(REFERENCE),)
     held_out_reference: ClassVar[Sequence[Column]] = (*reference, *drift.COLUMNS)
 
+    @property
+    def margin_weight(self) -> float:
+        """As asked for."""
+        return self.options.margin_weight
+
     def judge_pairs(self, answers: Answers) -> Judged:
         """Losses, and beta times the gains as rewards."""
         options = self.options
         gains = answers.gains / answers.tokens if options.normalizes else answers.gains
-        losses = self._losses(gains, options.margin_weight * answers.margins)
+        losses = self._losses(gains, self.margin_weight * answers.margins)
         if options.sft_weight:
             nats = -answers.log_probs[:, 0] / answers.tokens[:, 0]
             losses = losses + options.sft_weight * nats

@@ -17,6 +17,7 @@ record's own one in its pack, and is not trained on.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -25,9 +26,11 @@ from launcher.config.schema.preference import KtoConfig
 from launcher.core.errors import DataError
 from launcher.data.cache import Column, JoinedCache, TokenCache
 from launcher.data.chat.masking import ChatOptions
+from launcher.data.formats.base import Unpaired
+from launcher.data.formats.learned import examples_for
 from launcher.evals.metric import Metric
 from launcher.evals.records import LossRecord, Results
-from launcher.objectives.base import LossSum, Objective
+from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.preference import drift, verdicts
 from launcher.objectives.preference.encoder import VERDICT, VerdictEncoder
 from launcher.objectives.preference.pairs import REFERENCE, sums_of, tokens_of
@@ -90,15 +93,16 @@ class Kto(Objective):
     ) -> None:
         """`DataError` for answers that are all good, or all bad: they say nothing of a
         difference."""
-        found = {bool(train.column(VERDICT, i)[0]) for i in range(len(train))}
-        if len(found) == 1:
-            which = "good" if found.pop() else "bad"
-            raise DataError(
-                f"all {len(train):,} answers are {which}: there is nothing to tell apart",
-                where="data.train",
-                hint="add answers of the other kind; good ones alone are learned with"
-                " objective=sft",
-            )
+        _require_both_kinds(bool(train.column(VERDICT, i)[0]) for i in range(len(train)))
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """The same."""
+        made = (
+            one
+            for _, example in records("train")
+            for one in examples_for(example, self.options, config.data.ranked)
+        )
+        _require_both_kinds(one.label for one in made if isinstance(one, Unpaired))
 
     # ---- learning
 
@@ -242,6 +246,19 @@ class Kto(Objective):
         """The generated answers where there are any; else each answer with its reward."""
         found = super().lines(base, tuned, metrics, where, text)
         return found or verdicts.lines(base, tuned, where, text)
+
+
+def _require_both_kinds(good: Iterable[bool]) -> None:
+    """`DataError` where answers are all good, or all bad."""
+    found = Counter(good)
+    if len(found) == 1:
+        ((is_good, number),) = found.items()
+        raise DataError(
+            f"all {number:,} answers are {'good' if is_good else 'bad'}: there is nothing to tell"
+            " apart",
+            where="data.train",
+            hint="add answers of the other kind; good ones alone are learned with objective=sft",
+        )
 
 
 def _answers(row: Row, log_probs: Tensor) -> Verdicts:

@@ -6,11 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from launcher.config.schema import Config
+from launcher.core.errors import ConfigError
 from launcher.data.cache import Column, JoinedCache, TokenCache
 from launcher.data.chat.masking import ChatOptions
+from launcher.data.formats.base import Preference
+from launcher.data.formats.learned import examples_for
 from launcher.evals.metric import Metric
 from launcher.evals.records import LossRecord, Results
-from launcher.objectives.base import LossSum, Objective
+from launcher.objectives.base import LossSum, Objective, Records
 from launcher.objectives.preference import drift, outcome
 from launcher.objectives.preference.encoder import MARGIN, PairEncoder
 from launcher.objectives.preference.records import PairRecord, Rewarded, pair_records
@@ -64,6 +68,41 @@ class PairTask(Objective):
     def encoder(self, tokenizer: Any, chat: ChatOptions) -> PairEncoder:
         """Both answers, each behind the prompt."""
         return PairEncoder(tokenizer, chat)
+
+    # ---- what is known once the data is
+
+    @property
+    def margin_weight(self) -> float:
+        """Weight of the difference of both ratings in the loss; 0 where it has no part in it."""
+        return 0.0
+
+    def settle(
+        self,
+        config: Config,
+        train: TokenCache | JoinedCache,
+        held_out: TokenCache | JoinedCache | None,
+    ) -> None:
+        """`ConfigError` for margins where no record of the training data is rated."""
+        self._require_ratings(float(train.column(MARGIN, i)[0]) for i in range(len(train)))
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """The same, where ratings have a part in the loss."""
+        if self.margin_weight:
+            made = (
+                pair
+                for _, example in records("train")
+                for pair in examples_for(example, self.options, config.data.ranked)
+            )
+            self._require_ratings(p.margin or 0.0 for p in made if isinstance(p, Preference))
+
+    def _require_ratings(self, margins: Iterable[float]) -> None:
+        if self.margin_weight and not any(margins):
+            raise ConfigError(
+                f"{self.margin_weight:g}, and no pair of the training data is rated",
+                where="objective.margin_weight",
+                hint="objective.margin_weight=0, or give the records a margin; one of another name"
+                " is mapped with data.columns.margin=COLUMN",
+            )
 
     # ---- learning
 

@@ -24,7 +24,6 @@ import numpy as np
 
 from launcher.config.schema import Config, Overlong
 from launcher.config.schema.preference import RewardConfig
-from launcher.core.errors import ConfigError
 from launcher.core.rundir import RunDir
 from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.chat.masking import ChatOptions
@@ -98,6 +97,11 @@ class Reward(PairTask):
         """Both answers, each behind the prompt."""
         return RewardEncoder(tokenizer, chat)
 
+    @property
+    def margin_weight(self) -> float:
+        """As asked for."""
+        return self.options.margin_weight
+
     def turn_ends(self, format_name: str, tokenizer: Any) -> dict[str, list[int]] | None:
         """Nothing is written that could end."""
         return {}
@@ -113,14 +117,7 @@ class Reward(PairTask):
         """The seed of the head's first weights; `ConfigError` for margins where no record of the
         training data is rated."""
         self._seed = config.seed
-        rated = (train.column(MARGIN, i).any() for i in range(len(train)))
-        if self.options.margin_weight and not any(rated):
-            raise ConfigError(
-                f"{self.options.margin_weight:g}, and no pair of the training data has ratings that"
-                " differ",
-                where="objective.margin_weight",
-                hint="objective.margin_weight=0, or give the records a margin",
-            )
+        super().settle(config, train, held_out)
 
     @property
     def state(self) -> dict[str, Any] | None:
@@ -169,7 +166,7 @@ class Reward(PairTask):
 
         margins = row.columns[MARGIN].view(-1, 2)[:, 0]
         chosen, rejected = rewards.unbind(1)
-        losses = -logsigmoid(chosen - rejected - self.options.margin_weight * margins)
+        losses = -logsigmoid(chosen - rejected - self.margin_weight * margins)
         if self.options.centering:
             losses = losses + self.options.centering * rewards.sum(1).square()
         return losses
