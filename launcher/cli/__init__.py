@@ -35,6 +35,10 @@ VERBS = {
         "models against the first of them: differences, intervals, verdict",
         "launcher.cli.models:compare",
     ),
+    "grade": (
+        "score answers in a file; agreement with people",
+        "launcher.cli.grade:grade",
+    ),
     "eval": ("score the tuned model, or the base", "launcher.cli.models:evaluate"),
     "report": ("write the HTML page of a run", "launcher.cli.models:report"),
     "export": ("write a Hugging Face folder", "launcher.cli.models:export"),

@@ -6,8 +6,6 @@ judges favour a position, so an answer wins only if it is preferred in both.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -17,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from launcher.config.schema import EvalConfig
-from launcher.core import runtime
 from launcher.core.errors import ConfigError, DataError
-from launcher.core.files import read_json, write_json
-from launcher.evals.endpoint import Declined, Endpoint, Unanswered
 from launcher.evals.metric import Floats, Mean, Metric
 from launcher.evals.records import Generation, Results
+from launcher.graders.endpoint import Declined, Endpoint, Unanswered
 
 RUBRIC = """\
 Two assistants answered the same prompt. Decide which answer is better: first by whether it is \
@@ -190,17 +186,9 @@ class _Verdicts:
         }
         # In one go, so that braces in an answer stay what they are.
         question = _PLACES.sub(lambda place: texts[place[1]], self._rubric)
-        parts = [self._config.url, self._endpoint.request(question)]
-        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
-        cached = runtime.cache_dir() / "judge" / key[:2] / f"{key}.json"
-        share = _verdict((read_json(cached) or {}).get("reply", ""))
+        share, reply = self._endpoint.reading(question, _verdict)
         if share is None:
-            reply = self._endpoint.ask(question)
-            share = _verdict(reply)
-            if share is None:
-                self.example = reply
-            else:
-                write_json(cached, {"reply": reply})
+            self.example = reply
         return share
 
 

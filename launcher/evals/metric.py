@@ -6,16 +6,16 @@ To add one: a file with a subclass, a row in `launcher.config.schema.variants.ME
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from launcher.config.schema import EvalConfig
-from launcher.config.schema.variants import METRICS, RECORDS, MetricRow
+from launcher.config.schema.variants import GRADED, GRADER, METRICS, RECORDS, MetricRow
 from launcher.core.registry import load
-from launcher.evals.records import Generation, Results, ScoredRecord
+from launcher.evals.records import Generation, Results, ScoredRecord, TokenizedPrompt
 
 Floats = npt.NDArray[np.float64]
 R = TypeVar("R", bound=ScoredRecord)
@@ -27,10 +27,10 @@ class Metric(ABC, Generic[R]):
     Because only sums enter, the score is exact over ranks and can be resampled by record.
     """
 
-    name: ClassVar[str]
+    name: str
     higher_is_better: ClassVar[bool]
     #: "share" for scores in 0..1 that people read as per cent, else "".
-    unit: ClassVar[str] = ""
+    unit: str = ""
     #: whether each record is either right or wrong.
     binary: ClassVar[bool] = False
     #: whether it is told first, before all others that are measured.
@@ -39,6 +39,9 @@ class Metric(ABC, Generic[R]):
     pairwise: ClassVar[bool] = False
     #: whether it learns from the answers of the first model, which then has to be the base.
     learns_from_base: ClassVar[bool] = False
+
+    #: called about once a second by one that takes long over its values.
+    sign_of_life: Callable[[], None] = staticmethod(lambda: None)
 
     #: what is known of it, where an objective has brought it.
     row: MetricRow | None = None
@@ -75,6 +78,14 @@ class Metric(ABC, Generic[R]):
     def score(self, records: Sequence[R]) -> float:
         """The score over all `records`; NaN if none of them counts."""
         return float(self.scores(self.statistics(records).sum(0, keepdims=True))[0])
+
+    @property
+    def state(self) -> str:
+        """What its scores depend on besides the config; empty if on nothing."""
+        return ""
+
+    def check(self, prompts: Sequence[TokenizedPrompt]) -> None:
+        """`DataError` if it could not score answers to these, before there are any."""
 
     def notes(self) -> list[str]:
         """What a reader of the comparison should know besides the numbers, a sentence each."""
@@ -141,8 +152,13 @@ def make_metrics(
     """
     made: list[Metric[Any]] = []
     for name in dict.fromkeys(config.metrics or ()):
-        row = None if name in METRICS else (own or {}).get(name)
-        metric = (load(row.path) if row else METRICS.load(name))(config)
+        metric: Metric[Any]
+        row: MetricRow | None
+        if name.startswith(GRADER):
+            row, metric = GRADED, load(GRADED.path)(config, name)
+        else:
+            row = None if name in METRICS else (own or {}).get(name)
+            metric = (load(row.path) if row else METRICS.load(name))(config)
         metric.row = row
         made.append(metric)
     return made

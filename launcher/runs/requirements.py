@@ -40,6 +40,8 @@ from launcher.fingerprint import (
     located,
     suffixes,
 )
+from launcher.graders import wire
+from launcher.graders.grader import Setting
 
 #: Seconds that the hub has to answer.
 HUB_TIMEOUT_S = 3.0
@@ -57,7 +59,7 @@ def require(config: Config) -> None:
     In a queue a path in a folder that this host does not have may be on the nodes, and passes.
     """
     packages = [] if _is_contained(config) else _packages(config)
-    problems = [*_model(config), *_files(config), *packages]
+    problems = [*_model(config), *_files(config), *packages, *_graders(config)]
     data = list(_data(config))
     if data and not problems:
         raise DataError(data)
@@ -249,6 +251,17 @@ def _is_cached(name: str) -> bool:
         runtime.hub_cache() / f"datasets--{name.replace('/', '--')}",
     )
     return any(folder.is_dir() for folder in folders)
+
+
+def _graders(config: Config) -> Iterator[Problem]:
+    """What is wrong with the graders that are metrics."""
+    setting = Setting(judge=config.eval.judge, limits=config.eval.graders)
+    for name in variants.metrics_of(config):
+        if name.startswith(variants.GRADER):
+            try:
+                wire.from_file(name.removeprefix(variants.GRADER), setting).close()
+            except ConfigError as error:
+                yield from error.problems
 
 
 def _packages(config: Config) -> Iterator[Problem]:

@@ -97,6 +97,12 @@ class Evaluator:
             results.passes["generation"] = self._answers(model, journal, say)
         return results
 
+    def check(self, model: Any) -> None:
+        """`DataError` if a metric could not score answers to these records."""
+        for metric in self.metrics:
+            if metric.needs == "generation":
+                metric.check(self.prompts(model))
+
     def rehearse(self, model: Any, say: Callable[[str], None]) -> None:
         """Generate a few tokens if answers are measured; `ConfigError` if the model cannot."""
         if self._generates:
@@ -239,7 +245,7 @@ class Evaluator:
             self.plan.precision,
             self.plan.dtype,
             [self.head.layout, *(version(package) for package in _COMPUTE)],
-            sorted(options.metrics or ()),
+            sorted([*(options.metrics or ()), *(one.state for one in self.metrics if one.state)]),
             [options.limit, options.generate_limit, options.answer_pattern],
             asdict(Decoding.of(self.config)),
             options.batch_tokens,

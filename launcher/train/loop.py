@@ -194,6 +194,8 @@ class Training:
                 *(config, self.plan, ranks, self.data.folders, self.data.tokenizer, self.head),
                 *(device, self.stopping, self.objective),
             )
+            for metric in self.evaluator.metrics:
+                metric.sign_of_life = heart.again
         self.selection = selection.make(
             config,
             self.evaluator.metrics if self.evaluator else None,
@@ -240,6 +242,7 @@ class Training:
         if self.evaluator is not None and step == 0:
             self.heart.beat("eval", 0)
             self.engine.eval()
+            self.evaluator.check(self.model)
             if self.config.eval.base:
                 held_out = self.data.folders["validation"]
                 score_base(self.evaluator, self.run, self.engine, self.model, held_out, self.say)

@@ -28,6 +28,8 @@ from launcher.data.formats.base import Preference
 from launcher.data.tokenizer import load_tokenizer
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import LossRecord, Results
+from launcher.graders.sample import Sample
+from launcher.graders.wire import from_wire
 from launcher.model.classifier import open_classifier
 from launcher.objectives.preference.encoder import MARGIN
 from launcher.objectives.preference.records import RewardRecord
@@ -276,6 +278,12 @@ def require_same_rewards(here: Project, run: RunDir, folder: Path) -> None:
     said = here.run((*LAUNCHER, "generate", run.name, *words)).output
     found = [float(line) for line in said.splitlines() if line.lstrip("-")[:1].isdigit()]
     assert found == pytest.approx(stored(run), abs=2e-4)
+    grader = from_wire({"type": "reward_model", "name": "reward", "model": str(folder)})
+    pairs = [({"prompt": prompt}, Sample(answer)) for prompt, answer in asked]
+    grades = grader.grade_all([({}, Sample("no prompt")), *pairs])
+    assert (grades[0].score, grades[0].errors[0].kind) == (None, "invalid_variable_error")
+    assert [grade.score for grade in grades[1:]] == pytest.approx(stored(run), abs=1e-5)
+    assert grader.grade(*pairs[0]).score == pytest.approx(stored(run)[0], abs=1e-5)
 
 
 @pytest.mark.slow

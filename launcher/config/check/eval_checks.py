@@ -59,7 +59,7 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
             n
             for n, cls in variants.OPTIONS["objective"].items()
             if row.records in getattr(cls, "records", ())
-            and (name in variants.METRICS or name in getattr(cls, "own_metrics", {}))
+            and (_is_ours(name) or name in getattr(cls, "own_metrics", {}))
         ]
         fitting = [n for n, own in rows.items() if own.fits(config) and _is_brought(n, config)]
         goes = " or ".join(f"objective={other}" for other in others)
@@ -79,8 +79,13 @@ def _metric(name: str, config: Config) -> Iterator[Problem]:
 
 
 def _is_brought(name: str, config: Config) -> bool:
-    """Whether a metric is the launcher's or the objective's, and not that of another objective."""
-    return name in variants.METRICS or name in config.objective.own_metrics
+    """Whether a metric is the launcher's, a grader or the objective's, and not that of another
+    objective."""
+    return _is_ours(name) or name in config.objective.own_metrics
+
+
+def _is_ours(name: str) -> bool:
+    return name in variants.METRICS or name.startswith(variants.GRADER)
 
 
 def _own_metric(name: str, config: Config) -> Iterator[Problem]:

@@ -21,7 +21,13 @@ from launcher.config.schema.data import (
     SpecialTokens,
     Thoughts,
 )
-from launcher.config.schema.eval import EvalConfig, JudgeConfig, MetricRow
+from launcher.config.schema.eval import (
+    EvalConfig,
+    GradersConfig,
+    JudgeConfig,
+    MetricRow,
+    SandboxLevel,
+)
 from launcher.config.schema.launch import ClusterConfig, LaunchConfig, WatchdogConfig
 from launcher.config.schema.model import (
     Attention,
@@ -78,6 +84,7 @@ __all__ = [
     "EngineConfig",
     "EvalConfig",
     "ExportConfig",
+    "GradersConfig",
     "JudgeConfig",
     "Kernels",
     "LaunchConfig",
@@ -95,6 +102,7 @@ __all__ = [
     "Ranking",
     "RunConfig",
     "ScheduleConfig",
+    "SandboxLevel",
     "SftConfig",
     "SpecialTokens",
     "SweepConfig",

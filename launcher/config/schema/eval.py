@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Annotated, Any
 
 from launcher.config.schema.ranges import (
@@ -81,6 +82,32 @@ class JudgeConfig:
     """Fields of the request besides model, messages and temperature 0; null takes one out."""
 
 
+class SandboxLevel(Enum):
+    """How much must stand between this machine and code of graders, or nothing is run."""
+
+    auto = "auto"
+    strict = "strict"
+
+
+@dataclass(kw_only=True, slots=True)
+class GradersConfig:
+    """Limits of graders that run code: each answer's code runs alone within them."""
+
+    sandbox: SandboxLevel = SandboxLevel.auto
+    """auto: namespaces where this machine has them, else limits alone; strict: namespaces or an
+    error. docs/graders.md says what each of them holds."""
+    timeout_s: PositiveFloat = 10.0
+    """Longest time for one answer, in seconds."""
+    memory_mb: Annotated[int, Range(64, 1 << 20)] = 512
+    """Most memory of one answer's processes together, in MiB."""
+    file_mb: Annotated[int, Range(1, 1 << 20)] = 64
+    """Most that they may write, in MiB."""
+    processes: Annotated[int, Range(1, 4096)] = 32
+    """Most processes and threads of one answer."""
+    workers: PositiveInt | None = None
+    """Answers at a time; null: one a CPU."""
+
+
 @dataclass(kw_only=True, slots=True)
 class EvalConfig:
     """Evaluation on held-out records, of the base and of the tuned model."""
@@ -131,7 +158,9 @@ class EvalConfig:
     answer_words: list[int] | None = None
     """For the metric length: fewest and most words of an answer."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
-    """For the metric judge."""
+    """For the metric judge, and the endpoint of graders that ask a model."""
+    graders: GradersConfig = field(default_factory=GradersConfig)
+    """Limits of graders that run code."""
     batch_tokens: PositiveInt = 16384
     """Tokens of one evaluation batch on a rank."""
     slices: list[str] = field(default_factory=list)

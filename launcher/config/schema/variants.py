@@ -101,13 +101,14 @@ def records_of(options: schema.ObjectiveConfig) -> list[str]:
 
 
 def metric_rows(config: Config) -> dict[str, MetricRow]:
-    """The metrics that there are: those of the table, and those that the objectives bring; of one
-    name the chosen objective's, then the table's."""
+    """The metrics that there are: those of the table, those that the objectives bring, and graders;
+    of one name the chosen objective's, then the table's."""
     others = (getattr(cls, "own_metrics", {}) for cls in OPTIONS["objective"].values())
+    graders = {name: GRADED for name in config.eval.metrics or () if name.startswith(GRADER)}
     rows = {name: row for own in others for name, row in own.items()}
     own = config.objective.own_metrics.items()
     brought = {name: row for name, row in own if isinstance(row, MetricRow)}
-    return {**METRICS, **rows, **brought, **METRICS}
+    return {**METRICS, **rows, **brought, **METRICS, **graders}
 
 
 def metrics_of(config: Config) -> list[str]:
@@ -220,6 +221,9 @@ METRICS = PluginTable(
         ),
     },
 )
+#: How a metric begins that is a grader: the path of its file follows.
+GRADER = "grader:"
+GRADED = MetricRow("launcher.evals.metrics.graded:Graded", "generation")
 TRACKERS = PluginTable(
     "track",
     {

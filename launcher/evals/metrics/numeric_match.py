@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-
 from launcher.evals.metrics.exact_match import ExactMatch
-
-#: A number in a text, with thousands commas or not; a currency sign or unit may stand around it.
-IN_TEXT = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
+from launcher.graders.numeric_match import last_number
 
 
 class NumericMatch(ExactMatch):
@@ -22,8 +17,5 @@ class NumericMatch(ExactMatch):
     def extract(self, text: str) -> str | None:
         """The number in a form that equal numbers share."""
         found = super().extract(text)
-        numbers = IN_TEXT.findall(found) if found is not None else []
-        if not numbers:
-            return None
-        value = Decimal(numbers[-1].replace(",", "")).normalize()
-        return f"{value + 0:f}"
+        number = last_number(found) if found is not None else None
+        return None if number is None else f"{number.normalize() + 0:f}"

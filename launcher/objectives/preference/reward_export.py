@@ -6,15 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import Config
-from launcher.core.errors import DataError
-from launcher.core.files import write_json
+from launcher.config.schema import Config, SpecialTokens, Thoughts
+from launcher.core.errors import ConfigError, DataError
+from launcher.core.files import read_json, write_json
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats import Reader, load
 from launcher.data.formats.base import BadRecord
 from launcher.data.prepare.encoding import ExampleEncoder
 from launcher.model.sequence_head import OUTPUTS
 
+#: In the folder: how its answers are laid out, with which `rewarded_tokens` does the same again.
+LAYOUT = "reward.json"
 #: Formats of records with one answer, in the order in which they are looked for.
 _FORMATS = ("chat", "sharegpt", "alpaca", "prompt")
 _HINT = (
@@ -85,23 +87,61 @@ def tokens_of(tokenizer: Any, config: Config, text: str) -> list[int]:
     found: Any = BadRecord(f"the record has {', '.join(map(repr, record))}", hint=_HINT)
     if name is not None:
         found = Reader(name, {}).read(record)
-    if not isinstance(found, BadRecord):
-        found = ExampleEncoder(tokenizer, chat=ChatOptions.of(config.data)).encode([found[0]])[0]
+    if isinstance(found, BadRecord):
+        raise DataError(found.found, where="prompt", hint=found.hint)
+    return _laid_out(tokenizer, ChatOptions.of(config.data), config.data.max_length, found[0])
+
+
+def _laid_out(tokenizer: Any, chat: ChatOptions, longest: int, example: Any) -> list[int]:
+    found = ExampleEncoder(tokenizer, chat=chat).encode([example])[0]
     if isinstance(found, BadRecord):
         raise DataError(found.found, where="prompt", hint=found.hint)
     tokens: list[int] = found.pieces[-1].tokens.tolist()
-    return tokens[-config.data.max_length :]
+    return tokens[-longest:]
+
+
+def rewarded_tokens(folder: Path, tokenizer: Any, prompt: str, answer: str) -> list[int]:
+    """Tokens of an answer, as the run of the folder's model laid them out.
+
+    Raises `ConfigError` for a folder that says nothing of it, `DataError` for what cannot be put.
+    """
+    kept = read_json(folder / LAYOUT)
+    if kept is None:
+        raise ConfigError(
+            f"{folder} has no {LAYOUT}: it is no export of objective=reward",
+            where="model",
+            hint="give the export/ of such a run; an older one: launcher export RUN",
+        )
+    chat = ChatOptions(
+        kept["system"],
+        kept["template_options"],
+        Thoughts[kept["thoughts"]],
+        special_tokens=SpecialTokens[kept["special_tokens"]],
+    )
+    found: Any = Reader("prompt", {}).read({"prompt": prompt, "completion": answer})
+    if isinstance(found, BadRecord):
+        raise DataError(found.found, where="prompt", hint=found.hint)
+    return _laid_out(tokenizer, chat, kept["max_length"], found[0])
 
 
 def describe(folder: Path, config: Config) -> None:
-    """How to reward answers with the folder as the launcher does, in README.md; for an adapter the
-    name of its output too."""
+    """How to reward answers with the folder as the launcher does, in README.md for people and in
+    `LAYOUT` for the launcher; for an adapter the name of its output too."""
     from transformers import AutoTokenizer
 
     is_adapter = (folder / "adapter_config.json").is_file()
     if is_adapter:
         write_json(folder / OUTPUTS, {"names": ["reward"]})
-    system = config.data.system
+    data = config.data
+    layout = {
+        "system": data.system,
+        "template_options": dict(data.template_options),
+        "thoughts": data.thoughts.name,
+        "special_tokens": data.special_tokens.name,
+        "max_length": data.max_length,
+    }
+    write_json(folder / LAYOUT, layout)
+    system = data.system
     has_template = bool(AutoTokenizer.from_pretrained(folder).chat_template)
     code = _OPEN_ADAPTER if is_adapter else _OPEN_MODEL
     code += _RECORDS + (_CHAT if has_template else _PLAIN) + _SCORE

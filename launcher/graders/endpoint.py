@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import random
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
-from typing import Any
+from typing import Any, TypeVar
 from urllib.error import HTTPError
 
 from launcher.config.schema import JudgeConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
+from launcher.core.files import read_json, write_json
+
+#: A text for a user's turn, or the messages of a conversation.
+Question = str | Sequence[dict[str, str]]
+T = TypeVar("T")
 
 #: Answers of a server that may be another one soon: too many requests, or trouble of its own.
 _PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 #: Longest wait before a new try that the server may ask for, in seconds.
 _LONGEST_WAIT_S = 60.0
 _LARGEST_REPLY = 4 << 20
+#: After so many questions in a row without any reply the endpoint is left alone for so long.
+_SILENT, _LEFT_ALONE_S = 3, 30.0
 
 
 class Unanswered(Exception):
@@ -49,23 +58,59 @@ class Endpoint:
             )
         self._closed = threading.Event()
         self._refusal: ConfigError | None = None
+        self._silent, self._silent_until, self._last_problem = 0, 0.0, ""
 
-    def request(self, question: str) -> dict[str, Any]:
+    def request(self, question: Question) -> dict[str, Any]:
         """The body of the request: all that the reply depends on besides the URL."""
+        is_text = isinstance(question, str)
+        messages = [{"role": "user", "content": question}] if is_text else question
         body: dict[str, Any] = {
             "model": self._config.model,
-            "messages": [{"role": "user", "content": question}],
+            "messages": messages,
             "temperature": 0,
             **self._config.extra,
         }
         return {name: value for name, value in body.items() if value is not None}
 
-    def ask(self, question: str) -> str:
+    def reading(self, question: Question, read: Callable[[str], T | None]) -> tuple[T | None, str]:
+        """What `read` makes of the reply, None if it makes nothing of it; and the reply.
+
+        Replies that were read are kept in the launcher's cache. Raises what `ask` does.
+        """
+        parts = [self._config.url, self.request(question)]
+        key = hashlib.blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+        cached = runtime.cache_dir() / "judge" / key[:2] / f"{key}.json"
+        reply = (read_json(cached) or {}).get("reply", "")
+        found = read(reply)
+        if found is None:
+            reply = self.ask(question)
+            found = read(reply)
+            if found is not None:
+                write_json(cached, {"reply": reply})
+        return found, reply
+
+    def ask(self, question: Question) -> str:
         """The reply's text.
 
         Raises `Unanswered` (`Declined` if a new try is of no use), and `ConfigError` for what no
-        other question would change: from then on every question gets it, unasked.
+        other question would change: from then on every question gets it, unasked. An endpoint that
+        is silent is not asked for a while.
         """
+        if self._silent >= _SILENT and time.monotonic() < self._silent_until:
+            raise Unanswered(f"{self._last_problem}, {self._silent} times in a row")
+        try:
+            reply = self._tried(question)
+        except Declined:
+            self._silent = 0
+            raise
+        except Unanswered as error:
+            self._silent, self._last_problem = self._silent + 1, str(error)
+            self._silent_until = time.monotonic() + _LEFT_ALONE_S
+            raise
+        self._silent = 0
+        return reply
+
+    def _tried(self, question: Question) -> str:
         body = json.dumps(self.request(question)).encode()
         for attempt in range(self._config.retries + 1):
             wait_s = min(2.0**attempt, 30.0) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
