@@ -106,6 +106,11 @@ class RunDir:
         return self.path / "reference.json"
 
     @property
+    def rollouts(self) -> Path:
+        """Answers that were learned from, a file for each rollout, of objectives that sample."""
+        return self.path / "rollouts"
+
+    @property
     def probe(self) -> Path:
         """What a probe has measured; a run that has it from its start is one."""
         return self.path / "probe.json"

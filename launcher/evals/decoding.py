@@ -43,18 +43,19 @@ class SeededChoice(LogitsProcessor):
     """Draws every row's next token and leaves `generate` no other, so that it takes that one.
 
     The n-th token of a record is drawn by the n-th number of a stream of its own, which depends on
-    the seed and the record's id alone: an answer is the same in any batch, on any rank. With top_p
-    the draw is among the fewest likeliest tokens that hold this share (Holtzman et al. 2020).
+    the seed and the record's name alone: an answer is the same in any batch, on any rank. With
+    top_p the draw is among the fewest likeliest tokens that hold this share (Holtzman et al. 2020).
     A row of temperature 0 takes the likeliest.
     """
 
-    def __init__(self, rows: Sequence[tuple[Decoding, int]], width: int) -> None:
-        """`rows`: how each is decoded, and its record's id."""
+    def __init__(self, rows: Sequence[tuple[Decoding, int | tuple[int, ...]]], width: int) -> None:
+        """`rows`: how each is decoded, and its record's id, or several numbers that name it."""
         longest = max(decoding.max_new_tokens for decoding, _ in rows)
         draws = np.zeros((len(rows), longest))
-        for place, (decoding, record) in enumerate(rows):
+        for place, (decoding, name) in enumerate(rows):
             if decoding.temperature > 0:
-                draws[place] = np.random.default_rng([decoding.seed, record]).random(longest)
+                numbers = name if isinstance(name, tuple) else (name,)
+                draws[place] = np.random.default_rng([decoding.seed, *numbers]).random(longest)
         self._draws = torch.from_numpy(draws)
         self._temperatures = _column([decoding.temperature or 1.0 for decoding, _ in rows])
         self._top_p = _column([decoding.top_p for decoding, _ in rows])

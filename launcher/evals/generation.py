@@ -14,7 +14,7 @@ from transformers import AttentionMaskInterface
 from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice, StopStrings
 from launcher.evals.records import Generation, TokenizedPrompt
-from launcher.evals.runner import all_agree, plan_batches, poll
+from launcher.evals.runner import PlannedBatch, all_agree, plan_batches, poll
 
 
 def generate_records(
@@ -43,22 +43,9 @@ def generate_records(
     contexts = [fit(list(prompt.tokens), model, decoding.max_new_tokens) for prompt in prompts]
     results: list[Generation] = []
     with inference(model):
-        batches = plan_batches(
-            [len(tokens) for tokens in contexts],
-            batch_tokens=batch_tokens,
-            rank=rank,
-            world_size=world_size,
-            lockstep=lockstep,
-            new_tokens=decoding.max_new_tokens,
-            equal=_needs_equal(
-                model,
-                contexts,
-                batch_tokens,
-                decoding.max_new_tokens,
-                all_agree if world_size > 1 else bool,
-            ),
-        )
-        for batch in batches:
+        for batch in batches_of(
+            contexts, model, decoding.max_new_tokens, batch_tokens, rank, world_size, lockstep
+        ):
             poll(should_stop)
             if not batch.positions:
                 continue
@@ -75,6 +62,29 @@ def generate_records(
             if done is not None:
                 done(new)
     return results
+
+
+def batches_of(
+    contexts: Sequence[list[int]],
+    model: Any,
+    new_tokens: int,
+    batch_tokens: int,
+    rank: int,
+    world_size: int,
+    lockstep: bool,
+) -> list[PlannedBatch]:
+    """This rank's batches of `contexts`, which all ranks pass alike, of lengths that `model` can
+    answer together; ask within `inference`."""
+    agree = all_agree if world_size > 1 else bool
+    return plan_batches(
+        [len(tokens) for tokens in contexts],
+        batch_tokens=batch_tokens,
+        rank=rank,
+        world_size=world_size,
+        lockstep=lockstep,
+        new_tokens=new_tokens,
+        equal=_needs_equal(model, contexts, batch_tokens, new_tokens, agree),
+    )
 
 
 def read(

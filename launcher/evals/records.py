@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from launcher.config.schema import ObjectiveConfig
 from launcher.core.registry import load
@@ -67,6 +69,25 @@ class TokenizedPrompt(NamedTuple):
     tokens: list[int]
     reference: str
     where: str
+
+
+def prompt_and_reference(
+    tokens: Sequence[int], targets: Sequence[int]
+) -> tuple[list[int], list[int]] | None:
+    """Split a record before its last run of target tokens: what is asked, and the answer to it.
+
+    `targets` is 1 where the token itself is learned. None if there is no target, or nothing before
+    the first one (plain text). Tokens after the last target belong to neither.
+    """
+    learned = np.flatnonzero(np.asarray(targets))
+    if not len(learned):
+        return None
+    end = int(learned[-1]) + 1
+    context = np.flatnonzero(np.asarray(targets[:end]) == 0)
+    if not len(context):
+        return None
+    start = int(context[-1]) + 1
+    return [int(t) for t in tokens[:start]], [int(t) for t in tokens[start:end]]
 
 
 @dataclass(frozen=True, slots=True)

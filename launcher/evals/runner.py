@@ -178,25 +178,6 @@ def all_agree(mine: bool) -> bool:
     return all(found)
 
 
-def prompt_and_reference(
-    tokens: Sequence[int], targets: Sequence[int]
-) -> tuple[list[int], list[int]] | None:
-    """Split a record before its last run of target tokens: what is asked, and the answer to it.
-
-    `targets` is 1 where the token itself is learned. None if there is no target, or nothing before
-    the first one (plain text). Tokens after the last target belong to neither.
-    """
-    learned = np.flatnonzero(np.asarray(targets))
-    if not len(learned):
-        return None
-    end = int(learned[-1]) + 1
-    context = np.flatnonzero(np.asarray(targets[:end]) == 0)
-    if not len(context):
-        return None
-    start = int(context[-1]) + 1
-    return [int(t) for t in tokens[:start]], [int(t) for t in tokens[start:end]]
-
-
 def computed(
     rows: Iterable[tuple[RowT | None, Sequence[int]]],
     should_stop: Callable[[], bool] | None = None,

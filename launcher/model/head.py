@@ -128,6 +128,18 @@ class _Wish(Enum):
     hidden = "hidden"
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """How log-probabilities are read from logits."""
+
+    temperature: float = 1.0
+    """What logits are divided by."""
+    entropies: bool = False
+    """Whether the entropy of each distribution is wanted too."""
+    counts: bool = False
+    """Whether first choices that are right are counted."""
+
+
 @dataclass(slots=True)
 class _Request:
     """What the patched head computes on its next call, and what came of it."""
@@ -137,7 +149,9 @@ class _Request:
     wish: _Wish
     criterion: Criterion | None = None
     see: Callable[[Tensor, slice], None] | None = None
+    reading: _Reading = _Reading()
     result: Tensor | None = None
+    entropies: Tensor | None = None
     correct: Tensor | None = None
 
 
@@ -192,16 +206,30 @@ class TargetHead:
 
         The logits are worked out twice, chunk by chunk, and never kept.
         """
-        wish = _Request(row.targets, row.target_index, _Wish.log_probs)
+        return self._read(caller, row, _Reading(counts=self._counts_hits))[0]
+
+    def log_probs_and_entropies(
+        self, caller: Any, row: RowTensors, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each of the row's targets, and the entropy in nats of the distribution
+        that it is of, by logits divided by `temperature`: both fp32 [targets], with gradients."""
+        reading = _Reading(temperature, entropies=True, counts=self._counts_hits)
+        found, entropies = self._read(caller, row, reading)
+        assert entropies is not None
+        return found, entropies
+
+    def _read(
+        self, caller: Any, row: RowTensors, reading: _Reading
+    ) -> tuple[Tensor, Tensor | None]:
+        wish = _Request(row.targets, row.target_index, _Wish.log_probs, reading=reading)
         if (request := self._fused(caller, row, wish)) is not None:
             assert request.result is not None
             self.hits = request.correct
-            return request.result
-        found: Tensor
-        found, self.hits = _LogitsLogProbs.apply(
-            self._logits(caller, row), row.targets, self._counts_hits
+            return request.result, request.entropies
+        found, entropies, self.hits = _LogitsLogProbs.apply(
+            self._logits(caller, row), row.targets, reading
         )
-        return found
+        return found, entropies
 
     def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Losses of the targets."""
@@ -299,8 +327,8 @@ class TargetHead:
             return plain
         flat = _select(hidden, request.keep, len(request.targets))
         if request.wish is _Wish.log_probs:
-            request.result, request.correct = _HeadLogProbs.apply(
-                flat, head.weight, head.bias, request.targets, self._counts_hits
+            request.result, request.entropies, request.correct = _HeadLogProbs.apply(
+                flat, head.weight, head.bias, request.targets, request.reading
             )
         elif request.wish is _Wish.see:
             assert request.see is not None
@@ -561,6 +589,40 @@ class _HeadLoss(torch.autograd.Function):
         )
 
 
+class _Read:
+    """What is read of the targets from their logits, by parts."""
+
+    def __init__(self, like: Tensor, targets: Tensor, reading: _Reading) -> None:
+        self._targets, self._reading = targets, reading
+        self.norms = like.new_empty(len(targets), dtype=torch.float32)
+        """Logarithms of the summed exponentials."""
+        self.log_probs = torch.empty_like(self.norms)
+        self.entropies = torch.empty_like(self.norms) if reading.entropies else None
+        self.hits = targets.new_zeros(()) if reading.counts else None
+
+    def add(self, logits: Tensor, part: slice) -> None:
+        """Take in the fp32 logits [t, V] of the targets `part`, which are no longer theirs then."""
+        targets = self._targets[part]
+        if self.hits is not None:
+            self.hits += _hits(logits, targets)
+        if self._reading.temperature != 1:
+            logits /= self._reading.temperature
+        norms = logits.logsumexp(-1)
+        self.norms[part] = norms
+        self.log_probs[part] = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - norms
+        if self.entropies is not None:
+            logits -= norms.unsqueeze(1)
+            self.entropies[part] = -(logits.exp() * logits).sum(-1)
+
+    def out(self, ctx: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What a function of autograd gives."""
+        ctx.set_materialize_grads(False)
+        ctx.reading = self._reading
+        if self.hits is not None:
+            ctx.mark_non_differentiable(self.hits)
+        return self.log_probs, self.entropies, self.hits
+
+
 class _HeadLogProbs(torch.autograd.Function):
     """Linear head and log-probabilities of the targets; backward works the logits out again."""
 
@@ -571,34 +633,27 @@ class _HeadLogProbs(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        counts: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        norms = hidden.new_empty(len(hidden), dtype=torch.float32)
-        found = torch.empty_like(norms)
-        hits = targets.new_zeros(()) if counts else None
+        reading: _Reading,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        read = _Read(hidden, targets, reading)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
-            logits = nn.functional.linear(hidden[part], weight, bias).float()
-            norms[part] = logits.logsumexp(-1)
-            found[part] = logits.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
-            if hits is not None:
-                hits += _hits(logits, targets[part])
-            del logits
-        ctx.save_for_backward(hidden, weight, bias, targets, norms)
-        if hits is not None:
-            ctx.mark_non_differentiable(hits)
-        return found, hits
+            read.add(nn.functional.linear(hidden[part], weight, bias).float(), part)
+        ctx.save_for_backward(hidden, weight, bias, targets, read.norms)
+        return read.out(ctx)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets, norms = ctx.saved_tensors
         gradients = _Gradients(ctx, hidden, weight, bias)
         size = _chunk(weight.shape[0], hidden.device)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = nn.functional.linear(hidden[part], weight, bias).float()
-            gradient = _log_prob_gradient(logits, targets[part], norms[part], grads[0][part])
+            gradient = _reading_gradient(
+                logits, targets[part], norms[part], ctx.reading, _parts(grads, part)
+            )
             gradients.add(part, gradient)
             del logits, gradient
         return (
@@ -616,42 +671,61 @@ class _LogitsLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, counts: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        norms = logits.new_empty(len(targets), dtype=torch.float32)
-        found = torch.empty_like(norms)
+        ctx: Any, logits: Tensor, targets: Tensor, reading: _Reading
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        read = _Read(logits, targets, reading)
         size = _chunk(logits.shape[-1], logits.device)
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
-            own = logits[part].float()
-            norms[part] = own.logsumexp(-1)
-            found[part] = own.gather(1, targets[part].unsqueeze(1)).squeeze(1) - norms[part]
-        ctx.save_for_backward(logits, targets, norms)
-        hits = _hits(logits, targets) if counts else None
-        if hits is not None:
-            ctx.mark_non_differentiable(hits)
-        return found, hits
+            read.add(logits[part].to(torch.float32, copy=True), part)
+        ctx.save_for_backward(logits, targets, read.norms)
+        return read.out(ctx)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         logits, targets, norms = ctx.saved_tensors
         gradient = torch.empty_like(logits)
         size = _chunk(logits.shape[-1], logits.device)
         for start in range(0, len(targets), size):
             part = slice(start, start + size)
-            gradient[part] = _log_prob_gradient(
-                logits[part].float(), targets[part], norms[part], grads[0][part]
+            own = logits[part].float()
+            gradient[part] = _reading_gradient(
+                own, targets[part], norms[part], ctx.reading, _parts(grads, part)
             )
         return gradient, None, None
 
 
-def _log_prob_gradient(logits: Tensor, targets: Tensor, norms: Tensor, grads: Tensor) -> Tensor:
-    """What `grads` [t], of the targets' log-probabilities, are for fp32 `logits` [t, V]; `norms`
-    are the logarithms of their summed exponentials."""
-    gradient = (logits - norms.unsqueeze(1)).exp_().neg_()
-    picked = targets.unsqueeze(1)
-    gradient.scatter_add_(1, picked, gradient.new_ones((1, 1)).expand_as(picked))
-    return gradient.mul_(grads.unsqueeze(1))
+def _parts(grads: tuple[Tensor | None, ...], part: slice) -> list[Tensor | None]:
+    """Gradients of the log-probabilities and of the entropies, of a part of the targets."""
+    return [None if own is None else own[part] for own in grads[:2]]
+
+
+def _reading_gradient(
+    logits: Tensor,
+    targets: Tensor,
+    norms: Tensor,
+    reading: _Reading,
+    grads: list[Tensor | None],
+) -> Tensor:
+    """What gradients [t] of the targets' log-probabilities, and of the entropies, are for fp32
+    `logits` [t, V]; `norms` are the logarithms of their summed exponentials."""
+    heat, (of_log_probs, of_entropies) = reading.temperature, grads
+    log_p = (logits if heat == 1 else logits / heat) - norms.unsqueeze(1)
+    gradient = log_p.exp_() if of_entropies is None else log_p.exp()
+    if of_entropies is not None:
+        # d entropy / d logit = -p (log p + entropy)
+        entropies = -(gradient * log_p).sum(-1, keepdim=True)
+        towards = (log_p + entropies).mul_(gradient).mul_(-of_entropies.unsqueeze(1))
+    if of_log_probs is None:
+        gradient.zero_()
+    else:
+        gradient.neg_()
+        picked = targets.unsqueeze(1)
+        gradient.scatter_add_(1, picked, gradient.new_ones((1, 1)).expand_as(picked))
+        gradient.mul_(of_log_probs.unsqueeze(1))
+    if of_entropies is not None:
+        gradient += towards
+    return gradient if heat == 1 else gradient.div_(heat)
 
 
 class _LogitsLoss(torch.autograd.Function):

@@ -251,6 +251,10 @@ class Objective:
         """Loss sum of one row, in nats. `caller` is what to call for a forward."""
         return LossSum(head.loss(caller, row))
 
+    def require_sound(self, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Raise for a step that must not be applied, by what its losses have logged, summed over
+        the global batch: numerators and denominators by name."""
+
     # ---- held-out records
 
     def score(

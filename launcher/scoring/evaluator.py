@@ -30,7 +30,13 @@ from launcher.evals.comparison.record_sets import TRAIN
 from launcher.evals.decoding import Decoding
 from launcher.evals.journal import Journal
 from launcher.evals.metric import Metric, make_metrics, score_all
-from launcher.evals.records import Generation, Results, TokenizedPrompt, passes
+from launcher.evals.records import (
+    Generation,
+    Results,
+    TokenizedPrompt,
+    passes,
+    prompt_and_reference,
+)
 from launcher.fingerprint import objective_identity
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
@@ -226,7 +232,7 @@ class Evaluator:
 
     def _split(self, record: int) -> tuple[list[int], list[int]] | None:
         tokens, targets = self.objective.question(self.cache, record)
-        return runner.prompt_and_reference(tokens, targets)
+        return prompt_and_reference(tokens, targets)
 
     # ---- the base model's results, made once
 

@@ -20,7 +20,7 @@ from launcher.core.files import write_json
 from launcher.core.rundir import RunDir, State
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.pack.loader import Row
+from launcher.data.pack.loader import Row, RowSource
 from launcher.data.pack.mixture import records_of
 from launcher.distributed import collectives
 from launcher.evals.runner import EvaluationStopped
@@ -31,6 +31,8 @@ from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.layers import compile_layers
 from launcher.objectives.base import LossSum, Objective
+from launcher.rollouts.asking import Trainee
+from launcher.rollouts.source import Rollouts
 from launcher.scoring.evaluator import make_evaluator, score_base
 from launcher.scoring.referee import Referee
 from launcher.track import meters
@@ -145,8 +147,11 @@ class Training:
         assert self.plan.steps is not None
         assert self.plan.warmup_steps is not None
         self.num_steps, self.warmup_steps = self.plan.steps, self.plan.warmup_steps
+        self.sequences_per_epoch = self.data.order.num_packs * config.objective.answers_per_record
         self.learner = learner
         self.model, self.head, self.engine = learner.model, learner.head, learner.engine
+        self.rows: RowSource = learner.data.rows
+        self.rollouts: Rollouts | None = None
         self.is_isolated, start = learner.is_isolated, learner.start
         self.progress = _progress(start) if start else Progress()
         self.saver = Saver(
@@ -237,6 +242,8 @@ class Training:
         if self.objective.reference:
             self.refer()
         setup.go_on(self.learner, self.heart, self.say)
+        if self.config.objective.samples:
+            self.rows = self.rollouts = self.sampled()
         if self.ranks.is_main:
             self.run.set_status(State.running, step=step, steps=self.num_steps)
         if self.evaluator is not None and step == 0:
@@ -278,6 +285,20 @@ class Training:
             del referee
             release(self.device)
 
+    def sampled(self) -> Rollouts:
+        """Rows of answers that the model gives."""
+        packing = self.config.data.packing
+        trainee = Trainee(
+            *(self.model, self.head, self.engine, self.objective),
+            lay_out=partial(micro_batches, head=self.head, packing=packing),
+        )
+        return Rollouts(
+            *(self.run, self.config, self.plan, self.ranks, self.device, self.heart, trainee),
+            *(self.data.cache, self.data.order, self.data.tokenizer),
+            should_stop=self.stopping,
+            say=self.say,
+        )
+
     def ends(self) -> bool:
         """Whether the last step is done."""
         is_exhausted = self.selection is not None and self.selection.is_exhausted
@@ -291,7 +312,7 @@ class Training:
         # Dropout depends on seed, step and rank alone, so a resumed run draws the same masks.
         torch.manual_seed(_step_seed(self.config.seed, step, ranks.rank))
         with self.own_time.loading():
-            rows = self.data.rows.step(step)
+            rows = self.rows.step(step)
         beat("step", step, "agree on the batch")
         weight, work = _totals(self.objective, rows, self.windows)
         rows = micro_batches(rows, self.head, self.config.data.packing)
@@ -312,6 +333,9 @@ class Training:
             self.objective.batch = self.over_batch(rows)
         losses, counted = self.backward(rows, weight)
         mine = [float(torch.stack(losses).sum()), float(bool(self.stop))]  # waits for the device
+        if self.rollouts is not None:
+            found = self.rollouts.sums
+            counted.append(found if ranks.is_main else dict.fromkeys(found, (0.0, 0.0)))
         names, sums = _sums(counted)
         if self.wants_hits and HITS not in names:
             self.wants_hits = False
@@ -325,6 +349,9 @@ class Training:
         is_strict = self.config.train.on_nonfinite is OnNonFinite.stop
         if not math.isfinite(loss_sum) and is_strict:
             raise _diverged(self.run, step, "loss", rows, losses, self.data.cache, ranks)
+        pairs = zip(others[: len(sums) : 2], others[1 : len(sums) : 2], strict=True)
+        totals = dict(zip(names, pairs, strict=True))
+        self.objective.require_sound(totals)
         rate = self.config.schedule.factor(step, self.num_steps, self.warmup_steps)
         beat("step", step, "update")
         result = self.engine.step(rate)
@@ -338,8 +365,7 @@ class Training:
         beat("step", step, "log")
         self.meter.end(work)
         self.progress.work = self.meter.totals
-        pairs = zip(others[: len(sums) : 2], others[1 : len(sums) : 2], strict=True)
-        self.progress.add(result, loss_sum, weight, dict(zip(names, pairs, strict=True)))
+        self.progress.add(result, loss_sum, weight, totals)
         if not result.applied:
             if self.plan.precision != "fp16" and is_strict:
                 raise _diverged(
@@ -377,7 +403,8 @@ class Training:
             own = self.objective.over_batch(self.head, self.engine, row)
             found.append(dict.fromkeys(own, (0.0, 0.0)) if row.is_filler else own)
         self.engine.train()
-        names = sorted(found[0])
+        if not (names := sorted(found[0])):
+            return {}
         sums = [float(sum(row[name][side] for row in found)) for name in names for side in (0, 1)]
         sums = collectives.sum_over_ranks(sums)
         return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names)}
@@ -423,7 +450,7 @@ class Training:
             "loss": progress.window_loss / (progress.window_weight or math.nan),
             "lr": self.engine.lr,
             "grad_norm": result.grad_norm,
-            "epoch": progress.step * self.plan.global_sequences / self.data.order.num_packs,
+            "epoch": progress.step * self.plan.global_sequences / self.sequences_per_epoch,
             "skipped": progress.skipped,
             **self.meter.read(),
             **self.stragglers.read(),

@@ -7,7 +7,6 @@ out of memory has told what it got to. docs/train.md defines the numbers.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def probe(training: Training) -> None:
 
     step, tokens = longest(training)
     note(tokens=tokens, batch=step)
-    training.data = replace(training.data, rows=_Fixed(training.data.rows, step))
+    training.rows = _Fixed(training.data.rows, step)
     training.verify()
     training.engine.train()
     for _ in range(STEPS):

@@ -12,13 +12,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from launcher.core.errors import ConfigError
 from launcher.evals.decoding import Decoding, SeededChoice
 from launcher.evals.generation import find_stop_tokens, generate_records, reads_padding
-from launcher.evals.records import LossRecord, TokenizedPrompt
+from launcher.evals.records import LossRecord, TokenizedPrompt, prompt_and_reference
 from launcher.evals.runner import (
     EvaluationStopped,
     gather,
     loss_records,
     plan_batches,
-    prompt_and_reference,
     rows_of,
     shard,
 )

@@ -213,6 +213,32 @@ def test_log_probabilities_and_gradients_equal_the_plain_formula(
     assert (head.head is None) is (capped and len(row.targets) > 0) or not len(row.targets)
 
 
+@pytest.mark.parametrize("after", [None, lambda x: x * 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_entropies_stand_beside_log_probabilities_with_their_gradients(
+    monkeypatch, after, temperature
+):
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 3 * 7)  # several chunks
+    torch.manual_seed(0)
+    model = Tiny(7, 4, bias=True, after=after)
+    row = row_of([3, 1, 4, 1, 5, 0, 2, 6, 1], [0, 1, 1, 0, 1, 1, 1, 0, 1])
+    of_log_probs, of_entropies = torch.randn(2, len(row.targets)).unbind()
+    logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index] / temperature
+    log_p = logits.log_softmax(-1)
+    expected = log_p.gather(1, row.targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+    (expected[0] * of_log_probs + expected[1] * of_entropies).sum().backward()
+    wanted = gradients(model)
+    head = TargetHead(model)
+    for _ in range(2):  # the first call tells whether the model changes its logits
+        model.zero_grad()
+        found = head.log_probs_and_entropies(model, row, temperature)
+        (found[0] * of_log_probs + found[1] * of_entropies).sum().backward()
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+        for one, other in zip(gradients(model), wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("device", "vocab", "rows"),
     [

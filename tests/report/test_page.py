@@ -175,6 +175,23 @@ def marks_of(run: RunDir) -> list[str]:
     return [label for label, kind, _ in loss.legend if kind == "mark"]
 
 
+def test_answers_that_a_run_has_drawn_have_curves_of_their_own(finished_run):
+    before = {chart.name for chart in view(collect(finished_run))["charts"]}
+    lines = [json.loads(line) for line in finished_run.metrics.read_text().splitlines()]
+    for number, line in enumerate(line for line in lines if line["kind"] == "train"):
+        line["entropy"] = 2.0
+        if number % 2 == 0:  # the others go on with an earlier rollout
+            line |= {"score": number / 1000, "flat_groups": 0.25, "cut_share": 0.5}
+            line["answer_tokens"] = 12.0
+    finished_run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    charts = {chart.name: chart for chart in view(collect(finished_run))["charts"]}
+    assert charts.keys() - before == {"score", "entropy", "shares", "answer-tokens"}
+    assert [label for label, *_ in charts["shares"].legend] == [
+        "answers cut",
+        "groups without spread",
+    ]
+
+
 def test_the_best_evaluation_is_marked_and_where_the_run_was_stopped(finished_run):
     scores = ((100, 2.0), (200, 1.5), (300, 1.6))
     lines = [{"step": s, "kind": "eval", "eval/loss": v} for s, v in scores]

@@ -129,7 +129,9 @@ def estimate(
 def beside(config: Config, dtype: str) -> int:
     """Bytes of the models that the objective holds beside the one in training, as far as they are
     known."""
-    shapes = (memory.shape_of(*named) for named in config.objective.beside.values())
+    shapes = [memory.shape_of(*named) for named in config.objective.beside.values()]
+    if config.objective.copies_model(config):
+        shapes.append(memory.model_shape(config))
     return sum(shape.parameters * BYTES[dtype] for shape in shapes if shape)
 
 

@@ -248,6 +248,7 @@ def resolve_zero(config: Config, world_size: int, precision: str) -> int | None:
 
 def _length(config: Config, sequences: int, packs: int | None) -> tuple[int | None, float | None]:
     steps, epochs = config.train.steps, config.train.epochs
+    packs = packs and packs * config.objective.answers_per_record
     if steps is not None:
         return steps, steps * sequences / packs if packs else None
     if epochs is not None and packs:

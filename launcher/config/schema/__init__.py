@@ -145,6 +145,10 @@ class ObjectiveConfig:
     model_kind: ClassVar[str] = "a model that makes no text"
     #: Kinds of examples that it takes (`kinds.KINDS`), the one that it is made for first.
     learns: ClassVar[tuple[str, ...]] = ("answers", "labels", "texts")
+    #: Whether it learns from answers that the model in training gives, not from those of the data.
+    samples: ClassVar[bool] = False
+    #: Sequences that are learned of each record.
+    answers_per_record: ClassVar[int] = 1
     #: Further copies of a chunk of logits that the loss holds.
     logit_copies: ClassVar[int] = 0
     #: Whether an example becomes several documents, which stay in one pack.
@@ -174,6 +178,10 @@ class ObjectiveConfig:
     def beside(self) -> Mapping[str, tuple[str, str | None]]:
         """Those of `models` that every rank holds whole while it trains."""
         return {}
+
+    def copies_model(self, config: Config) -> bool:
+        """Whether every rank holds the model before training whole beside that in training."""
+        return False
 
     def refused(self, config: Config) -> Iterator[Problem]:
         """What is wrong with the rest of the config: what the facts above rule out, for whatever

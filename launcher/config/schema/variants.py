@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, distill, launch, plugins, preference, sweep
+from launcher.config.schema import Config, distill, launch, plugins, preference, reinforce, sweep
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.config.schema.kinds import KINDS, FormatRow, readable
@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "text": schema.TextConfig,
         "classify": schema.ClassifyConfig,
         "distill": distill.DistillConfig,
+        "grpo": reinforce.GrpoConfig,
         "dpo": preference.DpoConfig,
         "orpo": preference.OrpoConfig,
         "simpo": preference.SimpoConfig,
@@ -141,6 +142,7 @@ OBJECTIVES = PluginTable(
         "text": "launcher.objectives.text:TextObjective",
         "classify": "launcher.objectives.classify.objective:Classify",
         "distill": "launcher.objectives.distill.objective:Distill",
+        "grpo": "launcher.objectives.grpo.objective:Grpo",
         "dpo": "launcher.objectives.preference.dpo:Dpo",
         "orpo": "launcher.objectives.preference.orpo:Orpo",
         "simpo": "launcher.objectives.preference.simpo:Simpo",

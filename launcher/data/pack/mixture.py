@@ -96,10 +96,9 @@ def open_data(folder: str | Path, config: Config) -> tuple[TokenCache | JoinedCa
 
     Raises `StorageError` for a damaged cache.
     """
-    cache = TokenCache.open(folder)
-    return cache, make_order(
-        cache, config.data.max_length, config.seed, config.data.shuffle, config.data.packing
-    )
+    cache, data = TokenCache.open(folder), config.data
+    packing = data.packing and not config.objective.samples  # prompts are taken one by one
+    return cache, make_order(cache, data.max_length, config.seed, data.shuffle, packing)
 
 
 def records_of(order: Order, packs: range, most: int) -> list[int]:

@@ -28,6 +28,7 @@ NEEDS = {
     "objective=classify": ["eval=classify"],
     "eval=classify": ["objective=classify"],
     "objective=distill": ["objective.teacher=somebody/a-larger-model"],
+    "objective=grpo": ["objective.grader=grader.yaml"],
     "data=text": ["objective=text"],
     "objective=text": ["data=text"],
 }

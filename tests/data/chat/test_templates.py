@@ -20,7 +20,7 @@ from launcher.data.chat.masking import ChatOptions, ChatRenderer, NoTools, Rende
 from launcher.data.chat.provenance import CALLS, CONTENT, THOUGHTS, WHOLE, split_thoughts
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.prepare.encoding import Encoded, ExampleEncoder
-from launcher.evals.runner import prompt_and_reference
+from launcher.evals.records import prompt_and_reference
 from support.draws import examples, some
 from support.templates import FAMILIES, tokenizer_of
 

@@ -1,0 +1,1 @@
+"""Reinforcement learning from the scores of sampled answers."""
