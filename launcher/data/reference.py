@@ -45,7 +45,7 @@ class ReferenceStore:
             again = run.command("eval", more=["--base"], anywhere=True)
             raise DataError(
                 f"of {len(missing):,} records nobody knows what the model before training makes of"
-                " them: they have been deleted from the cache",
+                " them: it is not in the cache, deleted or asked for by another version",
                 where=str(self._root),
                 hint=f"let it make them again: {again}",
             )

@@ -35,6 +35,8 @@ class Metric(ABC, Generic[R]):
     binary: ClassVar[bool] = False
     #: whether it is told first, before all others that are measured.
     leads: ClassVar[bool] = False
+    #: whether it has part in what is said of a model over all metrics.
+    decides: ClassVar[bool] = True
     #: whether it has values only for two models together.
     pairwise: ClassVar[bool] = False
     #: whether it learns from the answers of the first model, which then has to be the base.

@@ -43,6 +43,8 @@ _CHOICE = 100
 _TRIED = 16
 #: How code of others fails on what it does not expect.
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
+#: Share of what the loss of its beginning does to a document that rounding may do.
+_SEEN = 0.1
 #: A model has at most so many kinds of layers that carry something along the row.
 _ROUNDS = 4
 
@@ -90,6 +92,14 @@ class _Excerpt:
 
     def weight(self, i: int) -> float:
         return 1.0
+
+
+def _without_beginnings(row: Row) -> Row:
+    """A row in whose place of what documents share stands its first token, over and over."""
+    assert row.sharing is not None
+    where = torch.zeros_like(row.sharing.where)
+    where[row.sharing.kept] = row.sharing.where[row.sharing.kept]
+    return replace(row, sharing=replace(row.sharing, where=where))
 
 
 class _Plain:
@@ -298,16 +308,24 @@ class _Choice:
         head, probe = self._head, self._probe
         if head.layout != "row" or (row := probe.sharing(cache)) is None:
             return False
-        head.shares = False
-        apart = probe.losses(row)
+        assert row.sharing is not None
+        # Of targets whose own tokens are computed in any case; an output is of a whole document.
+        counts = torch.isin(row.target_index, row.sharing.kept)
+        apart, off, blind = probe.losses(row), math.inf, 0.0
+        which = slice(None) if head.reads_whole else counts
         head.shares = True
         try:
-            off = float((probe.losses(row) - apart).abs().mean())
+            off = float((probe.losses(row) - apart)[which].abs().mean())
+            lost = probe.losses(_without_beginnings(row))
+            blind = float((lost - apart)[which].abs().mean())
         except torch.OutOfMemoryError:
             raise
         except (attention.Unknown, *_FAILURES):
-            off = math.inf
-        return self._is_close(off)
+            pass
+        finally:
+            head.shares = False
+        # What 16 bits round may be as much as a model makes of a beginning: then nobody can tell.
+        return self._is_close(off) and self._agree(off <= _SEEN * blind)
 
     def _alone(self) -> Tensor:
         """The losses of documents that nothing lies beside, with plain attention. `ConfigError` if

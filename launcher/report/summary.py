@@ -38,7 +38,8 @@ def interval(row: Row) -> str:
 
 def outcome(comparison: Mapping[str, Any]) -> str:
     """What is said of the tuned model over all metrics: better, worse, mixed or no evidence."""
-    verdicts = {row["verdict"] for row in comparison["metrics"].values()}
+    rows = comparison["metrics"].values()
+    verdicts = {row["verdict"] for row in rows if row.get("decides", True)}
     if {"better", "worse"} <= verdicts:
         return "mixed"
     return next((word for word in ("better", "worse") if word in verdicts), "no evidence")
@@ -51,7 +52,11 @@ def headline_metric(comparison: Mapping[str, Any], verdict: str | None = None) -
     `eval.metrics`.
     """
     metrics = comparison["metrics"]
-    chosen = [name for name, row in metrics.items() if verdict in (None, row["verdict"])]
+    chosen = [
+        name
+        for name, row in metrics.items()
+        if verdict in (None, row["verdict"]) and row.get("decides", True)
+    ]
     chosen.sort(
         key=lambda name: (
             not metrics[name].get("leads"),

@@ -72,7 +72,9 @@ def _bases(runs: Mapping[str, RunDir]) -> dict[str, str]:
     for name, further in runs.items():
         config = compose.load(further.config)
         began = [config.model.name, getattr(config.peft, "adapter", None)]
-        folders = [user_path(path).resolve() for path in began if path]
+        # As it was typed where the run was started, beside its root.
+        places = [Path(), further.path.resolve().parents[1]]
+        folders = [(at / user_path(path)).resolve() for path in began if path for at in places]
         for start, run in runs.items():
             if ":" in start + name or run.export.resolve() not in folders:
                 continue

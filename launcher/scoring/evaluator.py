@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -242,9 +242,10 @@ class Evaluator:
 
         `commit` is that of a base from the hub, whose name and revision may come to mean another.
         """
-        options = self.config.eval
+        options, kinds = self.config.eval, passes(self.config.objective)
         parts = [
             store.VERSION,
+            [[name, *(one.name for one in fields(kind))] for name, kind in kinds.items()],
             [*model_identity(self.config), commit],
             data_key,
             [[name, str(own.cache.folder), len(own.ids)] for name, own in self.further.items()],
@@ -393,8 +394,10 @@ def score_base(
     if not _agreed(known is not None):
         started = time.monotonic()
         evaluator.objective.is_base = True
-        results = evaluator.everything(engine, model, journal, say)
-        evaluator.objective.is_base = False
+        try:
+            results = evaluator.everything(engine, model, journal, say)
+        finally:
+            evaluator.objective.is_base = False
         if evaluator.ranks.is_main:
             for path in (cached, target):
                 path.parent.mkdir(parents=True, exist_ok=True)

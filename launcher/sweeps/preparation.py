@@ -160,9 +160,10 @@ def _sweeper(found: space.Space) -> str | None:
 def _maximize(config: Config) -> bool:
     if config.sweep.direction is not Direction.auto:
         return config.sweep.direction is Direction.maximize
-    scored, _, name = config.sweep.metric.rpartition("/")
-    row = variants.metric_rows(config).get(name) if scored else None
-    if row is not None:
+    scored, rows = config.sweep.metric.removeprefix("eval/"), variants.metric_rows(config)
+    # eval/METRIC, or eval/SET/METRIC of a further set
+    row = rows.get(scored) or rows.get(scored.partition("/")[2])
+    if row is not None and scored != config.sweep.metric:
         return not row.lower_is_better
     if config.sweep.metric not in _MORE_IS_BETTER:
         hint = "sweep.direction=minimize or sweep.direction=maximize"

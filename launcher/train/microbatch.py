@@ -212,7 +212,8 @@ class Passes:
             and self._last[1] / self._last[0] * size > left
         ):
             return f"would need more than the {_size(self._free)} that are free"
-        rows = [row.to(self._device) for row in rows]
+        # A pair may have nothing to share: what fits has to fit without.
+        rows = [replace(row, sharing=None).to(self._device) for row in rows]
         was_training = self._model.training
         self._model.train()
         try:

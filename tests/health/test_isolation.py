@@ -1,5 +1,7 @@
 """Records that are computed together do not see each other, whatever the model is made of."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,29 @@ class Beginning:
 
     def weight(self, i):
         return 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_that_loses_beginnings_shares_none(dtype, monkeypatch):
+    records = Beginning()
+    for is_broken in (False, True):
+        if is_broken:
+            own = attention.attend
+
+            def attend(q, k, v, sinks, cuts, of_keys, *options, own=own):
+                lengths = [end - start for start, end in pairwise(cuts)]
+                kept = [
+                    torch.arange(end - n, end) for n, end in zip(lengths, of_keys[1:], strict=True)
+                ]
+                k, v = (x[:, :, torch.cat(kept)] for x in (k, v))
+                return own(q, k, v, sinks, cuts, cuts, *options)
+
+            monkeypatch.setattr(attention, "attend", attend)
+        model = make("llama").to(dtype)
+        head = TargetHead(model)
+        isolate(head, model, model, records, CPU)
+        assert head.layout == "row"
+        assert head.shares is not is_broken
 
 
 def test_what_is_computed_again_reads_beginnings_again():

@@ -52,7 +52,7 @@ def test_what_is_scored():
     config = compose.compose(["objective=kto", "model.name=m", "data.train=x", "eval=default"])
     config.eval.metrics = [*config.objective.metrics]
     records = [record(0, True, 2.0, 1.0), record(1, True, -1.0, 3.0), record(2, False, -4.0)]
-    records[0] = replace(records[0], divergence=0.75)
+    records = [replace(one, divergence=0.75) for one in records]
     results = Results({"verdicts": records})
     Kto(config.objective).judge(results)
     scores = score_all(make_metrics(config.eval, config.objective.own_metrics), results)

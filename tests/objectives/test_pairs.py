@@ -296,6 +296,7 @@ def of_changed(folder: Path, *changes: tuple[str, str], more: tuple[str, ...] = 
         ([(":PairRecord", ":PairRecords")], NAME, "no class at launcher_own_pairs"),
         ([('variants.MetricRow(f"{__name__}:Margin", "values")', '"m:M"')], NAME, "has no row"),
         ([('("loss", "values", ', '("loss", ')], NAME, "of which it has none"),
+        ([(':Margin", "values"', ':Margin", "values", lower_is_better=True')], NAME, "unlike its"),
     ],
 )
 def test_what_is_wrong_with_its_metrics_is_told_before_anything_starts(

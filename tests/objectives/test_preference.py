@@ -24,12 +24,14 @@ from launcher.core.rundir import RunDir
 from launcher.data.cache import TokenCache
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.formats.base import BadRecord, Preference
+from launcher.evals.comparison.paired import compare
 from launcher.evals.metric import make_metrics, score_all
 from launcher.evals.records import Results
 from launcher.objectives.preference import drift, outcome
 from launcher.objectives.preference.encoder import PairEncoder
 from launcher.objectives.preference.pairs import Answers
 from launcher.objectives.preference.records import PairRecord
+from launcher.report import summary
 from support import answers, hints, project
 from support.answers import CUTS
 from support.project import LAUNCHER, Project
@@ -231,7 +233,7 @@ def test_what_is_scored():
     config = compose.compose(["objective=dpo", "model.name=m", "data.train=x", "eval=default"])
     config.eval.metrics = [*config.objective.metrics[1:]]
     records = [record(0, -2.0, -6.0), record(1, -6.0, -2.0), record(2, -3.0, -3.0)]
-    records[:2] = [replace(one, divergence=one.id + 0.5) for one in records[:2]]
+    records = [replace(one, divergence=one.id + 0.5) for one in records]
     scores = score_all(
         make_metrics(config.eval, config.objective.own_metrics), Results({"pairs": records})
     )
@@ -240,7 +242,7 @@ def test_what_is_scored():
         "preference_margin": 0.0,
         "chosen_change": pytest.approx((2 - 2 + 1) / 6),
         "rejected_change": pytest.approx((-2 + 2 + 1) / 12),
-        "reference_kl": pytest.approx((0.5 + 1.5) / 12),
+        "reference_kl": pytest.approx((0.5 + 1.5 + 2.5) / 18),
     }
 
 
@@ -354,7 +356,7 @@ def test_what_is_drawn_stands_for_all_others():
     log_p = logits.log_softmax(-1)
     tokens, kept = drift._kept(log_p, torch.rand(4000, generator=draw, dtype=torch.float64))
     tokens = tokens.long()
-    assert torch.equal(kept, log_p.gather(1, tokens))
+    assert torch.equal(kept[:, :-1], log_p.gather(1, tokens))
     assert not (tokens[:, : drift.TOP, None] == tokens[:, None, drift.TOP :]).any()
     for size, rel in ((0.0, 0.0), (0.1, 0.01), (1.0, 0.05)):
         moved = logits + size * torch.randn(4000, 97, generator=draw)
@@ -363,6 +365,50 @@ def test_what_is_drawn_stands_for_all_others():
         found = drift._divergence(kept, log_q.gather(1, tokens))
         assert float(found.min()) >= 0
         assert float(found.mean()) == pytest.approx(whole, rel=rel, abs=1e-6)
+
+
+def test_the_divergence_is_right_at_the_edges():
+    shift = torch.tensor([0.3], dtype=torch.float64)
+
+    def found(reference: list[float], model: list[float]) -> float:
+        log_p, log_q = (torch.tensor([x]).log_softmax(-1) for x in (reference, model))
+        tokens, kept = drift._kept(log_p, shift)
+        return float(drift._divergence(kept, log_q.gather(1, tokens.long())))
+
+    # All but 2e-8 is in the likeliest tokens, and the model moves 1 % to the others.
+    sure, moved = [0.0] * 16 + [-20.6] * 8, [0.0] * 16 + [-7.4 + 3.5] * 8
+    p, q = (torch.tensor(x, dtype=torch.float64).log_softmax(-1) for x in (sure, moved))
+    assert found(sure, moved) == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-4)
+    # Fewer tokens than are kept, and tokens that are ruled out.
+    few = torch.linspace(0, 2, 12)
+    p, q = few.log_softmax(-1), few.flip(0).log_softmax(-1)
+    expected = float((q.exp() * (q - p)).sum())
+    assert found(few.tolist(), few.flip(0).tolist()) == pytest.approx(expected, rel=1e-5)
+    out = [-math.inf] * 20
+    assert found(few.tolist() + out, few.flip(0).tolist() + out) == pytest.approx(expected, 1e-5)
+    assert found([0.0, 1.0, 2.0], [0.0, 1.0, -math.inf]) == pytest.approx(
+        math.log((1 + math.e + math.e**2) / (1 + math.e)), rel=1e-5
+    )
+
+
+def test_a_model_that_has_moved_is_not_the_worse_for_it():
+    config = compose.compose(["objective=dpo", "model.name=m", "data.train=x", "eval=default"])
+    config.eval.metrics = ["preference_accuracy", "reference_kl"]
+    metrics = make_metrics(config.eval, config.objective.own_metrics)
+    before = [replace(record(i, -4.0, -4.0), divergence=0.0) for i in range(40)]
+    after = [replace(record(i, -3.0, -6.0), divergence=1.0 + i / 100) for i in range(40)]
+    made = compare(Results({"pairs": before}), Results({"pairs": after}), metrics)
+    assert made["metrics"]["reference_kl"]["verdict"] == "worse"
+    assert summary.outcome(made) == "better"
+    assert summary.headline_metric(made, "worse") is None
+
+
+@pytest.mark.slow
+def test_objectives_without_a_reference_are_scored(here):
+    more = ("eval=default", "data.validation=held_out.jsonl", "eval.metrics=null")
+    run, _ = here.trained("scored", *WORDS, "objective=orpo", *more, "launch.processes=1")
+    found = read_json(run.eval / "comparison.json")["metrics"]
+    assert found.keys() == {"loss", "preference_accuracy", "preference_margin"}
 
 
 @pytest.mark.slow

@@ -85,6 +85,23 @@ def _product(request: Request) -> list[list[str]]:
     return [[first.word(a), second.word(b)] for a in first.values for b in second.values]
 
 
+@pytest.mark.parametrize(
+    ("metric", "maximize"),
+    {
+        "eval/loss": False,
+        "eval/general/loss": False,
+        "eval/preference_accuracy": True,
+        "eval/rejected_change": False,
+        "eval/new.asked/chosen_change": True,
+        "tokens_per_s": True,
+    }.items(),
+)
+def test_it_is_known_which_way_a_metric_is_better(made: Made, metric: str, maximize: bool) -> None:
+    words = ("objective=dpo", "data=preference", "optim.lr=1e-4,1e-3")
+    _, request = made(*words, f"sweep.metric={metric}")
+    assert request.maximize is maximize
+
+
 def test_what_is_asked_for_survives_the_folder(made: Made) -> None:
     sweep, request = made("optim.lr=tag(log,interval(1e-5,1e-2))", "sweep=random", "seed=1,2")
     assert sweep.request() == request

@@ -110,6 +110,16 @@ def _own_metric(name: str, config: Config) -> Iterator[Problem]:
             f"write a subclass of Metric with `name = {name!r}`, and its row with __name__ and it"
         )
         yield Problem("objective.name", f"{where} has no class at {row.path}", hint)
+    elif objective.endswith(".py") and _more(row.path) is row.lower_is_better:
+        hint = f"lower_is_better={not row.lower_is_better} in its row says what its class does"
+        found = f"{where} has a row with lower_is_better={row.lower_is_better}, unlike its class"
+        yield Problem("objective.name", found, hint)
+
+
+def _more(path: str) -> bool | None:
+    """Whether more is better of the metric at `path`; None if its class does not say."""
+    found: bool | None = getattr(_class(path), "higher_is_better", None)
+    return found
 
 
 def _own_records(name: str, config: Config) -> Iterator[Problem]:

@@ -76,8 +76,10 @@ def compare(
     right or wrong, else bootstrap), p_adjusted (Holm over the metrics), effect (Cohen's d of the
     records' gains), verdict, records, needed (records that would decide a difference of this size;
     None if it is decided or there is none), improved, worsened, higher_is_better, unit, needs,
-    leads; `notes` are sentences on both; numbers that are not finite are None. Raises `DataError`
-    if the two models were not scored on the same records and the same target tokens or references.
+    leads, decides; `notes` are sentences on both; numbers that are not finite are None.
+
+    Raises `DataError` if the two models were not scored on the same records and the same target
+    tokens or references.
     """
     rows = measure(base, tuned, metrics, resampling)
     judge(list(rows.values()))
@@ -203,6 +205,7 @@ def _row(
         "unit": metric.unit,
         "needs": metric.needs,
         "leads": metric.leads,
+        "decides": metric.decides,
     }
 
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from launcher.data.pack.loader import Row
 
-#: Tokens of the reference that are kept at each target: 192 bytes in all.
+#: Tokens of the reference that are kept at each target, and what all others have: 196 bytes.
 TOP, DRAWN = 16, 8
 _TOKENS, _LOG_PROBS = "reference_tokens", "reference_log_probs"
 COLUMNS = (
     Column(_TOKENS, Per.target, "int32", TOP + DRAWN),
-    Column(_LOG_PROBS, Per.target, "float32", TOP + DRAWN),
+    Column(_LOG_PROBS, Per.target, "float32", TOP + DRAWN + 1),
 )
 #: Fractional part of the golden ratio, and one like it: their multiples fill [0, 1) evenly.
 _GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927
@@ -40,7 +40,7 @@ def of_reference(head: Any, caller: Any, row: Row) -> tuple[Tensor, Mapping[str,
 
     found, count = Scores(row.targets), len(row.targets)
     tokens = row.targets.new_empty((count, TOP + DRAWN)).int()
-    log_probs = found.losses.new_empty((count, TOP + DRAWN))
+    log_probs = found.losses.new_empty((count, TOP + DRAWN + 1))
     # Where a draw falls depends on the token and its place alone, not on the cut.
     places = row.position_ids[row.target_index].double()
     shifts = (places * _GOLDEN + row.targets.double() * _PLASTIC) % 1.0
@@ -55,16 +55,21 @@ def of_reference(head: Any, caller: Any, row: Row) -> tuple[Tensor, Mapping[str,
 
 def _kept(log_p: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
     """Of log-probabilities [t, V] the likeliest tokens and some of the others, drawn at even
-    distances from `shifts` [t] on; [t, TOP + DRAWN]."""
+    distances from `shifts` [t] on, [t, TOP + DRAWN]; and their log-probabilities with that of all
+    others together, [t, TOP + DRAWN + 1]."""
     import torch
 
-    top = log_p.topk(TOP, -1).indices
+    # Of few tokens the first one stands for those that there are not.
+    missing = max(0, TOP - log_p.shape[-1])
+    top = torch.nn.functional.pad(log_p.topk(TOP - missing, -1).indices, (0, missing))
     sums = log_p.exp().scatter_(1, top, 0.0).cumsum(-1)
     steps = torch.arange(DRAWN, device=log_p.device, dtype=shifts.dtype)
     points = (steps + shifts[:, None]) / DRAWN * sums[:, -1:].double()
     drawn = torch.searchsorted(sums, points.to(sums.dtype), right=True)
     tokens = torch.cat([top, drawn.clamp(max=log_p.shape[-1] - 1)], 1)
-    return tokens.int(), log_p.gather(1, tokens)
+    found = log_p.gather(1, tokens)
+    found[:, TOP - missing : TOP] = -torch.inf
+    return tokens.int(), torch.cat([found, sums[:, -1:].log()], 1)
 
 
 def of_model(head: Any, caller: Any, row: Row) -> tuple[Tensor, Tensor | None]:
@@ -78,7 +83,7 @@ def of_model(head: Any, caller: Any, row: Row) -> tuple[Tensor, Tensor | None]:
         return -found.losses, None
     far = found.losses.new_empty(len(row.targets))
     tokens = row.columns[_TOKENS].view(-1, TOP + DRAWN).long()
-    log_p = row.columns[_LOG_PROBS].view(-1, TOP + DRAWN)
+    log_p = row.columns[_LOG_PROBS].view(-1, TOP + DRAWN + 1)
 
     def see(logits: Tensor, part: slice) -> None:
         found(logits, part)
@@ -90,12 +95,16 @@ def of_model(head: Any, caller: Any, row: Row) -> tuple[Tensor, Tensor | None]:
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(q || p) [t] by the log-probabilities of what is kept, [t, TOP + DRAWN] each."""
-    ahead = log_q - log_p
+    """KL(q || p) [t] by what is kept of p, [t, TOP + DRAWN + 1], and the log-probabilities of the
+    same tokens in q, [t, TOP + DRAWN]."""
+    import torch
+
+    p, others = log_p[:, :TOP].exp(), log_p[:, -1].exp()
+    ahead = log_q - log_p[:, :-1]
     terms = ahead.exp() * ahead - ahead.expm1()
-    p = log_p[:, :TOP].exp()
-    others = (1 - p.sum(-1)).clamp(min=0)
-    return (p * terms[:, :TOP]).sum(-1) + others * terms[:, TOP:].mean(-1)
+    terms = terms.masked_fill(log_q.isneginf(), 1.0)
+    counted = torch.where(p > 0, p * terms[:, :TOP], 0.0).sum(-1)
+    return counted + torch.where(others > 0, others * terms[:, TOP:].mean(-1), 0.0)
 
 
 class Drifted(Protocol):
@@ -108,8 +117,8 @@ class Drifted(Protocol):
     def task(self) -> Any: ...
 
     @property
-    def divergence(self) -> float | None:
-        """Summed over the tokens of the answers, in nats."""
+    def divergence(self) -> float:
+        """Summed over the tokens of the answers, in nats; NaN where it is not known."""
 
     @property
     def tokens(self) -> int | Sequence[int]:
@@ -117,10 +126,12 @@ class Drifted(Protocol):
 
 
 class ReferenceKl(Ratio[Drifted]):
-    """Mean divergence from the model before training, in nats a token of the answers."""
+    """Mean divergence from the model before training, in nats a token of the answers. To learn is
+    to move, so it has no part in whether a model is better."""
 
     name = "reference_kl"
     higher_is_better = False
+    decides = False
 
     def values(self, records: Sequence[Drifted]) -> tuple[Floats, Floats]:
         """Divergence and tokens of each record; none where nothing is known of the reference."""
@@ -128,9 +139,10 @@ class ReferenceKl(Ratio[Drifted]):
 
 
 def _sums(records: Sequence[Drifted]) -> tuple[Floats, Floats]:
-    far = [record.divergence or 0.0 for record in records]
-    tokens = [0 if one.divergence is None else np.sum(one.tokens) for one in records]
-    return np.array(far, np.float64), np.array(tokens, np.float64)
+    far = np.array([record.divergence for record in records], np.float64)
+    if not np.isfinite(far).any():
+        return np.zeros(len(records)), np.zeros(len(records))
+    return far, np.array([np.sum(one.tokens) for one in records], np.float64)
 
 
 def sentence(records: Sequence[Drifted]) -> list[dict[str, str]]:

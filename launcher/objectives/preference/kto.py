@@ -17,6 +17,7 @@ record's own one in its pack, and is not trained on.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -194,7 +195,7 @@ class Kto(Objective):
                     reference=reference[i][0],
                     tokens=int(tokens[i][0]),
                     mismatched=sums[i][1] - reference[i][1],
-                    divergence=None if gone is None else gone[i],
+                    divergence=math.nan if gone is None else gone[i],
                 )
                 for i, record in enumerate(ids)
             ]

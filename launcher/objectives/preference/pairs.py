@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -211,9 +212,9 @@ class Pairs(PairTask):
         """Loss and record of each pair."""
         answers = self._answers(row, *drift.of_model(head, caller, row))
         losses, rewards = self.judge_pairs(answers)
-        sums, given = answers.log_probs.tolist(), rewards.tolist()
+        sums, given = _rounded(answers.log_probs), rewards.tolist()
         tokens = answers.tokens.long().tolist()
-        reference = None if answers.reference is None else answers.reference.tolist()
+        reference = None if answers.reference is None else _rounded(answers.reference)
         far = None if answers.drift is None else answers.drift.sum(1).tolist()
         return losses.tolist(), [
             PairRecord(
@@ -224,7 +225,7 @@ class Pairs(PairTask):
                 reward_rejected=given[i][1],
                 tokens=tokens[i],
                 reference=None if reference is None else reference[i],
-                divergence=None if far is None else far[i],
+                divergence=math.nan if far is None else far[i],
             )
             for i, record in enumerate(ids)
         ]
@@ -243,6 +244,11 @@ class Pairs(PairTask):
         """What became of both answers."""
         records = pair_records(results)
         return [outcome.section(records)] if records else []
+
+
+def _rounded(pairs: Tensor) -> list[list[float]]:
+    """As results are stored, so that a base is its own reference there too."""
+    return [[round(value, 6) for value in pair] for pair in pairs.tolist()]
 
 
 def sums_of(log_probs: Tensor, row: Row) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,8 +49,9 @@ class PairRecord(Rewarded):
     """Learned tokens of both answers."""
     reference: list[float] | None = None
     """Both sums of the model before training; None for an objective without a reference."""
-    divergence: float | None = field(default=None, metadata={"digits": 6})
-    """From the model before training, summed over the tokens of both answers."""
+    divergence: float = field(default=math.nan, metadata={"digits": 6})
+    """From the model before training, summed over the tokens of both answers; NaN where nothing is
+    known of that."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ report."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +29,9 @@ class VerdictRecord:
     tokens: int
     mismatched: float = field(metadata={"digits": 6})
     """Log-ratio to the reference of another answer behind the same prompt."""
-    divergence: float | None = field(default=None, metadata={"digits": 6})
-    """From the model before training, summed over the answer's tokens."""
+    divergence: float = field(default=math.nan, metadata={"digits": 6})
+    """From the model before training, summed over the answer's tokens; NaN where nothing is known
+    of that."""
 
     @property
     def task(self) -> tuple[bool, int]:
