@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 
 import pytest
 
@@ -233,7 +232,8 @@ def test_a_stop_in_the_middle_of_a_checkpoint_leaves_none_that_is_half(here):
     running = here.start(TRAIN, *words, *data, *SLOW_TO_SAVE)
     running.wait_until(lambda: saves(2), "a checkpoint that is being written")
     running.process.send_signal(signal.SIGINT)
-    time.sleep(0.02)  # two signals of a kind at once would be one
+    # Two signals of a kind at once would be one.
+    running.wait_until(lambda: "Ctrl-C again" in running.output, "an answer to the first")
     running.process.send_signal(signal.SIGINT)
     done = running.end()
     assert done.code == ExitCode.interrupted, done.output
