@@ -23,6 +23,7 @@ from launcher.core import runtime
 from launcher.core.errors import ConfigError
 from launcher.core.files import require_readable
 from launcher.model import attention, float8, kernels, layers
+from launcher.model.adapter import inner_model
 from launcher.model.classifier import auto_class, reads_last_token
 from launcher.model.pretrained import freeze_as_built, language_class, open_pretrained
 from launcher.model.sequence_head import SequenceHead
@@ -119,13 +120,14 @@ def load_model(
     return cast(nn.Module, model.train())
 
 
-def load_frozen(
-    config: ModelConfig, dtype: torch.dtype, implementation: str, max_length: int
-) -> Any:
-    """A model that is asked and not trained, whole and on the CPU, with transformers' attention of
-    this name or what it has instead. Raises `ConfigError` as `load_model` does."""
+def load_frozen(config: ModelConfig, student: Any, max_length: int) -> Any:
+    """A model that is asked and not trained, whole and on the CPU, in the number format of
+    `student`, a bare transformers or peft model, and with its attention or what it has instead.
+    Raises `ConfigError` as `load_model` does."""
     attention.register()
     source = model_source(config)
+    dtype = next(p for p in student.parameters() if p.is_floating_point()).dtype
+    implementation = inner_model(student).config._attn_implementation
     with _explained(source):
         model = open_pretrained(
             source,

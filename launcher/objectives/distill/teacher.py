@@ -117,7 +117,6 @@ def blamed() -> Iterator[None]:
 def load(options: DistillConfig, known: Facts, student: Any) -> TargetHead:
     """The teacher in the number format and with the attention of `student`, a bare transformers or
     peft model; on the CPU, under its head. `ConfigError` if it cannot be used."""
-    from launcher.model.adapter import inner_model
     from launcher.model.head import TargetHead
     from launcher.model.load import load_frozen
 
@@ -125,8 +124,7 @@ def load(options: DistillConfig, known: Facts, student: Any) -> TargetHead:
     with blamed():
         model = load_frozen(
             ModelConfig(name=name, revision=revision, trust_remote_code=known.trust_remote_code),
-            next(p for p in student.parameters() if p.is_floating_point()).dtype,
-            inner_model(student).config._attn_implementation,
+            student,
             known.max_length,
         )
     rows = len(model.get_output_embeddings().weight)

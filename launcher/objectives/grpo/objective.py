@@ -216,15 +216,7 @@ def prompt_length(objective: Objective, cache: TokenCache | JoinedCache, record:
 
 def _frozen(base: _Base, student: Any) -> TargetHead:
     """The model before training in the number format and with the attention of `student`."""
-    from launcher.model.adapter import inner_model
     from launcher.model.head import TargetHead
     from launcher.model.load import load_frozen
 
-    return TargetHead(
-        load_frozen(
-            base.model,
-            next(p for p in student.parameters() if p.is_floating_point()).dtype,
-            inner_model(student).config._attn_implementation,
-            base.max_length,
-        )
-    )
+    return TargetHead(load_frozen(base.model, student, base.max_length))
