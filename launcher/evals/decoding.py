@@ -25,10 +25,11 @@ class Decoding:
     seed: int = 0
 
     @classmethod
-    def of(cls, config: Config) -> Decoding:
-        """Those of a run; the likeliest tokens do not depend on its seed."""
+    def of(cls, config: Config, draw: int = 0) -> Decoding:
+        """Those of a run, for one of several answers to a prompt; the likeliest tokens do not
+        depend on its seed."""
         options = config.eval
-        seed = config.seed if options.temperature else 0
+        seed = config.seed + (draw << 32) if options.temperature else 0
         return cls(
             options.max_new_tokens, tuple(options.stop), options.temperature, options.top_p, seed
         )
@@ -63,15 +64,24 @@ class SeededChoice(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`scores`, [rows, vocabulary], with -inf for all tokens but the drawn."""
-        draw = self._draws[:, input_ids.shape[1] - self._width].to(scores.device)
-        shares = torch.softmax(scores.double() / self._temperatures.to(scores.device), dim=-1)
+        tokens = self.pick(scores, input_ids.shape[1] - self._width)
+        return torch.full_like(scores, -torch.inf).scatter(1, tokens, 0.0)
+
+    def pick(self, scores: Tensor, step: int, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The next token of each of `rows`, int64 [n, 1], by their `scores` [n, vocabulary]; `step`
+        counts the tokens before it."""
+        draw, heat, top_p = (
+            own[rows].to(scores.device)
+            for own in (self._draws[:, step], self._temperatures, self._top_p)
+        )
+        shares = torch.softmax(scores.double() / heat, dim=-1)
         shares, tokens = shares.sort(dim=-1, descending=True, stable=True)
         sums = shares.cumsum(-1)
-        within = sums - shares < self._top_p.to(scores.device)
+        within = sums - shares < top_p
         kept = within.sum(-1, keepdim=True).clamp(min=1)
         target = draw.unsqueeze(1) * sums.gather(1, kept - 1)
         place = torch.minimum((sums <= target).sum(-1, keepdim=True), kept - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, tokens.gather(1, place), 0.0)
+        return tokens.gather(1, place)
 
 
 def _column(values: Sequence[float]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -172,6 +173,8 @@ PLAIN: Mapping[str, Any] = {
 }
 
 _READS_PADDING: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+#: Lengths of the shortest and the longest of real prompts that were found to be read alike.
+_READ_ALIKE: WeakKeyDictionary[Any, tuple[int, int]] = WeakKeyDictionary()
 #: Tokens of the answers of the check: what stands in a cache is read from the second one on.
 _STEPS = 8
 
@@ -185,13 +188,17 @@ def reads_padding(model: Any) -> bool:
     for a model that generates nothing.
     """
     if model not in _READS_PADDING:
-        text = model.config.get_text_config()
-        places = getattr(text, "max_position_embeddings", None) or 70 + _STEPS
-        longest = max(min(70, places - _STEPS), 2)
-        lengths = (min(7, longest // 2), longest)
-        prompts = [[(4 + 3 * i) % text.vocab_size for i in range(n)] for n in lengths]
-        _READS_PADDING[model] = _is_read_alike(model, prompts, _STEPS)
+        _READS_PADDING[model] = _is_read_alike(model, probes(model, _STEPS), _STEPS)
     return _READS_PADDING[model]
+
+
+def probes(model: Any, steps: int) -> list[list[int]]:
+    """A short and a longer prompt, which leave room for `steps` tokens."""
+    text = model.config.get_text_config()
+    places = getattr(text, "max_position_embeddings", None) or 70 + steps
+    longest = max(min(70, places - steps), 2)
+    lengths = (min(7, longest // 2), longest)
+    return [[(4 + 3 * i) % text.vocab_size for i in range(n)] for n in lengths]
 
 
 def _needs_equal(
@@ -208,16 +215,23 @@ def _needs_equal(
     pair = [min(both, key=len), max(both, key=len)] if both else []
     if len(set(map(len, pair))) < 2:
         return False
-    steps = min(_STEPS, new_tokens)
-    return not agree(reads_padding(model)) or not agree(_is_read_alike(model, pair, steps))
+    if not agree(reads_padding(model)):
+        return True
+    shortest, longest = _READ_ALIKE.get(model, (math.inf, 0))
+    if shortest <= len(pair[0]) and len(pair[1]) <= longest:
+        return False
+    if not agree(_is_read_alike(model, pair, min(_STEPS, new_tokens))):
+        return True
+    _READ_ALIKE[model] = len(pair[0]), len(pair[1])
+    return False
 
 
 def _is_read_alike(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> bool:
     """Whether the first of two prompts, padded to the other's length, is answered as it is alone;
     `ConfigError` if nothing is."""
     try:
-        padded = _scores(model, prompts, steps)[:, 0]
-        return _are_alike(_scores(model, prompts[:1], steps)[:, 0], padded)
+        padded = scores(model, prompts, steps)[:, 0]
+        return are_alike(scores(model, prompts[:1], steps)[:, 0], padded)
     except torch.OutOfMemoryError:
         raise
     # Code of others fails in its own way on what it was never run with.
@@ -230,7 +244,7 @@ def _is_read_alike(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> 
         ) from error
 
 
-def _are_alike(alone: Tensor, padded: Tensor) -> bool:
+def are_alike(alone: Tensor, padded: Tensor) -> bool:
     """Whether the logits [tokens, vocabulary] of two answers are the same but for rounding, as far
     as both say the same."""
     tolerance = 1e-3 if alone.dtype == torch.float32 else 0.05
@@ -242,7 +256,7 @@ def _are_alike(alone: Tensor, padded: Tensor) -> bool:
     return True
 
 
-def _scores(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
+def scores(model: Any, prompts: Sequence[Sequence[int]], steps: int) -> Tensor:
     """Logits [tokens, prompts, vocabulary] of the first tokens of each answer."""
     tokens, mask = pad_left(prompts, 0)
     device = next(model.parameters()).device

@@ -89,6 +89,9 @@ class Metric(ABC, Generic[R]):
     def check(self, prompts: Sequence[TokenizedPrompt]) -> None:
         """`DataError` if it could not score answers to these, before there are any."""
 
+    def forget(self) -> None:
+        """Let go of what is kept of the answers so far: the next ones are judged anew."""
+
     def notes(self) -> list[str]:
         """What a reader of the comparison should know besides the numbers, a sentence each."""
         return []
@@ -178,3 +181,16 @@ def score_all(metrics: Sequence[Metric[Any]], results: Results) -> dict[str, flo
         known = {name: x for name, x in score_all(metrics, own).items() if not np.isnan(x)}
         scores |= {f"{part}/{name}": score for name, score in known.items()}
     return scores
+
+
+def score_draws(
+    metrics: Sequence[Metric[Any]], draws: Sequence[Sequence[Generation]]
+) -> dict[str, float]:
+    """`score_all` over the answers of all draws together. Metrics keep nothing of them: who did not
+    judge an answer now may do so the next time."""
+    answers = [record for draw in draws for record in draw]
+    try:
+        return score_all(metrics, Results({"generation": answers}))
+    finally:
+        for metric in metrics:
+            metric.forget()

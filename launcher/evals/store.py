@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ TAKEN = {
         "confidence",
         "sections",
         "answers",
+        "watch",
         "base_name",
         "tuned_name",
     ),
@@ -136,14 +137,17 @@ def write_comparison(
     resampling: Resampling = UNSEEDED,
     notes: Sequence[str] = (),
     lines: Sequence[Mapping[str, Any]] | None = None,
+    watch: Callable[[Mapping[str, Any]], Any] | None = None,
     **about: Any,
 ) -> dict[str, Any]:
     """Compare, write eval/comparison.json and eval/predictions.jsonl, and return the comparison.
 
     `notes` are put to its own, `about` beside it as it is; `lines` stand for those of
-    `predictions`.
+    `predictions`. `watch` makes of the rows of the metrics what is kept under its name.
     """
     comparison = compare_all(base, tuned, metrics, groups, resampling) | about
+    if watch is not None:
+        comparison["watch"] = watch(comparison["metrics"])
     comparison["notes"] += notes
     write_json(run.eval / "comparison.json", comparison)
     write_predictions(run, predictions(base, tuned, metrics) if lines is None else lines)

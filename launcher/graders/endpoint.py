@@ -10,6 +10,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from http.client import HTTPException
 from typing import Any, TypeVar
 from urllib.error import HTTPError
@@ -18,6 +19,7 @@ from launcher.config.schema import JudgeConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError
 from launcher.core.files import read_json, write_json
+from launcher.graders.usage import Usage
 
 #: A text for a user's turn, or the messages of a conversation.
 Question = str | Sequence[dict[str, str]]
@@ -35,9 +37,21 @@ _SILENT, _LEFT_ALONE_S = 3, 30.0
 class Unanswered(Exception):
     """No reply to this question after all tries."""
 
+    def __init__(self, problem: str, told: str) -> None:
+        super().__init__(problem)
+        self.told = told
+        """The same without what the endpoint says, and without where it is."""
+
 
 class Declined(Unanswered):
     """The endpoint is there, and will not answer this question."""
+
+
+class EndpointRefusal(ConfigError):
+    """The endpoint will not answer any question."""
+
+    told: str = ""
+    """As of `Unanswered`."""
 
 
 class Endpoint:
@@ -57,8 +71,12 @@ class Endpoint:
                 hint="set it again, without line breaks, from where the key was issued",
             )
         self._closed = threading.Event()
-        self._refusal: ConfigError | None = None
-        self._silent, self._silent_until, self._last_problem = 0, 0.0, ""
+        self._refusal: EndpointRefusal | None = None
+        self._silent, self._silent_until = 0, 0.0
+        self._last_problem = "", ""
+        self._counting = threading.Lock()
+        self.usage = Usage()
+        """Tokens of all replies so far; replies from the cache have cost none."""
 
     def request(self, question: Question) -> dict[str, Any]:
         """The body of the request: all that the reply depends on besides the URL."""
@@ -92,19 +110,20 @@ class Endpoint:
     def ask(self, question: Question) -> str:
         """The reply's text.
 
-        Raises `Unanswered` (`Declined` if a new try is of no use), and `ConfigError` for what no
-        other question would change: from then on every question gets it, unasked. An endpoint that
-        is silent is not asked for a while.
+        Raises `Unanswered` (`Declined` if a new try is of no use), and `EndpointRefusal` for
+        what no other question would change: from then on every question gets it, unasked. An
+        endpoint that is silent is not asked for a while.
         """
         if self._silent >= _SILENT and time.monotonic() < self._silent_until:
-            raise Unanswered(f"{self._last_problem}, {self._silent} times in a row")
+            problem, told = self._last_problem
+            raise Unanswered(f"{problem}, {self._silent} times in a row", told)
         try:
             reply = self._tried(question)
         except Declined:
             self._silent = 0
             raise
         except Unanswered as error:
-            self._silent, self._last_problem = self._silent + 1, str(error)
+            self._silent, self._last_problem = self._silent + 1, (str(error), error.told)
             self._silent_until = time.monotonic() + _LEFT_ALONE_S
             raise
         self._silent = 0
@@ -117,21 +136,24 @@ class Endpoint:
             if self._refusal:
                 raise self._refusal
             try:
-                return _text(self._post(body))
+                text, used = _read(self._post(body))
+                with self._counting:
+                    self.usage += used
+                return text
             except HTTPError as error:
                 with contextlib.suppress(OSError, HTTPException):
                     said = error.read(500).decode(errors="replace")
-                problem = f"HTTP {error.code} {said or error.reason}"
+                problem, told = f"HTTP {error.code} {said or error.reason}", f"HTTP {error.code}"
                 if error.code in (401, 403, 404):
-                    self._refusal = self._refused(problem)
+                    self._refusal = self._refused(problem, told)
                     raise self._refusal from error
                 if error.code not in _PASSING:
-                    raise Declined(problem) from error
+                    raise Declined(problem, told) from error
                 wait_s = max(wait_s, _seconds(error.headers.get("Retry-After")))
             except (OSError, HTTPException, ValueError) as error:
-                problem = f"{type(error).__name__}: {error}"
+                problem, told = f"{type(error).__name__}: {error}", _kind(error)
             if attempt == self._config.retries or self._closed.wait(wait_s):
-                raise Unanswered(problem)
+                raise Unanswered(problem, told)
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -158,24 +180,47 @@ class Endpoint:
                     raise ValueError(f"a reply of more than {_LARGEST_REPLY:,} bytes")
         return reply
 
-    def _refused(self, problem: str) -> ConfigError:
+    def _refused(self, problem: str, told: str) -> EndpointRefusal:
         name = self._config.key_variable
         key = f"the key in {name}" if self._key else f"no key: {name} is not set"
-        return ConfigError(
+        error = EndpointRefusal(
             f"{self._config.url} refuses: {problem}",
             where="eval.judge",
             hint=f"check eval.judge.url (it ends in /v1 for most), eval.judge.model and {key}",
         )
+        error.told = told
+        return error
 
 
-def _text(reply: bytes) -> str:
-    """The text of a chat completion; `ValueError` for anything else."""
+def _kind(error: Exception) -> str:
+    """What went wrong, without the names that texts of it may hold."""
+    reason = getattr(error, "reason", error)
+    found = reason if isinstance(reason, Exception) else error
+    if isinstance(found, TimeoutError):
+        return "no answer in time"
+    if isinstance(found, OSError | HTTPException):
+        return type(found).__name__
+    return "no chat completion"
+
+
+def _read(reply: bytes) -> tuple[str, Usage]:
+    """The text of a chat completion, and its tokens; `ValueError` for anything else."""
     try:
-        content = json.loads(reply)["choices"][0]["message"]["content"]
+        said = json.loads(reply)
+        content = said["choices"][0]["message"]["content"]
     except (LookupError, TypeError, RecursionError) as error:
         raise ValueError(f"no chat completion: {reply[:200]!r}") from error
     # JSON may hold half a character, which no file can.
-    return content.encode(errors="replace").decode() if isinstance(content, str) else ""
+    text = content.encode(errors="replace").decode() if isinstance(content, str) else ""
+    return text, _usage(said.get("usage"))
+
+
+def _usage(said: Any) -> Usage:
+    counts = said if isinstance(said, dict) else {}
+    details = counts.get("prompt_tokens_details")
+    counts = {**counts, **(details if isinstance(details, dict) else {})}
+    found = {field.name: counts.get(field.name) for field in fields(Usage)}
+    return Usage(**{name: count for name, count in found.items() if type(count) is int})
 
 
 def _seconds(header: str | None) -> float:

@@ -26,6 +26,12 @@ class GradingError:
 
     kind: str
     message: str
+    is_passing: bool = False
+    """Whether the same may have a score later: who grades is away, and nobody has refused."""
+
+    def __post_init__(self) -> None:
+        # Answers and items are quoted, and may hold half a character, which no file can.
+        object.__setattr__(self, "message", self.message.encode(errors="replace").decode())
 
     @property
     def is_of_answer(self) -> bool:
@@ -36,8 +42,10 @@ class GradingError:
 class Ungraded(Exception):
     """This answer has no score."""
 
-    def __init__(self, kind: str, message: str, **metadata: Any) -> None:
+    def __init__(
+        self, kind: str, message: str, *, is_passing: bool = False, **metadata: Any
+    ) -> None:
         assert kind in ERRORS
         super().__init__(message)
-        self.error = GradingError(kind, message)
+        self.error = GradingError(kind, message, is_passing)
         self.metadata: Mapping[str, Any] = metadata

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from launcher.core.errors import ConfigError, did_you_mean
 
@@ -95,10 +95,10 @@ class Formula:
         return self._chain(self._sign, "*", "/")
 
     def _chain(self, read: Callable[[], _Part], *operators: str) -> _Part:
-        part = read()
+        first, rest = read(), []
         while (sign := self._take(*operators)) is not None:
-            part = _joined(_BINARY[sign], part, read())
-        return part
+            rest.append((_BINARY[sign], read()))
+        return _chained(first, rest) if rest else first
 
     def _sign(self) -> _Part:
         minus = False
@@ -116,7 +116,7 @@ class Formula:
             raise self._error(f"nested deeper than {MAX_DEPTH}", "write it flatter")
         exponent = self._sign()
         self._depth -= 1
-        return _joined(_BINARY["^"], part, exponent)
+        return _chained(part, [(_BINARY["^"], exponent)])
 
     def _atom(self) -> _Part:
         if self._take("(") is not None:
@@ -151,5 +151,13 @@ class Formula:
         return lambda numbers: function(*(part(numbers) for part in parts))
 
 
-def _joined(function: Callable[[float, float], float], one: _Part, other: _Part) -> _Part:
-    return lambda numbers: function(one(numbers), other(numbers))
+def _chained(first: _Part, rest: Sequence[tuple[Callable[[float, float], float], _Part]]) -> _Part:
+    """From left to right, in a loop: however long it is, it nests no deeper."""
+
+    def value(numbers: Mapping[str, float]) -> float:
+        found = first(numbers)
+        for function, part in rest:
+            found = function(found, part(numbers))
+        return found
+
+    return value

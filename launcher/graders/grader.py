@@ -12,17 +12,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import GradersConfig, JudgeConfig
+from launcher.config.schema import EvalConfig, GradersConfig, JudgeConfig
 from launcher.core.errors import Problem
 from launcher.graders.errors import GradingError, Ungraded
 from launcher.graders.members import Members
 from launcher.graders.sample import Sample
+from launcher.graders.template import TemplatePlace
+from launcher.graders.usage import Usage
 
 #: An item of the data, and what a model answered to it.
 Pair = tuple[Mapping[str, Any], Sample]
+
+#: Scores go from minus this to this: training squares them, and sums what comes of it.
+MAX_SCORE = 1e6
 
 _SIGN_OF_LIFE_S = 1.0
 
@@ -51,10 +57,18 @@ class Setting:
 
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """The endpoint of graders that ask a model; the model's name is the grader's own."""
+    judges: Mapping[str, JudgeConfig] | None = None
+    """Name of a model -> its endpoint, and no model beside them; None: `judge` has all."""
     limits: GradersConfig = field(default_factory=GradersConfig)
     """Limits of graders that run code."""
     folder: Path = Path()
     """Where relative paths begin."""
+
+    @classmethod
+    def of(cls, options: EvalConfig) -> Setting:
+        """That of a run."""
+        judges = {name: JudgeConfig(**members) for name, members in options.endpoints.items()}
+        return cls(options.judge, judges or None, options.graders)
 
 
 class Grader(ABC):
@@ -121,18 +135,36 @@ class Grader(ABC):
 
     def _checked(self, grade: Grade) -> Grade:
         """The grade, without a score that is no number or out of range."""
-        score, (low, high) = grade.score, self.range
+        score, low, high = grade.score, *self.range
+        low, high = max(low, -MAX_SCORE), min(high, MAX_SCORE)
         if score is None or (math.isfinite(score) and low <= score <= high):
             return grade
-        wrong = f"not within {low:g} to {high:g}" if math.isfinite(score) else "no number"
+        wrong = f"not within {low:,.10g} to {high:,.10g}" if math.isfinite(score) else "no number"
         error = GradingError("other_error", f"a score of {score}, which is {wrong}")
         return replace(grade, score=None, errors=(*grade.errors, error))
+
+    @cached_property
+    def places(self) -> list[TemplatePlace]:
+        """All places of the templates."""
+        return [place for template in self._templates for place in template.places]
+
+    @cached_property
+    def _read_of_items(self) -> list[TemplatePlace]:
+        """What is read of an item, each once."""
+        found: dict[tuple[str | int, ...], TemplatePlace] = {}
+        for place in self.places:
+            if place.root == "item":
+                found.setdefault(place.key, place)
+        return list(found.values())
+
+    def missing(self, item: Mapping[str, Any]) -> list[str]:
+        """What the templates name and an item lacks, such as `item.answer`."""
+        return [place.text for place in self._read_of_items if not place.is_in(item)]
 
     def check(self, items: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Problem]:
         """What the templates name and an item lacks, for each item and where it stands."""
         for where, item in items:
-            paths = (path for template in self._templates for path in template.missing(item))
-            for path in dict.fromkeys(paths):
+            for path in self.missing(item):
                 found = f"no field {path}, which the grader {self.name} reads"
                 known = ", ".join(sorted(map(str, item))) or "no fields"
                 yield Problem(where, found, f"it has {known}: mend the template, or the data")
@@ -140,6 +172,10 @@ class Grader(ABC):
     def to_wire(self) -> dict[str, Any]:
         """The wire form, as it was given."""
         return deepcopy(self._wire)
+
+    def usage(self) -> Mapping[str, Usage]:
+        """Tokens of the models that were asked so far, by their names."""
+        return {}
 
     def close(self) -> None:  # noqa: B027 - most hold nothing
         """Let go of what waits for the next answer; it starts again with that one."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from launcher.config.schema import JudgeConfig
+from launcher.core import streams
 from launcher.core.errors import ConfigError
-from launcher.graders.endpoint import Declined, Endpoint, Unanswered
+from launcher.graders.endpoint import Declined, Endpoint, EndpointRefusal, Unanswered
 from launcher.graders.errors import Ungraded
-from launcher.graders.grader import Grade, Grader, Setting
+from launcher.graders.grader import MAX_SCORE, Grade, Grader, Setting
 from launcher.graders.members import Members
 from launcher.graders.sample import Sample
 from launcher.graders.template import Template
+from launcher.graders.usage import Usage
 
 _ROLES = ("user", "assistant", "system", "developer")
 _TEXTS = ("input_text", "output_text")
@@ -26,6 +30,8 @@ _SAMPLING = {
     "temperature": "temperature",
     "top_p": "top_p",
 }
+#: Seconds between two times that what endpoints say of themselves is told in full.
+_TELLS_AGAIN_S = 10.0
 #: Mark-up and quotes around what a model has to say last.
 _ADORNMENT = str.maketrans("", "", "*`\"'")
 
@@ -41,13 +47,20 @@ class _JudgedGrader(Grader):
             hint = "there are " + ", ".join(_SAMPLING)
             members.complain(f"sampling_params.{name}", "there is no such parameter", hint)
         extra = {_SAMPLING[name]: value for name, value in sampling.items() if name in _SAMPLING}
-        if setting.judge.url is None:
-            members.complain("model", "no endpoint to ask it at", _URL_HINT)
-        self._judge = replace(
-            setting.judge, model=members.text("model"), extra={**setting.judge.extra, **extra}
-        )
-        self._endpoint = Endpoint(self._judge)
-        self.at_once = setting.judge.concurrency
+        self.model = members.text("model")
+        judge = _judge_of(self.model, setting, members)
+        self._judge = replace(judge, extra={**judge.extra, **extra})
+        self._told_at = float("-inf")
+        try:
+            self._endpoint = Endpoint(self._judge)
+        except ConfigError as error:
+            if setting.judges is None:
+                raise
+            # Whoever wrote the grader may not know what the key is called.
+            streams.remark(f"warning: {self.model} cannot be asked: {error}")
+            found = f"{self.model!r} cannot be asked: its key is no key"
+            raise ConfigError(found, where="judges", hint="the site's log says which") from error
+        self.at_once = judge.concurrency
 
     #: whether the wire form has `sampling_params`.
     _has_sampling = False
@@ -69,19 +82,51 @@ class _JudgedGrader(Grader):
         messages[-1]["content"] += f"\n\n{self._request}"
         try:
             found, reply = self._endpoint.reading(messages, self._read)
-        except Declined as error:
-            raise Ungraded("model_grader_refusal_error", str(error)) from error
-        except (Unanswered, ConfigError) as error:
-            raise Ungraded("model_grader_server_error", str(error)) from error
+        except (Unanswered, EndpointRefusal) as error:
+            self._note(error)
+            is_declined = isinstance(error, Declined)
+            kind = f"model_grader_{'refusal' if is_declined else 'server'}_error"
+            found = f"{self.model} {'declines' if is_declined else 'does not answer'}: {error.told}"
+            is_passing = not isinstance(error, Declined | EndpointRefusal)
+            raise Ungraded(kind, found, is_passing=is_passing) from error
         if found is None:
             message = f"no line that was asked for at the end of {reply[-200:]!r}"
             raise Ungraded("model_grader_parse_error", message, reply=reply)
         return found, {"reply": reply}
 
+    def _note(self, error: Exception) -> None:
+        """Say in full on stderr, of many once in a while, what stands in no grade: grades are read
+        by who may not know where an endpoint is, and what it says of itself."""
+        now = time.monotonic()
+        if now - self._told_at > _TELLS_AGAIN_S:
+            self._told_at = now
+            streams.remark(
+                f"warning: the grader {self.name} has no answer of {self.model}: {error}"
+            )
+
+    def usage(self) -> dict[str, Usage]:
+        """Tokens that the model has read and written so far."""
+        return {self.model: self._endpoint.usage}
+
     def close(self) -> None:
         """Make no new tries of what is asked now."""
         self._endpoint.close()
         self._endpoint = Endpoint(self._judge)
+
+
+def _judge_of(model: str, setting: Setting, members: Members) -> JudgeConfig:
+    """The endpoint of a model; a problem of `members` where there is none."""
+    if setting.judges is None:
+        if setting.judge.url is None:
+            members.complain("model", "no endpoint to ask it at", _URL_HINT)
+        return replace(setting.judge, model=model)
+    if model in setting.judges:
+        judge = setting.judges[model]
+        return replace(judge, model=judge.model or model)
+    if model:
+        known = ", ".join(sorted(setting.judges)) or "none at all"
+        members.complain("model", f"{model!r} is no judge that may be asked", f"there are: {known}")
+    return replace(setting.judge, model=model)
 
 
 _URL_HINT = (
@@ -99,6 +144,9 @@ class ScoreModelGrader(_JudgedGrader):
         """Read messages, model, sampling and range."""
         super().__init__(members, setting)
         self.range = members.span("range", (0.0, 1.0))
+        if max(map(abs, self.range)) > MAX_SCORE:
+            hint = f"stay within {-MAX_SCORE:,.0f} to {MAX_SCORE:,.0f}"
+            members.complain("range", "is wider than that of any score", hint)
 
     @property
     def _request(self) -> str:

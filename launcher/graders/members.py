@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher.core.errors import ConfigError, Problem, did_you_mean
-from launcher.graders.template import Template
+from launcher.graders.template import MAX_PLACES, Template, too_many_places
 
 #: Largest texts (characters), lists and nesting of a wire form, so that reading one costs little.
 MAX_TEXT, MAX_VALUES, MAX_DEPTH = 256 << 10, 10_000, 32
@@ -19,6 +19,7 @@ class Members:
         self.content = dict(content)
         self.where = where
         self.templates: list[Template] = []
+        self._places = 0
         self._problems: list[Problem] = []
         self._read = {"type"}
 
@@ -60,6 +61,9 @@ class Members:
             self._problems += error.problems
             return Template("", name)
         self.templates.append(template)
+        before, self._places = self._places, self._places + len(template.places)
+        if before <= MAX_PLACES < self._places:
+            self.complain(name, *too_many_places())
         return template
 
     def choice(self, name: str, known: Sequence[str], default: str | None = None) -> str:
@@ -73,7 +77,7 @@ class Members:
     def number(self, name: str, default: float, *, least: float | None = None) -> float:
         """A number, at least `least`."""
         found = self.value(name, default)
-        if not _is_number(found) or (least is not None and found < least):
+        if not is_number(found) or (least is not None and found < least):
             wanted = "a number" if least is None else f"a number from {least:g} on"
             self.complain(name, f"{_short(found)} is not {wanted}", f"write {wanted}")
             return default
@@ -85,7 +89,7 @@ class Members:
         if not (
             isinstance(found, list)
             and len(found) == 2
-            and all(map(_is_number, found))
+            and all(map(is_number, found))
             and found[0] < found[1]
         ):
             hint = "write two numbers, the lower one first, such as [0, 1]"
@@ -127,6 +131,9 @@ def require_small(value: Any, where: str) -> None:
         if depth > MAX_DEPTH or count > MAX_VALUES:
             what = f"nested deeper than {MAX_DEPTH}" if depth > MAX_DEPTH else "too many values"
             raise ConfigError(what, where=where, hint="a grader is smaller than that")
+        if isinstance(found, str) and not _is_encodable(found):
+            what = f"{_short(ascii(found))} holds half a character, a lone surrogate"
+            raise ConfigError(what, where=where, hint="write whole characters")
         if isinstance(found, str) and len(found) > MAX_TEXT:
             raise ConfigError(
                 f"a text of {len(found):,} characters",
@@ -149,7 +156,16 @@ def _walk(value: Any) -> Iterator[tuple[int, Any]]:
             left += [(depth + 1, part) for part in found]
 
 
-def _is_number(value: Any) -> bool:
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that can be reckoned with: no bool, none beyond 1e300, no NaN."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from launcher.core.errors import ConfigError, Problem
@@ -14,6 +15,8 @@ from launcher.graders.formula import FUNCTIONS, Formula
 from launcher.graders.grader import Grade, Grader, Pair, Setting
 from launcher.graders.members import Members
 from launcher.graders.sample import Sample
+from launcher.graders.template import MAX_PLACES, TemplatePlace, too_many_places
+from launcher.graders.usage import Usage
 from launcher.graders.wire import from_wire
 
 MAX_GRADERS = 20
@@ -32,6 +35,8 @@ class MultiGrader(Grader):
             name: from_wire(value, setting, members.at(f"graders.{name}"))
             for name, value in _named(members).items()
         }
+        if len(self.places) > MAX_PLACES:
+            members.complain("graders", *too_many_places())
         text = members.text("calculate_output")
         self._formula: Formula | None = None
         try:
@@ -76,6 +81,19 @@ class MultiGrader(Grader):
             return self._formula.value(known), ()
         except (ArithmeticError, ValueError) as error:
             return None, (GradingError("formula_parse_error", f"{error} with {known}"),)
+
+    @cached_property
+    def places(self) -> list[TemplatePlace]:
+        """Those of all graders."""
+        return [place for grader in self.graders.values() for place in grader.places]
+
+    def usage(self) -> dict[str, Usage]:
+        """That of all together: two may ask one model."""
+        found: dict[str, Usage] = {}
+        for grader in self.graders.values():
+            for model, used in grader.usage().items():
+                found[model] = found.get(model, Usage()) + used
+        return found
 
     def check(self, items: Iterable[tuple[str, Mapping[str, Any]]]) -> Iterator[Problem]:
         """What each of the graders finds."""

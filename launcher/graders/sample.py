@@ -12,7 +12,7 @@ from launcher.core.errors import DataError
 from launcher.graders.errors import Ungraded
 
 #: What a template may read of a sample.
-FIELDS = ("output_text", "output_json", "output_tools")
+FIELDS = ("output_text", "output_json", "output_tools", "messages")
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,8 @@ class Sample:
 
     output_text: str
     output_tools: tuple[Any, ...] = ()
+    messages: tuple[Any, ...] = ()
+    """The conversation with an environment that the answer ends; empty without one."""
 
     @classmethod
     def of(cls, value: Sample | Mapping[str, Any] | str) -> Sample:
@@ -56,7 +58,12 @@ class Sample:
         except Ungraded:
             value = None
         tools = list(self.output_tools)
-        return {"output_text": self.output_text, "output_json": value, "output_tools": tools}
+        return {
+            "output_text": self.output_text,
+            "output_json": value,
+            "output_tools": tools,
+            "messages": list(self.messages),
+        }
 
 
 def parse_json(text: str) -> Any:

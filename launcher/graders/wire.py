@@ -49,14 +49,15 @@ def from_wire(value: Any, setting: Setting | None = None, where: str = "grader")
     return grader
 
 
-def from_file(path: str | Path, setting: Setting | None = None) -> Grader:
-    """The grader of a YAML or JSON file; paths in it are relative to its folder."""
-    file = user_path(path)
+def from_file(path: str | Path, setting: Setting | None = None, where: str | None = None) -> Grader:
+    """The grader of a YAML or JSON file, which errors call `where`; paths in it are relative to its
+    folder."""
+    file, where = user_path(path), where or str(path)
     try:
         if file.stat().st_size > MAX_FILE:
             raise ValueError(f"more than {MAX_FILE:,} bytes")
         value = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         hint = "a YAML file with the members of a grader, as docs/graders.md shows"
-        raise ConfigError(f"cannot be read: {error}", where=str(path), hint=hint) from error
-    return from_wire(value, replace(setting or Setting(), folder=file.parent), str(path))
+        raise ConfigError(f"cannot be read: {error}", where=where, hint=hint) from error
+    return from_wire(value, replace(setting or Setting(), folder=file.parent), where)

@@ -15,13 +15,15 @@ import torch
 
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config
-from launcher.config.schema.variants import metrics_of
+from launcher.config.schema.variants import GRADER, metric_rows, metrics_of
 from launcher.core.errors import ConfigError
 from launcher.core.files import write_atomic
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.chat.calls import CallReader
 from launcher.data.chat.turn_ends import taught
+from launcher.data.origins import call_as_now
 from launcher.data.pack.loader import Row, make_row
 from launcher.data.reference import References, ReferenceStore
 from launcher.distributed import collectives, gathered
@@ -29,7 +31,8 @@ from launcher.evals import generation, runner, store
 from launcher.evals.comparison.record_sets import TRAIN
 from launcher.evals.decoding import Decoding
 from launcher.evals.journal import Journal
-from launcher.evals.metric import Metric, make_metrics, score_all
+from launcher.evals.metric import Metric, make_metrics, score_all, score_draws
+from launcher.evals.metrics.graded import Graded
 from launcher.evals.records import (
     Generation,
     Results,
@@ -74,6 +77,9 @@ class Evaluator:
         self.should_stop, self.objective, self._generate = should_stop, objective, generate
         self.taught = list(taught)
         self.metrics = make_metrics(config.eval, config.objective.own_metrics)
+        for metric in self.metrics:
+            if isinstance(metric, Graded):
+                metric.calls = CallReader(tokenizer).calls
         count = len(cache)
         self.ids = list(
             range(count if config.eval.limit is None else min(config.eval.limit, count))
@@ -86,6 +92,31 @@ class Evaluator:
     def quick(self, engine: Any) -> dict[str, float]:
         """Scores of the metrics that need no generation."""
         return score_all(self.metrics, self._scored(engine))
+
+    def during(self, engine: Any, model: Any) -> dict[str, float]:
+        """The same, with those of generated answers where `eval.draws` wants them; `model` is the
+        bare model."""
+        scores = self.quick(engine)
+        draws, graded = self.config.eval.draws, self._drawn
+        if not draws or not graded:
+            return scores
+        answers = [self._answers(model, None, lambda text: None, draw) for draw in range(draws)]
+        found = collectives.by_main(self.ranks.is_main, lambda: score_draws(graded, answers))
+        return scores | found
+
+    @property
+    def drawn(self) -> list[str]:
+        """Names of the metrics that `during` takes of generated answers."""
+        return [metric.name for metric in self._drawn]
+
+    @property
+    def _drawn(self) -> list[Metric[Any]]:
+        rows = metric_rows(self.config)
+        return [
+            metric
+            for metric in self.metrics
+            if metric.needs == "generation" and not rows[metric.name].needs_base
+        ]
 
     def full(
         self,
@@ -119,7 +150,7 @@ class Evaluator:
                 generation.reads_padding(model)
 
     def _answers(
-        self, model: Any, journal: Journal | None, say: Callable[[str], None]
+        self, model: Any, journal: Journal | None, say: Callable[[str], None], draw: int = 0
     ) -> list[Generation]:
         prompts = self.prompts(model)
         found = journal.read() if journal and self.ranks.is_main else []
@@ -133,7 +164,7 @@ class Evaluator:
                 remaining,
                 model,
                 self.tokenizer,
-                Decoding.of(self.config),
+                Decoding.of(self.config, draw),
                 batch_tokens=self.config.eval.batch_tokens,
                 rank=self.ranks.rank,
                 world_size=self.ranks.world_size,
@@ -261,6 +292,9 @@ class Evaluator:
             [*objective_identity(self.config), self.objective.state],
             self.objective.spec and asdict(self.objective.spec),
         ]
+        if any(name.startswith(GRADER) for name in options.metrics or ()):
+            # A grader reads the records where they stand, and the results say where.
+            parts.append([self.cache.where(i) for i in self.ids[:1]])
         return _digest(parts)
 
     def journal(self, run: RunDir, name: str, *depends: Any) -> Journal:
@@ -318,6 +352,7 @@ def make_evaluator(
 
     def make(split: str, of: Config = config) -> Evaluator:
         cache = TokenCache.open(Path(folders[split]))
+        call_as_now(cache, config, split)
         objective.prepare(cache)
         if (kept := objective.references) is not None:
             (kept.train if split == TRAIN else kept.held_out).attach(cache)
@@ -332,7 +367,8 @@ def make_evaluator(
     if "loss" in metrics_of(config):
         seen = make(TRAIN, replace(config, eval=replace(config.eval, metrics=["loss"])))
         seen.ids = evenly(len(seen.cache), len(evaluator.ids))
-        evaluator.further[TRAIN] = seen
+        if not seen.cache.index.counts.asked:  # of what has no answer there is no loss
+            evaluator.further[TRAIN] = seen
     return evaluator
 
 

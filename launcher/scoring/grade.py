@@ -112,12 +112,16 @@ def _follow(record: Mapping[str, Any], path: str, where: str, option: str) -> An
 
 
 class Kept:
-    """Grades in a file, a line each, from which a command that was stopped goes on."""
+    """Grades in a file, a line each, from which a command that was stopped goes on.
+
+    `found` counts those that were there at the start.
+    """
 
     def __init__(self, path: Path | None, grader: Grader) -> None:
         self._path = path
         self._grader = json.dumps(grader.to_wire(), sort_keys=True)
         self._lines: dict[str, dict[str, Any]] = {}
+        self.found = 0
         if path is not None and path.exists():
             with open(path, encoding="utf-8") as file:
                 for line in file:
@@ -127,6 +131,7 @@ class Kept:
         try:
             found = json.loads(line)
             self._lines[found["key"]] = found
+            self.found += 1
         except (ValueError, LookupError, TypeError):
             pass  # cut short by what stopped the command
 
@@ -334,7 +339,8 @@ def _graded(options: argparse.Namespace, grader: Grader) -> dict[str, Any]:
             graded += chunk
     except KeyboardInterrupt:
         if options.out:
-            note(f"{len(graded):,} grades are in {options.out}: the same command goes on from them")
+            there = Kept(options.out, grader).found  # also those of a chunk just written
+            note(f"{there:,} grades are in {options.out}: the same command goes on from them")
         elif graded:
             note(f"of the first {len(graded):,} answers:")
             note(told(summary(graded, grader, labels and labels[: len(graded)])))

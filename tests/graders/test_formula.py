@@ -44,6 +44,19 @@ def test_values(text, expected):
     assert value(text) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("+".join(["a"] * 990), 1980),
+        ("1" + "-a" * 990, -1979),
+        ("*".join(["(-1)"] * 399), -1),
+        ("max(1, -" * (MAX_DEPTH - 1) + "a" + "*1+0)" * (MAX_DEPTH - 1), 1),
+    ],
+)
+def test_long_and_deep_formulas_have_values(text, expected):
+    assert value(text) == expected
+
+
 def _expressions() -> st.SearchStrategy[str]:
     """Formulas that Python reads alike once ^ is **."""
     atoms = st.sampled_from(["a", "b", "score_1", "1", "2.5", "3"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 
 import pytest
@@ -12,6 +13,7 @@ from launcher.core.errors import ConfigError
 from launcher.graders import endpoint
 from launcher.graders.grader import Setting
 from launcher.graders.sample import Sample
+from launcher.graders.usage import Usage
 from launcher.graders.wire import from_wire
 from support.endpoint import serve
 
@@ -177,8 +179,45 @@ def test_an_endpoint_that_is_away_does_not_hold_up_a_batch():
     made = grader(SCORE, f"http://127.0.0.1:{port}/v1", concurrency=1, retries=1)
     grades = made.grade_all([({"q": str(n)}, Sample("")) for n in range(200)])
     assert {grade.errors[0].kind for grade in grades} == {"model_grader_server_error"}
-    assert "Connection refused" in grades[0].errors[0].message
-    assert f"refused>, {endpoint._SILENT} times in a row" in grades[-1].errors[0].message
+    found = "judge-1 does not answer: ConnectionRefusedError"
+    assert {grade.errors[0].message for grade in grades} == {found}
+
+
+@pytest.mark.parametrize("status", [400, 401, 503])
+def test_where_an_endpoint_is_and_what_it_says_of_itself_is_for_the_log(
+    status, capsys, monkeypatch
+):
+    monkeypatch.setenv("THE_SITES_KEY", "sk-of-the-site")
+    with serve(lambda *_: (status, {"X-Reason": "none", "Content-Length": "0"})) as served:
+        grade = grader(SCORE, served.url, key_variable="THE_SITES_KEY").grade({"q": "x"}, "5")
+    (error,) = grade.errors
+    does = "declines" if status == 400 else "does not answer"
+    assert error.message == f"judge-1 {does}: HTTP {status}"
+    said = capsys.readouterr().err
+    assert said.startswith("warning: the grader quality has no answer of judge-1: ")
+    assert f"HTTP {status} " in said
+    assert (served.url in said, "THE_SITES_KEY" in said) == ((status == 401,) * 2)
+
+
+def test_a_key_that_is_none_is_named_to_who_keeps_it(monkeypatch, capsys):
+    monkeypatch.setenv("THE_SITES_KEY", "sk-é")
+    judge = JudgeConfig(url="http://localhost/v1", key_variable="THE_SITES_KEY")
+    with pytest.raises(ConfigError, match="'judge-1' cannot be asked") as caught:
+        from_wire(SCORE, Setting(judges={"judge-1": judge}))
+    assert "THE_SITES_KEY" not in str(caught.value)
+    assert "THE_SITES_KEY" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="THE_SITES_KEY"):
+        from_wire(SCORE, Setting(judge=judge))
+
+
+def test_what_is_told_of_many_questions_is_told_once(capsys):
+    with serve(lambda *_: b'{"from": "judge-7.example"}') as served:
+        made = grader(SCORE, served.url)
+        grades = [made.grade({"q": str(n)}, "") for n in range(endpoint._SILENT + 1)]
+    assert {own.errors[0].message for own in grades} == {
+        "judge-1 does not answer: no chat completion"
+    }
+    assert capsys.readouterr().err.count("judge-7.example") == 1
 
 
 @pytest.mark.parametrize(
@@ -195,6 +234,7 @@ def test_an_endpoint_that_is_away_does_not_hold_up_a_batch():
             "no images and sounds",
         ),
         (SCORE, {"range": [1, 0]}, "no range"),
+        (SCORE, {"range": [0, 2e6]}, "wider than"),
         (SCORE, {"sampling_params": {"top_k": 3}}, "sampling_params.top_k"),
         (LABEL, {"sampling_params": {"top_p": 1}}, "sampling_params"),
         (LABEL, {"passing_labels": ["fine"]}, "'fine'"),
@@ -209,3 +249,46 @@ def test_wrong_members(form, change, found):
 def test_without_an_endpoint_it_says_how_to_name_one():
     with pytest.raises(ConfigError, match="--judge-url"):
         grader(SCORE, None)
+
+
+def test_models_have_endpoints_of_their_own_where_there_is_a_list():
+    multi = {"type": "multi", "name": "both", "calculate_output": "a + b"}
+    forms = {"a": {**SCORE, "model": "first"}, "b": {**SCORE, "model": "second"}}
+    with serve(lambda *_: "Score: 1") as one, serve(lambda *_: "Score: 2") as other:
+        judges = {
+            "first": JudgeConfig(url=one.url, retries=0),
+            "second": JudgeConfig(url=other.url, model="its-name-there", retries=0),
+        }
+        both = from_wire({**multi, "graders": forms}, Setting(judges=judges))
+        grade = both.grade({"q": ""}, "x")
+    assert grade.score == 3.0
+    assert [body["model"] for body in one.requests] == ["first"]
+    assert [body["model"] for body in other.requests] == ["its-name-there"]
+
+
+@pytest.mark.parametrize("form", [SCORE, LABEL])
+def test_a_model_that_is_not_in_the_list_is_refused_by_name(form):
+    listed = Setting(judge=JudgeConfig(url="http://localhost/v1"), judges={"other": JudgeConfig()})
+    with pytest.raises(ConfigError, match=r"grader\.model: 'judge-1' is no judge") as caught:
+        from_wire(form, listed)
+    assert "there are: other" in str(caught.value)
+
+
+def test_tokens_are_counted_as_the_endpoint_says():
+    said = {"choices": [{"message": {"content": "Score: 1"}}]}
+    said["usage"] = {"prompt_tokens": 30, "completion_tokens": 4, "total_tokens": 34}
+    said["usage"]["prompt_tokens_details"] = {"cached_tokens": 16}
+    with serve(lambda *_: json.dumps(said).encode()) as served:
+        asked = grader(SCORE, served.url)
+        for question in ("a", "b", "a"):  # the last one is in the cache
+            asked.grade({"q": question}, "5")
+    assert asked.usage() == {"judge-1": Usage(60, 8, 32)}
+
+
+@pytest.mark.parametrize("usage", [None, 7, {"prompt_tokens": "many", "completion_tokens": True}])
+def test_an_endpoint_that_counts_nothing_counts_none(usage):
+    said = {"choices": [{"message": {"content": "Score: 1"}}], "usage": usage}
+    with serve(lambda *_: json.dumps(said).encode()) as served:
+        asked = grader(SCORE, served.url)
+        assert asked.grade({"q": str(usage)}, "5").score == 1.0
+    assert asked.usage() == {"judge-1": Usage()}

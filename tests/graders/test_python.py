@@ -54,6 +54,8 @@ def test_what_it_sees(python):
         ("float('nan')", None, "a score of nan, which is no number"),
         ("float('inf')", None, "a score of inf, which is no number"),
         ("10 ** 400", None, "OverflowError"),
+        ("1e6", 1e6, ""),
+        ("-1e308", None, "a score of -1e+308, which is not within -1,000,000 to 1,000,000"),
         ("1 / 0", None, "line 2: ZeroDivisionError: division by zero"),
         ("item['x']", None, "line 2: KeyError: x"),
     ],

@@ -31,7 +31,7 @@ class _LimitedSandbox(CodeSandbox):
     """As on a machine without namespaces."""
 
     def _start(self):
-        return pool._Worker(self.limits, namespaces=False)
+        return pool.SandboxWorker(self.limits, namespaces=False)
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +104,34 @@ def test_what_is_seen_of_the_machine(within):
     assert found["output"].endswith("[] /tmp\n")
 
 
+_PRIVATE = """
+import os
+from launcher.config.schema import GradersConfig, SandboxLevel
+from launcher.graders.sandbox.pool import CodeSandbox
+source = (
+    "import datetime, hashlib, statistics, decimal, numpy\\n"
+    "def grade(sample, item):\\n"
+    "    open('mine', 'w').close()\\n"
+    "    return statistics.mean([0.25, 0.75])\\n"
+)
+with CodeSandbox(GradersConfig(workers=1, sandbox=SandboxLevel.strict, timeout_s=60.0)) as sandbox:
+    found = sandbox.run({"source": source, "item": {}, "sample": {}})
+    print(found.get("score"), found.get("error"), oct(os.umask(0)))
+"""
+
+
+def test_what_is_shown_can_be_read_whatever_the_umask(within):
+    """As under a service, which keeps all that it makes to itself."""
+    found = subprocess.run(
+        [sys.executable, "-c", _PRIVATE],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        umask=0o077,
+    )
+    assert found.stdout == "0.5 None 0o77\n", found.stderr
+
+
 def test_a_worker_that_is_killed_costs_one_answer():
     others = processes.children(os.getpid())
     with CodeSandbox(GradersConfig(workers=1, timeout_s=30.0)) as sandbox:
@@ -121,6 +149,21 @@ sandbox = CodeSandbox(GradersConfig(workers=1, timeout_s=600.0))
 print(sandbox.level(), flush=True)
 sandbox.run({"source": "def grade(s, i):\\n  while True: pass", "item": {}, "sample": {}})
 """
+
+
+@pytest.mark.parametrize("own", ["raise ValueError('\\ud800 \\u20ac')", "os.write(3, said)"])
+def test_what_code_tells_can_be_written_to_files(own):
+    """Also where it goes around what is meant to tell for it."""
+    source = (
+        "import json, os\n"
+        "text = json.dumps({'error': '\\ud800 \\u20ac'}).encode()\n"
+        "said = len(text).to_bytes(4, 'big') + text\n"
+        "def grade(sample, item):\n"
+        f"  {own}\n"
+    )
+    with CodeSandbox(LIMITS) as sandbox:
+        found = sandbox.run(HONEST | {"source": source})
+    assert found["error"].encode().decode().endswith("? €")
 
 
 def test_workers_end_with_the_process_that_they_work_for():

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.config.schema import JudgeConfig
 from launcher.core.errors import ConfigError
 from launcher.graders.errors import Ungraded
+from launcher.graders.grader import Grader, Setting
 from launcher.graders.sample import Sample
-from launcher.graders.template import Template
+from launcher.graders.template import MAX_PLACES, MAX_STEPS, Template
+from launcher.graders.wire import from_wire
 
 ITEM = {"x": "X", "n": 3, "deep": {"list": [{"a-b": True}, None]}, "dotted.name": "D", "2": "two"}
 SAMPLE = Sample('{"a": {"b": [1, 2.5, "three"]}}', ({"function": {"name": "add"}},))
@@ -101,6 +105,12 @@ def test_what_is_not_there_is_said(text, kind, found):
     assert found in raised.value.error.message
 
 
+def test_what_is_said_of_odd_items_can_be_written_to_files():
+    with pytest.raises(Ungraded) as raised:
+        filled("{{ item.y }}", {"\ud800": 1})
+    assert raised.value.error.message.encode().endswith(b"in an object of ?")
+
+
 @pytest.mark.parametrize("text", ["no JSON", "NaN", '{"a": Infinity}', "[" * 100_000])
 def test_an_answer_that_is_no_json_is_to_blame(text):
     with pytest.raises(Ungraded) as raised:
@@ -108,6 +118,51 @@ def test_an_answer_that_is_no_json_is_to_blame(text):
     assert raised.value.error.is_of_answer
 
 
+def judged(*texts: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": text} for text in texts]
+    return {"type": "score_model", "name": "g", "model": "m", "input": messages}
+
+
+def made(form: dict[str, Any]) -> Grader:
+    return from_wire(form, Setting(JudgeConfig(url="http://127.0.0.1:9/v1")))
+
+
 def test_missing_fields_of_an_item():
-    template = Template("{{ item.x }} {{ item.y.z }} {{ sample.output_json.q }} {{ item.n }}", "")
-    assert list(template.missing({"x": 1, "y": {}})) == ["item.y.z", "item.n"]
+    text = "{{ item.x }} {{ item.y.z }} {{ sample.output_json.q }} {{ item.n }}"
+    assert made(judged(text)).missing({"x": 1, "y": {}}) == ["item.y.z", "item.n"]
+
+
+def test_a_field_that_is_named_often_is_looked_up_once_in_an_item():
+    looked: list[str] = []
+
+    class Item(dict[str, Any]):
+        def __getitem__(self, key: str) -> Any:
+            looked.append(key)
+            return super().__getitem__(key)
+
+    grader = made(judged('{{ item.x }}{{ item["x"] }}' * 100, "{{ item.x }}"))
+    assert grader.missing(Item(x=1)) == []
+    assert looked == ["x"]
+    parts = {"a": judged("{{ item.x }}"), "b": judged("{{ item.x }}{{ item.y }}")}
+    multi = made({"type": "multi", "name": "m", "graders": parts, "calculate_output": "a + b"})
+    assert multi.missing(Item(x=1)) == ["item.y"]
+    assert looked == ["x", "x"]
+
+
+def test_more_places_than_any_grader_needs_are_refused_by_name():
+    most, more = "{{ item.x }}" * MAX_PLACES, "{{ item.x }}" * 600
+    assert made(judged(most)).missing({}) == ["item.x"]
+    parts = {"a": judged(more), "b": judged(more)}
+    multi = {"type": "multi", "name": "m", "graders": parts, "calculate_output": "a + b"}
+    deep = "{{ item" + ".x" * (MAX_STEPS + 1) + " }}"
+    for form, where, found in (
+        (judged(most + "{{ item.y }}"), "grader.input[0].content", "more than 1,000 places"),
+        (judged("", more, more), "grader.input[2].content", "more than 1,000 places"),
+        (multi, "grader.graders", "more than 1,000 places"),
+        (judged(deep), "grader.input[0].content", "leads on 33 times"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            made(form)
+        assert [problem.where for problem in raised.value.problems] == [where]
+        assert found in raised.value.problems[0].found
+        assert raised.value.problems[0].hint

@@ -101,6 +101,13 @@ def test_deep_forms_are_refused():
         from_wire(form)
 
 
+def test_half_characters_are_refused():
+    for form in (CHECK | {"name": "\ud800"}, CHECK | {"\ud800": 1}):
+        with pytest.raises(ConfigError, match="half a character") as raised:
+            from_wire(form)
+        assert str(raised.value).isascii()
+
+
 @pytest.mark.parametrize("text", ["a: [", "\x00", "a: 2020-01-01", "[" * 5000])
 def test_a_file_that_is_none_is_refused(text, tmp_path):
     path = tmp_path / "g.yaml"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,6 @@ _TEMPLATE = Path(__file__).with_name("page.html.j2")
 VERDICTS = ("fail", "warn", "pass", "skipped")
 #: records of a cluster side by side.
 SIDE_BY_SIDE = 4
-#: characters that have no shape but belong into words and emoji.
-_JOINERS = "\u200c\u200d\ufe0f"
 #: keys of a report under which records are named.
 _PLACES = ("where", "why", "train", "eval", "evalset", "name")
 
@@ -27,19 +24,7 @@ _PLACES = ("where", "why", "train", "eval", "evalset", "name")
 def render(report: Mapping[str, Any]) -> str:
     """The page of a report (see docs/curate.md for its fields). Nothing in it loads or runs."""
     report = shortened(report)
-    return renderer.render(_TEMPLATE, {"report": report, **view(report)}, visible=visible)
-
-
-def visible(text: str) -> str:
-    """The text with what has no shape, or would turn the page's text around, spelt out."""
-    if text.isprintable():
-        return text
-    return "".join(
-        f"⟨U+{ord(sign):04X}⟩"
-        if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") and sign not in f"\n\t{_JOINERS}"
-        else sign
-        for sign in text.replace("\r\n", "\n")
-    )
+    return renderer.render(_TEMPLATE, {"report": report, **view(report)}, visible=renderer.visible)
 
 
 def shortened(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _turns(record: Record) -> Mark | None:
         if before in _NEXT and role not in _NEXT[before]:
             why = f"begins with {role}" if before == "start" else f"{role} speaks after {before}"
             return record.text, Flaw(why, 0, 0)
-    if spoken[-1] != "assistant":
+    if spoken[-1] != "assistant" and not record.is_asked:
         return record.text, Flaw(f"ends with {spoken[-1]}, who is not answered", 0, 0)
     return None
 

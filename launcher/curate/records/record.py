@@ -13,6 +13,7 @@ from launcher.data.formats.base import (
     Example,
     Labelled,
     Messages,
+    OpenQuestion,
     Pair,
     Preference,
     Text,
@@ -47,6 +48,8 @@ class Record:
     """The answer that a preference turns down; the worst of ranked ones."""
     verdict: bool | None = None
     """Whether an answer that is judged by itself is a good one."""
+    is_asked: bool = False
+    """Whether it is a question that the model in training answers."""
 
     @property
     def everything(self) -> str:
@@ -82,6 +85,8 @@ def make(example: Example, *, file: int, line: int, source: str = "") -> Record:
         )
     if isinstance(example, Chat):
         return _chat(example, place)
+    if isinstance(example, OpenQuestion):
+        return _asked(example, place)
     if isinstance(example, Preference):
         return _judged(example.prompt, example.chosen, example.rejected, place)
     if isinstance(example, Unpaired):
@@ -201,6 +206,18 @@ def _chat(example: Chat, place: dict[str, Any]) -> Record:
         system=system,
         answers=tuple(content(messages[i]) for i in learned),
         **place,
+    )
+
+
+def _asked(example: OpenQuestion, place: dict[str, Any]) -> Record:
+    """A question, of whose answer nothing is expected."""
+    prompt = example.prompt
+    messages = [{"role": PROMPT, "content": prompt}] if isinstance(prompt, str) else prompt
+    system, spoken = _split(messages)
+    asked = _joined(spoken)
+    roles = [message["role"] for message in messages]
+    return Record(
+        prompt=asked, answer="", text=asked, roles=roles, system=system, is_asked=True, **place
     )
 
 

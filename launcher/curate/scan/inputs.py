@@ -39,6 +39,8 @@ class Input:
     """What shares one `data.limit`: the source of a mixture, otherwise the split."""
     learns_all: bool = False
     """Whether the objective learns every token."""
+    asks: bool = False
+    """Whether its model answers, so that a question needs no answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +68,8 @@ def inputs(config: Config) -> list[Input]:
             quota = f"{split} {item.name}" if apart else split
             for source in find(part, item, of):
                 name = source_name(source)
-                learns_all = config.objective.learns_every_token
-                entry = Input(split, item.name, source, len(found), name, item, quota, learns_all)
+                own = config.objective.learns_every_token, config.objective.samples
+                entry = Input(split, item.name, source, len(found), name, item, quota, *own)
                 found.append(entry)
     return found
 
@@ -116,8 +118,8 @@ def _format(entry: Input, head: Sequence[Chunk]) -> tuple[str | None, BadRecord 
     parsed = islice((record for chunk in head for _, record in chunk.parse()), _VOTERS)
     records = [record for record in parsed if not isinstance(record, BadRecord)]
     try:
-        columns = entry.item.columns
-        return formats.detect(records, columns, learns_all=entry.learns_all), None
+        columns, learns_all = entry.item.columns, entry.learns_all
+        return formats.detect(records, columns, learns_all=learns_all, asks=entry.asks), None
     except BadRecord as error:
         if entry.split == BENCHMARK:
             return None, None
@@ -141,7 +143,8 @@ class TaskReader:
             return None
         reader = self._readers.get(task.input.file)
         if reader is None:
-            reader = formats.Reader(task.format, task.columns, self._labels)
+            asks = task.input.asks
+            reader = formats.Reader(task.format, task.columns, self._labels, asks=asks)
             self._readers[task.input.file] = reader
         read = reader.read(raw)
         if not isinstance(read, BadRecord):

@@ -55,6 +55,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def unseen(records: int) -> float:
+    """The largest share of all that none of so many records may come from: the upper end of the
+    exact 95 % interval (Clopper and Pearson 1934)."""
+    return 1.0 - float(0.025 ** (1.0 / records))
+
+
 def effect_size(gains: Floats) -> float | None:
     """Cohen's d of paired gains: their mean in standard deviations; None if they do not vary."""
     kept = gains[np.isfinite(gains)]

@@ -23,19 +23,26 @@ RESULT = 3
 _MIB = 1 << 20
 _OPEN_FILES = 128
 _LONGEST_MESSAGE = 2_000
+#: Most bytes of a result.
+LARGEST_RESULT = 1 << 16
 
 
 def run(job: Mapping[str, Any], limits: Mapping[str, Any], user: int | None) -> NoReturn:
     """Run the job in this process, of which nothing is left afterwards."""
     try:
-        _limit(limits)
-        _become(user)
+        give_up(limits, user)
         found = _tests(job) if "command" in job else _grade(job)
         with contextlib.suppress(BaseException):
             sys.stdout.flush()
-        _tell(found)
+        tell(found)
     finally:
         os._exit(0)
+
+
+def give_up(limits: Mapping[str, Any], user: int | None) -> None:
+    """Let this process have no more than `limits`, and the rights of `user`."""
+    _limit(limits)
+    _become(user)
 
 
 def _limit(limits: Mapping[str, Any]) -> None:
@@ -78,16 +85,16 @@ def _grade(job: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(f"grade returned {score[:100]!r}, which is no number")
         return {"score": float(score)}
     except BaseException as error:
-        return {"error": _told(error)}
+        return {"error": told(error, "grader.py")}
 
 
-def _told(error: BaseException) -> str:
-    """The error and its line; its own text may be code that fails too."""
+def told(error: BaseException, file: str) -> str:
+    """The error and its line in `file`; its own text may be code that fails too."""
     try:
         lines = [
             frame.lineno
             for frame in traceback.extract_tb(error.__traceback__)
-            if frame.filename == "grader.py"
+            if os.path.basename(frame.filename) == file
         ]
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
@@ -109,14 +116,15 @@ def _tests(job: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": f"{error.filename or job['command'][0]}: {error.strerror}"}
 
 
-def _tell(found: Mapping[str, Any]) -> None:
+def tell(found: Mapping[str, Any]) -> None:
+    """Say what came of it."""
     content = json.dumps(found).encode()
     os.write(RESULT, len(content).to_bytes(4, "big") + content)
 
 
-def keep_open(result: int, output: int) -> None:
-    """Close all files but these two, which get their places."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
+def keep_open(result: int, output: int, source: int | None = None) -> None:
+    """Close all files but these, which get their places; standard input is `source`, or empty."""
+    nothing = os.open(os.devnull, os.O_RDONLY) if source is None else source
     # Above their places first, since one may lie in the place of another.
     above = [fcntl.fcntl(one, fcntl.F_DUPFD, RESULT + 1) for one in (nothing, output, result)]
     for place, one in enumerate((above[0], above[1], above[1], above[2])):

@@ -46,7 +46,7 @@ class CodeSandbox:
     def __init__(self, limits: GradersConfig) -> None:
         self.limits = limits
         self.workers = limits.workers or runtime.cpu_count()
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[SandboxWorker | None] = queue.LifoQueue()
         for _ in range(self.workers):
             self._idle.put(None)
 
@@ -78,18 +78,8 @@ class CodeSandbox:
             self._idle.put(worker)
         return worker.level
 
-    def _start(self) -> _Worker:
-        try:
-            return _Worker(self.limits, namespaces=True)
-        except _Refused as error:
-            if self.limits.sandbox is SandboxLevel.strict:
-                raise ConfigError(
-                    f"strict, and this machine has no namespaces: {error}",
-                    where="eval.graders.sandbox",
-                    hint=_HINT,
-                ) from error
-            _warn(str(error))
-        return _Worker(self.limits, namespaces=False)
+    def _start(self) -> SandboxWorker:
+        return start(self.limits)
 
     def close(self) -> None:
         """End the workers, once each is idle."""
@@ -105,12 +95,30 @@ class CodeSandbox:
         self.close()
 
 
+def start(limits: GradersConfig) -> SandboxWorker:
+    """A worker at the level that `limits` ask for; `ConfigError` with sandbox=strict where there
+    are no namespaces."""
+    if limits.sandbox is SandboxLevel.limits:
+        return SandboxWorker(limits, namespaces=False)
+    try:
+        return SandboxWorker(limits, namespaces=True)
+    except _Refused as error:
+        if limits.sandbox is SandboxLevel.strict:
+            raise ConfigError(
+                f"strict, and this machine has no namespaces: {error}",
+                where="eval.graders.sandbox",
+                hint=_HINT,
+            ) from error
+        _warn(str(error))
+    return SandboxWorker(limits, namespaces=False)
+
+
 @functools.cache
 def _warn(why: str) -> None:
     """Say once what does not stand around the code."""
     streams.remark(
-        f"warning: code of graders runs without namespaces ({why}): network and files are open to"
-        " it. docs/graders.md#the-sandbox says what to allow"
+        f"warning: code of graders and environments runs without namespaces ({why}): network and"
+        " files are open to it. docs/graders.md#the-sandbox says what to allow"
     )
 
 
@@ -118,7 +126,7 @@ class _Refused(Exception):
     """This machine does not give a process namespaces of its own."""
 
 
-class _Worker:
+class SandboxWorker:
     """One process of `launcher.graders.sandbox.worker`; raises `_Refused`."""
 
     def __init__(self, limits: GradersConfig, *, namespaces: bool) -> None:
@@ -158,11 +166,15 @@ class _Worker:
 
     def ask(self, job: Mapping[str, Any], within_s: float) -> dict[str, Any]:
         """The answer to a job; `OSError` if there is none."""
+        self.tell(job)
+        return self._receive(within_s)
+
+    def tell(self, job: Mapping[str, Any]) -> None:
+        """Hand over what is not answered; `OSError` if the worker is gone."""
         assert self._process.stdin is not None
         content = json.dumps(job).encode()
         self._process.stdin.write(len(content).to_bytes(4, "big") + content)
         self._process.stdin.flush()
-        return self._receive(within_s)
 
     def _receive(self, within_s: float) -> dict[str, Any]:
         end = time.monotonic() + within_s
@@ -173,8 +185,11 @@ class _Worker:
     def _exactly(self, size: int, end: float) -> bytes:
         assert self._process.stdout is not None
         source, parts = self._process.stdout.fileno(), b""
+        ready = select.poll()
+        ready.register(source, select.POLLIN)
         while len(parts) < size:
-            if not select.select([source], [], [], max(0.0, end - time.monotonic()))[0]:
+            # Not select, which knows the first 1024 files of a process alone.
+            if not ready.poll(1000 * max(0.0, end - time.monotonic())):
                 raise TimeoutError("no answer")
             part = os.read(source, size - len(parts))
             if not part:

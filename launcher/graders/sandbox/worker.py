@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.core import processes
-from launcher.graders.sandbox import code, namespaces, system
+from launcher.graders.sandbox import code, episode, namespaces, system
 
 #: Libraries that take long to import are imported before the fork, once a source does so.
 _SLOW = re.compile(r"^\s*(?:import|from)\s+(numpy|rapidfuzz|sympy)\b", re.MULTILINE)
-_LARGEST_RESULT, _KEPT_OUTPUT = 1 << 16, 8 << 10
+_KEPT_OUTPUT = 8 << 10
 #: Seconds between two looks at memory and processes.
 _WATCH_S = 0.05
 #: Without namespaces root has each worker's code run under a user of its own, from this number on.
@@ -48,7 +48,10 @@ def main() -> None:
         for name in _SLOW.findall(job.get("source", "")):
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
-        _send(worker.run(job))
+        if "reset" in job:
+            worker.play(job)
+        else:
+            _send(worker.run(job))
 
 
 class _Limited:
@@ -122,12 +125,47 @@ class _Limited:
             os.close(output)
         return {**found, "output": watch.printed.decode(errors="replace")}
 
+    def play(self, job: Mapping[str, Any]) -> None:
+        """Run an environment and tell what came of each call of it, until the next job is another
+        one's, or a call has failed. Between calls its processes are stopped."""
+        self._renew()
+        (result, tell), (output, say), (asked, ask) = os.pipe(), os.pipe(), os.pipe()
+        bounds = {**self._limits, "most_processes": self._most_processes()}
+        child = os.fork()
+        if not child:
+            code.keep_open(tell, say, asked)
+            episode.run(job, {**bounds, "timeout_s": job["most_s"]}, self._user)
+        for descriptor in (tell, say, asked):
+            os.close(descriptor)
+        watch = _Watch(child, result, output, {**self._limits, "timeout_s": job["turn_s"]})
+        try:
+            while True:
+                found = watch.result()
+                self._signal(signal.SIGSTOP)
+                _send({**found, "output": watch.printed.decode(errors="replace")})
+                more = _receive() if "turn" in found else None
+                if not more or "end" in more:
+                    return
+                self._signal(signal.SIGCONT)
+                watch.ask(ask, more)
+        finally:
+            self._end_all()
+            for descriptor in (result, output, ask):
+                os.close(descriptor)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Signal all that the code has started."""
+        for process in processes.descendants(os.getpid()):
+            processes.send(process, number)
+
 
 class _Namespaced(_Limited):
     """Runs code in a world of its own."""
 
     def _prepare(self, start: Mapping[str, Any]) -> None:
         self._user = namespaces.enter()
+        # The folders of the new root are for whoever code runs as; nothing is made outside of it.
+        os.umask(0o022)
         namespaces.build(str(self._place), start["folders"])
 
     def _most_processes(self) -> int:
@@ -139,9 +177,12 @@ class _Namespaced(_Limited):
         os.chdir(namespaces.WORK)
 
     def _end_all(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(-1, signal.SIGKILL)  # all but this one, as there are no others here
+        self._signal(signal.SIGKILL)
         _reap()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, number)  # all but this one, as there are no others here
 
 
 class _Watch:
@@ -153,9 +194,17 @@ class _Watch:
         self._looked = 0.0
         self._open = {0, result, output}
         self._received = b""
+        self._asked, self._left = -1, b""
         self.printed = b""
         for source in (result, output):
             os.set_blocking(source, False)
+
+    def ask(self, descriptor: int, what: Mapping[str, Any]) -> None:
+        """Have the next result waited for, once `what` is written to the code."""
+        self._end = time.monotonic() + self._limits["timeout_s"]
+        self._received = b""
+        os.set_blocking(descriptor, False)
+        self._asked, self._left = descriptor, _framed(what)
 
     def result(self) -> dict[str, Any]:
         """The result, why there is none (`error`), or what stopped the code (`stopped`)."""
@@ -167,12 +216,23 @@ class _Watch:
                 self._looked = now
                 if found := self._excess():
                     return {"stopped": found}
-            ready, _, _ = select.select(self._open, [], [], min(self._end - now, _WATCH_S))
+            wanted = [self._asked] if self._left else []
+            ready, free, _ = select.select(self._open, wanted, [], min(self._end - now, _WATCH_S))
+            if free:
+                self._write()
             self._read(ready)
             ended, status = (0, 0) if self._parsed() else os.waitpid(self._child, os.WNOHANG)
             if ended or self._parsed():
                 self._read(self._open - {0})  # what it has said before its end
                 return self._parsed() or {"error": _how(os.waitstatus_to_exitcode(status))}
+
+    def _write(self) -> None:
+        try:
+            self._left = self._left[os.write(self._asked, self._left) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it has ended, which is seen elsewhere
+            self._left = b""
 
     def _read(self, ready: Iterable[int]) -> None:
         for source in list(ready):
@@ -185,17 +245,17 @@ class _Watch:
             if not content:
                 self._open.discard(source)
             elif source == self._result:
-                self._received = (self._received + content)[: _LARGEST_RESULT + 5]
+                self._received = (self._received + content)[: code.LARGEST_RESULT + 5]
             else:
                 self.printed = (self.printed + content)[-_KEPT_OUTPUT:]
 
     def _parsed(self) -> dict[str, Any]:
         """The result once it is complete; else nothing."""
         size = int.from_bytes(self._received[:4], "big")
-        if len(self._received) < 4 or len(self._received) - 4 < min(size, _LARGEST_RESULT):
+        if len(self._received) < 4 or len(self._received) - 4 < min(size, code.LARGEST_RESULT):
             return {}
         try:
-            found = json.loads(self._received[4 : size + 4])
+            found = _encodable(json.loads(self._received[4 : size + 4]))
             (name, value), *others = found.items()
             if not others and isinstance(value, _RESULTS[name]):
                 return {name: value}
@@ -214,7 +274,7 @@ class _Watch:
 
 
 #: What code may tell, and of which type it is.
-_RESULTS = {"score": float, "exit_code": int, "error": str}
+_RESULTS = {"score": float, "exit_code": int, "turn": dict, "error": str}
 
 
 def _how(status: int) -> str:
@@ -260,9 +320,19 @@ def _reap() -> None:
             os.waitpid(-1, 0)
 
 
-def _send(found: Mapping[str, Any]) -> None:
+def _encodable(value: Any) -> Any:
+    """A value of JSON whose texts can be written to files: JSON may hold half a character."""
+    text = json.dumps(value, ensure_ascii=False)
+    return value if text.isascii() else json.loads(text.encode(errors="replace"))
+
+
+def _framed(found: Mapping[str, Any]) -> bytes:
     content = json.dumps(found).encode()
-    view = memoryview(len(content).to_bytes(4, "big") + content)
+    return len(content).to_bytes(4, "big") + content
+
+
+def _send(found: Mapping[str, Any]) -> None:
+    view = memoryview(_framed(found))
     while view:
         view = view[os.write(1, view) :]
 

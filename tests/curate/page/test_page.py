@@ -6,6 +6,7 @@ import re
 import pytest
 
 from launcher.curate.page import page
+from launcher.report import renderer
 from support.html import Page
 from support.reports import example, report, rule
 
@@ -145,7 +146,7 @@ def test_hostile_text_anywhere_is_only_text():
 
 
 def test_what_has_no_shape_is_spelt_out():
-    shown = page.visible("a\x00b\u202ec\u200bd\ud800e\n\tf 👩\u200d🔬 ü\r\n")
+    shown = renderer.visible("a\x00b\u202ec\u200bd\ud800e\n\tf 👩\u200d🔬 ü\r\n")
     assert shown == "a⟨U+0000⟩b⟨U+202E⟩c⟨U+200B⟩d⟨U+D800⟩e\n\tf 👩\u200d🔬 ü\n"
     made = report()
     made["rules"] = [rule("control", "fail", 1, examples=[example(1, "x\x00\ud800", "NUL")])]

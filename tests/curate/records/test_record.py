@@ -5,8 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.curate.records.marks import MARKS
 from launcher.curate.records.record import digest, identity, loose, make
-from launcher.data.formats.base import Chat, Labelled, Pair, Preference, Text
+from launcher.data.formats.base import Chat, Labelled, OpenQuestion, Pair, Preference, Text
 
 
 def said(role: str, content: object) -> dict[str, object]:
@@ -95,3 +96,12 @@ def test_all_texts_of_a_record_without_a_format():
 @given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
 def test_texts_do_not_flow_into_each_other(left, right):
     assert (digest(*left) == digest(*right)) == (left == right)
+
+
+def test_nobody_needs_to_have_answered_what_the_model_is_asked():
+    turns = [said("system", "Be brief."), said("user", "a"), said("assistant", "b")]
+    made = item(OpenQuestion([*turns, said("user", "c")]))
+    assert (made.prompt, made.answer, made.system) == ("a\nb\nc", "", "Be brief.")
+    assert item(OpenQuestion("a")).roles == ["user"]
+    assert [name for name, mark in MARKS.items() if mark(made)] == []
+    assert MARKS["unbalanced_turns"](item(OpenQuestion([*turns, *turns[1:2], *turns[1:2]])))

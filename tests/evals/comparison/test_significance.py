@@ -116,3 +116,8 @@ def test_no_evidence_says_how_many_records_would_decide():
     match = row["metrics"]["exact_match"]
     assert match["verdict"] == "no evidence"
     assert match["needed"] > 40
+
+
+@pytest.mark.parametrize(("records", "share"), [(1, 0.975), (10, 0.3085), (72, 0.0499)])
+def test_what_none_of_some_records_shows_is_bounded(records, share):
+    assert significance.unseen(records) == pytest.approx(share, abs=1e-4)
