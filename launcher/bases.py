@@ -57,7 +57,8 @@ def tiny_folder(config: TinyModelConfig, cache_dir: Path) -> Path:
 
 
 def base_key(config: Config) -> str:
-    """Key of the base that the recipe `config` pre-trains: a hash of what decides its weights.
+    """Key of the base that the recipe `config` trains: a hash of what decides its weights, the base
+    that it begins with itself too.
 
     The cut into ranks, ZeRO stage, logging, evaluation and launch do not.
     """
@@ -67,7 +68,9 @@ def base_key(config: Config) -> str:
             raw[section].pop(option, None)
     sections = {name: raw[name] for name in _SECTIONS}
     sources = _sources(*_TINY_SOURCES, "data/builtin.py")
-    return _digest(__version__, sources, config.seed, config.engine.precision, sections)
+    before = trained_base(config.model)
+    more = [] if before is None else [before.name]
+    return _digest(__version__, sources, config.seed, config.engine.precision, sections, *more)
 
 
 @functools.cache
@@ -206,7 +209,7 @@ def make(run: RunDir, model: ModelConfig) -> None:
                 folder.rename(now)
             return
         assert isinstance(model, TinyModelConfig)
-        print(f"pre-training the base of {model.recipe} (once; it is kept in {folder})", flush=True)
+        print(f"training the base by {model.recipe} (once; it is kept in {folder})", flush=True)
         shutil.rmtree(work, ignore_errors=True)
         words = [*(_recipe_words(model) or ()), f"run.root={work.parent}", f"run.name={work.name}"]
         ranks = min(2, runtime.cpu_count()) if not runtime.gpu_count() else 1
@@ -225,7 +228,7 @@ def _recipe_words(model: ModelConfig) -> tuple[str, ...] | None:
     if not isinstance(model, TinyModelConfig) or model.recipe is None or model.adapter is not None:
         return None
     sizes = [f"model.{name}={getattr(model, name)}" for name in TINY_OPTIONS]
-    return (f"experiment={model.recipe}", *sizes, "eval=none")
+    return (f"experiment={model.recipe}", *sizes, "eval=none", "export.merge=true")
 
 
 def _command(words: list[str], ranks: int) -> list[str]:
@@ -243,7 +246,7 @@ def _merge_failure(code: int, model: ModelConfig) -> LauncherError:
 def _failure(run: RunDir, model: TinyModelConfig) -> LauncherError:
     status = run.status()
     error = LauncherError(
-        f"pre-training the base failed: {status.reason or 'see above'}",
+        f"training the base failed: {status.reason or 'see above'}",
         where=f"model.recipe={model.recipe}",
         hint=f"try it alone: launcher train experiment={model.recipe}",
     )

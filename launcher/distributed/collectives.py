@@ -6,11 +6,16 @@ group can be made they go over NCCL.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from launcher.core.errors import LauncherError, Problem
+
+T = TypeVar("T")
 
 #: How long ranks try to connect over gloo before their messages go over the default group.
 CONNECT_TIMEOUT = timedelta(seconds=60)
@@ -85,6 +90,33 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value, group=_Way.group)
     return values
+
+
+def by_main(is_main: bool, call: Callable[[], T]) -> T:
+    """What rank 0 makes of `call`, on all ranks; the `LauncherError` that it raises, all of them
+    do. All ranks call it together."""
+    value: Any = None
+    failed: tuple[type[LauncherError], tuple[Problem, ...]] | None = None
+    if is_main:
+        try:
+            value = call()
+        except LauncherError as error:
+            failed = type(error), error.problems
+    value, failed = _from_main((value, failed))
+    if failed is not None:
+        kind, problems = failed
+        raise kind(problems)
+    made: T = value
+    return made
+
+
+def _from_main(value: Any) -> Any:
+    """`value` of rank 0, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0, group=_Way.group, device=_Way.device)
+    return values[0]
 
 
 def barrier() -> None:

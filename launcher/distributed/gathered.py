@@ -1,4 +1,5 @@
-"""Weights for making answers under ZeRO-3: all of them on every rank, or sharded as they are."""
+"""Weights for making answers: laid out for few rows, and under ZeRO-3 all of them on every rank, or
+sharded as they are."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from launcher.config.derive import memory
 from launcher.config.schema import Config
 from launcher.core.runtime import Ranks
 from launcher.distributed import collectives, devices
+from launcher.model import products
 
 #: What the weights may take of the free memory; activations and logits need some of the rest.
 SHARE = 0.7
@@ -28,7 +30,8 @@ def for_generation(
     """
     sharded = [p for p in model.parameters() if hasattr(p, "ds_numel")]
     if not sharded:
-        yield False
+        with _laid_out(model, ranks):
+            yield False
         return
     needed = _needed(sharded, config)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,8 +50,15 @@ def for_generation(
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(sharded), _without_hooks(model):
+    gathered = deepspeed.zero.GatheredParameters(sharded)
+    with gathered, _without_hooks(model), _laid_out(model, ranks):
         yield False
+
+
+def _laid_out(model: Any, ranks: Ranks) -> contextlib.AbstractContextManager[None]:
+    """Where there is room for copies of the weights beside what answers need."""
+    free = devices.free_memory(ranks, torch.device("cpu"))
+    return products.laid_out(model, min(products.MOST_BYTES, free // 2))
 
 
 def _needed(sharded: list[Any], config: Config) -> int:

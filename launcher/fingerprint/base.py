@@ -75,6 +75,7 @@ def origin(config: Config, base: Path | None) -> dict[str, str]:
         "model": model,
         "tokenizer": digest,
         **({"objective": hashes.digest(Path(own))} if own.endswith(".py") else {}),
+        **({"adapter": _adapter_digest(config)} if config.objective.asks_start(config) else {}),
         **others,
     }
 
@@ -85,6 +86,13 @@ def weights_digest(folder: Path) -> str:
     files = [[path.name, _file_digest(path)] for path in _weight_files(folder) if path.is_file()]
     text = json.dumps(files).encode()
     return hashlib.blake2b(text, digest_size=16).hexdigest() if files else ""
+
+
+def _adapter_digest(config: Config) -> str:
+    """Of the weights of the adapter that the run goes on from."""
+    folder = Path(config.peft.adapter)  # type: ignore[attr-defined]
+    files = [_file_digest(path) for path in sorted(folder.glob("adapter_model.*"))]
+    return hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
 
 
 def model_digest(folder: Path, *, with_code: bool = False) -> str:
@@ -141,6 +149,7 @@ _WORDS = {
     "tokenizer": "the tokenizer or its chat template",
     "objective": "the file of the objective",
     "teacher": "the weights of the teacher",
+    "adapter": "the adapter to go on from",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from launcher import bases
 from launcher.config import schema
-from launcher.config.derive import data_entries
+from launcher.config.derive import copies, data_entries
 from launcher.config.derive.data_entries import DataEntry
 from launcher.config.schema import (
     Config,
@@ -213,6 +214,8 @@ def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
     """How the objective makes tokens of examples: what several of the launcher's make alike, they
     share."""
     encoding = config.objective.encoding(split)
+    if config.objective.samples:  # what has no answer is read, too
+        encoding = {**encoding, "asks": True}
     if type(config.objective).__module__.startswith(f"{schema.__name__}."):
         return encoding
     name, *options = objective_identity(config, hashes)
@@ -224,14 +227,18 @@ def _objective(config: Config, split: str, hashes: Hashes) -> dict[str, Any]:
 
 def objective_identity(config: Config, hashes: Hashes | None = None) -> list[Any]:
     """What an objective is told by: its name, or the content of its file; then, of one that is not
-    the launcher's, all its options."""
+    the launcher's, all its options, a grader's file by its content."""
     objective = config.objective
     if type(objective).__module__ == ObjectiveConfig.__module__:
         return [objective.name]
     hashes = hashes or Hashes(cache_root(config) / "hashes.json")
     name = objective.name
     identity = _code(runtime.user_path(name), hashes) if name.endswith(".py") else name
-    return [identity, {key: value for key, value in to_dict(objective).items() if key != "name"}]
+    options = {key: value for key, value in to_dict(objective).items() if key != "name"}
+    for slot in copies.files({"objective": options}):
+        with contextlib.suppress(OSError):  # it says so itself
+            slot.put(hashes.digest(runtime.user_path(slot.get())))
+    return [identity, options]
 
 
 def _groups(config: Config, split: str) -> list[tuple[DataEntry, list[Source]]]:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
 from launcher.data.cache import JoinedCache, TokenCache
-from launcher.data.pack.loader import Row, make_row
+from launcher.data.pack.loader import LEAST_SHARED, Row, make_row
 from launcher.health import determinism
 from launcher.model import attention
 from launcher.model.adapter import inner_model
@@ -114,6 +114,19 @@ class _Plain:
         return getattr(self._cache, name)
 
 
+class _Twins(_Excerpt):
+    """The same, each as two documents whose second halves differ in the order of their tokens."""
+
+    def record(self, i: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        tokens, flags = super().record(i)
+        half = max(len(tokens) // 2, LEAST_SHARED)
+        other = np.append(tokens[:half], tokens[half:][::-1])
+        return np.append(tokens, other), np.append(flags, flags)
+
+    def documents(self, i: int) -> list[int]:
+        return [len(self.record(i)[0]) // 2] * 2
+
+
 class _Probe:
     """Some documents of the data, and what a head makes of them; all ranks ask it the same."""
 
@@ -163,11 +176,11 @@ class _Probe:
         self.changed = replace(self.row, input_ids=other)
         self._behind = self.head.documents_of_probe(self.row) > 0
 
-    def sharing(self, cache: TokenCache | JoinedCache) -> Row | None:
+    def sharing(self, cache: TokenCache | JoinedCache, *, twins: bool) -> Row | None:
         """Some records with documents that begin alike, the shortest ones; None if there are
-        none."""
-        whole: Any = _Plain(cache)
-        rows = (make_row(whole, [i]) for i in self._several if len(cache.documents(i)) > 1)
+        none. `twins`: documents are made that do."""
+        whole: Any = _Twins(cache) if twins else _Plain(cache)
+        rows = (make_row(whole, [i]) for i in self._several if len(whole.documents(i)) > 1)
         found = [row for row in rows if row.sharing is not None]
         found.sort(key=lambda row: len(row.input_ids))
         chosen = [i for row in found[:3] for i in row.records]
@@ -242,13 +255,15 @@ def isolate(
     agree: Callable[[bool], bool] = bool,
     *,
     trains: bool = False,
+    groups: bool = False,
 ) -> list[str]:
     """Choose how `head` keeps documents apart in `model`, and say what is out of the ordinary.
 
     `caller` is what to call for a forward (the engine while training), in evaluation mode; `agree`
     tells of a rank's finding whether it is that of all. All ranks call this with the same cache.
-    Raises `ConfigError` for a model that gives a document another loss beside others than alone,
-    and with `trains` for one that cannot be computed in training mode.
+    `groups`: rows will hold records of several documents that begin alike, though the cache has
+    none. Raises `ConfigError` for a model that gives a document another loss beside others than
+    alone, and with `trains` for one that cannot be computed in training mode.
     """
     try:
         probe = _Probe(head, caller, cache, device)
@@ -257,7 +272,7 @@ def isolate(
     inner = inner_model(model)
     choice = _Choice(head, probe, model, inner, agree)
     notes = choice.make()
-    head.shares = choice.shares(cache)
+    head.shares = choice.shares(cache, twins=groups)
     if trains:
         model.train()
         with as_refusal(inner, " in training"):
@@ -302,11 +317,11 @@ class _Choice:
             why = "a head of its own"
         return self._in_lines(why)
 
-    def shares(self, cache: TokenCache | JoinedCache) -> bool:
+    def shares(self, cache: TokenCache | JoinedCache, *, twins: bool) -> bool:
         """Whether what documents of a record begin with alike may be computed once: whether the
         losses stay what they are. Documents that are not in a row have nothing in common."""
         head, probe = self._head, self._probe
-        if head.layout != "row" or (row := probe.sharing(cache)) is None:
+        if head.layout != "row" or (row := probe.sharing(cache, twins=twins)) is None:
             return False
         assert row.sharing is not None
         # Of targets whose own tokens are computed in any case; an output is of a whole document.

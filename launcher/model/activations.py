@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from launcher.model import layers
+from launcher.model import layers, products
 
 _NORMED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -67,21 +67,29 @@ def _norm(module: Any, *args: Any, late: bool, offset: float, eps: str, **named:
         own: Tensor = type(module).forward(module, x)
         return own
     scale = weight.float() + offset if offset else weight
+    if not torch.is_grad_enabled():
+        return _normalised(x, _inverse_rms(x, getattr(module, eps)), scale, late)
     result: Tensor = _RmsNorm.apply(x, scale, getattr(module, eps), late)
     return result
 
 
 def _mlp(module: Any, *args: Any, activation: _Activation, **named: Any) -> Tensor:
     (x,) = (*args, *named.values())
-    result: Tensor = module.down_proj(
-        _Gated.apply(module.gate_proj(x), module.up_proj(x), activation)
-    )
+    gate, up = module.gate_proj(x), module.up_proj(x)
+    if torch.is_grad_enabled():
+        result: Tensor = module.down_proj(_Gated.apply(gate, up, activation))
+    else:
+        result = module.down_proj(activation.value(gate).mul_(up))
     return result
 
 
 def _linear(module: Any, input: Tensor) -> Tensor:
-    source = input.grad_fn
-    if not hasattr(source, "remake") or input.dtype != module.weight.dtype:
+    if input.dtype != module.weight.dtype:
+        return nn.Linear.forward(module, input)
+    if not torch.is_grad_enabled():
+        return products.linear(input, module.weight, module.bias)
+    source = input.grad_fn if hasattr(input.grad_fn, "remake") else None
+    if source is None and not products.is_fast(input, module.weight, module.bias):
         return nn.Linear.forward(module, input)
     result: Tensor = _Linear.apply(input, module.weight, module.bias, source)
     return result
@@ -95,8 +103,7 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, late: bool) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-        scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, scale, weight)
         ctx.late, ctx.made, ctx.remake = late, None, _RmsNorm.remake
         return _normalised(x, scale, weight, late)
@@ -128,6 +135,11 @@ class _RmsNorm(torch.autograd.Function):
         along = (table @ wide).view(scale.shape).mul_(scale).mul_(scale).mul_(scale).div_(-width)
         torch.mul(grad, wide, out=buffer).mul_(scale).addcmul_(x, along)
         return buffer.to(x.dtype), grad_weight, None, None
+
+
+def _inverse_rms(x: Tensor, eps: float) -> Tensor:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
 def _normalised(x: Tensor, scale: Tensor, weight: Tensor, late: bool) -> Tensor:
@@ -191,26 +203,28 @@ class _Gated(torch.autograd.Function):
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer whose input the node `source` makes again for backward."""
+    """A linear layer whose input the node `source` makes again for backward; without one it is
+    kept where the weight learns."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, source: Any) -> Tensor:
-        ctx.save_for_backward(weight)
+        is_kept = source is None and ctx.needs_input_grad[1]
+        ctx.save_for_backward(weight, x if is_kept else None)
         ctx.source = source
-        return functional.linear(x, weight, bias)
+        return products.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weight,) = ctx.saved_tensors
+        weight, x = ctx.saved_tensors
         flat = grads[0].reshape(-1, weight.shape[0])
         grad_x = grad_weight = None
         if ctx.needs_input_grad[1]:
-            x = ctx.source.remake(ctx.source)
+            x = ctx.source.remake(ctx.source) if x is None else x
             grad_weight = flat.t() @ x.reshape(-1, weight.shape[1])
             del x  # before the next large tensor is made
         if ctx.needs_input_grad[0]:
-            grad_x = (flat @ weight).view(*grads[0].shape[:-1], weight.shape[1])
+            grad_x = products.product(flat, weight).view(*grads[0].shape[:-1], weight.shape[1])
         return grad_x, grad_weight, flat.sum(0) if ctx.needs_input_grad[2] else None, None
 
 

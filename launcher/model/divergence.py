@@ -33,6 +33,11 @@ class Measure:
         self.temperature = temperature
         self._kind, self._beta = kind, beta
 
+    @classmethod
+    def of(cls, kind: Divergence, temperature: float, beta: float | None) -> Measure:
+        """The same by options, whose `beta` may be null."""
+        return cls(kind, temperature, 0.5 if beta is None else beta)
+
     def __call__(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
         """Divergence of each line of log-probabilities [t, groups]: fp32 [t]; and q times its
         derivative by q, [t, groups], up to a multiple of q."""

@@ -17,20 +17,30 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.model import attention
+from launcher.model import attention, products
 from launcher.model.adapter import inner_model
+from launcher.model.target_logits import (
+    Criterion,
+    CrossEntropy,
+    Distributions,
+    HeadLogProbs,
+    HeadLoss,
+    LogitsLogProbs,
+    LogitsLoss,
+    Reading,
+    Scores,
+    TokenLoss,
+    chunk_rows,
+)
 
-#: Elements of one fp32 chunk of logits: 4 MB on CPU (stays near the cache), 512 MB on a GPU.
-CHUNK_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 27}
-#: Rows of a tile of a GPU's matrix product.
-_TILE = 128
+if TYPE_CHECKING:
+    from launcher.model.divergence import Teacher
 
 
 class RowTensors(Protocol):
@@ -80,45 +90,6 @@ class Head(Protocol):
         ...
 
 
-class Criterion(Protocol):
-    """A loss of logits, a part of the targets at a time."""
-
-    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """Loss sum of the targets `part` by their fp32 logits [t, V], a scalar, and its gradient
-        [t, V]. It leaves the logits as they are. Called for each part in order, and once more if
-        the model turns out to change its logits."""
-        ...
-
-
-class CrossEntropy:
-    """The (weighted) cross entropy of the targets, with label smoothing; a `Criterion`."""
-
-    def __init__(self, targets: Tensor, smoothing: float, weights: Tensor | None) -> None:
-        self._targets, self._smoothing, self._weights = targets, smoothing, weights
-
-    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """See `Criterion`."""
-        weights = None if self._weights is None else self._weights[part]
-        return loss_and_gradient(logits, self._targets[part], self._smoothing, weights)
-
-
-class Scores:
-    """What is scored of the targets, from their logits by parts."""
-
-    def __init__(self, targets: Tensor) -> None:
-        self._targets = targets
-        self.losses = targets.new_empty(len(targets), dtype=torch.float32)
-        """Cross entropy in nats: fp32 [T]."""
-        self.correct = torch.empty_like(targets, dtype=torch.bool)
-        """Whether the target is the first choice: bool [T]."""
-
-    def __call__(self, logits: Tensor, part: slice) -> None:
-        """Take in the fp32 logits [t, V] of the targets `part`."""
-        targets = self._targets[part]
-        self.losses[part] = nn.functional.cross_entropy(logits, targets, reduction="none")
-        self.correct[part] = logits.argmax(-1) == targets
-
-
 class _Wish(Enum):
     """What the patched head is to compute."""
 
@@ -126,18 +97,6 @@ class _Wish(Enum):
     see = "see"
     log_probs = "log_probs"
     hidden = "hidden"
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """How log-probabilities are read from logits."""
-
-    temperature: float = 1.0
-    """What logits are divided by."""
-    entropies: bool = False
-    """Whether the entropy of each distribution is wanted too."""
-    counts: bool = False
-    """Whether first choices that are right are counted."""
 
 
 @dataclass(slots=True)
@@ -149,9 +108,10 @@ class _Request:
     wish: _Wish
     criterion: Criterion | None = None
     see: Callable[[Tensor, slice], None] | None = None
-    reading: _Reading = _Reading()
+    reading: Reading = Reading()
     result: Tensor | None = None
     entropies: Tensor | None = None
+    divergences: Tensor | None = None
     correct: Tensor | None = None
 
 
@@ -196,7 +156,7 @@ class TargetHead:
             self.hits = request.correct
             return request.result
         total: Tensor
-        total, self.hits = _LogitsLoss.apply(
+        total, self.hits = LogitsLoss.apply(
             self._logits(caller, row), row.targets, criterion, self._counts_hits
         )
         return total
@@ -206,30 +166,55 @@ class TargetHead:
 
         The logits are worked out twice, chunk by chunk, and never kept.
         """
-        return self._read(caller, row, _Reading(counts=self._counts_hits))[0]
+        return self._read(caller, row, Reading(counts=self._counts_hits))[0]
 
-    def log_probs_and_entropies(
-        self, caller: Any, row: RowTensors, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probability of each of the row's targets, and the entropy in nats of the distribution
-        that it is of, by logits divided by `temperature`: both fp32 [targets], with gradients."""
-        reading = _Reading(temperature, entropies=True, counts=self._counts_hits)
-        found, entropies = self._read(caller, row, reading)
+    def distributions(
+        self, caller: Any, row: RowTensors, temperature: float, teacher: Teacher | None = None
+    ) -> Distributions:
+        """What the model makes of the row's targets by logits divided by `temperature`, and how far
+        it is from a `teacher` there, whose measure has a temperature of its own.
+
+        The teacher is asked twice for each part of the targets, as the logits are worked out twice.
+        """
+        reading = Reading(temperature, True, teacher, counts=self._counts_hits)
+        log_probs, entropies, divergences = self._read(caller, row, reading)
         assert entropies is not None
-        return found, entropies
+        return Distributions(log_probs, entropies, divergences)
+
+    def learn_by_token(
+        self,
+        caller: Any,
+        row: RowTensors,
+        temperature: float,
+        judge: Callable[[Distributions, slice], Tensor],
+        teacher: Teacher | None = None,
+    ) -> tuple[Tensor, Distributions]:
+        """The sum of `judge` over parts of the row's targets, a fp32 scalar with gradients, and the
+        `distributions` that it was given, without any.
+
+        In fp16 all of them are one part: gradients would be formed before they are scaled, and
+        those of a token may be too small for it.
+        """
+        if next(self.model.parameters()).dtype == torch.float16:
+            whole = self.distributions(caller, row, temperature, teacher)
+            far = None if whole.divergences is None else whole.divergences.detach()
+            known = Distributions(whole.log_probs.detach(), whole.entropies.detach(), far)
+            return judge(whole, slice(None)), known
+        criterion = TokenLoss(row.targets, Reading(temperature, True, teacher), judge)
+        return self.learn(caller, row, criterion), criterion.found
 
     def _read(
-        self, caller: Any, row: RowTensors, reading: _Reading
-    ) -> tuple[Tensor, Tensor | None]:
+        self, caller: Any, row: RowTensors, reading: Reading
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         wish = _Request(row.targets, row.target_index, _Wish.log_probs, reading=reading)
         if (request := self._fused(caller, row, wish)) is not None:
             assert request.result is not None
             self.hits = request.correct
-            return request.result, request.entropies
-        found, entropies, self.hits = _LogitsLogProbs.apply(
+            return request.result, request.entropies, request.divergences
+        found, entropies, divergences, self.hits = LogitsLogProbs.apply(
             self._logits(caller, row), row.targets, reading
         )
-        return found, entropies
+        return found, entropies, divergences
 
     def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Losses of the targets."""
@@ -268,7 +253,7 @@ class TargetHead:
             assert head is not None
             weight = head.weight.detach()
             bias = None if head.bias is None else head.bias.detach()
-            return lambda part: nn.functional.linear(hidden[part], weight, bias)
+            return lambda part: products.linear(hidden[part], weight, bias)
         logits = self._logits(caller, row)
         return lambda part: logits[part]
 
@@ -327,9 +312,10 @@ class TargetHead:
             return plain
         flat = _select(hidden, request.keep, len(request.targets))
         if request.wish is _Wish.log_probs:
-            request.result, request.entropies, request.correct = _HeadLogProbs.apply(
+            found = HeadLogProbs.apply(
                 flat, head.weight, head.bias, request.targets, request.reading
             )
+            request.result, request.entropies, request.divergences, request.correct = found
         elif request.wish is _Wish.see:
             assert request.see is not None
             _show(flat, head, request.see)
@@ -337,7 +323,7 @@ class TargetHead:
         elif request.wish is _Wish.hidden:
             request.result = flat
         else:
-            request.result, request.correct = _HeadLoss.apply(
+            request.result, request.correct = HeadLoss.apply(
                 *(flat, head.weight, head.bias, request.targets),
                 *(request.criterion, self._counts_hits),
             )
@@ -464,306 +450,14 @@ def _kept(row: RowTensors, mask: Tensor) -> Tensor:
     return keep
 
 
-def _chunk(vocab: int, device: torch.device) -> int:
-    """Rows of a chunk; on a GPU whole tiles of its matrix products, if it is that many."""
-    rows = max(1, CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // vocab)
-    return rows if device.type == "cpu" or rows < _TILE else rows - rows % _TILE
-
-
-@cache
-def _sums_wide(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product of 16-bit matrices can be added to a matrix of fp32 in one kernel there.
-
-    torch has an operator for it on CUDA, which has changed what it takes: tried once.
-    """
-    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
-        return False
-    ones = torch.ones(_TILE, _TILE, dtype=dtype, device=device)
-    total = torch.full((_TILE, _TILE), 2.0**-9, device=device)  # lost in 16 bits
-    try:
-        torch.addmm(total, ones.t(), ones, torch.float32, out=total)
-    except (RuntimeError, TypeError):
-        return False
-    return bool((total == _TILE + 2.0**-9).all())
-
-
-def loss_and_gradient(
-    logits: Tensor, targets: Tensor, smoothing: float, weights: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Summed cross entropy of fp32 `logits` [t, V], and its gradient [t, V] (reuses one buffer)."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    picked = targets.unsqueeze(1)
-    losses = -log_p.gather(1, picked).squeeze(1)
-    if smoothing:
-        losses = (1 - smoothing) * losses - smoothing * log_p.mean(-1)
-    loss = losses.sum() if weights is None else losses @ weights
-    gradient = log_p.exp_()
-    if smoothing:
-        gradient -= smoothing / logits.shape[-1]
-    gradient.scatter_add_(1, picked, gradient.new_full((1, 1), smoothing - 1).expand_as(picked))
-    if weights is not None:
-        gradient *= weights.unsqueeze(1)
-    return loss, gradient
-
-
-def _hits(logits: Tensor, targets: Tensor) -> Tensor:
-    return (logits.argmax(-1) == targets).sum()
-
-
-class _Gradients:
-    """Gradients of a linear head, formed chunk by chunk of the positions; None for what needs none.
-
-    Those of weight and bias are summed in fp32.
-    """
-
-    def __init__(self, ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        self._of = hidden, weight
-        self.hidden = torch.empty_like(hidden) if need_hidden else None
-        self.weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        self.bias = (
-            None if bias is None or not need_bias else torch.zeros_like(bias, dtype=torch.float32)
-        )
-
-    def add(self, part: slice, gradient: Tensor) -> None:
-        """Take in the gradient of the logits [T, V] in fp32 at the positions `part`."""
-        hidden, weight = self._of
-        if self.bias is not None:
-            self.bias += gradient.sum(0)
-        gradient = gradient.to(weight.dtype)
-        if self.hidden is not None:
-            torch.mm(gradient, weight, out=self.hidden[part])
-        if self.weight is not None:
-            if self.weight.dtype == gradient.dtype:
-                self.weight.addmm_(gradient.t(), hidden[part])
-            elif _sums_wide(hidden.device, gradient.dtype):
-                operands = (self.weight, gradient.t(), hidden[part])
-                torch.addmm(*operands, torch.float32, out=self.weight)
-            else:
-                self.weight += gradient.t() @ hidden[part]
-
-
-class _HeadLoss(torch.autograd.Function):
-    """Linear head and a criterion; both gradients are formed in forward, chunk by chunk."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        criterion: Criterion,
-        counts: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        gradients = _Gradients(ctx, hidden, weight, bias)
-        total = hidden.new_zeros((), dtype=torch.float32)
-        hits = targets.new_zeros(()) if counts else None
-        size = _chunk(weight.shape[0], hidden.device)
-        for start in range(0, hidden.shape[0], size):
-            part = slice(start, start + size)
-            logits = nn.functional.linear(hidden[part], weight, bias).float()
-            if hits is not None:
-                hits += _hits(logits, targets[part])
-            loss, gradient = criterion(logits, part)
-            total += loss
-            gradients.add(part, gradient)
-            del logits, gradient  # or they would live while the next ones are made
-        ctx.save_for_backward(gradients.hidden, gradients.weight, gradients.bias)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
-        if hits is not None:
-            ctx.mark_non_differentiable(hits)
-        return total, hits
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grads[0]
-        hidden, weight, bias = ctx.saved_tensors
-        return (
-            None if hidden is None else hidden.mul_(scale.to(hidden.dtype)),
-            None if weight is None else weight.mul_(scale).to(ctx.dtypes[0]),
-            None if bias is None else bias.mul_(scale).to(ctx.dtypes[1]),
-            None,
-            None,
-            None,
-        )
-
-
-class _Read:
-    """What is read of the targets from their logits, by parts."""
-
-    def __init__(self, like: Tensor, targets: Tensor, reading: _Reading) -> None:
-        self._targets, self._reading = targets, reading
-        self.norms = like.new_empty(len(targets), dtype=torch.float32)
-        """Logarithms of the summed exponentials."""
-        self.log_probs = torch.empty_like(self.norms)
-        self.entropies = torch.empty_like(self.norms) if reading.entropies else None
-        self.hits = targets.new_zeros(()) if reading.counts else None
-
-    def add(self, logits: Tensor, part: slice) -> None:
-        """Take in the fp32 logits [t, V] of the targets `part`, which are no longer theirs then."""
-        targets = self._targets[part]
-        if self.hits is not None:
-            self.hits += _hits(logits, targets)
-        if self._reading.temperature != 1:
-            logits /= self._reading.temperature
-        norms = logits.logsumexp(-1)
-        self.norms[part] = norms
-        self.log_probs[part] = logits.gather(1, targets.unsqueeze(1)).squeeze(1) - norms
-        if self.entropies is not None:
-            logits -= norms.unsqueeze(1)
-            self.entropies[part] = -(logits.exp() * logits).sum(-1)
-
-    def out(self, ctx: Any) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """What a function of autograd gives."""
-        ctx.set_materialize_grads(False)
-        ctx.reading = self._reading
-        if self.hits is not None:
-            ctx.mark_non_differentiable(self.hits)
-        return self.log_probs, self.entropies, self.hits
-
-
-class _HeadLogProbs(torch.autograd.Function):
-    """Linear head and log-probabilities of the targets; backward works the logits out again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets: Tensor,
-        reading: _Reading,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        read = _Read(hidden, targets, reading)
-        size = _chunk(weight.shape[0], hidden.device)
-        for start in range(0, len(hidden), size):
-            part = slice(start, start + size)
-            read.add(nn.functional.linear(hidden[part], weight, bias).float(), part)
-        ctx.save_for_backward(hidden, weight, bias, targets, read.norms)
-        return read.out(ctx)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, norms = ctx.saved_tensors
-        gradients = _Gradients(ctx, hidden, weight, bias)
-        size = _chunk(weight.shape[0], hidden.device)
-        for start in range(0, len(hidden), size):
-            part = slice(start, start + size)
-            logits = nn.functional.linear(hidden[part], weight, bias).float()
-            gradient = _reading_gradient(
-                logits, targets[part], norms[part], ctx.reading, _parts(grads, part)
-            )
-            gradients.add(part, gradient)
-            del logits, gradient
-        return (
-            gradients.hidden,
-            None if gradients.weight is None else gradients.weight.to(weight.dtype),
-            None if gradients.bias is None else gradients.bias.to(bias.dtype),
-            None,
-            None,
-        )
-
-
-class _LogitsLogProbs(torch.autograd.Function):
-    """Log-probabilities of targets from given logits [T, V]; fp32 exists for one chunk at a
-    time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, reading: _Reading
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        read = _Read(logits, targets, reading)
-        size = _chunk(logits.shape[-1], logits.device)
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
-            read.add(logits[part].to(torch.float32, copy=True), part)
-        ctx.save_for_backward(logits, targets, read.norms)
-        return read.out(ctx)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        logits, targets, norms = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        size = _chunk(logits.shape[-1], logits.device)
-        for start in range(0, len(targets), size):
-            part = slice(start, start + size)
-            own = logits[part].float()
-            gradient[part] = _reading_gradient(
-                own, targets[part], norms[part], ctx.reading, _parts(grads, part)
-            )
-        return gradient, None, None
-
-
-def _parts(grads: tuple[Tensor | None, ...], part: slice) -> list[Tensor | None]:
-    """Gradients of the log-probabilities and of the entropies, of a part of the targets."""
-    return [None if own is None else own[part] for own in grads[:2]]
-
-
-def _reading_gradient(
-    logits: Tensor,
-    targets: Tensor,
-    norms: Tensor,
-    reading: _Reading,
-    grads: list[Tensor | None],
-) -> Tensor:
-    """What gradients [t] of the targets' log-probabilities, and of the entropies, are for fp32
-    `logits` [t, V]; `norms` are the logarithms of their summed exponentials."""
-    heat, (of_log_probs, of_entropies) = reading.temperature, grads
-    log_p = (logits if heat == 1 else logits / heat) - norms.unsqueeze(1)
-    gradient = log_p.exp_() if of_entropies is None else log_p.exp()
-    if of_entropies is not None:
-        # d entropy / d logit = -p (log p + entropy)
-        entropies = -(gradient * log_p).sum(-1, keepdim=True)
-        towards = (log_p + entropies).mul_(gradient).mul_(-of_entropies.unsqueeze(1))
-    if of_log_probs is None:
-        gradient.zero_()
-    else:
-        gradient.neg_()
-        picked = targets.unsqueeze(1)
-        gradient.scatter_add_(1, picked, gradient.new_ones((1, 1)).expand_as(picked))
-        gradient.mul_(of_log_probs.unsqueeze(1))
-    if of_entropies is not None:
-        gradient += towards
-    return gradient if heat == 1 else gradient.div_(heat)
-
-
-class _LogitsLoss(torch.autograd.Function):
-    """A criterion of given logits [T, V]; fp32 exists for one chunk at a time."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, targets: Tensor, criterion: Criterion, counts: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        gradient = torch.empty_like(logits)
-        total = logits.new_zeros((), dtype=torch.float32)
-        hits = _hits(logits, targets) if counts else None
-        size = _chunk(logits.shape[-1], logits.device)
-        for start in range(0, logits.shape[0], size):
-            part = slice(start, start + size)
-            loss, grad = criterion(logits[part].float(), part)
-            total += loss
-            gradient[part] = grad
-            del grad
-        ctx.save_for_backward(gradient)
-        if hits is not None:
-            ctx.mark_non_differentiable(hits)
-        return total, hits
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient.mul_(grads[0].to(gradient.dtype)), None, None, None
-
-
 def _show(values: Tensor, head: nn.Linear | None, see: Callable[[Tensor, slice], None]) -> None:
     """Give `see` logits in fp32 by parts: `values` [T, ...], or what `head` makes of them."""
     vocab = values.shape[-1] if head is None else head.weight.shape[0]
-    size = _chunk(vocab, values.device)
+    size = chunk_rows(vocab, values.device)
     for start in range(0, len(values), size):
         part = slice(start, start + size)
         logits = values[part]
         if head is not None:
-            logits = nn.functional.linear(logits, head.weight, head.bias)
+            logits = products.linear(logits, head.weight, head.bias)
         see(logits.float(), part)
         del logits

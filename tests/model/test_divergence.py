@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema.distill import Divergence
-from launcher.model import head as head_module
+from launcher.model import target_logits
 from launcher.model.divergence import Measure, TopTeacher, WholeTeacher, most_likely
 from launcher.model.head import TargetHead
 from launcher.objectives.distill.loss import Mixture
@@ -75,15 +75,15 @@ def test_loss_and_gradients_equal_the_plain_formula(
     wanted = expected_loss(model, whole.double(), row, kind, beta, share, heat, vocab, known)
     (wanted * scale).backward()
     expected = gradients(model)
-    before = dict(head_module.CHUNK_ELEMENTS)
-    head_module.CHUNK_ELEMENTS["cpu"] = chunk
+    before = dict(target_logits.CHUNK_ELEMENTS)
+    target_logits.CHUNK_ELEMENTS["cpu"] = chunk
     try:
         head = TargetHead(model)
         mixture = Mixture(row.targets, row.weights, of, share=share, temperature=heat)
         loss = head.learn(model, row, mixture)
         (loss * scale).backward()
     finally:
-        head_module.CHUNK_ELEMENTS.update(before)
+        target_logits.CHUNK_ELEMENTS.update(before)
     assert (head.head is None) == scaled
     torch.testing.assert_close(loss.double(), wanted, rtol=1e-5, atol=1e-5)
     data, divergence = mixture.sums
@@ -91,6 +91,62 @@ def test_loss_and_gradients_equal_the_plain_formula(
     torch.testing.assert_close(both, loss.detach(), rtol=1e-5, atol=1e-5)
     for got, correct in zip(gradients(model), expected, strict=True):
         torch.testing.assert_close(got, correct, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    heat=st.sampled_from([0.7, 1.0, 1.6]),
+    vocab=st.integers(3, 17),
+    filled=st.integers(0, 4),
+    scaled=st.booleans(),
+    chunk=st.integers(1, 100),
+    seed=st.integers(0, 9),
+)
+def test_divergences_by_target_stand_beside_log_probabilities(
+    kind, heat, vocab, filled, scaled, chunk, seed
+):
+    torch.manual_seed(seed)
+    after = (lambda x: x * 0.5) if scaled else None
+    model, teacher = Tiny(vocab + filled, 6, True, after), Tiny(vocab + 2, 9, False)
+    row = row_of(torch.randint(0, vocab, (10,)).tolist(), [0, 1, 1, 0, 1, 1, 1, 0, 1, 1])
+    weights = torch.randn(3, len(row.targets))
+    logits = model(row.input_ids.unsqueeze(0)).logits[0][row.target_index]
+    of = teacher(row.input_ids.unsqueeze(0)).logits[0][row.target_index].detach()
+    log_p = (logits / heat).log_softmax(-1)
+    p, q = ((x[:, :vocab] / heat).softmax(-1) for x in (of, logits))
+    expected = (
+        log_p.gather(1, row.targets[:, None])[:, 0],
+        -(log_p.exp() * log_p).sum(-1),
+        divergence(kind, 0.3, p, q),
+    )
+    (torch.stack(expected) * weights).sum().backward()
+    wanted = gradients(model)
+    before = dict(target_logits.CHUNK_ELEMENTS)
+    target_logits.CHUNK_ELEMENTS["cpu"] = chunk
+    try:
+        asked = TargetHead(teacher).logits_by_part(teacher, row)
+        known = WholeTeacher(asked, vocab, Measure(kind, heat, 0.3))
+        head = TargetHead(model)
+        found = head.distributions(model, row, heat, known)
+        (torch.stack(found) * weights).sum().backward()
+        both = [(found, gradients(model))]
+        model.zero_grad()
+
+        def judge(part_of, part):
+            return (torch.stack(part_of) * weights[:, part]).sum()
+
+        total, found = head.learn_by_token(model, row, heat, judge, known)
+        total.backward()
+        both.append((found, gradients(model)))
+    finally:
+        target_logits.CHUNK_ELEMENTS.update(before)
+    assert (head.head is None) == scaled
+    for found, got in both:
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+        for one, other in zip(got, wanted, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.model import head as head_module
+from launcher.model import target_logits
 from launcher.model.head import TargetHead
 from support.heads import Tiny, row_of
 from support.memory import peak_bytes
@@ -48,14 +48,14 @@ def test_loss_and_gradients_equal_the_plain_formula(
     (plain(model, row, smoothing) * scale).backward()
     expected = gradients(model)
     expected_loss = plain(model, row, smoothing)
-    before = dict(head_module.CHUNK_ELEMENTS)
-    head_module.CHUNK_ELEMENTS["cpu"] = chunk
+    before = dict(target_logits.CHUNK_ELEMENTS)
+    target_logits.CHUNK_ELEMENTS["cpu"] = chunk
     try:
         head = TargetHead(model)
         loss = head.loss(model, row, smoothing)
         (loss * scale).backward()
     finally:
-        head_module.CHUNK_ELEMENTS.update(before)
+        target_logits.CHUNK_ELEMENTS.update(before)
     assert head.head is not None
     # The loss is an fp32 scalar by contract.
     torch.testing.assert_close(loss.double(), expected_loss, rtol=1e-5, atol=1e-6)
@@ -132,7 +132,7 @@ def test_scores_are_those_of_the_logits():
 @pytest.mark.parametrize("work", ["loss", "log_probs", "score"])
 def test_chunks_live_one_at_a_time(monkeypatch, work, is_half):
     vocab, width, chunk = 5000, 4, 10
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", chunk * vocab)
+    monkeypatch.setitem(target_logits.CHUNK_ELEMENTS, "cpu", chunk * vocab)
     model = Tiny(vocab, width, bias=False)
     if is_half:
         model.bfloat16()
@@ -199,14 +199,14 @@ def test_log_probabilities_and_gradients_equal_the_plain_formula(
     factors = torch.randn(len(row.targets))
     (expected * factors).sum().backward()
     wanted = gradients(model)
-    before = dict(head_module.CHUNK_ELEMENTS)
-    head_module.CHUNK_ELEMENTS["cpu"] = chunk
+    before = dict(target_logits.CHUNK_ELEMENTS)
+    target_logits.CHUNK_ELEMENTS["cpu"] = chunk
     try:
         head = TargetHead(model)
         found = head.log_probs(model, row)
         (found * factors).sum().backward()
     finally:
-        head_module.CHUNK_ELEMENTS.update(before)
+        target_logits.CHUNK_ELEMENTS.update(before)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     for one, other in zip(gradients(model), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -218,7 +218,7 @@ def test_log_probabilities_and_gradients_equal_the_plain_formula(
 def test_entropies_stand_beside_log_probabilities_with_their_gradients(
     monkeypatch, after, temperature
 ):
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 3 * 7)  # several chunks
+    monkeypatch.setitem(target_logits.CHUNK_ELEMENTS, "cpu", 3 * 7)  # several chunks
     torch.manual_seed(0)
     model = Tiny(7, 4, bias=True, after=after)
     row = row_of([3, 1, 4, 1, 5, 0, 2, 6, 1], [0, 1, 1, 0, 1, 1, 1, 0, 1])
@@ -231,12 +231,58 @@ def test_entropies_stand_beside_log_probabilities_with_their_gradients(
     head = TargetHead(model)
     for _ in range(2):  # the first call tells whether the model changes its logits
         model.zero_grad()
-        found = head.log_probs_and_entropies(model, row, temperature)
+        found = head.distributions(model, row, temperature)[:2]
         (found[0] * of_log_probs + found[1] * of_entropies).sum().backward()
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
         for one, other in zip(gradients(model), wanted, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_tokens_in_fp16_are_scaled_before_they_are_rounded():
+    torch.manual_seed(0)
+    model = Tiny(7, 4, bias=False).half()
+    row = row_of([3, 1, 4, 1, 5], [0, 1, 1, 1, 1])
+    found = []
+    for scale in (1.0, 2.0**16):
+        model.zero_grad()
+        total, _ = TargetHead(model).learn_by_token(
+            model, row, 1.0, lambda found, part: 1e-9 * found.log_probs.sum()
+        )
+        (scale * total).backward()
+        found.append(model.lm_head.weight.grad.double() / scale)
+    assert not found[0].any()
+    assert 1e-10 < found[1].abs().max() < 1e-8
+
+
+@pytest.mark.parametrize("after", [None, lambda x: x * 0.5])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("learned", [(0, 1, 1, 0, 1, 1, 1, 0, 1), (0,) * 9])
+def test_a_loss_by_token_is_that_of_all_distributions(monkeypatch, after, temperature, learned):
+    monkeypatch.setitem(target_logits.CHUNK_ELEMENTS, "cpu", 3 * 7)  # several chunks
+    torch.manual_seed(0)
+    model = Tiny(7, 4, bias=True, after=after)
+    row = row_of([3, 1, 4, 1, 5, 0, 2, 6, 1], learned)
+    factors, head = torch.randn(len(row.targets)), TargetHead(model)
+
+    def judge(found, part=slice(None)):
+        return (factors[part] * found.log_probs.exp() - found.entropies.square()).sum()
+
+    for _ in range(2):  # the first call tells whether the model changes its logits
+        model.zero_grad()
+        expected = head.distributions(model, row, temperature)
+        loss = judge(expected)
+        loss.backward()
+        wanted = gradients(model)
+        model.zero_grad()
+        found, read = head.learn_by_token(model, row, temperature, judge)
+        (2 * found).backward()
+        torch.testing.assert_close(found, loss)
+        assert read.divergences is None
+        for one, other in zip(read[:2], expected[:2], strict=True):
+            torch.testing.assert_close(one, other.detach())
+        for one, other in zip(gradients(model), wanted, strict=True):
+            torch.testing.assert_close(one, 2 * other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -249,11 +295,11 @@ def test_entropies_stand_beside_log_probabilities_with_their_gradients(
     ],
 )
 def test_chunks_on_a_gpu_are_whole_tiles(device, vocab, rows):
-    assert head_module._chunk(vocab, torch.device(device)) == rows
+    assert target_logits.chunk_rows(vocab, torch.device(device)) == rows
 
 
 def test_only_a_gpu_adds_products_of_half_numbers_to_whole_ones():
-    assert not head_module._sums_wide(torch.device("cpu"), torch.bfloat16)
+    assert not target_logits._sums_wide(torch.device("cpu"), torch.bfloat16)
 
 
 @pytest.mark.parametrize(
