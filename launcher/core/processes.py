@@ -167,6 +167,29 @@ def kill_descendants(within_s: float = 5.0) -> list[int]:
         time.sleep(0.02)
 
 
+def start_tick(pid: int) -> int:
+    """When a process has begun, in ticks of the kernel's clock since boot; 0 if it is gone."""
+    fields = stat(pid)
+    return int(fields[19]) if fields is not None else 0
+
+
+def kill_session(leader: int, since: int, within_s: float = 5.0) -> None:
+    """SIGKILL what is left of the session whose leader had this pid and this `start_tick`."""
+    end = time.monotonic() + within_s
+    while since and start_tick(leader) in (0, since) and time.monotonic() < end:
+        left = []
+        for name in os.listdir("/proc"):
+            fields = stat(int(name)) if name.isdecimal() else None
+            if fields is not None and fields[0] not in "ZX":
+                is_member = int(fields[3]) == leader and int(fields[19]) >= since
+                left += [int(name)] if is_member else []
+        if not left:
+            return
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
 def adopt_orphans() -> None:
     """Make orphaned descendants children of this process, not of init: none is lost sight of."""
     _prctl()(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -82,8 +82,12 @@ def need(module: str, found: str, *, where: str, extra: str) -> Any:
 
 
 def installed(package: str) -> bool:
-    """Whether a top-level package can be imported; does not import it."""
-    return importlib.util.find_spec(package) is not None
+    """Whether a top-level package can be imported; does not import it.
+
+    A mere folder of that name, such as a virtual environment in the working folder, is none.
+    """
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def version(package: str) -> str | None:

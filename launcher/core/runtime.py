@@ -280,6 +280,19 @@ def secret(variable: str) -> str | None:
     return os.environ.get(variable, "").strip() or None
 
 
+def openai_url() -> str | None:
+    """The server that OpenAI's clients are told to ask; None if that is OpenAI's own."""
+    return os.environ.get("OPENAI_BASE_URL", "").strip() or None
+
+
+def openai_scope() -> dict[str, str]:
+    """Headers by which OpenAI's clients say whose account a request is for: organization and
+    project, where the environment names them."""
+    named = {"OpenAI-Organization": "OPENAI_ORG_ID", "OpenAI-Project": "OPENAI_PROJECT_ID"}
+    found = {header: os.environ.get(name, "").strip() for header, name in named.items()}
+    return {header: value for header, value in found.items() if value}
+
+
 def has_wandb_credentials() -> bool:
     """Whether wandb could log in: an API key in the environment or in the user's netrc."""
     if os.environ.get("WANDB_API_KEY"):
@@ -419,10 +432,11 @@ def forwarded_environment() -> dict[str, str]:
     }
 
 
-def forwarded_secrets() -> dict[str, str]:
-    """Keys and tokens for other hosts, to be sent where nobody else sees them."""
+def forwarded_secrets(*others: str) -> dict[str, str]:
+    """Keys and tokens for other hosts, and the variables `others`, to be sent where nobody else
+    sees them."""
     return {
         name: value
         for name, value in os.environ.items()
-        if name.startswith(_FORWARDED) and any(word in name for word in _SECRET)
+        if name in others or (name.startswith(_FORWARDED) and any(word in name for word in _SECRET))
     }

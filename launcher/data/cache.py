@@ -105,6 +105,9 @@ class Counts:
     """Records that spell control tokens in their texts, which are kept as text."""
     overlong: int = 0
     """Of the dropped, those of which nothing to learn is left within `data.max_length`."""
+    asked: int = 0
+    """Records that only ask: the last token of each stands for an answer that nobody has
+    written."""
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(_values(self), _values(other), strict=True)))
@@ -367,6 +370,15 @@ class JoinedCache:
     def _find(self, i: int) -> tuple[TokenCache, int]:
         which = bisect_right(self.starts, i) - 1
         return self.parts[which], int(i) - self.starts[which]
+
+
+def is_asked(cache: TokenCache | JoinedCache, i: int) -> bool:
+    """Whether record `i` is a question whose last token stands for an answer that nobody has
+    written."""
+    if not cache.index.counts.asked:
+        return False
+    targets = cache.record(i)[1]
+    return bool(targets[-1]) and int(targets.sum()) == 1
 
 
 def shown(value: Any) -> str:

@@ -103,7 +103,7 @@ def _records(config: Config, split: str) -> Iterator[tuple[str, Example]]:
         files = tuple(_files(config, item, named))
         reading = PartReader(Part(named, item, files, {}, share, mixed=False), config)
         names = config.objective.label_names(list(data.labels))
-        reader = formats.Reader(reading.format, item.columns, names)
+        reader = formats.Reader(reading.format, item.columns, names, asks=config.objective.samples)
         lines = (
             (f"{reading.files[chunk.file]}:{line}", raw)
             for chunk in reading.chunks(None) or ()
@@ -136,7 +136,7 @@ def _first(config: Config, part: Part) -> Iterator[Problem]:
         return
     objective = variants.objective(config.objective)
     names = config.objective.label_names(list(config.data.labels))
-    reader = formats.Reader(reading.format, part.item.columns, names)
+    reader = formats.Reader(reading.format, part.item.columns, names, asks=config.objective.samples)
     chunk = next(chunk for chunk in reading.chunks(None) or () if not chunk.is_blank)
     limit = min(DETECT_RECORDS, part.item.limit or DETECT_RECORDS)
     for line, raw in islice(chunk.parse(), limit):

@@ -28,6 +28,7 @@ from launcher.core.rundir import RunDir
 from launcher.data.cache import COLUMN, Column, JoinedCache, Per, TokenCache
 from launcher.fingerprint import cache_root
 
+_ABOUT = "about.json"
 #: Values of a record by column, for its documents or targets.
 Values = Mapping[str, NDArray[Any]]
 
@@ -107,7 +108,8 @@ class ReferenceStore:
                 _file(column): _count(part, column) * column.width * column.stored.itemsize
                 for column in self.columns
             }
-            if all((folder / name).is_file() for name in sizes):
+            # What says what they are comes last: until then another rank is still making them.
+            if all((folder / name).is_file() for name in (_ABOUT, *sizes)):
                 return
             with open_lock(folder / "lock") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
@@ -115,7 +117,7 @@ class ReferenceStore:
                     with open(folder / name, "ab") as file:
                         file.truncate(size)
                 about = {"data": part.folder.name, "model": self._identity}
-                write_json(folder / "about.json", about)
+                write_json(folder / _ABOUT, about)
 
 
 class References(NamedTuple):

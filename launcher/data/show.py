@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from launcher.config.schema import ModelConfig
 from launcher.core import files, rundir, runtime
 from launcher.core.errors import DataError, ExitCode, LauncherError
-from launcher.data.cache import INDEX, JoinedCache, Per, TokenCache, shown
+from launcher.data.cache import INDEX, JoinedCache, Per, TokenCache, is_asked, shown
 from launcher.data.chat.literals import Literals
 from launcher.data.chat.masking import kinds_of_bits
 from launcher.data.prepare.split import say, summary
@@ -43,6 +43,8 @@ def render(
         if column.per is Per.document and not column.is_json:
             values = [f"{value:g}" for value in np.ravel(cache.column(name, record)).tolist()]
             head += f", {name} {' and '.join(dict.fromkeys(values))}"
+    if is_asked(cache, record):
+        head += ", no answer: the last token stands for it"
     if bits := cache.left_out(record):
         head += f"\nthe chat template leaves out of it: {', '.join(kinds_of_bits(bits))}"
     if spelled := Literals(tokenizer).spelled(tokens.tolist()):

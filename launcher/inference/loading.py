@@ -51,7 +51,7 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
     if base:
         _require_same_origin(run, config, folder)
         model = load_start(config, folder, dtype, len(tokenizer), head)
-    elif checkpoint is None and _has_export(run):
+    elif checkpoint is None and has_export(run):
         model = open_export(
             run.export,
             folder,
@@ -65,7 +65,17 @@ def open_speaker(run: RunDir, *, checkpoint: int | None = None, base: bool = Fal
         model = rebuild(config, trained.weights, folder, dtype, trained.num_tokens, head)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
+    return speaker_of(model, tokenizer, config, **data_of(run, tokenizer))
+
+
+def require_speaks(run: RunDir) -> Config:
+    """The run's config; `ConfigError` if what it has trained does not answer."""
+    config = compose.load(run.config)
+    objective = config.objective
+    if objective.has_sequence_head:
+        found = f"{objective.model_kind} cannot speak"
+        raise ConfigError(found, where=str(run), hint="train with chats")
+    return config
 
 
 def open_base(config: Config) -> Speaker:
@@ -77,7 +87,7 @@ def open_base(config: Config) -> Speaker:
     if torch.cuda.is_available():
         model = model.to("cuda")
     ends = by_template(tokenizer)
-    return _speaker(model, tokenizer, config, pairs=False, taught=ends)
+    return speaker_of(model, tokenizer, config, pairs=False, taught=ends)
 
 
 def open_folder(folder: Path, run: RunDir) -> Speaker:
@@ -132,10 +142,11 @@ def open_folder(folder: Path, run: RunDir) -> Speaker:
         _require_outputs([labels.get(i) for i in range(len(labels))], head, folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    return _speaker(model, tokenizer, config, **_data_of(run, tokenizer))
+    return speaker_of(model, tokenizer, config, **data_of(run, tokenizer))
 
 
-def _speaker(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker:
+def speaker_of(model: Any, tokenizer: Any, config: Config, **data: Any) -> Speaker:
+    """A model with what its config says of chats; `data` is what `data_of` finds."""
     data["template_options"] = dict(config.data.template_options)
     data |= {"thoughts": config.data.thoughts, "special_tokens": config.data.special_tokens}
     return Speaker(model, tokenizer, config.data.system, **data)
@@ -155,7 +166,7 @@ def _tokens(tokenizer: Any) -> str:
     return str(tokenizer.backend_tokenizer.to_str())
 
 
-def _data_of(run: RunDir, tokenizer: Any) -> dict[str, Any]:
+def data_of(run: RunDir, tokenizer: Any) -> dict[str, Any]:
     """What a `Speaker` must know of the run's training data."""
     data = read_json(run.data, {})
     folder = data.get("train")
@@ -172,5 +183,6 @@ def _require_same_origin(run: RunDir, config: Config, folder: Path) -> None:
             note(f"warning: {text}")
 
 
-def _has_export(run: RunDir) -> bool:
+def has_export(run: RunDir) -> bool:
+    """Whether the run's model lies in a folder."""
     return any((run.export / name).is_file() for name in ("config.json", "adapter_config.json"))

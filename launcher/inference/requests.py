@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from launcher.data.chat.masking import NoTools
 from launcher.data.formats.base import BadRecord
 from launcher.data.formats.messages import Message, read_turns, tools_of
 from launcher.evals.decoding import Decoding
 from launcher.inference.batching import Ask
+from launcher.inference.constraints import Constraint
 from launcher.inference.speaker import Speaker
+from launcher.inference.steering import Likelihood, Steering
 
 Write = Callable[[dict[str, Any]], None]
 
 _SEEDS = 1 << 63
+FAILED = "The model has failed at this request."
+_NOT_KEPT = "The answer cannot go on as its schema says: make it simpler."
+#: Tokens whose likelihoods are one line: with the likeliest beside them, each takes kilobytes.
+_TOLD_AT_ONCE = 64
 #: Characters; a token has four in prose, and in a whole text never so many.
 _LONGEST_TOKENS = 32
 
 
 class Refused(Exception):
-    """A request that cannot be answered; `code` tells programs why."""
+    """A request that cannot be answered; `code` tells programs why, `param` which member is at
+    fault where the code does not tell."""
 
-    def __init__(self, code: str, message: str) -> None:
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param
 
 
 def asks_of(
@@ -36,6 +47,7 @@ def asks_of(
     is_gone: Callable[[], bool],
 ) -> list[Ask]:
     """The `n` answers that a request wants, of at most `longest` tokens; `write` gets their lines.
+    `constraint` in it is what they keep to. One that fails is the end of all.
 
     Raises `Refused` if there is no room for them or the chat template does not take the messages.
     """
@@ -51,35 +63,96 @@ def asks_of(
         seed=secrets.randbelow(_SEEDS) if seed is None else seed % _SEEDS,
     )
 
-    form = speaker.call_form if request.get("tools") else None
-    tools = {tool.get("function", tool)["name"] for tool in request.get("tools") or ()}
+    steering = _steering(request, speaker)
+    offered = [tool.get("function", tool)["name"] for tool in request.get("tools") or ()]
+    callable_ = (request.get("call") or {}).get("names") or offered
+    form = speaker.call_form if offered else None
+
+    hidden = set(speaker.tokenizer.all_special_tokens) if form else set()
+    has_failed = False
+
+    def is_lost() -> bool:
+        return has_failed or is_gone()
 
     def ask(index: int) -> Ask:
         name = {"id": request["id"], "index": index}
-        said: list[str] = []
+        said, sent = "", 0
+        told: list[tuple[int, Likelihood]] = []
+        """With where each token begins in what is said."""
 
-        def show(text: str) -> None:
-            # Whether it is a call shows at its end.
-            if form:
-                said.append(text)
-            else:
+        def say(text: str, likelihoods: list[Likelihood]) -> None:
+            for begin in range(0, len(likelihoods), _TOLD_AT_ONCE):
+                piece = likelihoods[begin : begin + _TOLD_AT_ONCE]
+                write({**name, "text": text if not begin else "", "logprobs": piece})
+            if text and not likelihoods:
                 write({**name, "text": text})
 
+        def show(text: str, likelihoods: list[Likelihood]) -> None:
+            nonlocal said, sent
+            if form is None:
+                say(text, likelihoods)
+                return
+            # What may be a call is one if it is so at its end.
+            place = len(said)
+            for one in likelihoods:
+                told.append((place, one))
+                if one["token"] not in hidden:
+                    place += len(bytes(one["bytes"]).decode(errors="ignore"))
+            said += text
+            begin, sent = sent, max(sent, form.certain(said))
+            say(said[begin:sent], [])
+
         def end(reason: str, count: int) -> None:
-            counts = {"prompt_tokens": len(tokens), "completion_tokens": count}
+            nonlocal has_failed
+            if reason == "failed":
+                has_failed = True
+                param = "tools" if request.get("format") is None else "response_format"
+                at_fault = {"code": "invalid_value", "param": param}
+                write({"id": request["id"], "error": _NOT_KEPT, **at_fault})
+                return
             if form:
-                text, calls = form.read("".join(said), tools)
-                if text:
-                    write({**name, "text": text})
+                text, calls = form.read(said, callable_)
+                beyond = len(text) if calls else len(said) + 1
+                say(text[sent:], [one for place, one in told if place < beyond])
                 if calls:
                     calls = calls[: request.get("max_calls")]
                     write({**name, "calls": [call._asdict() for call in calls]})
                     reason = "tool_calls" if reason == "stop" else reason
+            counts = {"prompt_tokens": len(tokens), "completion_tokens": count}
             write({**name, "finish_reason": reason, **counts})
 
-        return Ask(tokens, decoding, index, show, end, is_gone)
+        return Ask(tokens, decoding, index, show, end, is_lost, steering())
 
     return [ask(index) for index in range(request.get("n", 1))]
+
+
+def _steering(request: dict[str, Any], speaker: Speaker) -> Callable[[], Steering]:
+    """Makes what steers each of the answers."""
+    bias = {int(token): float(value) for token, value in (request.get("logit_bias") or {}).items()}
+    width = speaker.width if bias else 0
+    beyond = [token for token in bias if not 0 <= token < width]
+    if beyond:
+        message = f"There is no token {beyond[0]}: this model has {width}."
+        raise Refused("invalid_value", message, "logit_bias")
+    biases = None
+    if bias:
+        device = speaker.model.device
+        biases = (
+            torch.tensor([*bias], device=device),
+            torch.tensor([*bias.values()], device=device),
+        )
+    constraint: Constraint | None = request.get("constraint")
+    fixed = Steering(
+        presence=request.get("presence_penalty") or 0.0,
+        frequency=request.get("frequency_penalty") or 0.0,
+        biases=biases,
+        top=request.get("logprobs"),
+    )
+
+    def make() -> Steering:
+        return fixed if constraint is None else replace(fixed, constraint=constraint.fresh())
+
+    return make
 
 
 def _check_length(request: dict[str, Any], positions: int | None) -> None:

@@ -16,6 +16,7 @@ from launcher.data.chat.calls import CallForm
 from launcher.data.chat.masking import ChatOptions
 from launcher.data.prepare.encoding import ExampleEncoder
 from launcher.evals.generation import find_stop_tokens, padding_of
+from launcher.inference.constraints import Grammars
 from launcher.inference.detokenizer import Pieces
 
 Message = dict[str, Any]
@@ -40,6 +41,7 @@ class Speaker:
     taught: tokens that end a turn in the run's data or the chat template.
     template_options: variables of the chat template that the run trained with.
     thoughts, special_tokens: as in the run's `data`.
+    room: tokens that there is memory for, where that is settled elsewhere.
     """
 
     model: Any
@@ -50,6 +52,7 @@ class Speaker:
     template_options: Mapping[str, Any] = field(default_factory=dict)
     thoughts: Thoughts = Thoughts.template
     special_tokens: SpecialTokens = SpecialTokens.auto
+    room: int | None = None
 
     @functools.cached_property
     def _encoder(self) -> ExampleEncoder:
@@ -63,6 +66,16 @@ class Speaker:
     def call_form(self) -> CallForm | None:
         """How the chat template writes calls of tools, if answers with them can be read."""
         return CallForm.of(self.tokenizer)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Constraints for its answers."""
+        return Grammars(self.tokenizer, self.width, self.stop_tokens)
+
+    @property
+    def width(self) -> int:
+        """How many tokens the model has, those that no text has included."""
+        return int(self.model.config.get_text_config().vocab_size)
 
     @property
     def stop_tokens(self) -> list[int]:
@@ -99,10 +112,9 @@ class Speaker:
     @property
     def positions(self) -> int | None:
         """Tokens that prompt and answer may have together; None if there is no limit."""
-        found: int | None = getattr(
-            self.model.config.get_text_config(), "max_position_embeddings", None
-        )
-        return found
+        config = self.model.config.get_text_config()
+        limits = (getattr(config, "max_position_embeddings", None), self.room)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def answer(
         self, tokens: list[int], sampling: Sampling, show: Callable[[str], None] | None = None

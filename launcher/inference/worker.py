@@ -1,11 +1,13 @@
 """`python -m launcher.inference.worker RUN_DIR`: a model that answers over its standard streams.
 
 A line on stdin is a request in JSON: `{id, project, messages, tools | prompt, max_tokens,
-temperature, top_p, seed, stop, n, max_calls}`, or `{cancel: id}` that withdraws one; the end of
-stdin ends the process. Lines on stdout: `{ready: true}` once the model is open; then `{id, begun:
-true}` of a request; of each answer `{id, index, text}` piece by piece, `{id, index, calls: [{name,
-arguments}]}` if it calls tools, and `{id, index, finish_reason, prompt_tokens, completion_tokens}`;
-or `{id, error, code}` of a request.
+temperature, top_p, seed, stop, n, max_calls, presence_penalty, frequency_penalty, logit_bias,
+logprobs, format, call}`, or `{cancel: id}` that withdraws one; the end of stdin ends the process.
+`logprobs` is how many of the likeliest tokens are told beside each, null for none; `format` and
+`call` are those of `launcher.inference.constraints`. Lines on stdout: `{ready: true}` once the
+model is open; then `{id, begun: true}` of a request; of each answer `{id, index, text, logprobs}`
+piece by piece, `{id, index, calls: [{name, arguments}]}` if it calls tools, and `{id, index,
+finish_reason, prompt_tokens, completion_tokens}`; or `{id, error, code, param}` of a request.
 Requests that wait are answered together: those of the projects in turn, of each the first first.
 """
 
@@ -17,17 +19,15 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable
 from typing import Any
 
 from launcher.config.compose import compose
-from launcher.core.errors import ConfigError
-from launcher.core.fairness import RoundRobin
 from launcher.core.rundir import RunDir
 from launcher.inference.batching import Ask, reply
 from launcher.inference.command import exit_code_of
-from launcher.inference.loading import open_base, open_speaker
-from launcher.inference.requests import Refused, Write, asks_of
+from launcher.inference.inbox import Inbox
+from launcher.inference.loading import open_base, open_speaker, require_speaks
+from launcher.inference.requests import FAILED, Write
 from launcher.inference.speaker import Speaker
 
 #: What one batch may hold: answers, and tokens of prompts and answers with their padding.
@@ -35,37 +35,15 @@ MAX_ROWS = 16
 MAX_TOKENS = 32768
 
 
-class Answering:
-    """Answers requests that come line by line."""
+class Answering(Inbox):
+    """Answers by a model in this process, requests that wait together."""
 
     def __init__(self, speaker: Speaker, longest: int, write: Write) -> None:
-        """`longest`: most tokens of an answer. `write` gets what is to be said, from one thread."""
-        self._speaker, self._longest, self._write = speaker, longest, write
-        self._waiting: RoundRobin[dict[str, Any]] = RoundRobin()
-        self._changed = threading.Condition()
-        self._is_over = False
-        self._open: set[str] = set()
-        self._kept: dict[str, dict[str, Any]] = {}
-        """The requests that wait, by id."""
+        super().__init__(longest, write)
+        self._speaker = speaker
 
-    def listen(self, lines: Iterable[str]) -> None:
-        """Take in requests until there are no more; all are withdrawn then."""
-        for line in lines:
-            request = json.loads(line)
-            if "cancel" in request:
-                self._open.discard(request["cancel"])
-                with self._changed:
-                    self._kept.pop(request["cancel"], {}).clear()  # it may be large
-            else:
-                self._open.add(request["id"])
-                with self._changed:
-                    self._kept[request["id"]] = request
-                    self._waiting.add(request.get("project", ""), request)
-                    self._changed.notify()
-        self._open.clear()
-        with self._changed:
-            self._is_over = True
-            self._changed.notify()
+    def _speaker_of(self, request: dict[str, Any]) -> Speaker:
+        return self._speaker
 
     def work(self) -> None:
         """Answer until `listen` has come to its end."""
@@ -77,31 +55,6 @@ class Answering:
             self._answer(batch)
             first = following or self._next(wait=True)
 
-    def _next(self, *, wait: bool) -> dict[str, list[Ask]]:
-        """What the next request wants, by its id; nothing if none waits or none will come."""
-        while True:
-            with self._changed:
-                while (request := self._waiting.next()) is None:
-                    if self._is_over or not wait:
-                        return {}
-                    self._changed.wait()
-                if not request:
-                    continue
-                name = str(request["id"])
-                del self._kept[name]
-
-            def is_gone(name: str = name) -> bool:
-                return name not in self._open
-
-            if is_gone():
-                continue
-            try:
-                asks = asks_of(request, self._speaker, self._longest, self._write, is_gone)
-            except Refused as error:
-                self._refuse(name, error.code, str(error))
-            else:
-                return {name: asks}
-
     def _answer(self, batch: dict[str, list[Ask]]) -> None:
         for name in batch:
             self._write({"id": name, "begun": True})
@@ -110,12 +63,8 @@ class Answering:
         except Exception:  # out of memory, for one: a smaller request may still do
             traceback.print_exc()
             for name in batch:
-                self._refuse(name, "failed", "The model has failed at this request.")
+                self._refuse(name, "failed", FAILED)
         self._open.difference_update(batch)
-
-    def _refuse(self, name: str, code: str, message: str) -> None:
-        self._open.discard(name)
-        self._write({"id": name, "error": message, "code": code})
 
 
 def _fits(batch: dict[str, list[Ask]]) -> bool:
@@ -129,10 +78,7 @@ def _open_model(options: argparse.Namespace) -> Speaker:
     if options.overrides is not None:
         return open_base(compose.compose(options.overrides, options.config_dir))
     run = RunDir(options.run).require()
-    objective = compose.load(run.config).objective
-    if objective.has_sequence_head:
-        found = f"{objective.model_kind} cannot speak"
-        raise ConfigError(found, where=str(run), hint="train with chats")
+    require_speaks(run)
     return open_speaker(run, checkpoint=options.checkpoint)
 
 
@@ -155,9 +101,12 @@ def main(argv: list[str]) -> int:
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
+    writing = threading.Lock()
+
     def write(line: dict[str, Any]) -> None:
-        out.write(json.dumps(line) + "\n")
-        out.flush()
+        with writing:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
 
     def work() -> None:
         answering = Answering(_open_model(options), options.max_tokens, write)

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
+from launcher.config.compose import compose
 from launcher.core import processes
 from launcher.core.errors import ExitCode, HangError, LauncherError
 from launcher.core.files import read_json, write_json
@@ -94,8 +95,15 @@ class Coordinator:
         assert starter.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             # Stays open: its end tells the node that we are gone.
-            starter.stdin.write(json.dumps(forwarded_secrets()).encode() + b"\n")
+            secrets = forwarded_secrets(*self._key_variables())
+            starter.stdin.write(json.dumps(secrets).encode() + b"\n")
             starter.stdin.flush()
+
+    def _key_variables(self) -> list[str]:
+        """Variables that the config says hold keys."""
+        if not self._run.exists():
+            return []
+        return compose.load(self._run.config, runs_code=False).eval.key_variables
 
     def _starter_log(self, number: int) -> Path:
         return self._run.attempt(self._plan.attempt) / f"start-{number}.log"

@@ -37,8 +37,12 @@ class LaunchSpec:
     """Ranks on each node."""
     threads: int
     """Compute threads of each rank."""
+    servers: tuple[int, int] = (0, 0)
+    """Further nodes, which answer and do not train, and servers on each of them."""
     module: str = "launcher.train"
     """Module that each rank runs as `python -m MODULE RUN --attempt N`."""
+    server_module: str = "launcher.rollouts.vllm.keeper"
+    """Module that keeps a server, as `python -m MODULE RUN ATTEMPT NUMBER PLACE`."""
     prepare_module: str = "launcher.data.prepare"
     """Module that prepares the data as `python -m MODULE RUN`."""
     environment: Mapping[str, str] = field(default_factory=dict)

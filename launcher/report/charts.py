@@ -71,7 +71,7 @@ def chart(
     values = [y for curve in curves for _, y in curve.points]
     left, right = _spread(min(steps), max(steps))
     ends = [*values, 0.0] if from_zero else values
-    low, high = _spread(min(ends), max(ends))
+    low, high = _spread(min(ends), max(ends)) if any(ends) or not from_zero else (0.0, 1.0)
     y_ticks = [unit * tick for tick in ticks(low / unit, high / unit)]
     bottom, top = min(y_ticks[0], *values), max(y_ticks[-1], *values)
 

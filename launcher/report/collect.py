@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import conversion
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir, Status
 
 Point = tuple[float, float]
+#: rollouts whose answers are on a page, and prompts of each.
+ROLLOUTS, PROMPTS = 12, 3
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class RunFacts:
     attempts: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     """memory.json: what each rank held in a step."""
+    rollouts: dict[int, list[list[dict[str, Any]]]] = field(default_factory=dict)
+    """Step before which answers were drawn -> prompt -> its answers: of the first prompts of some
+    rollouts, evenly spread."""
 
 
 def collect(run: RunDir) -> RunFacts:
@@ -51,8 +57,12 @@ def collect(run: RunDir) -> RunFacts:
         folder=str(run),
         status=run.status(),
         log=str(log) if log is not None and log.exists() else None,
-        config=_mapping(_yaml(run.config)),
-        overrides=[str(word) for word in _sequence(_yaml(run.overrides))],
+        config=conversion.for_others(_mapping(_yaml(run.config))),
+        overrides=[
+            word
+            for word in map(str, _sequence(_yaml(run.overrides)))
+            if conversion.is_for_others(word)
+        ],
         plan=_mapping(read_json(run.plan)),
         memory=_mapping(read_json(run.memory)),
         environment=_mapping(read_json(run.environment)),
@@ -69,6 +79,7 @@ def collect(run: RunDir) -> RunFacts:
         ],
         data=_data(run.data),
         attempts=len(attempts),
+        rollouts=_rollouts(run.rollouts),
     )
 
 
@@ -107,16 +118,38 @@ def _metrics(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The mappings of a JSON Lines file; a torn or foreign line is left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
+        with open(path, encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, dict):
+                    yield value
     except OSError:
         return
-    for line in text.split("\n"):
-        try:
-            value = json.loads(line)
-        except ValueError:
+
+
+def _rollouts(folder: Path) -> dict[int, list[list[dict[str, Any]]]]:
+    names = {path.stem.removeprefix("step-"): path for path in folder.glob("step-*.jsonl")}
+    found = sorted((int(name), path) for name, path in names.items() if name.isdecimal())
+    count = min(ROLLOUTS, len(found))
+    chosen = [found[i * (len(found) - 1) // max(1, count - 1)] for i in range(count)]
+    read = {step: _first_prompts(path) for step, path in chosen}
+    return {step: prompts for step, prompts in read.items() if prompts}
+
+
+def _first_prompts(path: Path) -> list[list[dict[str, Any]]]:
+    """Lines of the first prompts of a rollout, in which answers come by prompt."""
+    prompts: dict[int, list[dict[str, Any]]] = {}
+    for line in _lines(path):
+        place = line.get("place")
+        if not isinstance(place, int):
             continue
-        if isinstance(value, dict):
-            yield value
+        if place not in prompts and len(prompts) == PROMPTS:
+            break
+        prompts.setdefault(place, []).append(line)
+    return list(prompts.values())
 
 
 def _comparison(path: Path) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def beyond(comparison: Mapping[str, Any]) -> dict[str, Any]:
     if gap:
         lower = {**gap, "higher_is_better": False}
         sets.append(("Held-out loss minus loss on training records", [row("gap", lower)]))
-    return {"sets": sets, "flags": summary.flags(comparison)}
+    return {"sets": sets, "flags": summary.hacking(comparison) + summary.flags(comparison)}
 
 
 def slices(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:

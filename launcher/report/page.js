@@ -97,6 +97,33 @@ for (const answers of document.querySelectorAll(".answers")) {
   arrange();
 }
 
+// Drawn answers: those of one rollout at a time, the last one first; arrow keys go to others.
+for (const drawn of document.querySelectorAll(".drawn")) {
+  const buttons = [...drawn.querySelectorAll(".steps button")];
+  const rollouts = [...drawn.querySelectorAll(".rollout")];
+  const choose = (index) => {
+    rollouts.forEach((rollout, i) => { rollout.hidden = i !== index; });
+    buttons.forEach((button, i) => {
+      button.setAttribute("aria-pressed", String(i === index));
+      button.tabIndex = i === index ? 0 : -1;
+    });
+  };
+  buttons.forEach((button, index) => {
+    button.addEventListener("click", () => choose(index));
+    button.addEventListener("keydown", (event) => {
+      const last = buttons.length - 1;
+      const to = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: last }[event.key];
+      if (to === undefined) return;
+      event.preventDefault();
+      const next = Math.max(0, Math.min(last, to));
+      choose(next);
+      buttons[next].focus();
+    });
+  });
+  drawn.querySelector(".steps").hidden = buttons.length < 2;
+  choose(buttons.length - 1);
+}
+
 // Config and environment: a filter box.
 for (const box of document.querySelectorAll("details > input[type=search]")) {
   const rows = [...box.parentElement.querySelectorAll("tr")];

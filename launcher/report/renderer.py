@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +18,8 @@ from launcher import __version__
 from launcher.core.files import write_atomic
 
 _FRAME = Path(__file__).parent
+#: characters that have no shape but belong into words and emoji.
+_JOINERS = "\u200c\u200d\ufe0f"
 
 
 def render(
@@ -56,6 +59,18 @@ def render(
         version=__version__,
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         **values,
+    )
+
+
+def visible(text: str) -> str:
+    """The text with what has no shape, or would turn the page's text around, spelt out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        f"⟨U+{ord(sign):04X}⟩"
+        if unicodedata.category(sign) in ("Cc", "Cf", "Cs", "Co") and sign not in f"\n\t{_JOINERS}"
+        else sign
+        for sign in text.replace("\r\n", "\n")
     )
 
 

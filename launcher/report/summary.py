@@ -194,5 +194,24 @@ def flags(comparison: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def hacking(comparison: Mapping[str, Any]) -> list[str]:
+    """The measures that fell while the reward rose, a line each."""
+    found = comparison.get("watch") or {}
+    rows = {name: comparison["metrics"].get(name) for name in found.get("falls", ())}
+    return [
+        f"reward hacking? {_changed(found['reward']['name'], found['reward'])} of"
+        f" {found['reward']['on']}, while {_changed(name, row)} of held-out answers"
+        for name, row in rows.items()
+        if row
+    ]
+
+
+def _changed(name: str, row: Row) -> str:
+    unit = row.get("unit", "")
+    verb = "rises" if (row["difference"] or 0) > 0 else "falls"
+    numbers = f"from {number(row['base'], unit)} to {number(row['tuned'], unit)}"
+    return f"{name} {verb} {numbers} (95 % interval {interval(row)})"
+
+
 def _percent(comparison: Mapping[str, Any]) -> str:
     return f"{100 * comparison.get('confidence', 0.95):g} %"

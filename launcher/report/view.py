@@ -7,7 +7,7 @@ import math
 import statistics
 from typing import Any
 
-from launcher.report import charts, compared, sections, summary
+from launcher.report import charts, compared, rollouts, sections, summary
 from launcher.report.charts import Chart, Curve
 from launcher.report.collect import Point, RunFacts, as_number, flatten, series
 
@@ -31,6 +31,7 @@ def view(facts: RunFacts) -> dict[str, Any]:
         "beyond": compared.beyond(facts.comparison),
         "sections": sections.view(facts.comparison),
         "charts": _charts(facts),
+        "reinforcement": rollouts.view(facts),
         "samples": samples,
         "kinds": compared.kinds(samples),
         "num_first": first,
@@ -68,29 +69,8 @@ def _charts(facts: RunFacts) -> list[Chart]:
         charts.chart("memory", "Memory", memory, charts.bytes_in(unit), from_zero=True, unit=unit),
         charts.chart("grad-norm", "Gradient norm", norm, charts.plain, from_zero=True),
         charts.chart("mfu", "Model FLOPs utilisation", mfu, lambda v: f"{100 * v:.3g} %"),
-        *_sampled(train),
     ]
     return [chart for chart in drawn if chart]
-
-
-def _sampled(train: list[dict[str, Any]]) -> list[Chart | None]:
-    """Charts of answers that a run has drawn to learn from."""
-    score = charts.with_average("", "a", series(train, "score"))
-    nats = [
-        Curve("entropy", "line", "a", series(train, "entropy")),
-        Curve("KL to the reference", "line", "b", series(train, "kl")),
-    ]
-    shares = [
-        Curve("answers cut", "line", "a", series(train, "cut_share")),
-        Curve("groups without spread", "line", "b", series(train, "flat_groups")),
-    ]
-    tokens = [Curve("tokens", "line", "a", series(train, "answer_tokens"))]
-    return [
-        charts.chart("score", "Score of drawn answers", score, charts.plain),
-        charts.chart("entropy", "Of drawn tokens, nats", nats, charts.plain, from_zero=True),
-        charts.chart("shares", "Shares", shares, lambda v: f"{100 * v:.3g} %", from_zero=True),
-        charts.chart("answer-tokens", "Tokens per answer", tokens, charts.plain, from_zero=True),
-    ]
 
 
 def _marks(facts: RunFacts, held_out: list[Point]) -> list[Curve]:
@@ -173,6 +153,7 @@ def _data(facts: RunFacts) -> list[tuple[str, list[str]]]:
         "counts.truncated": "truncated",
         "counts.dropped": "dropped as too long",
         "counts.split": "split into pieces",
+        "counts.asked": "without an answer",
         "format": "format",
         "tokenizer": "tokenizer",
         "files": "files",

@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from launcher.config.schema import Config
+from launcher.config.schema import Config, variants
 from launcher.config.schema.reinforce import GrpoConfig
 from launcher.core.errors import ConfigError, DataError
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.chat.calls import CallReader
 from launcher.data.chat.turn_ends import taught
 from launcher.data.pack.loader import Row
 from launcher.data.pack.mixture import Order
-from launcher.distributed import collectives, gathered
+from launcher.distributed import collectives
 from launcher.evals import generation
 from launcher.evals.decoding import Decoding
 from launcher.evals.records import prompt_and_reference
+from launcher.graders.grader import Grade
 from launcher.graders.sample import Sample
 from launcher.health.heartbeat import Heartbeat
 from launcher.objectives.grpo.advantages import penalties
-from launcher.objectives.grpo.grading import WHERE
-from launcher.rollouts.answer import Question, ScoredAnswer
-from launcher.rollouts.sampling import Drawn, draw
+from launcher.rollouts.answer import Drawn, Episode, Question, ScoredAnswer
+from launcher.rollouts.engine import RolloutContext, RolloutEngine
+from launcher.rollouts.environments.play import Play
+from launcher.rollouts.patience import GradingPatience
 
 #: Replaced prompts are those of an epoch that no run reaches.
 _FAR = 1 << 20
@@ -69,66 +73,85 @@ class Asker:
     ) -> None:
         """`prompts` are those of an optimizer step."""
         assert isinstance(config.objective, GrpoConfig)
-        self._config, self._ranks, self._heart = config, ranks, heart
-        self._options, self._trainee, self._prompts = config.objective, trainee, prompts
+        self._heart, self._options = heart, config.objective
+        self._trainee, self._prompts = trainee, prompts
         self._cache, self._order, self._tokenizer = cache, order, tokenizer
-        self._should_stop, self._say = should_stop, say
-        self._decoding = Decoding(
+        self._calls = CallReader(tokenizer)
+        decoding = Decoding(
             max_new_tokens=self._options.max_new_tokens,
             temperature=self._options.temperature,
             top_p=self._options.top_p,
             seed=config.seed,
         )
-        self._stops = generation.find_stop_tokens(
+        stops = generation.find_stop_tokens(
             trainee.model, tokenizer, taught(read_json(run.data), tokenizer)
         )
-        if not self._stops:
+        if not stops:
             raise ConfigError(
                 "no token ends an answer: neither tokenizer nor generation config nor data has one",
                 where="model.tokenizer",
                 hint="give the tokenizer an eos_token, e.g. in its tokenizer_config.json",
             )
-        self._said: set[str] = set()
+        context = RolloutContext(
+            *(run, config, ranks, heart, trainee.model, tokenizer, decoding, stops),
+            should_stop=should_stop,
+            say=say,
+        )
+        self.engine: RolloutEngine = variants.ROLLOUT_ENGINES.load(config.rollout.name)(context)
+        self._is_scored = self._options.grader is not None
+        self._patience = GradingPatience(
+            self._options.grader_wait_s, alive=heart.again, should_stop=should_stop, say=say
+        )
+        self._play: Play | None = None
+        if self._options.environment is not None:
+            self._play = Play(config, ranks, tokenizer, stops, self._decoded, heart.again)
+            first = self._item(self._asked(0, [0], 0)[0])
+            scores = collectives.by_main(ranks.is_main, partial(self._play.require, first))
+            self._is_scored = self._is_scored or scores
+        self._questions: list[Question] = []
+        self._step = self._drawn_by = 0
 
-    def ask(
-        self, step: int, places: Sequence[int], replaced: int
-    ) -> tuple[list[ScoredAnswer], float]:
-        """Answers to the prompts at `places` of the rollout before optimizer step `step`, which
-        were `replaced` so often, on every rank; and the seconds that grading took on the
+    def refresh(self, step: int) -> None:
+        """Have what is begun from now on answered by the weights before optimizer step `step`."""
+        self.engine.refresh(step)
+        self._drawn_by = step
+
+    def begin(self, step: int, places: Sequence[int], replaced: int) -> None:
+        """Ask the prompts at `places` of the rollout before optimizer step `step`, which were
+        `replaced` so often."""
+        self._questions, self._step = self._asked(step, places, replaced), step
+        if self._play is None:
+            self.engine.begin(self._questions, step)
+        else:
+            asked = [(question, self._item(question)) for question in self._questions]
+            self._play.begin(asked, step, self.engine)
+
+    def collect(self) -> tuple[list[ScoredAnswer], float]:
+        """Answers to what was begun last, on every rank; and the seconds that grading took on the
         slowest."""
-        questions = self._questions(step, places, replaced)
-        with gathered.for_generation(
-            self._trainee.model, self._config, self._ranks, self._once
-        ) as lockstep:
-            drawn = draw(
-                questions,
-                self._trainee.model,
-                self._tokenizer,
-                self._decoding,
-                step,
-                stops=self._stops,
-                batch_tokens=self._config.eval.batch_tokens,
-                rank=self._ranks.rank,
-                world_size=self._ranks.world_size,
-                lockstep=lockstep,
-                should_stop=self._should_stop,
-            )
-        self._heart.beat("eval", step, "grading")
+        questions = self._questions
+        if self._play is None:
+            drawn = self.engine.collect().items()
+            episodes = {i: self._of_one_turn(questions[i], own) for i, own in drawn}
+        else:
+            episodes = self._play.collect(self._step, self.engine)
+        self._heart.beat("eval", self._step, "grading")
         began = time.monotonic()
-        mine = self._graded([(questions[i], own) for i, own in sorted(drawn.items())])
+        mine = self._graded([own for _, own in sorted(episodes.items())])
         seconds = slowest(time.monotonic() - began)
         answers = [own for part in collectives.gather_objects(mine) for own in part]
         assert len(answers) == len(questions), f"{len(answers)} of {len(questions)} were answered"
-        if answers and all(own.score is None for own in answers):
+        if self._is_scored and answers and all(own.score is None for own in answers):
+            grader = "grader" if self._options.grader is not None else "environment"
             raise DataError(
-                f"the grader has no score for any of {len(answers)} answers:"
+                f"the {grader} has no score for any of {len(answers)} answers:"
                 f" {next((text for own in answers for text in own.errors), 'it does not say why')}",
-                where=WHERE,
-                hint="mend the grader, or the data that it reads",
+                where=f"objective.{grader}",
+                hint=f"mend the {grader}, or the data that it reads",
             )
         return answers, seconds
 
-    def _questions(self, step: int, places: Sequence[int], draw: int) -> list[Question]:
+    def _asked(self, step: int, places: Sequence[int], draw: int) -> list[Question]:
         """All answers that are wanted to the prompts at `places`."""
         learned = step // self._options.passes_per_rollout * self._prompts
         base = learned + draw * _FAR * self._order.num_packs
@@ -144,29 +167,49 @@ class Asker:
             ]
         return found
 
-    def _once(self, text: str) -> None:
-        """Say how weights are gathered, for the first rollout alone."""
-        if not self._said:
-            self._say(text)
-        self._said.add(text)
+    def _of_one_turn(self, question: Question, drawn: Drawn) -> Episode:
+        text = self._decoded(drawn.tokens)
+        return Episode(question, drawn.tokens, drawn.log_probs, cut=not drawn.ended, text=text)
 
-    def _graded(self, drawn: Sequence[tuple[Question, Drawn]]) -> list[ScoredAnswer]:
-        """This rank's answers with what the grader says of them."""
-        objective = self._trainee.objective
-        texts = [self._decoded(own.tokens) for _, own in drawn]
-        prompts = [self._decoded(question.tokens) for question, _ in drawn]
-        pairs = [
-            (objective.items.item(q.record, prompt, self._decoded(q.reference)), Sample(text))
-            for (q, _), prompt, text in zip(drawn, prompts, texts, strict=True)
+    def _item(self, question: Question) -> Mapping[str, Any]:
+        """What the grader, or an environment, reads of the record that asks."""
+        prompt, reference = map(self._decoded, (question.tokens, question.reference))
+        found: Mapping[str, Any] = self._trainee.objective.items.item(
+            question.record, prompt, reference
+        )
+        return found
+
+    def _grades(self, episodes: Sequence[Episode]) -> list[Grade]:
+        """What the grader says of episodes; without one the environment, else that beside it."""
+        if (grader := self._trainee.objective.grader) is None:
+            return [Grade(own.score) for own in episodes]
+        items = [self._item(own.question) for own in episodes]
+        pairs = [(item, self._sample(own, item)) for item, own in zip(items, episodes, strict=True)]
+        grades = self._patience.grades(lambda: grader.grade_all(pairs, self._heart.again))
+        return [
+            grade
+            if own.score is None
+            else replace(grade, sub_scores={**grade.sub_scores, "environment": own.score})
+            for own, grade in zip(episodes, grades, strict=True)
         ]
-        grades = objective.grader.grade_all(pairs, self._heart.again)
-        lengths = np.array([len(own.tokens) for _, own in drawn], np.int64)
+
+    def _sample(self, own: Episode, item: Mapping[str, Any]) -> Sample:
+        if not own.turns:
+            return Sample(own.text, tuple(self._calls.calls(item, own.text)))
+        calls = own.messages[-1].get("tool_calls", ())
+        return Sample(own.text, tuple(calls), tuple(own.messages))
+
+    def _graded(self, episodes: Sequence[Episode]) -> list[ScoredAnswer]:
+        """This rank's answers with what is said of them."""
+        lengths = np.array([own.longest for own in episodes], np.int64)
         beside = penalties(lengths, self._options).tolist()
+        nothing = self._options.error_score if self._is_scored else 0.0
         answers = []
-        for (question, own), prompt, text, grade, penalty in zip(
-            drawn, prompts, texts, grades, beside, strict=True
-        ):
-            known = self._options.error_score if grade.score is None else grade.score
+        for own, grade, penalty in zip(episodes, self._grades(episodes), beside, strict=True):
+            question = own.question
+            known = nothing if grade.score is None else grade.score
+            if not own.tokens:
+                known = None
             answers.append(
                 ScoredAnswer(
                     place=question.place,
@@ -174,22 +217,41 @@ class Asker:
                     draw=question.draw,
                     record=question.record,
                     where=self._cache.where(question.record),
-                    prompt=prompt,
-                    text=text,
-                    cut=not own.ended,
+                    prompt=self._decoded(question.tokens),
+                    text=own.text,
+                    cut=own.cut,
                     score=grade.score,
                     reward=None if known is None else known + penalty,
                     advantage=0.0,
                     is_learned=known is not None,
                     sub_scores=dict(grade.sub_scores),
-                    errors=[f"{error.kind}: {error.message}" for error in grade.errors],
+                    errors=[
+                        *own.errors,
+                        *(f"{error.kind}: {error.message}" for error in grade.errors),
+                    ],
                     prompt_tokens=list(question.tokens),
                     tokens=own.tokens,
                     sampler_log_probs=own.log_probs,
                     weight=self._cache.weight(question.record),
+                    behind=self._step - self._drawn_by,
+                    turns=own.turns,
+                    messages=own.messages,
                 )
             )
         return answers
+
+    def environment_s(self) -> float:
+        """Seconds that environments took since this was asked last, on the slowest rank."""
+        if self._play is None:
+            return 0.0
+        mine, self._play.seconds = self._play.seconds, 0.0
+        return slowest(mine)
+
+    def close(self) -> None:
+        """End what draws the answers, and environments."""
+        self.engine.close()
+        if self._play is not None:
+            self._play.close()
 
     def _decoded(self, tokens: Sequence[int]) -> str:
         text: str = self._tokenizer.decode(

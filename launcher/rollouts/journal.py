@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from launcher.core.errors import StorageError
 from launcher.core.files import write_atomic
@@ -22,35 +23,50 @@ from launcher.rollouts.answer import ScoredAnswer
 class RolloutJournal:
     """Reads and writes rollouts of a run; for one rank."""
 
-    def __init__(self, run: RunDir, expected: int) -> None:
-        """`expected`: answers of a rollout."""
+    def __init__(self, run: RunDir, expected: int | None = None) -> None:
+        """`expected`: answers of a rollout, where that is known."""
         self._run, self._expected = run, expected
 
     def path(self, step: int) -> Path:
         """The file of the rollout that begins before optimizer step `step` (from 0)."""
         return self._run.rollouts / f"step-{step:08d}.jsonl"
 
+    def steps(self) -> list[int]:
+        """The steps before which the rollouts began that are kept, ascending."""
+        names = (
+            path.stem.removeprefix("step-") for path in self._run.rollouts.glob("step-*.jsonl")
+        )
+        return sorted(int(name) for name in names if name.isdecimal())
+
     def write(self, step: int, answers: Sequence[ScoredAnswer]) -> None:
         """Keep a rollout; `StorageError` where that fails."""
-        lines = (
-            json.dumps({"step": step, **asdict(answer)}, ensure_ascii=False) for answer in answers
-        )
+        lines = (_line({"step": step, **asdict(answer)}) for answer in answers)
         write_atomic(self.path(step), "".join(f"{line}\n" for line in lines))
 
     def read(self, step: int) -> list[ScoredAnswer] | None:
         """A rollout that is kept; None if there is none. `StorageError` for one that is damaged."""
         path = self.path(step)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            # Not at each end of a line that Unicode knows: texts have those too.
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except FileNotFoundError:
             return None
         try:
             found = [_answer(line) for line in lines]
         except (ValueError, TypeError, AttributeError) as error:
             raise _damaged(path, str(error)) from error
-        if len(found) != self._expected:
+        if self._expected not in (None, len(found)):
             raise _damaged(path, f"{len(found)} answers, not {self._expected}")
         return found
+
+
+def _line(values: dict[str, Any]) -> str:
+    line = json.dumps(values, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a character, which no file can hold
+        line = json.dumps(values)
+    return line
 
 
 def _answer(line: str) -> ScoredAnswer:

@@ -1,4 +1,4 @@
-"""Rollouts on the training ranks: the model in training answers, between two of its updates.
+"""Rollouts: the model in training answers, by a `launcher.rollouts.engine.RolloutEngine`.
 
 A `launcher.data.pack.loader.RowSource`: the rows of a step are those of the rollout that it belongs
 to, each of `updates_per_rollout` steps taking other prompts of it, and that in each of
@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import Config
 from launcher.config.schema.reinforce import CutAnswers, GrpoConfig
-from launcher.core.errors import DataError, LauncherError, StorageError
+from launcher.core.errors import DataError
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
@@ -33,7 +34,7 @@ from launcher.objectives.grpo.advantages import advantages, without_spread
 from launcher.objectives.grpo.grading import WHERE
 from launcher.rollouts.answer import ScoredAnswer
 from launcher.rollouts.asking import Asker, Trainee, slowest
-from launcher.rollouts.dealing import deal, row_of
+from launcher.rollouts.dealing import KEY, rows_of_rank
 from launcher.rollouts.journal import RolloutJournal
 from launcher.rollouts.tally import Sums, rewards_of, tally
 
@@ -63,6 +64,7 @@ class Rollouts:
         self._heart, self._trainee = heart, trainee
         self._prompts = plan.global_sequences // self._options.group_size
         """Prompts of an optimizer step."""
+        self._count = self._prompts * self._options.updates_per_rollout
         updates = self._options.updates_per_rollout
         self._journal = RolloutJournal(run, plan.global_sequences * updates)
         self._asker = Asker(
@@ -72,6 +74,8 @@ class Rollouts:
             say=say,
         )
         self._begun: int | None = None
+        self._ahead: int | None = None
+        """The rollout that is asked for already."""
         self._answers: list[ScoredAnswer] = []
         self.sums: Sums = {}
         """What is logged of the rollout that the last step has begun, numerators and denominators,
@@ -108,12 +112,11 @@ class Rollouts:
         return f"{cut} of {len(self._answers)} are cut, {failed} have no score"
 
     def _rows(self, answers: Sequence[ScoredAnswer]) -> list[Row]:
-        lengths = [len(own.prompt_tokens) + len(own.tokens) for own in answers]
-        shares = deal(lengths, self._plan, packing=self._packing)
-        return [
-            row_of([answers[i] for i in own.places], idle=own.is_idle)
-            for own in shares[self._ranks.rank]
-        ]
+        return rows_of_rank(
+            *(answers, self._trainee.objective, self._plan, self._ranks.rank),
+            packing=self._packing,
+            shares=self._trainee.head.shares,
+        )
 
     # ---- one rollout
 
@@ -128,31 +131,44 @@ class Rollouts:
             answers = self._made(step)
             self._on_main(lambda: self._journal.write(step, answers))
         self._require_differing(step)
+        if self._asker.engine.is_ahead:
+            behind = float(sum(own.behind for own in answers))
+            self.sums["behind"] = behind, float(len(answers))
+            self._begin_next(step)
         self._heart.beat("step", step, "batch")
         return answers
 
+    def _begin_next(self, step: int) -> None:
+        """Have the next rollout drawn while that before optimizer step `step` is learned from."""
+        following = step + self._options.steps_per_rollout
+        assert self._plan.steps is not None
+        is_kept = self._on_main(lambda: self._journal.path(following).exists())
+        if following < self._plan.steps and not is_kept:
+            self._asker.refresh(step)
+            self._asker.begin(following, range(self._count), 0)
+            self._ahead = following
+
+    def close(self) -> None:
+        """End what draws the answers."""
+        self._asker.close()
+
     def _on_main(self, call: Callable[[], Any]) -> Any:
-        """What rank 0 makes of `call`, on all ranks; what it raises, all of them do."""
-        value, problems = None, None
-        if self._ranks.is_main:
-            try:
-                value = call()
-            except LauncherError as error:
-                problems = error.problems
-        value, problems = collectives.gather_objects((value, problems))[0]
-        if problems:
-            raise StorageError(problems)
-        return value
+        return collectives.by_main(self._ranks.is_main, call)
 
     def _made(self, step: int) -> list[ScoredAnswer]:
         """The same, drawn, scored and judged."""
         began = time.monotonic()
-        count = self._prompts * self._options.updates_per_rollout
+        count = self._count
         found: dict[tuple[int, int], ScoredAnswer] = {}
         pending = list(range(count))
         grading = redrawn = 0.0
+        if self._ahead != step:
+            self._asker.refresh(step)
+            self._asker.begin(step, pending, 0)
         for number in range(self._options.max_redraws + 1):
-            answers, seconds = self._asker.ask(step, pending, number)
+            if number:
+                self._asker.begin(step, pending, number)
+            answers, seconds = self._asker.collect()
             grading += seconds
             found |= {own.key: own for own in answers}
             flat = without_spread(self._rewards([found[key] for key in self._keys(pending)]))
@@ -161,14 +177,15 @@ class Rollouts:
                 break
             redrawn += len(pending)
         answers = self._judged([found[key] for key in self._keys(range(count))])
-        if self._options.steps_per_rollout > 1:
-            self._note_log_probs(answers)
+        self._note_log_probs(answers)
         self.sums = {
             **tally(answers, self._options.group_size),
             "redrawn_groups": (redrawn, float(count)),
             "grading_s": (grading, 1.0),
             "rollout_s": (slowest(time.monotonic() - began), 1.0),
         }
+        if self._options.environment is not None:
+            self.sums["environment_s"] = self._asker.environment_s(), 1.0
         return answers
 
     def _keys(self, places: Iterable[int]) -> list[tuple[int, int]]:
@@ -191,54 +208,67 @@ class Rollouts:
             for own, advantage in zip(answers, values, strict=True)
         ]
 
-    @torch.no_grad()
     def _note_log_probs(self, answers: list[ScoredAnswer]) -> None:
-        """Work out, for all updates of the rollout, what the model makes of the answers now."""
-        trainee = self._trainee
-        trainee.engine.eval()
+        """Work out, for all updates of the rollout, what the model makes of the answers now, if it
+        is asked again later, and what the teacher does, if it is asked of what was drawn."""
+        objective, trainee = self._trainee.objective, self._trainee
+        # What is not learned needs none, but rows have all or none.
+        if self._options.steps_per_rollout > 1:
+            trainee.engine.eval()
+            try:
+                own = partial(objective.old_log_probs, trainee.head, trainee.engine)
+                known = self._by_answer(answers, own)
+            finally:
+                trainee.engine.train()
+            for one in answers:
+                one.log_probs = known.get(one.key, one.sampler_log_probs)
+        if self._options.asks_of_drawn:
+            known = self._by_answer(answers, objective.teacher_log_probs)
+            for one in answers:
+                one.teacher_log_probs = known.get(one.key, one.sampler_log_probs)
+
+    @torch.no_grad()
+    def _by_answer(
+        self, answers: Sequence[ScoredAnswer], ask: Callable[[Row], torch.Tensor]
+    ) -> dict[tuple[int, int], list[float]]:
+        """What `ask` makes of each token of each answer that is learned, on all ranks; it gives
+        numbers by target of a row, fp32 [targets]."""
         mine: dict[tuple[int, int], list[float]] = {}
-        try:
-            for update in range(self._options.updates_per_rollout):
-                places = range(update * self._prompts, (update + 1) * self._prompts)
-                own = [one for one in answers if one.place in places and one.is_learned]
-                rows = [] if not own else self._numbered(own)
-                for row in trainee.lay_out(rows) if rows else ():
-                    self._heart.again()
-                    row = row.to(self._device)
-                    values = trainee.objective.old_log_probs(trainee.head, trainee.engine, row)
-                    is_idle = row.record_weights is not None and not row.record_weights.any()
-                    if row.is_filler or is_idle:
-                        continue
-                    counts = torch.bincount(row.document_of_targets()).tolist()
-                    parts = torch.split(values.cpu(), counts)
-                    for i, part in zip(row.records, parts, strict=True):
-                        mine[own[i].key] = part.tolist()
-        finally:
-            trainee.engine.train()
+        for update in range(self._options.updates_per_rollout):
+            places = range(update * self._prompts, (update + 1) * self._prompts)
+            own = [one for one in answers if one.place in places and one.is_learned]
+            for row in self._trainee.lay_out(self._rows(own)) if own else ():
+                self._heart.again()
+                values = ask(row := row.to(self._device))
+                is_idle = row.record_weights is not None and not row.record_weights.any()
+                if row.is_filler or is_idle:
+                    continue
+                counts = torch.bincount(row.document_of_targets()).tolist()
+                parts = torch.split(values.cpu(), counts)
+                for key, part in zip(row.columns[KEY].tolist(), parts, strict=True):
+                    mine[tuple(key)] = part.tolist()
         known: dict[tuple[int, int], list[float]] = {}
         for part in collectives.gather_objects(mine):
             known |= part
-        for one in answers:
-            # What is not learned needs none, but rows have all or none.
-            one.log_probs = known.get(one.key, one.sampler_log_probs)
-
-    def _numbered(self, answers: Sequence[ScoredAnswer]) -> list[Row]:
-        """This rank's rows of `answers`, with their places among these as records."""
-        return self._rows([replace(own, record=i) for i, own in enumerate(answers)])
+        return known
 
     # ---- what is told of it
 
     def _require_differing(self, step: int) -> None:
         """`DataError` if all answers of the run's first rollouts have one score."""
         most = self._options.constant_rollouts
-        if most is None or step != (most - 1) * self._options.steps_per_rollout:
+        if (
+            most is None
+            or self._options.teacher is not None
+            or step != (most - 1) * self._options.steps_per_rollout
+        ):
             return
         scores = self._on_main(lambda: self._scores_so_far(step))
         if len(scores) == 1:
             raise DataError(
                 f"all answers of the first {most} rollouts score {scores[0]:g}: nothing can be"
                 " learned from them",
-                where=WHERE,
+                where=WHERE if self._options.grader is not None else "objective.environment",
                 hint="read some in the folder rollouts of the run: an easier task, a better start,"
                 " a higher objective.temperature or another grader may tell them apart",
             )

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.objectives.grpo.advantages import without_spread
-from launcher.rollouts.answer import ScoredAnswer
+from launcher.rollouts.answer import ERROR, ScoredAnswer
 
 Sums = dict[str, tuple[float, float]]
 
@@ -24,13 +24,18 @@ def tally(answers: Sequence[ScoredAnswer], group_size: int) -> Sums:
     count = float(len(answers))
     scores = [own.score for own in answers if own.score is not None]
     found: Sums = {
-        "score": (float(sum(scores)), float(len(scores))),
-        "answer_tokens": (float(sum(len(own.tokens) for own in answers)), count),
+        "answer_tokens": (float(sum(own.length for own in answers)), count),
         "cut_share": (float(sum(own.cut for own in answers)), count),
         "left_out": (float(sum(not own.is_learned for own in answers)), count),
         "grader_errors": (float(sum(bool(own.errors) for own in answers)), count),
     }
-    if group_size > 1:
+    if any(own.messages for own in answers):
+        found["turns"] = float(sum(len(own.turns) for own in answers)), count
+        failed = sum(any(text.startswith(ERROR) for text in own.errors) for own in answers)
+        found["environment_errors"] = float(failed), count
+    if scores:
+        found["score"] = float(sum(scores)), float(len(scores))
+    if scores and group_size > 1:
         flat = without_spread(rewards_of(answers, group_size))
         found["flat_groups"] = float(flat.sum()), count / group_size
     for name in sorted({name for own in answers for name in own.sub_scores}):

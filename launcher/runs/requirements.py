@@ -106,7 +106,10 @@ def _model(config: Config) -> Iterator[Problem]:
 
 def _files(config: Config) -> Iterator[Problem]:
     """Files that the config names, besides model and data."""
-    named = {"model.chat_template": getattr(config.model, "chat_template", None)}
+    named = {
+        "model.chat_template": getattr(config.model, "chat_template", None),
+        "objective.environment": getattr(config.objective, "environment", None),
+    }
     if config.data.format.endswith(".py"):
         named["data.format"] = config.data.format
     if config.objective.name.endswith(".py"):
@@ -255,7 +258,7 @@ def _is_cached(name: str) -> bool:
 
 def _graders(config: Config) -> Iterator[Problem]:
     """What is wrong with the graders that are metrics."""
-    setting = Setting(judge=config.eval.judge, limits=config.eval.graders)
+    setting = Setting.of(config.eval)
     for name in variants.metrics_of(config):
         if name.startswith(variants.GRADER):
             try:

@@ -146,6 +146,7 @@ def _spec(run: RunDir, attempt: int, config: Config, world_size: int, cwd: Path)
         options=config.launch,
         cluster=config.cluster,
         nodes=config.launch.nodes,
+        servers=config.rollout.apart,
         processes=processes,
         threads=_threads(config, processes),
         folders=_folders(config, cwd),

@@ -68,7 +68,7 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
         cwd=os.getcwd(),
         created=time.time(),
         kind=kind,
-        metric=config.sweep.metric,
+        metric=_metric(config),
         maximize=_maximize(config),
         fixed=tuple(found.fixed),
         swept=tuple(found.swept.values()),
@@ -82,6 +82,13 @@ def request(words: Sequence[str], config_dirs: Sequence[str]) -> tuple[SweepDir,
         proposals.require()
     _check_trials(Maker(sweep, asked, sources=sources), found)
     return sweep, asked
+
+
+def _metric(config: Config) -> str:
+    """`sweep.metric` as it stands in the lines of a trial."""
+    given = config.sweep.metric
+    name = given.removeprefix("eval/")
+    return given if name == given else f"eval/{variants.metric_name(name)}"
 
 
 def _check_trials(maker: Maker, found: space.Space) -> None:
@@ -106,8 +113,9 @@ def _check_metric(trial: Config, asked: Request) -> None:
         return
     name = asked.metric.removeprefix("eval/")
     if name != asked.metric:
-        if trial.eval.name == "none" or name not in variants.metrics_of(trial):
-            metrics = ", ".join(f"eval/{metric}" for metric in variants.metrics_of(trial)) or "none"
+        measured = [variants.metric_name(metric) for metric in variants.metrics_of(trial)]
+        if trial.eval.name == "none" or name not in measured:
+            metrics = ", ".join(f"eval/{metric}" for metric in measured) or "none"
             hint = f"trials are evaluated by: {metrics}; see eval.metrics"
             raise ConfigError(f"{asked.metric} is not measured", where="sweep.metric", hint=hint)
         during = trial.eval.every_steps or trial.eval.times

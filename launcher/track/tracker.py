@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config import schema
+from launcher.config.schema import conversion
 from launcher.config.schema.variants import TRACKERS
 from launcher.core.files import read_json, write_json
 from launcher.core.rundir import RunDir
@@ -103,13 +104,14 @@ class Trackers:
         """The trackers of a run, started. Other ranks than 0 get an empty set: calls need no `if`.
 
         Args:
-            resolved: the config as plain values (`compose.to_dict`), handed to the trackers.
+            resolved: the config as plain values (`compose.to_dict`), handed to the trackers as far
+                as others may see it.
             resumed_step: last step of the checkpoint that this process continues from. None: a
                 fresh start.
             warn: takes warnings; stderr if not given.
         What cannot be opened is warned about, and raises nothing.
         """
-        opened = cls({}, warn=warn)
+        opened, resolved = cls({}, warn=warn), conversion.for_others(resolved)
         for name in TRACKERS if is_main else ():
             options = getattr(config.track, name, None)
             if options is not None and not options.is_on:

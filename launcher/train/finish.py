@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from launcher import report
@@ -20,6 +20,7 @@ from launcher.evals.metric import score_all
 from launcher.evals.records import passes
 from launcher.health.heartbeat import Heartbeat
 from launcher.report import summary
+from launcher.rollouts.watch import Sides, watch
 from launcher.scoring.evaluator import Evaluator
 from launcher.scoring.held_out import contamination, groups, held_out
 from launcher.track.tracker import Trackers
@@ -81,6 +82,9 @@ def _store(run: RunDir, evaluator: Evaluator, results: Any, trackers: Trackers, 
     path = run.eval / "tuned.json"
     scores = store.write_results(path, results, evaluator.metrics, step=step, **about)
     record = {"kind": "eval", "time": time.time()}
+    if (evaluator.config.eval.draws or 0) > 1:
+        # The mean over all draws stands there already: these answers are one of them.
+        scores = {name: score for name, score in scores.items() if name not in evaluator.drawn}
     trackers.log(step, record | {f"eval/{name}": score for name, score in scores.items()})
 
 
@@ -116,15 +120,25 @@ def _compare(
     about, told = evaluator.about_comparison(results, metrics)
     notes += told
     lines = evaluator.lines(base, results, metrics)
+    resampling = paired.Resampling(config.seed, sign_of_life=heart.again)
+
+    def watched(rows: Mapping[str, Any]) -> dict[str, Any] | None:
+        objective: Any = evaluator.objective
+        seen = Sides(base, results, metrics, rows, resampling)
+        return watch(run, objective.grader, seen)
+
     comparison = store.write_comparison(
         *(run, base, results, metrics, parts),
-        resampling=paired.Resampling(config.seed, sign_of_life=heart.again),
+        resampling=resampling,
         notes=notes,
         lines=lines,
+        watch=watched if config.objective.samples else None,
         **about,
     )
     beyond = summary.beyond(comparison)
     say("\n".join([paired.table(comparison), *comparison["notes"], *beyond]))
+    for line in summary.hacking(comparison):
+        say(f"warning: {line}")
     scored: dict[str, float | None] = {}
     for name, row in comparison["metrics"].items():
         scored |= {f"base/{name}": row["base"], f"tuned/{name}": row["tuned"]}

@@ -118,6 +118,9 @@ def train(
     except StorageError:  # perhaps of this rank alone, which has yet to say so in a file
         training.saver.give_up()
         raise
+    finally:
+        if training.rollouts is not None:
+            training.rollouts.close()
 
 
 class Training:
@@ -468,7 +471,8 @@ class Training:
         """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
         step = self.progress.step
         if step == self.num_steps:
-            return self.selection is not None
+            draws = 0 if self.evaluator is None else self.config.eval.draws or 0
+            return self.selection is not None or draws > 1
         if self.evaluator is None:
             return False
         times = self.config.eval.times
@@ -482,7 +486,7 @@ class Training:
         progress = self.progress
         self.heart.beat("eval", progress.step)
         self.engine.eval()
-        scores = self.evaluator.quick(self.engine)
+        scores = self.evaluator.during(self.engine, self.model)
         self.engine.train()
         progress.eval_loss = scores.get("loss")
         record = {"kind": "eval", "time": time.time()}

@@ -23,6 +23,7 @@ from launcher.core.files import read_json, write_json
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import Ranks
 from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.origins import call_as_now
 from launcher.data.pack.loader import Ahead, Loader, Row, RowSource
 from launcher.data.pack.mixture import Order, open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
@@ -73,7 +74,10 @@ def read_data(
     folders = read_json(run.data)
     tokenizer = load_tokenizer(config.model)
     cache, order = open_data(folders["train"], config)
+    call_as_now(cache, config, "train")
     held_out = TokenCache.open(Path(folders["validation"])) if folders.get("validation") else None
+    if held_out is not None:
+        call_as_now(held_out, config, "validation")
     objective: Objective = variants.objective(config.objective)
     objective.settle(config, cache, held_out)
     objective.spec = objective.sequence_head(padding_of(tokenizer))
@@ -220,7 +224,9 @@ def make_learner(
     start = _start_from(run, ranks, warn)
     origin = _origin(config, ranks, start, warn)
     adapter = config.peft.adapter if isinstance(config.peft, AdapterConfig) else None
-    if adapter and (start is None or (objective.reference and Path(adapter).is_dir())):
+    asks_start = config.objective.asks_start(config)
+    asks_start |= bool(objective.reference) and adapter is not None and Path(adapter).is_dir()
+    if adapter and (start is None or asks_start):
         restoring.load_adapter(adapter, model)
         say(f"going on from the adapter in {adapter}")
     if objective.reference:
@@ -266,11 +272,11 @@ def keep_apart(
 ) -> None:
     """Find out on a model in evaluation mode how the documents of a row are kept apart in it, and
     in those that the objective asks beside it."""
-    agree = collectives.all_agree
-    for note in isolate(head, caller, model, data.cache, device, agree, trains=True):
+    agree, groups = collectives.all_agree, data.objective.options.samples
+    for note in isolate(head, caller, model, data.cache, device, agree, trains=True, groups=groups):
         say(f"attention: {note}")
     for own, other in data.objective.companions(device):
-        for note in isolate(own, other, other, data.cache, device, agree):
+        for note in isolate(own, other, other, data.cache, device, agree, groups=groups):
             say(f"attention of {inner_model(other).name_or_path}: {note}")
 
 

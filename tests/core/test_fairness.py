@@ -46,6 +46,28 @@ def test_a_lock_goes_to_each_in_turn_and_not_to_who_has_gone() -> None:
     assert got == ["red", "blue", "red", "red", "last"]
 
 
+def test_a_lock_for_two_is_two_at_a_time() -> None:
+    held, most, got = 0, 0, list[str]()
+
+    async def run() -> None:
+        lock = TurnLock(2)
+
+        async def want(who: str) -> None:
+            nonlocal held, most
+            async with lock.held(who):
+                got.append(who)
+                held += 1
+                most = max(most, held)
+                await asyncio.sleep(0.01)
+                held -= 1
+
+        await asyncio.gather(*(want(who) for who in ("red", "red", "red", "red", "green")))
+        await want("last")
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert (held, most, got[2:4]) == (0, 2, ["red", "green"])
+
+
 def test_who_is_given_a_lock_while_he_goes_passes_it_on() -> None:
     async def run() -> None:
         lock = TurnLock()
@@ -78,6 +100,38 @@ def test_threads_do_the_work_of_each_in_turn() -> None:
     with pytest.raises(ZeroDivisionError):
         wrong.result(10)
     assert did == ["red0", "green", "red1", "red2"]
+    threads.close()
+
+
+def test_one_leaves_a_thread_to_others() -> None:
+    threads, begin, did = TurnThreads(3, "test", 2), threading.Event(), list[str]()
+    slow = [threads.submit("red", lambda: None if begin.wait(10) else 1 / 0) for _ in range(5)]
+    for number in range(3):  # also what comes while all that may run does
+        threads.submit("green", functools.partial(did.append, f"green{number}")).result(10)
+    assert did == ["green0", "green1", "green2"]
+    assert sum(one.running() for one in slow) == 2
+    begin.set()
+    for one in slow:
+        one.result(10)
+    wrong = [threads.submit("red", lambda: did.append(str(1 // 0))) for _ in range(4)]
+    assert all(isinstance(one.exception(10), ZeroDivisionError) for one in wrong)
+    threads.submit("red", lambda: did.append("red")).result(10)  # no place is lost by what fails
+    threads.close()
+
+
+def test_one_by_two_names_leaves_a_thread_to_others() -> None:
+    begin, did = threading.Event(), list[str]()
+    threads = TurnThreads(3, "test", 2, lambda who: who.partition(" ")[0])
+    slow = [
+        threads.submit(who, lambda: None if begin.wait(10) else 1 / 0)
+        for who in ("red", "red evals") * 3
+    ]
+    threads.submit("green", lambda: did.append("green")).result(10)
+    assert did == ["green"]
+    assert [one.running() for one in slow] == [True, True, False, False, False, False]
+    begin.set()
+    for one in slow:
+        one.result(10)
     threads.close()
 
 

@@ -56,13 +56,13 @@ def test_weights_that_are_none(weight: Any) -> None:
 def test_a_weighted_loss_is_that_of_repeated_targets(
     weights: list[float], smoothing: float
 ) -> None:
-    from launcher.model.head import CrossEntropy, _LogitsLoss
+    from launcher.model.target_logits import CrossEntropy, LogitsLoss
 
     torch.manual_seed(0)
     logits = torch.randn(len(weights), 7, requires_grad=True)
     targets = torch.arange(len(weights)) % 7
     scale = torch.tensor(weights)
-    total, _ = _LogitsLoss.apply(
+    total, _ = LogitsLoss.apply(
         logits.clone(), targets, CrossEntropy(targets, smoothing, scale), False
     )
     (got,) = torch.autograd.grad(total, logits)

@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from launcher.data.pack.loader import Row
-from launcher.model import attention
-from launcher.model import head as head_module
+from launcher.model import attention, target_logits
 from launcher.model.head import TargetHead
 from support import gpu
 
@@ -93,7 +92,7 @@ def test_the_weights_gradient_is_that_of_one_chunk(model, row, monkeypatch):
     """Summed in fp32 over 33 chunks, by a kernel that adds to fp32 where torch has it."""
     found = {}
     for rows in (TOKENS, TOKENS // 32):
-        monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cuda", rows * VOCAB)
+        monkeypatch.setitem(target_logits.CHUNK_ELEMENTS, "cuda", rows * VOCAB)
         model.zero_grad()
         TargetHead(model).loss(model, row).backward()
         found[rows] = model.lm_head.weight.grad.float()

@@ -227,7 +227,7 @@ def test_a_run_and_its_export_end_at_the_token_that_was_taught(taught: RunDir) -
         assert speaker.answer(prompt, Sampling(9)) == expected  # generate and chat
         decoding = Decoding(max_new_tokens=9)
         ask = Ask(
-            prompt, decoding, 0, lambda _: None, lambda *end: ended.append(end), lambda: False
+            prompt, decoding, 0, lambda *_: None, lambda *end: ended.append(end), lambda: False
         )
         reply(speaker, [ask])  # serve
         assert ended == [("stop", 2)]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import threading
-from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -24,6 +21,7 @@ from launcher.inference.detokenizer import Pieces
 from launcher.inference.requests import asks_of
 from launcher.inference.speaker import Sampling, Speaker
 from launcher.inference.worker import Answering
+from support.asking import RANDOMLY, ask_all
 from support.ranks import environment
 
 HELLO = [{"role": "user", "content": "How many apples?"}]
@@ -42,20 +40,25 @@ class Bytes:
         return bytes(tokens).decode(errors="replace")
 
 
+def before(text: str, stop: list[str]) -> str:
+    """A text up to the stop string that is complete first."""
+    prefixes = (text[:end] for end in range(len(text) + 1))
+    cut = next((prefix for prefix in prefixes if any(map(prefix.endswith, stop))), None)
+    return text if cut is None else cut[: min(cut.find(one) for one in stop if one in cut)]
+
+
 @given(
     st.text(alphabet="ab\n é東🙂", max_size=30), st.lists(st.text("ab é", min_size=1), max_size=3)
 )
 def test_pieces_add_up_to_the_text_before_the_first_stop_string(text: str, stop: list[str]) -> None:
     pieces = Pieces(Bytes(), stop)
     shown = ""
-    prefixes = (text[:end] for end in range(len(text) + 1))
-    cut = next((prefix for prefix in prefixes if any(map(prefix.endswith, stop))), None)
-    expected = text if cut is None else cut[: min(cut.find(s) for s in stop if s in cut)]
+    expected = before(text, stop)
     for byte in text.encode():
         shown += pieces.add([byte])
         assert expected.startswith(shown)  # never the beginning of a stop string, never half of é
     assert shown + pieces.rest() == expected
-    assert pieces.is_stopped == (cut is not None)
+    assert pieces.is_stopped == any(one in text for one in stop)
 
 
 def test_text_that_stops_being_a_stop_string_is_shown_after_all() -> None:
@@ -70,53 +73,6 @@ def test_text_that_stops_being_a_stop_string_is_shown_after_all() -> None:
 def test_half_a_character_at_the_end_is_shown_as_such() -> None:
     pieces = Pieces(Bytes())
     assert pieces.add(list("né".encode()[:-1])) + pieces.rest() == "n\ufffd"
-
-
-def ask_all(speaker: Speaker, *requests: dict[str, Any], longest: int = 64) -> dict[str, Any]:
-    """What became of each answer, by "id/index"; all wait before the first is answered."""
-    lines: list[dict[str, Any]] = []
-    is_taken, is_over = threading.Event(), threading.Event()
-
-    def feed() -> Iterator[str]:
-        yield from map(json.dumps, requests)
-        is_taken.set()
-        is_over.wait(60)
-
-    def write(line: dict[str, Any]) -> None:
-        lines.append(line)
-        ends = found(lines)
-        if all(is_ended(request, ends) for request in requests):
-            is_over.set()
-
-    def is_ended(request: dict[str, Any], ends: dict[str, Any]) -> bool:
-        name = request.get("id")
-        wanted = {f"{name}/{index}" for index in range(request.get("n", 1))}
-        return name is None or name in withdrawn or name in ends or wanted <= ends.keys()
-
-    withdrawn = {request["cancel"] for request in requests if "cancel" in request}
-    work = Answering(speaker, longest, write)
-    thread = threading.Thread(target=work.listen, args=(feed(),))
-    thread.start()
-    is_taken.wait()
-    work.work()
-    thread.join()
-    return found(lines)
-
-
-def found(lines: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The end of each answer, by "id/index" or id, with all its text."""
-    texts: dict[str, str] = defaultdict(str)
-    ends = {}
-    for line in lines:
-        name = f"{line['id']}/{line['index']}" if "index" in line else line["id"]
-        if "begun" in line:
-            continue
-        if "text" in line:
-            assert name not in ends
-            texts[name] += line["text"]
-        else:
-            ends[name] = line
-    return {name: {**end, "text": texts[name]} for name, end in ends.items()}
 
 
 def test_answers_of_one_batch_are_those_of_each_alone(speaker: Speaker) -> None:
@@ -145,6 +101,28 @@ def test_an_answer_ends_before_a_stop_string(speaker: Speaker) -> None:
     assert end["text"] == text[: text.index(stop)]
     assert end["finish_reason"] == "stop"
     assert end["completion_tokens"] < 30
+
+
+@pytest.mark.thorough
+@settings(RANDOMLY, max_examples=15)
+@given(st.data())
+def test_no_part_of_a_stop_string_is_sent(speaker: Speaker, data: st.DataObject) -> None:
+    """Stop strings are cut out of what is said, wherever its tokens begin and end."""
+    request = {"id": "a", "messages": HELLO, "seed": data.draw(st.integers(0, 99))}
+    request = {**request, "max_tokens": 20, "n": 2}
+    ends = ask_all(speaker, request)
+    free = [ends[f"a/{number}"]["text"] for number in range(2)]
+    stops = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        text = data.draw(st.sampled_from([text for text in free if text] or ["x"]))
+        begin = data.draw(st.integers(0, len(text) - 1))
+        stops.append(text[begin : begin + data.draw(st.integers(1, 6))])
+    held = ask_all(speaker, {**request, "stop": stops})
+    for number, text in enumerate(free):
+        end = held[f"a/{number}"]
+        expected = before(text, stops)
+        assert end["text"] == expected
+        assert end["finish_reason"] == "stop" or expected == text
 
 
 @pytest.mark.parametrize(
@@ -283,7 +261,7 @@ def test_calls_in_an_answer_are_told_from_its_text() -> None:
     class Mouth:
         call_form = CallForm("Call:", "", "arguments")
         positions = None
-        tokenizer = SimpleNamespace(chat_template="x")
+        tokenizer = SimpleNamespace(chat_template="x", all_special_tokens=())
 
         def tokens(self, *_: Any, **__: Any) -> list[int]:
             return [1]
@@ -295,7 +273,7 @@ def test_calls_in_an_answer_are_told_from_its_text() -> None:
         request = {"id": "a", "messages": HELLO, **more}
         (ask,) = asks_of(request, Mouth(), 99, lines.append, lambda: False)  # type: ignore[arg-type]
         for piece in (text[:9], text[9:]):
-            ask.show(piece)
+            ask.show(piece, [])
         ask.end(reason, 5)
         return lines
 
@@ -305,8 +283,9 @@ def test_calls_in_an_answer_are_told_from_its_text() -> None:
     assert end["finish_reason"] == "tool_calls"
     assert len(answered(said, tools=[TOOL], max_calls=1)[1]["calls"]) == 1
     assert answered(said, "length", tools=[TOOL])[-1]["finish_reason"] == "length"
-    assert [line.get("text") for line in answered("Just text.", tools=[TOOL])] == [
-        "Just text.",
+    # At once, where it can be no call any more.
+    assert [line.get("text") for line in answered("Just text. Call", tools=[TOOL])] == [
+        *("Just text", ".", " Call"),
         None,
     ]
     assert answered(said)[0]["text"] == said[:9]  # at once, where nothing may be called

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from launcher.config.compose import compose
+from launcher.config.schema import Config, JudgeConfig
 from launcher.core.errors import HangError
 from launcher.core.rundir import RunDir
 from launcher.launch import coordinator
@@ -65,6 +68,28 @@ def look(coordinator: Coordinator, seconds: float) -> None:
 
 def calls(folder: Path) -> int:
     return len((folder / "calls").read_text().splitlines())
+
+
+def test_keys_of_models_that_judge_are_sent_to_other_hosts(tmp_path, monkeypatch):
+    run = RunDir(tmp_path / "run")
+    config = Config()
+    config.eval.judge = JudgeConfig(url="http://judge/v1", key_variable="FIRST_JUDGE")
+    config.eval.endpoints = {"ours": {"url": "http://judge/v1", "key_variable": "SECOND_JUDGE"}}
+    run.path.mkdir()
+    compose.save(config, run.config)
+    for name in ("FIRST_JUDGE", "SECOND_JUDGE", "THIRD_JUDGE"):
+        monkeypatch.setenv(name, f"sk-{name}")
+    (tmp_path / "ssh").write_text('#!/bin/sh\nread -r line; echo "$line" >"$0.read"\n')
+    (tmp_path / "ssh").chmod(0o755)
+    node = NodePlan(host="n2", slots=(0,), command=("x",), start=(str(tmp_path / "ssh"), "n2"))
+    made = Coordinator(run, launch_plan(run, nodes=(node,)))
+    made._start()
+    (starter,) = made._starters.values()
+    assert starter.wait(30) == 0
+    starter.stdin.close()
+    sent = json.loads((tmp_path / "ssh.read").read_text())
+    judges = {name: value for name, value in sent.items() if name.endswith("_JUDGE")}
+    assert judges == {"FIRST_JUDGE": "sk-FIRST_JUDGE", "SECOND_JUDGE": "sk-SECOND_JUDGE"}
 
 
 @pytest.mark.thorough

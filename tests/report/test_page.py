@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from launcher.core.rundir import RunDir, State
 from launcher.report import build
@@ -107,6 +108,24 @@ def test_what_was_forgotten_is_flagged_below_the_verdict(finished_run):
     assert row["plot"]["at"] < 500
 
 
+def test_a_page_does_not_say_where_models_that_grade_are(finished_run):
+    where = {
+        "url": "http://judge-7.example/v1",
+        "key_variable": "A_KEY",
+        "extra": {"from": "our-site"},
+    }
+    config = yaml.safe_load(finished_run.config.read_text())
+    config["eval"] |= {"judge": where, "endpoints": {"ours": {**where, "model": "qwen"}}}
+    finished_run.config.write_text(yaml.safe_dump(config))
+    words = [f"eval.judge.{name}=judge-7.example" for name in where]
+    words += ["+eval.endpoints={ours: {url: judge-7.example}}", "eval.judge={url: judge-7.example}"]
+    shown = ["eval=default", "eval.judge.model=qwen"]
+    finished_run.overrides.write_text(yaml.safe_dump(words + shown))
+    text = page_of(finished_run).text
+    assert not [word for word in ("judge-7.example", "A_KEY", "our-site") if word in text]
+    assert all(word in text for word in shown)
+
+
 def test_hostile_text_stays_text(finished_run):
     line = dict.fromkeys(("where", "prompt", "reference", "base", "tuned"), SCRIPT)
     (finished_run.eval / "predictions.jsonl").write_text(json.dumps(line) + "\n")
@@ -173,23 +192,6 @@ def test_steps_done_again_count_once_and_nan_is_a_gap(finished_run):
 def marks_of(run: RunDir) -> list[str]:
     loss = next(chart for chart in view(collect(run))["charts"] if chart.name == "loss")
     return [label for label, kind, _ in loss.legend if kind == "mark"]
-
-
-def test_answers_that_a_run_has_drawn_have_curves_of_their_own(finished_run):
-    before = {chart.name for chart in view(collect(finished_run))["charts"]}
-    lines = [json.loads(line) for line in finished_run.metrics.read_text().splitlines()]
-    for number, line in enumerate(line for line in lines if line["kind"] == "train"):
-        line["entropy"] = 2.0
-        if number % 2 == 0:  # the others go on with an earlier rollout
-            line |= {"score": number / 1000, "flat_groups": 0.25, "cut_share": 0.5}
-            line["answer_tokens"] = 12.0
-    finished_run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    charts = {chart.name: chart for chart in view(collect(finished_run))["charts"]}
-    assert charts.keys() - before == {"score", "entropy", "shares", "answer-tokens"}
-    assert [label for label, *_ in charts["shares"].legend] == [
-        "answers cut",
-        "groups without spread",
-    ]
 
 
 def test_the_best_evaluation_is_marked_and_where_the_run_was_stopped(finished_run):

@@ -13,6 +13,7 @@ from importlib import import_module
 #: place -> module, class or none, function
 PLACES = {
     "rollout": ("launcher.rollouts.sampling", None, "_drawn"),
+    "turn": ("launcher.rollouts.environments.play", "Play", "_take"),
     "grading": ("launcher.graders.grader", "Grader", "grade_all"),
     "journal": ("launcher.rollouts.journal", "RolloutJournal", "write"),
     "update": ("launcher.train.single", "SingleEngine", "step"),

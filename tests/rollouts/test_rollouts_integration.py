@@ -21,6 +21,7 @@ from launcher.rollouts.journal import RolloutJournal
 from support import project
 from support.models import make_llama
 from support.project import DIRECT, LAUNCHER, TORCHRUN, Project
+from support.rollouts import kept
 
 pytestmark = pytest.mark.slow
 
@@ -66,9 +67,7 @@ def trained(here: Project, name: str, *words: str, command: tuple[str, ...] = DI
 
 
 def rollouts(run: RunDir, answers: int = ANSWERS) -> dict[int, list[ScoredAnswer]]:
-    journal = RolloutJournal(run, answers)
-    steps = sorted(int(path.stem.partition("-")[2]) for path in run.rollouts.glob("step-*.jsonl"))
-    return {step: journal.read(step) or [] for step in steps}
+    return kept(run, answers)
 
 
 def weights(run: RunDir) -> dict[str, str]:
@@ -229,6 +228,23 @@ def test_a_kept_rollout_is_learned_from_and_not_drawn_again(here, straight):
     assert done.code == ExitCode.ok, done.output
     assert path.read_text() == changed
     assert weights(run) != weights(straight)
+
+
+def test_a_grader_that_is_edited_changes_later_runs_alone(here, straight):
+    """A run goes on by its copy; what is wrong with a file is told by the key that names it."""
+    path = here.folder / "edited.yaml"
+    path.write_text(GRADER.partition("=")[2])
+    words = (*WORDS, *UPDATES, "objective.grader=edited.yaml")
+    script = (sys.executable, str(HERE / "killed_rank.py"), "update", "3")
+    here.run(script, *here.words("edited", *words))
+    run = here.folder_of("edited")
+    path.write_text(path.read_text().replace("{{item.letter}}", "not in any answer"))
+    done = here.run(DIRECT, str(run))
+    assert done.code == ExitCode.ok, done.output
+    assert weights(run) == weights(straight)
+    path.write_text(path.read_text().replace("ilike", "alike"))
+    said = refused(here, "mistyped", ExitCode.usage, "objective.grader=edited.yaml")
+    assert "objective.grader.operation" in said
 
 
 # ---- what goes wrong

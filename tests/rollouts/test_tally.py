@@ -7,31 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.evals.decoding import Decoding, SeededChoice
-from launcher.rollouts.answer import ScoredAnswer
 from launcher.rollouts.sampling import RecordedChoice
 from launcher.rollouts.tally import rewards_of, tally
+from support.rollouts import answered
 
-ONE = ScoredAnswer(
-    place=0,
-    number=0,
-    draw=0,
-    record=0,
-    where="",
-    prompt="",
-    text="",
-    cut=False,
-    score=1.0,
-    reward=1.0,
-    advantage=0.0,
-    is_learned=True,
-    sub_scores={"form": 0.5},
-    errors=[],
-    prompt_tokens=[1],
-    tokens=[2, 3],
-    sampler_log_probs=[-1.0, -1.0],
-)
+ONE = answered(sub_scores={"form": 0.5})
 
 
 def test_means_are_over_what_there_is():
@@ -74,6 +58,32 @@ def test_tokens_are_drawn_by_their_probabilities_which_are_noted(top_p):
     torch.testing.assert_close(frequencies, kept / kept.sum(), atol=0.03, rtol=0)
     again = RecordedChoice([(decoding, (0, 0, 7, 0))], 2)(torch.zeros(1, 2), logits[None])
     assert int(again.argmax()) == int(chosen[7])
+
+
+@given(
+    count=st.sampled_from([1, 5, 127, 128, 129, 1000, 1024]),
+    draw=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 1 - 2**-53])),
+    ruled_out=st.floats(0, 1),
+    spread=st.sampled_from([0.0, 1.0, 30.0]),
+    seed=st.integers(0, 2**20),
+)
+def test_a_token_is_the_first_whose_sum_is_above_the_draw(count, draw, ruled_out, spread, seed):
+    random = torch.Generator().manual_seed(seed)
+    logits = spread * torch.randn(1, count, generator=random)
+    banned = torch.rand(1, count, generator=random) < ruled_out
+    banned[0, int(torch.randint(count, (1,), generator=random))] = False
+    logits[banned] = -torch.inf
+    decoding = Decoding(max_new_tokens=1, temperature=1.0)
+    choice = RecordedChoice([(decoding, 0)], 0)
+    choice._draws[0, 0] = draw
+    token = int(choice.pick(logits, 0))
+    shares = logits[0].double().softmax(-1)
+    assert shares[token].float() > 0
+    sums = shares.cumsum(-1)
+    before = float(sums[token] - shares[token])
+    assert before - 1e-6 <= draw <= float(sums[token]) + 1e-6
+    expected = logits[0].double().log_softmax(-1)[token].float()
+    torch.testing.assert_close(choice.log_probs[0][0], expected)
 
 
 def test_a_name_of_several_numbers_has_a_stream_of_its_own():

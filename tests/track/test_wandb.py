@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from launcher.config.compose.compose import to_dict
-from launcher.config.schema import Config, WandbConfig, WandbMode
+from launcher.config.schema import Config, JudgeConfig, WandbConfig, WandbMode
 from launcher.core.files import read_json
 from launcher.core.rundir import RunDir
 from launcher.track.tracker import Trackers
 from launcher.track.wandb import WandbTracker
 
 BLOCK = 32768
+WHERE = "http://judge.example/v1"
 
 
 def records(path: Path) -> Iterator[Any]:
@@ -111,6 +112,8 @@ def test_an_offline_run_holds_config_history_summary_table_and_artifact(
     (run / "export").mkdir(parents=True)
     (run / "export" / "config.json").write_text("{}")
     config = make(run, log_export=True)
+    config.eval.judge = JudgeConfig(url=WHERE, key_variable="A_KEY", model="known")
+    config.eval.endpoints = {"ours": {"url": WHERE, "key_variable": "A_KEY", "retries": 1}}
     trackers = open_trackers(run, config)
     for step in (10, 20):
         values = {"kind": "train", "time": 1.0, "loss": 1.0 / step, "mfu": None, "epoch": 0.5}
@@ -125,8 +128,13 @@ def test_an_offline_run_holds_config_history_summary_table_and_artifact(
     assert found.run.run_id == read_json(run / "tracking.json")["wandb"]
     assert (found.run.display_name, found.run.project) == ("nice-name", "proj")
     assert (found.run.run_group, list(found.run.tags)) == ("g", ["trial"])
+    told = json.dumps(found.config)
+    assert WHERE not in told
+    assert "A_KEY" not in told
+    assert found.config["eval"]["endpoints"] == {"ours": {"retries": 1}}
+    assert found.config["eval"]["judge"]["model"] == "known"
     for section, values in to_dict(config).items():
-        assert found.config[section] == json.loads(json.dumps(values))
+        assert section == "eval" or found.config[section] == json.loads(json.dumps(values))
     train = [(h["step"], h["train/loss"]) for h in found.history if "train/loss" in h]
     assert train == [(10, 0.1), (20, 0.05)]
     assert [(h["step"], h["eval/loss"]) for h in found.history if "eval/loss" in h] == [(20, 0.75)]

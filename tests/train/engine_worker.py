@@ -3,40 +3,28 @@
 usage: engine_worker.py CASES.json OUT.json      (started by run_ranks)
 """
 
-import json
-import sys
-from pathlib import Path
-
 import torch
-import torch.distributed as dist
 from torch._dynamo.utils import counters
 
 from launcher.config.derive import deepspeed, plan
 from launcher.config.schema import variants
 from launcher.config.schema.variants import PEFT_METHODS
-from launcher.core import runtime
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
-from launcher.distributed import collectives, rendezvous
+from launcher.distributed import collectives
 from launcher.health.isolation import isolate
 from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
 from launcher.train.microbatch import micro_batches
 from launcher.train.setup import make_engine
-from launcher.train.zero import connect
 from support.configs import make_config
-
-CPU = torch.device("cpu")
-
-
-def agree(mine):
-    return collectives.sum_over_ranks([float(not mine)])[0] == 0
+from support.rank_cases import CPU, agree, compute
 
 
-def run(case, folder, ranks):
+def run(case, cases, ranks):
     config = make_config(**case["config"])
-    cache = TokenCache.open(folder)
+    cache = TokenCache.open(case.get("cache", cases["cache"]))
     objective = variants.objective(config.objective)
     objective.settle(config, cache, None)
     spec = objective.sequence_head()
@@ -102,17 +90,4 @@ def run(case, folder, ranks):
     return found
 
 
-def main():
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    ranks = runtime.ranks()
-    store = rendezvous.open_store(ranks, 60)
-    rendezvous.join(store, ranks, ranks.world_size, CPU, 60)
-    torch.set_num_threads(1)
-    connect("cpu")
-    results = [run(case, case.get("cache", cases["cache"]), ranks) for case in cases["cases"]]
-    if ranks.is_main:
-        Path(sys.argv[2]).write_text(json.dumps(results))
-    dist.destroy_process_group()
-
-
-main()
+compute(run)

@@ -16,6 +16,7 @@ from launcher.config.check import (
     deepspeed_keys,
     eval_checks,
     model_checks,
+    rollout_checks,
     teacher_checks,
 )
 from launcher.config.derive import architecture, copies, data_entries, plan
@@ -63,6 +64,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *eval_checks.check(config),
         *_kinds(config),
         *config.objective.refused(config),
+        *rollout_checks.check(config, has_gpu),
         *teacher_checks.check(config),
         *_launch(config),
     ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any
 
-from launcher.config.schema import Config, EvalConfig, variants
+from launcher.config.schema import Config, EvalConfig, JudgeConfig, variants
 from launcher.core.errors import Problem, did_you_mean
 
 
@@ -23,6 +24,11 @@ def check(config: Config) -> Iterator[Problem]:
         yield from _own_metric(name, config)
     for name in metrics:
         yield from _metric(name, config)
+    shown = [variants.metric_name(name) for name in dict.fromkeys(metrics)]
+    for name in sorted({name for name in shown if shown.count(name) > 1}):
+        kept = {variants.metric_name(other): other for other in reversed(metrics)}.values()
+        hint = f"eval.metrics=[{','.join(reversed(kept))}], or give a file another name"
+        yield Problem("eval.metrics", f"{name} would be the name of two in results", hint)
     if metrics and config.data.validation is None and config.data.validation_share == 0:
         hint = "give data.validation or data.validation_share, or eval=none"
         yield Problem("eval.metrics", "evaluation without held-out data", hint)
@@ -168,7 +174,25 @@ def _options(options: EvalConfig) -> Iterator[Problem]:
     if options.top_p < 1 and options.temperature == 0:
         hint = "without it the likeliest token is taken: set eval.temperature=0.7 too"
         yield Problem("eval.top_p", f"{options.top_p} without eval.temperature", hint)
+    if options.draws is not None and options.draws > 1 and options.temperature == 0:
+        hint = "without it all answers are the same: set eval.temperature=1 too, or eval.draws=1"
+        yield Problem("eval.draws", f"{options.draws} without eval.temperature", hint)
+    yield from _judges(options)
     limits = options.answer_words
     if limits is not None and (len(limits) != 2 or not 0 <= limits[0] <= limits[1]):
         hint = "the fewest and the most words, e.g. eval.answer_words=[5,80]"
         yield Problem("eval.answer_words", f"{limits} are no limits", hint)
+
+
+def _judges(options: EvalConfig) -> Iterator[Problem]:
+    """What is wrong with the endpoints of graders."""
+    known = [field.name for field in fields(JudgeConfig)]
+    for name, members in options.endpoints.items():
+        where, example = f"eval.endpoints.{name}", "write {url: http://localhost:8000/v1}"
+        if not isinstance(members, Mapping):
+            yield Problem(where, f"{members!r} is no endpoint", example)
+            continue
+        for other in members.keys() - {*known}:
+            yield Problem(f"{where}.{other}", "unknown key", did_you_mean(str(other), known))
+        if not str(members.get("url")).startswith(("http://", "https://")):
+            yield Problem(f"{where}.url", f"{members.get('url')!r} is no address", example)

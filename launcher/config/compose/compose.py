@@ -230,7 +230,7 @@ def load(path: str | Path, *, runs_code: bool = True) -> Config:
                 _require_trusted(file, path, is_kept=code.parent == path.parent)
         config, problems = conversion.build(data)
     else:
-        sections = {key.partition(".")[0] for key in named} & variants.OWN_OPTIONS.keys()
+        sections = {key for key in variants.OWN_OPTIONS if conversion.name_key(key) in named}
         config, problems = conversion.build({key: data[key] for key in data if key not in sections})
         for section in sections:
             bare = conversion.fields(Config)[section](name=named[conversion.name_key(section)])

@@ -155,9 +155,9 @@ def _read_keys(tree: Lined, path: str, options: Mapping[str, Sequence[str]], own
 
 
 def _found(key: str, value: Any, own: OwnFile) -> Any:
-    """A value; where it names a Python file that lies beside this one, and not in the current
-    folder, its path: so does the config of a run."""
-    if key in variants.OWN_FILES and copies.is_code(value):
+    """A value; where it names a file of the user's that lies beside this one, and not in the
+    current folder, its path: so does the config of a run."""
+    if copies.is_own(key, value):
         return _beside(value, own)
     if key in copies.data_keys():
         for entry in copies.entries(value, are_named=copies.data_keys()[key]):

@@ -18,7 +18,7 @@ from launcher.config.schema import AdapterConfig, Config, LoraConfig, Quantizati
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 #: bytes a parameter of nf4: half a byte, and the scales of its blocks.
 NF4_BYTES = 0.56
-#: Logits in fp32 that the loss computes at once, as `launcher.model.head` cuts them.
+#: Logits in fp32 that the loss computes at once, as `launcher.model.target_logits` cuts them.
 LOGITS = {"cpu": 1 << 20, "cuda": 1 << 27}
 #: Largest communication bucket in elements, and the least one. DeepSpeed's default of 5e8 costs
 #: 2 GB a rank in fp32.
@@ -122,6 +122,8 @@ def estimate(
     most = max(rank.moments(), key=lambda moment: sum(moment.values()))
     uses = {**kept, **most, "host": host}
     uses["weights"] = uses.get("weights", 0.0) + beside(config, cut.dtype)
+    if config.objective.asks_start(config):  # the former weights, and the new ones meanwhile
+        uses["weights"] += 2 * rank.trained * rank.size
     names = ("weights", "gradients", "optimizer", "activations", "logits", "buffers", "host")
     return {name: int(uses.get(name, 0.0)) for name in names}
 

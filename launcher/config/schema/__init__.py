@@ -47,6 +47,7 @@ from launcher.config.schema.optim import (
 )
 from launcher.config.schema.peft import AdapterConfig, LoraConfig, PeftConfig
 from launcher.config.schema.ranges import Seed, ShareBelowOne
+from launcher.config.schema.rollout import RolloutConfig
 from launcher.config.schema.sweep import SweepConfig
 from launcher.config.schema.track import (
     TensorboardConfig,
@@ -100,6 +101,7 @@ __all__ = [
     "PeftConfig",
     "Quantization",
     "Ranking",
+    "RolloutConfig",
     "RunConfig",
     "ScheduleConfig",
     "SandboxLevel",
@@ -181,6 +183,10 @@ class ObjectiveConfig:
 
     def copies_model(self, config: Config) -> bool:
         """Whether every rank holds the model before training whole beside that in training."""
+        return False
+
+    def asks_start(self, config: Config) -> bool:
+        """Whether the model with the adapter that a run goes on from is asked until its end."""
         return False
 
     def refused(self, config: Config) -> Iterator[Problem]:
@@ -386,6 +392,8 @@ class Config:
     """Data."""
     objective: ObjectiveConfig = field(default_factory=SftConfig)
     """Objective."""
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    """What draws the answers of objectives that learn from the model's own."""
     peft: PeftConfig = field(default_factory=PeftConfig)
     """Parameter-efficient method."""
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -143,6 +143,35 @@ def to_dict(config: Any) -> dict[str, Any]:
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
 
+#: What says where a model that grades is, and how it is asked there.
+_OF_ENDPOINTS = ("url", "key_variable", "extra")
+
+
+def for_others(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A config as plain data for pages and trackers, which others see than those who run it:
+    without where models that grade are, and what their keys are called."""
+    found = copy.deepcopy(dict(data))
+    options = found.get("eval")
+    if isinstance(options, dict):
+        endpoints = options.get("endpoints")
+        named = endpoints.values() if isinstance(endpoints, dict) else ()
+        for members in (own for own in named if isinstance(own, dict)):
+            members.pop("model", None)  # each is called by another name already
+        for members in (own for own in (options.get("judge"), *named) if isinstance(own, dict)):
+            for name in _OF_ENDPOINTS:
+                members.pop(name, None)
+    return found
+
+
+def is_for_others(word: str) -> bool:
+    """Whether an override says nothing that `for_others` leaves out."""
+    key, _, value = word.lstrip("+~").partition("=")
+    hidden = ("eval.judge", *(f"eval.judge.{name}" for name in _OF_ENDPOINTS))
+    if key in hidden or (key == "eval" and value.startswith("{")):
+        return False
+    return not key.startswith(("eval.endpoints", "eval.judge.extra."))
+
+
 _SCALARS = (str, int, float, type(None))
 
 

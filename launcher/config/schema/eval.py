@@ -40,6 +40,8 @@ class MetricRow:
     """The opposite of what its class says, for who may not import that."""
     needs_base: str = ""
     """What it does with the base's answers, if it has no meaning without them."""
+    needs_reference: bool = True
+    """Whether it has no meaning where no answer is written."""
 
     def fits(self, config: Any) -> bool:
         """Whether it has a meaning with a whole `Config`."""
@@ -87,17 +89,20 @@ class SandboxLevel(Enum):
 
     auto = "auto"
     strict = "strict"
+    limits = "limits"
 
 
 @dataclass(kw_only=True, slots=True)
 class GradersConfig:
-    """Limits of graders that run code: each answer's code runs alone within them."""
+    """Limits of graders that run code, and of environments: each answer's code runs alone within
+    them."""
 
     sandbox: SandboxLevel = SandboxLevel.auto
     """auto: namespaces where this machine has them, else limits alone; strict: namespaces or an
-    error. docs/graders.md says what each of them holds."""
+    error; limits: these alone, with network and files. docs/graders.md says what each of them
+    holds."""
     timeout_s: PositiveFloat = 10.0
-    """Longest time for one answer, in seconds."""
+    """Longest time for one answer, in seconds; that of environments is `objective.turn_s`."""
     memory_mb: Annotated[int, Range(64, 1 << 20)] = 512
     """Most memory of one answer's processes together, in MiB."""
     file_mb: Annotated[int, Range(1, 1 << 20)] = 64
@@ -134,6 +139,9 @@ class EvalConfig:
     """Evaluate them so many times, evenly spread over the run; the end counts as one."""
     base: bool = True
     """Score the base model too, before training, and compare at the end."""
+    draws: PositiveInt | None = None
+    """Measure metrics of generated answers during training too, as means over so many answers to
+    each held-out prompt; null: at the end alone. Those that compare with the base are left out."""
     limit: PositiveInt | None = None
     """Largest number of validation records for loss metrics."""
     generate_limit: PositiveInt | None = 200
@@ -159,6 +167,10 @@ class EvalConfig:
     """For the metric length: fewest and most words of an answer."""
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     """For the metric judge, and the endpoint of graders that ask a model."""
+    endpoints: dict[str, Any] = field(default_factory=dict)
+    """For graders that ask a model: its name -> {url, model, key_variable, ...} as in `eval.judge`.
+    Where there are some, a model that is not among them is refused, and `eval.judge` is for the
+    metric judge alone."""
     graders: GradersConfig = field(default_factory=GradersConfig)
     """Limits of graders that run code."""
     batch_tokens: PositiveInt = 16384
@@ -168,3 +180,9 @@ class EvalConfig:
     a field inside of others with dots. Files and lengths are always."""
     samples: NonNegativeInt = 20
     """Sample answers on the report page, the first of the held-out records."""
+
+    @property
+    def key_variables(self) -> list[str]:
+        """Environment variables with the keys of models that judge."""
+        named = [JudgeConfig(**members) for members in self.endpoints.values()]
+        return sorted({judge.key_variable for judge in (self.judge, *named)})

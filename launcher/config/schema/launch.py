@@ -53,6 +53,8 @@ class LaunchConfig:
     """Whether further nodes are brought in by hand, with `launcher join RUN`."""
     spans_nodes: ClassVar[bool] = False
     """Whether it starts ranks on several nodes."""
+    keeps_nodes_for_rollouts: ClassVar[bool] = False
+    """Whether further nodes of its job may answer and not train (`rollout.nodes`)."""
     variables: ClassVar[str] = ""
     """How the variables of its scheduler begin, in a job of it; "" where it has none."""
     surroundings: ClassVar[str] = ""
@@ -139,6 +141,7 @@ class SlurmConfig(LaunchConfig):
     has_queue: ClassVar[bool] = True
     gpus_by_site: ClassVar[bool] = True
     spans_nodes: ClassVar[bool] = True
+    keeps_nodes_for_rollouts: ClassVar[bool] = True
     variables: ClassVar[str] = "SLURM_"
     surroundings: ClassVar[str] = "launcher.launch.slurm.environment:SlurmJob"
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any, ClassVar
 
 from launcher.config.schema import Config, ObjectiveConfig
 from launcher.config.schema.data import Overlong
+from launcher.config.schema.distill import Divergence
 from launcher.config.schema.ranges import (
     NonNegativeFloat,
     NonNegativeInt,
@@ -82,14 +83,34 @@ class GrpoConfig(ObjectiveConfig):
 
     samples: ClassVar[bool] = True
     held_out_loss: ClassVar[str] = "cross entropy of targets"
-    logit_copies: ClassVar[int] = 1
-
     name: str = "grpo"
     """Name of the objective."""
     loss: PolicyLoss = PolicyLoss.grpo
     """Loss of the answers: docs/reinforce.md says which to take when."""
     grader: Any = None
-    """What scores an answer: a YAML file, or the wire form of a grader itself."""
+    """What scores an answer: a YAML file, or the wire form of a grader itself. null: the
+    environment, or the teacher alone says what is learned."""
+    environment: str | None = None
+    """Python file with a class Environment that answers the model, for answers of several turns;
+    null: an answer has one turn."""
+    max_turns: PositiveInt = 8
+    """Most turns of the model's with an environment, each of up to `max_new_tokens`."""
+    turn_s: PositiveFloat = 30.0
+    """Longest time that an environment takes to say something, in seconds."""
+    teacher: str | None = None
+    """Folder or hub name of a model that is learned from, token by token of what was drawn; it has
+    the tokenizer of the model in training."""
+    teacher_revision: str | None = None
+    """Branch, tag or commit of a teacher from the hub."""
+    teacher_weight: PositiveFloat = 1.0
+    """Weight of the teacher's log-probability less the model's own in the advantage of a token, or
+    of the divergence from the teacher in its loss."""
+    teacher_divergence: Divergence | None = None
+    """What is learned of the teacher at each token: the divergence over the whole vocabulary, of
+    the kinds that the objective distill has. null: its log-probability of the token that was drawn,
+    in the advantage."""
+    teacher_beta: Annotated[float, Range(0, 1, open_low=True, open_high=True)] | None = None
+    """Weight of the teacher in the mixture that jsd compares both with; null: 0.5."""
     group_size: PositiveInt = 8
     """Answers to each prompt. `batch.sequences` counts answers."""
     max_new_tokens: PositiveInt = 256
@@ -116,7 +137,8 @@ class GrpoConfig(ObjectiveConfig):
     passes_per_rollout: PositiveInt = 1
     """How often each answer is learned from, by as many passes over its rollout."""
     cut_answers: CutAnswers = CutAnswers.keep
-    """Answers that have not ended at `max_new_tokens`: learned like others, or left out (DAPO)."""
+    """Answers that have not ended at `max_new_tokens`, or with their last turn: learned like
+    others, or left out (DAPO)."""
     soft_penalty: PositiveInt | None = None
     """Length of the zone before `max_new_tokens` in which the reward falls by up to 1 (DAPO)."""
     max_redraws: NonNegativeInt = 0
@@ -124,6 +146,9 @@ class GrpoConfig(ObjectiveConfig):
     (DAPO's dynamic sampling); what is left of them then is kept."""
     error_score: Annotated[float, Range(-1e6, 1e6)] | None = None
     """Score of an answer for which the grader has none; null leaves the answer out."""
+    grader_wait_s: NonNegativeFloat = 600.0
+    """How long a rollout waits, in seconds, for a model that grades and answers nothing; it is
+    asked again with growing pauses, and then the run fails."""
     sampler_cap: PositiveFloat | None = 2.0
     """Largest weight by which the trainer's and the sampler's probability of an answer are
     reconciled (truncated importance sampling); null: none are."""
@@ -131,6 +156,31 @@ class GrpoConfig(ObjectiveConfig):
     """Largest mean difference of both log-probabilities, in nats a token; beyond it a run stops."""
     constant_rollouts: PositiveInt | None = 10
     """Rollouts in a row whose answers all score the same after which a run stops; null: never."""
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a grader or an environment scores answers."""
+        return self.grader is not None or self.environment is not None
+
+    @property
+    def logit_copies(self) -> int:  # type: ignore[override]
+        """Both distributions and the divergence, beside what entropies need."""
+        return 1 if self.teacher_divergence is None else 4
+
+    @property
+    def asks_of_drawn(self) -> bool:
+        """Whether the teacher is asked for its log-probabilities of what was drawn."""
+        return self.teacher is not None and self.teacher_divergence is None
+
+    @property
+    def models(self) -> Mapping[str, tuple[str, str | None]]:
+        """The teacher, if there is one."""
+        return {"teacher": (self.teacher, self.teacher_revision)} if self.teacher else {}
+
+    @property
+    def beside(self) -> Mapping[str, tuple[str, str | None]]:
+        """The same."""
+        return self.models
 
     @property
     def answers_per_record(self) -> int:  # type: ignore[override]
@@ -141,6 +191,16 @@ class GrpoConfig(ObjectiveConfig):
     def steps_per_rollout(self) -> int:
         """Optimizer steps on the answers of one rollout."""
         return self.updates_per_rollout * self.passes_per_rollout
+
+    @property
+    def learns_by_advantage(self) -> bool:
+        """Whether an answer of advantage 0 changes nothing."""
+        return not (self.beta or self.entropy_bonus or self.teacher)
+
+    @property
+    def most_tokens(self) -> int:
+        """Most tokens of an answer that are drawn."""
+        return self.max_new_tokens * (1 if self.environment is None else self.max_turns)
 
     @property
     def normalization(self) -> Advantage:
@@ -157,14 +217,23 @@ class GrpoConfig(ObjectiveConfig):
         """The reference, where there are no adapters to be taken off."""
         return self.beta > 0 and config.peft.name == "none"
 
+    def asks_start(self, config: Config) -> bool:
+        """For the reference, which no adapters taken off would be."""
+        return self.beta > 0 and getattr(config.peft, "adapter", None) is not None
+
     def problems(self, config: Config) -> Iterator[Problem]:
         """Options that cannot be honoured together."""
-        if self.grader is None:
+        if self.environment is not None and not self.environment.endswith(".py"):
+            found = f"{self.environment} is no Python file"
+            yield Problem("objective.environment", found, "objective.environment=FILE.py")
+        if not self.is_scored and self.teacher is None:
             hint = (
                 "objective.grader=FILE.yaml, or objective.grader='{type: numeric_match, name: sum,"
             )
             hint += ' reference: "{{item.completion}}"}\''
-            yield Problem("objective.grader", "nothing scores the answers", hint)
+            found = "nothing scores the answers, and no teacher is given"
+            yield Problem("objective.grader", found, hint)
+        yield from self._of_teacher()
         yield from self._of_loss()
         yield from self._of_batch(config)
         if self.max_new_tokens >= config.data.max_length:
@@ -184,10 +253,26 @@ class GrpoConfig(ObjectiveConfig):
         if self.copies_model(config) and config.model.add_tokens:
             hint = "the model before training does not know them: objective.beta=0, or peft=lora"
             yield Problem("objective.beta", f"{self.beta} with model.add_tokens", hint)
-        if self.beta and getattr(config.peft, "adapter", None):
-            hint = "the reference is the base without adapters: objective.beta=0, or merge the"
-            hint += " adapter into its base first, and give that as model.name with peft.adapter="
-            yield Problem("objective.beta", f"{self.beta} with peft.adapter", hint + "null")
+
+    def _of_teacher(self) -> Iterator[Problem]:
+        loss = self.loss.name
+        if self.asks_of_drawn and self.loss in (PolicyLoss.gspo, PolicyLoss.rloo):
+            found = f"{loss} with objective.teacher: its ratio is that of a whole answer, and a"
+            hint = "objective.loss=dapo, or objective.teacher_divergence=reverse"
+            yield Problem("objective.loss", f"{found} teacher speaks of each token", hint)
+        if self.teacher_divergence is not None and self.teacher is None:
+            found = f"{self.teacher_divergence.name} without objective.teacher"
+            hint = "objective.teacher_divergence=null, or objective.teacher=FOLDER"
+            yield Problem("objective.teacher_divergence", found, hint)
+        if self.teacher_beta is not None and self.teacher_divergence is not Divergence.jsd:
+            kind = "null" if self.teacher_divergence is None else self.teacher_divergence.name
+            found = f"{self.teacher_beta} with objective.teacher_divergence={kind}"
+            hint = "objective.teacher_beta=null, or objective.teacher_divergence=jsd"
+            yield Problem("objective.teacher_beta", found, hint)
+        if not self.is_scored and self.max_redraws:
+            hint = "without a grader no groups are drawn again: objective.max_redraws=0"
+            found = f"{self.max_redraws} without objective.grader"
+            yield Problem("objective.max_redraws", found, hint)
 
     def _of_loss(self) -> Iterator[Problem]:
         loss, takes = self.loss.name, _USUAL[self.loss].clip
@@ -208,7 +293,7 @@ class GrpoConfig(ObjectiveConfig):
                     found = f"{given} with objective.loss={loss}"
                     hint = f"it knows no other policy than its own: objective.{key}=1, or"
                     yield Problem(f"objective.{key}", found, f"{hint} objective.loss=grpo")
-        elif self.group_size == 1:
+        elif self.group_size == 1 and self.is_scored:
             found = f"1 with objective.loss={loss}, which compares the answers of a group"
             hint = "objective.group_size=8, or objective.loss=reinforce"
             yield Problem("objective.group_size", found, hint)

@@ -8,7 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config import schema
-from launcher.config.schema import Config, distill, launch, plugins, preference, reinforce, sweep
+from launcher.config.schema import (
+    Config,
+    distill,
+    launch,
+    plugins,
+    preference,
+    reinforce,
+    rollout,
+    sweep,
+)
 from launcher.config.schema.eval import RECORDS as RECORDS
 from launcher.config.schema.eval import MetricRow as MetricRow
 from launcher.config.schema.kinds import KINDS, FormatRow, readable
@@ -31,6 +40,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "kto": preference.KtoConfig,
         "reward": preference.RewardConfig,
     },
+    "rollout": {"local": rollout.RolloutConfig, "vllm": rollout.VllmRolloutConfig},
     "peft": {"none": schema.PeftConfig, "lora": schema.LoraConfig},
     "optim": {
         "adamw": schema.AdamwConfig,
@@ -88,7 +98,13 @@ def kind_of_format(name: str) -> str | None:
 
 
 #: Keys whose value may be the path of a user's own Python file -> the name of a run's copy of it.
-OWN_FILES = {"objective.name": "objective.py", "data.format": "format.py"}
+OWN_FILES = {
+    "objective.name": "objective.py",
+    "objective.environment": "environment.py",
+    "data.format": "format.py",
+}
+#: Keys whose value may be the path of a grader's file -> the name of a run's copy of it.
+OWN_GRADERS = {"objective.grader": "grader.yaml"}
 #: section -> class of its options in a user's own file, where a variant's name may be a path.
 OWN_OPTIONS = {"objective": "Options"}
 
@@ -102,10 +118,12 @@ def records_of(options: schema.ObjectiveConfig) -> list[str]:
 
 
 def metric_rows(config: Config) -> dict[str, MetricRow]:
-    """The metrics that there are: those of the table, those that the objectives bring, and graders;
-    of one name the chosen objective's, then the table's."""
+    """The metrics that there are: those of the table, those that the objectives bring, and graders,
+    by what they are called in results too; of one name the chosen objective's, then the
+    table's."""
     others = (getattr(cls, "own_metrics", {}) for cls in OPTIONS["objective"].values())
-    graders = {name: GRADED for name in config.eval.metrics or () if name.startswith(GRADER)}
+    given = [name for name in config.eval.metrics or () if name.startswith(GRADER)]
+    graders = dict.fromkeys((*given, *map(metric_name, given)), GRADED)
     rows = {name: row for own in others for name, row in own.items()}
     own = config.objective.own_metrics.items()
     brought = {name: row for name, row in own if isinstance(row, MetricRow)}
@@ -130,6 +148,7 @@ FORMATS = PluginTable(
         "sharegpt": _format("sharegpt:ShareGptFormat", "answers"),
         "prompt": _format("prompt:PromptFormat", "answers"),
         "alpaca": _format("alpaca:AlpacaFormat", "answers"),
+        "question": _format("question:QuestionFormat", "answers"),
         "classification": _format("classification:ClassificationFormat", "labels"),
         "text": _format("text:TextFormat", "texts"),
     },
@@ -159,6 +178,13 @@ def objective(options: schema.ObjectiveConfig) -> Any:
     return OBJECTIVES.load(options.name)(options)
 
 
+ROLLOUT_ENGINES = PluginTable(
+    "rollout.name",
+    {
+        "local": "launcher.rollouts.sampling:LocalRollouts",
+        "vllm": "launcher.rollouts.vllm.rollouts:VllmRollouts",
+    },
+)
 PEFT_METHODS = PluginTable("peft.name", {"lora": "launcher.peft.lora:apply"})
 METRICS = PluginTable(
     "eval.metrics",
@@ -186,29 +212,39 @@ METRICS = PluginTable(
         ),
         "bleu": MetricRow("launcher.evals.metrics.bleu:Bleu", "generation", package="sacrebleu"),
         "chrf": MetricRow("launcher.evals.metrics.chrf:ChrF", "generation"),
-        "json_valid": MetricRow("launcher.evals.metrics.form:JsonValid", "generation"),
+        "json_valid": MetricRow(
+            "launcher.evals.metrics.form:JsonValid", "generation", needs_reference=False
+        ),
         "json_schema": MetricRow(
             "launcher.evals.metrics.form:JsonSchema",
             "generation",
             wants="eval.json_schema",
             example="eval.json_schema=answer.schema.json",
             package="jsonschema",
+            needs_reference=False,
         ),
         "convention": MetricRow(
             "launcher.evals.metrics.form:Pattern",
             "generation",
             wants="eval.convention",
             example=r"eval.convention='[.!?]\Z' for answers that end a sentence",
+            needs_reference=False,
         ),
         "length": MetricRow(
             "launcher.evals.metrics.form:Length",
             "generation",
             wants="eval.answer_words",
             example="eval.answer_words=[5,80]",
+            needs_reference=False,
         ),
-        "distinct": MetricRow("launcher.evals.metrics.variety:Distinct", "generation"),
+        "distinct": MetricRow(
+            "launcher.evals.metrics.variety:Distinct", "generation", needs_reference=False
+        ),
         "repetition": MetricRow(
-            "launcher.evals.metrics.variety:Repetition", "generation", lower_is_better=True
+            "launcher.evals.metrics.variety:Repetition",
+            "generation",
+            lower_is_better=True,
+            needs_reference=False,
         ),
         "style_distance": MetricRow(
             "launcher.evals.metrics.style:StyleDistance", "generation", lower_is_better=True
@@ -225,7 +261,17 @@ METRICS = PluginTable(
 )
 #: How a metric begins that is a grader: the path of its file follows.
 GRADER = "grader:"
-GRADED = MetricRow("launcher.evals.metrics.graded:Graded", "generation")
+
+
+def metric_name(name: str) -> str:
+    """What a metric of `eval.metrics` is called in results: a grader whose path is absolute by its
+    file alone, since results are read elsewhere too."""
+    path = name.removeprefix(GRADER)
+    is_absolute = path != name and path.startswith("/")
+    return f"{GRADER}{path.rpartition('/')[2]}" if is_absolute else name
+
+
+GRADED = MetricRow("launcher.evals.metrics.graded:Graded", "generation", needs_reference=False)
 TRACKERS = PluginTable(
     "track",
     {

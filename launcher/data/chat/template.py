@@ -20,7 +20,7 @@ Span = tuple[int, int]
 _TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 #: Where a template writes a mapping as Python does, it would rather have had JSON text.
 _REPR = re.compile(r"\{'probe': ")
-_CALL_ID = "probe0000"  # some templates want nine characters
+CALL_ID = "probe0000"  # some templates want nine characters
 #: What most templates write for a control token, whether or not the tokenizer has it.
 _MARKER = r"<[^<>\s]{1,40}>|\[[^\[\]\s]{1,40}\]"
 #: A question and an answer that no template writes of itself.
@@ -309,9 +309,9 @@ def called(content: str = "") -> list[Message]:
         {
             "role": "assistant",
             "content": content,
-            "tool_calls": [{"id": _CALL_ID, "type": "function", "function": call}],
+            "tool_calls": [{"id": CALL_ID, "type": "function", "function": call}],
         },
-        {"role": "tool", "name": "probe", "tool_call_id": _CALL_ID, "content": "probe"},
+        {"role": "tool", "name": "probe", "tool_call_id": CALL_ID, "content": "probe"},
     ]
 
 

@@ -168,4 +168,8 @@ def taught(data: Mapping[str, Any] | None, tokenizer: Any) -> tuple[int, ...]:
     folder = (data or {}).get("train")
     index = read_json(Path(folder) / INDEX, {}) if folder else {}
     counts = index.get("turn_ends")
-    return tuple(by_template(tokenizer) if counts is None else settled(counts))
+    if counts is None:
+        return tuple(by_template(tokenizer))
+    # Where questions have no answer, the data does not say how one ends.
+    beside = by_template(tokenizer) if (index.get("counts") or {}).get("asked") else ()
+    return tuple(sorted({*settled(counts), *beside}))

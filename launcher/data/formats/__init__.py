@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from launcher import record_fields
 from launcher.config.schema.variants import FORMATS
 from launcher.core.errors import ConfigError
+from launcher.data.formats.asked import format_of, question_in
 from launcher.data.formats.base import (
     BadRecord,
     Chat,
     Example,
     Labelled,
+    OpenQuestion,
     Pair,
     Preference,
     Ranked,
@@ -32,6 +35,7 @@ from launcher.data.formats.classification import name_label
 from launcher.data.formats.jsonfields import are_messages, decoded
 
 __all__ = [
+    "OpenQuestion",
     "BadRecord",
     "Chat",
     "Example",
@@ -68,13 +72,20 @@ class Reader:
     """Reads raw records in one format, columns renamed and classes named; can be pickled."""
 
     def __init__(
-        self, format_name: str, columns: Mapping[str, str], labels: Sequence[str] = ()
+        self,
+        format_name: str,
+        columns: Mapping[str, str],
+        labels: Sequence[str] = (),
+        *,
+        asks: bool = False,
     ) -> None:
+        """`asks`: a record that has no answer is a question."""
         self._options = (format_name, dict(columns), list(labels))
+        self._asks = asks
         self._format = load(format_name)
 
     def __reduce__(self) -> Any:  # the class of a user's own file cannot be imported by name
-        return Reader, self._options
+        return partial(Reader, asks=self._asks), self._options
 
     def read(self, raw: Any) -> tuple[Example, float] | BadRecord:
         """The example and its weight, or why there is none."""
@@ -90,7 +101,10 @@ class Reader:
             record = without(record, [want for want, have in columns.items() if not have])
             if labels and "label" in record:
                 record = {**record, "label": name_label(record["label"], labels)}
-            return self._format.read(record), _weight(record, columns)
+            asked = question_in(record, name) if self._asks and name in FORMATS else None
+            weighs = getattr(self._format, "weighs", True)
+            weight = _weight(record, columns) if weighs else 1.0
+            return asked or self._format.read(record), weight
         except BadRecord as error:
             return error
         except Exception as error:
@@ -165,11 +179,16 @@ def _weight(record: Record, columns: Mapping[str, str]) -> float:
 
 
 def detect(
-    records: Iterable[Record], columns: Mapping[str, str], *, learns_all: bool = False
+    records: Iterable[Record],
+    columns: Mapping[str, str],
+    *,
+    learns_all: bool = False,
+    asks: bool = False,
 ) -> str:
     """Name of the format that most of `records` have.
 
-    Where every token is learned (`learns_all`), a label beside a text is no answer to it. Raises
+    Where every token is learned (`learns_all`), a label beside a text is no answer to it; where
+    the model answers (`asks`), a question needs none. Raises
     `BadRecord`, saying what the first record looks like, when none has a known one.
     """
     formats = {name: FORMATS.load(name)() for name in FORMATS}
@@ -181,7 +200,8 @@ def detect(
         renamed = rename(record, known_columns)
         renamed = decoded(renamed)
         found = (name for name, known in formats.items() if known.matches(renamed))
-        votes.update([name] if (name := next(found, None)) else [])
+        name = next(found, None) or (format_of(renamed) if asks else None)
+        votes.update([name] if name else [])
     if votes:
         name = votes.most_common(1)[0][0]
         return "text" if name == "classification" and learns_all else name

@@ -26,8 +26,13 @@ class AlpacaFormat:
     def read(self, record: Mapping[str, Any]) -> Pair | Chat:
         """Instruction and input, a blank line between them, as the prompt; the output to
         complete."""
-        instruction = text_field(record, "instruction")
-        about = name_of(record, _ABOUT)
-        said = text_field(record, about) if is_given(record.get(about)) else ""
-        prompt = "\n\n".join(filter(None, [instruction, said]))
+        prompt = instruction_of(record)
         return pair_of(record, prompt, answer_of(record, name_of(record, _ANSWERED)))
+
+
+def instruction_of(record: Mapping[str, Any]) -> str:
+    """Instruction and input of a record."""
+    instruction = text_field(record, "instruction")
+    about = name_of(record, _ABOUT)
+    said = text_field(record, about) if is_given(record.get(about)) else ""
+    return "\n\n".join(filter(None, [instruction, said]))

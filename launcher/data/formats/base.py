@@ -56,6 +56,18 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenQuestion:
+    """A question without an answer, for an objective whose model answers."""
+
+    kind: ClassVar[str] = "answers"
+
+    prompt: str | list[dict[str, Any]]
+    """A text, or the messages of a conversation that the assistant is to go on with."""
+    tools: list[dict[str, Any]] | None = None
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A document, learned from its first token to its last."""
 
@@ -151,7 +163,7 @@ class Ranked:
         ]
 
 
-Example = Chat | Pair | Text | Preference | Unpaired | Ranked
+Example = Chat | Pair | OpenQuestion | Text | Preference | Unpaired | Ranked
 
 
 def refuse(known: tuple[str, Field] | None, place: str) -> None:

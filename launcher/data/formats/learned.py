@@ -13,6 +13,7 @@ from launcher.data.formats.base import (
     Chat,
     Example,
     Messages,
+    OpenQuestion,
     Pair,
     Preference,
     Ranked,
@@ -41,10 +42,10 @@ def examples_for(
     return [side for pair in made if isinstance(pair, Preference) for side in pair.sides] or made
 
 
-def texts_of(example: Example, *, has_template: bool) -> list[Chat | Pair | Text]:
+def texts_of(example: Example, *, has_template: bool) -> list[Chat | Pair | OpenQuestion | Text]:
     """What is learned of an example, as texts and conversations of their own: of a pair one for
     each answer, of ranked answers of the best and the worst."""
-    if isinstance(example, Chat | Pair | Text):
+    if isinstance(example, Chat | Pair | OpenQuestion | Text):
         return [example]
     if isinstance(example, Preference):
         answers: tuple[Messages, ...] = example.chosen, example.rejected

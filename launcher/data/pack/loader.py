@@ -71,6 +71,8 @@ class Row:
     """What the objective keeps beside the tokens: [documents, ...] or [targets, ...]."""
     by_target: frozenset[str] = frozenset()
     """Names of the columns with a value for each target."""
+    weight_beside: float = 0.0
+    """What the loss is a mean over besides: what is not computed, as nothing is learned of it."""
     is_filler: bool = False
     """Whether it is computed only because other ranks have one more: nothing of it counts."""
     sharing: Sharing | None = None
@@ -200,8 +202,9 @@ def _sharing(
         kept.append(np.arange(start + common, end))
         lengths.append(own)
         count, before = count + own, start
-    # A model that gives logits for all tokens is told from one that gives them for targets.
-    if not targets < count < len(tokens):
+    # A model that gives logits for all tokens is told by their number from one that gives them for
+    # targets.
+    if count in (targets, len(tokens)):
         return None
     return Sharing(
         torch.from_numpy(np.concatenate(kept)),

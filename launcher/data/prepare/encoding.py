@@ -6,6 +6,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ from launcher.data.chat.masking import ChatOptions, ChatRenderer, LeftOut, excha
 from launcher.data.chat.provenance import THOUGHTS
 from launcher.data.chat.targets import ByteMap, mark, mark_by_offsets
 from launcher.data.chat.template import Span
-from launcher.data.formats.base import BadRecord, Chat, Example, Pair, Text
+from launcher.data.chat.turn_ends import by_template
+from launcher.data.formats.base import BadRecord, Chat, Example, OpenQuestion, Pair, Text
 from launcher.data.tokenizer import Frame
 from launcher.data.words import Words
 
@@ -57,6 +59,8 @@ class Rendered:
     """What the assistant says and the chat template does not write."""
     named: str | None = None
     """Where the record spells control tokens: the text as `Literals.encode` takes it."""
+    stand_in: int | None = None
+    """Of a question without an answer the token that stands for it, behind the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class Encoded:
     """Whether its texts spell control tokens, and are kept as text."""
     trains: bool = True
     """Whether it may be learned from; a record that may not is left out of training data."""
+    is_asked: bool = False
+    """Whether it is a question without an answer."""
 
 
 class ExampleEncoder:
@@ -119,7 +125,8 @@ class ExampleEncoder:
             whole = [piece for piece in made if not isinstance(piece, BadRecord)]
             missing = dict.fromkeys(entry for item in items for entry in item.left_out)
             has_literals = any(item.named is not None for item in items)
-            found.append(bad or Encoded(whole, tuple(missing), has_literals))
+            asks = any(item.stand_in is not None for item in items)
+            found.append(bad or Encoded(whole, tuple(missing), has_literals, is_asked=asks))
         return found
 
     def _sequences(self, example: Example) -> list[Rendered] | BadRecord:
@@ -154,6 +161,8 @@ class ExampleEncoder:
     def _as_text(self, example: Example) -> Rendered:
         if isinstance(example, Text):
             return Rendered(example.text, None, False, (), self._kept(example.text))
+        if isinstance(example, OpenQuestion):
+            return self._asked(example)
         if isinstance(example, Pair):
             if not self._chat:
                 return self._plain(example)
@@ -224,12 +233,41 @@ class ExampleEncoder:
             self._others[key] = ChatRenderer(self._tokenizer, options, self._literals)
         return self._others[key]
 
+    def _asked(self, example: OpenQuestion) -> Rendered:
+        """A question as it stands before answers, and the token that ends one in their place."""
+        prompt, ends = example.prompt, [*self._ends]
+        if self._eos is not None and self._eos not in ends:
+            ends.append(self._eos)
+        if not ends:
+            raise BadRecord(
+                "there is no answer, and the tokenizer has no token that ends one",
+                hint="give the tokenizer an eos_token, e.g. in its tokenizer_config.json",
+            )
+        if isinstance(prompt, str) and not prompt.strip():
+            raise BadRecord("nothing is asked", hint="remove the record, or skip bad ones")
+        if isinstance(prompt, str) and not self._chat:
+            text = self._opening(prompt, "")
+            return Rendered(text, [], False, (), self._kept(text), stand_in=ends[-1])
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        made = self._renderer(example.template_options).prompt(messages, example.tools)
+        return Rendered(made.text, [], True, made.left_out, made.named, stand_in=ends[0])
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer in the chat template."""
+        return by_template(self._tokenizer)
+
+    def _opening(self, prompt: str, completion: str) -> str:
+        """A prompt as it stands before a completion, without a chat template."""
+        system = self._options.system
+        prompt = f"{system}\n\n{prompt}" if system else prompt
+        if prompt and not prompt[-1].isspace() and not completion[:1].isspace():
+            prompt += "\n"
+        return prompt
+
     def _plain(self, pair: Pair) -> Rendered:
         """Prompt and completion without a chat template, on lines of their own."""
-        system = self._options.system
-        prompt = f"{system}\n\n{pair.prompt}" if system else pair.prompt
-        if prompt and not prompt[-1].isspace() and not pair.completion[:1].isspace():
-            prompt += "\n"
+        prompt = self._opening(pair.prompt, pair.completion)
         text = prompt + pair.completion
         spans = None if self._all_targets else [(len(prompt), len(text))]
         return Rendered(text, spans, False, (), self._kept(text))
@@ -291,9 +329,13 @@ class ExampleEncoder:
         A chat template writes all special tokens itself, and none that a text has already comes
         again.
         """
-        if item.is_chat:
+        if item.is_chat and item.stand_in is None:
             return 0, 0
         before, after = self._frame.around(item.text, ids)
+        if item.stand_in is not None:
+            before = () if item.is_chat else before
+            ids[:] = [*before, *ids, item.stand_in]
+            return len(before), 1
         if (
             self._eos is not None
             and after[-1:] != (self._eos,)

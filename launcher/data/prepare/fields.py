@@ -12,6 +12,7 @@ from launcher.core.errors import DataError, did_you_mean
 from launcher.data import sources
 from launcher.data.cache import TokenCache
 from launcher.data.formats.base import BadRecord
+from launcher.data.origins import call_as_now
 
 #: Name of the group of records without the field.
 ABSENT = "(none)"
@@ -29,6 +30,7 @@ def held_out_groups(config: Config, folder: Path) -> Groups:
     record has.
     """
     cache = TokenCache.open(folder)
+    call_as_now(cache, config, "validation")
     places: dict[str, list[int]] = {}
     for record in range(len(cache)):
         places.setdefault(cache.where(record), []).append(record)

@@ -29,6 +29,7 @@ class PartReader:
         self.files = [sources.source_name(source) for source in part.sources]
         self._part = part
         self._learns_all = config.objective.learns_every_token
+        self._asks = config.objective.samples
         self._skips = config.data.bad_records is OnBadRecord.skip
         self._auto = part.item.format == "auto"
         self.format = part.item.format
@@ -81,7 +82,7 @@ class PartReader:
         if usable:
             try:
                 columns = self._part.item.columns
-                return formats.detect(usable, columns, learns_all=self._learns_all)
+                return formats.detect(usable, columns, learns_all=self._learns_all, asks=self._asks)
             except BadRecord as error:
                 line = next(line for line, record in parsed if record is usable[0])
                 reason = error

@@ -136,6 +136,7 @@ class SplitWriter:
             left_out=len(batch.lossy),
             spelled=len(batch.spelled),
             overlong=fates[Fate.lost],
+            asked=len(batch.asked),
         )
         if len(self._examples) < 2 and len(batch.lengths):
             self._look_at(file, batch)
@@ -270,6 +271,7 @@ def summary(name: str, folder: Path, *, packing: bool) -> str:
         ),
         *([f"{counts.left_out:,} with something left out"] if counts.left_out else []),
         *([f"{counts.spelled:,} with special tokens as text"] if counts.spelled else []),
+        *([f"{counts.asked:,} without an answer"] if counts.asked else []),
     ]
     if packing and index.records:
         order = make_order(cache, index.max_length, seed=0)

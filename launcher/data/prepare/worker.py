@@ -105,6 +105,8 @@ class EncodedChunk:
     """Place among the records read, line, and what the chat template leaves out."""
     spelled: list[tuple[int, int]] = field(default_factory=list)
     """Place among the records read, and line, of those that spell control tokens, kept as text."""
+    asked: list[int] = field(default_factory=list)
+    """Places among the records read of those that have no answer."""
     documents: list[tuple[int, ...]] = field(default_factory=list)
     """Lengths of each sequence's documents, where the objective groups some."""
     columns: dict[str, list[Any]] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class EncodedChunk:
             [bad for bad in self.bad if bad[0] < records],
             [lossy for lossy in self.lossy if lossy[0] < records],
             [spelled for spelled in self.spelled if spelled[0] < records],
+            [place for place in self.asked if place < records],
             self.documents[:kept],
             {name: values[:kept] for name, values in self.columns.items()},
         )
@@ -140,7 +143,7 @@ class Worker:
         self._options = options
         own = conversion.objective(options.objective)
         names = own.label_names(list(options.labels))
-        self._reader = Reader(options.format, options.columns, names)
+        self._reader = Reader(options.format, options.columns, names, asks=own.samples)
         self._objective = variants.objective(own)
         self._columns: list[Column] = [*self._objective.columns]
         self._encoder: Encoder = self._objective.encoder(tokenizer, options.chat)
@@ -203,6 +206,7 @@ class Worker:
         bad: list[tuple[int, int, BadRecord]] = []
         lossy: list[tuple[int, int, tuple[LeftOut, ...]]] = []
         spelled: list[tuple[int, int]] = []
+        asked: list[int] = []
         bits: list[int] = []
         learns = self._options.learns and side == TRAIN
         for place, (line, item, weight) in enumerate(records):
@@ -221,6 +225,8 @@ class Worker:
                 lossy.append((place, line, item.left_out))
             if pieces and item.has_literals:
                 spelled.append((place, line))
+            if pieces and item.is_asked:
+                asked.append(place)
             bits += [kinds_as_bits(item.left_out)] * len(pieces)
             lines += [line] * len(pieces)
             weights += [weight] * len(pieces)
@@ -236,6 +242,7 @@ class Worker:
             bad,
             lossy,
             spelled,
+            asked,
             [piece.lengths for piece in done],
             {c.name: [piece.columns[c.name] for piece in done] for c in self._columns},
         )
@@ -263,6 +270,7 @@ def _together(made: Encoded | BadRecord, item: Encoded | BadRecord) -> Encoded |
         tuple(dict.fromkeys((*made.left_out, *item.left_out))),
         made.has_literals or item.has_literals,
         made.trains and item.trains,
+        made.is_asked or item.is_asked,
     )
 
 

@@ -8,6 +8,7 @@ left.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -120,6 +121,10 @@ def watch(run: RunDir, attempt: int) -> int:
 
 def end(run: RunDir, attempt: int, code: int) -> int:
     """Say how the attempt ended and requeue the job where that helps; returns its exit code."""
+    # What ranks and servers have no time to remove where a job is killed: weights, and a token.
+    left = run.attempt(attempt) / "rollout"
+    shutil.rmtree(left / "weights", ignore_errors=True)
+    (left / "order.json").unlink(missing_ok=True)
     result = _end(run, attempt, code)
     open_file(run, attempt).unlink(missing_ok=True)
     return result

@@ -129,8 +129,9 @@ def _size(spec: LaunchSpec, chosen: list[Nodes]) -> list[Problem]:
         enough = {id(n) for n, c in zip(chosen, has, strict=True) if c >= cluster.gpus_per_node}
         fitting = [node for node in fitting if id(node) in enough]
     total = max(_by_partition(fitting).values(), default=0)
-    if not found and spec.nodes > total:
-        what = f"{spec.nodes} nodes; {place} has {total} of this size"
+    nodes = spec.nodes + spec.servers[0]
+    if not found and nodes > total:
+        what = f"{nodes} nodes; {place} has {total} of this size"
         found.append(Problem("launch.nodes", what, f"launch.nodes={total} at most"))
     return found
 

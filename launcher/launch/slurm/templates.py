@@ -46,7 +46,7 @@ def context(spec: LaunchSpec) -> dict[str, Any]:
         "module": spec.module,
         "launch": launch,
         "cluster": cluster,
-        "nodes": spec.nodes,
+        "nodes": spec.nodes + spec.servers[0],
         "tasks_per_node": tasks,
         "cpus_per_task": cpus * spec.processes // tasks if cpus else None,
         "gpus": f"{cluster.gpu_type}:{gpus}" if cluster.gpu_type else str(gpus),
@@ -54,6 +54,7 @@ def context(spec: LaunchSpec) -> dict[str, Any]:
         "srun": [*_srun(spec, tasks, cpus), *arguments],
         "command": [*prefix, *_agent(spec, by_srun)],
         "rank": [] if by_srun else ["--no-python", *_python(spec)],
+        "servers": _servers(spec, arguments, prefix),
     }
 
 
@@ -114,6 +115,31 @@ def _srun(spec: LaunchSpec, tasks: int, cpus: int | None) -> list[str]:
     if spec.cluster.gpus_per_node:
         found.append(f"--gpu-bind={launch.gpu_bind}")
     return found
+
+
+def _servers(spec: LaunchSpec, arguments: list[str], prefix: list[str]) -> list[str]:
+    """Arguments of the srun that starts servers behind the nodes of the ranks; RUN, ATTEMPT and
+    the numbers of each follow, which the task knows. None where no node is for servers."""
+    nodes, each = spec.servers
+    if not nodes:
+        return []
+    keeper = [*prefix, *_python(spec), "-m", spec.server_module]
+    return [
+        "--export=ALL",
+        f"--nodes={nodes}",
+        f"--relative={spec.nodes}",
+        f"--ntasks={nodes * each}",
+        f"--ntasks-per-node={each}",
+        "--distribution=block",
+        "--kill-on-bad-exit=0",
+        "--mpi=none",
+        "--unbuffered",
+        "--cpu-bind=none",
+        *(["--gpu-bind=none"] if spec.cluster.gpus_per_node else []),
+        *arguments,
+        *("bash", "-c", 'exec "$@" "$SLURM_PROCID" "$SLURM_LOCALID"', "servers"),
+        *keeper,
+    ]
 
 
 def _agent(spec: LaunchSpec, by_srun: bool) -> list[str]:

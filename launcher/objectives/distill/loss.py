@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from launcher.model.divergence import Teacher
-from launcher.model.head import loss_and_gradient
+from launcher.model.target_logits import loss_and_gradient
 
 
 class Mixture:
     """(1 - share) x cross entropy + share x T^2 x divergence, T the temperature at which the
-    divergence is measured; a `launcher.model.head.Criterion`.
+    divergence is measured; a `launcher.model.target_logits.Criterion`.
 
     A gradient of the divergence falls with T^2 (Hinton et al. 2015), so both keep their parts.
     """
@@ -39,7 +39,7 @@ class Mixture:
         return torch.stack(parts).sum(), torch.stack(others).sum()
 
     def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        """See `launcher.model.head.Criterion`."""
+        """See `launcher.model.target_logits.Criterion`."""
         weights = None if self._weights is None else self._weights[part]
         loss, gradient = loss_and_gradient(logits, self._targets[part], 0.0, weights)
         divergences, towards = self._teacher.against(logits, part)

@@ -21,16 +21,14 @@ others as one: a lower bound of the above (`launcher.model.divergence`).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from launcher.config.schema import Config
 from launcher.config.schema.distill import DistillConfig
-from launcher.data.cache import Column, JoinedCache, Per, TokenCache
-from launcher.objectives.base import LossSum, Objective, Records
-from launcher.objectives.distill import teacher
+from launcher.data.cache import Column, Per
+from launcher.objectives.base import LossSum, Objective
 from launcher.objectives.distill.records import DivergenceRecord
+from launcher.objectives.teacher import Taught, load
 from launcher.objectives.text import TextObjective
 
 if TYPE_CHECKING:
@@ -38,29 +36,18 @@ if TYPE_CHECKING:
 
     from launcher.data.pack.loader import Row
     from launcher.model.divergence import Measure, Teacher
-    from launcher.model.head import Head, TargetHead
+    from launcher.model.head import TargetHead
 
 
 #: Columns of what is kept of a teacher.
 TOKENS, LOG_PROBS = "teacher_tokens", "teacher_log_probs"
 
 
-class Distill(Objective):
+class Distill(Taught):
     """Cross entropy mixed with a divergence from the teacher, per target token."""
 
     options: DistillConfig
     asks = "the teacher"
-
-    def __init__(self, options: DistillConfig) -> None:
-        super().__init__(options)
-        self._facts: teacher.Facts | None = None
-        self._teacher: TargetHead | None = None
-
-    @property
-    def facts(self) -> teacher.Facts:
-        """What is known of the teacher once the data is settled, or a run's state restored."""
-        assert self._facts is not None
-        return self._facts
 
     # ---- from example to documents
 
@@ -77,28 +64,6 @@ class Distill(Objective):
 
     # ---- what is known once the data is
 
-    def settle(
-        self,
-        config: Config,
-        train: TokenCache | JoinedCache,
-        held_out: TokenCache | JoinedCache | None,
-    ) -> None:
-        """The tokens that both models know; `ConfigError` for a teacher with other ones."""
-        self._facts = teacher.facts(config)
-
-    def foresee(self, config: Config, records: Records) -> None:
-        """The same, as far as files tell that are here."""
-        teacher.require_same_tokens(config, loads=False)
-
-    @property
-    def state(self) -> dict[str, Any] | None:
-        """What is known of the teacher."""
-        return asdict(self._facts) if self._facts else None
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Take up what a run knows of its teacher."""
-        self._facts = teacher.Facts(**state)
-
     def apart(self, other: Objective) -> Collection[str]:
         """The divergence, where it is from another teacher or measured otherwise."""
         if isinstance(other, Distill) and self._measured() == other._measured():
@@ -112,12 +77,6 @@ class Distill(Objective):
         return [*how, *(self.facts.files or named)]
 
     # ---- the models
-
-    def head(self, model: Any, *, counts_hits: bool = False) -> Head:
-        """What computes in the student; the teacher is loaded in its number format."""
-        if self.options.beside and self._teacher is None:
-            self._teacher = teacher.load(self.options, self.facts, model)
-        return super().head(model, counts_hits=counts_hits)
 
     @property
     def reference(self) -> Sequence[Column]:  # type: ignore[override]
@@ -143,7 +102,7 @@ class Distill(Objective):
 
     def referent(self, student: Any, device: torch.device) -> tuple[TargetHead, Any]:
         """The teacher."""
-        asked = teacher.load(self.options, self.facts, student)
+        asked = load(self.options, self.facts, student)
         return asked, asked.model.to(device)
 
     def refer(self, head: TargetHead, caller: Any, row: Row) -> Mapping[str, torch.Tensor]:
@@ -163,13 +122,6 @@ class Distill(Objective):
 
         head.see(caller, row, see)
         return {TOKENS: tokens, LOG_PROBS: log_probs}
-
-    def companions(self, device: torch.device) -> Sequence[tuple[Head, Any]]:
-        """The teacher, on `device`."""
-        if self._teacher is None:
-            return ()
-        self._teacher.model.to(device)
-        return ((self._teacher, self._teacher.model),)
 
     # ---- learning
 
@@ -191,7 +143,7 @@ class Distill(Objective):
 
     def _of(self, row: Row) -> Teacher:
         """What the teacher says of the row's targets."""
-        from launcher.model.divergence import TopTeacher, WholeTeacher
+        from launcher.model.divergence import TopTeacher
 
         if (count := self.options.top_k) is not None:
             number = len(row.targets)
@@ -201,16 +153,12 @@ class Distill(Objective):
                 self.facts.tokens,
                 self._measure(),
             )
-        assert self._teacher is not None
-        logits = self._teacher.logits_by_part(self._teacher.model, row)
-        return WholeTeacher(logits, self.facts.tokens, self._measure())
+        return self.whole_teacher(row, self._measure())
 
     def _measure(self) -> Measure:
         from launcher.model.divergence import Measure
 
-        options = self.options
-        beta = 0.5 if options.beta is None else options.beta
-        return Measure(options.divergence, options.temperature, beta)
+        return Measure.of(self.options.divergence, self.options.temperature, self.options.beta)
 
     # ---- held-out records
 
@@ -238,7 +186,7 @@ class Distill(Objective):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of each target cross entropy and divergence in nats, fp32 [T], and between them whether
         it is the first choice, bool [T]."""
-        from launcher.model.head import Scores
+        from launcher.model.target_logits import Scores
 
         found, known = Scores(row.targets), self._of(row)
         far = found.losses.clone()

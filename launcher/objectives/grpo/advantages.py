@@ -59,7 +59,10 @@ def advantages(rewards: Floats, options: GrpoConfig) -> Floats:
             divisor = np.sqrt(squares / np.maximum(counts - 1, 1)) + EPSILON
         elif _by_batch(options):
             divisor = _deviation(rewards[known]) + EPSILON
-    return np.where(compared, (values - baseline) / divisor, 0.0)
+    found = np.where(compared, (values - baseline) / divisor, 0.0)
+    if options.loss is not PolicyLoss.reinforce:
+        found[without_spread(rewards)] = 0.0  # and not what rounding leaves
+    return found
 
 
 def without_spread(rewards: Floats) -> NDArray[np.bool_]:

@@ -17,11 +17,12 @@ def grader_of(config: Config) -> Grader:
     """That of `objective.grader`; `ConfigError` with all that is wrong with it."""
     options = config.objective
     assert isinstance(options, GrpoConfig)
-    setting = Setting(judge=config.eval.judge, limits=config.eval.graders)
+    setting = Setting.of(config.eval)
     given = options.grader
     if isinstance(given, Mapping):
         return from_wire(plain(given), setting, WHERE)
-    return from_file(str(given), setting)
+    # By the key: the file may be the run's copy, which is not what the user mends.
+    return from_file(str(given), setting, WHERE)
 
 
 def plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The records of the training data as they stand in their files: what a grader reads beside an
 answer. As where a grader is a metric, `prompt` and `reference` are texts where a record has no such
-fields."""
+fields; `reference` is missing where nobody has written an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from launcher import fingerprint
 from launcher.config.schema import Config
 from launcher.core.errors import DataError
 from launcher.data import sources
-from launcher.data.cache import JoinedCache, TokenCache
+from launcher.data.cache import JoinedCache, TokenCache, is_asked
 from launcher.data.formats.base import BadRecord
 
 
@@ -32,16 +32,20 @@ class Items:
             )
         wanted = {cache.where(i) for i in range(len(cache))}
         self._found = {where: raw for where, raw in _records(config) if where in wanted}
+        self._asked = {cache.where(i) for i in range(len(cache)) if is_asked(cache, i)}
 
     def item(self, record: int, prompt: str, reference: str) -> dict[str, Any]:
         """A record, with what it asks and its own answer as texts."""
-        own = self._found[self._cache.where(record)]
-        return {"prompt": prompt, "reference": reference, **own}
+        return self._item(self._cache.where(record), prompt, reference)
+
+    def _item(self, where: str, prompt: str, reference: str) -> dict[str, Any]:
+        beside = {} if where in self._asked else {"reference": reference}
+        return {"prompt": prompt, **beside, **self._found[where]}
 
     def __iter__(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """("file:line", item) of all, the texts left empty."""
-        for where, own in self._found.items():
-            yield where, {"prompt": "", "reference": "", **own}
+        for where in self._found:
+            yield where, self._item(where, "", "")
 
 
 def _records(config: Config) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -6,8 +6,9 @@ is, in its policy part,
 
 grpo       -min(r A, clip(r) A), mean over the tokens of each answer, then over answers (GRPO, Shao
            et al. 2024, arXiv:2402.03300)
-dr_grpo    the same, summed over tokens and divided by answers x `max_new_tokens`, so that length
-           changes no weight (Dr. GRPO, Liu et al. 2025, arXiv:2503.20783)
+dr_grpo    the same, summed over tokens and divided by answers x `max_new_tokens` (with an
+           environment x `max_turns`), so that length changes no weight (Dr. GRPO, Liu et al. 2025,
+           arXiv:2503.20783)
 dapo       the same, mean over all tokens of the batch (DAPO, Yu et al. 2025, arXiv:2503.14476)
 gspo       the same with one ratio an answer, exp(mean over its tokens of log r); mean over answers
            (GSPO, Zheng et al. 2025, arXiv:2507.18071)
@@ -30,6 +31,23 @@ k2         d^2 / 2
 k3         exp(-d) - 1 + d
 
 less `entropy_bonus` x the entropy of the distribution that the token was drawn from.
+
+With a teacher, whose probability of the token is u, the advantage of each token is
+
+A + `teacher_weight` x (log u - log q)
+
+(on-policy distillation): in the mean over what is drawn that is less the divergence KL(model,
+teacher), so that the model goes to where the teacher is likely, on its own answers (MiniLLM, Gu et
+al. 2023, arXiv:2306.08543; GKD with all data from the student and the reverse divergence, Agarwal
+et al. 2023, arXiv:2306.13649). A is 0 without a grader.
+
+With `teacher_divergence` the advantage is A alone, and to the loss of each token is added, with the
+same normalisation,
+
+`teacher_weight` x D(teacher, model)
+
+the divergence of the whole distributions that the token stands in, with its gradient; D is that of
+`launcher.model.divergence`. Which answers are drawn has no part in the gradient (GKD).
 
 All probabilities are those at `temperature`. Weights of records multiply their answers' losses and
 count in what they are divided by.
@@ -64,6 +82,10 @@ class AnswerTokens:
     """Log-probabilities by which the tokens were drawn."""
     reference: Tensor | None
     """Log-probabilities of the model before training."""
+    teacher: Tensor | None
+    """Log-probabilities of the teacher."""
+    divergences: Tensor | None
+    """Of the model's distributions from the teacher's, with gradients."""
     documents: Tensor
     """int64 [targets]: which answer each token is of."""
     lengths: Tensor
@@ -82,10 +104,19 @@ class PolicyTerms:
     clipped: Tensor
     """Of those whose ratio was clipped."""
     divergence: Tensor
+    behind_teacher: Tensor
+    """Of log-probabilities less those of the teacher."""
+    from_teacher: Tensor
+    """Of divergences from the teacher."""
     gap: Tensor
     """Of absolute differences between the trainer's and the sampler's log-probabilities."""
     entropy: Tensor
     tokens: Tensor
+
+
+def is_by_token(options: GrpoConfig) -> bool:
+    """Whether the loss of a row is the sum of what `judge` makes of parts of its tokens."""
+    return options.loss not in _OF_ANSWERS
 
 
 def judge(answers: AnswerTokens, options: GrpoConfig) -> PolicyTerms:
@@ -93,6 +124,10 @@ def judge(answers: AnswerTokens, options: GrpoConfig) -> PolicyTerms:
     documents = answers.documents
     weights, lengths = answers.weights[documents], answers.lengths[documents]
     advantages = answers.advantages[documents]
+    behind = torch.zeros_like(answers.old)
+    if answers.teacher is not None:
+        behind = answers.old - answers.teacher
+        advantages = advantages - options.teacher_weight * behind
     logs = _level(answers.log_probs - answers.old, answers, options)
     ratios = logs.exp()
     policy, clipped = _policy(ratios, advantages, answers.log_probs, options)
@@ -100,6 +135,10 @@ def judge(answers: AnswerTokens, options: GrpoConfig) -> PolicyTerms:
         drift = _level(answers.old - answers.sampler, answers, options)
         policy = policy * drift.exp().clamp(max=options.sampler_cap)
     losses = policy
+    apart = torch.zeros_like(answers.old)
+    if answers.divergences is not None:
+        apart = answers.divergences.detach()
+        losses = losses + options.teacher_weight * answers.divergences
     divergence = torch.zeros_like(answers.old)
     if answers.reference is not None:
         estimates = _divergence(answers.log_probs, answers.reference, options.kl)
@@ -112,6 +151,8 @@ def judge(answers: AnswerTokens, options: GrpoConfig) -> PolicyTerms:
         total=(losses * shares).sum(),
         clipped=(clipped * weights).sum(),
         divergence=(divergence * weights).sum(),
+        behind_teacher=(behind * weights).sum(),
+        from_teacher=(apart * weights).sum(),
         gap=((answers.old - answers.sampler).abs() * weights).sum(),
         entropy=(answers.entropies.detach() * weights).sum(),
         tokens=weights.sum(),

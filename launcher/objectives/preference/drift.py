@@ -36,7 +36,7 @@ _GOLDEN, _PLASTIC = 0.6180339887498949, 0.7548776662466927
 
 def of_reference(head: Any, caller: Any, row: Row) -> tuple[Tensor, Mapping[str, Tensor]]:
     """Log-probability of each target, fp32 [T], and `COLUMNS`, by the model before training."""
-    from launcher.model.head import Scores
+    from launcher.model.target_logits import Scores
 
     found, count = Scores(row.targets), len(row.targets)
     tokens = row.targets.new_empty((count, TOP + DRAWN)).int()
@@ -75,7 +75,7 @@ def _kept(log_p: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
 def of_model(head: Any, caller: Any, row: Row) -> tuple[Tensor, Tensor | None]:
     """The same log-probabilities by the model that is scored, and how far it has gone at each
     target, fp32 [T]; None where nothing is kept of the reference."""
-    from launcher.model.head import Scores
+    from launcher.model.target_logits import Scores
 
     found = Scores(row.targets)
     if _TOKENS not in row.columns:

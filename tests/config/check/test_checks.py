@@ -13,7 +13,14 @@ import pytest
 from launcher.config import schema
 from launcher.config.check import checks, deepspeed_keys
 from launcher.config.derive import quantized
-from launcher.config.schema import EarlyStopConfig, JudgeConfig, Weights, conversion
+from launcher.config.schema import (
+    Config,
+    EarlyStopConfig,
+    JudgeConfig,
+    Weights,
+    conversion,
+    variants,
+)
 from launcher.config.schema.ranges import Range
 from launcher.core import registry
 from launcher.core.errors import Problem
@@ -725,6 +732,14 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
     (
+        "eval.metrics",
+        "grader:g.yaml would be the name of two in results",
+        "another name",
+        {"eval": {"metrics": ["grader:/a/g.yaml", "grader:/b/g.yaml"]}},
+        {"eval": {"metrics": ["grader:/a/g.yaml", "grader:b/g.yaml"]}},
+        {},
+    ),
+    (
         "eval.judge.url",
         "'localhost:8000' is no address",
         "http://localhost:8000/v1",
@@ -779,6 +794,14 @@ RULES: list[tuple[str, str, str, dict[str, Any], dict[str, Any], dict[str, Any]]
         {},
     ),
 ]
+
+
+def test_a_grader_is_known_by_its_name_in_results_too() -> None:
+    config = Config()
+    config.eval.metrics = ["grader:/a/g.yaml", "grader:h.yaml"]
+    rows = variants.metric_rows(config)
+    known = {name for name in rows if name.startswith(variants.GRADER)}
+    assert known == {"grader:/a/g.yaml", "grader:g.yaml", "grader:h.yaml"}
 
 
 def test_the_plain_config_passes() -> None:

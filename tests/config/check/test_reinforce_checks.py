@@ -9,8 +9,8 @@ import pytest
 
 from launcher.config.check import checks
 from launcher.config.derive import plan
-from launcher.config.schema import LoraConfig, MicroBatch
-from launcher.config.schema.reinforce import Advantage, PolicyLoss
+from launcher.config.schema import MicroBatch
+from launcher.config.schema.reinforce import PolicyLoss
 from support import hints
 from support.configs import make_config
 from support.models import make_llama
@@ -18,6 +18,48 @@ from support.models import make_llama
 #: where, words of finding and hint, options of the objective, other sections
 RULES: list[tuple[str, str, str, dict[str, Any], dict[str, dict[str, Any]]]] = [
     ("objective.grader", "nothing scores", "objective.grader=", {"grader": None}, {}),
+    (
+        "objective.environment",
+        "calculator is no Python file",
+        "objective.environment=",
+        {"environment": "calculator"},
+        {},
+    ),
+    (
+        "objective.loss",
+        "gspo with objective.teacher",
+        "objective.loss=dapo",
+        {"loss": "gspo", "teacher": "some/teacher"},
+        {},
+    ),
+    (
+        "objective.teacher_divergence",
+        "reverse without objective.teacher",
+        "objective.teacher_divergence=null",
+        {"teacher_divergence": "reverse"},
+        {},
+    ),
+    (
+        "objective.teacher_beta",
+        "0.3 with objective.teacher_divergence=null",
+        "objective.teacher_divergence=jsd",
+        {"teacher": "some/teacher", "teacher_beta": 0.3},
+        {},
+    ),
+    (
+        "objective.teacher_beta",
+        "0.3 with objective.teacher_divergence=forward",
+        "objective.teacher_beta=null",
+        {"teacher": "some/teacher", "teacher_divergence": "forward", "teacher_beta": 0.3},
+        {},
+    ),
+    (
+        "objective.max_redraws",
+        "2 without objective.grader",
+        "objective.max_redraws=0",
+        {"grader": None, "teacher": "some/teacher", "max_redraws": 2},
+        {},
+    ),
     (
         "objective.group_size",
         "compares the answers of a group",
@@ -130,14 +172,7 @@ def made(options: dict[str, Any], sections: dict[str, dict[str, Any]]) -> Any:
     }
     for name, values in sections.items():
         base[name] = {**base.get(name, {}), **values}
-    # Enums stand for null too, which tells `make_config` nothing of them.
-    loss, advantage = base["objective"].pop("loss", None), base["objective"].pop("advantage", None)
-    config = make_config(**base)
-    if loss:
-        config.objective.loss = PolicyLoss[loss]
-    if advantage:
-        config.objective.advantage = Advantage[advantage]
-    return config
+    return make_config(**base)
 
 
 @pytest.mark.parametrize(("where", "found", "hint", "options", "sections"), RULES)
@@ -152,17 +187,6 @@ def test_what_cannot_be_honoured_is_refused_by_name(where, found, hint, options,
 def test_what_a_hint_says_to_type_mends_it(where, found, hint, options, sections, tmp_path: Path):
     config = made(options, sections)
     hints.require_mended(config, tmp_path / "own.yaml", world_size=2, has_gpu=False)
-
-
-def test_a_reference_is_no_adapter_that_was_there_before(tmp_path):
-    config = made({"beta": 0.1}, {})
-    config.peft = LoraConfig(name="lora", adapter="runs/first/export")
-    problems = list(config.objective.problems(config))
-    assert [(one.where, one.found) for one in problems] == [
-        ("objective.beta", "0.1 with peft.adapter")
-    ]
-    config.peft.adapter = None
-    assert not list(config.objective.problems(config))
 
 
 def test_a_reference_beside_the_model_is_in_the_estimate(tmp_path):

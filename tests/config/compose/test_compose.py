@@ -28,6 +28,10 @@ NEEDS = {
     "objective=classify": ["eval=classify"],
     "eval=classify": ["objective=classify"],
     "objective=distill": ["objective.teacher=somebody/a-larger-model"],
+    "rollout=vllm": [
+        *("objective=grpo", "objective.grader=grader.yaml"),
+        *("launch.processes=1", "rollout.gpus=['1']"),
+    ],
     "objective=grpo": ["objective.grader=grader.yaml"],
     "data=text": ["objective=text"],
     "objective=text": ["data=text"],
@@ -46,7 +50,7 @@ def test_every_option_composes_and_passes_the_checks(group: str, option: str) ->
     found = checks.check(config, world_size=2, has_gpu=True)
     # A package that is not there, and data of other objectives than this one.
     judged = dict.fromkeys(("preference", "ranked", "unpaired"), "objective.name")
-    missing = {"adamw8bit": "optim.name", **judged}.get(option)
+    missing = {"adamw8bit": "optim.name", "vllm": "rollout.python", **judged}.get(option)
     assert {problem.where for problem in found} <= {missing}
     assert conversion.build(compose.to_dict(config)) == (config, [])
 

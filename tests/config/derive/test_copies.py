@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launcher import fingerprint
 from launcher.config import create
@@ -12,6 +13,7 @@ from launcher.config.check import checks
 from launcher.config.compose import compose
 from launcher.config.derive import copies, data_entries
 from launcher.core.errors import ConfigError
+from launcher.core.rundir import RunDir
 
 OWN = "from .helper import WORD\n\n\nclass Format:\n    def read(self, record): ...\n"
 MINE = """
@@ -112,3 +114,64 @@ def test_what_cannot_be_kept_is_refused_before_anything_starts(tmp_path, monkeyp
     found = checks.check(config, world_size=1, has_gpu=False)
     (problem,) = (one for one in found if "which lies beside it" in one.found)
     assert problem.where == "data.train"
+
+
+WIRE = """# a comment is kept
+type: string_check
+name: has ${letter}
+input: "{{ sample.output_text }}"
+reference: "{{ item.letter }}"
+operation: ilike
+"""
+MODELS = (
+    "type: multi\ngraders: {r: {type: reward_model, name: r, model: rm}}\ncalculate_output: r\n"
+)
+
+
+def graded(folder: Path, monkeypatch, text: str, name: str = "graded") -> RunDir:
+    """A run whose grader's file is gone since."""
+    own = folder / "own"
+    own.mkdir(exist_ok=True)
+    (own / "reward.yaml").write_text(text)
+    (own / "my.yaml").write_text("objective: {name: grpo, grader: reward.yaml}\n")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(checks, "check", lambda *_, **__: [])
+    words = ["own/my.yaml", "objective=grpo", "model.name=m", "batch.sequences=8", "train.steps=1"]
+    made = create.create([*words, f"run.name={name}", "run.root=runs"])
+    (own / "reward.yaml").unlink()
+    return made
+
+
+def test_a_run_goes_on_with_a_copy_of_its_grader(tmp_path, monkeypatch):
+    run = graded(tmp_path, monkeypatch, WIRE)
+    assert (run.path / "grader.yaml").read_text() == WIRE
+    assert "grader: grader.yaml" in run.config.read_text()
+    moved = run.path.rename(tmp_path / "moved")
+    monkeypatch.chdir("/")
+    assert compose.load(moved / "config.yaml").objective.grader == str(moved / "grader.yaml")
+    assert compose.load(moved / "config.yaml", runs_code=False).objective.name == "grpo"
+
+
+def test_a_model_that_lies_beside_a_grader_is_named_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "own" / "rm").mkdir(parents=True)
+    run = graded(tmp_path, monkeypatch, MODELS)
+    kept = yaml.safe_load((run.path / "grader.yaml").read_text())
+    assert kept["graders"]["r"]["model"] == str(tmp_path / "own" / "rm")
+    assert kept["calculate_output"] == "r"
+
+
+def test_a_grader_is_told_by_its_content(tmp_path, monkeypatch):
+    """So that a base that one run has scored is known to the next."""
+    known = [
+        fingerprint.objective_identity(compose.load(graded(tmp_path, monkeypatch, *own).config))
+        for own in ((WIRE, "one"), (WIRE, "two"), (WIRE.replace("ilike", "eq"), "other"))
+    ]
+    assert known[0] == known[1] != known[2]
+
+
+def test_a_grader_that_is_written_in_the_config_needs_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wire = "objective.grader={type: numeric_match, name: n, reference: '{{item.a}}'}"
+    config = compose.compose(["objective=grpo", wire, "model.name=m"])
+    assert copies.keep(config, tmp_path) == {}
+    assert config.objective.grader["name"] == "n"

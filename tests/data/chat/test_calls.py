@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.data.chat.calls import Call, CallForm
 
@@ -54,3 +56,42 @@ def test_calls_are_read(form: CallForm, answer: str, text: str, calls: list[Call
 )
 def test_what_is_no_call_stays_text(form: CallForm, answer: str) -> None:
     assert form.read(answer, {"f"}) == (answer, [])
+
+
+@given(
+    st.sampled_from([HERMES, LLAMA, LIST]),
+    st.lists(
+        st.sampled_from(
+            ["<tool", "_call>", "</tool_call>", '{"name": "f", ', '"arguments": {}}', "[", " ", "a"]
+        ),
+        max_size=12,
+    ),
+)
+def test_what_is_certain_stays_in_the_text(form: CallForm, pieces: list[str]) -> None:
+    whole = "".join(pieces)
+    text, _ = form.read(whole, {"f"})
+    sent = 0
+    for end in range(len(pieces) + 1):
+        certain = form.certain("".join(pieces[:end]))
+        assert text.startswith(whole[:certain])
+        sent = max(sent, certain)
+    if form is HERMES and "<" not in whole:
+        assert sent == len(whole.rstrip())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"a": 1e999, "b": 0.10000000000000000001}',
+        '{"a":12345678901234567890123,"b":[1.50, {"arguments": 2}]}',
+        '{"\\u0061": "\\u00e9"}',
+        "[1.0]",
+    ],
+)
+def test_arguments_are_told_as_they_were_said(arguments: str) -> None:
+    for said in (
+        f'{{"name": "f", "arguments": {arguments}}}',
+        f'{{ "arguments" :\n{arguments} , "name":"f" }}',
+        f'{{"arguments": {{}}, "name": "f", "arguments": {arguments}}}',
+    ):
+        assert HERMES.read(f"<tool_call>{said}</tool_call>", {"f"}) == ("", [Call("f", arguments)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Thoughts
 from launcher.data.chat import provenance
-from launcher.data.chat.calls import CallForm
+from launcher.data.chat.calls import CallForm, CallReader, CallText
 from launcher.data.chat.masking import ChatOptions, ChatRenderer, NoTools, Rendering, told
 from launcher.data.chat.provenance import CALLS, CONTENT, THOUGHTS, WHOLE, split_thoughts
+from launcher.data.chat.template import CALL_ID
 from launcher.data.formats.base import BadRecord, Chat
 from launcher.data.prepare.encoding import Encoded, ExampleEncoder
 from launcher.evals.records import prompt_and_reference
@@ -599,6 +601,48 @@ def test_more_texts_than_there_are_marks_are_no_crash(make: Make) -> None:
 def test_the_form_of_calls_is_read_off_the_template(make: Make, family: str, form: Any) -> None:
     found = CallForm.of(make(family))
     assert (found and (found.opened, found.closed, found.arguments)) == form
+
+
+def test_calls_in_an_answer_are_those_of_the_tools_that_its_record_has(make: Make) -> None:
+    said = '{"name": "f", "parameters": {"x": "1"}}'
+    reader = CallReader(make("llama3_1"))
+    function = {"name": "f", "arguments": '{"x": "1"}'}
+    called = [{"id": "call00000", "type": "function", "function": function}]
+    described = {"name": "f", "parameters": {"type": "object"}}
+    for record, found in (
+        ({"tools": [{"type": "function", "function": described}]}, called),
+        ({"functions": [described]}, called),
+        ({"tools": [{"type": "function", "function": {**described, "name": "g"}}]}, []),
+        ({}, []),
+        ({"tools": 7}, []),
+    ):
+        assert reader.calls(record, said) == found, record
+    with_tool = {"functions": [described]}
+    assert reader.calls(with_tool, "No call.") == []
+    assert CallReader(make("phi4")).calls(with_tool, said) == []  # a template that writes none
+
+
+@pytest.mark.parametrize(
+    "family", ["qwen2_5", "qwen3", "granite4", "llama3_1", "llama4", "mistral"]
+)
+def test_an_answer_of_calls_is_what_the_template_writes(make: Make, family: str) -> None:
+    tokenizer = make(family)
+    form, text = CallForm.of(tokenizer), CallText.of(tokenizer)
+    assert form is not None
+    assert text is not None
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    said = f'{text.opened}{text.begin}"f"{text.middle}{{"x": "1"}}{text.end}'
+    turn = ChatRenderer(tokenizer).render(Chat([says("user", "q"), call("f", x="1")], tools))
+    written = [turn.text[begin:end] for begin, end in turn.spans][-1]
+    assert re.search(re.escape(said + text.closed).replace(CALL_ID, r"\w+"), written)
+    if text.between is not None:
+        said += text.between + said[len(text.opened) :]
+    decoded = tokenizer.decode(
+        tokenizer(said + text.closed, add_special_tokens=False)["input_ids"],
+        skip_special_tokens=True,
+    )
+    calls = form.read(decoded, {"f"})[1]
+    assert [one.name for one in calls] == ["f"] * (1 if text.between is None else 2)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5", "llama3_1", "gemma3", "phi4", "gpt_oss"])

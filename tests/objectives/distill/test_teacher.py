@@ -14,7 +14,7 @@ from launcher.core.errors import ConfigError
 from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import make_row
 from launcher.model.tiny import ensure
-from launcher.objectives.distill import teacher
+from launcher.objectives import teacher
 from launcher.objectives.distill.objective import LOG_PROBS, TOKENS, Distill
 from support import caches
 from support.configs import make_config

@@ -32,6 +32,8 @@ def answers(**changes: Any) -> AnswerTokens:
         "old": flat(OLD),
         "sampler": flat(SAMPLER),
         "reference": None,
+        "teacher": None,
+        "divergences": None,
         "documents": torch.tensor([0, 0, 1]),
         "lengths": torch.tensor([2.0, 1.0], dtype=torch.float64),
         "advantages": torch.tensor(ADVANTAGES, dtype=torch.float64),
@@ -176,3 +178,20 @@ def test_entropy_is_kept_high_with_the_same_weights():
     bonus = 0.1 * (mean(ENTROPY[0]) + 3 * ENTROPY[1][0])
     assert float((plain.total - with_bonus.total).detach()) == pytest.approx(bonus, rel=1e-9)
     assert float(plain.entropy) == pytest.approx(0.3 + 0.9 + 3 * 1.1)
+
+
+@pytest.mark.parametrize("loss", [one.name for one in PolicyLoss])
+def test_a_teachers_divergence_stands_beside_the_policy_with_the_same_weights(loss):
+    made = answers(divergences=flat([[0.2, 0.7], [1.5]]).requires_grad_())
+    given = GrpoConfig(loss=PolicyLoss[loss], teacher_weight=0.5)
+    judged, plain = judge(made, given), judge(answers(), given)
+    over_answer = loss in ("grpo", "gspo", "rloo")
+    known = 0.5 * ((mean if over_answer else sum)([0.2, 0.7]) + 3 * 1.5)
+    assert float((judged.total - plain.total).detach()) == pytest.approx(known, rel=1e-9)
+    judged.total.backward()
+    assert made.divergences is not None
+    assert made.divergences.grad is not None
+    share = 0.25 if over_answer else 0.5
+    assert made.divergences.grad.tolist() == pytest.approx([share, share, 1.5], rel=1e-12)
+    assert float(judged.from_teacher) == pytest.approx(0.2 + 0.7 + 3 * 1.5)
+    assert float(judged.behind_teacher) == 0

@@ -1,23 +1,31 @@
-"""The teacher: a frozen model, whole on each rank, asked for its logits at the targets of a row."""
+"""The teacher: a frozen model, whole on each rank, asked for its logits at the targets of a row.
+
+`Taught` is what objectives share that learn from one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from launcher import bases
 from launcher.config.check import teacher_checks
 from launcher.config.derive import memory, vocabulary
-from launcher.config.schema import Config, ModelConfig, TinyModelConfig
-from launcher.config.schema.distill import DistillConfig
+from launcher.config.schema import Config, ModelConfig, ObjectiveConfig, TinyModelConfig
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, Problem
+from launcher.data.cache import JoinedCache, TokenCache
 from launcher.data.tokenizer import load_tokenizer
+from launcher.objectives.base import Objective, Records
 
 if TYPE_CHECKING:
-    from launcher.model.head import TargetHead
+    import torch
+
+    from launcher.data.pack.loader import Row
+    from launcher.model.divergence import Measure, WholeTeacher
+    from launcher.model.head import Head, TargetHead
 
 WHERE = "objective.teacher"
 
@@ -56,7 +64,7 @@ def require_same_tokens(config: Config, *, loads: bool) -> int:
     other = vocabulary.difference(ours, theirs)
     if other:
         raise ConfigError([teacher_checks.of_tokenizer(WHERE, name, other)])
-    count, most = max(ours.values()) + 1, config.objective.top_k  # type: ignore[attr-defined]
+    count, most = max(ours.values()) + 1, getattr(config.objective, "top_k", None)
     if most is not None and most > count:
         found = f"{most:,} of {count:,} tokens"
         hint = "objective.top_k=null compares all of them, beside the teacher"
@@ -77,8 +85,7 @@ def facts(config: Config) -> Facts:
     )
 
 
-def _named(options: Any) -> tuple[str, str | None]:
-    assert isinstance(options, DistillConfig)
+def _named(options: ObjectiveConfig) -> tuple[str, str | None]:
     return options.models["teacher"]
 
 
@@ -114,7 +121,7 @@ def blamed() -> Iterator[None]:
         ) from error
 
 
-def load(options: DistillConfig, known: Facts, student: Any) -> TargetHead:
+def load(options: ObjectiveConfig, known: Facts, student: Any) -> TargetHead:
     """The teacher in the number format and with the attention of `student`, a bare transformers or
     peft model; on the CPU, under its head. `ConfigError` if it cannot be used."""
     from launcher.model.head import TargetHead
@@ -135,3 +142,67 @@ def load(options: DistillConfig, known: Facts, student: Any) -> TargetHead:
             hint="give a teacher whose embedding holds all tokens of its tokenizer",
         )
     return TargetHead(model)
+
+
+class Taught(Objective):
+    """An objective that may learn from a teacher, the one that its options name in `models`."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__(options)
+        self._facts: Facts | None = None
+        self._teacher: TargetHead | None = None
+
+    @property
+    def facts(self) -> Facts:
+        """What is known of the teacher once the data is settled, or a run's state restored."""
+        assert self._facts is not None
+        return self._facts
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the teacher is computed beside the model."""
+        return bool(self.options.beside)
+
+    def settle(
+        self,
+        config: Config,
+        train: TokenCache | JoinedCache,
+        held_out: TokenCache | JoinedCache | None,
+    ) -> None:
+        """The tokens that both models know; `ConfigError` for a teacher with other ones."""
+        if self.options.models:
+            self._facts = facts(config)
+
+    def foresee(self, config: Config, records: Records) -> None:
+        """The same, as far as files tell that are here."""
+        if self.options.models:
+            require_same_tokens(config, loads=False)
+
+    @property
+    def state(self) -> dict[str, Any] | None:
+        """What is known of the teacher."""
+        return asdict(self._facts) if self._facts else None
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what a run knows of its teacher."""
+        self._facts = Facts(**state)
+
+    def head(self, model: Any, *, counts_hits: bool = False) -> Head:
+        """What computes in the model; a teacher beside it is loaded in its number format."""
+        if self.is_beside and self._teacher is None:
+            self._teacher = load(self.options, self.facts, model)
+        return super().head(model, counts_hits=counts_hits)
+
+    def companions(self, device: torch.device) -> Sequence[tuple[Head, Any]]:
+        """The teacher, if it is beside the model, on `device`."""
+        if self._teacher is None:
+            return ()
+        return ((self._teacher, self._teacher.model.to(device)),)
+
+    def whole_teacher(self, row: Row, measure: Measure) -> WholeTeacher:
+        """All that the teacher beside the model says of the row's targets."""
+        from launcher.model.divergence import WholeTeacher
+
+        asked = self._teacher
+        assert asked is not None
+        return WholeTeacher(asked.logits_by_part(asked.model, row), self.facts.tokens, measure)
