@@ -28,13 +28,13 @@ from launcher.serve.http.gate import Gate
 from launcher.serve.http.metrics import Metrics
 from launcher.serve.http.openapi import document
 from launcher.serve.http.unread import nothing_unread
-from launcher.serve.http.wire import UNKNOWN
+from launcher.serve.http.wire import TAG, UNKNOWN
 from launcher.serve.service import Service
 
 #: Modules of launcher.serve.routes, in the order in which paths are tried.
 ROUTES: tuple[str, ...] = (
-    *("files", "uploads", "jobs", "models", "chat"),
-    *("operations", "overview", "downloads", "page"),
+    *("files", "uploads", "jobs", "graders", "models", "chat", "responses", "batches", "evals"),
+    *("checkpoint_permissions", "webhooks", "operations", "overview", "downloads", "page"),
 )
 
 #: Of what a client has sent, no more is sent back.
@@ -114,7 +114,10 @@ def _methods(request: Request) -> list[str]:
 def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part)[:_SHOWN] for part in first["loc"] if part not in ("body", "query", "path")]
+    parts = (str(part)[:_SHOWN] for part in first["loc"])
+    where = [
+        part for part in parts if part not in ("body", "query", "path") and not part.startswith(TAG)
+    ]
     # Where several types would do, pydantic adds which one it means.
     where = list(itertools.takewhile(lambda part: not _TYPE.fullmatch(part), where))
     said = str(first["msg"])[:_LONGEST]

@@ -12,7 +12,9 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 def final_name(job: Job, organization: str) -> str:
-    """The model that the job ends with."""
+    """The model that the job ends with; a job that was replayed keeps the name that it had."""
+    if kept := job.asked.get("final_name"):
+        return str(kept)
     return _name(job, organization, _letters(f"{job.id} final", 8))
 
 

@@ -19,8 +19,9 @@ from launcher import entry
 from launcher.core import asgi
 from launcher.core.errors import ConfigError
 from launcher.core.processes import end_with_parent
-from launcher.serve import permissions
+from launcher.serve import permissions, site
 from launcher.serve.app import create_app
+from launcher.serve.chat.engines import require_vllm
 from launcher.serve.files import project_files
 from launcher.serve.http import logs
 from launcher.serve.http.protocol import guarded
@@ -48,6 +49,7 @@ def run(home: Path, host: str, port: int, demo_key: str | None, log_format: str)
         raise ConfigError("the demo key is empty", where="--demo-key", hint=hint)
     permissions.close_to_others()
     service = Service.open(home)
+    require_vllm(service.site, str(service.home / site.FILE))
     listening = asgi.bind(host, port)
     if demo_key is not None and not asgi.is_loopback(listening):
         hint = "leave it out and make keys: launcher serve keys create NAME"

@@ -12,12 +12,13 @@ from launcher.serve.db.database import Database
 from launcher.serve.store import Store
 
 DATABASE = "serve.db"
-_FOLDERS = ("files", "runs", "data", "reports")
+_FOLDERS = ("files", "runs", "data", "reports", "batches")
 #: What the service keeps in its folder.
 _OWN = (
     *_FOLDERS,
     site.FILE,
     "conf",
+    ".vllm-servers",
     "links.key",
     "controller.alive",
     *(f"{DATABASE}{end}" for end in ("", "-wal", "-shm", "-journal")),
@@ -67,3 +68,8 @@ class Service:
     def runs(self) -> Path:
         """The run folders; that of a job bears its id."""
         return self.home / "runs"
+
+    @property
+    def batches(self) -> Path:
+        """What batches have done so far; the folder of one bears its id."""
+        return self.home / "batches"

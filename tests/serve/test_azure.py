@@ -70,13 +70,15 @@ def test_its_client_works_as_it_is(client: TestClient, asked: Through, where: di
     ours.fine_tuning.jobs.cancel(job.id)
     assert all(f"api-version={VERSION}" in path for path in asked.paths)
     # The model is found: what is refused is what the body asks for.
-    with pytest.raises(openai.BadRequestError, match="logprobs"):
+    with pytest.raises(openai.BadRequestError, match="'store'"):
         ours.chat.completions.create(
-            model="tiny", messages=[{"role": "user", "content": "a"}], logprobs=True
+            model="tiny", messages=[{"role": "user", "content": "a"}], store=True
         )
     assert asked.paths[-1].partition("?")[0].endswith("/deployments/tiny/chat/completions")
     with pytest.raises(openai.BadRequestError, match="'echo'"):
         ours.completions.create(model="tiny", prompt="a", echo=True)
+    with pytest.raises(openai.BadRequestError, match="'background'"):
+        ours.responses.create(model="tiny", input="a", background=True)
 
 
 def test_a_deployment_is_the_model_that_the_body_names(client: TestClient) -> None:

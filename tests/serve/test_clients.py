@@ -28,9 +28,21 @@ ERRORS = [
     "404 NotFoundError model_not_found",
     "401 AuthenticationError invalid_api_key",
 ]
+EVAL = {
+    "name": "ours",
+    "status": "completed",
+    "passed": [1, 2],
+    "items": ["pass", "fail"],
+    "score": 1.0,
+    "said": "7",
+    "canceled": True,
+    "listed": True,
+    "gone": [True, True],
+}
+REFUSED = ["previous_response_id", "text.format", "tool_choice", "store"]
 
 
-# Whole jobs are done in fixtures of the module: models stay in the server's memory after them.
+# Whole jobs are done in fixtures of the module: models and graders stay in the server's memory.
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +55,18 @@ def finished(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def finished_by_node(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the current client for node has seen of a whole job."""
     return by_node("7.57.0", served, tmp_path_factory.mktemp("node"))
+
+
+@pytest.fixture(scope="module")
+def measured(served: Served, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the current Python client has seen of an eval."""
+    return eval_by_python(sys.executable, served, tmp_path_factory.mktemp("eval"))
+
+
+def eval_by_python(python: str, served: Served, folder: Path) -> dict[str, Any]:
+    command = [python, str(clients.FOLDER / "evals.py")]
+    found: dict[str, Any] = json.loads(clients.run(command, folder, served.base_url, served.key))
+    return found
 
 
 def by_python(python: str, served: Served, folder: Path, *job: str) -> dict[str, Any]:
@@ -83,6 +107,40 @@ def test_python_current(finished: dict[str, Any]) -> None:
     assert finished["states"] == STATES
 
 
+def answered(output: str) -> dict[str, Any]:
+    """What a program has seen of answers, checked for what holds of every client."""
+    found: dict[str, Any] = json.loads(output)
+    assert found["text"].startswith(STYLE)
+    assert (found["status"], found["errors"]) == ("completed", REFUSED)
+    assert found["answered"] in ("completed", "incomplete")
+    assert found["batch"] == ["completed", 2, {"a": "b"}, "good", "bad", 400]
+    assert found["kinds"] == [
+        f"response.{kind}" for kind in ("created", "in_progress", "completed")
+    ]
+    return found
+
+
+@pytest.mark.parametrize("version", [None, *PYTHON])
+def test_answers_in_python(
+    version: str | None, served: Served, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    python = clients.python_with(version) if version else sys.executable
+    command = [python, str(clients.FOLDER / "answers.py"), finished["model"]]
+    found = answered(clients.run(command, tmp_path, served.base_url, served.key))
+    assert version in (None, found["version"])
+
+
+@pytest.mark.parametrize("version", ["7.57.0", *NODE])
+def test_answers_in_node(
+    version: str, served: Served, finished: dict[str, Any], tmp_path: Path
+) -> None:
+    installed = clients.node_with(version)
+    shutil.copy(clients.FOLDER / "answers.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(installed / "node_modules")
+    command = [str(clients.NODE), "answers.mjs", finished["model"]]
+    answered(clients.run(command, tmp_path, served.base_url, served.key))
+
+
 @pytest.mark.parametrize("version", PYTHON)
 def test_python_earlier(
     version: str, served: Served, finished: dict[str, Any], tmp_path: Path
@@ -101,3 +159,26 @@ def test_node_earlier(
 ) -> None:
     found = by_node(version, served, tmp_path, finished["job"])
     assert found["model"] == finished["model"]
+
+
+def test_an_eval_in_python_current(measured: dict[str, Any]) -> None:
+    assert measured == {"version": measured["version"], **EVAL}
+
+
+@pytest.mark.parametrize("version", PYTHON)
+def test_an_eval_in_python_earlier(
+    version: str, served: Served, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    found = eval_by_python(clients.python_with(version), served, tmp_path)
+    assert found == {**measured, "version": version}
+
+
+@pytest.mark.parametrize("version", ["7.57.0", *NODE])
+def test_an_eval_in_node(
+    version: str, served: Served, measured: dict[str, Any], tmp_path: Path
+) -> None:
+    installed = clients.node_with(version)
+    shutil.copy(clients.FOLDER / "evals.mjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(installed / "node_modules")
+    said = clients.run([str(clients.NODE), "evals.mjs"], tmp_path, served.base_url, served.key)
+    assert json.loads(said) == {**measured, "version": version}

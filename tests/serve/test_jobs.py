@@ -33,6 +33,16 @@ def create(client, file, **asked):
     return client.post(JOBS, json={"training_file": file, "model": "gpt-3.5-turbo", **asked})
 
 
+REWARDED = "method.reinforcement.grader"
+OF_REWARDED = "method.reinforcement.hyperparameters"
+
+
+def rewarded(**numbers: object) -> dict[str, object]:
+    """A method that is refused before its grader is looked at."""
+    inner = {"grader": {}, "hyperparameters": numbers}
+    return {"method": {"type": "reinforcement", "reinforcement": inner}}
+
+
 def dpo(**numbers):
     return {"method": {"type": "dpo", "dpo": {"hyperparameters": numbers}}}
 
@@ -167,11 +177,15 @@ def test_old_clients_give_hyperparameters_beside(client, file):
         ({"model": "gpt-9"}, "model", "Model gpt-9 is not available for fine-tuning or does not"),
         ({"training_file": "file-x"}, "training_file", "invalid training_file: file-x"),
         ({"validation_file": "file-x"}, "validation_file", "invalid validation_file: file-x"),
-        (
-            {"method": {"type": "reinforcement"}},
-            "method.type",
-            "Method 'reinforcement' is not offered here; use 'supervised' or 'dpo'.",
-        ),
+        ({"method": {"type": "reinforcement"}}, "method", "with a 'grader' is a required"),
+        ({"method": {"type": "reinforcement", "reinforcement": {}}}, REWARDED, "required"),
+        (rewarded(compute_multiplier=0), f"{OF_REWARDED}.compute_multiplier", "greater than 0"),
+        (rewarded(compute_multiplier=11), f"{OF_REWARDED}.compute_multiplier", "equal to 10"),
+        (rewarded(eval_interval=0), f"{OF_REWARDED}.eval_interval", "greater than or equal to 1"),
+        (rewarded(eval_samples=65), f"{OF_REWARDED}.eval_samples", "less than or equal to 64"),
+        (rewarded(eval_samples=1.5), f"{OF_REWARDED}.eval_samples", "integer"),
+        (rewarded(reasoning_effort="max"), f"{OF_REWARDED}.reasoning_effort", "'high'"),
+        (rewarded(beta=0.1), f"{OF_REWARDED}.beta", "Unknown parameter"),
         ({"method": {"type": "dpo", "supervised": {}}}, "method", "'supervised'"),
         (dpo(beta=0), f"{OF_DPO}.beta", "greater than 0"),
         (dpo(beta=-0.1), f"{OF_DPO}.beta", "greater than 0"),

@@ -208,7 +208,7 @@ def test_what_is_said_in_a_chat(text: str) -> None:
 
     async def both() -> tuple[dict[str, Any], str]:
         answer = Answer(text, 1, is_chat=True)
-        streamed = [event async for event in answer.events(lines(), with_usage=False)]
+        streamed = [event async for event in answer.events(lines())]
         return await answer.whole(lines()), "".join(streamed)
 
     whole, stream = asyncio.run(both())

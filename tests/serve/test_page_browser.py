@@ -15,15 +15,19 @@ from sqlalchemy import delete, select
 
 from launcher.core.files import write_json
 from launcher.core.rundir import RunDir
-from launcher.serve.db.tables import Event, Job, JobState, Project, now
+from launcher.serve.db.tables import Event, Job, JobState, Model, Project, now
+from launcher.serve.http import access
 from launcher.serve.jobs import journal
 from launcher.serve.jobs.journal import Note
 from launcher.serve.service import Service
+from serve.webhooks.receiver import Receiver, receiving
 from support.browser import CHROMIUM, DESKTOP, PHONE, SKIP, Browser, chromium
 from support.chats import write_pirate_chats
 from support.contrast import contrast
+from support.endpoint import serve
 from support.page import READY, STATE, enter, start_job
 from support.served import Served
+from support.served import served as _served
 
 pytestmark = [
     pytest.mark.browser,
@@ -33,6 +37,35 @@ pytestmark = [
 
 PROBLEM = "document.querySelector('#problem').textContent"
 TURNS = "[...document.querySelectorAll('.turn')].map((turn) => turn.textContent)"
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    """A server that is told what happens, and takes nothing at first."""
+    with receiving() as found:
+        found.status = lambda number: 503 if number == 0 else 200
+        yield found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Served]:
+    """A service with a judge, which may send to the receiver."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    home.mkdir()
+    with serve(lambda *_: "Kind.\nScore: 0.5") as judge:
+        (home / "serve.yaml").write_text(
+            "overrides: [model=tiny, optim.lr=2e-3, optim.beta2=0.95]\n"
+            "models:\n  tiny: {reinforcement: [objective.max_new_tokens=12]}\n"
+            f"judges: {{our-judge: {{url: '{judge.url}', model: there}}}}\n"
+            f"webhooks: {{allow: ['{receiver.url}']}}\n"
+        )
+        with _served(home) as found:
+            # The process that grades stays from now on.
+            grader = {"type": "string_check", "name": "any", "input": "a", "reference": "a"}
+            asked = {"grader": {**grader, "operation": "eq"}}
+            path = "/fine_tuning/alpha/graders/validate"
+            assert found.client().post(path, json=asked).is_success
+            yield found
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +301,393 @@ def test_a_job_of_preferences_is_started_and_told(
     assert browser.console == []
 
 
+def choose(browser: Browser, selector: str, value: str) -> None:
+    """Pick an option as a person does."""
+    found = f"document.querySelector({json.dumps(selector)})"
+    browser.value(
+        f"{found}.value = {json.dumps(value)}, {found}.dispatchEvent(new Event('change'))"
+    )
+    assert browser.value(f"{found}.value") == value
+
+
+def fill(browser: Browser, selector: str, text: str) -> None:
+    """Write into a field, in place of what is there."""
+    browser.value(f"document.querySelector({json.dumps(selector)}).select()")
+    browser.type(text)
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions, with what a grader reads of them."""
+    file = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    with file.open("w") as lines:
+        for i in range(16):
+            asked = [{"role": "user", "content": f"Say {'eats'[i % 4]}, {i}."}]
+            own = {"label": "eats"[i % 4], "answer": f"{'<b>eat' if i % 2 else 'so'} {i}"}
+            print(json.dumps({"messages": asked, **own}), file=lines)
+    return file
+
+
+def test_a_grader_is_written_and_tried_on_lines_of_a_file(
+    browser: Browser, served: Served, job: str, questions: Path, tmp_path: Path
+) -> None:
+    browser.console.clear()
+    enter(browser, served, "graders")
+    browser.wait("document.querySelector('#grader-form select') !== null")
+    choose(browser, "#grader-form select", "multi")
+    fill(browser, "#grader-form fieldset textarea:last-of-type", "{{ sample.output_text }}")
+    labels = "[...document.querySelectorAll('#grader-form fieldset textarea')].at(-1)"
+    browser.value(f"{labels}.select()")
+    browser.type("{{ item.label }}")
+    browser.value("document.querySelector('#grader-form > .actions button').click()")
+    choose(browser, "#grader-form fieldset:nth-of-type(2) select", "score_model")
+    chosen = browser.value(
+        "[...document.querySelectorAll('#grader-form fieldset select')].map((one) => one.value)"
+    )
+    assert "our-judge" in chosen
+    fill(browser, "#grader-form > label:last-child textarea", "0.5 * right + grader_2")
+    browser.value("document.querySelector('#grader-check').click()")
+    browser.wait("document.querySelector('#grader-said').textContent.startsWith('A job can')")
+    choose(browser, "#grader-file", "")
+    browser.choose("#grader-own", questions)
+    fill(browser, "#grader-lines", "4")
+    browser.value("document.querySelector('#grader-try').requestSubmit()")
+    mean = "document.querySelector('#grader-mean').textContent"
+    browser.wait(f"{mean}.startsWith('4 of 4 lines')", "scores", 120)
+    rows = browser.value(
+        "[...document.querySelectorAll('#grader-results tr')]"
+        ".map((row) => [...row.cells].slice(1, 4).map((cell) => cell.textContent))"
+    )
+    # Lines ask for e, a, t, s; the answers are "so 0", "<b>eat 1", "so 2", "<b>eat 3".
+    assert rows == [
+        ["0.5", "right 0, grader_2 0.5", "so 0"],
+        ["1", "right 1, grader_2 0.5", "<b>eat 1"],
+        ["0.5", "right 0, grader_2 0.5", "so 2"],
+        ["0.5", "right 0, grader_2 0.5", "<b>eat 3"],
+    ]
+    assert browser.value(mean) == "4 of 4 lines, mean score 0.625."
+    # As JSON: what is no JSON cannot be a form, and what reads a field that is not there is told.
+    browser.value("document.querySelector('#grader-as-json').click()")
+    fill(browser, "#grader-json", "{")
+    browser.value("document.querySelector('#grader-as-form').click()")
+    said = "document.querySelector('#grader-said').textContent"
+    assert browser.value(said).startswith("This is no JSON")
+    lacking = {"type": "string_check", "name": "x", "operation": "eq", "input": "a"}
+    fill(browser, "#grader-json", json.dumps({**lacking, "reference": "{{ item.nothing }}"}))
+    browser.value("document.querySelector('#grader-try').requestSubmit()")
+    browser.wait(f"{mean} === '4 of 4 lines, no score yet, 4 with errors.'")
+    why = browser.value("document.querySelector('#grader-results .why').textContent")
+    assert why.startswith("invalid variable error")
+    assert browser.console == []
+    # Of a grader that nobody can have no line is tried twice.
+    fill(browser, "#grader-json", json.dumps({**lacking, "reference": "b", "more": 1}))
+    browser.value("document.querySelector('#grader-check').click()")
+    browser.wait(f"{said}.includes('no such member')")
+    browser.value("document.querySelector('#grader-try').requestSubmit()")
+    browser.wait(f"{PROBLEM}.includes('no such member')")
+    assert browser.value("document.querySelectorAll('#grader-results tr').length") == 0
+    _only_what_holds_of_all_lines_ends_a_trial(browser, {**lacking, "reference": "b"}, tmp_path)
+    _what_no_form_can_show_stays_json(browser, {**lacking, "reference": "b"})
+
+
+def _only_what_holds_of_all_lines_ends_a_trial(
+    browser: Browser, grader: dict[str, str], folder: Path
+) -> None:
+    asked = {"role": "user", "content": "Hi"}
+    turns = (
+        [asked],
+        [{**asked, "content": "Hi " * 50_000}],
+        [{**asked, "role": "nobody"}],
+        [asked],
+    )
+    lines = folder / "lines.jsonl"
+    lines.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
+    browser.choose("#grader-own", lines)
+    choose(browser, "#grader-answer", "model")
+    choose(browser, "#grader-model", "tiny")
+    fill(browser, "#grader-json", json.dumps(grader))
+    browser.value("document.querySelector('#grader-try').requestSubmit()")
+    mean = "document.querySelector('#grader-mean').textContent"
+    browser.wait(f"{mean} === '4 of 4 lines, mean score 0, 2 with errors.'", "scores", 120)
+    rows = browser.value(
+        "[...document.querySelectorAll('#grader-results tr')]"
+        ".map((row) => [row.cells[1].textContent, row.querySelector('.why')?.textContent])"
+    )
+    assert [score for score, _ in rows] == ["0", "–", "–", "0"]
+    assert "maximum context length" in rows[1][1]
+    choose(browser, "#grader-answer", "field")
+
+
+def _what_no_form_can_show_stays_json(browser: Browser, sound: dict[str, str]) -> None:
+    said = "document.querySelector('#grader-said').textContent"
+    odd = ""
+    for one in (
+        {"type": "score_model", "input": [None]},
+        {"type": "score_model", "range": "a"},
+        {"type": "multi", "graders": {"a": {"type": "label_model", "labels": "a"}}},
+        {"type": "multi", "graders": {"a": None}},
+    ):
+        odd = json.dumps(one)
+        fill(browser, "#grader-json", odd)
+        browser.value("document.querySelector('#grader-as-form').click()")
+        assert browser.value(said).startswith("No form can show this grader"), odd
+    browser.reload()
+    browser.wait(f"{READY} === 'graders' && {said}.startsWith('No form')")
+    assert browser.value("document.querySelector('#grader-json').value") == odd
+    fill(browser, "#grader-json", json.dumps(sound))
+    browser.value("document.querySelector('#grader-as-form').click()")
+    assert browser.value("document.querySelector('#grader-form select').value") == "string_check"
+
+
+def test_a_job_of_rewards_is_started_drawn_and_told_to_an_endpoint(
+    browser: Browser, served: Served, job: str, questions: Path, receiver: Receiver
+) -> None:
+    browser.console.clear()
+    enter(browser, served, "webhooks")
+    browser.wait("document.querySelectorAll('#hook-events input').length >= 3")
+    for field, text in (("name", "<i>ours"), ("url", f"{receiver.url}/told")):
+        fill(browser, f"#hook-{field}", text)
+    browser.value("document.querySelector('#hook-form').requestSubmit()")
+    browser.wait("document.querySelectorAll('#hooks h2').length === 1")
+    secret = browser.value("document.querySelector('#hook-secret').textContent")
+    assert secret.startswith("whsec_")
+    assert browser.value("document.querySelector('#hooks h2').textContent") == "<i>ours"
+    browser.value("document.querySelector('#hook-secret-done').click()")
+    assert secret not in browser.value("document.body.textContent")
+    word = {"type": "string_check", "name": "word", "input": "{{ sample.output_text }}"}
+    word |= {"reference": "{{ item.label }}", "operation": "ilike"}
+    enter(browser, served, "new?method=reinforcement")
+    fill(browser, "#new-grader", json.dumps({**word, "operation": "is"}))
+    browser.choose("#new-train", questions)
+    browser.choose("#new-valid", questions)
+    browser.value("document.querySelector('#view-new details').open = true")
+    for field, text in (("epochs", "1"), ("batch", "8"), ("compute", "0.5"), ("interval", "1")):
+        fill(browser, f"#new-{field}", text)
+    browser.value("document.querySelector('#new-form').requestSubmit()")
+    browser.wait(f"{PROBLEM}.includes('grader.operation')")
+    fill(browser, "#new-grader", json.dumps(word))
+    fill(browser, "#new-labels", ",".join(f"label{i}=a" for i in range(17)))
+    browser.wait("!document.querySelector('#new-send').disabled")
+    browser.value("document.querySelector('#new-form').requestSubmit()")
+    browser.wait(f"{PROBLEM}.includes('metadata')")
+    fill(browser, "#new-labels", "few=a")
+    browser.wait("!document.querySelector('#new-send').disabled")
+    assert browser.value("document.querySelector('#new-send').textContent") == "Start"
+    browser.value("document.querySelector('#new-form').requestSubmit()")
+    browser.wait("location.hash.startsWith('#jobs/ftjob-')", "the new job")
+    made = browser.value("location.hash.slice(6)")
+    with served.client() as client:
+        files = [one["filename"] for one in client.get("/files").json()["data"]]
+    assert files.count(questions.name) == 2  # to train and to validate, each sent once
+    browser.wait(f"{STATE} === 'succeeded'", "the end of the job", within_s=180)
+    label = "document.querySelector('#curve svg').ariaLabel"
+    browser.wait(f"/^Reward: training from .*validation from/.test({label})", "rewards")
+    facts = browser.value("document.querySelector('#facts').textContent")
+    assert "Graderword (string_check)Compute ×0.5Validation every1 steps" in facts
+    browser.wait("/reward 0/.test(document.querySelector('#checkpoints').textContent)")
+    browser.value("document.querySelector('#job-again').click()")
+    browser.wait(f"{READY} === 'new' && document.querySelector('#new-grader').value !== ''")
+    written = "document.querySelector('#new-grader').value"
+    assert json.loads(browser.value(written)) == word
+    # The job's grader is taken once, and what was written before it is not lost.
+    assert "job=" not in browser.value("location.hash")
+    fill(browser, "#new-grader", '"mine')
+    browser.reload()
+    browser.wait(f"{READY} === 'new' && {written} === '\"mine'")
+    browser.value(f"location.hash = '#jobs/{made}'")
+    browser.wait("document.querySelector('#job-again').hash.includes('job=')")
+    browser.value("document.querySelector('#job-again').click()")
+    browser.wait(f"{READY} === 'new' && {written} !== '\"mine'")
+    assert json.loads(browser.value(written)) == word
+    for _ in range(20):
+        if browser.value(written) == '"mine':
+            break
+        browser.value("document.querySelector('#new-grader-other').click()")
+    assert browser.value(written) == '"mine'
+    enter(browser, served, "webhooks")
+    browser.wait("document.querySelector('#hooks [aria-expanded=false]') !== null")
+    browser.value("document.querySelector('#hooks [aria-expanded=false]').click()")
+    row = "document.querySelector('#hooks tbody tr')"
+    browser.wait(f"{row}?.textContent.includes('sent')", "the second try")
+    told = browser.value(f"[...{row}.cells].map((cell) => cell.textContent)")
+    assert told[1:6] == [made, "sent", "2", "HTTP 200", "–"]
+    assert len(receiver.requests) == 2
+    away = "[...document.querySelectorAll('#hooks .danger')].at(-1)"
+    for _ in range(2):
+        browser.value(f"{away}.click()")
+    browser.wait("!document.querySelector('#no-hooks').hidden")
+    browser.value("location.hash = '#audit'")
+    browser.wait("document.querySelectorAll('#audit-list tr').length > 3")
+    rows = browser.value(
+        "[...document.querySelectorAll('#audit-list tr')].map((row) => row.textContent)"
+    )
+    assert any("Delete: webhook endpoint" in one and "done" in one for one in rows)
+    assert any("Create: job" in one and made in one and "demo key" in one for one in rows)
+    assert [one for one in browser.console if "400" not in one] == []
+
+
+def test_an_eval_is_made_and_a_run_of_it_is_read(
+    browser: Browser, served: Served, job: str, tmp_path: Path
+) -> None:
+    items = tmp_path / "items.jsonl"
+    with items.open("w") as file:
+        for i in range(24):
+            said = {"output_text": "<b>yes" if i % 4 else "no"}
+            more = {"n": i if i % 2 else None} if i else {"n": [], "first": 1}
+            item = {"q": f"<i>{i}", "want": "Yes", **more}
+            print(json.dumps({"item": item, "sample": said}), file=file)
+    with served.client() as client:
+        sent = {"file": ("items.jsonl", items.read_bytes())}
+        client.post("/files", files=sent, data={"purpose": "evals"}).raise_for_status()
+    browser.console.clear()
+    enter(browser, served, "evals")
+    browser.wait("document.querySelector('#eval-file').options.length > 0")
+    fill(browser, "#eval-name", "spelling <i>")
+    fill(browser, "#eval-criteria label:last-child textarea", "{{ item.want }}")
+    browser.value("document.querySelector('#eval-form').requestSubmit()")
+    browser.wait(f"{READY} === 'eval' && location.hash.startsWith('#evals/eval_')", "the eval")
+    browser.wait("document.querySelector('#eval-title').textContent === 'spelling <i>'")
+    choose(browser, "#run-by", "data")
+    fill(browser, "#run-name", "first")
+    browser.value("document.querySelector('#run-form').requestSubmit()")
+    browser.wait(f"{READY} === 'run'", "the run")
+    state = "document.querySelector('#run-state').textContent"
+    browser.wait(f"{state}.startsWith('completed24 of 24 items: 18 pass all, 6 fail one')")
+    cells = browser.value(
+        "[...document.querySelector('#run-criteria tr').cells].map((cell) => cell.textContent)"
+    )
+    assert cells == ["criterion 1", "75 %55 to 88 %", "18", "6", "0"]
+    browser.wait("document.querySelectorAll('#items .part').length === 20")
+    browser.value("document.querySelector('#items-more').click()")
+    browser.wait("document.querySelectorAll('#items .part').length === 24")
+    browser.value("document.querySelector('[data-which=fail]').click()")
+    browser.wait("document.querySelectorAll('#items .part').length === 6")
+    shown = browser.value("document.querySelector('#items .part').textContent")
+    assert "no" in shown
+    assert '"q": "<i>0"' in shown
+    with served.client(timeout_s=120) as client:
+        report = browser.value("document.querySelector('#run-report').href")
+        assert client.get(report, headers={"Authorization": ""}).status_code == 200
+    run = browser.value("location.hash.slice(1)").partition("?")[0]
+    for size, dark in ((PHONE, True), (DESKTOP, False)):
+        owner = run.rpartition("/")[0]
+        for view, shows in (("evals", "#eval-list a"), (owner, "#eval-reads li")):
+            open_view(browser, served, view, size, dark)
+            browser.wait(f"document.querySelector('{shows}')?.textContent", shows)
+            readable(browser, shows, "label", ".hint")
+        open_view(browser, served, run, size, dark)
+        browser.wait("document.querySelectorAll('#items .part').length === 20")
+        readable(browser, "#run-criteria small", "#items .state", "#items summary", "#run-away")
+    open_view(browser, served, run.rpartition("/")[0], DESKTOP, False)
+    fill(browser, "#run-template", "{{ item.q }}")
+    browser.value("document.querySelector('#run-form').requestSubmit()")
+    browser.wait(f"{READY} === 'run'", "a run that asks a model")
+    cancel = "document.querySelector('#run-cancel')"
+    browser.wait(f"!{cancel}.hidden")
+    for said in ("Really cancel?", "Cancel"):
+        browser.value(f"{cancel}.click()")
+        browser.wait(f"{cancel}.textContent === '{said}' || {cancel}.hidden")
+    browser.wait(f"{state}.startsWith('canceled')", within_s=60)
+    assert browser.console == []
+
+
+def test_a_batch_is_started_followed_and_another_is_cancelled(
+    browser: Browser, served: Served, job: str, tmp_path: Path
+) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi."}], "max_tokens": 2}
+    for name, count in (("few", 2), ("many", 500)):
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for i in range(count):
+                line = {"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions"}
+                print(json.dumps({**line, "body": body}), file=file)
+    browser.console.clear()
+    enter(browser, served, "batches")
+    cards = "document.querySelectorAll('#batch-list .card')"
+    states = "[...document.querySelectorAll('#batch-list .state')].map((one) => one.textContent)"
+    for number, name in enumerate(("few", "many"), start=1):
+        browser.wait("!document.querySelector('#batch-send').disabled")
+        browser.choose("#batch-new", tmp_path / f"{name}.jsonl")
+        fill(browser, "#batch-name", f"<b>{name}")
+        browser.value("document.querySelector('#batch-form').requestSubmit()")
+        browser.wait(f"{cards}.length === {number}", name)
+        if number == 1:
+            browser.wait(f"{states}[0] === 'completed'", "its answers", within_s=180)
+    assert browser.value(f"{cards}[1].querySelector('h2').textContent") == "<b>few"
+    assert "2 of 2 answered" in browser.value(f"{cards}[1].textContent")
+    assert browser.value(f"{cards}[1].querySelector('button').textContent") == "Answers"
+    browser.wait("document.querySelector('#batch-list .danger') !== null")
+    for size, dark in ((PHONE, True), (DESKTOP, False)):
+        open_view(browser, served, "batches", size, dark)
+        browser.wait(f"{cards}.length === 2")
+        readable(
+            browser,
+            "#batch-list h2",
+            "#batch-list .soft",
+            "#batch-list .labels span",
+            "#batch-send",
+        )
+    browser.value("document.querySelector('#batch-list .danger').click()")
+    browser.wait("/Really/.test(document.querySelector('#batch-list .danger').textContent)")
+    browser.value("document.querySelector('#batch-list .danger').click()")
+    browser.wait(f"{states}[0] === 'cancelled'", "its end", within_s=180)
+    assert browser.console == []
+
+
+def open_view(
+    browser: Browser, served: Served, view: str, size: tuple[int, int], dark: bool
+) -> None:
+    """A view whatever its name, at a size, with the key that the tab has."""
+    browser.open(f"{served.url}/#{view}", size=size, dark=dark)
+    browser.wait(f"{READY} && {READY} !== 'key'")
+
+
+def test_a_model_is_shared_by_an_admin_key_that_is_kept_nowhere(
+    browser: Browser, served: Served, job: str
+) -> None:
+    service = Service.open(served.home)
+    key = access.create_key(service.database, "root", "admins", is_admin=True)
+    access.create_key(service.database, "theirs", "friends")
+    with service.database.read() as session:
+        other = session.scalars(select(Project.id).where(Project.name == "friends")).one()
+        final = select(Model.name).where(Model.job_id == job, Model.is_final)
+        mine = session.scalars(final).one()
+    service.database.engine.dispose()
+    enter(browser, served, "models")
+    button = f"document.querySelector('[aria-label=\"Projects that may use {mine}\"]')"
+    browser.wait(f"{button} !== null")
+    browser.value(f"{button}.click()")
+    for text in (served.key, key):
+        browser.wait("!document.querySelector('#sharing-key-form').hidden")
+        browser.value("document.querySelector('#sharing-key').focus()")
+        browser.type(text)
+        browser.key("Enter")
+        if text == served.key:
+            browser.wait("/admin key/.test(document.querySelector('#sharing-problem').textContent)")
+    listed = "document.querySelector('#sharing-list').textContent"
+    browser.wait(f"{listed} === 'No other project yet.'")
+    fill(browser, "#sharing-project", other)
+    browser.key("Enter")
+    browser.wait(f"{listed}.startsWith('{other}')")
+    for _ in range(2):
+        browser.value("document.querySelector('#sharing-list button').click()")
+    browser.wait(f"{listed} === 'No other project yet.'")
+    assert key not in browser.value("JSON.stringify(sessionStorage)")
+    browser.key("Escape")
+    browser.wait("!document.querySelector('#sharing').open")
+    # The key ends with the dialog, and what was asked with it comes to no other.
+    browser.value(f"{button}.click()")
+    browser.wait("!document.querySelector('#sharing-key-form').hidden")
+    browser.value("document.querySelector('#sharing-key').focus()")
+    browser.type(key)
+    browser.value(
+        "document.querySelector('#sharing-key-form').requestSubmit(),"
+        "document.querySelector('#sharing').close()"
+    )
+    browser.value("location.hash = '#audit'")
+    browser.wait("document.querySelectorAll('#audit-list tr').length")
+    assert browser.value(listed) == ""
+
+
 def test_a_model_is_deleted_when_that_is_asked_for_twice(
     browser: Browser, served: Served, job: str
 ) -> None:
@@ -287,14 +707,52 @@ def test_a_key_that_is_revoked_midway_ends_the_view_and_another_brings_it_back(
 ) -> None:
     enter(browser, served, f"jobs/{job}")
     browser.wait("document.querySelector('#curve svg') !== null")
-    browser.value("sessionStorage.setItem(Object.keys(sessionStorage)[0], 'sk-revoked'), 1")
+    browser.value("sessionStorage.setItem('launcher-serve-key', 'sk-revoked'), 1")
     browser.reload()
     browser.wait(f"{PROBLEM} === 'This key is not valid.'")
     assert browser.value(f"{READY} === 'key' && location.hash") == f"#jobs/{job}"
-    press(browser, "#key")
-    browser.type(served.key)
-    browser.key("Enter")
+    give(browser, served.key)
     browser.wait(f"{READY} === 'job' && document.querySelector('#curve svg') !== null")
+
+
+def give(browser: Browser, key: str) -> None:
+    press(browser, "#key")
+    browser.type(key)
+    browser.key("Enter")
+
+
+def test_what_is_written_outlasts_a_key_but_is_shown_to_no_other_project(
+    browser: Browser, served: Served
+) -> None:
+    service = Service.open(served.home)
+    first, second = (access.create_key(service.database, name, "pairs") for name in "ab")
+    enter(browser, served, "graders")
+    browser.value("document.querySelector('#leave').click()")
+    browser.wait(f"{READY} === 'key'")
+    name = "document.querySelectorAll('#grader-form label')[1].querySelector('input')"
+    suffix = "document.querySelector('#new-suffix')"
+    for label, key in (("a", first), ("b", second)):
+        give(browser, key)
+        browser.wait(f"{READY} === 'graders'")
+        if key == first:
+            browser.value(f"{name}.select()")
+            browser.type("theirs")
+            browser.value("location.hash = '#new'")
+            browser.wait(f"{READY} === 'new'")
+            press(browser, "#new-suffix")
+            browser.type("theirs")
+            browser.value("location.hash = '#graders'")
+            browser.wait(f"{READY} === 'graders'")
+        assert browser.value(f"[{name}.value, {suffix}.value]") == ["theirs", "theirs"]
+        known = {one.name: one.id for one, _ in access.list_keys(service.database)}
+        assert access.revoke_key(service.database, known[label])
+        time.sleep(1.5)  # the server remembers a key for a second
+        browser.value("document.querySelector('#grader-check').click()")
+        browser.wait(f"{PROBLEM} === 'This key is not valid.'")
+    service.database.engine.dispose()
+    give(browser, served.key)
+    browser.wait(f"{READY} === 'graders'")
+    assert browser.value(f"[{name}.value, {suffix}.value]") == ["right", ""]
 
 
 def test_reports_are_shown_in_a_sandbox(browser: Browser, served: Served, job: str) -> None:
@@ -350,6 +808,19 @@ def test_every_view_fits_and_can_be_read(
     browser.value(f"location.hash = '#jobs/{job}'")
     browser.wait("document.querySelectorAll('#comparison tr').length", "the comparison")
     readable(browser, "#job-title", ".state", "dt", "dd", ".events time", ".events li", "td")
+    browser.value("location.hash = '#graders'")
+    browser.wait("document.querySelector('#grader-form textarea') !== null")
+    choose(browser, "#grader-form select", "multi")
+    readable(browser, "#grader-form legend", "#grader-form .hint", "#grader-form textarea")
+    browser.value("document.querySelector('#grader-as-json').click()")
+    readable(browser, "#grader-json", ".switch [aria-pressed=true]", "#grader-try label")
+    browser.value("document.querySelector('#grader-as-form').click()")
+    browser.value("location.hash = '#webhooks'")
+    browser.wait("document.querySelectorAll('#hook-events input').length")
+    readable(browser, "#hook-form legend", ".tick span", "#hook-form .hint", "#hook-send")
+    browser.value("location.hash = '#audit'")
+    browser.wait("document.querySelectorAll('#audit-list tr').length")
+    readable(browser, "#audit-list .long", "#audit-list small", "#audit-list td")
     browser.value("location.hash = '#new'")
     browser.wait("document.querySelector('#new-model').value")
     readable(browser, "#view-new label", "#view-new .hint", "#new-send", "#new-suffix")
@@ -431,9 +902,16 @@ def test_a_job_is_paused_goes_on_and_is_cancelled_when_that_is_asked_for_twice(
 def test_a_wrong_key_shows_nothing_and_a_key_can_be_forgotten(
     browser: Browser, served: Served, job: str
 ) -> None:
-    enter(browser, served)
+    enter(browser, served, "new")
+    browser.value("document.querySelector('#new-suffix').focus()")
+    browser.type("ours")
+    browser.value("location.hash = '#evals'")
+    browser.wait(f"{READY} === 'evals'")
+    fill(browser, "#eval-criteria textarea", "ours")
     browser.value("document.querySelector('#leave').click()")
-    browser.wait("!document.querySelector('#view-key').hidden")
+    browser.wait(f"{READY} === 'key'")
+    fields = "[...document.querySelectorAll('input, textarea')].map((one) => one.value)"
+    assert not [one for one in browser.value(fields) if "ours" in one]
     assert (
         browser.value("sessionStorage.length + document.querySelectorAll('#jobs tr').length") == 0
     )
@@ -514,7 +992,7 @@ def test_two_tabs_show_the_same(browser: Browser, served: Served, running: str) 
             client.post(f"/fine_tuning/jobs/{running}/pause").raise_for_status()
         browser.wait(f"{ROW}.querySelector('.state').textContent === 'paused'")
         browser.value("document.querySelector('#leave').click()")
-        browser.wait("!document.querySelector('#view-key').hidden")
+        browser.wait(f"{READY} === 'key'")
     browser.wait(f"{STATE} === 'paused'")
     assert browser.value("document.querySelector('#job-resume').hidden") is False
     assert browser.value("document.body.dataset.view") == "job"

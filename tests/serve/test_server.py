@@ -198,6 +198,7 @@ def test_health_and_numbers(served: Served) -> None:
     wanted = r'launcher_requests_total\{method="GET",route="/v1/files/\{file_id\}",status="404"\} 1'
     assert re.search(wanted, text)
     assert 'launcher_jobs{state="running"} 0.0' in text
+    assert 'launcher_eval_runs{state="in_progress"} 0.0' in text
     assert "launcher_uploaded_bytes_total" in text
     assert DEMO_KEY not in text + served.log.read_text()
 

@@ -8,6 +8,7 @@ import pytest
 
 from launcher.core.errors import ConfigError
 from launcher.serve import site
+from launcher.serve.chat.engines import require_vllm
 
 
 def written(folder: Path, text: str) -> Path:
@@ -48,6 +49,7 @@ models:
   a/b: {overrides: [model=tiny]}
   one: {alias: two}
   both: {alias: one, overrides: [x=1]}
+webhooks: {allow: [https://fine.example, "https://path.example/x", ftp://a.example, fine]}
 """
     path = written(tmp_path, text)
     with pytest.raises(ConfigError) as raised:
@@ -58,4 +60,39 @@ models:
     with pytest.raises(ConfigError) as raised:
         site.read(written(tmp_path, text[text.index("models") :]))
     found = {problem.where.removeprefix(f"{path}: ") for problem in raised.value.problems}
-    assert found == {"models.a/b", "models.one.alias", "models.both"}
+    wrong = {f"webhooks.allow[{i}]" for i in (1, 2, 3)}
+    assert found == {"models.a/b", "models.one.alias", "models.both", *wrong}
+
+
+def test_judges_have_addresses_and_code_a_level(tmp_path: Path) -> None:
+    text = """
+judges:
+  gpt-4o: {url: "http://localhost:8000/v1", model: qwen3-32b, key_variable: JUDGE_KEY}
+models: {tiny: {overrides: [model=tiny], reinforcement: [objective.max_new_tokens=64]}}
+"""
+    read = site.read(written(tmp_path, text))
+    assert (read.judges["gpt-4o"].model, read.graders.sandbox) == ("qwen3-32b", "strict")
+    assert read.models["tiny"].reinforcement == ["objective.max_new_tokens=64"]
+    path = written(tmp_path, "judges: {a: {}, b: {url: ftp://x}}\ngraders: {sandbox: none}")
+    with pytest.raises(ConfigError) as raised:
+        site.read(path)
+    found = {problem.where.removeprefix(f"{path}: ") for problem in raised.value.problems}
+    assert found == {"judges.a.url", "judges.b.url", "graders.sandbox"}
+
+
+def test_what_draws_tokens_is_known_and_there(tmp_path: Path) -> None:
+    text = "chat: {answers: vlm, vllm: {memory: 1.5, lora_rank: 1000}}"
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        site.read(path)
+    assert "did you mean 'vllm'?" in str(raised.value)
+    path = written(tmp_path, text.replace("vlm,", "vllm,"))
+    with pytest.raises(ConfigError) as raised:
+        site.read(path)
+    found = {problem.where.removeprefix(f"{path}: ") for problem in raised.value.problems}
+    assert found == {"chat.vllm.memory", "chat.vllm.lora_rank"}
+    wanted = "chat: {answers: vllm, vllm: {python: no/such/python}}"
+    read = site.read(written(tmp_path, wanted))
+    with pytest.raises(ConfigError, match="no command 'no/such/python'"):
+        require_vllm(read, "serve.yaml")
+    require_vllm(site.read(written(tmp_path, wanted.replace("answers: vllm", "models: 1"))), "")

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from launcher.serve import naming
 from launcher.serve.chat.pool import ModelSource
-from launcher.serve.db.tables import Job, JobState, Model, Project
+from launcher.serve.db.database import comparable
+from launcher.serve.db.tables import Job, JobState, Model, Permission, Project
 from launcher.serve.http.failure import ApiError, missing_model
 from launcher.serve.site import Site
+
+_OTHERS = "a job of another project"
 
 
 def listed(session: Session, site: Site, project_id: str) -> list[dict[str, Any]]:
     """All of them as clients see them, the site's first, then the newest."""
     made = session.scalars(
         select(Model)
-        .where(Model.project_id == project_id, Model.deleted_at.is_(None))
+        .where(_usable(project_id), Model.deleted_at.is_(None))
         .order_by(Model.created_at.desc(), Model.step.desc(), Model.name)
     )
     since = _known_since(session, project_id)
@@ -36,16 +39,33 @@ def retrieved(session: Session, site: Site, project_id: str, name: str) -> dict[
 
 
 def made_by_job(session: Session, project_id: str, name: str) -> Model:
-    """A fine-tuned model or checkpoint of the project; 404 in the envelope without one."""
-    model = session.get(Model, name)
-    if model is None or model.project_id != project_id or model.deleted_at:
+    """A fine-tuned model or checkpoint of the project, or one that it may use; 404 in the envelope
+    without one."""
+    wanted = select(Model).where(Model.name == name, _usable(project_id))
+    model = session.scalar(wanted.where(Model.deleted_at.is_(None)))
+    if model is None:
         raise missing_model(name)
     return model
 
 
+def of_any_project(session: Session, name: str) -> Model:
+    """A fine-tuned model or checkpoint, whoever has made it; 404 in the envelope without one."""
+    model = session.get(Model, comparable(name))
+    if model is None or model.deleted_at:
+        raise missing_model(name)
+    return model
+
+
+def _usable(project_id: str) -> ColumnElement[bool]:
+    """Whether a model is the project's, or one that it has a permission for."""
+    permitted = select(Permission.model).where(Permission.project_id == project_id)
+    return or_(Model.project_id == project_id, Model.name.in_(permitted))
+
+
 def startable(session: Session, site: Site, project_id: str, name: str) -> tuple[str, str]:
-    """The model that a job starts from: one that the site offers, aliases resolved, or one of the
-    project's own; and the offer whose settings it has. 400 in the envelope for another name."""
+    """The model that a job starts from: one that the site offers, aliases resolved, or a fine-tuned
+    one that the project may use; and the offer whose settings it has. 400 in the envelope for
+    another name."""
     offered = site.resolve(name)
     if offered is not None:
         return offered, offered
@@ -65,12 +85,19 @@ def startable(session: Session, site: Site, project_id: str, name: str) -> tuple
 
 
 def in_use(session: Session, names: Sequence[str]) -> dict[str, list[str]]:
-    """Model -> ids of the jobs that start from it and have not ended."""
+    """Model -> ids of the jobs that start from it and have not ended; of those of other projects
+    no more than that there are some."""
     ended = [state for state in JobState if state.is_final]
-    wanted = select(Job.model, Job.id).where(Job.model.in_(names), Job.state.not_in(ended))
+    wanted = (
+        select(Job.model, Job.id, Job.project_id == Model.project_id)
+        .join(Model, Model.name == Job.model)
+        .where(Job.model.in_(names), Job.state.not_in(ended))
+    )
     found: dict[str, list[str]] = {}
-    for model, job in session.execute(wanted.order_by(Job.number)):
-        found.setdefault(model, []).append(job)
+    for model, job, is_own in session.execute(wanted.order_by(Job.number)):
+        users = found.setdefault(model, [])
+        if is_own or _OTHERS not in users:
+            users.append(job if is_own else _OTHERS)
     return found
 
 

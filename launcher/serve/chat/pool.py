@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from launcher.core.fairness import TurnLock
-from launcher.core.rundir import RunDir
-from launcher.core.runtime import environment_without_ranks
-from launcher.runs.start import working_folder
+from launcher.serve.chat.engines import ModelSource as ModelSource
+from launcher.serve.chat.engines import Seat, engine_of
 from launcher.serve.chat.model_process import Failed as Failed
 from launcher.serve.chat.model_process import HandedBack, Line, Talker
 from launcher.serve.http.failure import ApiError
@@ -27,15 +26,6 @@ _MOST_BYTES = 64 << 20
 #: Seconds after which a client with too many questions may ask again.
 _RETRY_S = 2
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """Where a model comes from: a job at a step (None: its export), or a base's overrides."""
-
-    job: str | None = None
-    step: int | None = None
-    overrides: tuple[str, ...] = ()
 
 
 @dataclass(eq=False, slots=True)
@@ -54,8 +44,9 @@ class ModelPool:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._chat = service.site.chat
+        self._engine = engine_of(service)
         # The one used longest ago stands first.
-        self._places: dict[ModelSource, _Place] = {}
+        self._places: dict[Seat, _Place] = {}
         self._ending: dict[asyncio.Task[None], _Place] = {}
         self._making_room = TurnLock()
         self._asked: Counter[str] = Counter()
@@ -70,9 +61,9 @@ class ModelPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for source in list(self._places):
-            self._places[source].start.cancel()
-            self._remove(source)
+        for seat in list(self._places):
+            self._places[seat].start.cancel()
+            self._remove(seat)
         for place in self._ending.values():
             place.is_idle.set()  # whoever still listens is not waited for
         await asyncio.gather(*self._ending)
@@ -112,13 +103,14 @@ class ModelPool:
     async def _ask(
         self, source: ModelSource, request: Line, project: str
     ) -> AsyncGenerator[Line, None]:
-        known = self._known(source)
+        seat = await self._engine.seat(source)
+        known = self._known(seat)
         # It may have died unnoticed since the last question: then another answers.
         may_be_dead = known is not None and known.start.done()
-        request = {**request, "project": project}
+        request = self._engine.request(source, {**request, "project": project})
         while True:
             try:
-                async with contextlib.aclosing(self._try(source, request, project)) as lines:
+                async with contextlib.aclosing(self._try(seat, source, request, project)) as lines:
                     async for line in lines:
                         may_be_dead = False
                         yield line
@@ -131,9 +123,9 @@ class ModelPool:
                 may_be_dead = False
 
     async def _try(
-        self, source: ModelSource, request: Line, project: str
+        self, seat: Seat, source: ModelSource, request: Line, project: str
     ) -> AsyncGenerator[Line, None]:
-        place = await self._take(source, project)
+        place = await self._take(seat, source, project)
         try:
             talker = await asyncio.shield(place.start)
             async with contextlib.aclosing(talker.ask(request)) as lines:
@@ -141,52 +133,64 @@ class ModelPool:
                     yield line
         except Failed as error:
             _LOG.error("model of %s: %s", source, error)
-            if self._places.get(source) is place:
-                self._remove(source)
+            if self._places.get(seat) is place:
+                self._remove(seat)
             raise
         finally:
-            self._leave(source, place)
+            self._leave(seat, place)
 
     def forget(self, source: ModelSource) -> None:
         """A model that is no more leaves memory."""
-        if source in self._places:
-            self._remove(source)
+        for seat in self._engine.seats(source):
+            place = self._places.get(seat)
+            if place is None:
+                continue
+            line = self._engine.farewell(seat, source)
+            if line is None:
+                self._remove(seat)
+            elif self._is_open(place):
+                place.start.result().tell(line)
 
-    async def _take(self, source: ModelSource, project: str) -> _Place:
-        place = self._known(source)
+    async def _take(self, seat: Seat, source: ModelSource, project: str) -> _Place:
+        place = self._known(seat)
         if place is None:
             async with self._making_room.held(project):
                 # Somebody else may have asked for it meanwhile.
-                place = self._known(source)
+                place = self._known(seat)
                 while place is None and self._is_full:
                     await self._end_one()
-                    place = self._known(source)
+                    place = self._known(seat)
                 if place is None:
-                    place = _Place(asyncio.create_task(self._open(source)))
-                    self._places[source] = place
+                    place = _Place(asyncio.create_task(self._engine.open(seat, source)))
+                    self._places[seat] = place
         place.users += 1
         place.is_idle.clear()
         if place.timer is not None:
             place.timer.cancel()
-        self._places[source] = self._places.pop(source)
+        self._places[seat] = self._places.pop(seat)
         return place
 
-    def _known(self, source: ModelSource) -> _Place | None:
-        place = self._places.get(source)
+    def _known(self, seat: Seat) -> _Place | None:
+        place = self._places.get(seat)
         if place is None or not place.start.done():
             return place
-        if place.start.cancelled() or place.start.exception() or not place.start.result().is_alive:
-            self._remove(source)
+        if not self._is_open(place):
+            self._remove(seat)
             return None
         return place
 
-    def _leave(self, source: ModelSource, place: _Place) -> None:
+    def _is_open(self, place: _Place) -> bool:
+        start = place.start
+        is_there = start.done() and not start.cancelled() and not start.exception()
+        return is_there and start.result().is_alive
+
+    def _leave(self, seat: Seat, place: _Place) -> None:
         place.users -= 1
         if not place.users:
             place.is_idle.set()
-            if self._places.get(source) is place:
+            if self._places.get(seat) is place:
                 loop = asyncio.get_running_loop()
-                place.timer = loop.call_later(self._chat.idle_s, self.forget, source)
+                place.timer = loop.call_later(self._chat.idle_s, self._remove, seat)
 
     async def _end_one(self) -> None:
         """End the idle model used longest ago; if none is idle, the first as soon as what it has
@@ -194,7 +198,7 @@ class ModelPool:
         if len(self._places) < self._chat.models:
             await asyncio.wait([*self._ending], return_when=asyncio.FIRST_COMPLETED)
             return
-        idle = (source for source, place in self._places.items() if not place.users)
+        idle = (seat for seat, place in self._places.items() if not place.users)
         # Shielded: it ends also if who waits for its room goes away.
         await asyncio.shield(self._remove(next(idle, next(iter(self._places))), for_room=True))
 
@@ -203,30 +207,14 @@ class ModelPool:
         """Whether there is no room for another model; one that ends is there until it has."""
         return len(self._places) + len(self._ending) >= self._chat.models
 
-    def _remove(self, source: ModelSource, *, for_room: bool = False) -> asyncio.Task[None]:
-        place = self._places.pop(source)
+    def _remove(self, seat: Seat, *, for_room: bool = False) -> asyncio.Task[None]:
+        place = self._places.pop(seat)
         if place.timer is not None:
             place.timer.cancel()
         ending = asyncio.create_task(_end(place, for_room))
         self._ending[ending] = place
         ending.add_done_callback(self._ending.pop)
         return ending
-
-    async def _open(self, source: ModelSource) -> Talker:
-        words, cwd = ["--max-tokens", str(self._chat.max_tokens)], str(self._service.home)
-        if source.job is None:
-            own = self._service.home / "conf"
-            words += ["--config-dir", str(own)] if own.is_dir() else []
-            words += ["--overrides", *source.overrides]
-        else:
-            run = RunDir(self._service.runs / source.job)
-            words = [str(run), *words]
-            words += [] if source.step is None else ["--checkpoint", str(source.step)]
-            cwd = str(working_folder(run))
-        environment = environment_without_ranks()
-        if not self._chat.gpus:
-            environment["CUDA_VISIBLE_DEVICES"] = ""
-        return await Talker.start(words, cwd, environment)
 
 
 async def _end(place: _Place, for_room: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from launcher.serve.chat.model_process import Failed, Line
@@ -11,6 +11,8 @@ from launcher.serve.db.database import new_id
 from launcher.serve.db.tables import now
 from launcher.serve.http.failure import ApiError
 
+#: Seconds after which a client may ask again.
+_AGAIN_S = 5
 _AT_FAULT = {
     "context_length_exceeded": "messages",
     "invalid_messages": "messages",
@@ -24,11 +26,22 @@ _AT_FAULT = {
 class Answer:
     """The answer to one request, of a chat or of a plain prompt."""
 
-    def __init__(self, model: str, n: int, *, is_chat: bool, functions: bool = False) -> None:
+    def __init__(
+        self,
+        model: str,
+        n: int,
+        *,
+        is_chat: bool,
+        functions: bool = False,
+        logprobs: bool = False,
+        with_usage: bool = False,
+    ) -> None:
         """`model` as the client has named it; `n` choices; `functions`, whether a call is told as
-        it was before there were tools."""
+        it was before there were tools; `logprobs`, whether it is told how likely tokens were;
+        `with_usage`, whether a stream ends with numbers of tokens."""
         self._model, self._n, self._is_chat = model, n, is_chat
-        self._functions = functions
+        self._functions, self._logprobs = functions, logprobs
+        self._with_usage = with_usage
         self._created = now()
         self._id = new_id("chatcmpl-" if is_chat else "cmpl-", 29)
 
@@ -36,25 +49,31 @@ class Answer:
         """The body of an answer that is not streamed; `ApiError` if the model refuses."""
         texts, ends = [""] * self._n, [Line()] * self._n
         calls: list[list[Line]] = [[] for _ in texts]
+        likely: list[list[Line]] = [[] for _ in texts]
         async for line in lines:
             refuse(line)
             index = line["index"]
             texts[index] += line.get("text", "")
             calls[index] += line.get("calls", ())
+            likely[index] += line.get("logprobs", ())
             ends[index] = line
         choices = [
-            self._choice(index, text, ends[index]["finish_reason"], "message", calls[index])
+            self._choice(
+                index, text, ends[index]["finish_reason"], "message", calls[index], likely[index]
+            )
             for index, text in enumerate(texts)
         ]
         kind = "chat.completion" if self._is_chat else "text_completion"
         return {**self._head(kind), "choices": choices, "usage": _usage(ends)}
 
-    async def events(
-        self, lines: AsyncGenerator[Line, None], with_usage: bool
-    ) -> AsyncGenerator[str, None]:
+    def refuse(self, line: Line) -> None:
+        """`ApiError` if the line says that there is no answer."""
+        refuse(line)
+
+    async def events(self, lines: AsyncGenerator[Line, None]) -> AsyncGenerator[str, None]:
         """A streamed answer, event by event; a model that dies in its midst says so in one."""
         head = self._head("chat.completion.chunk" if self._is_chat else "text_completion")
-        if with_usage:
+        if self._with_usage:
             head["usage"] = None
         ends: list[Line] = []
         begun: set[int] = set()
@@ -68,12 +87,13 @@ class Answer:
                 if "finish_reason" in line:
                     ends.append(line)
                 text, reason, calls = (line.get(n) for n in ("text", "finish_reason", "calls"))
-                choice = self._choice(index, text or "", reason, "delta", calls)
+                likely = line.get("logprobs")
+                choice = self._choice(index, text or "", reason, "delta", calls, likely)
                 yield _event({**head, "choices": [choice]})
         except (ApiError, Failed) as error:
             yield _event((error if isinstance(error, ApiError) else unavailable()).body())
             return
-        if with_usage:
+        if self._with_usage:
             yield _event({**head, "choices": [], "usage": _usage(ends)})
         yield "data: [DONE]\n\n"
 
@@ -87,6 +107,7 @@ class Answer:
         reason: str | None,
         part: str,
         calls: Sequence[Line] | None = None,
+        likely: Sequence[Line] | None = None,
     ) -> dict[str, Any]:
         said: dict[str, Any]
         called = self._calls(calls or (), streamed=part == "delta")
@@ -101,7 +122,8 @@ class Answer:
             said = {"delta": {"role": "assistant", "content": ""}}
         else:
             said = {"delta": {**({"content": text} if text else {}), **called}}
-        return {"index": index, **said, "logprobs": None, "finish_reason": reason}
+        logprobs = {"content": list(likely), "refusal": None} if self._logprobs and likely else None
+        return {"index": index, **said, "logprobs": logprobs, "finish_reason": reason}
 
     def _calls(self, calls: Sequence[Line], *, streamed: bool) -> dict[str, Any]:
         """Calls of tools as members of a message."""
@@ -119,18 +141,26 @@ class Answer:
         return {"tool_calls": made} if made else {}
 
 
-def refuse(line: Line) -> None:
-    """`ApiError` if the line says that there is no answer."""
+def refuse(line: Line, names: Mapping[str, str] | None = None) -> None:
+    """`ApiError` if the line says that there is no answer; `names` are those of members that a
+    request has otherwise than one of chats."""
     if "error" not in line:
         return
-    if line["code"] not in _AT_FAULT:
+    param = line.get("param") or _AT_FAULT.get(line["code"])
+    if param is None:
         raise unavailable()
-    raise ApiError(400, line["error"], param=_AT_FAULT[line["code"]], code=line["code"])
+    param = (names or {}).get(param, param)
+    raise ApiError(400, line["error"], param=param, code=line["code"])
 
 
 def unavailable() -> ApiError:
     """For a model that cannot be opened, or has died; why is in the server's log."""
-    return ApiError(503, "The model cannot answer at present.", code="model_unavailable")
+    return ApiError(
+        503,
+        "The model cannot answer at present.",
+        code="model_unavailable",
+        headers={"Retry-After": str(_AGAIN_S)},
+    )
 
 
 def _usage(ends: list[Line]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Bodies of chat and completion requests: what is read, what is refused, what is ignored."""
 
 # Annotations are not postponed here: pydantic reads them.
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -14,8 +15,14 @@ from launcher.serve.http.wire import RequestBody
 COMPLETION_TOKENS = 16
 #: Stop strings of one request.
 MAX_STOP = 4
+#: Tokens of one request whose logits are changed.
+MAX_BIASES = 300
+_MODES = ("auto", "required")
 
 Tokens = Annotated[int, Field(ge=1, le=1 << 30)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+#: Number of a token, as JSON has keys.
+TokenId = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,8})$")]
 
 
 class Spoken(RequestBody):
@@ -109,7 +116,7 @@ def _check_part(part: dict[str, Any], where: str) -> None:
 
 
 class Function(Spoken):
-    """A function that the model may call. `strict` is shown to the model, and not enforced."""
+    """A function that the model may call. With `strict` it is called as `parameters` say."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
     description: str | None = None
@@ -122,6 +129,23 @@ class Tool(Spoken):
 
     type: Literal["function"]
     function: Function
+
+
+class AnswerSchema(Spoken):
+    """A schema that the answer keeps to, with or without `strict`. Its name and description are not
+    shown to the model."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Spoken):
+    """What form the answer has."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: AnswerSchema | None = None
 
 
 class Sampled(Spoken):
@@ -137,18 +161,19 @@ class Sampled(Spoken):
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: (
+        Annotated[
+            dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)
+        ]
+        | None
+    ) = None
     user: str | None = None
 
     def refused(self) -> dict[str, bool]:
         """Members that are not supported -> whether the request needs them."""
-        return {
-            "presence_penalty": bool(self.presence_penalty),
-            "frequency_penalty": bool(self.frequency_penalty),
-            "logit_bias": bool(self.logit_bias),
-        }
+        return {}
 
     def request(self, longest: int) -> Line:
         """The request to the model; 400 in the envelope for what it cannot do."""
@@ -164,13 +189,7 @@ class Sampled(Spoken):
             raise ApiError(400, message, param="stop")
         asked = self.length()
         if asked is not None and asked > longest:
-            raise ApiError(
-                400,
-                f"max_tokens is too large: {asked}. This server supports at most {longest}"
-                " completion tokens.",
-                param="max_tokens",
-                code="invalid_value",
-            )
+            raise too_long("max_tokens", asked, longest)
         return {
             "max_tokens": asked,
             "temperature": 1.0 if self.temperature is None else self.temperature,
@@ -178,6 +197,9 @@ class Sampled(Spoken):
             "n": self.n or 1,
             "seed": self.seed,
             "stop": stop,
+            "presence_penalty": self.presence_penalty or 0.0,
+            "frequency_penalty": self.frequency_penalty or 0.0,
+            "logit_bias": self.logit_bias or {},
         }
 
     def length(self) -> int | None:
@@ -196,8 +218,8 @@ class ChatRequest(Sampled):
     functions: Annotated[list[Function], Field(fail_fast=True)] | None = None
     function_call: Any = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    response_format: dict[str, Any] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
     modalities: list[str] | None = None
     audio: Any = None
     store: bool | None = None
@@ -216,15 +238,8 @@ class ChatRequest(Sampled):
 
     def refused(self) -> dict[str, bool]:
         """Members that are not supported -> whether the request needs them."""
-        form = (self.response_format or {}).get("type", "text")
         return {
             **super().refused(),
-            "logprobs": bool(self.logprobs),
-            "top_logprobs": bool(self.top_logprobs),
-            # What must be called, or must not, a model cannot be made to heed.
-            "tool_choice": self.tool_choice not in (None, "none", "auto"),
-            "function_call": self.function_call not in (None, "none", "auto"),
-            "response_format": form != "text",
             "modalities": (self.modalities or ["text"]) != ["text"],
             "audio": self.audio is not None,
             "store": bool(self.store),
@@ -241,24 +256,56 @@ class ChatRequest(Sampled):
         if both and self.max_tokens != self.max_completion_tokens:
             message = "'max_tokens' and 'max_completion_tokens' say different things."
             raise ApiError(400, message, param="max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            message = "'top_logprobs' is only allowed when 'logprobs' is true."
+            raise ApiError(400, message, param="top_logprobs")
         messages = [message.plain(place) for place, message in enumerate(self.messages)]
         found = {**super().request(longest), "messages": messages}
-        tools = self.offered()
-        if not tools:
-            return found
+        if self.logprobs:
+            found["logprobs"] = self.top_logprobs or 0
+        schema = self._schema()
+        if schema is not None:
+            found["format"] = {"schema": schema}
         one = self.functions or self.parallel_tool_calls is False
-        return {**found, "tools": tools, "max_calls": 1 if one else None}
+        return {**found, **self._tools(), "max_calls": 1 if one else None}
 
-    def offered(self) -> list[dict[str, Any]]:
-        """The tools that the model may call; none where it must not."""
+    def _schema(self) -> dict[str, Any] | None:
+        """That of the answer; None for text."""
+        wanted = self.response_format
+        if wanted is None:
+            return None
+        if (wanted.type == "json_schema") != (wanted.json_schema is not None):
+            message = "'json_schema' is given with the type 'json_schema', and only with it."
+            raise ApiError(400, message, param="response_format.json_schema")
+        if wanted.json_schema is not None:
+            return wanted.json_schema.schema_ or {}
+        return {"type": "object"} if wanted.type == "json_object" else None
+
+    def _tools(self) -> dict[str, Any]:
+        """The tools that the model may call, and which of them it has to; nothing where it must
+        not."""
         if self.tools and self.functions:
             raise ApiError(400, "'tools' and 'functions' are both given.", param="functions")
-        if "none" in (self.tool_choice, self.function_call):
-            return []
         tools = self.tools or [
             Tool(type="function", function=function) for function in self.functions or ()
         ]
-        return [tool.model_dump(exclude_none=True) for tool in tools]
+        if self.tool_choice is not None and self.tools is None:
+            raise without_tools("tool_choice")
+        if self.functions:
+            choice = self.function_call
+            named = isinstance(choice, dict) and choice.keys() == {"name"}
+            choice = {"type": "function", "function": choice} if named else choice
+            call = choice_of(choice, [tool.function.name for tool in tools], "function_call")
+        else:
+            if self.function_call not in (None, "none", "auto"):
+                message = "'function_call' is only allowed when 'functions' are specified."
+                raise ApiError(400, message, param="function_call")
+            names = [tool.function.name for tool in tools]
+            call = choice_of(self.tool_choice, names, "tool_choice")
+        if call is None or not tools:
+            return {}
+        plain = [tool.model_dump(exclude_none=True) for tool in tools]
+        return {"tools": plain, **({"call": call} if call else {})}
 
     def length(self) -> int | None:
         """Most tokens that are wanted, None for as many as there is room for."""
@@ -297,6 +344,88 @@ class CompletionRequest(Sampled):
     def length(self) -> int | None:
         """Most tokens that are wanted."""
         return self.max_tokens or COMPLETION_TOKENS
+
+
+def too_long(name: str, asked: int, longest: int) -> ApiError:
+    """For an answer of more tokens than the site allows."""
+    return ApiError(
+        400,
+        f"{name} is too large: {asked}. This server supports at most {longest} completion tokens.",
+        param=name,
+        code="invalid_value",
+    )
+
+
+def choice_of(choice: Any, offered: Sequence[str], param: str) -> dict[str, Any] | None:
+    """What `launcher.inference.constraints` calls `call`, of one of the choices that clients have;
+    {} where it is the model's own, None for no call. `offered` are names of tools; 400 in the
+    envelope if it is no choice, or names another."""
+    if choice == "none":
+        return None
+    if choice in (None, "auto"):
+        return {}
+    found: dict[str, Any] = {"is_forced": True}
+    if isinstance(choice, dict):
+        _check_members(choice, param)
+    if isinstance(choice, dict) and choice.get("type") == "function":
+        found["names"] = [_name_in(choice, param)]
+    elif isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        allowed = choice.get("allowed_tools", choice)
+        tools = allowed.get("tools") if isinstance(allowed, dict) else None
+        if not isinstance(tools, list) or not tools or allowed.get("mode") not in _MODES:
+            message = f"'allowed_tools' has 'tools' and a 'mode', which is one of {_MODES}."
+            raise ApiError(400, message, param=param)
+        found = {
+            "is_forced": allowed["mode"] == "required",
+            "names": [_name_in(tool, param) for tool in tools],
+        }
+    elif choice != "required":
+        message = f"Invalid value for '{param}': 'none', 'auto', 'required' or a function's name."
+        raise ApiError(400, message, param=param)
+    if not offered:
+        raise without_tools(param)
+    unknown = next((name for name in found.get("names", ()) if name not in offered), None)
+    if unknown is not None:
+        message = f"'{param}' names '{unknown}', which is none of 'tools'."
+        raise ApiError(400, message, param=param)
+    return found
+
+
+#: Members of a choice of tools, by the member that they stand in.
+_CHOSEN = {
+    "": ("type", "function", "name", "allowed_tools", "mode", "tools"),
+    "function": ("name",),
+    "allowed_tools": ("mode", "tools"),
+    "tools": ("type", "function", "name"),
+}
+
+
+def _check_members(choice: dict[str, Any], param: str, within: str = "") -> None:
+    """400 in the envelope for a member that would be passed over."""
+    known = _CHOSEN[within]
+    if not within and choice.get("type") in ("function", "allowed_tools"):
+        is_one = choice["type"] == "function"
+        known = ("type", *(known[1:3] if is_one else known[3:]))
+    for name, value in choice.items():
+        if name not in known:
+            raise unknown_member(f"{param}.{name}", did_you_mean(name, known))
+        for held in value if isinstance(value, list) else [value]:
+            if isinstance(held, dict) and name in _CHOSEN:
+                _check_members(held, f"{param}.{name}", name)
+
+
+def without_tools(param: str) -> ApiError:
+    """For a choice of tools where there are none."""
+    return ApiError(400, f"'{param}' is only allowed when 'tools' are specified.", param=param)
+
+
+def _name_in(choice: Any, param: str) -> str:
+    """The name of a function, below `function` or beside the type."""
+    held = choice.get("function", choice) if isinstance(choice, dict) else None
+    name = held.get("name") if isinstance(held, dict) else None
+    if not isinstance(name, str) or choice.get("type", "function") != "function":
+        raise ApiError(400, f"'{param}' does not name a function.", param=param)
+    return name
 
 
 def unsupported(name: str) -> ApiError:

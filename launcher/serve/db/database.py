@@ -141,6 +141,11 @@ class Database:
         return self._is_sqlite
 
 
+def comparable(text: str) -> str:
+    """A text that any database can compare with."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def new_id(prefix: str, length: int = 24) -> str:
     """A random id in the form of OpenAI's, e.g. file-..., ftjob-..., upload_..."""
     return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(length))

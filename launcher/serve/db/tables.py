@@ -39,17 +39,40 @@ class JobState(enum.Enum):
         return self in (JobState.succeeded, JobState.failed, JobState.cancelled)
 
 
+class BatchState(enum.Enum):
+    """State of a batch, by the names that clients see."""
+
+    validating = "validating"
+    failed = "failed"
+    in_progress = "in_progress"
+    finalizing = "finalizing"
+    completed = "completed"
+    expired = "expired"
+    cancelling = "cancelling"
+    cancelled = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Nothing leaves it."""
+        return self in (
+            *(BatchState.failed, BatchState.completed),
+            *(BatchState.expired, BatchState.cancelled),
+        )
+
+
 class Base(DeclarativeBase):
     """Base of all tables."""
 
     type_annotation_map = {
         int: BigInteger(),  # seconds too: 32 bits end in 2038
         JobState: Enum(JobState, native_enum=False, length=32),
+        BatchState: Enum(BatchState, native_enum=False, length=32),
     }
 
 
 class Project(Base):
-    """What keys, files, jobs and models belong to; one sees nothing of another."""
+    """What keys, files, jobs and models belong to; one sees nothing of another but the models that
+    it has a `Permission` for."""
 
     __tablename__ = "projects"
 
@@ -72,6 +95,8 @@ class Key(Base):
     hint: Mapped[str]
     """First characters and last four, so that people can tell keys apart."""
     requests_per_minute: Mapped[int | None]
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    """Whether it administers, and is good for nothing else."""
     created_at: Mapped[int] = mapped_column(default=now)
     revoked_at: Mapped[int | None]
 
@@ -211,6 +236,22 @@ class Model(Base):
     deleted_at: Mapped[int | None]
 
 
+class Permission(Base):
+    """That a project may use a model of another's."""
+
+    __tablename__ = "permissions"
+    __table_args__ = (
+        UniqueConstraint("model", "project_id"),
+        Index("permissions_by_project", "project_id"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    created_at: Mapped[int] = mapped_column(default=now)
+
+
 class Answered(Base):
     """A request with an `Idempotency-Key`, and what it has made; key and request are hashes."""
 
@@ -241,3 +282,190 @@ class Audit(Base):
     """The id that was made or changed, or empty."""
     status: Mapped[int]
     """HTTP status of the answer."""
+
+
+class WebhookEndpoint(Base):
+    """An address that is told what happens in a project."""
+
+    __tablename__ = "webhook_endpoints"
+    __table_args__ = (Index("webhook_endpoints_by_project", "project_id"),)
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    url: Mapped[str]
+    events: Mapped[list[str]] = mapped_column(JSON)
+    """What it is told of."""
+    secret: Mapped[str]
+    """Signs what is sent to it: whsec_ and base64."""
+    old_secrets: Mapped[list[list[Any]]] = mapped_column(JSON, default=list)
+    """Earlier ones that sign too, each with the Unix seconds until when."""
+    created_at: Mapped[int] = mapped_column(default=now)
+    updated_at: Mapped[int] = mapped_column(default=now)
+
+
+class Delivery(Base):
+    """An event for an endpoint, sent again until it is taken."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("deliveries_by_state", "state", "project_id", "due_at"),
+        Index("deliveries_by_lease", "leased_until"),
+        Index("deliveries_by_endpoint", "endpoint_id"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    event: Mapped[str]
+    """Id of the event, the same for all endpoints."""
+    endpoint_id: Mapped[str] = mapped_column(ForeignKey("webhook_endpoints.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    type: Mapped[str]
+    body: Mapped[str]
+    state: Mapped[str] = mapped_column(default="pending")
+    """pending, sent or given_up."""
+    attempts: Mapped[int] = mapped_column(default=0)
+    answer: Mapped[str | None]
+    """How the last try ended."""
+    due_at: Mapped[float] = mapped_column(default=0.0)
+    """Unix seconds from which on it may be tried."""
+    leased_until: Mapped[float] = mapped_column(default=0.0)
+    """Until then somebody is at it."""
+    created_at: Mapped[int] = mapped_column(default=now)
+    ended_at: Mapped[int | None]
+
+
+class Batch(Base):
+    """Requests in a file, which are answered one by one. What is done lies in `<home>/batches/<id>`
+    until the batch has ended."""
+
+    __tablename__ = "batches"
+    __table_args__ = (
+        Index("batches_by_project", "project_id", "number"),
+        Index("batches_by_state", "state"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    endpoint: Mapped[str]
+    input_file: Mapped[str]
+    input_bytes: Mapped[int] = mapped_column(default=0)
+    """Of the file: so much of what the project may store is kept free until the batch has ended."""
+    labels: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    """The client's metadata."""
+    output_expires_after: Mapped[int | None]
+    """Seconds after which the files that it makes are to go."""
+    state: Mapped[BatchState] = mapped_column(default=BatchState.validating)
+    created_at: Mapped[int] = mapped_column(default=now)
+    expires_at: Mapped[int]
+    times: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    """State -> when the batch has come to it."""
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSON)
+    """What is wrong with the file of a batch that failed: code, line, message, param."""
+    model: Mapped[str | None]
+    """The model of all requests, if they name one."""
+    total: Mapped[int] = mapped_column(default=0)
+    completed: Mapped[int] = mapped_column(default=0)
+    failed: Mapped[int] = mapped_column(default=0)
+    input_tokens: Mapped[int] = mapped_column(default=0)
+    output_tokens: Mapped[int] = mapped_column(default=0)
+    output_file: Mapped[str | None]
+    error_file: Mapped[str | None]
+    claims: Mapped[int] = mapped_column(default=0)
+    """How often a server has taken it."""
+    owner: Mapped[str | None]
+    """The server that is at it, while `lease_until` lies ahead."""
+    lease_until: Mapped[float] = mapped_column(default=0.0)
+
+
+class Eval(Base):
+    """What runs of it are measured by: the form of its items, and the criteria of answers."""
+
+    __tablename__ = "evals"
+    __table_args__ = (Index("evals_by_project", "project_id", "number"),)
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    created_at: Mapped[int] = mapped_column(default=now)
+    updated_at: Mapped[int] = mapped_column(default=now)
+    source: Mapped[dict[str, Any]] = mapped_column(JSON)
+    """`data_source_config` as it was sent."""
+    criteria: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """`testing_criteria` as they were sent."""
+    labels: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    """The client's metadata."""
+
+
+#: Of runs of evals.
+RUN_STATES = ("queued", "in_progress", "completed", "failed", "canceled")
+
+
+class EvalRun(Base):
+    """A run of an eval: its items are asked and graded one by one by one server at a time."""
+
+    __tablename__ = "eval_runs"
+    __table_args__ = (
+        Index("eval_runs_by_eval", "eval_id", "number"),
+        Index("eval_runs_by_state", "state", "project_id"),
+        Index("eval_runs_by_project", "project_id"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    eval_id: Mapped[str] = mapped_column(ForeignKey("evals.id"))
+    project_id: Mapped[str] = mapped_column(ForeignKey("projects.id"))
+    name: Mapped[str]
+    created_at: Mapped[int] = mapped_column(default=now)
+    finished_at: Mapped[int | None]
+    state: Mapped[str] = mapped_column(default="queued")
+    """One of `RUN_STATES`."""
+    model: Mapped[str]
+    """The model that is asked, as the client names it; empty where none is."""
+    source_bytes: Mapped[int] = mapped_column(BigInteger)
+    item_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Of all its items, with what was answered and found."""
+    source: Mapped[dict[str, Any]] = mapped_column(JSON, deferred=True)
+    """`data_source` as it was sent: perhaps megabytes, read only where they are wanted."""
+    labels: Mapped[dict[str, str] | None] = mapped_column(JSON)
+    counts: Mapped[dict[str, int]] = mapped_column(JSON, default=dict)
+    """Items: total, pass, fail, error."""
+    verdicts: Mapped[dict[str, dict[str, int]]] = mapped_column(JSON, default=dict)
+    """Name of a criterion -> how many items it passes, fails, and could not grade."""
+    usage: Mapped[dict[str, dict[str, int]]] = mapped_column(JSON, default=dict)
+    """Name of a model -> questions and tokens."""
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """code and message of a failed run."""
+    owner: Mapped[str | None]
+    """The server in charge, while `lease_until` lies ahead."""
+    lease_until: Mapped[float] = mapped_column(default=0.0)
+
+
+class EvalItem(Base):
+    """An item of a run, and what has become of it."""
+
+    __tablename__ = "eval_items"
+    __table_args__ = (
+        UniqueConstraint("run_id", "place"),
+        Index("eval_items_by_state", "run_id", "state", "place"),
+    )
+
+    number: Mapped[int] = mapped_column(Number, primary_key=True, autoincrement=True)
+    id: Mapped[str] = mapped_column(unique=True)
+    run_id: Mapped[str] = mapped_column(ForeignKey("eval_runs.id"))
+    place: Mapped[int]
+    """Which of the run's items it is, from 0."""
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    """About what it takes, here and in an answer to a client."""
+    created_at: Mapped[int] = mapped_column(default=now)
+    state: Mapped[str] = mapped_column(default="pending")
+    """pending, pass, fail or error."""
+    item: Mapped[dict[str, Any]] = mapped_column(JSON)
+    given: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """The answer that stands beside the item in its line."""
+    sample: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    """What was asked and answered, as clients see it."""
+    results: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    """What each criterion says."""

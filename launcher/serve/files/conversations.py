@@ -10,22 +10,13 @@ from launcher.serve.files import messages
 from launcher.serve.files.examples import ExampleKind
 
 _KNOWN = record_fields.known("chat") | {*record_fields.ANSWERS_BESIDE}
-#: By these a file of preferences is told.
-_OF_PREFERENCES = ("preferred_output", "non_preferred_output")
 
 
 def fault_of(record: Mapping[str, Any]) -> str:
     """What is wrong with a conversation and what stands beside it."""
-    turns = record.get("messages")
-    if not isinstance(turns, list) or not turns:
-        if any(name in record for name in _OF_PREFERENCES):
-            return (
-                'has two answers to one input, which the method "dpo" learns from, and no list'
-                ' "messages". Create the job with "method": {"type": "dpo"}.'
-            )
-        return 'has no list "messages".'
-    if fault := messages.fault_of_messages(turns):
+    if fault := messages.fault_of_conversation(record):
         return fault
+    turns = record["messages"]
     answers = [turn for turn in turns if turn["role"] == "assistant"]
     if not answers:
         return "has no message from the assistant."

@@ -32,6 +32,7 @@ class Workers:
         self._writing: dict[str, CapacityLimiter] = {}
         self._reading: dict[str, CapacityLimiter] = {}
         self._showing: dict[str, CapacityLimiter] = {}
+        self._testing: dict[str, CapacityLimiter] = {}
         self.lookers = Lookers()
 
     def writing(self, project_id: str) -> CapacityLimiter:
@@ -45,6 +46,10 @@ class Workers:
     def showing(self, project_id: str) -> CapacityLimiter:
         """For what the page shows: it reads run folders and many rows."""
         return self._showing.setdefault(project_id, CapacityLimiter(_THREADS))
+
+    def testing(self, project_id: str) -> CapacityLimiter:
+        """For samples that are sent to webhook endpoints, which may be slow to answer."""
+        return self._testing.setdefault(project_id, CapacityLimiter(_THREADS))
 
 
 async def workers_of(request: Request) -> Workers:

@@ -65,12 +65,17 @@ def kind_of(line: bytes) -> str | None:
     return None
 
 
+def not_utf8(line: bytes, error: UnicodeDecodeError) -> str:
+    """What is wrong with a line of other bytes, and what to do."""
+    found = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
+    return f"{found}: if the file is in Latin-1 or Windows-1252, save it as UTF-8"
+
+
 def _look(line: bytes, decoder: json.JSONDecoder, *, is_first: bool) -> str | None:
     try:
         value = decoder.decode(line.decode("utf-8-sig" if is_first else "utf-8"))
     except UnicodeDecodeError as error:
-        found = f"byte {error.start + 1} (0x{line[error.start]:02x}) is not UTF-8"
-        return f"{found}: if the file is in Latin-1 or Windows-1252, save it as UTF-8"
+        return not_utf8(line, error)
     except RecursionError:
         return "it is nested too deeply"
     except ValueError as error:  # also numbers with more digits than Python reads

@@ -15,6 +15,8 @@ from launcher.core.jsontext import DECODER
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 REMOVE = "Remove it, or the example."
 MOST_DEPTH = 64
+#: By these a file of preferences is told.
+_OF_PREFERENCES = ("preferred_output", "non_preferred_output")
 
 
 def depth_exceeds(value: Any, most: int) -> bool:
@@ -24,6 +26,19 @@ def depth_exceeds(value: Any, most: int) -> bool:
     if not isinstance(value, list):
         return False
     return most == 0 or any(depth_exceeds(item, most - 1) for item in value)
+
+
+def fault_of_conversation(record: Mapping[str, Any]) -> str:
+    """What is wrong with the list `messages` of a line."""
+    turns = record.get("messages")
+    if isinstance(turns, list) and turns:
+        return fault_of_messages(turns)
+    if any(name in record for name in _OF_PREFERENCES):
+        return (
+            'has two answers to one input, which the method "dpo" learns from, and no list'
+            ' "messages". Create the job with "method": {"type": "dpo"}.'
+        )
+    return 'has no list "messages".'
 
 
 def fault_of_messages(messages: Sequence[Any], where: str = "") -> str:

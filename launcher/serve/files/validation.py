@@ -6,6 +6,7 @@ A line is read at a time, and what is read is written to the file that the run i
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,8 @@ from launcher.serve.files.messages import MOST_DEPTH, depth_exceeds
 from launcher.serve.files.unread_members import Unread
 
 LEAST_EXAMPLES = 10
+#: Faults of a file that are told at once.
+MOST_FAULTS = 5
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -70,7 +73,8 @@ def _copy(
     kind: ExampleKind,
     unread: Unread,
 ) -> int:
-    count, number = 0, 0
+    count, number, faulty = 0, 0, 0
+    told: list[str] = []
     while line := content.readline(line_bytes + 1):
         number += 1
         if number == 1:
@@ -80,12 +84,20 @@ def _copy(
         count += 1
         fault = "is too long" if len(line) > line_bytes else fault_of(line, kind, number, unread)
         if fault:
-            raise FileFault(
-                "invalid_file_format",
-                f"The job failed due to a file format error in the {name} file. Invalid file"
-                f" format. Example {count} (line {number}) {fault}",
-            )
-        out.write(line.rstrip(b"\r\n") + b"\n")
+            faulty += 1
+            if len(told) < MOST_FAULTS:
+                told.append(f"Example {count} (line {number}) {fault}")
+        else:
+            out.write(line.rstrip(b"\r\n") + b"\n")
+        if len(line) > line_bytes:  # where its end is, and the next one's beginning, nobody knows
+            break
+    if told:
+        more = f" And {faulty - len(told):,} more." if faulty > len(told) else ""
+        raise FileFault(
+            "invalid_file_format",
+            f"The job failed due to a file format error in the {name} file. Invalid file format."
+            f" {' '.join(told)}{more}",
+        )
     return count
 
 
@@ -94,7 +106,10 @@ def fault_of(line: bytes, kind: ExampleKind, number: int = 0, unread: Unread | N
     counts its members, as line `number`."""
     try:
         record = json.loads(
-            line.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=one_of_each
+            line.decode("utf-8"),
+            parse_constant=_refuse,
+            parse_float=_finite,
+            object_pairs_hook=one_of_each,
         )
         if _SURROGATE.search(line):
             json.dumps(record, ensure_ascii=False).encode()
@@ -104,6 +119,8 @@ def fault_of(line: bytes, kind: ExampleKind, number: int = 0, unread: Unread | N
         return "is nested too deeply."
     except Repeated as error:
         return f'has the key "{error}" twice in one object.'
+    except _TooLarge as error:
+        return f"has the number {error}, which is too large."
     except ValueError:
         return "is not valid JSON."
     if not isinstance(record, dict):
@@ -114,6 +131,17 @@ def fault_of(line: bytes, kind: ExampleKind, number: int = 0, unread: Unread | N
     if unread is not None and not fault:
         unread.add(record, number)
     return fault
+
+
+class _TooLarge(ValueError):
+    """A number that no float holds."""
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise _TooLarge(digits[:40])
+    return number
 
 
 def _refuse(constant: str) -> None:

@@ -33,6 +33,7 @@ class Caller:
     requests_per_minute: int | None
     project: str = ""
     """The project's name."""
+    is_admin: bool = False
 
 
 class Keys:
@@ -64,7 +65,7 @@ class Keys:
         found = None
         if key is not None and not key.revoked_at and hmac.compare_digest(key.digest, wanted):
             name = project.name if project is not None else ""
-            found = Caller(key.project_id, key.id, key.requests_per_minute, name)
+            found = Caller(key.project_id, key.id, key.requests_per_minute, name, key.is_admin)
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known[wanted] = (time.monotonic(), found)
@@ -83,10 +84,15 @@ def find_project(session: Session, name: str) -> Project:
 
 
 def create_key(
-    database: Database, name: str, project: str, requests_per_minute: int | None = None
+    database: Database,
+    name: str,
+    project: str,
+    requests_per_minute: int | None = None,
+    *,
+    is_admin: bool = False,
 ) -> str:
     """A new key for `project`, which is made if there is none; the key is returned only here."""
-    key = f"sk-{secrets.token_urlsafe(32)}"
+    key = f"{'sk-admin' if is_admin else 'sk'}-{secrets.token_urlsafe(32)}"
     with database.begin() as session:
         made = Key(
             id=new_id("key_"),
@@ -95,8 +101,9 @@ def create_key(
             digest=digest(key),
             hint=f"{key[:5]}...{key[-4:]}",
             requests_per_minute=requests_per_minute,
+            is_admin=is_admin,
         )
-        session.add_all([made, _noted("keys create", made)])
+        session.add_all([made, _noted("keys create --admin" if is_admin else "keys create", made)])
     return key
 
 
@@ -171,11 +178,23 @@ async def service_of(request: Request) -> Service:
 
 
 async def caller(request: Request) -> Caller:
-    """Whoever's key the request carries: the gate has looked."""
+    """Whoever's key the request carries: the gate has looked. `ApiError` 403 for an admin key."""
     found = request.state.caller
     assert isinstance(found, Caller)
+    if found.is_admin:
+        raise ApiError(403, "An admin key administers alone: ask with a key of a project.")
+    return found
+
+
+async def administrator(request: Request) -> Caller:
+    """The same for what takes an admin key; `ApiError` 403 for another one."""
+    found = request.state.caller
+    assert isinstance(found, Caller)
+    if not found.is_admin:
+        raise ApiError(403, "This takes an admin key: `launcher serve keys create NAME --admin`.")
     return found
 
 
 Asking = Annotated[Caller, Depends(caller)]
+Administering = Annotated[Caller, Depends(administrator)]
 Served = Annotated[Service, Depends(service_of)]

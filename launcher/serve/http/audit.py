@@ -16,7 +16,7 @@ from launcher.serve.db.tables import Audit
 _LOG = logging.getLogger(__name__)
 _PREFIX = "/v1/"
 #: POSTs that change nothing.
-_ANSWERING = ("/v1/chat/completions", "/v1/completions")
+_ANSWERING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 _LENGTH = 200
 #: Status, in the log too, of what a client has not waited for.
 GONE = 499
@@ -98,9 +98,14 @@ def _is_change(scope: Scope) -> bool:
 
 
 def _object(scope: Scope, status: int, body: bytes) -> str:
-    """The id that the path names, or that was made."""
-    named = scope.get("path_params") or {}
-    made = str(next(iter(named.values()), ""))
-    if not made and status == 200:
-        made = str(json.loads(body)["id"])
-    return made[:_LENGTH]
+    """The ids that the path names, or those that were made; of permissions the projects too."""
+    names = [str(value) for value in (scope.get("path_params") or {}).values()]
+    # What has a path of its own and is created is one more, such as a run of an eval.
+    if status == 201 or (
+        status == 200 and (not names or (scope["method"] == "POST" and b'"list"' in body[:20]))
+    ):
+        made = json.loads(body)
+        listed = made.get("data", ())
+        # A grader that is tried makes nothing.
+        names += [one["project_id"] for one in listed] or [str(made.get("id", ""))]
+    return " ".join(names)[:_LENGTH]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
-from typing import Any, NoReturn
 
 import anyio
 from anyio import to_thread
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive, Scope
 
-from launcher.core.jsontext import Repeated, one_of_each
+from launcher.core.jsontext import STRICT, Repeated, short, unkept
 from launcher.serve.http.failure import ApiError
 
 #: These read their body piece by piece, and have limits of their own.
@@ -24,14 +22,9 @@ SLOWEST = 1024.0
 _LARGE = 64 << 10
 #: Values of one body: each costs far more than a byte, and far more again where it is wrong.
 _MOST_VALUES = 12_000
-_MOST_DEPTH = 64
 _QUOTE = ord('"')
-#: Of what a client has sent, so much is sent back in a message.
-_SHOWN = 100
 #: A text, or what stands before a value. Only texts may be long, and those are passed over at once.
 _PIECES = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?|[,\[{]', re.DOTALL)
-#: How JSON writes what cannot be kept: the character U+0000, or half a character.
-_ESCAPED = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 
 
 async def guarded(scope: Scope, receive: Receive, limit: int, idle_s: float) -> Receive:
@@ -73,24 +66,19 @@ def check_json(body: bytes) -> None:
     if _has_more_values(body, _MOST_VALUES):
         raise _wrong(f"it has more than {_MOST_VALUES:,} values")
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            parse_constant=_no_json,
-            parse_float=_finite,
-            object_pairs_hook=one_of_each,
-        )
+        value = STRICT.decode(body.decode("utf-8"))
     except RecursionError as error:
         raise _wrong("it is nested too deeply") from error
     except UnicodeDecodeError as error:
         raise _wrong(f"byte {error.start + 1} is not UTF-8; send it in UTF-8") from error
     except Repeated as error:
-        raise _wrong(f"the key '{_short(str(error))}' is there twice in one object") from error
+        raise _wrong(f"the key '{short(str(error))}' is there twice in one object") from error
     except json.JSONDecodeError as error:
         raise _wrong(str(error)) from error
     except ValueError as error:  # also of more digits than Python reads
-        raise _wrong(_short(str(error).partition(";")[0])) from error
-    if _ESCAPED.search(body) or body.count(b"{") + body.count(b"[") > _MOST_DEPTH:
-        _check_values(value)
+        raise _wrong(short(str(error).partition(";")[0])) from error
+    if (found := unkept(value, body)) is not None:
+        raise _wrong(found)
 
 
 def _has_more_values(body: bytes, most: int) -> bool:
@@ -104,31 +92,6 @@ def _has_more_values(body: bytes, most: int) -> bool:
         if count >= most or texts > 3 * most:  # a key and a value each, and more than that is none
             return True
     return False
-
-
-def _check_values(value: Any) -> None:
-    level, depth = [value], 0
-    while level:
-        if depth > _MOST_DEPTH:
-            raise _wrong("it is nested too deeply")
-        inner: list[Any] = []
-        for item in level:
-            if isinstance(item, str):
-                _check_text(item)
-            elif isinstance(item, dict):
-                inner += [*item.keys(), *item.values()]
-            elif isinstance(item, list):
-                inner += item
-        level, depth = inner, depth + 1
-
-
-def _check_text(text: str) -> None:
-    if "\0" in text:
-        raise _wrong("a string holds the character U+0000")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _wrong("a string holds half a character (a lone surrogate)") from error
 
 
 def _patient(receive: Receive, idle_s: float) -> Receive:
@@ -176,21 +139,6 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 def _is_json(content_type: str) -> bool:
     kind = content_type.partition(";")[0].strip().lower()
     return kind == "application/json" or kind.endswith("+json")
-
-
-def _no_json(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        raise ValueError(f"the number {_short(digits)} is too large")
-    return number
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _wrong(found: str) -> ApiError:

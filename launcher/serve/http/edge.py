@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 import time
@@ -46,6 +47,9 @@ class Edge:
             await self._app(scope, receive, tell)
         except ClientDisconnect:
             status = GONE
+        except asyncio.CancelledError:  # a request of a batch that is answered no more
+            status = status or GONE
+            raise
         except Exception:
             _LOG.exception("unexpected error", extra={"request_id": request_id})
             if not status:

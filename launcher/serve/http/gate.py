@@ -46,17 +46,11 @@ class Gate:
             await send(message)
 
         try:
-            if scope["path"].startswith(_PREFIX):
+            # A request of a batch is the service's own, and comes with its caller.
+            if scope["path"].startswith(_PREFIX) and "caller" not in scope["state"]:
                 caller = await self._caller(scope)
                 scope["state"]["caller"] = caller
-                per_minute = caller.requests_per_minute or self._limits.requests_per_minute
-                of_key = self._rates.take(caller.key_id, per_minute)
-                of_project = self._site.quota_of(caller.project).requests_per_minute
-                if of_project is None:
-                    left = of_key
-                else:
-                    shared = self._rates.take(f"project {caller.project_id}", of_project)
-                    left = min(of_key, shared, key=remaining)
+                left = self._left(caller)
             _check_url(scope)
             body = receive
             if "caller" in scope["state"]:  # of a stranger nothing is read but the head
@@ -65,6 +59,16 @@ class Gate:
             await answer(error)(scope, receive, tell)
             return
         await self._app(scope, body, tell)
+
+    def _left(self, caller: Caller) -> dict[str, str]:
+        """Headers that say what the caller may ask further; `ApiError` 429 if it is nothing."""
+        per_minute = caller.requests_per_minute or self._limits.requests_per_minute
+        of_key = self._rates.take(caller.key_id, per_minute)
+        of_project = self._site.quota_of(caller.project).requests_per_minute
+        if of_project is None:
+            return of_key
+        shared = self._rates.take(f"project {caller.project_id}", of_project)
+        return min(of_key, shared, key=remaining)
 
     async def _caller(self, scope: Scope) -> Caller:
         headers = Headers(scope=scope)

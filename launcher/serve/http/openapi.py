@@ -9,10 +9,12 @@ from fastapi import FastAPI
 
 from launcher.serve.http import wire
 
-#: 404 too: what a path, a query or a body names may be another project's, or gone.
+#: 403 for an admin key where a project's is needed, and the reverse. 404 too: what a path, a query
+#: or a body names may be another project's, or gone.
 _COMMON = (
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
     HTTPStatus.NOT_FOUND,
     HTTPStatus.TOO_MANY_REQUESTS,
 )

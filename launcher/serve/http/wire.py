@@ -18,6 +18,8 @@ SHORTEST_S, LONGEST_S = 3600, 2_592_000
 
 #: Type of the error about a member that nobody knows; its context has the member's name.
 UNKNOWN = "unknown_parameter"
+#: Begins the tags of bodies that are told apart by their type: no member is called so.
+TAG = "type="
 
 
 class RequestBody(BaseModel):
@@ -29,10 +31,11 @@ class RequestBody(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known(cls, data: Any) -> Any:
+        known = {field.alias or own for own, field in cls.model_fields.items()}
         for name in data if isinstance(data, dict) else ():
-            if name not in cls.model_fields:
+            if name not in known:
                 place = _place(cls, name)
-                near = did_you_mean(name, cls.model_fields)
+                near = did_you_mean(name, known)
                 near = f"did you mean '{place}'?" if place else near
                 raise PydanticCustomError(UNKNOWN, "{near}", {"near": near, "name": name})
         return data

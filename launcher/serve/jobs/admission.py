@@ -12,13 +12,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from launcher.core.errors import ConfigError
+from launcher.core.files import storage_errors, write_atomic
+from launcher.serve import judges
 from launcher.serve.db.tables import File, Job, JobState
 from launcher.serve.files import validation
+from launcher.serve.files.examples import ExampleKind
+from launcher.serve.files.questions import questions
 from launcher.serve.files.validation import FileFault
 from launcher.serve.jobs import journal, origin, outcome
 from launcher.serve.jobs.journal import Note
 from launcher.serve.jobs.methods import METHODS
-from launcher.serve.jobs.workspace import Workplace
+from launcher.serve.jobs.workspace import GRADER, Workplace
 
 
 def check(place: Workplace, job: Job) -> None:
@@ -27,10 +31,11 @@ def check(place: Workplace, job: Job) -> None:
     Whoever does it again after a crash does the same.
     """
     try:
-        examples, notes = _keep(place, job, "training")
+        kind = _examples_of(place, job)
+        examples, notes = _keep(place, job, "training", kind)
         job.cursor = {**job.cursor, "examples": examples}
         if job.validation_file:
-            held_out, more = _keep(place, job, "validation")
+            held_out, more = _keep(place, job, "validation", kind)
             notes += more
             folder = place.data_of(job.id)
             shared = overlap(folder / "training.jsonl", folder / "validation.jsonl")
@@ -84,29 +89,44 @@ class _JobFault(Exception):
         self.code, self.param = code, param
 
 
-def _keep(place: Workplace, job: Job, kind: str) -> tuple[int, list[Note]]:
+def _examples_of(place: Workplace, job: Job) -> ExampleKind:
+    """What a line of the job's files is. A grader is kept beside them. `ConfigError` for one that
+    the site does not take any more."""
+    known = METHODS[job.method].examples
+    if known is not None:
+        return known
+    wire = job.asked["grader"]
+    grader = judges.grader_of(wire, place.service.site, "method.reinforcement.grader")
+    file = place.data_of(job.id) / GRADER
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, judges.as_file(wire))
+    return questions(grader.missing)
+
+
+def _keep(place: Workplace, job: Job, name: str, examples: ExampleKind) -> tuple[int, list[Note]]:
     """Examples of the file, and what the client is to know of it."""
-    param = f"{kind}_file"
+    param = f"{name}_file"
     with place.service.database.read() as session:
         sha256 = _content(session, job, param)
     if sha256 is None:
-        found = f"The {kind} file was deleted before it could be read."
+        found = f"The {name} file was deleted before it could be read."
         raise _JobFault(f"invalid_{param}", found, param)
-    path: Path = place.data_of(job.id) / f"{kind}.jsonl"
-    least = validation.LEAST_EXAMPLES if kind == "training" else 1
+    path: Path = place.data_of(job.id) / f"{name}.jsonl"
+    least = validation.LEAST_EXAMPLES if name == "training" else 1
     try:
         with place.service.store.open(sha256) as content:
-            examples, unread = validation.keep(
+            count, unread = validation.keep(
                 content,
                 path,
-                kind,
-                METHODS[job.method].examples,
+                name,
+                examples,
                 least=least,
                 line_bytes=place.service.site.limits.line_bytes,
             )
     except FileFault as fault:
         raise _JobFault(fault.code, str(fault), param) from fault
-    return examples, [Note(f"unread-{kind}", unread, level="warn")] if unread else []
+    return count, [Note(f"unread-{name}", unread, level="warn")] if unread else []
 
 
 def _content(session: Session, job: Job, param: str) -> str | None:

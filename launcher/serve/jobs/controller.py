@@ -1,4 +1,4 @@
-"""`python -m launcher.serve.jobs.controller HOME`: all work on jobs.
+"""`python -m launcher.serve.jobs.controller HOME`: all work on jobs, and telling of it.
 
 Any number of them may work on one database: each job has one at a time. A controller may die at
 any moment; the next one goes on from what stands in the rows and the run folders.
@@ -43,6 +43,7 @@ from launcher.serve.jobs import (
 from launcher.serve.jobs.ownership import LostJobError, Owner
 from launcher.serve.jobs.workspace import Workplace
 from launcher.serve.service import Service
+from launcher.serve.webhooks.sender import Sender
 
 _LOG = logging.getLogger("launcher.serve.jobs.controller")  # not __main__
 _EVERY_S = 1.0
@@ -194,6 +195,8 @@ def main(argv: Sequence[str]) -> int:
     # Relative paths in the site's overrides start there.
     os.chdir(service.home)
     controller = Controller(Workplace(service, Owner.here()))
+    sender = Sender(service)
+    sender.start()
     ended = threading.Event()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -209,6 +212,7 @@ def main(argv: Sequence[str]) -> int:
             _LOG.error("%s; it is tried again", error)
         ended.wait(parsed.every)
     controller.close()
+    sender.stop()
     logs.stop()
     # A check or a stop may take minutes; whoever comes next does it again.
     os._exit(0)

@@ -17,15 +17,21 @@ from typing import IO, Any
 from launcher.core.rundir import RunDir
 from launcher.serve.jobs.measurements import BEGIN, Place
 
-#: Kind of a record -> what is drawn of it: of several names the first that it has. What an accuracy
-#: is of follows from the method.
+#: Kind of a record -> what is drawn of it: of several names the first that it has, where one ends
+#: with a colon any that begins so. What an accuracy is of follows from the method.
 COLUMNS = {
-    "train": (("loss",), ("token_accuracy", "preference_accuracy"), ("lr",)),
-    "eval": (("eval/loss",), ("eval/token_accuracy", "eval/preference_accuracy")),
+    "train": (
+        *(("loss",), ("token_accuracy", "preference_accuracy"), ("lr",)),
+        *(("score",), ("grader_errors",)),
+    ),
+    "eval": (
+        *(("eval/loss",), ("eval/token_accuracy", "eval/preference_accuracy")),
+        ("eval/grader:",),
+    ),
 }
 #: Points of a line that a page is sent; of longer ones it gets the lowest and highest of each part.
 MOST = 2000
-#: Curves, and points of all together, of some 30 bytes each.
+#: Curves, and points of all together, of some 50 bytes each.
 _REMEMBERED, _REMEMBERED_POINTS = 64, 4_000_000
 _DIGITS = 6
 _SPARK, _SPARK_BYTES, _NEAR = 32, 256 << 10, 16 << 10
@@ -146,7 +152,8 @@ class Curves:
 
 
 def spark(path: Path) -> list[list[float]]:
-    """A few points of the training loss, step and loss; reads little of a long file."""
+    """A few points of a training, step and loss, or reward where answers have one; reads little of
+    a long file."""
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below
     except FileNotFoundError:
@@ -160,7 +167,7 @@ def spark(path: Path) -> list[list[float]]:
     line = _Line(1)
     for raw in raws:
         if raw is not None and raw["kind"] == "train":
-            line.add(raw["step"], [_number(raw.get("loss"))])
+            line.add(raw["step"], [_first(raw, ("score", "loss"))])
     points, _ = line.points(0, 1 << 62, _SPARK)
     return [[step, loss] for step, loss in points if step is not None and loss is not None]
 
@@ -203,7 +210,11 @@ def _chosen(values: Sequence[float], low: int, high: int, most: int) -> Sequence
 
 
 def _first(raw: dict[str, Any], names: Sequence[str]) -> float:
-    return _number(next((raw[name] for name in names if name in raw), None))
+    for name in names:
+        own = next((one for one in raw if one.startswith(name)), "") if name[-1] == ":" else name
+        if own in raw:
+            return _number(raw[own])
+    return math.nan
 
 
 def _number(value: Any) -> float:

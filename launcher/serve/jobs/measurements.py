@@ -16,6 +16,8 @@ from launcher.serve.jobs.methods import Names, TrainingMethod
 
 #: Steps whose mean time is the pace.
 _RECENT = 20
+#: How the mean scores of the graders within another one are called.
+_PART = "score/"
 #: Bytes before a place by which it is known again: more than the times of any line.
 _MARKED = 1024
 
@@ -32,6 +34,10 @@ class Measured:
     valid_loss: float | None = None
     beside: dict[str, float | None] = field(default_factory=dict)
     """What was measured beside both losses, by the names that clients know."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Mean score of each grader within the one that rewards, by its name."""
+    is_validated: bool = False
+    """Whether a validation of this step was read."""
     seconds: float | None = None
     """What it took."""
 
@@ -51,12 +57,23 @@ class Measured:
 
     def message(self, total: int) -> str:
         """A line for people."""
+        if "train_reward_mean" in self.beside:
+            return self._of_rewards(total)
         loss = "n/a" if self.train_loss is None else f"{self.train_loss:.2f}"
         text = f"Step {self.step}/{total}: training loss={loss}"
         if self.valid_loss is None:
             return text
         found = f"{self.valid_loss:.2f}"
         return f"{text}, validation loss={found}, full validation loss={found}"
+
+    def _of_rewards(self, total: int) -> str:
+        told = (
+            ("train mean reward", "train_reward_mean"),
+            ("full validation mean reward", "valid_reward_mean"),
+        )
+        found = [(name, self.beside.get(key)) for name, key in told]
+        said = [f"{name}={value:.2f}" for name, value in found if value is not None]
+        return f"Step {self.step}/{total}: {', '.join(said) or 'no answer has a reward'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +141,14 @@ def _read(
             found += [last] if last else []
             last, begin = _measured(raw, method.train), start
         elif raw.get("kind") == "eval" and last and raw.get("step") == last.step:
-            last.valid_loss = _number(raw.get("eval/loss"))
-            last.beside |= _named(raw, method.valid, "eval/")
+            # A step's validation may come in two records.
+            last.is_validated = True
+            last.valid_loss = _number(raw.get("eval/loss", last.valid_loss))
+            found_here = _named(raw, method.valid, "eval/")
+            last.beside |= {name: x for name, x in found_here.items() if x is not None}
     if last is None:
         return found, position
-    if ended or last.valid_loss is not None or not evaluates(last.step):
+    if ended or last.is_validated or not evaluates(last.step):
         return [*found, last], position
     return found, begin
 
@@ -176,12 +196,23 @@ def _measured(raw: dict[str, Any], names: Names) -> Measured:
         _number(raw.get("loss")),
         int(tokens),
         beside=_named(raw, names),
+        parts={
+            name.removeprefix(_PART): score
+            for name, value in raw.items()
+            if name.startswith(_PART) and (score := _number(value)) is not None
+        },
         seconds=_number(raw.get("step_time_s")),
     )
 
 
 def _named(raw: dict[str, Any], names: Names, prefix: str = "") -> dict[str, float | None]:
-    return {told: _number(raw.get(f"{prefix}{own}")) for own, told in names.items()}
+    return {told: _number(_value(raw, f"{prefix}{own}")) for told, own in names.items()}
+
+
+def _value(raw: dict[str, Any], name: str) -> Any:
+    if not name.endswith(":"):
+        return raw.get(name)
+    return next((value for own, value in raw.items() if own.startswith(name)), None)
 
 
 def _number(value: Any) -> float | None:

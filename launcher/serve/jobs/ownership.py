@@ -20,7 +20,7 @@ from launcher.core.processes import alive, space
 from launcher.launch.queue import has_queue, is_installed
 from launcher.runs.slots import free_slot
 from launcher.serve.db.database import Database
-from launcher.serve.db.tables import Job, JobState, Project
+from launcher.serve.db.tables import Batch, EvalRun, Job, JobState, Project
 
 LEASE_S = 30.0
 _OPEN = (JobState.validating_files, JobState.queued, JobState.running)
@@ -32,7 +32,7 @@ class LostJobError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A controller process."""
+    """A controller process, or a server's."""
 
     host: str
     space: str
@@ -52,8 +52,9 @@ class Owner:
         """As it stands in a row."""
         return f"{self.host} {self.space} {self.pid} {self.since:.3f}"
 
-    def may_take(self, job: Job | Row[Any]) -> bool:
-        """Whether the job is its own or nobody's: a controller of this host that died has none."""
+    def may_take(self, job: Job | Batch | EvalRun | Row[Any]) -> bool:
+        """Whether the job, or a server's batch or run, is its own or nobody's: a process of this
+        host that died has none."""
         if job.owner in (None, self.name) or job.lease_until < time.time():
             return True
         host, place, pid, since = str(job.owner).rsplit(" ", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import select
@@ -120,11 +121,14 @@ def note_progress(place: Workplace, job: Job, run: RunDir) -> None:
     )
     marks = [step for step in saved if step % every == 0 and step < total]
     known = job.cursor.get("marks", []), job.cursor.get("attempt")
-    if not steps and end == place_read and known == (marks, attempt):
+    dropped = None if job.cursor.get("prepared") else _dropped(run)
+    if not steps and end == place_read and known == (marks, attempt) and dropped is None:
         return
     with place.owned(job.id) as (session, row):
+        if dropped:
+            journal.write(session, row.id, [journal.STARTED, *dropped])
         if steps or marks:
-            notes = [outcome.step_note(step, total) for step in steps]
+            notes = [outcome.step_note(row, step, total) for step in steps]
             journal.write(session, row.id, [journal.STARTED, *notes])
         _note_checkpoints(session, row, marks, place.service.site.organization)
         # Of an attempt just begun, the first that is read are the steps of those before it.
@@ -135,6 +139,29 @@ def note_progress(place: Workplace, job: Job, run: RunDir) -> None:
             )
         read = {"attempt": attempt, "position": end.position, "mark": end.mark}
         row.cursor = {**row.cursor, **read, "marks": marks}
+        if dropped is not None:
+            row.cursor = {**row.cursor, "prepared": True}
+
+
+def _dropped(run: RunDir) -> list[Note] | None:
+    """Warnings of examples that are too long to be learned from, a file each; None before the run's
+    data is prepared."""
+    folders = read_json(run.data)
+    if not isinstance(folders, dict):
+        return None
+    found = []
+    for split, file in (("train", "training"), ("validation", "validation")):
+        folder = folders.get(split)
+        index = read_json(Path(folder) / "index.json", {}) if folder else {}
+        counts = index.get("counts", {})
+        if count := counts.get("dropped", 0):
+            text = f"{count:,} of {counts['read']:,} examples of the {file} file are left out: they"
+            text += (
+                f" are longer than the {index['max_length']:,} tokens that this model learns from"
+            )
+            data = {"file": f"{file}_file", "left_out": count, "examples": counts["read"]}
+            found.append(Note(f"dropped-{file}", text, data, level="warn"))
+    return found
 
 
 def _steadied(known: int | None, found: int | None) -> int | None:
@@ -144,14 +171,14 @@ def _steadied(known: int | None, found: int | None) -> int | None:
 
 
 def _lengths(job: Job, status: Status) -> tuple[int, int]:
-    """Steps of an epoch, and of the job: fewer where the run has dropped examples.
+    """Steps between two checkpoints, and of the job: fewer where the run has dropped examples.
 
     Those are dropped of which nothing is left to learn once they are cut.
     """
     used, examples = job.hyperparameters, job.cursor["examples"]
     batch = used["batch_size"]
     total = status.steps or math.ceil(used["n_epochs"] * examples / batch)
-    return math.ceil(examples / batch), total
+    return used.get("eval_interval") or math.ceil(examples / batch), total
 
 
 def _saved(run: RunDir) -> list[int]:
@@ -186,4 +213,5 @@ def _note_checkpoints(session: Session, job: Job, marks: list[int], organization
 def _metrics(session: Session, job: Job, step: int) -> dict[str, Any]:
     key = Event.key == f"step-{step}"
     data = session.scalar(select(Event.data).where(Event.job_id == job.id, key))
-    return {name: value for name, value in (data or {}).items() if name != "total_steps"}
+    numbers = {name: x for name, x in (data or {}).items() if isinstance(x, int | float)}
+    return {name: x for name, x in numbers.items() if name != "total_steps"}

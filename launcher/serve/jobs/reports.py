@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import select
 
 from launcher import entry
+from launcher.config.schema.variants import GRADER
 from launcher.core.files import read_json
 from launcher.core.processes import end_with_parent
 from launcher.core.rundir import RunDir
@@ -55,10 +56,15 @@ def comparison(service: Service, job: str) -> list[dict[str, Any]]:
     run = RunDir(service.runs / job)
     metrics = read_json(run.eval / "comparison.json", {}).get("metrics", {})
     return [
-        {"metric": name, **{key: found[key] for key in ("base", "tuned", "verdict")}}
+        {"metric": _name(name), **{key: found[key] for key in ("base", "tuned", "verdict")}}
         for name, found in metrics.items()
         if found.get("base") is not None and found.get("tuned") is not None
     ]
+
+
+def _name(metric: str) -> str:
+    """A metric as clients are to see it: a grader's is called by the path of its file."""
+    return "reward" if metric.startswith(GRADER) else metric
 
 
 class DataReports:

@@ -17,11 +17,19 @@ from typing import Any
 from launcher.config import create
 from launcher.config.compose import compose
 from launcher.config.derive import adapter, plan
-from launcher.config.schema import Config, ModelConfig, PeftConfig, Quantization, WandbMode
+from launcher.config.schema import (
+    Config,
+    ModelConfig,
+    PeftConfig,
+    Quantization,
+    WandbMode,
+    variants,
+)
 from launcher.core.errors import ConfigError, Problem
 from launcher.runs.slots import Slots
+from launcher.serve import judges
 from launcher.serve.db.tables import Job
-from launcher.serve.jobs.methods import METHODS, TrainingMethod
+from launcher.serve.jobs.methods import METHODS, REINFORCEMENT, TrainingMethod
 from launcher.serve.naming import offer_of
 from launcher.serve.site import ProjectSettings, Site
 
@@ -44,6 +52,10 @@ class Numbers:
         """Optimizer steps of one pass over so many examples."""
         return math.ceil(examples / self.batch_size)
 
+    def interval(self, examples: int) -> int:
+        """Steps from one checkpoint, and one validation, to the next."""
+        return int(self.options.get("eval_interval") or self.steps_of_epoch(examples))
+
     def as_dict(self) -> dict[str, Any]:
         """By the names that clients know."""
         shared = ("n_epochs", "batch_size", "learning_rate_multiplier")
@@ -62,6 +74,8 @@ class Inputs:
     """Examples of the training file."""
     base: Path | None = None
     """Folder of the model to start from, if it is a fine-tuned one."""
+    grader: Path | None = None
+    """File of the grader, if the method has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +91,24 @@ class Translation:
 def numbers(method: TrainingMethod, asked: dict[str, Any], examples: int, ranks: int) -> Numbers:
     """Hyperparameters with `auto` resolved for a training file of `examples`.
 
-    Batch: 0.2 % of the examples, at least 1. Epochs: as few as the method takes, or as many as 150
-    steps need. The batch is never more than the examples, and a multiple of the ranks, which share
-    it evenly.
+    Batch: 0.2 % of the examples, at least what the method says. Epochs: as few as the method takes,
+    or as many as 150 steps need. The batch is never more than the examples, and a multiple of the
+    ranks, which share it evenly.
     """
     batch = asked["batch_size"]
     if batch == "auto":
-        batch = min(_MOST_BATCH, max(1, round(examples / 500)))
+        batch = min(_MOST_BATCH, max(method.batch, round(examples / 500)))
     batch = math.ceil(min(batch, examples) / ranks) * ranks
     epochs = asked["n_epochs"]
     if epochs == "auto":
         least, most = method.epochs
         epochs = min(most, max(least, math.ceil(_LEAST_STEPS * batch / examples)))
     factor = asked["learning_rate_multiplier"]
-    own = {
-        name: option.auto if asked[name] == "auto" else float(asked[name])
-        for name, option in method.options.items()
-    }
+    own: dict[str, float] = {}
+    for name, option in method.options.items():
+        usual = math.ceil(examples / batch) if option.auto is None else option.auto
+        value = usual if asked[name] == "auto" else asked[name]
+        own[name] = int(value) if option.is_whole else float(value)
     return Numbers(epochs, batch, 1.0 if factor == "auto" else float(factor), own)
 
 
@@ -103,12 +118,13 @@ def translate(
     """The config of the job's run, of a project by name; `ConfigError` if what the site has settled
     is wrong or gone, or if it cannot run on this machine or cluster."""
     method = METHODS[job.method]
-    words = [*method.first, *_site_words(site, offer_of(job), project)]
+    words = [*method.first, *_site_words(site, job, project)]
     words += _choice_words(words, job, method, inputs)
     sources = compose.Sources(config_dirs)
     # The final ones follow from the config, which may be made of them.
     first = numbers(method, job.asked, inputs.examples, 1)
-    before = [f"train.epochs={first.n_epochs}", f"batch.sequences={first.batch_size}"]
+    sequences = "${objective.group_size}" if method is REINFORCEMENT else first.batch_size
+    before = [f"train.epochs={first.n_epochs}", f"batch.sequences={sequences}"]
     config, problems = compose.try_compose([*words, *before], (), sources)
     if problems:
         raise ConfigError(problems)
@@ -121,6 +137,8 @@ def translate(
         if problems:
             raise ConfigError(problems)
     _set_names(config, job, inputs)
+    if inputs.grader is not None:
+        _set_grader(config, site, job, inputs.grader)
     if inputs.base is not None:
         config.model = _tuned(config.model, inputs.base)
         problems = adapter.settle(config)
@@ -136,7 +154,8 @@ def ranks_of(config: Config, parallel: int) -> int:
     return shared or create.planned_world(config)
 
 
-def _site_words(site: Site, name: str, project: str) -> list[str]:
+def _site_words(site: Site, job: Job, project: str) -> list[str]:
+    name = offer_of(job)
     offer = site.models.get(site.resolve(name) or name)
     if offer is None:
         raise ConfigError(
@@ -144,7 +163,14 @@ def _site_words(site: Site, name: str, project: str) -> list[str]:
         )
     own = site.projects.get(project) or ProjectSettings()
     account = [] if own.account is None else [f"cluster.account={own.account}"]
-    return [*site.overrides, *offer.overrides, *own.overrides, *account]
+    if METHODS[job.method] is not REINFORCEMENT:
+        return [*site.overrides, *offer.overrides, *own.overrides, *account]
+    limits = [
+        f"eval.graders.{name}={getattr(site.graders, name)}"
+        for name in ("sandbox", "timeout_s", "memory_mb")
+    ]
+    of_method = [*offer.overrides, *offer.reinforcement]
+    return [*limits, *site.overrides, *of_method, *own.overrides, *account]
 
 
 def _choice_words(
@@ -181,16 +207,19 @@ def _set_numbers(
     config: Config, method: TrainingMethod, used: Numbers, inputs: Inputs
 ) -> list[str]:
     """Set what depends on what the site has settled; returns it as words."""
-    every = used.steps_of_epoch(inputs.examples)
+    every = used.interval(inputs.examples)
     values: dict[str, Any] = {
         "train.epochs": float(used.n_epochs),
         "batch.sequences": used.batch_size,
         "optim.lr": config.optim.lr * method.rate * used.learning_rate_multiplier,
         "checkpoint.every_steps": every,
-        **{method.options[name].key: value for name, value in used.options.items()},
+        **{option.key: used.options[name] for name, option in method.options.items()},
     }
+    values.pop("", None)
     if inputs.validation is not None:
         values["eval.every_steps"] = every
+    if method is REINFORCEMENT:
+        values |= _of_answers(config, used, is_validated=inputs.validation is not None)
     if _merges(config.peft, config.model):
         # A folder that any tool, and a further job, can start from.
         values["export.merge"] = True
@@ -198,6 +227,21 @@ def _set_numbers(
         section, _, name = key.partition(".")
         setattr(getattr(config, section), name, value)
     return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+def _of_answers(config: Config, used: Numbers, *, is_validated: bool) -> dict[str, Any]:
+    """Values of a run whose model answers: a batch is of prompts, and has all their answers; a
+    validation draws them as training does."""
+    options: Any = config.objective
+    group = max(2, round(options.group_size * used.options["compute_multiplier"]))
+    found = {"objective.group_size": group, "batch.sequences": used.batch_size * group}
+    if is_validated:
+        found["eval.draws"] = used.options["eval_samples"]
+        found |= {
+            f"eval.{name}": getattr(options, name)
+            for name in ("temperature", "top_p", "max_new_tokens")
+        }
+    return found
 
 
 def _merges(peft: PeftConfig, model: ModelConfig) -> bool:
@@ -218,6 +262,23 @@ def _set_names(config: Config, job: Job, inputs: Inputs) -> None:
         wandb.entity = asked["entity"] or wandb.entity
         wandb.name = asked["name"]
         config.run.tags = [*config.run.tags, *(asked["tags"] or [])]
+
+
+def _set_grader(config: Config, site: Site, job: Job, file: Path) -> None:
+    """What rewards, the endpoints that it asks, and how much the model is to think."""
+    options: Any = config.objective
+    options.grader = str(file)
+    if config.data.validation is not None:
+        config.eval.metrics = [f"{variants.GRADER}{file}"]
+    known = judges.endpoints(site)
+    wanted = judges.models_of(job.asked["grader"])
+    if gone := [name for name in wanted if name not in known]:
+        found = f"the model {gone[0]}, which the grader asks, is no judge any more"
+        raise ConfigError(found, where="judges", hint=", ".join(known))
+    config.eval.endpoints = {name: known[name] for name in wanted}
+    effort = job.asked.get("reasoning_effort", "default")
+    if effort != "default":
+        config.data.template_options = {**config.data.template_options, "reasoning_effort": effort}
 
 
 def _tuned(model: ModelConfig, folder: Path) -> ModelConfig:

@@ -12,10 +12,12 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     WrapValidator,
+    field_validator,
     model_validator,
 )
 
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
+from launcher.serve.grading.wire_graders import GraderForm
 from launcher.serve.http.wire import RequestBody
 from launcher.serve.jobs.methods import METHODS
 
@@ -77,6 +79,33 @@ class DpoHyperparameters(Hyperparameters):
     ] = _AUTO
 
 
+class ReinforcementHyperparameters(Hyperparameters):
+    """The same, how much is tried, and how held-out questions are answered on the way."""
+
+    compute_multiplier: Annotated[
+        StrictFloat,
+        Field(gt=0, le=10, allow_inf_nan=False),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="number", exclusiveMinimum=0, maximum=10),
+    ] = _AUTO
+    eval_interval: Annotated[
+        StrictInt,
+        Field(ge=1, le=1_000_000),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=1_000_000),
+    ] = _AUTO
+    eval_samples: Annotated[
+        StrictInt,
+        Field(ge=1, le=64),
+        _OR_AUTO,
+        _PLAIN,
+        _described(type="integer", minimum=1, maximum=64),
+    ] = _AUTO
+    reasoning_effort: Literal["default", "low", "medium", "high"] = "default"
+
+
 class Supervised(RequestBody):
     """The method `supervised`: conversations are learned."""
 
@@ -89,16 +118,36 @@ class DpoMethod(RequestBody):
     hyperparameters: DpoHyperparameters | None = None
 
 
+class ReinforcementMethod(RequestBody):
+    """The method `reinforcement`: the model answers, and a grader rewards."""
+
+    grader: GraderForm
+    hyperparameters: ReinforcementHyperparameters | None = None
+    response_format: Any = None
+
+    @field_validator("response_format")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if value not in (None, {"type": "text"}):
+            raise ValueError(
+                "no form of answers is enforced in training: leave it out, describe the form in the"
+                " messages, and let the grader read output_json"
+            )
+        return value
+
+
 class Method(RequestBody):
-    """How to fine-tune. `reinforcement` is not offered."""
+    """How to fine-tune."""
 
     type: Literal["supervised", "dpo", "reinforcement"]
     supervised: Supervised | None = None
     dpo: DpoMethod | None = None
-    reinforcement: dict[str, Any] | None = None
+    reinforcement: ReinforcementMethod | None = None
 
     @model_validator(mode="after")
     def _of_its_type(self) -> "Method":
+        if self.type == "reinforcement" and self.reinforcement is None:
+            raise ValueError("'reinforcement' with a 'grader' is a required property")
         for name in ("supervised", "dpo", "reinforcement"):
             if getattr(self, name) is not None and name != self.type:
                 raise ValueError(f"has '{name}', but its type is '{self.type}'")
@@ -152,14 +201,36 @@ class NewJob(RequestBody):
 
     def _inside(self) -> Hyperparameters | None:
         """The hyperparameters in `method`."""
-        chosen = self.method and (self.method.supervised or self.method.dpo)
+        chosen = self.method and getattr(self.method, self.method.type)
         return chosen.hyperparameters if chosen else None
 
+    @property
+    def kind(self) -> str:
+        """The name of the method."""
+        return self.method.type if self.method else "supervised"
+
+    @property
+    def grader(self) -> dict[str, Any] | None:
+        """What rewards, if the method has such."""
+        chosen = self.method and self.method.reinforcement
+        return chosen.grader if chosen else None
+
     def asked(self) -> dict[str, Any]:
-        """The hyperparameters, wherever they were given."""
-        is_dpo = self.method is not None and self.method.type == "dpo"
-        every = DpoHyperparameters if is_dpo else Hyperparameters
-        return {**every().model_dump(), **dict(self._inside() or self.hyperparameters or ())}
+        """The hyperparameters, wherever they were given, and the grader."""
+        numbers = dict(self._inside() or self.hyperparameters or ())
+        chosen = self.method and self.method.reinforcement
+        beside: dict[str, Any] = {"grader": chosen.grader} if chosen else {}
+        if chosen and chosen.response_format:
+            beside["response_format"] = chosen.response_format
+        return {**_HYPERPARAMETERS[self.kind]().model_dump(), **numbers, **beside}
+
+
+#: Method -> its hyperparameters.
+_HYPERPARAMETERS: dict[str, type[Hyperparameters]] = {
+    "supervised": Hyperparameters,
+    "dpo": DpoHyperparameters,
+    "reinforcement": ReinforcementHyperparameters,
+}
 
 
 class Fault(BaseModel):
@@ -224,6 +295,8 @@ def job_view(job: Job, organization: str) -> dict[str, Any]:
     shared = {name: job.asked.get(name, "auto") for name in Hyperparameters.model_fields}
     own = {name: job.asked.get(name, "auto") for name in METHODS[job.method].options}
     numbers = {**shared, **own, **job.hyperparameters}
+    kept = {name: job.asked[name] for name in ("reasoning_effort",) if name in job.asked}
+    beside = {name: job.asked[name] for name in ("grader", "response_format") if name in job.asked}
     return {
         "id": job.id,
         "object": "fine_tuning.job",
@@ -237,7 +310,10 @@ def job_view(job: Job, organization: str) -> dict[str, Any]:
         "validation_file": job.validation_file,
         "result_files": [job.result_file] if job.result_file else [],
         "hyperparameters": {name: numbers[name] for name in shared},
-        "method": {"type": job.method, job.method: {"hyperparameters": numbers}},
+        "method": {
+            "type": job.method,
+            job.method: {**beside, "hyperparameters": {**numbers, **kept}},
+        },
         "trained_tokens": job.trained_tokens,
         "error": job.error,
         "seed": job.seed,

@@ -16,6 +16,9 @@ from launcher.serve.jobs.ownership import Owner
 from launcher.serve.jobs.run_config import Inputs, Translation, translate
 from launcher.serve.service import Service
 
+#: File of a job's grader, in the folder of its data.
+GRADER = "grader.yaml"
+
 
 @dataclass(frozen=True, slots=True)
 class Workplace:
@@ -46,6 +49,7 @@ class Workplace:
             validation=validation,
             examples=job.cursor["examples"],
             base=origin.folder_of(self.service, job, folder),
+            grader=folder / GRADER if "grader" in job.asked else None,
         )
         with self.service.database.read() as session:
             project = quota.name_of(session, job.project_id)

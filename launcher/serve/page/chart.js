@@ -6,7 +6,16 @@ export const METRICS = {
   loss: { title: "Loss", unit: "Loss, nats per token", train: 1, valid: 1, format: number, canLog: true },
   accuracy: { title: "Accuracy", unit: "Accuracy, %", train: 2, valid: 2, factor: 100, format: (value) => `${number(value)} %` },
   rate: { title: "Learning rate", unit: "Learning rate", train: 3, format: number, canLog: true },
+  reward: { title: "Reward", unit: "Mean reward", train: 4, valid: 3, format: number },
+  errors: { title: "Grader errors", unit: "Answers whose grading went wrong, %", train: 5, factor: 100, format: (value) => `${number(value)} %` },
 };
+
+/** What there is to draw of jobs of these methods, the most telling first. */
+export function metricsOf(methods) {
+  const rewarded = methods.includes("reinforcement");
+  const others = methods.some((method) => method !== "reinforcement");
+  return [...(rewarded && !others ? ["reward", "loss"] : ["loss"]), ...(others ? ["accuracy"] : []), "rate", ...(rewarded && others ? ["reward"] : []), ...(rewarded ? ["errors"] : [])];
+}
 
 /** Points of a curve as the server tells it, for a metric. */
 export function linesOf(curve, metric, names) {
@@ -224,7 +233,7 @@ export class Chart {
 export const legend = (lines) => lines.map((line) => make("span", { className: `key c${line.index}${line.isValid ? " valid" : ""}`, textContent: line.mark ? `${line.mark}  ${line.name}` : line.name }));
 
 /** A few points without axes, for a list. */
-export function spark(points) {
+export function spark(points, what) {
   const [width, height] = [120, 30];
   const [xs, ys] = [points.map((p) => p[0]), points.map((p) => p[1])];
   const along = (values, from, to) => {
@@ -232,23 +241,23 @@ export function spark(points) {
     return (value) => (high === low ? (from + to) / 2 : from + ((value - low) / (high - low)) * (to - from));
   };
   const [x, y] = [along(xs, 2, width - 2), along(ys, height - 3, 3)];
-  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `Training loss from ${number(ys[0])} to ${number(ys.at(-1))}` });
+  const svg = draw("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", role: "img", "aria-label": `${what} from ${number(ys[0])} to ${number(ys.at(-1))}` });
   svg.append(draw("polyline", { class: "line c0", points: points.map((p) => `${x(p[0]).toFixed(1)},${y(p[1]).toFixed(1)}`).join(" ") }));
   return svg;
 }
 
 /** The switches above a chart; `change` is told what is new in the address. */
-export function switches(place, query, change) {
-  const metric = METRICS[query.get("metric")] ? query.get("metric") : "loss";
+export function switches(place, query, change, names) {
+  const metric = names.includes(query.get("metric")) ? query.get("metric") : names[0];
   const log = query.get("log") === "1";
   const zoom = (query.get("zoom") ?? "").match(/^(\d+)-(\d+)$/)?.slice(1).map(Number) ?? null;
   const button = (text, pressed, changes, disabled = false) => make("button", { type: "button", textContent: text, "aria-pressed": String(pressed), disabled, onclick: () => change(changes) });
   const focused = [...place.querySelectorAll("button")].indexOf(document.activeElement);
-  const text = JSON.stringify([metric, log, zoom]);
+  const text = JSON.stringify([names, metric, log, zoom]);
   if (place.dataset.signature !== text) {
     place.dataset.signature = text;
     place.replaceChildren(
-      make("div", { className: "switch", role: "group", "aria-label": "What is drawn" }, ...Object.entries(METRICS).map(([name, { title }]) => button(title, name === metric, { metric: name === "loss" ? null : name }))),
+      make("div", { className: "switch", role: "group", "aria-label": "What is drawn" }, ...names.map((name) => button(METRICS[name].title, name === metric, { metric: name === names[0] ? null : name }))),
       button("Log scale", log && Boolean(METRICS[metric].canLog), { log: log ? null : "1" }, !METRICS[metric].canLog),
       make("button", { type: "button", className: "reset", textContent: "Show all", disabled: !zoom, onclick: () => change({ zoom: null }) }),
     );

@@ -1,7 +1,7 @@
 // Several jobs in one picture.
 import { fresh, get } from "./server.js";
 import { badge, called, element, forget, id, LIVE, make, number, renew } from "./dom.js";
-import { Chart, joined, linesOf, switches } from "./chart.js";
+import { Chart, joined, linesOf, metricsOf, switches } from "./chart.js";
 
 const MOST = 6;
 const MARKS = "ABCDEF";
@@ -43,7 +43,7 @@ export async function show(list, query, isCurrent) {
 let latest = [];
 export async function redraw(list, query, isCurrent, jobs = latest) {
   latest = jobs;
-  const wanted = switches(element("compare-switches"), query, change);
+  const wanted = switches(element("compare-switches"), query, change, metricsOf(jobs.map((job) => job.method.type)));
   const isThin = wanted.zoom && [...known.values()].some(({ curve }) => curve.is_thinned);
   const lines = [];
   for (const [i, job] of jobs.entries()) {

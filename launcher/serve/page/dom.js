@@ -42,12 +42,40 @@ export function problem(text) {
   if (place.textContent !== text) place.textContent = text;
 }
 
+let refused = () => {};
+/** What is done when the server does not take the tab's key. */
+export const whenRefused = (then) => { refused = then; };
+
+/** Tell what went wrong. Of a key that was left in the meantime nothing is told. */
+export function fail(error) {
+  if (error.name === "AbortError") return;
+  error.status === 401 ? refused() : problem(error.message);
+}
+
+/** Do what a button is for, and let nobody press it meanwhile. */
+export async function act(button, work) {
+  button.disabled = true;
+  await Promise.resolve(work()).catch(fail);
+  button.disabled = false;
+}
+
 export const say = (text) => { element("said").textContent = text; };
 
 export function choose(select, options, wanted) {
   const before = wanted ?? select.value;
   renew(select, options, () => options.map(([value, text]) => make("option", { value, textContent: text ?? value })));
   if (options.some(([value]) => value === before)) select.value = before;
+}
+
+/** A file as an option. */
+export const fileOption = (file) => [file.id, `${file.filename} · ${size(file.bytes)} · ${ago(file.created_at)}`];
+
+/** Choose a file that was uploaded right now: sending the form again does not upload it again. */
+export function adopt(select, file) {
+  const [value, textContent] = fileOption(file);
+  select.append(make("option", { value, textContent }));
+  select.value = value;
+  select.dispatchEvent(new Event("change"));
 }
 
 // ---- words and numbers
@@ -60,13 +88,20 @@ export function number(value) {
   const text = Number(value.toPrecision(3));
   return value && Math.abs(value) < 0.001 ? text.toExponential() : text.toString();
 }
+/** What a checkpoint has to show: its reward if answers had one, else its loss. */
+export function scored(metrics) {
+  const reward = metrics.full_valid_mean_reward ?? metrics.train_mean_reward;
+  const loss = metrics.full_valid_loss ?? metrics.train_loss;
+  if (reward !== undefined) return `reward ${number(reward)}`;
+  return loss === undefined ? "" : number(loss);
+}
 export const short = (id) => `…${id.slice(-6)}`;
 
 export function duration(seconds) {
   const [s, m, h] = [Math.max(0, seconds), seconds / 60, seconds / 3600];
   if (s < 60) return `${Math.round(s)} s`;
   if (m < 60) return `${Math.round(m)} min`;
-  return h < 48 ? `${Math.floor(h)} h ${Math.round(m % 60)} min` : `${Math.round(h / 24)} days`;
+  return h < 48 ? `${Math.floor(h)} h ${Math.floor(m % 60)} min` : `${Math.round(h / 24)} days`;
 }
 
 export function ago(seconds) {
@@ -109,6 +144,12 @@ export function meter(job) {
     className: "progress", role: "progressbar", "aria-label": "Training steps", "aria-valuemin": 0,
     "aria-valuemax": job.progress?.total_steps ?? 1, "aria-valuenow": job.progress?.step ?? 0,
   }, bar);
+}
+
+/** The head and body of a table of texts; the first cell of a row names it. */
+export function tableOf(heads, rows) {
+  return [make("thead", {}, make("tr", {}, ...heads.map((textContent) => make("th", { scope: "col", textContent })))),
+    make("tbody", {}, ...rows.map(([name, ...cells]) => make("tr", {}, make("th", { scope: "row", textContent: name }), ...cells.map((textContent) => make("td", { textContent })))))];
 }
 
 /** Ask twice for what cannot be undone; true at the second time. */

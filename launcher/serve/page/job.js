@@ -1,7 +1,7 @@
 // One job: how far it is, its curves, what it was made of and what it leaves.
 import { all, fresh, get, now, post } from "./server.js";
-import { ago, badge, called, duration, element, forget, LIVE, make, news, number, problem, renew, say, size, sure, when, words } from "./dom.js";
-import { Chart, joined, legend, linesOf, switches } from "./chart.js";
+import { ago, badge, called, duration, element, fail, forget, LIVE, make, news, number, renew, say, scored, size, sure, when, words } from "./dom.js";
+import { Chart, joined, legend, linesOf, metricsOf, switches } from "./chart.js";
 
 const STEPS = 2000; // events of steps that are listed at most
 const NAMES = { train: { name: "training", index: 0 }, valid: { name: "validation", index: 1, isValid: true } };
@@ -18,7 +18,7 @@ export function begin(changed, again) {
       const does = button.dataset.does;
       if (does === "cancel" && !sure(button, "Really cancel?")) return;
       button.disabled = true;
-      await post(`fine_tuning/jobs/${state.id}/${does}`).then(again, (error) => problem(error.message));
+      await post(`fine_tuning/jobs/${state.id}/${does}`).then(again, fail);
       button.disabled = false;
     };
   }
@@ -27,7 +27,7 @@ export function begin(changed, again) {
 }
 
 export function open(id) {
-  state = { id, status: "", curve: null, steps: null };
+  state = { id, status: "", method: "", curve: null, steps: null };
   forget(...CARDS.map(element));
   chart.clear("Loading…");
   for (const name of ["checkpoints-card", "reports-card", "comparison-card", "downloads-card", "job-error", "job-try", "events-all", "report"]) element(name).hidden = true;
@@ -45,6 +45,7 @@ export async function show(id, query, isCurrent) {
   if (more.version !== mine.curve?.version && since) mine.curve = await curveOf(id, 0);
   else mine.curve = joined(mine.curve, more);
   const { job, events } = found;
+  mine.method = job.method.type;
   head(job);
   facts(job);
   list(events);
@@ -52,7 +53,7 @@ export async function show(id, query, isCurrent) {
   if (mine.status !== job.status) {
     if (mine.status) say(`The job is ${words(job.status)}.`);
     mine.status = job.status;
-    left(job, isCurrent).catch((error) => problem(error.message));
+    left(job, isCurrent).catch(fail);
   }
   return LIVE.includes(job.status);
 }
@@ -76,15 +77,21 @@ function head(job) {
   for (const does of Object.keys(can)) element(`job-${does}`).hidden = !can[does];
   element("job-try").hidden = job.status !== "succeeded";
   element("job-try").href = `#try/${encodeURIComponent(job.fine_tuned_model)}`;
-  element("job-again").href = `#new?${new URLSearchParams({ file: job.training_file, model: job.model, method: job.method.type })}`;
+  const rewards = job.method.type === "reinforcement";
+  element("job-again").href = `#new?${new URLSearchParams({ file: job.training_file, model: job.model, method: job.method.type, ...(rewards && { job: job.id }) })}`;
+  element("job-grader").hidden = !rewards;
+  element("job-grader").href = `#graders?job=${encodeURIComponent(job.id)}`;
 }
 
 function facts(job) {
-  const { n_epochs, batch_size, learning_rate_multiplier, beta } = job.method[job.method.type].hyperparameters;
+  const { hyperparameters, grader } = job.method[job.method.type];
+  const { n_epochs, batch_size, learning_rate_multiplier, beta, compute_multiplier, eval_interval, eval_samples, reasoning_effort } = hyperparameters;
   const file = (id) => id && (job.files[id] ?? `${id} (deleted)`);
   const known = Object.entries({
     "Model": job.fine_tuned_model, "Base model": job.model, "Method": job.method.type, "Training file": file(job.training_file), "Validation file": file(job.validation_file),
-    "Epochs": n_epochs, "Batch size": batch_size, "Learning rate ×": learning_rate_multiplier, "Beta": beta, "Seed": job.seed,
+    "Epochs": n_epochs, "Batch size": batch_size, "Learning rate ×": learning_rate_multiplier, "Beta": beta,
+    "Grader": grader && `${grader.name} (${grader.type})`, "Compute ×": compute_multiplier, "Validation every": eval_interval && `${eval_interval} steps`, "Answers a question": eval_samples,
+    "Reasoning effort": reasoning_effort === "default" ? null : reasoning_effort, "Seed": job.seed,
     "Trained tokens": job.trained_tokens?.toLocaleString(), "Created": when(job.created_at),
     "Expected end": job.estimated_finish && when(job.estimated_finish), "Finished": job.finished_at && when(job.finished_at),
     "Took": job.finished_at && duration(job.finished_at - job.created_at),
@@ -94,7 +101,7 @@ function facts(job) {
 }
 
 async function plot(query, isCurrent) {
-  const wanted = switches(element("curve-switches"), query, change);
+  const wanted = switches(element("curve-switches"), query, change, metricsOf([state.method]));
   let { curve } = state;
   // Of a long run there are not all points: a part is asked for as it is.
   if (wanted.zoom && curve.is_thinned) curve = await get(`fine_tuning/jobs/${state.id}/curve?first=${wanted.zoom[0]}&last=${wanted.zoom[1]}`);
@@ -126,7 +133,7 @@ async function listSteps() {
     renew(element("events"), [mine.id, "all"], () => events.map(line));
     element("events-all").hidden = true;
   } catch (error) {
-    problem(error.message);
+    fail(error);
   }
   element("events-all").disabled = false;
 }
@@ -140,8 +147,8 @@ async function left(job, isCurrent) {
   element("checkpoints-card").hidden = !checkpoints.length;
   renew(element("checkpoints"), checkpoints.map((point) => [point.id, point.metrics]), () => checkpoints.map((point) => {
     const name = point.fine_tuned_model_checkpoint;
-    const loss = point.metrics.full_valid_loss ?? point.metrics.train_loss;
-    return make("li", {}, make("span", { textContent: `Step ${point.step_number}` }), make("span", { className: "soft", textContent: loss === undefined ? "" : `loss ${number(loss)}` }),
+    const score = scored(point.metrics);
+    return make("li", {}, make("span", { textContent: `Step ${point.step_number}` }), make("span", { className: "soft", textContent: !score || score.startsWith("reward") ? score : `loss ${score}` }),
       make("a", { href: `#try/${encodeURIComponent(name)}`, textContent: "Try", "aria-label": `Try the checkpoint of step ${point.step_number}`, title: name }));
   }));
   element("comparison-card").hidden = !reports.comparison.length;
@@ -167,7 +174,7 @@ function compare(rows) {
 
 // Links are good for a short while, so each is asked for when it is needed.
 async function linkOf(path, kind) {
-  const found = await get(path).catch((error) => problem(error.message));
+  const found = await get(path).catch(fail);
   return found?.data.find((one) => one.kind === kind);
 }
 

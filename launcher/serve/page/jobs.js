@@ -28,12 +28,6 @@ export function begin(changed) {
   element("chosen-compare").onclick = () => { location.hash = `#compare/${chosen.join(",")}`; };
 }
 
-export function clear() {
-  rows.clear();
-  forget(element("jobs"), element("states"), element("find-model"));
-  element("jobs-table").hidden = true;
-}
-
 export function open(query) {
   element("jobs-loading").hidden = rows.size > 0;
   for (const [field, name] of [["find-text", "q"], ["find-label", "metadata"]]) {
@@ -127,7 +121,7 @@ function update(row, job) {
     make("span", { className: job.status === "failed" ? "why" : "", textContent: text, title: job.status === "failed" ? text : "", dir: job.status === "failed" ? "auto" : "" }),
     job.status === "running" ? meter(job) : null]);
   renew(model, job.model, () => [make("span", { textContent: job.model })]);
-  renew(loss, job.spark, () => (job.spark.length > 1 ? [spark(job.spark), make("span", { textContent: number(job.spark.at(-1)[1]) })] : []));
+  renew(loss, job.spark, () => (job.spark.length > 1 ? [spark(job.spark, job.method.type === "reinforcement" ? "Reward" : "Training loss"), make("span", { textContent: number(job.spark.at(-1)[1]) })] : []));
   const age = ago(job.created_at);
   renew(born, age, () => [make("time", { textContent: age, title: when(job.created_at), dateTime: new Date(1000 * job.created_at).toISOString() })]);
 }

@@ -1,6 +1,7 @@
 // The models that jobs have made; they can be deleted, unless a job needs them.
 import { fresh, remove } from "./server.js";
-import { ago, element, forget, make, number, problem, renew, say, short, sure, when } from "./dom.js";
+import { ago, element, fail, forget, make, problem, renew, say, scored, short, sure, when } from "./dom.js";
+import * as sharing from "./sharing.js";
 
 let again = () => {};
 
@@ -25,30 +26,32 @@ export async function show(isCurrent) {
 }
 
 function row(model) {
-  const loss = model.metrics.full_valid_loss ?? model.metrics.train_loss;
+  const score = scored(model.metrics);
   const users = model.used_by.length;
   return make("tr", { role: "row" },
     make("th", { scope: "row", role: "rowheader", "data-label": "Model" }, make("span", { className: "long", textContent: model.id }),
-      users ? make("small", { className: "warned" }, `${users === 1 ? "A job starts" : `${users} jobs start`} from it: `, ...model.used_by.map((job) => make("a", { href: `#jobs/${job}`, textContent: job }))) : null),
+      users ? make("small", { className: "warned" }, `${users === 1 ? "A job starts" : `${users} jobs start`} from it: `, ...model.used_by.map((job) => (job.startsWith("ftjob-") ? make("a", { href: `#jobs/${job}`, textContent: job }) : job))) : null),
     make("td", { role: "cell", "data-label": "Kind", textContent: model.is_final ? "End of the job" : "Checkpoint" }),
     make("td", { role: "cell", "data-label": "Step", textContent: model.step }),
-    make("td", { role: "cell", "data-label": "Loss", textContent: loss === undefined ? "–" : number(loss) }),
+    make("td", { role: "cell", "data-label": "Loss or reward", textContent: score || "–" }),
     make("td", { role: "cell", "data-label": "Job" }, make("a", { href: `#jobs/${model.job}`, textContent: model.suffix || short(model.job), className: "clip", dir: "auto", title: model.job })),
     make("td", { role: "cell", className: "born", "data-label": "Created", title: when(model.created_at) }),
-    make("td", { role: "cell", className: "last" }, make("div", { className: "deeds" }, make("a", { className: "button", href: `#try/${encodeURIComponent(model.id)}`, textContent: "Try", "aria-label": `Try ${model.id}` }), deleting(model, users))));
+    make("td", { role: "cell", className: "last" }, make("div", { className: "deeds" }, make("a", { className: "button", href: `#try/${encodeURIComponent(model.id)}`, textContent: "Try", "aria-label": `Try ${model.id}` }), sharer(model), deleting(model, users))));
 }
+
+const sharer = (model) => make("button", { type: "button", textContent: "Share", "aria-label": `Projects that may use ${model.id}`, "aria-haspopup": "dialog", onclick: () => sharing.open(model.id) });
 
 function deleting(model, users) {
   const button = make("button", { type: "button", className: "danger", textContent: "Delete", "aria-label": `Delete ${model.id}` });
   button.onclick = async () => {
-    if (users) return problem(`${model.id} cannot be deleted: ${model.used_by.join(", ")} starts from it. Cancel that first, or wait for its end.`);
+    if (users) return problem(`${model.id} cannot be deleted: ${model.used_by.join(", ")} starts from it, which has to end first.`);
     if (!sure(button, "Really delete?")) return undefined;
     button.disabled = true;
     try {
       await remove(`models/${model.id.split("/").map(encodeURIComponent).join("/")}`);
       say("The model is deleted.");
     } catch (error) {
-      problem(error.message);
+      fail(error);
       button.disabled = false;
     }
     return again();

@@ -1,12 +1,18 @@
 // Which view is shown, and when it asks the server again.
 import { fresh, session } from "./server.js";
-import { element, problem } from "./dom.js";
+import { element, fail, problem, whenRefused } from "./dom.js";
+import * as audit from "./audit.js";
+import * as batches from "./batches.js";
 import * as compare from "./compare.js";
 import * as create from "./create.js";
+import * as evals from "./evals.js";
+import * as graders from "./graders.js";
 import * as job from "./job.js";
 import * as jobs from "./jobs.js";
 import * as models from "./models.js";
+import * as sharing from "./sharing.js";
 import * as talk from "./talk.js";
+import * as webhooks from "./webhooks.js";
 
 const POLL_MS = 2000;
 const IDLE_POLL_MS = 20000;
@@ -21,8 +27,9 @@ function address() {
   const [path, query = ""] = location.hash.slice(1).split("?");
   const [name, ...rest] = path.split("/");
   const object = decode(rest.join("/"));
-  const known = ["jobs", "compare", "new", "models", "try"].includes(name) ? name : "jobs";
-  return { view: known === "jobs" && object ? "job" : known, name: known, object, query: new URLSearchParams(query), path: object ? path : known };
+  const known = ["jobs", "compare", "new", "models", "try", "graders", "evals", "batches", "webhooks", "audit"].includes(name) ? name : "jobs";
+  const single = { jobs: "job", evals: object.includes("/") ? "run" : "eval" };
+  return { view: (object && single[known]) || known, name: known, object, query: new URLSearchParams(query), path: object ? path : known };
 }
 
 function decode(text) {
@@ -31,11 +38,15 @@ function decode(text) {
 
 /** What is new in the address; a step to come back to, unless it is one of many. */
 function change(news, isStep = true) {
+  put(news, isStep);
+  route();
+}
+
+function put(news, isStep) {
   const { query, path } = address();
   for (const [name, value] of Object.entries(news)) value === null ? query.delete(name) : query.set(name, value);
   const text = query.toString();
   history[isStep ? "pushState" : "replaceState"](null, "", `#${path}${text ? `?${text}` : ""}`);
-  route();
 }
 
 // ---- views
@@ -47,6 +58,13 @@ const VIEWS = {
   models: { open: () => models.open(), show: (_, isCurrent) => models.show(isCurrent) },
   new: { open: ({ query }) => create.open(query) },
   try: { open: ({ object }) => talk.open(object) },
+  graders: { open: ({ query }) => graders.open(query) },
+  evals: { open: () => evals.open(), show: (_, isCurrent) => evals.show(isCurrent) },
+  eval: { open: ({ object, query }) => evals.openEval(object, query), show: ({ object }, isCurrent) => evals.showEval(object, isCurrent) },
+  run: { open: ({ object }) => evals.openRun(object), show: ({ query }, isCurrent) => evals.showRun(query, isCurrent) },
+  batches: { open: () => batches.open(), show: (_, isCurrent) => batches.show(isCurrent) },
+  webhooks: { open: () => webhooks.open(), show: ({ query }, isCurrent) => webhooks.show(query, isCurrent) },
+  audit: { open: () => audit.open(), show: ({ query }, isCurrent) => audit.show(query, isCurrent) },
   key: {},
 };
 
@@ -62,6 +80,7 @@ async function route(focus = true) {
   for (const link of element("nav").children) {
     link.hash === `#${here.name === "compare" ? "jobs" : here.name}` ? link.setAttribute("aria-current", "page") : link.removeAttribute("aria-current");
   }
+  if (isNew) element("nav").querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
   document.body.classList.toggle("choosing", view === "jobs" && here.query.has("chosen"));
   if (isNew) {
     problem("");
@@ -71,6 +90,7 @@ async function route(focus = true) {
   } else {
     await Promise.resolve(VIEWS[view].redraw?.(here, () => shown === now)).catch(fail);
   }
+  if (shown !== now) return;
   if (view !== "key" && !session.project) await fresh("fine_tuning/overview?limit=1").catch(fail);
   element("project").textContent = view === "key" ? "" : session.project;
   document.body.dataset.view = view; // it can be used now
@@ -102,12 +122,6 @@ async function poll() {
   timer = setTimeout(poll, wait || (isLive ? POLL_MS : IDLE_POLL_MS));
 }
 
-function fail(error) {
-  if (error.status === 401) return leave("This key is not valid.");
-  problem(error.message);
-  return undefined;
-}
-
 // ---- the key
 
 async function enter() {
@@ -118,23 +132,44 @@ async function enter() {
     if (error.status !== 401) session.key = "";
     return fail(error);
   }
+  const isOther = session.owner !== "" && session.owner !== session.project;
+  if (isOther) session.clear();
+  session.own();
   session.keep(session.key);
+  if (isOther) return begin();
   element("key").value = "";
   problem("");
   return route();
 }
 
-function leave(why = "") {
+/** The key is of no use any more; what its project has begun to write stays for another key of it. */
+function refused() {
   clearTimeout(timer);
   asked += 1;
   session.keep("");
-  talk.forgetAll();
-  jobs.clear();
+  sharing.close();
   route();
-  problem(why);
+  problem("This key is not valid.");
 }
 
-const act = (form, work) => form.addEventListener("submit", async (event) => {
+function leave() {
+  clearTimeout(timer);
+  asked += 1;
+  session.keep("");
+  session.clear();
+  begin();
+}
+
+/** Begin as a new tab does: no view has anything of another project then. */
+function begin() {
+  shown = "";
+  element("main").hidden = true;
+  for (const form of document.forms) form.autocomplete = "off"; // or the browser fills in what it had
+  element("grader-json").autocomplete = "off";
+  location.reload();
+}
+
+const sends = (form, work) => form.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = form.querySelector("button[type=submit]");
   button.disabled = true;
@@ -152,12 +187,24 @@ job.begin(change, poll);
 compare.begin(change);
 create.begin();
 models.begin(poll);
+graders.begin(() => put({ job: null }, false));
+evals.begin(change, poll);
+batches.begin(poll);
+webhooks.begin(change, poll);
+audit.begin(change);
+sharing.begin();
 talk.begin();
-act(element("key-form"), enter);
-act(element("new-form"), create.send);
-act(element("try-form"), () => talk.send(fail));
-element("leave").onclick = () => leave();
+sends(element("key-form"), enter);
+sends(element("new-form"), create.send);
+sends(element("try-form"), talk.send);
+sends(element("grader-try"), graders.send);
+sends(element("eval-form"), evals.create);
+sends(element("run-form"), evals.startRun);
+sends(element("batch-form"), batches.send);
+sends(element("hook-form"), webhooks.send);
+element("leave").onclick = leave;
 addEventListener("hashchange", () => route());
 document.addEventListener("visibilitychange", () => !document.hidden && session.key && VIEWS[shown.split(" ")[0]]?.show && poll());
+whenRefused(refused);
 session.recall();
 route(false);

@@ -1,6 +1,6 @@
 // Trying models: one, or a tuned one beside its base.
 import { ask, get, streamed } from "./server.js";
-import { choose, element, make, problem } from "./dom.js";
+import { choose, element, fail, make, problem } from "./dom.js";
 
 let talks = []; // of each column: its model and its turns
 let answering = null;
@@ -39,19 +39,13 @@ export function reset(names = talks.map(({ model }) => model)) {
   element("talk").replaceChildren(...talks.map(({ model, place }) => make("section", {}, make("h2", { textContent: model, title: model }), place)));
 }
 
-export function forgetAll() {
-  answering?.abort();
-  talks = [];
-  element("talk").replaceChildren();
-}
-
 function turn(place, role, text) {
   const made = make("div", { className: `turn ${role}`, textContent: text, dir: "auto" });
   place.append(made);
   return made;
 }
 
-export async function send(fail) {
+export async function send() {
   const text = element("try-text").value.trim();
   if (!text || answering) return;
   columns();
@@ -59,7 +53,7 @@ export async function send(fail) {
   answering = new AbortController();
   busy(true);
   problem("");
-  await Promise.all(talks.map((talk) => answer(talk, text, answering.signal).catch((error) => error.name !== "AbortError" && fail(error))));
+  await Promise.all(talks.map((talk) => answer(talk, text, answering.signal).catch(fail)));
   answering = null;
   busy(false);
 }

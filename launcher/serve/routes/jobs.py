@@ -6,14 +6,14 @@ import secrets
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import AfterValidator
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
-from launcher.core import runtime
 from launcher.serve import quota
 from launcher.serve.chat import models
-from launcher.serve.db.database import new_id
+from launcher.serve.db.database import comparable, new_id
 from launcher.serve.db.tables import Event, Job, JobState, Model, now
 from launcher.serve.files import project_files
 from launcher.serve.http import paging, retries
@@ -22,11 +22,24 @@ from launcher.serve.http.failure import ApiError, missing_job
 from launcher.serve.http.wire import Bounded, Page
 from launcher.serve.jobs import journal, wire_jobs
 from launcher.serve.jobs.journal import Note
-from launcher.serve.jobs.methods import METHODS
+from launcher.serve.routes.graders import Graders
+from launcher.serve.service import Service
 from launcher.serve.site import Site
+from launcher.serve.webhooks import outbox
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs")
 _LABEL = re.compile(r"metadata\[(.*)\]", re.DOTALL)
+#: `metadata[KEY]=VALUE`, which is read from the query itself; `metadata=null` for jobs with none.
+_LABELS = {
+    "name": "metadata",
+    "in": "query",
+    "required": False,
+    "style": "deepObject",
+    "explode": True,
+    "schema": {
+        "anyOf": [{"type": "object", "additionalProperties": {"type": "string"}}, {"type": "null"}]
+    },
+}
 Limit = Annotated[int, Query(ge=1)]
 #: Blank is none: some clients write what is not there so.
 After = Annotated[str | None, AfterValidator(lambda after: after or None)]
@@ -35,17 +48,23 @@ _ONE = select(Job).where(Job.id == bindparam("job"), Job.project_id == bindparam
 
 
 @router.post("", response_model=wire_jobs.JobView)
-def create(
+async def create(
     asked: wire_jobs.NewJob,
     caller: Asking,
     service: Served,
+    graders: Graders,
     key: retries.IdempotencyKey = None,
 ) -> dict[str, Any]:
     """A new job; it begins by itself."""
-    method = asked.method.type if asked.method else "supervised"
-    if method not in METHODS:
-        found = f"Method '{method}' is not offered here; use {' or '.join(map(repr, METHODS))}."
-        raise ApiError(400, found, param="method.type")
+    if asked.grader is not None:
+        where = "method.reinforcement.grader"
+        await graders.require_sound(caller.project_id, asked.grader, where)
+    return await run_in_threadpool(_create, asked, caller, service, key)
+
+
+def _create(
+    asked: wire_jobs.NewJob, caller: Caller, service: Service, key: str | None
+) -> dict[str, Any]:
     if asked.integrations:
         _require_wandb(service.site)
     wanted = "job", asked.model_dump_json()
@@ -58,13 +77,14 @@ def create(
         if asked.validation_file is not None:
             _require_file(session, caller, asked.validation_file, "validation_file")
         model, offer = models.startable(session, service.site, caller.project_id, asked.model)
+        _require_effort(service.site, offer, asked)
         job = Job(
             id=new_id("ftjob-"),
             project_id=caller.project_id,
             model=model,
             training_file=asked.training_file,
             validation_file=asked.validation_file,
-            method=method,
+            method=asked.kind,
             asked={**asked.asked(), "model": asked.model, "offer": offer},
             suffix=asked.suffix,
             seed=secrets.randbelow(1 << 31) if asked.seed is None else asked.seed,
@@ -78,7 +98,11 @@ def create(
     return wire_jobs.job_view(job, service.site.organization)
 
 
-@router.get("", response_model=Bounded[wire_jobs.JobView])
+@router.get(
+    "",
+    response_model=Bounded[wire_jobs.JobView],
+    openapi_extra={"parameters": [_LABELS]},
+)
 def list_jobs(
     request: Request,
     caller: Asking,
@@ -128,6 +152,7 @@ def cancel(job_id: str, caller: Asking, service: Served) -> dict[str, Any]:
             job.state, job.wanted = JobState.cancelled, JobState.cancelled
             job.finished_at = now()
             journal.write(session, job.id, [Note("cancelled", "Fine-tuning job cancelled")])
+            outbox.job_ended(session, job)
     return wire_jobs.job_view(job, service.site.organization)
 
 
@@ -169,7 +194,7 @@ def events(
         job, number = _find(session, caller, job_id), None
         own = [Event.job_id == job.id]
         if after is not None:
-            last = session.scalar(select(Event).where(*own, Event.id == _plain(after)))
+            last = session.scalar(select(Event).where(*own, Event.id == comparable(after)))
             if last is None:
                 raise paging.unknown_cursor(after)
             number = last.number
@@ -189,7 +214,7 @@ def checkpoints(
         job, step = _find(session, caller, job_id), None
         own = [Model.job_id == job.id]
         if after is not None:
-            chosen = Model.checkpoint_id == _plain(after)
+            chosen = Model.checkpoint_id == comparable(after)
             last = session.scalar(select(Model).where(*own, chosen))
             if last is None:
                 raise paging.unknown_cursor(after)
@@ -207,7 +232,7 @@ def _find(
     *,
     for_update: bool = False,
 ) -> Job:
-    named = {"job": _plain(job_id), "project": caller.project_id}
+    named = {"job": comparable(job_id), "project": caller.project_id}
     job = session.scalar(_ONE.with_for_update() if for_update else _ONE, named)
     if job is None:
         raise missing or missing_job(job_id)
@@ -219,11 +244,6 @@ def _is_resumed(session: Session, job: Job) -> bool:
         return False
     wanted = select(Event.id).where(Event.job_id == job.id, Event.key.startswith("resumed-"))
     return session.scalar(wanted.limit(1)) is not None
-
-
-def _plain(text: str) -> str:
-    """A text that any database can compare with."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def _require(job: Job, action: str, possible: bool) -> None:
@@ -245,9 +265,18 @@ def _require_file(session: Session, caller: Caller, file_id: str, param: str) ->
 
 
 def _require_wandb(site: Site) -> None:
-    if not runtime.has_wandb_credentials() and not site.sets("track.wandb.mode"):
+    if not site.has_wandb:
         found = "The integration 'wandb' is not available: this service is not logged in to"
         raise ApiError(400, f"{found} Weights & Biases.", param="integrations")
+
+
+def _require_effort(site: Site, offer: str, asked: wire_jobs.NewJob) -> None:
+    """`ApiError` 400 for an effort that the model's template does not read."""
+    wanted = asked.asked().get("reasoning_effort", "default")
+    known = site.models.get(site.resolve(offer) or offer)
+    if wanted != "default" and not (known and known.reasoning_effort):
+        found = f"The model '{asked.model}' knows no reasoning effort: leave it out, or 'default'."
+        raise ApiError(400, found, param="method.reinforcement.hyperparameters.reasoning_effort")
 
 
 def _first_notes(job: Job) -> list[Note]:

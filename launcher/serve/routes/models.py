@@ -58,8 +58,12 @@ async def delete_model(
 def _delete(service: Service, caller: Caller, name: str) -> ModelSource:
     with service.database.begin() as session:
         model = models.made_by_job(session, caller.project_id, name)
+        if model.project_id != caller.project_id:
+            found = f"The model '{name}' is another project's and cannot be deleted here."
+            raise ApiError(403, found)
         if users := models.in_use(session, [name]).get(name):
-            found = f"The model '{name}' is what {', '.join(users)} starts from: cancel it first."
+            found = f"The model '{name}' is what {', '.join(users)} starts from:"
+            found += " that has to end first."
             raise ApiError(409, found, param="model", headers={"x-should-retry": "false"})
         model.deleted_at = now()
         return models.source_of(model)

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query, Request, Response
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from launcher.core.rundir import RunDir
-from launcher.serve.db.tables import Job, JobState, now
+from launcher.serve.db.tables import Audit, Job, JobState, Key, now
 from launcher.serve.files.intake import Working
 from launcher.serve.http.access import Asking, Caller, Served
 from launcher.serve.http.failure import missing_job
@@ -23,6 +23,8 @@ from launcher.serve.jobs.overview import Filter, Glances
 
 _LONGEST = 500
 _LAST = 1 << 53
+#: Changes of all projects, of the last of which a project's are looked for.
+_AUDITED = 1_000_000
 Text = Annotated[str, Query(max_length=512)]
 Step = Annotated[int, Query(ge=0, le=_LAST)]
 
@@ -82,7 +84,7 @@ async def show_curve(
     last: Step = _LAST,
     points: Annotated[int, Query(ge=2, le=MOST)] = MOST,
 ) -> Response:
-    """Loss, accuracy and learning rate by step, of steps `first` to `last`."""
+    """What `curves.COLUMNS` says by step, of steps `first` to `last`."""
     curves: Curves = request.state.curves
 
     def show() -> Response:
@@ -99,6 +101,58 @@ def list_models(request: Request, caller: Asking, service: Served) -> Response:
     with service.database.read() as session:
         found = overview.made_models(session, service, caller.project_id)
     return _answer(request, {"object": "list", "data": found})
+
+
+@router.get("/judges")
+def list_judges(request: Request, caller: Asking, service: Served) -> Response:
+    """Names of the models that graders may ask."""
+    return _answer(request, {"object": "list", "data": sorted(service.site.judges)})
+
+
+@router.get("/audit")
+async def list_changes(
+    request: Request,
+    caller: Asking,
+    service: Served,
+    workers: Working,
+    before: Step = _LAST,
+    limit: Annotated[int, Query(ge=1, le=_LONGEST)] = 50,
+) -> Response:
+    """Requests that changed something in the project, or were refused, newest first; `before` is
+    the number of the last one of the page before."""
+
+    def show() -> Response:
+        with service.database.read() as session:
+            return _answer(request, _changes(session, caller, before, limit))
+
+    return await to_thread.run_sync(show, limiter=workers.showing(caller.project_id))
+
+
+def _changes(session: Session, caller: Caller, before: int, limit: int) -> dict[str, Any]:
+    last = session.scalar(select(func.max(Audit.number))) or 0
+    wanted = (
+        select(Audit, Key.name)
+        .outerjoin(Key, Key.id == Audit.key_id)
+        .where(Audit.project_id == caller.project_id, Audit.number < before)
+        # A grader that is tried or checked changes nothing.
+        .where(Audit.number > last - _AUDITED, Audit.action.not_like("%/alpha/graders/%"))
+        .order_by(Audit.number.desc())
+        .limit(limit + 1)
+    )
+    found = [
+        {
+            "number": row.number,
+            "time": row.time,
+            "key_id": row.key_id,
+            "key": name,
+            "is_own_key": row.key_id == caller.key_id,
+            "action": row.action,
+            "object": row.object,
+            "status": row.status,
+        }
+        for row, name in session.execute(wanted)
+    ]
+    return {"object": "list", "data": found[:limit], "has_more": len(found) > limit}
 
 
 def _find(session: Session, caller: Caller, job_id: str) -> Job:

@@ -34,9 +34,9 @@ _PAGE = {
     ),
     "Cache-Control": "no-cache",
 }
-# A report holds text of the data. It names the one script that may run by its hash, and is in a
-# sandbox of no origin: whatever it did, it could neither see the key nor ask the service.
-_REPORT = {
+#: A report holds text of the data. It names the one script that may run by its hash, and is in a
+#: sandbox of no origin: whatever it did, it could neither see the key nor ask the service.
+REPORT = {
     **_COMMON,
     "Content-Security-Policy": (
         "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline';"
@@ -93,4 +93,4 @@ async def show_report(signed: str, request: Request, service: Served) -> Respons
         page = await made.page(job)
     if page is None or not page.is_file():
         raise ApiError(404, "There is no such report.")
-    return FileResponse(page, media_type="text/html", headers=_REPORT)
+    return FileResponse(page, media_type="text/html", headers=REPORT)

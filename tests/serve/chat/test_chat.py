@@ -107,10 +107,66 @@ def test_models_of_another_project_are_none(
         ({"stop": 5}, "stop", "string"),
         ({"max_tokens": 0}, "max_tokens", "greater"),
         ({"max_tokens": 5000}, "max_tokens", "at most 4096"),
-        ({"logprobs": True}, "logprobs", "not supported"),
-        ({"tool_choice": "required"}, "tool_choice", "not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
-        ({"presence_penalty": 0.5}, "presence_penalty", "not supported"),
+        ({"top_logprobs": 2}, "top_logprobs", "'logprobs' is true"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
+        ({"tool_choice": "required"}, "tool_choice", "'tools' are specified"),
+        ({"tools": [TOOL], "tool_choice": "must"}, "tool_choice", "Invalid value"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice", "Invalid value"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice", "does not name"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+            "tool_choice",
+            "'g', which is none",
+        ),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}},
+            "tool_choice",
+            "'mode'",
+        ),
+        ({"response_format": {"type": "grammar"}}, "response_format.type", "'json_object'"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "only with it",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}},
+            "response_format.json_schema.name",
+            "required",
+        ),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "a", "schem": {}},
+                }
+            },
+            "response_format.json_schema.schem",
+            "'schema'",
+        ),
+        ({"presence_penalty": 2.5}, "presence_penalty", "less than or equal to 2"),
+        ({"frequency_penalty": -2.5}, "frequency_penalty", "greater than or equal to -2"),
+        ({"logit_bias": {"5": 101}}, "logit_bias.5", "100"),
+        ({"logit_bias": {"05": 1}}, "logit_bias.05.[key]", "pattern"),
+        ({"logit_bias": {str(token): 1 for token in range(301)}}, "logit_bias", "300"),
+        ({"tool_choice": "auto"}, "tool_choice", "'tools' are specified"),
+        ({"tool_choice": "none", "functions": [TOOL["function"]]}, "tool_choice", "'tools' are"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "function", "name": "f", "mode": "auto"}},
+            "tool_choice.mode",
+            "Unknown parameter",
+        ),
+        (
+            {
+                "tools": [TOOL],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "allowed_tools": {"mode": "auto", "tools": [{"name": "f", "strict": True}]},
+                },
+            },
+            "tool_choice.allowed_tools.tools.strict",
+            "Unknown parameter",
+        ),
         ({"audio": {"voice": "x"}}, "audio", "not supported"),
         ({"store": True}, "store", "not supported"),
         ({"service_tier": "flex"}, "service_tier", "not supported"),
@@ -118,7 +174,12 @@ def test_models_of_another_project_are_none(
         ({"verbosity": "low"}, "verbosity", "not supported"),
         ({"web_search_options": {}}, "web_search_options", "not supported"),
         ({"moderation": {}}, "moderation", "not supported"),
-        ({"function_call": {"name": "f"}}, "function_call", "not supported"),
+        ({"function_call": {"name": "f"}}, "function_call", "'functions' are specified"),
+        (
+            {"functions": [TOOL["function"]], "function_call": {"name": "g"}},
+            "function_call",
+            "'g', which is none",
+        ),
         ({"max_token": 5}, "max_token", "Did you mean 'max_tokens'"),
         ({"top_k": 5}, "top_k", "Unknown parameter: 'top_k'"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "'stream' is enabled"),
@@ -183,6 +244,7 @@ def test_what_changes_no_answer_is_accepted() -> None:
         "prediction": {"type": "content", "content": "x"},
         "verbosity": "medium",
         "tool_choice": "auto",
+        "tools": [],
         "parallel_tool_calls": True,
         "response_format": {"type": "text"},
     }
@@ -215,6 +277,57 @@ def test_tools_and_calls_go_to_the_model() -> None:
     assert (old["tools"], old["max_calls"]) == ([TOOL], 1)
 
 
+@pytest.mark.parametrize(
+    ("choice", "call"),
+    [
+        (None, None),
+        ("auto", None),
+        ("required", {"is_forced": True}),
+        (
+            {"type": "function", "function": {"name": "f"}},
+            {"is_forced": True, "names": ["f"]},
+        ),
+        (
+            {
+                "type": "allowed_tools",
+                "allowed_tools": {
+                    "mode": "auto",
+                    "tools": [{"type": "function", "function": {"name": "f"}}],
+                },
+            },
+            {"is_forced": False, "names": ["f"]},
+        ),
+    ],
+)
+def test_a_choice_of_tools_goes_to_the_model(choice: Any, call: Any) -> None:
+    other = {"type": "function", "function": {"name": "g"}}
+    asked = ChatRequest(model="tiny", messages=HELLO, tools=[TOOL, other], tool_choice=choice)
+    found = asked.request(100)
+    assert found["tools"] == [TOOL, other]
+    assert found.get("call") == call
+    old = {"functions": [TOOL["function"]], "function_call": {"name": "f"}}
+    forced = ChatRequest(model="tiny", messages=HELLO, **old).request(100)
+    assert forced["call"] == {"is_forced": True, "names": ["f"]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"schema": {"type": "object"}}),
+        (
+            {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "null"}}},
+            {"schema": {"type": "null"}},
+        ),
+        ({"type": "json_schema", "json_schema": {"name": "a", "strict": True}}, {"schema": {}}),
+    ],
+)
+def test_a_form_of_answers_goes_to_the_model(wanted: Any, found: Any) -> None:
+    asked = ChatRequest(model="tiny", messages=HELLO, response_format=wanted).request(100)
+    assert asked.get("format") == found
+
+
 @pytest.mark.parametrize("functions", [False, True])
 def test_calls_are_answered_as_clients_read_them(functions: bool) -> None:
     calls = [{"name": "f", "arguments": "{}"}, {"name": "g", "arguments": "{}"}]
@@ -226,7 +339,7 @@ def test_calls_are_answered_as_clients_read_them(functions: bool) -> None:
 
     async def both() -> tuple[dict[str, Any], list[str]]:
         answer = Answer("tiny", 1, is_chat=True, functions=functions)
-        events = [event async for event in answer.events(lines(), False)]
+        events = [event async for event in answer.events(lines())]
         return await answer.whole(lines()), events
 
     whole, events = asyncio.run(both())
@@ -336,6 +449,43 @@ def test_seeds_choices_and_stop_strings(asking: httpx2.Client) -> None:
     stopped = asking.post("/chat/completions", json=body_of(max_tokens=30, stop=text[4:6])).json()
     assert stopped["choices"][0]["message"]["content"] == text[: text.index(text[4:6])]
     assert stopped["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.slow
+def test_a_schema_is_kept_to_and_one_that_cannot_be_is_refused(asking: httpx2.Client) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+
+    def asked(schema: Any, **changed: Any) -> dict[str, Any]:
+        held = {"name": "a", "schema": schema, "strict": True}
+        form = {"type": "json_schema", "json_schema": held}
+        return body_of(max_tokens=60, response_format=form, **changed)
+
+    whole = asking.post("/chat/completions", json=asked(schema, n=2, seed=1, temperature=1)).json()
+    for choice in whole["choices"]:
+        assert choice["finish_reason"] == "stop"
+        assert 0 <= json.loads(choice["message"]["content"])["n"] <= 9
+    for changed in ({}, {"stream": True}):
+        refused = asking.post("/chat/completions", json=asked({"not": {}}, **changed))
+        assert refused.status_code == 400
+        assert refused.json()["error"]["param"] == "response_format"
+        assert "not" in refused.json()["error"]["message"]
+
+
+@pytest.mark.slow
+def test_likelihoods_are_told_whole_or_streamed(asking: httpx2.Client) -> None:
+    asked = body_of(max_tokens=8, logprobs=True, top_logprobs=2, stop="\n")
+    whole = asking.post("/chat/completions", json=asked).json()["choices"][0]["logprobs"]["content"]
+    with asking.stream("POST", "/chat/completions", json={**asked, "stream": True}) as response:
+        lines = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+    choices = [json.loads(line)["choices"][0] for line in lines]
+    streamed = [one for c in choices if c["logprobs"] for one in c["logprobs"]["content"]]
+    assert streamed == whole
+    assert {len(one["top_logprobs"]) for one in whole} == {2}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launcher.serve.chat import pool as pools
+from launcher.serve.chat.engines import Local, Seat
 from launcher.serve.chat.model_process import HandedBack
 from launcher.serve.chat.pool import ModelPool, ModelSource
 from launcher.serve.service import Service
@@ -53,10 +54,10 @@ def test_who_goes_away_while_he_waits_for_room_leaves_no_model_behind(
     service = Service.open(tmp_path)
     alive: list[Model] = []
 
-    async def opened(self: ModelPool, source: ModelSource) -> Model:
+    async def opened(self: Local, seat: Seat, source: ModelSource) -> Model:
         return Model(source, alive)
 
-    monkeypatch.setattr(ModelPool, "_open", opened)
+    monkeypatch.setattr(Local, "open", opened)
 
     async def all_of(pool: ModelPool, source: ModelSource) -> list[dict[str, Any]]:
         return [line async for line in pool.ask(source, {}, source.overrides[0])]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
@@ -25,6 +26,7 @@ from launcher.serve.files import project_files
 from launcher.serve.http import access
 from launcher.serve.service import DATABASE, Service
 from support.postgres import SKIP, postgres
+from support.served import wait_until
 
 LINE = b'{"messages": []}\n'
 
@@ -115,7 +117,12 @@ def test_a_database_of_the_first_version_is_brought_to_this_one(opened, client_o
     with service.database.begin() as session:
         session.execute(text("ALTER TABLE jobs DROP COLUMN estimated_finish"))
         session.execute(text("ALTER TABLE projects DROP COLUMN began_at"))
-        session.execute(text("DROP TABLE answered"))
+        session.execute(text("ALTER TABLE keys DROP COLUMN is_admin"))
+        for table in (
+            *("answered", "deliveries", "webhook_endpoints", "permissions", "batches"),
+            *("eval_items", "eval_runs", "evals"),
+        ):
+            session.execute(text(f"DROP TABLE {table}"))
         session.execute(text("UPDATE alembic_version SET version_num = '0001'"))
     again = client_of(opened())
     assert again.get(f"/v1/files/{file}").status_code == 200
@@ -224,6 +231,20 @@ def test_the_whole_way_of_a_file(opened, client_of) -> None:
     assert client.get("/readyz").json()["database"] == "ok"
 
 
+def test_the_whole_way_of_a_batch(opened, client_of) -> None:
+    client = client_of(opened())
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/responses", "body": {"model": "none"}}
+    sent = {"file": ("a.jsonl", json.dumps(line).encode())}
+    file = client.post("/v1/files", files=sent, data={"purpose": "batch"}).json()["id"]
+    asked = {"input_file_id": file, "endpoint": line["url"], "completion_window": "24h"}
+    made = client.post("/v1/batches", json=asked).json()["id"]
+    path = f"/v1/batches/{made}"
+    wait_until(lambda: client.get(path).json()["status"] == "completed", "its end")
+    assert client.get(path).json()["request_counts"]["failed"] == 1
+    assert [one["id"] for one in client.get("/v1/batches").json()["data"]] == [made]
+    assert client.post(f"{path}/cancel").status_code == 400
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
@@ -290,3 +311,37 @@ def test_a_file_is_deleted_and_an_upload_completed_once(opened, client_of) -> No
             == 1
         )
     upgrade.upgrade(first.database)
+
+
+def test_a_run_of_an_eval_is_done_once_by_several_servers(opened, client_of) -> None:
+    clients = [client_of(opened()) for _ in range(2)]
+    schema = {"type": "object", "properties": {"a": {"type": "string"}}}
+    criterion = {"type": "string_check", "name": "same", "operation": "eq"}
+    criterion |= {"input": "{{ item.a }}", "reference": "x"}
+    config = {"type": "custom", "item_schema": schema}
+    asked = {"data_source_config": config, "testing_criteria": [criterion]}
+    made = clients[0].post("/v1/evals", json=asked).json()["id"]
+    lines = [{"item": {"a": "x" if number % 3 else "y"}} for number in range(12)]
+    source = {"type": "jsonl", "source": {"type": "file_content", "content": lines}}
+    path, again = f"/v1/evals/{made}/runs", {"Idempotency-Key": "k"}
+
+    def begin(number: int) -> str:
+        own = {"headers": again} if number < 2 else {}
+        return clients[number % 2].post(path, json={"data_source": source}, **own).json()["id"]
+
+    begun = at_once(4, begin)
+    assert len(set(begun)) == 3  # two were the same request
+    for run in set(begun):
+        one = f"{path}/{run}"
+        wait_until(lambda one=one: clients[0].get(one).json()["status"] == "completed", "its end")
+        counts = clients[1].get(one).json()["result_counts"]
+        assert counts == {"total": 12, "passed": 8, "failed": 4, "errored": 0}
+        places = [
+            item["datasource_item_id"]
+            for item in clients[1].get(f"{one}/output_items").json()["data"]
+        ]
+        assert places == list(range(12))
+    by_change = clients[0].get("/v1/evals?order_by=updated_at&order=desc").json()["data"]
+    assert [one["id"] for one in by_change] == [made]
+    assert clients[1].get(f"/v1/evals?after={made}&order_by=updated_at").json()["data"] == []
+    assert clients[0].delete(f"/v1/evals/{made}").json()["deleted"]

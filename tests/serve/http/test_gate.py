@@ -139,7 +139,8 @@ def test_a_bucket_fills_evenly(monkeypatch) -> None:
         ("PUT", "/v1/files", 405),
         ("PATCH", "/v1/files/x", 405),
         ("POST", "/healthz", 405),
-        ("POST", "/v1/fine_tuning/alpha/graders/run", 404),
+        ("POST", "/v1/fine_tuning/alpha/graders/run/now", 404),
+        ("GET", "/v1/fine_tuning/alpha/graders/run", 405),
     ],
 )
 def test_urls_that_are_none(client, method, path, status) -> None:

@@ -179,6 +179,8 @@ def test_examples_of_which_nothing_is_left_take_no_steps(shop):
     shop.await_status(job_id, "succeeded")
     finished_as_told(shop, job_id, 3)
     assert shop.events(job_id)[-4].message.startswith("Step 3/3: ")
+    (warned,) = [own for own in shop.events(job_id) if own.level == "warn"]
+    assert warned.message.startswith("6 of 12 examples of the training file are left out")
     page = shop.client.get(f"{JOBS}/{job_id}/checkpoints").json()
     assert [one["step_number"] for one in page["data"]] == [3]
 

@@ -17,6 +17,7 @@ from launcher.core.rundir import RunDir
 from launcher.serve.db.tables import Event, File, Job, JobState, Model, Project
 from launcher.serve.jobs import curves
 from launcher.serve.jobs.curves import Curves
+from launcher.serve.site import SiteJudge
 
 OVERVIEW = "/v1/fine_tuning/overview"
 
@@ -152,14 +153,14 @@ def test_a_curve_grows_and_begins_anew_with_another_file(client, service, made) 
     job = made(state=JobState.running)
     run = begun(service, job, range(1, 6), 10)
     path = f"/v1/fine_tuning/jobs/{job}/curve"
-    assert client.get(path).json()["train"][-1] == [5, 0.2, 0.5, 0.0001]
+    assert client.get(path).json()["train"][-1] == [5, 0.2, 0.5, 0.0001, None, None]
     with open(run.metrics, "a") as file:
         file.write('{"step": 5, "kind": "eval", "eval/loss": 0.3, "eval/token_accuracy": "nan"}\n')
         file.write('{"step": 6, "kind": "train", "loss": "nan"}\n{"step": 7, "kind": "tra')
     more = client.get(path, params={"first": 5}).json()
     assert [point[0] for point in more["train"]] == [5, 6]
-    assert more["train"][1] == [6, None, None, None]
-    assert more["valid"] == [[5, 0.3, None]]
+    assert more["train"][1] == [6, None, None, None, None, None]
+    assert more["valid"] == [[5, 0.3, None, None]]
     # It goes on from step 3 in the same file: what was behind it counts no more.
     with open(run.metrics, "a") as file:
         file.write("\n")
@@ -187,7 +188,50 @@ def test_the_accuracy_of_a_job_of_preferences_is_theirs(client, service, made) -
     seen = {"kind": "eval", "eval/loss": 0.6, "eval/preference_accuracy": 0.5}
     run.metrics.write_text("".join(json.dumps({"step": 1, **one}) + "\n" for one in (told, seen)))
     curve = client.get(f"/v1/fine_tuning/jobs/{job}/curve").json()
-    assert (curve["train"], curve["valid"]) == ([[1, 0.7, 0.75, 0.0001]], [[1, 0.6, 0.5]])
+    assert curve["train"] == [[1, 0.7, 0.75, 0.0001, None, None]]
+    assert curve["valid"] == [[1, 0.6, 0.5, None]]
+
+
+def test_a_job_of_answers_has_rewards(client, service, made) -> None:
+    job = made(state=JobState.running, method="reinforcement")
+    run = RunDir(service.runs / job)
+    run.path.mkdir(parents=True)
+    told = {"kind": "train", "loss": 0.01, "lr": 1e-4, "score": 0.5, "grader_errors": 0.25}
+    seen = {"kind": "eval", "eval/grader:grader.yaml": 0.75}
+    lines = [{"step": step, **one} for step in (1, 2) for one in (told, seen)]
+    run.metrics.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    curve = client.get(f"/v1/fine_tuning/jobs/{job}/curve").json()
+    assert curve["train"][0] == [1, 0.01, None, 0.0001, 0.5, 0.25]
+    assert curve["valid"][0] == [1, None, None, 0.75]
+    [row] = client.get(OVERVIEW).json()["data"]
+    assert row["spark"] == [[1, 0.5], [2, 0.5]]
+
+
+def test_a_project_sees_who_has_changed_what_in_it_alone(client, service, stranger) -> None:
+    path = "/v1/fine_tuning/audit"
+    assert client.get(path).json()["data"][0]["action"] == "keys create"
+    assert client.delete("/v1/files/file-none").status_code == 404
+    asked = {"name": "x", "url": "http://elsewhere/", "event_types": ["no such"]}
+    assert client.post("/v1/webhook_endpoints", json=asked, headers=stranger).status_code == 400
+    own = client.get(path).json()["data"]
+    told = [(one["action"], one["object"], one["status"], one["key"]) for one in own]
+    assert told[0] == ("DELETE /v1/files/{file_id}", "file-none", 404, "test")
+    assert [one["action"] for one in own] == ["DELETE /v1/files/{file_id}", "keys create"]
+    assert [one["is_own_key"] for one in own] == [True, False]
+    theirs = client.get(path, headers=stranger).json()["data"]
+    assert [one["action"] for one in theirs] == ["POST /v1/webhook_endpoints", "keys create"]
+    first = client.get(path, params={"limit": 1}).json()
+    rest = client.get(path, params={"before": first["data"][0]["number"]}).json()
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    assert [one["action"] for one in rest["data"]] == ["keys create"]
+
+
+def test_the_names_of_judges_are_told_and_nothing_else_of_them(client, service) -> None:
+    judge = {"url": "http://127.0.0.1:9/v1", "key_variable": "SECRET"}
+    service.site.judges = {name: SiteJudge(**judge) for name in ("b-judge", "a-judge")}
+    found = client.get("/v1/fine_tuning/judges").json()
+    assert found["data"] == ["a-judge", "b-judge"]
+    assert "SECRET" not in str(found)
 
 
 def test_a_file_written_anew_is_read_anew_whatever_its_inode(tmp_path: Path) -> None:

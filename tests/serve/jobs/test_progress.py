@@ -53,5 +53,19 @@ def test_a_job_has_started_before_its_first_step(service: Service) -> None:
         job = session.scalars(select(Job)).one()
     progress.note_progress(place, job, run)
     assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2"]
+    folders = {"train": str(run.path / "a"), "validation": str(run.path / "b")}
+    for split, dropped in (("a", 0), ("b", 3)):
+        (run.path / split).mkdir()
+        index = {"counts": {"read": 1200, "dropped": dropped}, "max_length": 64}
+        (run.path / split / "index.json").write_text(json.dumps(index))
+    run.data.write_text(json.dumps(folders))
     progress.note_progress(place, job, run)
-    assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2"]
+    assert keys()[-2:] == ["checkpoint-2", "dropped-validation"]
+    with service.database.read() as session:
+        event = session.scalars(select(Event).where(Event.key == "dropped-validation")).one()
+        assert session.scalars(select(Job)).one().cursor["prepared"]
+    assert event.level == "warn"
+    assert event.message.startswith("3 of 1,200 examples of the validation file are left out")
+    assert event.data == {"file": "validation_file", "left_out": 3, "examples": 1200}
+    progress.note_progress(place, job, run)
+    assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2", "dropped-validation"]

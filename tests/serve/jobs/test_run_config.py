@@ -17,9 +17,9 @@ from launcher.config.schema import WandbMode
 from launcher.core.errors import ConfigError
 from launcher.serve import naming
 from launcher.serve.db.tables import Job
-from launcher.serve.jobs.methods import DPO, SUPERVISED
+from launcher.serve.jobs.methods import DPO, REINFORCEMENT, SUPERVISED
 from launcher.serve.jobs.run_config import Inputs, numbers, translate
-from launcher.serve.site import Offer, Queue, Site
+from launcher.serve.site import GraderSettings, Offer, Queue, Site, SiteJudge
 from support.draws import examples
 
 AUTO = {"n_epochs": "auto", "batch_size": "auto", "learning_rate_multiplier": "auto"}
@@ -110,6 +110,97 @@ def test_a_job_of_preferences_is_a_run_of_its_objective(tmp_path):
     assert made.plan.global_sequences == 6
     again = compose.compose(made.words)
     assert (again.objective, again.optim.lr) == (config.objective, config.optim.lr)
+
+
+REWARDED = {**AUTO, "compute_multiplier": "auto", "eval_interval": "auto", "eval_samples": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "examples", "found"),
+    [
+        ({}, 10, (10, 8, 1.0, 2, 1)),
+        ({}, 100, (10, 8, 1.0, 13, 1)),
+        ({}, 10_000, (1, 20, 1.0, 500, 1)),
+        ({"batch_size": 5, "eval_interval": 7, "eval_samples": 3}, 100, (8, 5, 1.0, 7, 3)),
+        ({"compute_multiplier": 2, "n_epochs": 1}, 100, (1, 8, 2.0, 13, 1)),
+    ],
+)
+def test_numbers_of_questions(asked, examples, found):
+    used = numbers(REINFORCEMENT, {**REWARDED, **asked}, examples, 1)
+    own = (used.options[name] for name in ("compute_multiplier", "eval_interval", "eval_samples"))
+    assert (used.n_epochs, used.batch_size, *own) == found
+
+
+JUDGED = {"type": "score_model", "name": "kind", "model": "gpt-4o", "input": []}
+
+
+def rewarded(folder, site, validated=True, **asked):
+    given = {"validation": folder / "validation.jsonl"} if validated else {}
+    grader = {"type": "multi", "name": "m", "graders": {"a": JUDGED}, "calculate_output": "a"}
+    (folder / "grader.yaml").write_text("{}")
+    made = job(asked={**REWARDED, "grader": grader, **asked}, method="reinforcement")
+    return translate(site, made, inputs(folder, grader=folder / "grader.yaml", **given), [])
+
+
+def offered(*words, **changes):
+    tiny = Offer(overrides=["model=tiny", "optim.lr=5e-3"], reinforcement=list(words))
+    judges = {
+        "gpt-4o": SiteJudge(url="http://localhost/v1", model="ours"),
+        "other": SiteJudge(url="http://x"),
+    }
+    return Site(models={"tiny": tiny}, judges=judges, **changes)
+
+
+def test_a_job_of_questions_is_a_run_of_its_objective(tmp_path):
+    site = offered("objective.max_new_tokens=32", "objective.temperature=0.7")
+    numbers = {"n_epochs": 4, "batch_size": 6, "learning_rate_multiplier": 2.0}
+    numbers |= {"compute_multiplier": 1.5, "eval_interval": 5, "eval_samples": 3}
+    made = rewarded(tmp_path, site, **numbers)
+    config = made.config
+    assert (config.objective.name, config.data.format) == ("grpo", "question")
+    assert config.objective.grader == str(tmp_path / "grader.yaml")
+    assert (config.objective.group_size, config.batch.sequences) == (12, 72)
+    assert config.optim.lr == pytest.approx(5e-3 / 10 * 2)
+    assert (config.checkpoint.every_steps, config.eval.every_steps) == (5, 5)
+    assert config.eval.metrics == [f"grader:{tmp_path / 'grader.yaml'}"]
+    assert (config.eval.draws, config.eval.temperature, config.eval.max_new_tokens) == (3, 0.7, 32)
+    assert config.eval.generate_limit is None
+    # The list of the site has more, and this grader's is all that the run is told of.
+    assert list(config.eval.endpoints) == ["gpt-4o"]
+    assert config.eval.endpoints["gpt-4o"]["model"] == "ours"
+    assert made.numbers.as_dict() == numbers
+    again = compose.compose(made.words)
+    assert (again.batch, again.optim.lr) == (config.batch, config.optim.lr)
+
+
+def test_code_of_clients_runs_within_what_the_site_says(tmp_path):
+    limits = rewarded(tmp_path, offered(), validated=False).config.eval.graders
+    assert limits.sandbox.name == "strict"
+    site = offered(graders=GraderSettings(sandbox="auto", timeout_s=3.0, memory_mb=256))
+    limits = rewarded(tmp_path, site, validated=False).config.eval.graders
+    assert (limits.sandbox.name, limits.timeout_s, limits.memory_mb) == ("auto", 3.0, 256)
+    site.overrides = ["eval.graders.timeout_s=20"]
+    assert rewarded(tmp_path, site, validated=False).config.eval.graders.timeout_s == 20
+
+
+def test_without_held_out_questions_nothing_is_drawn_for_them(tmp_path):
+    config = rewarded(tmp_path, offered(), validated=False).config
+    assert (config.eval.name, config.eval.draws, config.eval.every_steps) == ("none", None, None)
+
+
+def test_an_effort_is_a_variable_of_the_template(tmp_path):
+    config = rewarded(tmp_path, offered(), reasoning_effort="low").config
+    assert config.data.template_options == {"reasoning_effort": "low"}
+    assert (
+        rewarded(tmp_path, offered(), reasoning_effort="default").config.data.template_options == {}
+    )
+
+
+def test_a_judge_that_the_site_has_taken_back_is_told(tmp_path):
+    site = offered()
+    del site.judges["gpt-4o"]
+    with pytest.raises(ConfigError, match="the model gpt-4o, which the grader asks, is no judge"):
+        rewarded(tmp_path, site)
 
 
 @pytest.mark.parametrize(

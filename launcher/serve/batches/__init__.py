@@ -1,0 +1,1 @@
+"""Files of requests, answered one by one into files."""

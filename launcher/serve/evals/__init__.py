@@ -1,0 +1,1 @@
+"""Evals of clients: items that are asked and graded, run by run."""

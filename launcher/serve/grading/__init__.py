@@ -1,0 +1,1 @@
+"""Graders of clients, run in processes of their own."""
