@@ -144,7 +144,9 @@ def test_commands_compose(page, tmp_path):
             # Folders of adapters are made by the commands before.
             problems = [p for p in problems if "holds no adapter" not in p.found]
             if block.language == "sh" and verb in ("", "train", "plan"):
-                problems += checks.check(config, world_size=1, has_gpu=True)
+                found = checks.check(config, world_size=1, has_gpu=True)
+                # Nor is an environment of vLLM's.
+                problems += [p for p in found if p.where != "rollout.python"]
             assert not problems, f"{block.where}: {problems}"
 
 

@@ -149,6 +149,8 @@ SHOWN: dict[tuple[str, str], str] = {
     ("sweeps/preparation.py", "launcher sweep resume"): "sweeps/test_controller.py",
     ("sweeps/controller.py", "launcher sweep resume"): "sweeps/test_controller.py",
     ("doctor/ranks.py", "launcher doctor --keep"): "test_doctor_integration.py",
+    # Where a service is asked.
+    ("access.py", "launcher serve keys create NAME --admin"): "serve/test_permissions.py",
 }
 #: What is said of a command, but is no way out of anything.
 ABOUT = {

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import hypothesis
@@ -88,7 +89,7 @@ sys.exit(pytest.main(words, plugins=[Bare()]))
 #: For the service, for sweeps, for data reports and for other tests.
 EXTRAS = "fastapi,starlette,uvicorn,sqlalchemy,alembic,prometheus_client,psycopg,optuna,datasets,"
 EXTRAS += "sklearn,ftfy,rensa,py3langid,jsonschema,rouge_score,sacrebleu,tensorboard,lm_eval,"
-EXTRAS += "hypothesis,openai,playwright,bitsandbytes"
+EXTRAS += "hypothesis,openai,playwright,bitsandbytes,llguidance"
 
 
 @pytest.mark.slow
@@ -268,7 +269,38 @@ def test_signals_reach_the_fork(tmp_path: Path, number: signal.Signals) -> None:
         assert pid != process.pid
         process.send_signal(number)
         assert process.wait(30) == -number
-        end = time.monotonic() + 30
-        while is_alive(pid):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        _await_end(pid)
+
+
+def _await_end(pid: int) -> None:
+    end = time.monotonic() + 30
+    while is_alive(pid):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_zygote_is_here")
+def test_forks_that_die_together_with_who_asked_for_them_do_no_harm(tmp_path: Path) -> None:
+    with ExitStack() as started:
+        askers = [started.enter_context(_start("wait", folder=tmp_path)) for _ in range(3)]
+        forks = []
+        for asker in askers:
+            assert asker.stdin is not None
+            assert asker.stdout is not None
+            asker.stdin.close()
+            forks.append(json.loads(asker.stdout.readline())["pid"])
+        status = Path(f"/proc/{forks[0]}/status").read_text()
+        parent = int(status.partition("PPid:")[2].split()[0])
+        os.kill(parent, signal.SIGSTOP)  # so that it hears of all of them at once
+        try:
+            for pid in forks:
+                os.kill(pid, signal.SIGKILL)
+                _await_end(pid)
+            for asker in askers:
+                asker.kill()
+                asker.wait(30)
+        finally:
+            os.kill(parent, signal.SIGCONT)
+    with _start("exit", folder=tmp_path) as process:
+        assert json.loads(process.communicate("")[0])["is_forked"]

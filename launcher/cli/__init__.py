@@ -72,6 +72,18 @@ VERBS = {
     "serve keys create": ("make an API key; it is shown this once", "launcher.cli.serve:create"),
     "serve keys list": ("whose API keys there are, and their ids", "launcher.cli.serve:index"),
     "serve keys revoke": ("an API key is of no use from now on", "launcher.cli.serve:revoke"),
+    "openai pull": (
+        "take an account out of OpenAI: files, jobs, results, evals",
+        "launcher.cli.openai:pull",
+    ),
+    "openai replay": (
+        "run the jobs of a pulled account again, here",
+        "launcher.cli.openai:replay",
+    ),
+    "openai verify": (
+        "models against answers that the old one gave: is it good enough?",
+        "launcher.cli.openai:verify",
+    ),
     "completion": ("print a shell completion script", "launcher.cli.configs:completion"),
 }
 
@@ -156,7 +168,7 @@ def _dispatch(words: list[str]) -> int:
         verb = " ".join(words[:count])
         if verb in VERBS:
             return int(registry.load(VERBS[verb][1])(words[count:]))
-    verb = " ".join(words[:2]) if words[0] in ("ab", "data", "sweep") else words[0]
+    verb = " ".join(words[:2]) if words[0] in ("ab", "data", "openai", "sweep") else words[0]
     raise ConfigError(
         f"there is no verb {verb!r}",
         where="command line",

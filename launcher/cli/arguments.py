@@ -92,12 +92,15 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def plain(verb: str, words: list[str], *arguments: Argument) -> argparse.Namespace:
-    """Parse a verb that takes neither overrides nor a run."""
+def plain(
+    verb: str, words: list[str], *arguments: Argument, intermixed: bool = False
+) -> argparse.Namespace:
+    """Parse a verb that composes no config and takes no run; `intermixed`: words of a list may
+    stand among options."""
     parser = _parser(verb)
     for names, keywords in arguments:
         parser.add_argument(*names, **keywords)
-    return parser.parse_args(words)
+    return parser.parse_intermixed_args(words) if intermixed else parser.parse_args(words)
 
 
 def listen(port: int) -> tuple[Argument, ...]:

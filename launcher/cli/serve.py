@@ -63,6 +63,10 @@ def create(words: list[str]) -> int:
             ["--rpm"],
             {"type": int, "metavar": "N", "help": "requests a minute; default: the site's"},
         ),
+        (
+            ["--admin"],
+            {"action": "store_true", "help": "for permissions between projects, nothing else"},
+        ),
         _HOME,
     )
     if parsed.rpm is not None and parsed.rpm < 1:
@@ -74,7 +78,10 @@ def create(words: list[str]) -> int:
     service = _open(parsed.home)
     from launcher.serve.http import access
 
-    print(access.create_key(service.database, parsed.name, parsed.project, parsed.rpm))
+    made = access.create_key(
+        *(service.database, parsed.name, parsed.project, parsed.rpm), is_admin=parsed.admin
+    )
+    print(made)
     print("this key is shown this once: only its hash is kept", file=sys.stderr)
     return ExitCode.ok
 
@@ -90,6 +97,8 @@ def index(words: list[str]) -> int:
             "id": key.id,
             "name": key.name,
             "project": project,
+            "project_id": key.project_id,
+            "is_admin": key.is_admin,
             "key": key.hint,
             "requests_per_minute": key.requests_per_minute,
             "created_at": key.created_at,
@@ -101,8 +110,9 @@ def index(words: list[str]) -> int:
         print(arguments.as_json(rows))
         return ExitCode.ok
     for row in rows:
-        state = "revoked" if row["revoked_at"] else "good"
-        print(f"{row['id']}  {row['key']}  {state:<7}  {row['project']}  {row['name']}")
+        state = "revoked" if row["revoked_at"] else "admin" if row["is_admin"] else "good"
+        project = f"{row['project_id']}  {row['project']}"
+        print(f"{row['id']}  {row['key']}  {state:<7}  {project}  {row['name']}")
     return ExitCode.ok
 
 

@@ -1,12 +1,15 @@
 """How fast `launcher serve` answers while many poll and upload, and what memory that takes.
 
-    python tests/bench/api_load.py poll [--clients 200] [--every 1] [--uploaders 20] [--trainer]
+    python tests/bench/api_load.py poll [--clients 200] [--every 1] [--uploaders 20] [--chats 50]
+        [--trainer]
     python tests/bench/api_load.py requests [--count 100000]
     python tests/bench/api_load.py upload [--gigabytes 5]
 
-`poll`: clients that ask for a job again and again, each after a pause, and others that upload
-training files without a pause; `--trainer` keeps all CPUs busy beside them at the lowest priority,
-as a job does. `requests`: as many as the server answers; `upload`: one file, sent in chunks.
+`poll`: clients that ask for a job again and again, each after a pause, others that upload
+training files, and others that chat with a model that knows nothing, both without a pause; of the
+chats the fewest and most answers of a client are told. `--trainer` keeps all CPUs busy beside them
+at the lowest priority, as a job does. `requests`: as many as the server answers; `upload`: one
+file, sent in chunks.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import os
 import random
 import statistics
@@ -34,6 +38,7 @@ from support.served import Served, resident_mib, served  # noqa: E402
 
 SETTINGS = """
 limits: {requests_per_minute: 100000000, file_bytes: 20000000000}
+models: {tiny: {overrides: [model=tiny]}}
 """
 LINE = (
     b'{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]}\n'
@@ -67,6 +72,14 @@ class Connection:
             self._writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             await self._writer.drain()
         self._writer.write(b"0\r\n\r\n")
+        return await self._answer()
+
+    async def ask(self, text: str) -> bytes:
+        """A chat with the model `tiny`, whose answer has eight tokens."""
+        asked = {"model": "tiny", "messages": [{"role": "user", "content": text}], "max_tokens": 8}
+        body = json.dumps(asked).encode()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n"
+        self._writer.write(head + self.head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
         return await self._answer()
 
     def close(self) -> None:
@@ -130,8 +143,10 @@ async def poll(server: Served, job: str, options: argparse.Namespace) -> None:
 
 
 async def send(url: str, key: str, options: argparse.Namespace) -> None:
-    """Print how long uploads take."""
+    """Print how long uploads and chats take."""
     waits: list[float] = []
+    answered = [0] * options.chats
+    chats: list[float] = []
     end = time.monotonic() + WARM_S + options.seconds
     content = [LINE * (options.kilobytes * 1024 // 4 // len(LINE))] * 4
 
@@ -147,8 +162,23 @@ async def send(url: str, key: str, options: argparse.Namespace) -> None:
             count += 1
         connection.close()
 
-    await asyncio.gather(*(uploader(number) for number in range(options.uploaders)))
-    show("upload", waits, options.seconds + WARM_S)
+    async def chatter(number: int) -> None:
+        connection = Connection(url, key)
+        await connection.open()
+        while time.monotonic() < end:
+            started = time.perf_counter()
+            await connection.ask(f"{number} {answered[number]}")
+            chats.append(time.perf_counter() - started)
+            answered[number] += 1
+        connection.close()
+
+    clients = [*(uploader(number) for number in range(options.uploaders))]
+    await asyncio.gather(*clients, *(chatter(number) for number in range(options.chats)))
+    if waits:
+        show("upload", waits, options.seconds + WARM_S)
+    if chats:
+        show("chat", chats, options.seconds + WARM_S)
+        print(f"answers of one chat: {min(answered)} to {max(answered)}", flush=True)
 
 
 def show(name: str, times: list[float], seconds: float) -> None:
@@ -161,8 +191,9 @@ def show(name: str, times: list[float], seconds: float) -> None:
 
 @contextlib.contextmanager
 def uploading(server: Served, options: argparse.Namespace) -> Iterator[None]:
-    """Uploads in a process of their own, so that they hold up no poll at its source."""
-    said = [f"--{name}={vars(options)[name]}" for name in ("uploaders", "kilobytes", "seconds")]
+    """Uploads and chats in a process of their own, so that they hold up no poll at its source."""
+    names = ("uploaders", "kilobytes", "seconds", "chats")
+    said = [f"--{name}={vars(options)[name]}" for name in names]
     words = ["send", f"--url={server.url}", f"--key={server.key}", *said]
     process = subprocess.Popen([sys.executable, __file__, *words])
     yield
@@ -231,6 +262,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--every", type=float, default=1.0, help="seconds between two polls")
     parser.add_argument("--uploaders", type=int, default=20)
+    parser.add_argument("--chats", type=int, default=0)
     parser.add_argument("--kilobytes", type=int, default=1024, help="of an uploaded file")
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--trainer", action="store_true", help="busy CPUs at low priority")
@@ -254,7 +286,7 @@ def main() -> None:
                     print("|" + "----------|" * len(head), flush=True)
                     with (
                         uploading(server, options)
-                        if options.uploaders
+                        if options.uploaders or options.chats
                         else contextlib.nullcontext()
                     ):
                         asyncio.run(poll(server, job, options))

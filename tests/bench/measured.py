@@ -31,7 +31,9 @@ class Measured(NamedTuple):
 def run(command: Sequence[str], folder: Path) -> Measured:
     """Run a command in `folder` to its end, one thread a process; `SystemExit` if it fails."""
     started = time.time()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    # Relative ones would be of that folder.
+    paths = [os.path.abspath(own) for own in os.environ.get("PYTHONPATH", "").split(":") if own]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(paths)}
     with open(folder / "out.txt", "w+") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, cwd=folder

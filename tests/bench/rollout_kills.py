@@ -47,7 +47,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     draw, kills = random.Random(options.seed), Counter()
-    places = [place for place in PLACES if place != "sharded update"]
+    # One rank without an environment.
+    places = [place for place in PLACES if place not in ("sharded update", "turn")]
     with tempfile.TemporaryDirectory() as folder:
         here = Project(Path(folder), make_llama(Path(folder) / "model", initializer_range=0.1))
         here.write_data({"prompt": f"Say {i}.", "completion": "e"} for i in range(24))
@@ -59,13 +60,10 @@ def main():
             place, number = draw.choice(places), draw.randint(1, 3)
             words = [str(killed)] if killed.exists() else here.words(name, *WORDS)
             done = here.run((*script, place, str(number)), *words)
-            if done.code == 0:
-                break
             assert done.code == -9, done.output
             kills[place] += 1
-        if done.code != 0:
-            done = here.run(DIRECT, str(killed))
-            assert done.code == 0, done.output
+        done = here.run(DIRECT, str(killed))
+        assert done.code == 0, done.output
         same = weights(killed) == weights(here.folder_of("straight")) != {}
         said = ", ".join(f"{place} {count}" for place, count in sorted(kills.items()))
         print(f"{sum(kills.values())} kills ({said}): weights are {'' if same else 'NOT '}the same")

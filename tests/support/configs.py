@@ -22,10 +22,11 @@ def make_config(**sections: Any) -> schema.Config:
         if name in OPTIONS and variant:
             section = OPTIONS[name][variant]()
             setattr(config, name, section)
+        hints = conversion.fields(type(section))
         for key, value in values.items():
-            current = getattr(section, key)
-            if hasattr(type(current), "__members__"):
-                value = type(current)[value]
+            for kind in (hints[key], *typing.get_args(hints[key])):
+                if isinstance(value, str) and hasattr(kind, "__members__"):
+                    value = kind[value]
             setattr(section, key, value)
     return config
 

@@ -40,6 +40,9 @@ HELPERS = (
     b"multiprocessing.forkserver",
     b"launcher/serve/files/jsonl.py",
     b"launcher.inference.worker",
+    b"launcher.inference.grammar_check",
+    b"launcher.inference.vllm.worker",
+    b"launcher.vllm.keeper",
 )
 
 #: What has been told to end may take so long on a busy machine.

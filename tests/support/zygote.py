@@ -190,6 +190,9 @@ def serve(listener: socket.socket) -> None:
                 waiting.register(watch, selectors.EVENT_READ)
                 waiting.register(link, selectors.EVENT_READ, pid)
             elif key.data is not None:  # whoever waits for a fork has died
+                assert isinstance(key.fileobj, socket.socket)
+                if key.fileobj.fileno() < 0:  # as has the fork, just before
+                    continue
                 waiting.unregister(key.fileobj)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(key.data, signal.SIGKILL)
@@ -230,7 +233,10 @@ def _forked(link: socket.socket) -> int:
     try:
         said = b""
         while len(said) < int(head):
-            said += link.recv(1 << 20)
+            part = link.recv(1 << 20)
+            if not part:
+                raise ConnectionError("whoever asked has died")
+            said += part
         wish = json.loads(said.decode("utf-8", "surrogateescape"))
         wish["asker"] = struct.unpack("3i", link.getsockopt(*_PEER, 12))[0]
         reason = _unlike(wish)
