@@ -8,6 +8,7 @@ import re
 import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -58,13 +59,17 @@ def served(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
             "models:\n  tiny: {reinforcement: [objective.max_new_tokens=12]}\n"
             f"judges: {{our-judge: {{url: '{judge.url}', model: there}}}}\n"
             f"webhooks: {{allow: ['{receiver.url}']}}\n"
+            "graders: {at_once: 3}\n"  # two of a project
         )
         with _served(home) as found:
-            # The process that grades stays from now on.
-            grader = {"type": "string_check", "name": "any", "input": "a", "reference": "a"}
-            asked = {"grader": {**grader, "operation": "eq"}}
-            path = "/fine_tuning/alpha/graders/validate"
-            assert found.client().post(path, json=asked).is_success
+            # The two processes that grade stay from now on.
+            source = "import time\ndef grade(sample, item):\n    time.sleep(2)\n    return 1"
+            body = {"grader": {"type": "python", "name": "any", "source": source}}
+            body |= {"model_sample": "a"}
+            path = "/fine_tuning/alpha/graders/run"
+            with found.client() as client, ThreadPoolExecutor(2) as pool:
+                for asked in pool.map(lambda _: client.post(path, json=body), range(2)):
+                    asked.raise_for_status()
             yield found
 
 
@@ -588,6 +593,40 @@ def test_an_eval_is_made_and_a_run_of_it_is_read(
         browser.value(f"{cancel}.click()")
         browser.wait(f"{cancel}.textContent === '{said}' || {cancel}.hidden")
     browser.wait(f"{state}.startsWith('canceled')", within_s=60)
+    assert browser.console == []
+
+
+def test_items_that_are_graded_late_are_shown_in_their_place(
+    browser: Browser, served: Served, job: str
+) -> None:
+    browser.console.clear()
+    enter(browser, served, "evals")
+    slow = (
+        "import time\ndef grade(sample, item):\n    time.sleep(4 * (item['n'] == 0))\n    return 1"
+    )
+    lines = [json.dumps({"item": {"n": n}, "sample": {"output_text": ""}}) for n in range(24)]
+    with served.client() as client:
+        sent = {"file": ("late.jsonl", "\n".join(lines).encode())}
+        file = client.post("/files", files=sent, data={"purpose": "evals"}).json()["id"]
+        schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+        asked = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
+        criteria = [{"type": "python", "name": "slow", "source": slow, "pass_threshold": 1}]
+        body = {"data_source_config": asked, "testing_criteria": criteria, "name": "late"}
+        one = client.post("/evals", json=body).raise_for_status().json()["id"]
+        source = {"type": "jsonl", "source": {"type": "file_id", "id": file}}
+        run = client.post(f"/evals/{one}/runs", json={"name": "late", "data_source": source})
+        run_id = run.raise_for_status().json()["id"]
+    browser.value(f"location.hash = '#evals/{one}/{run_id}'")
+    heads = "[...document.querySelectorAll('#items .part b')].map((head) => head.textContent)"
+    browser.wait(f"{heads}.length === 20", "items while one is being graded")
+    assert browser.value(heads)[0] == "Item 1"
+    state = "document.querySelector('#run-state').textContent"
+    browser.wait(f"{state}.startsWith('completed24 of 24')")
+    browser.wait(f"{heads}[0] === 'Item 0'", "the item that was graded last")
+    browser.value("document.querySelector('#items-more').click()")
+    browser.wait(f"{heads}.length === 24")
+    assert browser.value(heads) == [f"Item {n}" for n in range(24)]
+    assert browser.value("document.querySelector('#items-more').hidden")
     assert browser.console == []
 
 
