@@ -6,10 +6,12 @@ import io
 import json
 import re
 import tarfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import delete, select
@@ -37,6 +39,8 @@ pytestmark = [
 ]
 
 PROBLEM = "document.querySelector('#problem').textContent"
+#: Until it is set the judge says nothing of what is slow.
+HELD = threading.Event()
 TURNS = "[...document.querySelectorAll('.turn')].map((turn) => turn.textContent)"
 
 
@@ -48,12 +52,26 @@ def receiver() -> Iterator[Receiver]:
         yield found
 
 
+def judgement(prompt: str, *_: str) -> str:
+    """What the judge says: of what is slow, not before it may."""
+    if prompt.startswith("slow"):
+        HELD.wait(60)
+    return "Kind.\nScore: 0.5"
+
+
+def asked_of_judge(text: str) -> dict[str, Any]:
+    """A grader that asks the judge."""
+    message = {"role": "user", "content": f"<prompt>\n{text}\n</prompt>"}
+    own = {"type": "score_model", "name": "any", "model": "our-judge", "range": [0, 1]}
+    return {**own, "input": [message]}
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Served]:
     """A service with a judge, which may send to the receiver."""
     home = tmp_path_factory.mktemp("served") / "home"
     home.mkdir()
-    with serve(lambda *_: "Kind.\nScore: 0.5") as judge:
+    with serve(judgement) as judge:
         (home / "serve.yaml").write_text(
             "overrides: [model=tiny, optim.lr=2e-3, optim.beta2=0.95]\n"
             "models:\n  tiny: {reinforcement: [objective.max_new_tokens=12]}\n"
@@ -63,13 +81,15 @@ def served(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iter
         )
         with _served(home) as found:
             # The two processes that grade stay from now on.
-            source = "import time\ndef grade(sample, item):\n    time.sleep(2)\n    return 1"
-            body = {"grader": {"type": "python", "name": "any", "source": source}}
-            body |= {"model_sample": "a"}
-            path = "/fine_tuning/alpha/graders/run"
+            path, slow = "/fine_tuning/alpha/graders/run", asked_of_judge("slow")
             with found.client() as client, ThreadPoolExecutor(2) as pool:
-                for asked in pool.map(lambda _: client.post(path, json=body), range(2)):
-                    asked.raise_for_status()
+                ends = [
+                    pool.submit(client.post, path, json={"grader": own, "model_sample": "a"})
+                    for own in (slow, asked_of_judge("a"))
+                ]
+                ends[1].result().raise_for_status()
+                HELD.set()
+                ends[0].result().raise_for_status()
             yield found
 
 
@@ -601,17 +621,14 @@ def test_items_that_are_graded_late_are_shown_in_their_place(
 ) -> None:
     browser.console.clear()
     enter(browser, served, "evals")
-    slow = (
-        "import time\ndef grade(sample, item):\n    time.sleep(4 * (item['n'] == 0))\n    return 1"
-    )
-    lines = [json.dumps({"item": {"n": n}, "sample": {"output_text": ""}}) for n in range(24)]
+    HELD.clear()
+    lines = [json.dumps({"item": {"n": "a" if n else "slow, again"}}) for n in range(24)]
     with served.client() as client:
         sent = {"file": ("late.jsonl", "\n".join(lines).encode())}
         file = client.post("/files", files=sent, data={"purpose": "evals"}).json()["id"]
-        schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
-        asked = {"type": "custom", "item_schema": schema, "include_sample_schema": True}
-        criteria = [{"type": "python", "name": "slow", "source": slow, "pass_threshold": 1}]
-        body = {"data_source_config": asked, "testing_criteria": criteria, "name": "late"}
+        schema = {"type": "object", "properties": {"n": {"type": "string"}}}
+        body = {"data_source_config": {"type": "custom", "item_schema": schema}, "name": "late"}
+        body["testing_criteria"] = [asked_of_judge("{{ item.n }}")]
         one = client.post("/evals", json=body).raise_for_status().json()["id"]
         source = {"type": "jsonl", "source": {"type": "file_id", "id": file}}
         run = client.post(f"/evals/{one}/runs", json={"name": "late", "data_source": source})
@@ -620,6 +637,7 @@ def test_items_that_are_graded_late_are_shown_in_their_place(
     heads = "[...document.querySelectorAll('#items .part b')].map((head) => head.textContent)"
     browser.wait(f"{heads}.length === 20", "items while one is being graded")
     assert browser.value(heads)[0] == "Item 1"
+    HELD.set()
     state = "document.querySelector('#run-state').textContent"
     browser.wait(f"{state}.startsWith('completed24 of 24')")
     browser.wait(f"{heads}[0] === 'Item 0'", "the item that was graded last")
