@@ -84,7 +84,8 @@ def bind(host: str, port: int) -> socket.socket:
         if not 0 <= port < 1 << 16:  # getaddrinfo would take it modulo that
             raise OverflowError(f"{port} is no port")
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listening = socket.socket(found[0], found[1])
+        # With its protocol: asyncio lets short answers go at once on sockets that name it alone.
+        listening = socket.socket(*found[:3])
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(found[4])
         # Here, so that whoever reads the address can connect at once.

@@ -4,6 +4,7 @@ projects have turns."""
 from __future__ import annotations
 
 import json
+import os
 import threading
 import traceback
 from abc import ABC, abstractmethod
@@ -15,6 +16,12 @@ from launcher.inference.batching import Ask
 from launcher.inference.constraints import Grammars, Unsatisfiable, is_demanded
 from launcher.inference.requests import FAILED, Refused, Write, asks_of
 from launcher.inference.speaker import Speaker
+
+
+def yield_to_server() -> None:
+    """Run behind the server that hands on what is said here and answers everyone else: on CPUs a
+    model takes all that there are."""
+    os.nice(5)
 
 
 class Inbox(ABC):
