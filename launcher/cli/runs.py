@@ -46,7 +46,10 @@ def submit(words: list[str]) -> int:
 def resume(words: list[str]) -> int:
     """Launch the next attempt of a run, perhaps to a later end, and follow it to its end."""
     ranks = (["--processes"], {"type": int, "metavar": "N", "help": "go on with N ranks"})
-    meaning = "another end: train.steps=N, train.epochs=N or train.early_stop.patience=N"
+    meaning = (
+        "another end: train.steps=N, train.epochs=N or train.early_stop.patience=N; or ranks that"
+        " share sequences otherwise: engine.sequence_parallel=N"
+    )
     end = (["overrides"], {"nargs": "*", "metavar": "OVERRIDE", "help": meaning})
     parsed = arguments.existing_run("resume", words, ranks, end)
     from launcher.config import create

@@ -34,6 +34,7 @@ from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.head import Head
 from launcher.model.mixers import Mixers, part, tensors
+from launcher.model.sequence_parallel import SequenceGroup
 
 #: Tokens of each document of the check at most: longer ones would only cost time.
 _LONGEST = 256
@@ -279,6 +280,50 @@ def isolate(
             probe.losses(probe.row)
         model.eval()
     return notes
+
+
+def share(
+    head: Head,
+    caller: Any,
+    model: Any,
+    cache: TokenCache | JoinedCache,
+    device: torch.device,
+    group: SequenceGroup,
+    agree: Callable[[bool], bool],
+) -> None:
+    """Let the ranks of `group` share each row that `head` computes, once `isolate` has found that
+    documents lie side by side.
+
+    Raises `ConfigError` for a model that gives other losses so than on each rank alone, or that
+    carries something along the row beside its attention.
+    """
+    inner = inner_model(model)
+    if head.layout != "row":
+        _, _, names = head.layout.partition(", ")
+        found = f"layers that carry a state along the row ({names})" if head.isolates else names
+        raise _unshared(inner, found or "attention of its own")
+    head.shares = False
+    try:
+        probe = _Probe(head, caller, cache, device)
+    except _NothingToSee:
+        head.sequence = group
+        return
+    expected = probe.losses(probe.row)
+    head.sequence = group
+    with as_refusal(inner, " of which ranks share a row"):
+        off = float((probe.losses(probe.row) - expected).abs().mean())
+    dtype = next(p for p in model.parameters() if p.is_floating_point()).dtype
+    exact = dtype in (torch.float32, torch.float64)
+    if not agree(off <= (_EXACT if exact else _HALF).loss):
+        raise _unshared(inner, f"losses that change by {off:.2g} nats a token then")
+
+
+def _unshared(inner: Any, found: str) -> ConfigError:
+    return ConfigError(
+        f"ranks cannot share a row of {type(inner).__name__}, which has {found}",
+        where="engine.sequence_parallel",
+        hint="engine.sequence_parallel=1, with model.gradient_checkpointing=true for long rows",
+    )
 
 
 class _Choice:

@@ -32,6 +32,7 @@ from transformers.masking_utils import sdpa_mask
 from launcher.core.errors import ConfigError
 from launcher.model import cpu_attention
 from launcher.model.cpu_attention import attend, cut, window_mask
+from launcher.model.sequence_parallel import Stretches
 
 DOCUMENT = "launcher_document"
 VARLEN = "launcher_varlen"
@@ -82,6 +83,7 @@ class RowKeys(NamedTuple):
 class _PackedRow(NamedTuple):
     starts: torch.Tensor
     keys: RowKeys | None
+    stretches: Stretches | None
 
 
 _row: ContextVar[_PackedRow | None] = ContextVar("packed_row", default=None)
@@ -92,10 +94,15 @@ class Unknown(ConfigError):
 
 
 @contextmanager
-def packed_row(starts: torch.Tensor | None, keys: RowKeys | None = None) -> Iterator[None]:
+def packed_row(
+    starts: torch.Tensor | None,
+    keys: RowKeys | None = None,
+    stretches: Stretches | None = None,
+) -> Iterator[None]:
     """Mark a forward over a row of documents that begin at `starts`, int32 [documents + 1]: the
-    last is the row's length. No mask is built; attention and mixers stay within documents."""
-    token = _row.set(None if starts is None else _PackedRow(starts, keys))
+    last is the row's length. No mask is built; attention and mixers stay within documents. With
+    `stretches` the forward is over this rank's stretch of the row."""
+    token = _row.set(None if starts is None else _PackedRow(starts, keys, stretches))
     try:
         yield
     finally:
@@ -111,14 +118,14 @@ def document_starts() -> torch.Tensor | None:
 def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """For `torch.utils.checkpoint`: what is computed again in backward, when the forward is over,
     is computed with the same boundaries."""
-    return nullcontext(), packed_row(*(_row.get() or (None, None)))
+    return nullcontext(), packed_row(*(_row.get() or (None,)))
 
 
 def register() -> None:
     """Add both functions to transformers' tables, and let it look for documents only in rows whose
     documents are not known; safe to call again."""
-    AttentionInterface.register(DOCUMENT, document_attention)
-    AttentionInterface.register(VARLEN, varlen_attention)
+    AttentionInterface.register(DOCUMENT, _over_ranks(document_attention))
+    AttentionInterface.register(VARLEN, _over_ranks(varlen_attention))
     AttentionMaskInterface.register(DOCUMENT, _mask)
     AttentionMaskInterface.register(VARLEN, _mask)
     own = getattr(masking_utils, _DETECTION, None)
@@ -259,6 +266,47 @@ def _keys(pattern: _Pattern, position_bias: torch.Tensor | None) -> RowKeys | No
     if pattern.chunk is not None or position_bias is not None:
         raise Unknown("attention for which no beginnings can be shared")
     return keys
+
+
+def _over_ranks(attend: Callable[..., Any]) -> Callable[..., Any]:
+    """`attend` that is given the whole row, and some of the heads, where ranks share it."""
+
+    @functools.wraps(attend)
+    def attention(
+        module: torch.nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *args: Any,
+        s_aux: torch.Tensor | None = None,
+        position_bias: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        row = _row.get()
+        if row is None or row.stretches is None:
+            kwargs |= {"s_aux": s_aux, "position_bias": position_bias}
+            own: tuple[torch.Tensor, None] = attend(
+                module, query, key, value, attention_mask, *args, **kwargs
+            )
+            return own
+        if position_bias is not None:
+            raise Unknown("biases by position, where ranks share a row")
+        stretches, heads = row.stretches, query.shape[1]
+        of_keys = stretches.key_heads(heads, key.shape[1])
+        if s_aux is not None:
+            s_aux = s_aux.chunk(stretches.group.size)[stretches.group.index]
+        found, _ = attend(
+            module,
+            stretches.by_heads(query, heads),
+            *(stretches.by_heads(x, of_keys) for x in (key, value)),
+            *(None, *args),
+            s_aux=s_aux,
+            **kwargs,
+        )
+        return stretches.by_tokens(found), None
+
+    return attention
 
 
 def _in_pieces(

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from launcher.core.errors import ConfigError
-from launcher.model import attention, products
+from launcher.model import attention, products, sequence_parallel
 from launcher.model.adapter import inner_model
+from launcher.model.sequence_parallel import RowStretch, SequenceGroup
 from launcher.model.target_logits import (
     Criterion,
     CrossEntropy,
@@ -36,6 +37,7 @@ from launcher.model.target_logits import (
     Reading,
     Scores,
     TokenLoss,
+    Within,
     chunk_rows,
 )
 
@@ -70,6 +72,9 @@ class Head(Protocol):
     shares: bool
     """Whether what documents of a record begin with alike is computed once, where they lie side by
     side."""
+    sequence: SequenceGroup | None
+    """The ranks that share each row, which all of them are given whole; None: it is each rank's
+    own."""
     hits: Tensor | None
     """Targets of the last loss or log-probabilities that are the model's first choice:
     int64 scalar, if counted."""
@@ -103,7 +108,7 @@ class _Wish(Enum):
 class _Request:
     """What the patched head computes on its next call, and what came of it."""
 
-    targets: Tensor
+    row: RowTensors | RowStretch
     keep: Tensor
     wish: _Wish
     criterion: Criterion | None = None
@@ -132,6 +137,7 @@ class TargetHead:
         self.hits: Tensor | None = None
         self.isolates = attention.isolates(model)
         self.shares = False
+        self.sequence: SequenceGroup | None = None
         self.pads = True
         self.layout = ""
         self.inputs = ForwardInputs(model)
@@ -150,16 +156,20 @@ class TargetHead:
 
     def learn(self, caller: Any, row: RowTensors, criterion: Criterion) -> Tensor:
         """Sum of `criterion` over the row's targets: fp32 scalar with gradients."""
-        wish = _Request(row.targets, row.target_index, _Wish.loss, criterion)
-        if (request := self._fused(caller, row, wish)) is not None:
-            assert request.result is not None
-            self.hits = request.correct
-            return request.result
         total: Tensor
-        total, self.hits = LogitsLoss.apply(
-            self._logits(caller, row), row.targets, criterion, self._counts_hits
-        )
-        return total
+        own = self._own(row)
+        if isinstance(own, RowStretch):
+            criterion = Within(criterion, own.part)
+        wish = _Request(own, own.target_index, _Wish.loss, criterion)
+        if (request := self._fused(caller, own, wish)) is not None:
+            assert request.result is not None
+            total, self.hits = request.result, request.correct
+        else:
+            total, self.hits = LogitsLoss.apply(
+                self._logits(caller, own), own.targets, criterion, self._counts_hits
+            )
+        self._count(own)
+        return total if self.sequence is None else self.sequence.sum(total)
 
     def log_probs(self, caller: Any, row: RowTensors) -> Tensor:
         """Log-probability of each of the row's targets: fp32 [targets], with gradients.
@@ -206,15 +216,19 @@ class TargetHead:
     def _read(
         self, caller: Any, row: RowTensors, reading: Reading
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        wish = _Request(row.targets, row.target_index, _Wish.log_probs, reading=reading)
-        if (request := self._fused(caller, row, wish)) is not None:
+        own = self._own(row)
+        wish = _Request(own, own.target_index, _Wish.log_probs, reading=reading)
+        if (request := self._fused(caller, own, wish)) is not None:
             assert request.result is not None
             self.hits = request.correct
-            return request.result, request.entropies, request.divergences
-        found, entropies, divergences, self.hits = LogitsLogProbs.apply(
-            self._logits(caller, row), row.targets, reading
-        )
-        return found, entropies, divergences
+            read = [request.result, request.entropies, request.divergences]
+        else:
+            *read, self.hits = LogitsLogProbs.apply(self._logits(caller, own), own.targets, reading)
+        self._count(own)
+        found = [None if x is None else _joined(own, x) for x in read]
+        log_probs, entropies, divergences = found
+        assert log_probs is not None
+        return log_probs, entropies, divergences
 
     def probe(self, caller: Any, row: RowTensors) -> Tensor:
         """Losses of the targets."""
@@ -236,9 +250,10 @@ class TargetHead:
     def see(self, caller: Any, row: RowTensors, see: Callable[[Tensor, slice], None]) -> None:
         """Show `see` the fp32 logits [t, V] of each part of the row's targets, in order and without
         gradients."""
-        wish = _Request(row.targets, row.target_index, _Wish.see, see=see)
-        if self._fused(caller, row, wish) is None:
-            _show(self._logits(caller, row), None, see)
+        own = self._own(row)
+        wish = _Request(own, own.target_index, _Wish.see, see=see)
+        if self._fused(caller, own, wish) is None:
+            _show(_joined(own, self._logits(caller, own)), None, see)
 
     @torch.no_grad()
     def logits_by_part(self, caller: Any, row: RowTensors) -> Callable[[slice], Tensor]:
@@ -246,18 +261,30 @@ class TargetHead:
         they are held of models alone that change logits after the head."""
         if self.head is not None and not self._is_fused:
             self.score(caller, row)  # a scalar tells, which no model takes for logits
-        wish = _Request(row.targets, row.target_index, _Wish.hidden)
-        if (request := self._fused(caller, row, wish)) is not None:
+        own = self._own(row)
+        wish = _Request(own, own.target_index, _Wish.hidden)
+        if (request := self._fused(caller, own, wish)) is not None:
             hidden, head = request.result, self.head
             assert hidden is not None
             assert head is not None
             weight = head.weight.detach()
             bias = None if head.bias is None else head.bias.detach()
             return lambda part: products.linear(hidden[part], weight, bias)
-        logits = self._logits(caller, row)
+        logits = _joined(own, self._logits(caller, own))
         return lambda part: logits[part]
 
-    def _fused(self, caller: Any, row: RowTensors, request: _Request) -> _Request | None:
+    def _own(self, row: RowTensors) -> RowTensors | RowStretch:
+        """What this rank computes of a row."""
+        return row if self.sequence is None else sequence_parallel.cut(row, self.sequence)
+
+    def _count(self, own: RowTensors | RowStretch) -> None:
+        """Let `hits` be those of the row."""
+        if self.hits is not None and isinstance(own, RowStretch):
+            self.hits = own.stretches.group.sum(self.hits)
+
+    def _fused(
+        self, caller: Any, row: RowTensors | RowStretch, request: _Request
+    ) -> _Request | None:
         """What the patched head made of a forward; None, from now on, for a model that changes its
         logits."""
         if self.head is None:
@@ -282,12 +309,12 @@ class TargetHead:
         self.head = None
         return None
 
-    def _logits(self, caller: Any, row: RowTensors) -> Tensor:
+    def _logits(self, caller: Any, row: RowTensors | RowStretch) -> Tensor:
         """Logits [targets, vocabulary] of the model itself."""
         inputs, packed, keep = self._layout(row)
         return _select(self._call(caller, inputs, packed), keep, len(row.targets))
 
-    def _layout(self, row: RowTensors) -> tuple[dict[str, Any], RowLayout, Tensor]:
+    def _layout(self, row: RowTensors | RowStretch) -> tuple[dict[str, Any], RowLayout, Tensor]:
         """Inputs of the model, how documents lie in a row if they do, and which of their positions
         are predicted from."""
         if self.isolates:
@@ -300,7 +327,7 @@ class TargetHead:
         return own, packed, keep
 
     def _call(self, caller: Any, inputs: dict[str, Any], packed: RowLayout) -> Tensor:
-        with attention.packed_row(packed.starts, packed.keys):
+        with attention.packed_row(*packed):
             logits: Tensor = caller(**inputs).logits
         return logits
 
@@ -310,24 +337,32 @@ class TargetHead:
         if request is None:
             plain: Tensor = self._plain_forward(hidden)
             return plain
-        flat = _select(hidden, request.keep, len(request.targets))
+        flat = _select(hidden, request.keep, len(request.row.targets))
         if request.wish is _Wish.log_probs:
             found = HeadLogProbs.apply(
-                flat, head.weight, head.bias, request.targets, request.reading
+                flat, head.weight, head.bias, request.row.targets, request.reading
             )
             request.result, request.entropies, request.divergences, request.correct = found
         elif request.wish is _Wish.see:
             assert request.see is not None
-            _show(flat, head, request.see)
+            # Vectors are joined, which are fewer numbers than logits.
+            _show(_joined(request.row, flat), head, request.see)
             request.result = flat.new_zeros(())
         elif request.wish is _Wish.hidden:
-            request.result = flat
+            request.result = _joined(request.row, flat)
         else:
             request.result, request.correct = HeadLoss.apply(
-                *(flat, head.weight, head.bias, request.targets),
+                *(flat, head.weight, head.bias, request.row.targets),
                 *(request.criterion, self._counts_hits),
             )
         return request.result
+
+
+def _joined(own: RowTensors | RowStretch, values: Tensor) -> Tensor:
+    """[targets, ...] of the row, of what this rank has made of its own."""
+    if not isinstance(own, RowStretch):
+        return values
+    return own.stretches.group.join(values, own.counts)
 
 
 def _plain_head(model: nn.Module) -> nn.Linear | None:
@@ -395,13 +430,17 @@ class RowLayout(NamedTuple):
     """int32 [documents + 1]: where each one's computed tokens begin."""
     keys: attention.RowKeys | None = None
     """What these attend to, if it is more than they are."""
+    stretches: sequence_parallel.Stretches | None = None
+    """How ranks share the row, if they do."""
 
     def place(self, index: Tensor) -> Tensor:
         """Where tokens of the row, int64 [n], stand among the computed ones."""
         return index if self.keys is None else self.keys.where[index]
 
 
-def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], RowLayout]:
+def packed_inputs(
+    row: RowTensors | RowStretch, *, shares: bool
+) -> tuple[dict[str, Any], RowLayout]:
     """One line with all documents, for attention that is told where they begin; with `shares` what
     documents of a record begin with alike stands there once."""
     sharing = row.sharing if shares else None
@@ -412,6 +451,8 @@ def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], Row
         row.longest,
     )
     packed = RowLayout(starts)
+    if isinstance(row, RowStretch):
+        packed = RowLayout(starts, stretches=row.stretches)
     if sharing is not None:
         packed = RowLayout(
             sharing.document_starts, attention.RowKeys(sharing.where, starts, row.longest)
@@ -428,7 +469,7 @@ def packed_inputs(row: RowTensors, *, shares: bool) -> tuple[dict[str, Any], Row
     }, packed
 
 
-def padded_inputs(row: RowTensors, padding: int = 0) -> dict[str, Any]:
+def padded_inputs(row: RowTensors | RowStretch, padding: int = 0) -> dict[str, Any]:
     """One line a document, padded on the right: for attention that cannot isolate documents."""
     starts = row.document_starts.tolist()
     lengths = [end - start for start, end in zip(starts[:-1], starts[1:], strict=True)]
@@ -441,7 +482,7 @@ def padded_inputs(row: RowTensors, padding: int = 0) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def _kept(row: RowTensors, mask: Tensor) -> Tensor:
+def _kept(row: RowTensors | RowStretch, mask: Tensor) -> Tensor:
     """Which positions of the padded documents are predicted from: bool, as `mask`."""
     keep = torch.zeros_like(mask, dtype=torch.bool)
     flat = torch.zeros_like(row.input_ids, dtype=torch.bool)

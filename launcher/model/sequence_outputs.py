@@ -16,6 +16,7 @@ from launcher.model import attention
 from launcher.model.adapter import inner_model
 from launcher.model.classifier import reads_last_token
 from launcher.model.head import ForwardInputs, RowTensors, packed_inputs, padded_inputs
+from launcher.model.sequence_parallel import SequenceGroup
 
 
 class SequenceOutputs:
@@ -35,6 +36,7 @@ class SequenceOutputs:
         self.isolates = attention.isolates(inner) and reads_last_token(type(inner))
         self.pads = True
         self.shares = False
+        self.sequence: SequenceGroup | None = None
         self.layout = ""
         self.inputs = ForwardInputs(model)
         if self.isolates:

@@ -44,6 +44,18 @@ class CrossEntropy:
         return loss_and_gradient(logits, self._targets[part], self._smoothing, weights)
 
 
+class Within:
+    """A `Criterion` of some of the targets that another one is of."""
+
+    def __init__(self, criterion: Criterion, part: slice) -> None:
+        self._criterion, self._first, self._last = criterion, part.start, part.stop
+
+    def __call__(self, logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """See `Criterion`."""
+        first = self._first + part.start
+        return self._criterion(logits, slice(first, min(first + len(logits), self._last)))
+
+
 class Scores:
     """What is scored of the targets, from their logits by parts."""
 

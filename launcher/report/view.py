@@ -245,7 +245,10 @@ def _cut(plan: dict[str, Any]) -> str | None:
     if not all(isinstance(plan.get(key), int) for key in keys):
         return None
     total, ranks, accumulation, micro = (plan[key] for key in keys)
-    return f"{total} = {ranks} ranks × {accumulation} accumulated × {micro} at once"
+    who = f"{ranks} ranks"
+    if (shared := plan.get("sequence_parallel") or 1) > 1:
+        who = f"{ranks // shared} groups of {shared} ranks"
+    return f"{total} = {who} × {accumulation} accumulated × {micro} at once"
 
 
 def _join(plan: dict[str, Any], *keys: str) -> str | None:

@@ -1,4 +1,5 @@
-"""Going on beyond the end that a run was given: the few keys that a resume may change."""
+"""Going on to another end, or on ranks that share sequences otherwise: the few keys that a resume
+may change."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ from launcher.core.errors import ConfigError, Problem
 from launcher.core.files import read_json, write_atomic, write_json
 from launcher.core.rundir import RunDir, State
 
-#: All that decides where a run ends; anything else would make another run of it.
-KEYS = ("train.steps", "train.epochs", "train.early_stop.patience")
+#: What decides where a run ends, and how ranks share what it computes; anything else would make
+#: another run of it.
+KEYS = ("train.steps", "train.epochs", "train.early_stop.patience", "engine.sequence_parallel")
 
 
 def changed(run: RunDir, words: Sequence[str], world_size: int | None = None) -> Callable[[], None]:

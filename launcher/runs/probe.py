@@ -155,7 +155,7 @@ def candidates(config: Config, plan: Plan, first: Candidate) -> list[Candidate]:
     estimate (scaled by what the first has shown), with little recomputed and few, large pieces."""
     scale = first.peak / first.estimate if first.peak and first.estimate else 1.0
     limit = first.found.get("limit")
-    per_rank = plan.global_sequences // plan.world_size
+    per_rank = plan.global_sequences // plan.groups
     sizes = [size for size in range(1, per_rank + 1) if per_rank % size == 0]
     known = (plan.micro_batch, config.engine.zero, config.model.gradient_checkpointing, False)
     ways = []

@@ -322,13 +322,16 @@ def rows_to_score(
     batches = runner.plan_batches(
         lengths,
         batch_tokens=min(config.eval.batch_tokens, most),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=ranks.rank // plan.sequence_parallel,
+        world_size=plan.groups,
         lockstep=plan.zero == 3,
         new_tokens=None if head.isolates else 0,
         equal=not (head.isolates or head.pads),
     )
-    return runner.rows_of(batches, ids, lambda chosen: make_row(cache, chosen).to(device))
+    rows = runner.rows_of(batches, ids, lambda chosen: make_row(cache, chosen).to(device))
+    if ranks.rank % plan.sequence_parallel:  # another rank tells what the group makes of them
+        return ((row, []) for row, _ in rows)
+    return rows
 
 
 def make_evaluator(

@@ -25,7 +25,7 @@ from launcher.data.pack.loader import Row
 from launcher.data.reference import References, ReferenceStore, Values
 from launcher.distributed import collectives
 from launcher.evals import runner
-from launcher.health.isolation import isolate
+from launcher.health.isolation import isolate, share
 from launcher.model.head import Head
 from launcher.objectives.base import Objective
 from launcher.scoring.evaluator import rows_to_score
@@ -146,6 +146,8 @@ class Referee:
             head, model = self._other
             for note in isolate(head, model, model, cache, self._device, collectives.all_agree):
                 self._say(f"attention of {self._objective.asks}: {note}")
+            if (group := self._head.sequence) is not None:
+                share(head, model, model, cache, self._device, group, collectives.all_agree)
         return self._other
 
     def _require_adapter(self) -> None:

@@ -170,6 +170,9 @@ class Training:
 
         self.wants_hits = config.train.token_accuracy
 
+        # What ranks that share rows make of them is the same: one of them tells it.
+        self.counts = ranks.rank % self.plan.sequence_parallel == 0
+
         self.footprint = Footprint(device.type)
         self.taken = 0
         self.is_slow = False
@@ -232,6 +235,10 @@ class Training:
         if not self.is_isolated:
             setup.keep_apart(self.head, self.engine, model, self.data, device, self.say)
         require_trainable(self.objective, self.head, model, cache, device)
+        if self.plan.sequence_parallel > 1:
+            setup.share_rows(self.learner, device)
+            ranks = f"{self.plan.sequence_parallel} ranks"
+            self.say(f"attention: {ranks} share each row, and have some of the heads each")
         if self.config.model.compile:
             self.head.shares = False  # its graphs are of rows whose tokens attend to themselves
             compile_layers(model)
@@ -317,7 +324,7 @@ class Training:
         with self.own_time.loading():
             rows = self.rows.step(step)
         beat("step", step, "agree on the batch")
-        weight, work = _totals(self.objective, rows, self.windows)
+        weight, work = _totals(self.objective, rows if self.counts else [], self.windows)
         rows = micro_batches(rows, self.head, self.config.data.packing)
         rows = [row.to(self.device, non_blocking=True) for row in rows]
         if not weight:
@@ -335,11 +342,13 @@ class Training:
         if type(self.objective).over_batch is not Objective.over_batch:
             self.objective.batch = self.over_batch(rows)
         losses, counted = self.backward(rows, weight)
-        mine = [float(torch.stack(losses).sum()), float(bool(self.stop))]  # waits for the device
+        own = float(torch.stack(losses).sum()) * self.counts  # waits for the device
+        mine = [own, float(bool(self.stop))]
         if self.rollouts is not None:
             found = self.rollouts.sums
             counted.append(found if ranks.is_main else dict.fromkeys(found, (0.0, 0.0)))
         names, sums = _sums(counted)
+        sums = sums if self.counts else [0.0] * len(sums)
         if self.wants_hits and HITS not in names:
             self.wants_hits = False
             self.warn(f"train.{HITS}=true: the loss of {self.config.objective.name} tells of none")
@@ -409,7 +418,7 @@ class Training:
         if not (names := sorted(found[0])):
             return {}
         sums = [float(sum(row[name][side] for row in found)) for name in names for side in (0, 1)]
-        sums = collectives.sum_over_ranks(sums)
+        sums = collectives.sum_over_ranks(sums if self.counts else [0.0] * len(sums))
         return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names)}
 
     def backward(

@@ -147,7 +147,7 @@ def estimated(plan_of: Callable[[Choice], Plan], free: int, rule: Plan) -> tuple
     if chosen.device_bytes is None:
         return chosen, "by the rule for batch.micro=null: no sizes of this model are at hand"
     fitting = None
-    for size in sizes(rule.global_sequences // rule.world_size):
+    for size in sizes(rule.global_sequences // rule.groups):
         made = plan_of((size, "estimate"))
         if (made.device_bytes or 0) > ESTIMATED_SHARE * free:
             break

@@ -29,13 +29,14 @@ from launcher.data.pack.mixture import Order, open_data
 from launcher.data.tokenizer import load_tokenizer, padding_of
 from launcher.distributed import collectives, devices
 from launcher.health.heartbeat import Heartbeat
-from launcher.health.isolation import isolate
+from launcher.health.isolation import isolate, share
 from launcher.model.activations import save_less
 from launcher.model.adapter import count_parameters, inner_model
 from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.load import load_model
 from launcher.model.rebuild import local_folder
+from launcher.model.sequence_parallel import SequenceGroup
 from launcher.objectives.base import Objective
 from launcher.scoring import referee
 from launcher.train import microbatch, restoring, saving
@@ -104,8 +105,8 @@ def read_data(
             global_sequences=plan.global_sequences,
             micro_batch=plan.micro_batch,
             accumulation=plan.accumulation,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            rank=ranks.rank // plan.sequence_parallel,
+            world_size=plan.groups,
         )
 
     if text:
@@ -280,6 +281,14 @@ def keep_apart(
             say(f"attention of {inner_model(other).name_or_path}: {note}")
 
 
+def share_rows(learner: Learner, device: torch.device) -> None:
+    """Let the ranks of each group share the rows that they compute; all ranks call this together.
+    `ConfigError` for a model for which that is not right."""
+    group = SequenceGroup.make(learner.data.plan.sequence_parallel)
+    caller, cache = learner.engine, learner.data.cache
+    share(learner.head, caller, learner.model, cache, device, group, collectives.all_agree)
+
+
 def _measured(
     config: Config,
     ranks: Ranks,
@@ -302,7 +311,7 @@ def _measured(
     model.eval()
     keep_apart(head, model, model, data, device, say)
     model.train(was_training)
-    per_rank = plan.global_sequences // plan.world_size
+    per_rank = plan.global_sequences // plan.groups
     single = data.loader(plan_of(1))
     passes = microbatch.Passes(
         *(model, head, data.objective, data.cache),

@@ -13,9 +13,10 @@ from launcher.data.cache import TokenCache
 from launcher.data.pack.loader import Loader
 from launcher.data.pack.packing import PackedOrder
 from launcher.distributed import collectives
-from launcher.health.isolation import isolate
+from launcher.health.isolation import isolate, share
 from launcher.model.layers import compile_layers
 from launcher.model.load import load_model
+from launcher.model.sequence_parallel import SequenceGroup
 from launcher.train.microbatch import micro_batches
 from launcher.train.setup import make_engine
 from support.configs import make_config
@@ -40,8 +41,8 @@ def run(case, cases, ranks):
         global_sequences=made.global_sequences,
         micro_batch=made.micro_batch,
         accumulation=made.accumulation,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+        rank=ranks.rank // made.sequence_parallel,
+        world_size=made.groups,
     )
     torch.manual_seed(0)
     zero3 = deepspeed.build(config, made) if made.zero == 3 else None
@@ -65,13 +66,20 @@ def run(case, cases, ranks):
         isolate(head, engine, model, cache, CPU, agree)
         assert head.layout.startswith(case.get("layout", ""))
         engine.train()
+    counts = ranks.rank % made.sequence_parallel == 0
+    if made.sequence_parallel > 1:
+        engine.eval()
+        isolate(head, engine, model, cache, CPU, agree)
+        group = SequenceGroup.make(made.sequence_parallel)
+        share(head, engine, model, cache, CPU, group, agree)
+        engine.train()
     if config.model.compile:
         counters.clear()
         compile_layers(model)
     losses, grad_norms = [], []
     for step in range(made.steps):
         rows = loader.step(step)
-        weight = collectives.sum_over_ranks([sum(map(objective.weight, rows))])[0]
+        weight = collectives.sum_over_ranks([counts * sum(map(objective.weight, rows))])[0]
         total = 0.0
         rows = micro_batches(rows, head, config.data.packing)
         for index, row in enumerate(rows):
@@ -81,7 +89,7 @@ def run(case, cases, ranks):
             if index < len(rows) - 1:
                 engine.micro_step()
         grad_norms.append(engine.step(1.0).grad_norm)
-        losses.append(collectives.sum_over_ranks([total])[0] / weight)
+        losses.append(collectives.sum_over_ranks([counts * total])[0] / weight)
     assert spec or (head.head is None) == case.get("fallback", False)
     found = {"name": case["name"], "losses": losses, "norms": grad_norms}
     if config.model.compile:

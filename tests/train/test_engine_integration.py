@@ -170,6 +170,38 @@ def test_records_count_with_their_weight_in_every_cut(setup, ranks):
             np.testing.assert_allclose(got[key], expected[key], rtol=1e-5, err_msg=f"{name} {key}")
 
 
+@pytest.mark.parametrize("shared", [2, 4])
+def test_ranks_that_share_rows_equal_the_plain_loop(setup, shared):
+    """Documents of 16 tokens in rows of 64, of which a rank has 32 or 16, or 8 of a document alone
+    in its row; one head of keys for two ranks, and one for all four."""
+    folder, model, cache = setup
+    wide = make_llama(
+        folder / f"wide-{shared}", num_attention_heads=8, num_key_value_heads=shared // 2
+    )
+    engine = {"sequence_parallel": shared}
+    cases = [case(f"zero{zero}", model, zero=zero, engine=engine, micro=1) for zero in range(4)]
+    cases += [
+        case("unpacked", model, zero=2, packing=False, engine=engine, micro=1),
+        case("checkpointed at stage 3", model, zero=3, engine=engine),
+        case("wide", wide, zero=2, engine=engine),
+    ]
+    cases[-2]["config"]["model"]["gradient_checkpointing"] = True
+    lora = {"peft": {"name": "lora", "rank": 4}}
+    cases += [
+        case("lora", model, zero=2, **lora),
+        case("lora, shared", model, zero=2, engine=engine, **lora),
+    ]
+    for ranks in {shared, 4}:
+        got = run_cases(folder, cases, ranks)
+        plain = {"wide": plain_loop(wide, cache), "lora, shared": got.pop("lora")}
+        expected = plain_loop(model, cache)
+        for name, own in got.items():
+            for key in ("losses", "norms"):
+                np.testing.assert_allclose(
+                    own[key], plain.get(name, expected)[key], rtol=1e-5, err_msg=f"{name} {key}"
+                )
+
+
 def test_sums_of_bf16_gradients_do_not_depend_on_the_cut(setup):
     """A row gives the same 16-bit gradient wherever it is computed; in 16 bits their sum would
     change in the third digit."""

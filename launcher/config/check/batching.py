@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launcher.config.check.parallel_checks import groups
 from launcher.config.derive import plan
 from launcher.config.schema import Config, MicroBatch
 from launcher.core.errors import Problem
@@ -40,6 +41,7 @@ def check(config: Config, world_size: int | None) -> Iterator[Problem]:
 
 
 def _cut(config: Config, world_size: int) -> Iterator[Problem]:
+    world_size = groups(config, world_size)
     total = plan.global_sequences(config)
     in_tokens = config.batch.tokens is not None
     key = "batch.tokens" if in_tokens else "batch.sequences"

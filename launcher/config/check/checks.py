@@ -16,6 +16,7 @@ from launcher.config.check import (
     deepspeed_keys,
     eval_checks,
     model_checks,
+    parallel_checks,
     rollout_checks,
     teacher_checks,
 )
@@ -58,7 +59,7 @@ def check(config: Config, *, world_size: int | None, has_gpu: bool) -> list[Prob
         *_optim(config, has_gpu),
         *config.schedule.problems(config.train.steps),
         *_engine(config, has_gpu),
-        *_secondary(config, world_size),
+        *parallel_checks.check(config, world_size),
         *_checkpoint(config),
         *_selection(config),
         *eval_checks.check(config),
@@ -215,18 +216,6 @@ def _engine(config: Config, has_gpu: bool) -> Iterator[Problem]:
         found = "DeepSpeed's CPU Adam needs a C++ compiler; none is found"
         yield Problem("engine.offload_optimizer", found, hint)
     yield from deepspeed_keys.problems(engine.extra)
-
-
-def _secondary(config: Config, world_size: int | None) -> Iterator[Problem]:
-    size, stage = config.engine.secondary_partition, config.engine.zero
-    where = "engine.secondary_partition"
-    if size is not None and stage != 3:
-        yield Problem(
-            where, f"{size} with engine.zero={stage}", "only ZeRO-3 has one: engine=zero3"
-        )
-    elif size is not None and world_size is not None and world_size % size:
-        hint = "leave it out, or take the ranks of a node, which divide all of them"
-        yield Problem(where, f"groups of {size} of {world_size} ranks", hint)
 
 
 def _checkpoint(config: Config) -> Iterator[Problem]:

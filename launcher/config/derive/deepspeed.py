@@ -13,7 +13,8 @@ def build(config: Config, plan: Plan) -> dict[str, Any]:
     """The dict handed to `deepspeed.initialize`; `engine.extra` is merged over it last."""
     engine = config.engine
     result: dict[str, Any] = {
-        "train_batch_size": plan.global_sequences,
+        # As if no ranks shared sequences: of this number DeepSpeed does no more than check it.
+        "train_batch_size": plan.micro_batch * plan.accumulation * plan.world_size,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         # At stage 0 in fp32 the launcher's engine clips: DeepSpeed applies non-finite gradients.

@@ -73,6 +73,8 @@ class Cut:
     dtype: str
     zero: int | None
     """ZeRO stage; None for the engine of one rank."""
+    sequence_parallel: int = 1
+    """Ranks that share a sequence."""
     recomputed: int | None = None
     """Layers that recompute their activations; None: all or none, as `gradient_checkpointing`
     says."""
@@ -146,7 +148,8 @@ class _Rank:
         self.has_adapters = isinstance(config.peft, AdapterConfig)
         self.trained = memory.about_trainable(config, shape)
         self.share = self.trained / (cut.world_size if self.stage >= 1 else 1)
-        self.tokens = cut.micro_batch * config.data.max_length
+        # Of the whole row a rank has some heads in attention: as many numbers as of its stretch.
+        self.tokens = math.ceil(cut.micro_batch * config.data.max_length / cut.sequence_parallel)
         text = shape.content.get("text_config", shape.content)
         self.text = text
         self.kind = _KINDS.get(str(text.get("model_type")), _Kind())

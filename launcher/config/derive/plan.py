@@ -43,9 +43,9 @@ class Plan:
     max_length: int
     """Capacity of a sequence in tokens."""
     global_sequences: int
-    """Sequences of one optimizer step, over all ranks: world_size * accumulation * micro_batch."""
+    """Sequences of one optimizer step, over all ranks: groups * accumulation * micro_batch."""
     micro_batch: int
-    """Sequences of one forward pass of a rank."""
+    """Sequences of one forward pass of a rank, or of the ranks that share them."""
     accumulation: int
     """Forward passes of a rank in one optimizer step."""
     steps: int | None
@@ -62,6 +62,8 @@ class Plan:
     """Parameters that are trained; None as long as only the loaded model could tell."""
     memory: dict[str, int] | None
     """Estimated bytes on one rank by use (see `launcher.config.derive.peak`), or None."""
+    sequence_parallel: int = 1
+    """Ranks of a group, which share each sequence."""
     zero: int | None = None
     """ZeRO stage; None on one rank, which has nothing to shard: DeepSpeed is left out."""
     recomputed: int | None = None
@@ -74,6 +76,11 @@ class Plan:
     disk: dict[str, int] | None = None
     """Estimated bytes of `checkpoint` (one), `checkpoints` (those kept, and one being written) and
     `export`; None while the model's sizes are not known."""
+
+    @property
+    def groups(self) -> int:
+        """Groups of ranks that compute sequences of their own."""
+        return self.world_size // self.sequence_parallel
 
     @property
     def device_bytes(self) -> int | None:
@@ -111,12 +118,14 @@ def make(
     beforehand.
     """
     device = "cuda" if has_gpu else "cpu"
-    sequences = global_sequences(config)
-    if sequences < 1 or sequences % world_size:
+    sequences, shared = global_sequences(config), config.engine.sequence_parallel
+    groups = world_size // shared
+    if sequences < 1 or world_size % shared or sequences % groups:
         hint = "run launcher.config.check.checks first"
         raise ConfigError(f"{sequences} sequences on {world_size} ranks", where="batch", hint=hint)
-    per_rank = sequences // world_size
-    micro, micro_by = micro_batch(per_rank, config.data.max_length, device), "rule"
+    per_rank = sequences // groups
+    stretch = max(1, config.data.max_length // shared)
+    micro, micro_by = micro_batch(per_rank, stretch, device), "rule"
     if isinstance(config.batch.micro, int):
         micro, micro_by = config.batch.micro, "config"
     elif config.batch.micro is MicroBatch.auto and chosen is not None:
@@ -131,7 +140,7 @@ def make(
     every = config.checkpoint.every_steps
     saves = exports_best(config) or (every is not None and (steps is None or every < steps))
     zero = resolve_zero(config, world_size, precision)
-    cut = peak.Cut(world_size, micro, per_rank // micro, device, precision, dtype, zero)
+    cut = peak.Cut(world_size, micro, per_rank // micro, device, precision, dtype, zero, shared)
     cut = replace(cut, recomputed=peak.recomputed(config, shape, cut) if shape else None)
     copies = config.checkpoint.background and saves
     estimate = peak.estimate(config, shape, cut, copies_checkpoint=copies)
@@ -152,6 +161,7 @@ def make(
         parameters=shape.parameters if shape else None,
         trainable=memory.trainable(config, shape) if shape else None,
         memory=estimate,
+        sequence_parallel=shared,
         zero=zero,
         recomputed=cut.recomputed,
         micro_by=micro_by,
@@ -295,7 +305,7 @@ def describe(config: Config, plan: Plan) -> str:
         f" attention {plan.attention}",
         f"engine   {_engine_text(plan)} on {ranks} on {plan.device}",
         f"batch    {sequences} of {plan.max_length} tokens ="
-        f" {ranks} x {plan.micro_batch} micro-batch{accumulation}{_guessed(config, plan)}",
+        f" {_groups(plan)} x {plan.micro_batch} micro-batch{accumulation}{_guessed(config, plan)}",
         f"length   {_length_text(plan)}",
     ]
     if plan.recomputed is not None:
@@ -327,6 +337,14 @@ def describe(config: Config, plan: Plan) -> str:
             " the model was made for"
         )
     return "\n".join(lines)
+
+
+def _groups(plan: Plan) -> str:
+    """Who computes sequences of their own."""
+    if plan.sequence_parallel == 1:
+        return _counted(plan.world_size, "rank")
+    ranks = _counted(plan.sequence_parallel, "rank")
+    return f"{_counted(plan.groups, 'group')} (each sequence shared by {ranks})"
 
 
 def _size_beside(config: Config, plan: Plan, key: str, revision: str | None) -> str:

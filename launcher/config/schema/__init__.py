@@ -149,6 +149,9 @@ class ObjectiveConfig:
     learns: ClassVar[tuple[str, ...]] = ("answers", "labels", "texts")
     #: Whether it learns from answers that the model in training gives, not from those of the data.
     samples: ClassVar[bool] = False
+    #: Whether ranks can share its rows (`engine.sequence_parallel`): its losses are of targets, and
+    #: what it asks of a model the LM head tells.
+    shares_rows: ClassVar[bool] = True
     #: Sequences that are learned of each record.
     answers_per_record: ClassVar[int] = 1
     #: Further copies of a chunk of logits that the loss holds.
@@ -274,6 +277,7 @@ class ClassifyConfig(ObjectiveConfig):
 
     learns: ClassVar[tuple[str, ...]] = ("labels",)
     has_sequence_head: ClassVar[bool] = True
+    shares_rows: ClassVar[bool] = False
     model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")

@@ -155,6 +155,7 @@ class RewardConfig(PairsConfig):
     """A reward model: a head with one output, higher for the better of two answers."""
 
     has_sequence_head: ClassVar[bool] = True
+    shares_rows: ClassVar[bool] = False
     model_kind: ClassVar[str] = "a reward model"
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs")
     own_records: ClassVar[Mapping[str, str]] = {"pairs": f"{_HERE}.records:RewardRecord"}

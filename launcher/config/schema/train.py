@@ -104,6 +104,10 @@ class EngineConfig:
     """Ranks of a group, a node's as a rule, that keep all parameters between them after a forward,
     so that backward gathers within the group (hpZ of ZeRO++, Wang et al. 2023, arXiv:2306.10209;
     stage 3)."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that share each sequence, of which every one computes a stretch; in attention each has
+    some of the heads over the whole of it (DeepSpeed-Ulysses, Jacobs et al. 2023,
+    arXiv:2309.14509). For sequences whose activations do not fit one rank."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed keys, merged last over the dict that `launcher config --deepspeed` prints;
     those that would have no effect here are refused."""
