@@ -148,6 +148,11 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @property
+    def experts(self) -> Path:
+        """Load of each expert in the step that was logged last; of a model that has some."""
+        return self.path / "experts.json"
+
+    @property
     def tracking(self) -> Path:
         """Ids of this run at the trackers, made once and reused on resume."""
         return self.path / "tracking.json"

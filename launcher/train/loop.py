@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ from launcher.health.stragglers import OwnTime, Stragglers, report_slow
 from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.layers import compile_layers
+from launcher.model.routing import Routing
 from launcher.objectives.base import LossSum, Objective
 from launcher.rollouts.asking import Trainee
 from launcher.rollouts.source import Rollouts
@@ -173,6 +175,8 @@ class Training:
         # What ranks that share rows make of them is the same: one of them tells it.
         self.counts = ranks.rank % self.plan.sequence_parallel == 0
 
+        self.routing = self.routed()
+        self.is_balanced = True
         self.footprint = Footprint(device.type)
         self.taken = 0
         self.is_slow = False
@@ -245,6 +249,24 @@ class Training:
         if self.head.shares:
             self.say("attention: what documents of a record begin with alike is computed once")
 
+    def routed(self) -> Routing | None:
+        """What follows the model's routers; None where it has none, or graphs that hold them.
+        `ConfigError` where a loss of them is wanted and cannot be learned."""
+        found = Routing(self.model, self.config.train.router_aux, self.ranks.world_size)
+        is_compiled = self.config.model.compile
+        if found.learns and (is_compiled or self.plan.precision == "fp16"):
+            off = "model.compile=false" if is_compiled else "engine.precision=bf16"
+            why = "model.compile=true" if is_compiled else "engine.precision=fp16"
+            raise ConfigError(
+                f"{found.coefficient}, as the model's config asks for, cannot be with {why}",
+                where="train.router_aux",
+                hint=f"set {off}, or train.router_aux=0",
+            )
+        if is_compiled or not found.watches:
+            return None
+        found.attach()
+        return found
+
     def begin(self) -> None:
         """Ask the model that the run begins with what the objective wants of it, go on from a
         checkpoint, and score the base, or make up for the evaluation that a stop has cut short."""
@@ -268,7 +290,7 @@ class Training:
         self.engine.train()
         if self.stopping():
             self.stop_now()
-        if step and self.progress.evaluated < step and self.evaluates():
+        if step and self.progress.evaluated < step and self.evaluates(step):
             self.evaluate()
 
     def refer(self) -> None:
@@ -341,7 +363,8 @@ class Training:
             self.footprint.start(self.engine.held())
         if type(self.objective).over_batch is not Objective.over_batch:
             self.objective.batch = self.over_batch(rows)
-        losses, counted = self.backward(rows, weight)
+        follows = self.routing is not None and (self.routing.learns or self.logs(step + 1))
+        losses, counted = self.backward(rows, weight, self.routing if follows else None)
         own = float(torch.stack(losses).sum()) * self.counts  # waits for the device
         mine = [own, float(bool(self.stop))]
         if self.rollouts is not None:
@@ -387,10 +410,10 @@ class Training:
         if ranks.is_main and (changes := self.stragglers.add(seconds)):
             report_slow(self.run, changes, self.progress.step, self.config.watchdog, self.warn)
 
-        if self.logs():
+        if self.logs(self.progress.step):
             self.log(result)
         self.settle(saved)
-        if self.evaluates():
+        if self.evaluates(self.progress.step):
             self.evaluate()
         if _due(self.progress.step, self.config.checkpoint.every_steps) or self.ends():
             self.save(waits=self.ends())
@@ -422,24 +445,33 @@ class Training:
         return {name: sums[2 * i] / sums[2 * i + 1] for i, name in enumerate(names)}
 
     def backward(
-        self, rows: list[Row], weight: float
+        self, rows: list[Row], weight: float, routing: Routing | None
     ) -> tuple[list[torch.Tensor], list[Mapping[str, tuple[Any, Any]]]]:
         """Forward and backward of each row: its loss sums, and what the objective counts beside.
 
         `weight` is that of the global batch: the gradient is of the loss summed over it, divided
-        by it.
+        by it. `routing` counts what the routers do, if it is given, and adds the gradient of the
+        loss that balances experts.
         """
         losses: list[torch.Tensor] = []
         counted: list[Mapping[str, tuple[Any, Any]]] = []
+        learns = routing is not None and routing.learns
+        if routing is not None:
+            routing.begin()
+            if learns and len(rows) > 1:
+                self.look(routing, rows)
         for index, row in enumerate(rows):
             self.heart.beat("step", self.progress.step, "forward")
             self.engine.last_micro_batch(index == len(rows) - 1)
-            with self.own_time.forward():
-                found = self.objective.loss(self.head, self.engine, row)
-                loss = found.total * 0.0 if row.is_filler else found.total
-            self.heart.beat("step", self.progress.step, "backward")
-            # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
-            self.engine.backward(loss * (self.ranks.world_size / weight))
+            with routing.row(not row.is_filler) if routing else nullcontext():
+                with self.own_time.forward():
+                    found = self.objective.loss(self.head, self.engine, row)
+                    loss = found.total * 0.0 if row.is_filler else found.total
+                if routing is not None and learns and len(rows) == 1:
+                    routing.settle()
+                self.heart.beat("step", self.progress.step, "backward")
+                # DeepSpeed averages over ranks, so the sum over ranks is divided by the weight.
+                self.engine.backward(loss * (self.ranks.world_size / weight))
             losses.append(loss.detach())
             if not row.is_filler:
                 counted.append(_counted(found, self.head, row))
@@ -447,10 +479,18 @@ class Training:
                 self.engine.micro_step()
         return losses, counted
 
-    def logs(self) -> bool:
-        """Whether the numbers of this step are logged: those of the last one always are."""
-        step = self.progress.step
-        may_end = step == self.num_steps or (self.selection is not None and self.evaluates())
+    def look(self, routing: Routing, rows: list[Row]) -> None:
+        """Have the choices of the whole global batch counted before the first backward."""
+        self.heart.beat("step", self.progress.step, "look at the routers")
+        self.engine.eval()
+        passes = [partial(self.head.probe, self.engine, row) for row in rows]
+        routing.look(passes, [not row.is_filler for row in rows])
+        self.engine.train()
+        routing.settle()
+
+    def logs(self, step: int) -> bool:
+        """Whether the numbers of a step are logged: those of the last one always are."""
+        may_end = step == self.num_steps or (self.selection is not None and self.evaluates(step))
         return _due(step, self.config.train.log_every_steps) or may_end
 
     def log(self, result: StepResult) -> None:
@@ -466,6 +506,7 @@ class Training:
             "skipped": progress.skipped,
             **self.meter.read(),
             **self.stragglers.read(),
+            **self.load(),
         }
         for name, (numerator, denominator) in progress.window_sums.items():
             record[name] = numerator / (denominator or math.nan)
@@ -476,9 +517,28 @@ class Training:
         if self.ranks.is_main:
             self.run.set_status(State.running, step=progress.step)
 
-    def evaluates(self) -> bool:
-        """Whether the weights of this step are scored; the last ones are by `finish` anyway."""
+    def load(self) -> dict[str, float]:
+        """What is logged of the experts in the step, whose shares are written beside; they are
+        warned of when they get out of balance."""
+        load = self.routing.load() if self.routing is not None else None
+        if load is None:
+            return {}
         step = self.progress.step
+        if self.ranks.is_main:
+            shares = dict(zip(load.names, load.shares, strict=True))
+            write_json(self.run.experts, {"step": step, "load": shares, "use": load.uses})
+        if self.is_balanced and load.complaint:
+            self.warn(f"step {step}: {load.complaint}; see docs/experts.md")
+        self.is_balanced = not load.complaint
+        found = {
+            "router_entropy": load.entropy,
+            "expert_use": load.use,
+            "experts_unused": load.unused,
+        }
+        return found | ({} if math.isnan(load.aux) else {"router_aux": load.aux})
+
+    def evaluates(self, step: int) -> bool:
+        """Whether the weights of a step are scored; the last ones are by `finish` anyway."""
         if step == self.num_steps:
             draws = 0 if self.evaluator is None else self.config.eval.draws or 0
             return self.selection is not None or draws > 1

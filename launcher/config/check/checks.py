@@ -185,6 +185,16 @@ def _train(config: Config) -> Iterator[Problem]:
     if (steps is None) == (epochs is None):
         found = "neither is given" if steps is None else f"steps={steps} and epochs={epochs}"
         yield Problem("train", f"give steps or epochs, one of them: {found}", "e.g. train.epochs=1")
+    if aux := config.train.router_aux:
+        hint = "set train.router_aux=null"
+        if architecture.is_dense(config.model):
+            yield Problem("train.router_aux", f"{aux} for a model without experts", hint)
+        if config.model.compile:
+            found = f"{aux} with model.compile=true, whose graphs hold the routers"
+            yield Problem("train.router_aux", found, "set model.compile=false")
+        if config.engine.precision is Dtype.fp16:
+            found = f"{aux} with engine.precision=fp16, whose loss scale does not reach it"
+            yield Problem("train.router_aux", found, "set engine.precision=bf16")
 
 
 def _optim(config: Config, has_gpu: bool) -> Iterator[Problem]:

@@ -105,6 +105,11 @@ def has_experts(model: ModelConfig) -> bool:
     return any(text.get(key) for key in tensors.EXPERTS)
 
 
+def is_dense(model: ModelConfig) -> bool:
+    """Whether the layers are known to have no experts to choose among."""
+    return isinstance(model, TinyModelConfig) or (bool(_content(model)) and not has_experts(model))
+
+
 def _content(model: ModelConfig) -> dict[str, Any]:
     if isinstance(model, TinyModelConfig) or not model.name:
         return {}

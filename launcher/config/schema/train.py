@@ -74,6 +74,9 @@ class TrainConfig:
     """Write a line of metrics every N steps."""
     token_accuracy: bool = False
     """Log the share of target tokens that the model would have chosen; costs a pass over logits."""
+    router_aux: NonNegativeFloat | None = None
+    """Coefficient of the loss that balances experts, over the global batch (docs/experts.md). null:
+    the model's own `router_aux_loss_coef` if its config.json has `output_router_logits: true`."""
     on_nonfinite: OnNonFinite = OnNonFinite.stop
     """NaN or Inf in loss or gradient norm: `stop` (exit 5) or `skip` the step."""
     deterministic: bool = False
