@@ -25,14 +25,14 @@ from launcher.core.errors import ConfigError
 from launcher.distributed import collectives
 from launcher.model.adapter import inner_model
 
-#: Below this `Load.use` experts count as out of balance: half of them would do.
+#: Below this `RouterLoad.use` experts count as out of balance: half of them would do.
 BALANCED = 0.5
 #: Choices an expert on average, below which chance alone is out of balance.
 _ENOUGH = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class RouterLoad:
     """What the routers did with the tokens of a global batch."""
 
     names: Sequence[str]
@@ -153,7 +153,7 @@ class Routing:
         self.pull = (by_expert * factor).float().to(device)
         self._is_settled = True
 
-    def load(self) -> Load | None:
+    def load(self) -> RouterLoad | None:
         """What was counted since `begin`; None where no router gave what can be counted."""
         counts, chances, entropies, tokens = self._totals(optional=True)
         if not counts or not all(tokens):
@@ -163,7 +163,7 @@ class Routing:
         if len({len(c) for c in counts}) == 1:
             pairs = zip(zip(*counts, strict=True), zip(*chances, strict=True), strict=True)
             aux = experts * sum(sum(c) / rows * (sum(p) / rows) for c, p in pairs)
-        return Load(
+        return RouterLoad(
             [name for router, name in self._routers.items() if router in self._counted],
             [[c / sum(router) for c in router] for router in counts],
             sum(entropies) / rows,

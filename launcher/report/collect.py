@@ -42,6 +42,8 @@ class RunFacts:
     attempts: int = 0
     memory: dict[str, Any] = field(default_factory=dict)
     """memory.json: what each rank held in a step."""
+    experts: dict[str, Any] = field(default_factory=dict)
+    """experts.json: how the routers shared out the tokens of the last logged step."""
     rollouts: dict[int, list[list[dict[str, Any]]]] = field(default_factory=dict)
     """Step before which answers were drawn -> prompt -> its answers: of the first prompts of some
     rollouts, evenly spread."""
@@ -65,6 +67,7 @@ def collect(run: RunDir) -> RunFacts:
         ],
         plan=_mapping(read_json(run.plan)),
         memory=_mapping(read_json(run.memory)),
+        experts=_mapping(read_json(run.experts, {})),
         environment=_mapping(read_json(run.environment)),
         train=train,
         held_out=held_out,

@@ -31,6 +31,7 @@ def view(facts: RunFacts) -> dict[str, Any]:
         "beyond": compared.beyond(facts.comparison),
         "sections": sections.view(facts.comparison),
         "charts": _charts(facts),
+        "experts": _experts(facts),
         "reinforcement": rollouts.view(facts),
         "samples": samples,
         "kinds": compared.kinds(samples),
@@ -59,6 +60,11 @@ def _charts(facts: RunFacts) -> list[Chart]:
     mfu = [Curve("MFU", "line", "a", series(train, "mfu"))]
     rate = [Curve("learning rate", "line", "a", series(train, "lr"))]
     norm = charts.with_average("", "a", series(train, "grad_norm"))
+    use = [
+        Curve("expert_use", "line", "a", series(train, "expert_use")),
+        Curve("experts_unused", "line", "b", series(train, "experts_unused")),
+    ]
+    entropy = [Curve("entropy", "line", "a", series(train, "router_entropy"))]
     held = series(train, "memory_bytes")
     memory = [Curve("peak of rank 0", "line", "a", held)]
     unit = charts.GIB if any(size >= charts.GIB for _, size in held) else charts.MIB
@@ -69,6 +75,8 @@ def _charts(facts: RunFacts) -> list[Chart]:
         charts.chart("memory", "Memory", memory, charts.bytes_in(unit), from_zero=True, unit=unit),
         charts.chart("grad-norm", "Gradient norm", norm, charts.plain, from_zero=True),
         charts.chart("mfu", "Model FLOPs utilisation", mfu, lambda v: f"{100 * v:.3g} %"),
+        charts.chart("experts", "Use of experts", use, charts.plain, from_zero=True),
+        charts.chart("router", "Router entropy, nats", entropy, charts.plain, from_zero=True),
     ]
     return [chart for chart in drawn if chart]
 
@@ -90,6 +98,26 @@ def _marks(facts: RunFacts, held_out: list[Point]) -> list[Curve]:
         point = (stopped, scored[stopped])
         found.append(Curve(f"stopped early, step {stopped:,.0f}", "mark", "neutral", [point]))
     return found
+
+
+def _experts(facts: RunFacts) -> dict[str, Any] | None:
+    """A cell for each expert of each router, the darker the more tokens it has had."""
+    load = facts.experts.get("load")
+    if not isinstance(load, dict) or not load:
+        return None
+    most = max(max(shares) for shares in load.values())
+    cells = [
+        {
+            "row": row,
+            "column": expert,
+            "depth": round(share / most, 3),
+            "said": f"{name}, expert {expert}: {share:.2%} of the choices",
+        }
+        for row, (name, shares) in enumerate(load.items())
+        for expert, share in enumerate(shares)
+    ]
+    columns = max(map(len, load.values()))
+    return {"step": facts.experts["step"], "rows": len(load), "columns": columns, "cells": cells}
 
 
 def _tiles(facts: RunFacts) -> list[tuple[str, str, str]]:

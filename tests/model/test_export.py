@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +26,7 @@ from launcher.model.export import Kind, Trained, export
 from launcher.model.fragments import Fragment, FragmentReader, write_fragments
 from launcher.model.rebuild import load_base, rebuild, with_adapters
 from launcher.model.verify import open_export, verify
+from support.adapted import family
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300,
@@ -222,6 +224,36 @@ def test_fused_experts_go_by_way_of_transformers(tmp_path: Path, kind: Kind) -> 
     trained = train(make_config(base, method), base, tmp_path)
     run_export(trained, kind, tmp_path / "export")
     assert_same_logits(trained, base, tmp_path / "export")
+
+
+#: A tensor of an expert, as the publishers of a family name it and inference engines read it.
+PUBLISHED = {
+    "qwen3_moe": "model.layers.1.mlp.experts.0.gate_proj.weight",
+    "glm4_moe": "model.layers.1.mlp.experts.0.gate_proj.weight",
+    "deepseek_v3": "model.layers.1.mlp.experts.0.gate_proj.weight",
+    "mixtral": "model.layers.1.block_sparse_moe.experts.0.w1.weight",
+    "gpt_oss": "model.layers.1.mlp.experts.gate_up_proj",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Kind.full, Kind.merged])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_experts_are_exported_as_they_are_published(tmp_path: Path, name: str, kind: Kind) -> None:
+    base, out = tmp_path / "base", tmp_path / "export"
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(family(name)).save_pretrained(base)
+    make_tokenizer().save_pretrained(base)
+    method = LoraConfig(rank=2) if kind is Kind.merged else PeftConfig()
+    trained = train(make_config(base, method), base, tmp_path)
+    run_export(trained, kind, out)
+    assert_same_logits(trained, base, out)
+    expected, found = (
+        {key: tensor.shape for key, tensor in load_file(folder / "model.safetensors").items()}
+        for folder in (base, out)
+    )
+    assert found == expected
+    assert PUBLISHED[name] in found
 
 
 def change(trained: Trained, folder: Path, name: str, edit: Callable[[Any], Any]) -> Trained:

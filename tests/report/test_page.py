@@ -35,6 +35,21 @@ def test_a_finished_run_has_every_section_once(finished_run):
     assert "node-7" in page.text
 
 
+def test_experts_are_drawn_where_there_are_some(finished_run):
+    assert "experts" not in page_of(finished_run).ids
+    load = {"layers.0.mlp.gate": [0.75, 0.25, 0.0], "layers.1.mlp.gate": [0.5, 0.25, 0.25]}
+    finished_run.experts.write_text(json.dumps({"step": 300, "load": load, "use": [0.6, 0.9]}))
+    lines = [{"kind": "train", "step": s, "expert_use": 0.6 - s / 1000} for s in (1, 2, 3)]
+    with finished_run.metrics.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    page = page_of(finished_run)
+    assert {"experts", "chart-experts"} <= set(page.ids)
+    cells = [a for tag, a in page.tags if tag == "rect" and "fill-opacity" in a]
+    assert [cell["fill-opacity"] for cell in cells[:3]] == ["1.0", "0.333", "0.0"]
+    assert "layers.0.mlp.gate, expert 0: 75.00% of the choices" in page.text
+    assert "The darker, the more tokens of step 300".lower() in page.text.lower()
+
+
 def test_links_lead_to_sections_and_nothing_is_fetched(finished_run):
     page = page_of(finished_run)
     for tag, attributes in page.tags:

@@ -1103,6 +1103,23 @@ def test_what_fused_experts_do_not_have_is_known_from_config_json(
     assert found(**{key: value}, targets=["q_proj"]) == []
 
 
+def test_a_balance_of_experts_is_refused_where_it_cannot_be_learned(tmp_path: Path) -> None:
+    def found(content: str, aux: float | None = 0.01, **changes: Any) -> list[tuple[str, str]]:
+        (tmp_path / "config.json").write_text(content)
+        model = {"name": str(tmp_path), **changes.pop("model", {})}
+        sections = {"model": model, "train": {"steps": 1, "router_aux": aux}, **changes}
+        return [(p.where, p.found) for p in check(sections) if p.where.startswith("train")]
+
+    dense, mixture = '{"model_type": "llama"}', '{"model_type": "mixtral", "num_local_experts": 4}'
+    assert found(dense) == [("train.router_aux", "0.01 for a model without experts")]
+    assert found(dense, None) == found(dense, 0.0) == found(mixture) == []
+    ((_, said),) = found(mixture, model={"compile": True})
+    assert "model.compile=true" in said
+    ((_, said),) = found(mixture, engine={"precision": "fp16"})
+    assert "fp16" in said
+    assert found(mixture, -1.0)[0][0] == "train.router_aux"
+
+
 def test_keys_of_deepspeed_are_sorted_into_those_that_work_here_and_those_that_do_not() -> None:
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
