@@ -208,7 +208,9 @@ def _write_model(trained: Trained, base: Path, folder: Path, shard_bytes: int) -
     _require_known_embeddings(trained, base, adapted)
     merger = Merger.of(adapted, trained.weights, trained.dtype)
     kept = [name for name in names if merger is None or merger.replacement(name) is None]
-    source = _streamable(base, kept, aliases)
+    # Fused experts are trained as a whole, but have a name each in the files of most publishers.
+    fused = [name for name in names if ".experts." in name]
+    source = _streamable(base, [*kept, *fused], aliases)
     if source is None or merger is None:
         _write_whole(trained, base, folder, shard_bytes)
     else:

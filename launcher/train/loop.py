@@ -31,7 +31,6 @@ from launcher.health.stragglers import OwnTime, Stragglers, report_slow
 from launcher.model.checkpoint import Checkpoint
 from launcher.model.head import Head
 from launcher.model.layers import compile_layers
-from launcher.model.routing import Routing
 from launcher.objectives.base import LossSum, Objective
 from launcher.rollouts.asking import Trainee
 from launcher.rollouts.source import Rollouts
@@ -44,6 +43,7 @@ from launcher.train import restoring, selection, setup
 from launcher.train.engine import StepResult
 from launcher.train.finish import finish
 from launcher.train.microbatch import micro_batches, release
+from launcher.train.routing import Routing
 from launcher.train.saving import Saver
 from launcher.train.signals import StopFlag, too_slow_for_grace
 

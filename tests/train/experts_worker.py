@@ -23,9 +23,9 @@ from launcher.health.heartbeat import Heartbeat
 from launcher.health.isolation import isolate
 from launcher.health.stragglers import OwnTime
 from launcher.model.load import load_model
-from launcher.model.routing import Routing
 from launcher.train.loop import Progress, Training
 from launcher.train.microbatch import micro_batches
+from launcher.train.routing import Routing
 from launcher.train.setup import make_engine
 from support.configs import make_config
 from support.rank_cases import CPU, agree, compute

@@ -272,14 +272,14 @@ def _is_usual(output: Any) -> bool:
     )
 
 
-def _router_kinds(inner: Any) -> tuple[type, ...]:
+def _router_kinds(inner: Any) -> tuple[type[nn.Module], ...]:
     """The classes of routers, as transformers names them to record their logits."""
     kinds = set()
     for module in inner.modules():
         known = (getattr(module, "_can_record_outputs", None) or {}).get("router_logits")
         for one in known if isinstance(known, list) else [known]:
             kind = getattr(one, "target_class", one)
-            if isinstance(kind, type):
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
                 kinds.add(kind)
     return tuple(kinds)
 

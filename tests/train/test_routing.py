@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from launcher.core.errors import ConfigError
-from launcher.model.routing import RouterLoad, Routing
+from launcher.train.routing import RouterLoad, Routing
 from support.adapted import family
 
 
