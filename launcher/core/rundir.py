@@ -59,7 +59,7 @@ class Status:
     slow: list[dict[str, Any]] = field(default_factory=list)
     """Ranks slower than the others: rank, host, factor (of the median), step of the report."""
     lost: bool = False
-    """Whether the run has failed because its processes or a node went away."""
+    """Whether the run has failed because its processes or a node went away, or were killed."""
 
 
 class RunDir:

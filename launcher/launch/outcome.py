@@ -27,7 +27,8 @@ _KILLED_BY_AGENT = re.compile(r"Unable to shutdown process (\d+) via")
 class Death:
     """A rank's end: a negative code is the number of the signal that killed it."""
 
-    rank: int
+    rank: int | None
+    """None for the agent of a host's ranks."""
     code: int
 
     @property
@@ -35,14 +36,21 @@ class Death:
         """Whether a signal ended it that was no wish to stop."""
         return self.code < 0 and self.code != -signal.SIGTERM
 
+    @property
+    def is_loss(self) -> bool:
+        """Whether another has ended it at once, as who wants its memory: a new start may go better,
+        which it may not after a crash of its own."""
+        return self.code == -signal.SIGKILL
+
     def __str__(self) -> str:
+        who = "torch's agent" if self.rank is None else f"rank {self.rank}"
         if self.code >= 0:
-            return f"rank {self.rank} ended with exit code {self.code}"
+            return f"{who} ended with exit code {self.code}"
         try:
             name = signal.Signals(-self.code).name
         except ValueError:
             name = f"signal {-self.code}"
-        text = f"rank {self.rank} was killed by {name}"
+        text = f"{who} was killed by {name}"
         if self.code == -signal.SIGKILL:
             text += " (the kernel does that when memory runs out: see `dmesg`)"
         return text
@@ -75,7 +83,8 @@ def of_death(
         return _settle(run, State.failed, taken, ExitCode.hang)
     if death is None:
         return _settle(run, State.failed, "the ranks ended without a result", ExitCode.internal)
-    return _settle(run, State.failed, f"{death}; see {_log_of(run, plan, death)}", _class(death))
+    reason = f"{death}; see {_log_of(run, plan, death)}"
+    return _settle(run, State.failed, reason, _class(death), lost=death.is_loss)
 
 
 def _taken_port(run: RunDir, plan: LaunchPlan) -> str:
@@ -103,9 +112,10 @@ def of_preparation(run: RunDir, code: int, log: Path, stopped: bool, ended_now: 
     # What it was about to do stands above.
     begin = next((i for i, line in enumerate(said) if line.startswith("error: ")), 0)
     reason = "data preparation failed: " + "\n".join(said[begin:]).removeprefix("error: ")
+    death = Death(0, code)
     if code < 0:
-        reason = f"data preparation: {str(Death(0, code)).removeprefix('rank 0 ')}"
-    return _settle(run, State.failed, reason, _class(Death(0, code)))
+        reason = f"data preparation: {str(death).removeprefix('rank 0 ')}"
+    return _settle(run, State.failed, reason, _class(death), lost=death.is_loss)
 
 
 def settled(status: Status) -> bool:
@@ -125,7 +135,8 @@ def cause(plan: LaunchPlan, code: int) -> Death | None:
         return first(_deaths(plan))
     if plan.processes == 1:
         return Death(0, code)
-    return of_agent(plan.log.read_text(encoding="utf-8", errors="replace"))
+    found = of_agent(plan.log.read_text(encoding="utf-8", errors="replace"))
+    return Death(None, code) if found is None and code == -signal.SIGKILL else found
 
 
 def of_agent(text: str) -> Death | None:
@@ -180,10 +191,10 @@ def _class(death: Death) -> ExitCode:
 
 
 def _log_of(run: RunDir, plan: LaunchPlan, death: Death) -> Path:
-    log = run.log(plan.attempt, death.rank)
+    log = plan.log if death.rank is None else run.log(plan.attempt, death.rank)
     return log if log.is_file() and log.stat().st_size else plan.log
 
 
-def _settle(run: RunDir, state: State, reason: str, code: ExitCode) -> int:
-    run.set_status(state, reason=reason, exit_code=int(code))
+def _settle(run: RunDir, state: State, reason: str, code: ExitCode, *, lost: bool = False) -> int:
+    run.set_status(state, reason=reason, exit_code=int(code), lost=lost)
     return int(code)

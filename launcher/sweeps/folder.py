@@ -204,8 +204,8 @@ class SweepDir:
 
 def may_pass(status: Status) -> bool:
     """Whether a trial has ended by what may be mended meanwhile: a full disk, a node that hangs or
-    is lost, a queue that forgot it. Its own faults, such as its config or a loss that diverges,
-    come again."""
+    is lost, a kill, a queue that forgot it. Its own faults, such as its config or a loss that
+    diverges, come again."""
     if status.state is not State.failed:
         return NEVER_BEGAN in status.reason
     return status.lost or status.exit_code in (ExitCode.hang, ExitCode.storage)

@@ -80,3 +80,27 @@ def test_a_port_that_is_taken_is_the_cause(tmp_path: Path, log: str, death: Deat
     # A rank that the kernel has killed is the cause whatever else stands there.
     run.set_status(State.preparing, attempt=1)
     assert outcome.of_death(run, plan, Death(0, -9), False, False) == ExitCode.internal
+
+
+@pytest.mark.parametrize(("code", "lost"), [(-9, True), (-11, False), (1, False)])
+def test_who_is_killed_is_lost_and_who_crashes_is_not(tmp_path: Path, code: int, lost: bool):
+    run = RunDir(tmp_path)
+    plan = launch_plan(run, backend="local")
+    run.set_status(State.preparing, attempt=1)
+    outcome.of_death(run, plan, Death(0, code), False, False)
+    assert (run.status().state, run.status().lost) == (State.failed, lost)
+    run.set_status(State.preparing, attempt=1)
+    log = tmp_path / "prepare.log"
+    log.write_text("")
+    outcome.of_preparation(run, code, log, False, False)
+    assert (run.status().state, run.status().lost) == (State.failed, lost)
+
+
+def test_an_agent_that_is_killed_says_nothing_and_is_the_cause(tmp_path: Path):
+    run = RunDir(tmp_path)
+    plan = launch_plan(run, backend="local", processes=2, nodes=())
+    run.set_status(State.preparing, attempt=1)
+    plan.log.write_text("")
+    outcome.of_ranks(run, plan, -9, stopped=False, ended_now=False)
+    assert run.status().lost
+    assert "torch's agent was killed by SIGKILL" in run.status().reason

@@ -57,11 +57,12 @@ def follow(place: Workplace, job: Job, seen: Status | None) -> None:
 
 
 def _of_this_host(run: RunDir) -> Status | None:
-    """The state of a run with processes here; preempted if they vanished, None if nobody knows."""
+    """The state of a run with processes here; preempted if they vanished or were killed, None if
+    nobody knows."""
     found = launch.look(run)
     status = run.status()  # after: the last word comes before the end
     if found is Attempt.gone:
-        return status if settled(status) else Status(State.preempted)
+        return status if settled(status) and not status.lost else Status(State.preempted)
     if found is Attempt.none:
         return Status(State.preempted)
     return None if settled(status) or found is Attempt.pending else status
@@ -81,11 +82,13 @@ def _of_queue(run: RunDir, seen: Status | None) -> Status | None:
 
 def _again(place: Workplace, job: Job, run: RunDir) -> None:
     """Go on with a run that was stopped, but not because the client wanted it."""
-    step = run.status().step or 0
+    status = run.status()
+    step = status.step or 0
     # It went on since the last loss: losses in weeks are none in a row.
     losses = job.cursor.get("losses", 0) if step <= job.cursor.get("lost_at", 0) else 0
     if losses >= _MOST_LOSSES:
         code, found = int(ExitCode.internal), "the processes of the job were lost again and again"
+        found += f": {status.reason}" if status.lost else ""
         outcome.fail_run(place, job.id, Status(State.failed, reason=found, exit_code=code))
         return
     with place.owned(job.id) as (_, row):

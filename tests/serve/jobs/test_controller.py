@@ -144,11 +144,14 @@ def test_one_at_a_time(shop):
     assert not shop.run(waiting).exists()
 
 
-def test_a_lost_run_goes_on_from_its_checkpoint(shop):
+@pytest.mark.parametrize("killed", ["supervisor", "rank"])
+def test_a_lost_run_goes_on_from_its_checkpoint(shop, killed):
     job_id = shop.create(hyperparameters={**LONG, "n_epochs": 4})
     shop.wait(lambda: shop.row(job_id).cursor.get("marks"), "a checkpoint")
-    (supervisor,) = shop.supervisors(job_id)
-    processes.send(supervisor, processes.signal.SIGKILL)
+    (victim,) = shop.supervisors(job_id)
+    if killed == "rank":
+        victim = processes.children(victim)[0]
+    processes.send(victim, processes.signal.SIGKILL)
     shop.await_status(job_id, "succeeded")
     finished_as_told(shop, job_id, 48)
     assert shop.run(job_id).attempts() == [1, 2]
