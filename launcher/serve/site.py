@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 import typing
@@ -10,11 +11,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from launcher.config.schema.ranges import NonNegativeInt, Range, split
 from launcher.core import runtime
 from launcher.core.errors import ConfigError, Problem, did_you_mean
 from launcher.vllm.command import LORA_RANKS
 
 FILE = "serve.yaml"
+#: Numbers whose fields say nothing else.
+_POSITIVE = Range(0, open_low=True)
 #: What a model or an account may be called.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -113,7 +117,7 @@ class SiteJudge:
     """Requests at a time, of each job and each request."""
     timeout_s: float = 60.0
     """Longest wait for a reply, in seconds."""
-    retries: int = 4
+    retries: NonNegativeInt = 4
     """New tries after a timeout, a lost connection, HTTP 429 or 5xx, with growing pauses."""
 
 
@@ -156,7 +160,7 @@ class VllmSettings:
     """Longest start of a server."""
     answer_s: float = 900.0
     """A server that sends nothing of an answer for so long, and is not well, is started again."""
-    max_restarts: int = 3
+    max_restarts: NonNegativeInt = 3
     """Times that one is started again before those who wait are told that it cannot be had."""
 
 
@@ -373,6 +377,7 @@ def _wrong_graders(site: Site, where: str) -> list[Problem]:
 
 
 def _build(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
+    hint, stated = split(hint)
     if typing.get_origin(hint) is types.UnionType:
         inner = next(option for option in typing.get_args(hint) if option is not types.NoneType)
         return None if value is None else _build(inner, value, where, problems)
@@ -391,9 +396,11 @@ def _build(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if hint in (int, float) and isinstance(value, hint) and not isinstance(value, bool):
-        if value > 0:
+        limits = stated or _POSITIVE
+        if limits.holds(value):
             return value
-        problems.append(Problem(where, f"{value} is not above 0", "mend it"))
+        wanted = str(limits) if math.isfinite(value) else "finite"
+        problems.append(Problem(where, f"{value} is not {wanted}", "mend it"))
     elif hint in (bool, str) and isinstance(value, hint):
         return value
     else:
@@ -403,7 +410,7 @@ def _build(hint: Any, value: Any, where: str, problems: list[Problem]) -> Any:
 
 
 def _build_section(cls: type, value: Any, where: str, problems: list[Problem]) -> Any:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     if not isinstance(value, dict):
         keys = ", ".join(hints)
         problems.append(Problem(where, f"{value!r} is no mapping", f"its keys: {keys}"))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,6 +65,41 @@ webhooks: {allow: [https://fine.example, "https://path.example/x", ftp://a.examp
     found = {problem.where.removeprefix(f"{path}: ") for problem in raised.value.problems}
     wrong = {f"webhooks.allow[{i}]" for i in (1, 2, 3)}
     assert found == {"models.a/b", "models.one.alias", "models.both", *wrong}
+
+
+def numbers(cls: type = site.Site, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Where each number of the file stands -> its type as it is declared."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is dict and is_dataclass(arguments[1]):
+            found |= numbers(arguments[1], (*path, name, "x"))
+        elif is_dataclass(hint):
+            found |= numbers(hint, (*path, name))
+        elif {int, float} & {hint, *arguments}:
+            found[(*path, name)] = hint
+    return found
+
+
+@pytest.mark.parametrize("path", numbers(), ids=".".join)
+def test_numbers_that_nothing_can_be_done_with_are_refused_by_name(
+    tmp_path: Path, path: tuple[str, ...]
+) -> None:
+    may_be_zero = path[-1] in ("retries", "max_restarts")
+    for value in ("-1", ".inf", ".nan", *([] if may_be_zero else ["0"])):
+        text = value
+        for name in reversed(path):
+            text = f"{{{name}: {text}}}"
+        with pytest.raises(ConfigError) as raised:
+            site.read(written(tmp_path, text))
+        (problem,) = raised.value.problems
+        assert problem.where.endswith(f": {'.'.join(path)}")
+
+
+def test_what_may_be_none_at_all_may_be_zero(tmp_path: Path) -> None:
+    text = 'judges: {a: {url: "http://a/v1", retries: 0}}\nchat: {vllm: {max_restarts: 0}}'
+    read = site.read(written(tmp_path, text))
+    assert (read.judges["a"].retries, read.chat.vllm.max_restarts) == (0, 0)
 
 
 def test_judges_have_addresses_and_code_a_level(tmp_path: Path) -> None:
