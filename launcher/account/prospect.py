@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from launcher.core.errors import ConfigError, LauncherError, Problem
 from launcher.core.files import read_json, write_json
 from launcher.report.renderer import visible
 from launcher.runs import requirements
+from launcher.serve import judges
 from launcher.serve.jobs.run_config import Inputs, Translation, translate
 from launcher.serve.site import Site
 
@@ -22,18 +24,30 @@ from launcher.serve.site import Site
 def planned(found: Settings, jobs: Sequence[Successor], out: Path, project: str) -> list[Any]:
     """What each job will be: its numbers, steps and memory, as JSON; `ConfigError` for a mapping
     that makes no run of it."""
+    with tempfile.TemporaryDirectory() as graders:  # what is planned is looked at as it will be
+        return _rows(found, jobs, out, project, Path(graders))
+
+
+def _rows(
+    found: Settings, jobs: Sequence[Successor], out: Path, project: str, graders: Path
+) -> list[Any]:
     made: dict[str, Translation] = {}
-    missing: dict[str, str | None] = {}
+    missing: dict[tuple[str, str], str | None] = {}
     known = speeds(out)
     rows = []
     for job in jobs:
         is_checked = job.validation is not None
         key = repr((job.offer, job.method, job.asked.asked(), job.examples, is_checked))
         if key not in made:
-            made[key] = _translated(found.site, job, out, project)
+            grader = None
+            if job.asked.grader is not None:
+                grader = graders / f"{len(made)}.yaml"
+                grader.write_text(judges.as_file(job.asked.grader), encoding="utf-8")
+            made[key] = _translated(found.site, job, out, project, grader)
         one = made[key]
-        if job.offer not in missing:
-            missing[job.offer] = _missing(one)
+        needs = job.offer, job.method
+        if needs not in missing:
+            missing[needs] = _missing(one)
         steps = one.numbers.steps_of_epoch(job.examples) * one.numbers.n_epochs
         speed = known.get(job.offer)
         work = job.examples * one.numbers.n_epochs
@@ -53,7 +67,7 @@ def planned(found: Settings, jobs: Sequence[Successor], out: Path, project: str)
                 "ranks": one.plan.world_size,
                 "memory_bytes": one.plan.device_bytes,
                 "seconds": None if speed is None else round(speed * work),
-                "missing": missing[job.offer],
+                "missing": missing[needs],
             }
         )
     return rows
@@ -80,13 +94,16 @@ def note(
     write_json(folder.plan, {**about, "jobs": [*rows, *older], "left_out": all_left})
 
 
-def _translated(site: Site, job: Successor, out: Path, project: str) -> Translation:
+def _translated(
+    site: Site, job: Successor, out: Path, project: str, grader: Path | None
+) -> Translation:
     row = job.row("")
     inputs = Inputs(
         runs=out / "runs",
         training=job.training.path,
         validation=job.validation.path if job.validation else None,
         examples=job.examples,
+        grader=grader,
     )
     own = out / "conf"
     return translate(site, row, inputs, [own] if own.is_dir() else [], project)

@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from launcher.account.layout import Folder, KeptContent
 from launcher.core.errors import ConfigError, Problem, did_you_mean
 from launcher.core.files import storage_errors
+from launcher.serve import judges
 from launcher.serve.db.tables import Job
 from launcher.serve.http.wire import UNKNOWN
 from launcher.serve.jobs.methods import METHODS
 from launcher.serve.jobs.wire_jobs import NewJob, WandbIntegration
-from launcher.serve.site import Site
+from launcher.serve.site import Offer, Site
 
 #: States of jobs that are run again if somebody asks for it.
 ENDED_OTHERWISE = {"failed": "has failed", "cancelled": "was cancelled"}
@@ -181,7 +182,9 @@ def _successor(
             unmapped.setdefault(model, record["id"])
             raise CannotReplay(f"nothing stands for {model}")
         offer = mapped
-    asked, remark = _asked(record, site)
+    asked, remark = _asked(record, site, offer)
+    if asked.grader is not None:
+        _require_grader(asked.grader, site)
     training = _content(folder, asked.training_file, "training")
     validation = None
     if asked.validation_file is not None:
@@ -190,9 +193,9 @@ def _successor(
     return Successor(record, asked, offer, parent, before_last, remark, training, validation, lines)
 
 
-def _asked(record: Mapping[str, Any], site: Site) -> tuple[NewJob, str]:
+def _asked(record: Mapping[str, Any], site: Site, offer: str) -> tuple[NewJob, str]:
     """What the job asked for, and a remark on what is left out of it; `CannotReplay` for what
-    cannot be asked for here."""
+    cannot be asked for here, where `offer` stands for its model."""
     said = record.get("method")
     method = said if isinstance(said, dict) else {"type": "supervised"}
     name = method.get("type")
@@ -201,8 +204,10 @@ def _asked(record: Mapping[str, Any], site: Site) -> tuple[NewJob, str]:
         raise CannotReplay(f"its method {name} cannot be run again; {can} can")
     inside = method.get(name)
     own = dict(inside) if isinstance(inside, dict) else {}
-    own["hyperparameters"] = _numbers(record.get("hyperparameters"), own.get("hyperparameters"))
-    integrations, remark = _integrations(record.get("integrations"), site)
+    numbers = _numbers(record.get("hyperparameters"), own.get("hyperparameters"))
+    own["hyperparameters"], no_effort = _with_effort(numbers, name, offer, site.models[offer])
+    integrations, no_wandb = _integrations(record.get("integrations"), site)
+    remark = "; ".join(filter(None, (no_effort, no_wandb)))
     name_of = _SUFFIX.match(str(record.get("fine_tuned_model") or ""))
     body = {
         "training_file": record.get("training_file"),
@@ -232,6 +237,34 @@ def _numbers(beside: Any, inside: Any) -> Any:
             if value is not None and (value != "auto" or name not in found):
                 found[name] = value
     return found
+
+
+def _with_effort(numbers: Any, method: str, name: str, offer: Offer) -> tuple[Any, str]:
+    """Hyperparameters without an effort that the model's template does not read, and that it is
+    left out."""
+    is_known = offer.reasoning_effort or method != "reinforcement" or not isinstance(numbers, dict)
+    if is_known or numbers.get("reasoning_effort", "default") == "default":
+        return numbers, ""
+    kept = {key: value for key, value in numbers.items() if key != "reasoning_effort"}
+    effort = numbers["reasoning_effort"]
+    return kept, (
+        f"its reasoning_effort {effort!r} is left out: models.{name} of the mapping does not say"
+        " reasoning_effort: true"
+    )
+
+
+def _require_grader(wire: Mapping[str, Any], site: Site) -> None:
+    """`CannotReplay` for a grader that a job here cannot have."""
+    for model in judges.models_of(wire):
+        if model not in site.judges:
+            raise CannotReplay(
+                f"its grader asks {model}: say by `judges` of the mapping where that is"
+            )
+    try:
+        judges.grader_of(wire, site, "method.reinforcement.grader")
+    except ConfigError as error:
+        first = error.problems[0]
+        raise CannotReplay(f"{first.where}: {first.found}") from error
 
 
 def _integrations(said: Any, site: Site) -> tuple[Any, str]:

@@ -61,6 +61,36 @@ def pairs(count: int) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
+HAS_E = {
+    "type": "string_check",
+    "name": "has an e",
+    "input": "{{ sample.output_text }}",
+    "reference": "{{ item.label }}",
+    "operation": "ilike",
+}
+
+
+JUDGED = {
+    "type": "score_model",
+    "name": "kind",
+    "model": "gpt-4o",
+    "input": [{"role": "user", "content": "{{ sample.output_text }}"}],
+}
+
+
+def questions(count: int) -> bytes:
+    asked = ({"role": "user", "content": f"Say {i}."} for i in range(count))
+    return "".join(json.dumps({"messages": [one], "label": "e"}) + "\n" for one in asked).encode()
+
+
+def rewarded(grader: Any = HAS_E, **numbers: Any) -> dict[str, Any]:
+    """As a record tells a job that a grader rewards."""
+    said = {"compute_multiplier": "auto", "eval_interval": 1, "eval_samples": 2, **numbers}
+    inside = {"grader": grader, "hyperparameters": SHORT | said, "response_format": None}
+    method = {"type": "reinforcement", "reinforcement": inside}
+    return {"hyperparameters": SHORT | said, "method": method}
+
+
 @pytest.fixture
 def folder(tmp_path) -> Callable[[Account], Folder]:
     """What a pull of an account leaves."""
@@ -219,6 +249,9 @@ def test_checkpoints_are_counted_from_the_last_model(folder, listed, places):
         (supervised(n_epochs=99), "n_epochs"),
         (supervised(telepathy=1), "telepathy"),
         ({"model": f"ft:{BASE}:acme:sums:1"}, "its own model"),
+        (rewarded(JUDGED), "its grader asks gpt-4o: say by `judges`"),
+        (rewarded(HAS_E | {"operation": "near"}), "method.reinforcement.grader.operation: "),
+        (rewarded(eval_samples=99), "eval_samples"),
     ],
 )
 def test_what_is_left_out_and_why_with_all_that_comes_of_it(folder, change, why):
@@ -262,6 +295,26 @@ def test_models_that_nothing_stands_for_are_told_all_at_once(folder):
         settle(folder(account), site)
     assert [BASE in str(caught.value), "gpt-4.1-mini" in str(caught.value)] == [True, True]
     assert len(caught.value.problems) == 2
+
+
+def test_a_job_that_is_rewarded_is_planned_with_its_grader(folder, tmp_path):
+    account = an_account()
+    account.add_file("file-q", questions(12))
+    asked = rewarded(JUDGED, reasoning_effort="high", compute_multiplier=0.5)
+    files = dict.fromkeys(("training_file", "validation_file"), "file-q")
+    account.lists["/fine_tuning/jobs"][1] |= asked | files
+    made = yaml.safe_load(MAPPING) | {"judges": {"gpt-4o": {"url": "http://127.0.0.1:9/v1"}}}
+    made["models"]["tiny"]["reinforcement"] = ["objective.max_new_tokens=12"]
+    found = Settings.of(yaml.safe_dump(made), Path("x"))
+    jobs, left = settle(folder(account), found.site)
+    assert not left
+    plan = planned(found, jobs, tmp_path / "out", "default")
+    first = plan[0]
+    own = {"compute_multiplier": 0.5, "eval_interval": 1, "eval_samples": 2}
+    assert (first["method"], first["hyperparameters"]) == ("reinforcement", {**SHORT, **own})
+    assert (first["steps"], first["missing"]) == (2, None)
+    assert "its reasoning_effort 'high' is left out" in told_plan(plan, left)
+    assert jobs[0].row("p").asked["reasoning_effort"] == "default"
 
 
 # ---- the mapping
@@ -544,6 +597,36 @@ def test_a_job_that_began_with_a_checkpoint_begins_with_its_like(folder, tmp_pat
     service.database.engine.dispose()
     assert job.model.endswith(":ckpt-step-2")  # of 4
     assert job.fine_tuned_model == "ft:m:o::b"
+
+
+@pytest.mark.slow
+def test_a_job_that_a_grader_rewards_is_run_with_its_validation(folder, tmp_path):
+    account = Account()
+    account.add_file("file-q", questions(12))
+    account.add_file("file-v", questions(4))
+    held = {"validation_file": "file-v", "fine_tuned_model": f"ft:{BASE}:acme::7"}
+    account.add_job("ftjob-r", "file-q", **held, **rewarded(compute_multiplier=0.5))
+    found, out = folder(account), tmp_path / "out"
+    offer = {"overrides": WORDS, "reinforcement": ["objective.max_new_tokens=12"]}
+    offers = {"tiny": offer, BASE: {"alias": "tiny"}}
+    (found.path / "models.yaml").write_text(yaml.safe_dump({"models": offers}))
+    words = [*LAUNCHER, "openai", "replay", str(found.path), "--to", str(out)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True)
+    assert done.returncode == ExitCode.ok, done.stdout + done.stderr
+    assert done.stdout.split() == ["ftjob-r", "succeeded", f"ft:{BASE}:acme::7"]
+    service = Service.open(out)
+    with service.database.read() as session:
+        job = session.scalars(select(Job)).one()
+        own = select(Event).where(Event.type == "metrics").order_by(Event.number)
+        steps = [event.data for event in session.scalars(own)]
+    service.database.engine.dispose()
+    assert job.asked["grader"] == HAS_E
+    assert [step["step"] for step in steps] == [1, 2]
+    for step in steps:
+        assert 0 <= step["train_reward_mean"] <= 1
+        assert 0 <= step["valid_reward_mean"] <= 1
+    lines = (out / "runs/ftjob-r/rollouts/step-00000000.jsonl").read_text().splitlines()
+    assert len(lines) == 6 * 4  # questions of a step, half of eight answers to each
 
 
 @pytest.mark.slow
