@@ -31,8 +31,8 @@ def stop(place: Workplace, job: Job) -> None:
             if not run.status().state.is_final:  # otherwise it has ended by itself
                 raise
     status = run.status()
+    progress.note_progress(place, job, run)  # since the last look
     if status.state is State.succeeded and job.state is JobState.paused:
         outcome.succeed(place, job, run)
     else:
-        progress.note_progress(place, job, run)  # since the last look
         outcome.stopped(place, job.id, attempts=status.attempt)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 
 from sqlalchemy import select
 
+from launcher.core.files import write_json
 from launcher.core.rundir import RunDir, State
-from launcher.serve.db.tables import Event, Job, JobState, Project
-from launcher.serve.jobs import progress
+from launcher.launch.local import supervisor_file
+from launcher.launch.spec import job_file
+from launcher.serve.db.tables import Event, Job, JobState, Model, Project
+from launcher.serve.jobs import cancellation, progress
 from launcher.serve.jobs.ownership import Owner, claim
 from launcher.serve.jobs.workspace import Workplace
 from launcher.serve.service import Service
+from support.plans import launch_plan
 
 
 def test_a_job_has_started_before_its_first_step(service: Service) -> None:
@@ -69,3 +74,47 @@ def test_a_job_has_started_before_its_first_step(service: Service) -> None:
     assert event.data == {"file": "validation_file", "left_out": 3, "examples": 1200}
     progress.note_progress(place, job, run)
     assert keys() == ["started", "step-1", "step-2", "step-3", "checkpoint-2", "dropped-validation"]
+
+
+def test_a_job_that_ends_as_it_is_paused_has_all_its_checkpoints(service: Service) -> None:
+    with service.database.begin() as session:
+        session.add(Project(id="proj_a", name="a"))
+        session.flush()
+        row = Job(
+            id="ftjob-0",
+            state=JobState.paused,
+            wanted=JobState.paused,
+            cursor={"launch": "local", "examples": 2, "started": True},
+            project_id="proj_a",
+            model="tiny",
+            training_file="file-a",
+            seed=1,
+            asked={"model": "tiny", "offer": "tiny"},
+            hyperparameters={"batch_size": 1, "n_epochs": 2},
+        )
+        session.add(row)
+    owner = Owner.here()
+    claim(service.database, owner, 1)
+    place = Workplace(service, owner)
+    run = RunDir(service.runs / "ftjob-0")
+    for step in (2, 4):
+        folder = run.checkpoints / f"step-{step:08}"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(json.dumps({"step": step}))
+    lines = [
+        {"step": step, "kind": "train", "loss": 1.0, "tokens": step, "time": 5.0}
+        for step in (1, 2, 3, 4)
+    ]
+    run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run.config.write_text("")
+    run.attempt(1).mkdir(parents=True)
+    write_json(job_file(run, 1), launch_plan(RunDir(service.home / "x"), backend="local").to_json())
+    gone = {"pid": 0, "host": socket.gethostname(), "time": 1.0}
+    write_json(supervisor_file(run, 1), gone)
+    run.set_status(State.succeeded, step=4, steps=4, attempt=1)
+    with service.database.read() as session:
+        job = session.scalars(select(Job)).one()
+    cancellation.stop(place, job)
+    with service.database.read() as session:
+        assert session.scalars(select(Job)).one().state is JobState.succeeded
+        assert [*session.scalars(select(Model.step).order_by(Model.step))] == [2, 4]
