@@ -20,9 +20,9 @@ from launcher.config.compose import compose
 from launcher.config.schema import Config
 from launcher.config.schema.model import Quantization
 from launcher.config.schema.peft import AdapterConfig, LoraConfig
-from launcher.core import registry, runtime
+from launcher.core import processes, registry, runtime
 from launcher.core.errors import ConfigError, LauncherError
-from launcher.core.files import read_json
+from launcher.core.files import read_json, write_json
 from launcher.core.rundir import RunDir
 from launcher.core.runtime import environment_without_ranks
 from launcher.runs.start import working_folder
@@ -34,7 +34,7 @@ from launcher.serve.site import Site, VllmSettings
 _VLLM_END_S = 20.0
 #: GPU memory that servers take, all together.
 _MEMORY = 0.9
-#: Folder of the servers' in the service's, and the file in each that says that it is one.
+#: Folder of the servers' in the service's, and the file in each that says whose it is.
 _FOLDER, _MARK = ".vllm-servers", "launcher-server"
 #: A folder that nobody has touched for so long, and whose server is gone, was left by a crash.
 _LEFT_S = 600.0
@@ -144,6 +144,7 @@ class _Vllm:
         self._seats: dict[ModelSource, Seat] = {}
         self._one_by_one = threading.Lock()
         _sweep(service.home / _FOLDER)
+        self._owner = {"space": processes.space(), "pid": os.getpid(), "since": time.time()}
 
     async def seat(self, source: ModelSource) -> Seat:
         if source not in self._seats:
@@ -164,12 +165,14 @@ class _Vllm:
 
     async def open(self, seat: Seat, source: ModelSource) -> Talker:
         folder = self._service.home / _FOLDER / secrets.token_hex(8)
+        await run_in_threadpool(_sweep, folder.parent)
         try:
             folder.mkdir(mode=0o700, parents=True)
-            (folder / _MARK).touch()
-        except OSError as error:
+            write_json(folder / _MARK, self._owner, durable=False)
+        except (OSError, LauncherError) as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise Failed(f"{folder} cannot be made: {error.strerror}") from error
+            why = getattr(error, "strerror", None) or error
+            raise Failed(f"{folder} cannot be made: {why}") from error
         settings: dict[str, Any] = asdict(self._chat.vllm)
         if python := settings["python"]:  # it starts in another folder
             found = shutil.which(runtime.user_path(python))
@@ -262,7 +265,7 @@ def _environment(service: Service) -> dict[str, str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what servers have left that were killed with all who kept them."""
+    """Remove what servers have left that were killed with all who kept them, or before any did."""
     for left in folder.glob("*/"):
         if left.is_symlink() or not (left / _MARK).is_file():
             continue
@@ -272,5 +275,14 @@ def _sweep(folder: Path) -> None:
             since = beat.stat().st_mtime
         except OSError:
             since = left.stat().st_mtime
-        if time.time() - since > _LEFT_S:
+        is_old = time.time() - since > _LEFT_S
+        is_owned = _is_there(read_json(left / _MARK))
+        if (is_owned is False and not is_wanted) or (not is_owned and is_old):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _is_there(owner: Any) -> bool | None:
+    """Whether the service that has made a folder lives; None if that cannot be told from here."""
+    if not isinstance(owner, dict) or owner["space"] != processes.space():
+        return None
+    return processes.alive(owner["pid"], owner["since"])

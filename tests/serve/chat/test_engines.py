@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from launcher.config.compose import compose
+from launcher.core import processes
 from launcher.serve.chat.engines import (
     ModelSource,
     SharedBase,
@@ -101,6 +104,29 @@ def test_only_folders_of_servers_are_swept_away(service: Service) -> None:
     assert (other / "python").exists()
     assert fresh.exists()
     assert not left.exists()
+
+
+def test_what_a_killed_service_has_left_goes_at_once(service: Service) -> None:
+    """Unless a keeper is still about it; and nothing of one that lives, however long it takes."""
+    service.site.chat.answers = "vllm"
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    space = processes.space()
+    found = {}
+    for name, pid, is_wanted in (
+        ("dead", ended.pid, False),
+        ("kept", ended.pid, True),
+        ("living", os.getpid(), False),
+    ):
+        folder = found[name] = service.home / ".vllm-servers" / name
+        folder.mkdir(parents=True)
+        owner = {"space": space, "pid": pid, "since": time.time()}
+        (folder / "launcher-server").write_text(json.dumps(owner))
+        if is_wanted:
+            (folder / "order.json").touch()
+    os.utime(found["living"], (1, 1))
+    engine_of(service)
+    assert {name for name, folder in found.items() if folder.exists()} == {"kept", "living"}
 
 
 def test_a_folder_that_cannot_be_made_is_no_fault_of_who_asks(service: Service) -> None:
