@@ -59,9 +59,9 @@ def pids() -> frozenset[int]:
     return frozenset(int(name) for name in os.listdir("/proc") if name.isdecimal())
 
 
-def processes(before: Collection[int] = ()) -> dict[int, str]:
-    """Living processes that tests have started, orphans too, but for those in `before`: process
-    id -> command line."""
+def processes(before: Collection[int] = (), but: Collection[bytes] = HELPERS) -> dict[int, str]:
+    """Living processes that tests have started, orphans too, without those in `before` and those
+    with anything of `but` in their command lines: process id -> command line."""
     marker = f"{MARKER}={os.environ.get(MARKER, '')}".encode()
     found = {}
     for pid in pids().difference(before):
@@ -72,7 +72,7 @@ def processes(before: Collection[int] = ()) -> dict[int, str]:
             command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").strip()
         except OSError:
             continue
-        if command and not any(helper in command for helper in HELPERS):
+        if command and not any(helper in command for helper in but):
             found[pid] = command.decode(errors="replace")
     return found
 
