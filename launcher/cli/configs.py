@@ -9,6 +9,8 @@ from launcher.cli import VERBS, arguments
 from launcher.core.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
+    import argparse
+
     from launcher.config.derive.plan import Plan
     from launcher.config.schema import Config
 
@@ -21,15 +23,25 @@ WITHIN: arguments.Argument = (
     ["--within"],
     {"type": float, "metavar": "SECONDS", "help": "longest time for --probe (default: 110)"},
 )
+SIMULATE: arguments.Argument = (
+    ["--simulate"],
+    {"action": "store_true", "help": "estimate steps, start, saves and failures at --ranks"},
+)
+RANKS: arguments.Argument = (
+    ["--ranks"],
+    {"type": int, "metavar": "N", "help": "ranks of --simulate (default: those of the config)"},
+)
 
 
 def plan(words: list[str]) -> int:
     """Print the numbers that follow from a config on this machine."""
-    parsed = arguments.overrides("plan", words, arguments.JSON, PROBE, WITHIN)
+    parsed = arguments.overrides("plan", words, arguments.JSON, PROBE, WITHIN, SIMULATE, RANKS)
     from launcher.config import create
     from launcher.config.derive import plan
     from launcher.runs import requirements, start
 
+    if parsed.simulate or parsed.ranks is not None:
+        return _simulate(parsed)
     config, made = create.checked(parsed.overrides, config_dirs=parsed.config_dir)
     if parsed.probe:
         requirements.require(config)
@@ -42,6 +54,32 @@ def plan(words: list[str]) -> int:
     requirements.require(config)
     if config.run.name:
         start.require_free(create.named(config, parsed.overrides))
+    return ExitCode.ok
+
+
+def _simulate(parsed: argparse.Namespace) -> int:
+    from launcher.config import create
+    from launcher.config.check import checks
+    from launcher.config.compose import compose
+    from launcher.config.derive import plan, scale
+
+    if not parsed.simulate:
+        hint = "add --simulate; a run's own ranks are launch.processes and launch.nodes"
+        raise ConfigError("ranks of no simulation", where="--ranks", hint=hint)
+    if parsed.probe:
+        raise ConfigError("it starts nothing", where="--simulate", hint="leave out --probe")
+    if parsed.ranks is not None and parsed.ranks < 1:
+        raise ConfigError(f"{parsed.ranks} ranks", where="--ranks", hint="give 1 or more")
+    sources = compose.Sources(parsed.config_dir)
+    config, problems = compose.try_compose(parsed.overrides, sources=sources)
+    if problems:
+        raise ConfigError(compose.located(problems, parsed.overrides, sources))
+    ranks, has_gpu = parsed.ranks or create.planned_world(config), config.cluster.gpus_per_node > 0
+    problems = checks.check(config, world_size=ranks, has_gpu=has_gpu)
+    if problems:
+        raise ConfigError(compose.located(problems, parsed.overrides, sources))
+    found = scale.simulate(config, plan.make(config, world_size=ranks, has_gpu=has_gpu))
+    print(arguments.as_json(scale.as_dict(found)) if parsed.json else scale.text(found))
     return ExitCode.ok
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 
 from launcher.config.compose import compose
+from launcher.config.derive import cards
 from launcher.config.derive.plan import Plan
 from launcher.config.schema import AdapterConfig, Config, OnNonFinite
 from launcher.core import console
@@ -764,7 +765,7 @@ def _totals(
 def _peak(plan: Plan, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    one = meters.peak_flops(torch.cuda.get_device_name(device), plan.precision)
+    one = cards.peak_flops(torch.cuda.get_device_name(device), plan.precision)
     return one * plan.world_size if one else None
 
 

@@ -31,6 +31,7 @@ import gpu_models  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+from launcher.config.derive import cards  # noqa: E402
 from launcher.track import meters  # noqa: E402
 
 #: Steps at the start that are not measured: kernels are chosen, memory is allocated.
@@ -119,7 +120,7 @@ def probe(job: dict[str, Any]) -> dict[str, Any]:
         **facts,
         "matmul_flops": matmul_flops(device),
         "bandwidth": bandwidth(device),
-        "data_sheet_flops": meters.peak_flops(facts["device_name"], "bf16"),
+        "data_sheet_flops": cards.peak_flops(facts["device_name"], "bf16"),
     }
 
 

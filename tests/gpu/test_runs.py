@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
+from launcher.config.derive.cards import peak_flops
 from launcher.core.errors import ExitCode
-from launcher.track.meters import peak_flops
 from support import gpu
 from support.ranks import environment
 

@@ -34,6 +34,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from launcher.config.derive.cards import peak_flops
 from launcher.config.derive.tensors import full_shape
 from launcher.config.schema import LoraConfig
 from launcher.peft import lora
@@ -44,7 +45,6 @@ from launcher.track.meters import (
     Work,
     known_flops,
     model_flops,
-    peak_flops,
     peak_memory_bytes,
     work_of,
 )

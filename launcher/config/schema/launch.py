@@ -7,7 +7,15 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Annotated, ClassVar
 
-from launcher.config.schema.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Range
+from launcher.config.schema.ranges import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Range,
+    Share,
+    ShareAboveZero,
+)
 from launcher.core.errors import Problem
 
 
@@ -195,6 +203,41 @@ class ContainerConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class ScaleConfig:
+    """What a site's machines can do, for `launcher plan --simulate`: no run reads it.
+
+    The defaults are assumptions; measure yours with `launcher doctor`.
+    """
+
+    card: str | None = None
+    """Card as its driver names it, such as H100: gives the peak of its data sheet."""
+    tflops: PositiveFloat | None = None
+    """Peak of a rank in TFLOP/s; null: that of `card`."""
+    mfu: ShareAboveZero = 0.4
+    """Share of the peak that the model's products reach while nothing is waited for."""
+    node_bandwidth: PositiveFloat = 450.0
+    """GB/s that a rank sends to others of its node."""
+    network_bandwidth: PositiveFloat = 50.0
+    """GB/s that a rank sends to other nodes."""
+    latency_us: NonNegativeFloat = 10.0
+    """Microseconds of one hop of a collective."""
+    overlap: Share = 0.5
+    """Share of the computing time behind which communication can hide."""
+    node_mtbf_hours: PositiveFloat = 50_000.0
+    """Mean time between failures of one node, in hours."""
+    read_bandwidth: PositiveFloat = 100.0
+    """GB/s that the shared storage reads for all nodes together."""
+    write_bandwidth: PositiveFloat = 50.0
+    """GB/s that it writes for all nodes together."""
+    join_ms: NonNegativeFloat = 1.0
+    """Milliseconds that the rendezvous takes for each agent, one after another."""
+    import_s: NonNegativeFloat = 30.0
+    """Seconds in which a rank imports its libraries and starts its device."""
+    prepare_s: NonNegativeFloat = 0.0
+    """Seconds of preparing data before the ranks start."""
+
+
+@dataclass(kw_only=True, slots=True)
 class ClusterConfig:
     """What is particular to a site: `cluster=NAME` takes it from conf/cluster/NAME.yaml."""
 
@@ -237,6 +280,8 @@ class ClusterConfig:
     """Further options of sbatch, e.g. ['--exclusive', '--switches=1']."""
     container: ContainerConfig = field(default_factory=ContainerConfig)
     """Container."""
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    """Speeds and failures of its machines, for `launcher plan --simulate`."""
 
 
 @dataclass(kw_only=True, slots=True)
