@@ -27,7 +27,7 @@ ASSUMPTIONS = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Traffic:
+class Exchange:
     """Bytes and calls of one rank in one optimizer step, by collective.
 
     Bytes are those of the whole message: `launcher.distributed.bandwidth` counts them so.
@@ -121,32 +121,32 @@ def lost_share(interval_s: float, save_s: float, restart_s: float, mtbf_s: float
     return 1 - interval_s / (mtbf_s * math.exp(restart_s / mtbf_s) * math.expm1(exponent))
 
 
-def traffic(config: Config, made: Plan, shape: memory.ModelShape, zero: int) -> Traffic:
+def traffic(config: Config, made: Plan, shape: memory.ModelShape, zero: int) -> Exchange:
     """What the launcher's DeepSpeed settings make a rank exchange in one optimizer step."""
     trained = memory.about_trainable(config, shape)
     weight = peak.BYTES[made.precision]
     sums_in_fp32 = made.precision == "bf16" and zero and not config.engine.offload_optimizer
     gradients = trained * (4 if sums_in_fp32 else weight)
     if zero == 0:
-        return Traffic(all_reduce=gradients, calls=math.ceil(trained / peak.FLAT_ELEMENTS))
+        return Exchange(all_reduce=gradients, calls=math.ceil(trained / peak.FLAT_ELEMENTS))
     buckets = math.ceil(trained / peak.bucket(trained))
     # Stages 2 and 3 cut gradients of every micro-batch, stage 1 their sum.
     times = 1 if zero == 1 else made.accumulation
     if zero < 3:
         # DeepSpeed sums buckets that several ranks share with all_reduce, and keeps a part.
-        return Traffic(
+        return Exchange(
             all_reduce=gradients * times,
             all_gather=trained * weight,
             calls=buckets * (times + 1),
         )
-    return Traffic(
+    return Exchange(
         all_gather=2 * shape.parameters * weight * times,
         reduce_scatter=gradients * times,
         calls=times * (2 * shape.layers + buckets),
     )
 
 
-def communication_s(config: Config, moved: Traffic, ranks: int, per_node: int) -> float:
+def communication_s(config: Config, moved: Exchange, ranks: int, per_node: int) -> float:
     """Seconds of a step's collectives: bytes over bandwidth, and a latency for each hop (the
     alpha-beta model), first in the node, then between nodes on a share of the message."""
     site, inside = config.cluster.scale, min(ranks, per_node)
@@ -183,7 +183,7 @@ def simulate(config: Config, made: Plan) -> Simulation:
     compute = step_flops(config, made, shape) / (ranks * _peak(config, made) * site.mfu)
     stages = []
     for zero in range(4):
-        moved = traffic(config, made, shape, zero) if ranks > 1 else Traffic()
+        moved = traffic(config, made, shape, zero) if ranks > 1 else Exchange()
         talk = communication_s(config, moved, ranks, per_node)
         step = compute + max(0.0, talk - site.overlap * compute)
         stages.append(

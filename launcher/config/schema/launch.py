@@ -223,7 +223,7 @@ class ScaleConfig:
     """Microseconds of one hop of a collective."""
     overlap: Share = 0.5
     """Share of the computing time behind which communication can hide."""
-    node_mtbf_hours: PositiveFloat = 50_000.0
+    node_mtbf_hours: PositiveFloat = 6_300.0
     """Mean time between failures of one node, in hours."""
     read_bandwidth: PositiveFloat = 100.0
     """GB/s that the shared storage reads for all nodes together."""

@@ -76,12 +76,12 @@ def test_bytes_by_stage(zero, all_reduce, all_gather, reduce_scatter):
 
 
 def test_a_ring_sends_all_but_its_own_part_twice():
-    assert scale.Traffic(all_reduce=80, all_gather=40, reduce_scatter=40).sent(4) == 180
+    assert scale.Exchange(all_reduce=80, all_gather=40, reduce_scatter=40).sent(4) == 180
 
 
 def test_seconds_of_two_levels_by_hand():
     config = config_of(node_bandwidth=1, network_bandwidth=0.5, latency_us=1000)
-    moved = scale.Traffic(all_gather=16e9, calls=3)
+    moved = scale.Exchange(all_gather=16e9, calls=3)
     # In a node 7/8 of 16 GB at 1 GB/s; between two half of 2 GB at 0.5 GB/s; 3 calls of 8 hops.
     assert scale.communication_s(config, moved, 16, 8) == pytest.approx(14 + 2 + 0.024)
     assert scale.communication_s(config, moved, 8, 8) == pytest.approx(14 + 0.021)
