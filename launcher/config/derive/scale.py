@@ -174,6 +174,7 @@ def simulate(config: Config, made: Plan) -> Simulation:
     if shape is None or made.disk is None:
         hint = "give model.name=DIR with its config.json, or model=tiny"
         raise ConfigError("its sizes are not known here", where="model.name", hint=hint)
+    _require_known(config)
     ranks = made.world_size
     per_node = config.cluster.gpus_per_node or config.launch.processes or 1
     if ranks > per_node and ranks % per_node:
@@ -224,6 +225,20 @@ def simulate(config: Config, made: Plan) -> Simulation:
         run_s=run,
         failures=None if run is None else run / mtbf,
     )
+
+
+def _require_known(config: Config) -> None:
+    """`ConfigError` for what changes who sends what, and is no part of this."""
+    engine = config.engine
+    left_out = {
+        "engine.sequence_parallel": (engine.sequence_parallel, 1),
+        "engine.secondary_partition": (engine.secondary_partition, None),
+        "engine.extra": (engine.extra, {}),
+    }
+    for where, (value, without) in left_out.items():
+        if value != without:
+            hint = f"simulate without it: {where}={'null' if without is None else without}"
+            raise ConfigError(f"{value} is no part of the simulation", where=where, hint=hint)
 
 
 def _peak(config: Config, made: Plan) -> float:

@@ -142,6 +142,8 @@ def test_the_command_prints_a_table_or_json(capsys):
         (["--simulate", "--ranks", "7"], "batch"),
         (["--simulate", "cluster.scale.card=H1"], "cluster.scale.tflops=NUMBER"),
         (["--simulate", "cluster.scale.node_mtbf_hours=0"], "above 0"),
+        (["--simulate", "engine=zero3", "engine.secondary_partition=2"], "partition=null"),
+        (["--simulate", "engine.extra.zero_optimization.overlap_comm=false"], "engine.extra={}"),
     ],
 )
 def test_bad_words_are_refused_with_a_hint(capsys, words, said):
