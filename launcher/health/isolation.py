@@ -46,6 +46,9 @@ _TRIED = 16
 _FAILURES = (RuntimeError, TypeError, ValueError, LookupError, AttributeError)
 #: Share of what the loss of its beginning does to a document that rounding may do.
 _SEEN = 0.1
+#: Rotary positions whose frequencies follow the longest position that a forward is given, which is
+#: another one in each stretch of a row.
+_TURNING = {"dynamic", "longrope"}
 #: A model has at most so many kinds of layers that carry something along the row.
 _ROUNDS = 4
 
@@ -302,6 +305,8 @@ def share(
         _, _, names = head.layout.partition(", ")
         found = f"layers that carry a state along the row ({names})" if head.isolates else names
         raise _unshared(inner, found or "attention of its own")
+    if turning := _TURNING & _turns(inner.config.get_text_config()):
+        raise _unshared(inner, f"positions that turn by the longest one ({', '.join(turning)})")
     head.shares = False
     try:
         probe = _Probe(head, caller, cache, device)
@@ -316,6 +321,13 @@ def share(
     exact = dtype in (torch.float32, torch.float64)
     if not agree(off <= (_EXACT if exact else _HALF).loss):
         raise _unshared(inner, f"losses that change by {off:.2g} nats a token then")
+
+
+def _turns(config: Any) -> set[str]:
+    """The kinds of rotary positions of a model, of its layers of each type."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found, *(own for own in found.values() if isinstance(own, dict))]
+    return {str(own["rope_type"]) for own in kinds if own.get("rope_type")}
 
 
 def _unshared(inner: Any, found: str) -> ConfigError:

@@ -113,6 +113,8 @@ class _Request:
     wish: _Wish
     criterion: Criterion | None = None
     see: Callable[[Tensor, slice], None] | None = None
+    joins: bool = False
+    """Whether the targets of all ranks that share the row are shown."""
     reading: Reading = Reading()
     result: Tensor | None = None
     entropies: Tensor | None = None
@@ -186,6 +188,7 @@ class TargetHead:
 
         The teacher is asked twice for each part of the targets, as the logits are worked out twice.
         """
+        assert self.sequence is None or teacher is None, "a teacher is asked of whole rows"
         reading = Reading(temperature, True, teacher, counts=self._counts_hits)
         log_probs, entropies, divergences = self._read(caller, row, reading)
         assert entropies is not None
@@ -210,6 +213,7 @@ class TargetHead:
             far = None if whole.divergences is None else whole.divergences.detach()
             known = Distributions(whole.log_probs.detach(), whole.entropies.detach(), far)
             return judge(whole, slice(None)), known
+        assert self.sequence is None, "what it finds would be of this rank's targets alone"
         criterion = TokenLoss(row.targets, Reading(temperature, True, teacher), judge)
         return self.learn(caller, row, criterion), criterion.found
 
@@ -242,18 +246,30 @@ class TargetHead:
     @torch.no_grad()
     def score(self, caller: Any, row: RowTensors) -> tuple[Tensor, Tensor]:
         """Per target, without gradients: cross entropy in nats, fp32 [T]; top-1 right, bool [T]."""
-        found = Scores(row.targets)
-        self.see(caller, row, found)
-        return found.losses, found.correct
+        own = self._own(row)
+        found = Scores(own.targets)
+        self._show_to(found, caller, own, joins=False)
+        return _joined(own, found.losses), _joined(own, found.correct.byte()).bool()
 
     @torch.no_grad()
     def see(self, caller: Any, row: RowTensors, see: Callable[[Tensor, slice], None]) -> None:
         """Show `see` the fp32 logits [t, V] of each part of the row's targets, in order and without
         gradients."""
-        own = self._own(row)
-        wish = _Request(own, own.target_index, _Wish.see, see=see)
+        self._show_to(see, caller, self._own(row), joins=True)
+
+    def _show_to(
+        self,
+        see: Callable[[Tensor, slice], None],
+        caller: Any,
+        own: RowTensors | RowStretch,
+        *,
+        joins: bool,
+    ) -> None:
+        """What `see` does; unless it `joins` them, of this rank's own targets alone."""
+        wish = _Request(own, own.target_index, _Wish.see, see=see, joins=joins)
         if self._fused(caller, own, wish) is None:
-            _show(_joined(own, self._logits(caller, own)), None, see)
+            logits = self._logits(caller, own)
+            _show(_joined(own, logits) if joins else logits, None, see)
 
     @torch.no_grad()
     def logits_by_part(self, caller: Any, row: RowTensors) -> Callable[[slice], Tensor]:
@@ -346,7 +362,7 @@ class TargetHead:
         elif request.wish is _Wish.see:
             assert request.see is not None
             # Vectors are joined, which are fewer numbers than logits.
-            _show(_joined(request.row, flat), head, request.see)
+            _show(_joined(request.row, flat) if request.joins else flat, head, request.see)
             request.result = flat.new_zeros(())
         elif request.wish is _Wish.hidden:
             request.result = _joined(request.row, flat)

@@ -28,6 +28,8 @@ def run(case: dict[str, Any], cases: dict[str, Any], ranks: Ranks) -> dict[str, 
     torch.manual_seed(0)
     attention.register()
     config = family(case["name"])
+    if "rope" in case:
+        config.rope_parameters = {"rope_theta": 10000.0, **case["rope"]}
     kind = attention.supported(AutoModelForCausalLM._model_mapping[type(config)], case["attention"])
     model = AutoModelForCausalLM.from_config(config, attn_implementation=kind, dtype=torch.float32)
     head = TargetHead(model, counts_hits=True)

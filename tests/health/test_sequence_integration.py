@@ -25,13 +25,20 @@ def test_families_are_the_same_where_ranks_share_their_rows(tmp_path: Path, rank
     records = [(rng.integers(3, 290, n).tolist(), [0] + [1] * (n - 1)) for n in LENGTHS]
     caches.write(tmp_path / "cache", records, max_length=128)
     cases = [{"name": name, "attention": "launcher_document"} for name in FAMILIES]
+    turning = {"rope_type": "dynamic", "factor": 2.0}  # by the longest position that it sees
+    cases.append({"name": "llama", "attention": "launcher_document", "rope": turning})
     about: dict[str, Any] = {"cache": str(tmp_path / "cache"), "cases": cases}
     (tmp_path / "cases.json").write_text(json.dumps(about))
     worker, out = "tests/health/sequence_worker.py", tmp_path / "out.json"
     run_ranks(worker, str(tmp_path / "cases.json"), str(out), ranks=ranks, timeout_s=280)
-    for found in json.loads(out.read_text()):
+    results = json.loads(out.read_text())
+    refused = [
+        found["name"] for found in results if "refused" in found and found["layout"] == "row"
+    ]
+    assert refused == ["llama"]
+    for found in results:
         name, layout = found.pop("name"), found.pop("layout")
-        if layout != "row":
+        if layout != "row" or found.get("refused"):
             assert "ranks cannot share a row" in found["refused"], name
         else:
             assert max(found.values()) < 1e-5, (name, found)

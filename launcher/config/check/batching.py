@@ -41,23 +41,24 @@ def check(config: Config, world_size: int | None) -> Iterator[Problem]:
 
 
 def _cut(config: Config, world_size: int) -> Iterator[Problem]:
-    world_size = groups(config, world_size)
+    count = groups(config, world_size)
+    who = f"{count} ranks" if count == world_size else f"{count} groups of ranks"
     total = plan.global_sequences(config)
     in_tokens = config.batch.tokens is not None
     key = "batch.tokens" if in_tokens else "batch.sequences"
     unit = config.data.max_length if in_tokens else 1
     micro = None if config.batch.micro is MicroBatch.auto else config.batch.micro
-    if total % world_size:
-        found = f"{total * unit} ({total} sequences) cannot be shared by {world_size} ranks"
-        found = found if in_tokens else f"{total} cannot be shared by {world_size} ranks"
-        yield Problem(key, found, _nearest(key, total * unit, world_size * (micro or 1) * unit))
-    elif micro is not None and total // world_size % micro:
-        share = total // world_size
+    if total % count:
+        found = f"{total * unit} ({total} sequences) cannot be shared by {who}"
+        found = found if in_tokens else f"{total} cannot be shared by {who}"
+        yield Problem(key, found, _nearest(key, total * unit, count * (micro or 1) * unit))
+    elif micro is not None and total // count % micro:
+        share = total // count
         sizes = ", ".join(str(size) for size in plan.divisors(share))
         yield Problem(
             "batch.micro",
-            f"{micro} does not divide the {share} sequences of a rank ({total} over {world_size})",
-            f"use one of {sizes}; or {_nearest(key, total * unit, world_size * micro * unit)}",
+            f"{micro} does not divide the {share} sequences of a rank ({total} over {count})",
+            f"use one of {sizes}; or {_nearest(key, total * unit, count * micro * unit)}",
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from launcher.config.derive import memory
@@ -41,8 +42,10 @@ def _secondary(config: Config, world_size: int | None) -> Iterator[Problem]:
 def _sequence(config: Config, world_size: int | None) -> Iterator[Problem]:
     size, objective, model = config.engine.sequence_parallel, config.objective, config.model
     without = f"{_SEQUENCE}=1"
+    heads = _heads(config)
+    common = math.gcd(heads or size, world_size or size)
+    near = max(n for n in range(1, size + 1) if common % n == 0)
     if world_size is not None and world_size % size:
-        near = max(n for n in range(1, size + 1) if world_size % n == 0)
         found = f"{size} ranks a sequence, which do not divide {world_size} ranks"
         yield Problem(_SEQUENCE, found, f"{_SEQUENCE}={near}, or other ranks")
     if not objective.shares_rows:
@@ -57,9 +60,7 @@ def _sequence(config: Config, world_size: int | None) -> Iterator[Problem]:
     if config.batch.micro is MicroBatch.auto:
         hint = f"batch.micro=null, or {without}"
         yield Problem("batch.micro", f"auto with {_SEQUENCE}={size}", hint)
-    heads = _heads(config)
     if heads and heads % size:
-        near = max(n for n in range(1, size + 1) if heads % n == 0)
         found = f"{size} ranks a sequence, which cannot share {heads} attention heads"
         yield Problem(_SEQUENCE, found, f"it divides the heads: {_SEQUENCE}={near}")
 
@@ -70,5 +71,5 @@ def _heads(config: Config) -> int | None:
     if shape is None:
         return None
     text = shape.content.get("text_config", shape.content)
-    heads = text.get("num_attention_heads")
-    return heads if isinstance(heads, int) else None
+    found = (text.get(name) for name in ("num_attention_heads", "n_head", "n_heads", "num_heads"))
+    return next((heads for heads in found if isinstance(heads, int)), None)

@@ -241,7 +241,7 @@ class _Rank:
             # Gate, up and their product and activation; inputs and outputs of the experts.
             inner = chosen * (2 * float(self.text.get("moe_intermediate_size") or inner))
             inner += chosen * shape.hidden
-        width = shape.query_width + shape.kv_width
+        width = shape.query_width + shape.kv_width * self._repeated()
         each: float = (2 + kind.attention) * width + (hidden + kind.hidden) * shape.hidden
         each += (inner_copies + kind.inner) * inner
         heads = int(self.text.get("num_attention_heads") or 1)
@@ -252,6 +252,14 @@ class _Rank:
             made = tensors.of_experts(config.peft, shape.tensors, shape.content)
             found += self.size * made / shape.layers
         return found
+
+    def _repeated(self) -> float:
+        """How often heads of keys are there where ranks share a sequence, as
+        `launcher.model.sequence_parallel` sends them."""
+        size, heads = self.cut.sequence_parallel, int(self.text.get("num_attention_heads") or 1)
+        keys = int(self.text.get("num_key_value_heads") or heads)
+        least = math.lcm(keys, size)
+        return (least if heads % least == 0 else heads) / keys if keys % size else 1.0
 
     def _experts(self) -> int:
         """Experts that a token visits; 0 where layers have none."""

@@ -119,8 +119,10 @@ def make(
     """
     device = "cuda" if has_gpu else "cpu"
     sequences, shared = global_sequences(config), config.engine.sequence_parallel
+    if world_size % shared:  # evaluation and answers take other ranks; training is refused
+        shared = 1
     groups = world_size // shared
-    if sequences < 1 or world_size % shared or sequences % groups:
+    if sequences < 1 or sequences % groups:
         hint = "run launcher.config.check.checks first"
         raise ConfigError(f"{sequences} sequences on {world_size} ranks", where="batch", hint=hint)
     per_rank = sequences // groups

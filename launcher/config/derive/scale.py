@@ -230,7 +230,7 @@ def simulate(config: Config, made: Plan) -> Simulation:
 def _require_known(config: Config) -> None:
     """`ConfigError` for what changes who sends what, and is no part of this."""
     engine = config.engine
-    left_out = {
+    left_out: dict[str, tuple[object, object]] = {
         "engine.sequence_parallel": (engine.sequence_parallel, 1),
         "engine.secondary_partition": (engine.secondary_partition, None),
         "engine.extra": (engine.extra, {}),

@@ -151,7 +151,7 @@ class ObjectiveConfig:
     samples: ClassVar[bool] = False
     #: Whether ranks can share its rows (`engine.sequence_parallel`): its losses are of targets, and
     #: what it asks of a model the LM head tells.
-    shares_rows: ClassVar[bool] = True
+    shares_rows: ClassVar[bool] = False
     #: Sequences that are learned of each record.
     answers_per_record: ClassVar[int] = 1
     #: Further copies of a chunk of logits that the loss holds.
@@ -225,6 +225,7 @@ class SftConfig(ObjectiveConfig):
     """Supervised fine-tuning: cross entropy on the target tokens (assistant turns, completions)."""
 
     held_out_loss: ClassVar[str] = "cross entropy of targets"
+    shares_rows: ClassVar[bool] = True
 
     name: str = "sft"
     """Name of the objective."""
@@ -244,6 +245,7 @@ class TextConfig(ObjectiveConfig):
 
     learns: ClassVar[tuple[str, ...]] = ("texts", "answers", "labels")
     learns_every_token: ClassVar[bool] = True
+    shares_rows: ClassVar[bool] = True
     held_out_loss: ClassVar[str] = "cross entropy of targets"
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens")
 
@@ -277,7 +279,6 @@ class ClassifyConfig(ObjectiveConfig):
 
     learns: ClassVar[tuple[str, ...]] = ("labels",)
     has_sequence_head: ClassVar[bool] = True
-    shares_rows: ClassVar[bool] = False
     model_kind: ClassVar[str] = "a classifier"
     records: ClassVar[tuple[str, ...]] = ("loss", "classes")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "f1_macro", "ece")

@@ -39,7 +39,6 @@ class DistillConfig(ObjectiveConfig):
     }
     held_out_loss: ClassVar[str] = "cross entropy of targets"
     logit_copies: ClassVar[int] = 3
-    shares_rows: ClassVar[bool] = False
     records: ClassVar[tuple[str, ...]] = ("loss", "tokens", "generation", "divergence")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity", "token_accuracy", "divergence")
 

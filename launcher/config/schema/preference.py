@@ -21,6 +21,7 @@ class PairsConfig(ObjectiveConfig):
     """What all objectives over pairs of answers share."""
 
     learns: ClassVar[tuple[str, ...]] = ("pairs",)
+    shares_rows: ClassVar[bool] = True
     groups_documents: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "pairs", "generation")
     metrics: ClassVar[tuple[str, ...]] = ("loss", "preference_accuracy", "preference_margin")
@@ -182,6 +183,7 @@ class KtoConfig(ObjectiveConfig):
     training (the reference)."""
 
     learns: ClassVar[tuple[str, ...]] = ("unpaired",)
+    shares_rows: ClassVar[bool] = True
     groups_documents: ClassVar[bool] = True
     records: ClassVar[tuple[str, ...]] = ("loss", "verdicts", "generation")
     metrics: ClassVar[tuple[str, ...]] = (

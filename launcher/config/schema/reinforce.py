@@ -82,7 +82,6 @@ class GrpoConfig(ObjectiveConfig):
     answers, and those become likelier that score better than the others."""
 
     samples: ClassVar[bool] = True
-    shares_rows: ClassVar[bool] = False
     held_out_loss: ClassVar[str] = "cross entropy of targets"
     name: str = "grpo"
     """Name of the objective."""

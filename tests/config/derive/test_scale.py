@@ -142,7 +142,7 @@ def test_the_command_prints_a_table_or_json(capsys):
         (["--simulate", "--ranks", "7"], "batch"),
         (["--simulate", "cluster.scale.card=H1"], "cluster.scale.tflops=NUMBER"),
         (["--simulate", "cluster.scale.node_mtbf_hours=0"], "above 0"),
-        (["--simulate", "engine=zero3", "engine.secondary_partition=2"], "partition=null"),
+        (["--simulate", "engine=zero3", "engine.secondary_partition=1"], "at least 2"),
         (["--simulate", "engine.extra.zero_optimization.overlap_comm=false"], "engine.extra={}"),
     ],
 )
