@@ -31,7 +31,7 @@ VERBS = ["train", "config", "status", "data prepare", "data show", "completion"]
         (["train"], "eng", ["engine=", "engine.zero=", "engine.precision=",
                             "engine.offload_optimizer=", "engine.offload_params=",
                             "engine.overlap_comm=", "engine.secondary_partition=",
-                            "engine.extra="]),
+                            "engine.sequence_parallel=", "engine.extra="]),
         (["train"], "track.wandb.mode=o", ["track.wandb.mode=online", "track.wandb.mode=offline"]),
         (["train"], "peft.ra", ["peft.rank="]),
         (["train"], "optim.na", []),
