@@ -283,7 +283,9 @@ def _over_ranks(attend: Callable[..., Any]) -> Callable[..., Any]:
         position_bias: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        row = _row.get()
+        # Compiled layers are of no rows that ranks share, and to read a variable of the context
+        # would make them a graph for each row.
+        row = None if torch.compiler.is_compiling() else _row.get()
         if row is None or row.stretches is None:
             kwargs |= {"s_aux": s_aux, "position_bias": position_bias}
             own: tuple[torch.Tensor, None] = attend(

@@ -317,19 +317,20 @@ def rows_to_score(
     if not head.isolates:  # each document is a line
         documents = map(cache.documents, ids)
         lengths = [len(own) * max(own) for own in documents]
+    shared = 1 if head.sequence is None else head.sequence.size
     # Nothing is kept for a backward pass, so twice a training row fits where training fits.
     most = max(plan.max_length, 2 * plan.micro_batch * plan.max_length)
     batches = runner.plan_batches(
         lengths,
         batch_tokens=min(config.eval.batch_tokens, most),
-        rank=ranks.rank // plan.sequence_parallel,
-        world_size=plan.groups,
+        rank=ranks.rank // shared,
+        world_size=ranks.world_size // shared,
         lockstep=plan.zero == 3,
         new_tokens=None if head.isolates else 0,
         equal=not (head.isolates or head.pads),
     )
     rows = runner.rows_of(batches, ids, lambda chosen: make_row(cache, chosen).to(device))
-    if ranks.rank % plan.sequence_parallel:  # another rank tells what the group makes of them
+    if ranks.rank % shared:  # another rank tells what the group makes of them
         return ((row, []) for row, _ in rows)
     return rows
 
