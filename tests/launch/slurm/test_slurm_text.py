@@ -75,7 +75,7 @@ def test_every_field_of_the_cluster_is_in_the_script():
         "sbatch": ["--switches=1"],
     }
     left = {f.name for f in dataclasses.fields(ClusterConfig)} - values.keys()
-    assert left == {"name", "container"}
+    assert left == {"name", "container", "scale"}  # the last is for `plan --simulate`
     text = script(cluster=values)
     for key in ("partition", "account", "qos", "constraint", "reservation", "exclude", "time"):
         assert f"--{key}={values[key]}" in header(text)
