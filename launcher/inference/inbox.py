@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
@@ -18,10 +19,23 @@ from launcher.inference.requests import FAILED, Refused, Write, asks_of
 from launcher.inference.speaker import Speaker
 
 
-def yield_to_server() -> None:
-    """Run behind the server that hands on what is said here and answers everyone else: on CPUs a
-    model takes all that there are."""
+def answers_to_server() -> Write:
+    """What writes lines to the server that has started this process, which comes behind it from
+    now on: the server answers everyone else too, and on CPUs a model takes all that there are.
+
+    Nothing else comes between the lines, whatever a library prints. Any thread may write.
+    """
     os.nice(5)
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    writing = threading.Lock()
+
+    def write(line: dict[str, Any]) -> None:
+        with writing:
+            out.write(json.dumps(line) + "\n")
+            out.flush()
+
+    return write
 
 
 class Inbox(ABC):

@@ -14,8 +14,6 @@ Requests that wait are answered together: those of the projects in turn, of each
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 import threading
 import traceback
@@ -25,7 +23,7 @@ from launcher.config.compose import compose
 from launcher.core.rundir import RunDir
 from launcher.inference.batching import Ask, reply
 from launcher.inference.command import exit_code_of
-from launcher.inference.inbox import Inbox, yield_to_server
+from launcher.inference.inbox import Inbox, answers_to_server
 from launcher.inference.loading import open_base, open_speaker, require_speaks
 from launcher.inference.requests import FAILED, Write
 from launcher.inference.speaker import Speaker
@@ -97,17 +95,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if (options.run is None) == (options.overrides is None):
         parser.error("name a run, or the overrides of a base")
-    yield_to_server()
-    # Nothing else may come between the lines, whatever a library prints.
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-
-    writing = threading.Lock()
-
-    def write(line: dict[str, Any]) -> None:
-        with writing:
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+    write = answers_to_server()
 
     def work() -> None:
         answering = Answering(_open_model(options), options.max_tokens, write)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import secrets
 import sys
 import threading
@@ -27,7 +26,7 @@ from launcher.data.tokenizer import load_tokenizer
 from launcher.inference.batching import Ask
 from launcher.inference.command import exit_code_of, note
 from launcher.inference.constraints import Grammars
-from launcher.inference.inbox import Inbox, yield_to_server
+from launcher.inference.inbox import Inbox, answers_to_server
 from launcher.inference.requests import FAILED, Refused, Write
 from launcher.inference.speaker import Speaker, quiet
 from launcher.inference.vllm import opening
@@ -325,16 +324,7 @@ class Opening:
 
 def main() -> int:
     """Exit code of `launcher.core.errors.ExitCode`; what went wrong is said on stderr."""
-    yield_to_server()
-    # Nothing else may come between the lines, whatever a library prints.
-    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    writing = threading.Lock()
-
-    def write(line: dict[str, Any]) -> None:
-        with writing:
-            out.write(json.dumps(line) + "\n")
-            out.flush()
+    write = answers_to_server()
 
     def work() -> None:
         quiet()
